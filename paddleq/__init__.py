@@ -1,0 +1,40 @@
+"""paddleq: quantization for PaddlePaddle models."""
+
+import logging as _logging
+
+# Paddle 2.6 brings its own zlib symbols; a later import of Python's zlib then crashes.
+import zlib as _zlib  # noqa: F401
+
+try:
+    import paddle as _paddle  # noqa: F401
+except ImportError as _error:
+    raise ImportError(
+        "paddleq needs PaddlePaddle, whose CPU and GPU wheels exclude each other, so that it "
+        "installs neither by itself: pip install 'paddleq[cpu]' or pip install 'paddleq[gpu]'"
+    ) from _error
+
+from . import errors
+from .engine import calibrate, extra_state_keys, summary
+from .fake_quantize import FakeQuantize, State
+from .frontends.paddleslim import (
+    PTQ,
+    QAT,
+    AbsmaxQuantizer,
+    HistQuantizer,
+    KLQuantizer,
+    PerChannelAbsmaxQuantizer,
+)
+from .nn import QuantizableFunction, register_layer
+from .preprocess import PACT
+from .spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
+
+__version__ = "0.1.0"
+
+_logging.getLogger("paddleq").addHandler(_logging.NullHandler())
+
+__all__ = [
+    "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
+    "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
+    "QuantSpec", "QuantizableFunction", "State", "calibrate", "errors", "extra_state_keys",
+    "register_layer", "summary",
+]

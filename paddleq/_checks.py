@@ -1,0 +1,83 @@
+"""Argument checks that all front doors share, so that every message has one shape.
+
+A message names the argument, the value it had and what would be right.
+"""
+
+import difflib
+
+from .errors import ConfigError, ConfigTypeError
+
+
+def _shown(value):
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def wrong_type(name, value, expected):
+    """A :class:`ConfigTypeError` saying that ``name`` should have been ``expected``."""
+    return ConfigTypeError(
+        f"{name} must be {expected}, but is {_shown(value)} of type {type(value).__name__}")
+
+
+def wrong_value(name, value, expected):
+    """A :class:`ConfigError` saying that ``name`` should have been ``expected``."""
+    return ConfigError(f"{name} must be {expected}, but is {_shown(value)}")
+
+
+def check_int(name, value, low=None, high=None):
+    """Return ``value`` if it is an int (a bool is not) in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise wrong_type(name, value, "an int")
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"an int in [{low}, {high}]" if high is not None else f"an int of at least {low}"
+        raise wrong_value(name, value, bounds)
+    return value
+
+
+def check_float(name, value, low, high, open_low=False, open_high=False):
+    """Return ``value`` as float if it is a number between low and high."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise wrong_type(name, value, "a float")
+    inside = (value > low if open_low else value >= low) and (
+        value < high if open_high else value <= high)
+    if not inside:  # also catches NaN
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise wrong_value(name, value, f"in {left}{low}, {high}{right}")
+    return float(value)
+
+
+def check_bool(name, value):
+    """Return ``value`` if it is a bool."""
+    if not isinstance(value, bool):
+        raise wrong_type(name, value, "a bool")
+    return value
+
+
+def check_choice(name, value, choices):
+    """Return ``value`` if it is one of ``choices``."""
+    choices = list(choices)
+    try:
+        known = value in choices
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        listed = ", ".join(repr(c) for c in choices)
+        raise ConfigError(f"{name} must be one of {listed}, but is {_shown(value)}"
+                          + hint(value, choices))
+    return value
+
+
+def check_known_keys(what, given, known):
+    """Raise for keys of ``given`` that are not in ``known``, naming the nearest valid one."""
+    for key in given:
+        if key not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise ConfigError(f"{what} does not know {key!r}{hint(key, known)}; "
+                              f"valid: {listed}")
+
+
+def hint(word, known):
+    """' (did you mean ...?)' for the entry of ``known`` nearest to ``word``, or ''."""
+    names = [k for k in known if isinstance(k, str)]
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,6 @@
+"""One language for all front doors: rules that map layers to policies."""
+
+from .policy import LayerPolicy, QuantizerConfig
+from .rules import QuantConfig
+
+__all__ = ["LayerPolicy", "QuantConfig", "QuantizerConfig"]

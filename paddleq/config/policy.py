@@ -1,0 +1,69 @@
+"""What is to be done to one layer."""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Optional
+
+from ..spec import PerChannel, QuantSpec
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """How to build the fake-quantizer of one tensor.
+
+    Args:
+        observer: called as ``observer(spec, channels)``, returns a
+            :class:`~paddleq.observers.Observer`.
+        spec: the quantization. A :class:`~paddleq.PerChannel` granularity here means "along the
+            layer's own output channel axis", whatever its number.
+
+    Examples:
+        >>> from paddleq.config import QuantizerConfig
+        >>> from paddleq.observers import AbsMaxObserver
+        >>> config = QuantizerConfig(AbsMaxObserver)
+        >>> type(config.build()).__name__
+        'FakeQuantize'
+    """
+
+    observer: Callable
+    spec: QuantSpec = QuantSpec()
+
+    @property
+    def per_channel(self):
+        """Whether each channel has a scale."""
+        return isinstance(self.spec.granularity, PerChannel)
+
+    def build(self, axis=None, channels=None, label=""):
+        """A new FakeQuantize; ``axis`` and ``channels`` describe a weight."""
+        from dataclasses import replace
+
+        from ..fake_quantize import FakeQuantize
+        spec = self.spec
+        if self.per_channel:
+            spec = replace(spec, granularity=PerChannel(axis))
+        return FakeQuantize(self.observer(spec, channels), label)
+
+
+@dataclass(frozen=True)
+class LayerPolicy:
+    """What is to be done to the weights and the inputs of a layer.
+
+    Args:
+        weight, activation: a :class:`QuantizerConfig`, or None to leave that side float.
+        weight_preprocess, activation_preprocess: classes built once for each layer and called
+            on the tensor before it is quantized, or None.
+        weight_quantize, activation_quantize: classes built once for each layer and called
+            instead of the fake-quantizer, or None.
+
+    Examples:
+        >>> from paddleq.config import LayerPolicy, QuantizerConfig
+        >>> from paddleq.observers import CurrentAbsMaxObserver
+        >>> LayerPolicy(weight=QuantizerConfig(CurrentAbsMaxObserver)).activation is None
+        True
+    """
+
+    weight: Optional[QuantizerConfig] = None
+    activation: Optional[QuantizerConfig] = None
+    weight_preprocess: Any = None
+    activation_preprocess: Any = None
+    weight_quantize: Any = None
+    activation_quantize: Any = None

@@ -1,0 +1,98 @@
+"""Running calibration data through a model."""
+
+import inspect
+import itertools
+
+import numpy as np
+import paddle
+
+from .._checks import check_int, wrong_type
+from ..errors import CalibrationError, ConfigError, NonFiniteError
+from .states import evaluation, finalize, set_state
+
+
+def calibrate(model, loader, batch_num=None, desc="calibrating"):
+    """Observe activations on batches of ``loader``, then compute the thresholds.
+
+    Afterwards the model simulates the quantized one. Calling it again goes on observing where
+    the last call stopped.
+
+    Args:
+        model: a quantized model.
+        loader: an iterable of batches. A batch is a tensor or array, a list or tuple whose
+            first entries are the arguments of ``model.forward`` (labels after them are left
+            out), or a dict of keyword arguments.
+        batch_num: stop after this many batches. Default: all.
+        desc: what to write beside the progress bar, which is shown on terminals only.
+
+    Returns:
+        Number of batches used.
+
+    Raises:
+        CalibrationError: the loader was empty, or a layer saw no data.
+        NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
+        ConfigError, ConfigTypeError: a batch does not fit the model's ``forward``.
+    """
+    from tqdm import tqdm
+
+    if batch_num is not None:
+        check_int("batch_num", batch_num, 1)
+    try:
+        batches = iter(loader)
+    except TypeError:
+        raise wrong_type("loader", loader, "an iterable of batches") from None
+    set_state(model, "calibration")
+    total = batch_num
+    if hasattr(loader, "__len__"):
+        total = len(loader) if batch_num is None else min(batch_num, len(loader))
+    used = 0
+    with evaluation(model), paddle.no_grad():
+        for batch in tqdm(itertools.islice(batches, batch_num), desc=desc, total=total,
+                          disable=None, leave=False):
+            args, kwargs = model_inputs(model, batch)
+            try:
+                model(*args, **kwargs)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error} (batch {used} of this loader)") from None
+            used += 1
+    if not used:
+        raise CalibrationError("loader must yield at least one batch, but is empty")
+    finalize(model)
+    set_state(model, "validation")
+    return used
+
+
+def model_inputs(model, batch):
+    """(args, kwargs) with which ``model`` is called for one batch."""
+    parameters = [p for p in inspect.signature(model.forward).parameters.values()]
+    if isinstance(batch, dict):
+        names = {p.name for p in parameters}
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        unknown = [key for key in batch if key not in names and not takes_all]
+        if unknown:
+            raise ConfigError(f"a batch has the keys {', '.join(map(repr, batch))}, but forward "
+                              f"takes no {', '.join(map(repr, unknown))}")
+        return [], {key: _tensor(value) for key, value in batch.items()}
+    if not isinstance(batch, (list, tuple)):
+        return [_tensor(batch)], {}
+    positional = [p for p in parameters
+                  if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        required = max(required, 1)
+    if len(batch) < required:
+        raise ConfigError(f"a batch must hold the {required} arguments of forward, but has "
+                          f"{len(batch)} entries")
+    return [_tensor(value) for value in batch[:max(required, 1)]], {}
+
+
+def _tensor(value):
+    if isinstance(value, paddle.Tensor):
+        return value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_tensor(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tensor(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic, float, int)):
+        return paddle.to_tensor(value)
+    return value

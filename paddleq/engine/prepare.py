@@ -1,0 +1,91 @@
+"""Turning a float model into one with quantizers, in place."""
+
+import logging
+
+import paddle
+from paddle import nn
+
+from .._checks import wrong_type
+from ..errors import ModelError
+from ..nn.quantized import LayerPlan, is_quantized
+from ..nn.registry import has_own_forward, kind_of
+
+_logger = logging.getLogger("paddleq")
+
+
+def check_model(model):
+    """Raise unless ``model`` is a float ``paddle.nn.Layer`` that can be quantized."""
+    if not isinstance(model, nn.Layer):
+        raise wrong_type("model", model, "a paddle.nn.Layer")
+    for name, layer in model.named_sublayers(include_self=True):
+        if is_quantized(layer):
+            raise ModelError(f"model must be a float model, but its layer {name or 'itself'!r} "
+                             "is already quantized; quantize a fresh copy of the float model")
+
+
+def prepare(model, config):
+    """Quantize the layers of ``model`` that ``config`` gives a policy, in place.
+
+    Every layer gets a note of what was done to it or why not, which
+    :func:`paddleq.summary` shows. If anything is wrong the model is left as it was.
+
+    Args:
+        model: a float ``paddle.nn.Layer``.
+        config: a :class:`~paddleq.config.QuantConfig`.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ModelError: already quantized, half-precision weights, or nothing to quantize.
+        ConfigError: a rule by name or pattern matched no layer.
+    """
+    check_model(model)
+    plans, notes, shared, skipped = [], [], {}, set()
+    names = [name for name, _ in model.named_sublayers(include_self=True)]
+    for name, layer in model.named_sublayers(include_self=True):
+        parent = name.rpartition(".")[0] if name else None
+        if getattr(layer, "skip_quant", False) or (parent is not None and parent in skipped):
+            skipped.add(name)
+            notes.append((layer, "skip_quant is set"))
+            continue
+        policy, reason = config.resolve(name, layer)
+        kind = kind_of(layer)
+        if policy is None:
+            notes.append((layer, _why_left(layer, kind, reason)))
+        elif kind is None:
+            notes.append((layer, "its class is not registered; see paddleq.register_layer"))
+        else:
+            _check_dtype(name, layer, kind)
+            plans.append(LayerPlan(layer, policy, name, shared))
+            notes.append((layer, f"quantized by {reason}"))
+    config.check_matched(names)
+    if not plans:
+        kinds = sorted({type(layer).__name__ for _, layer in model.named_sublayers(
+            include_self=True) if not layer._sub_layers})
+        raise ModelError("model has no layer to quantize under this configuration; "
+                         f"its layers are of types {', '.join(kinds)}")
+    for plan in plans:
+        plan.apply()
+    for layer, note in notes:
+        layer.__dict__["_paddleq_note"] = note
+    _logger.info("%d layers quantized", len(plans))
+    return model
+
+
+def _why_left(layer, kind, reason):
+    if kind is None and has_own_forward(layer):
+        return ("its class overrides forward, so its weights are not known to be used as "
+                "usual; see paddleq.register_layer")
+    return reason
+
+
+def _check_dtype(name, layer, kind):
+    for weight in kind.weights:
+        dtype = getattr(layer, weight).dtype
+        if dtype not in (paddle.float32, paddle.float64):
+            text = str(dtype).replace("paddle.", "")
+            raise ModelError(
+                f"the weights of a model to quantize must be float32, but {name}.{weight} is "
+                f"{text}; call model.to(dtype='float32') first (paddle.amp.auto_cast O1 keeps "
+                "float32 weights and works with quantization)")

@@ -1,0 +1,68 @@
+"""The fake-quantizers of a model, and switching them."""
+
+from contextlib import contextmanager
+
+from ..errors import CalibrationError
+from ..fake_quantize import FakeQuantize, State
+from ..nn.quantized import QuantizedLayer
+
+
+def quantized_layers(model):
+    """(name, layer) of every quantized layer, in order of definition."""
+    return [(name, layer) for name, layer in model.named_sublayers(include_self=True)
+            if isinstance(layer, QuantizedLayer)]
+
+
+def fake_quantizers(model):
+    """(name, FakeQuantize) of every fake-quantizer, each once."""
+    return [(name, layer) for name, layer in model.named_sublayers(include_self=True)
+            if isinstance(layer, FakeQuantize)]
+
+
+def set_state(model, state):
+    """Put every fake-quantizer of ``model`` into a :class:`~paddleq.fake_quantize.State`."""
+    for _, quantizer in fake_quantizers(model):
+        quantizer.set_state(State(state))
+
+
+@contextmanager
+def quantization_off(model):
+    """While open, the model computes as if it were float and nothing is observed."""
+    found = [(q, q.state) for _, q in fake_quantizers(model)]
+    for quantizer, _ in found:
+        quantizer.set_state(State.VALIDATION)
+        quantizer.fake_quant_enabled = False
+    try:
+        yield
+    finally:
+        for quantizer, state in found:
+            quantizer.set_state(state)
+
+
+@contextmanager
+def evaluation(model):
+    """While open, the model and all its parts are in evaluation mode."""
+    modes = [(layer, layer.training) for _, layer in model.named_sublayers(include_self=True)]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def finalize(model):
+    """Compute every threshold that calibration observed.
+
+    Raises:
+        CalibrationError: names the quantizers that saw no data. No threshold is changed then.
+    """
+    pending = [(name, q) for name, q in fake_quantizers(model)
+               if not q.observer.dynamic and q.state is not State.QAT]
+    unseen = [name for name, q in pending if not q.observer.seen]
+    if unseen:
+        raise CalibrationError(
+            f"no calibration data reached {len(unseen)} of {len(pending)} quantizers: "
+            f"{', '.join(unseen)}; run calibrate() or forward passes on real inputs first")
+    for _, quantizer in pending:
+        quantizer.finalize()

@@ -1,0 +1,102 @@
+"""What was done to each layer, or why it was left alone."""
+
+import io
+
+from ..fake_quantize import FakeQuantize
+from ..graph import FoldedNorm
+from ..nn.quantized import QuantizedLayer
+
+
+def summary(model):
+    """A table of every layer: what was done, bits, granularity, scale range, or why not.
+
+    Args:
+        model: any ``paddle.nn.Layer``, quantized or not.
+
+    Returns:
+        A string. Print it, or log it.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(4, 2), paddle.nn.ReLU())
+        >>> _ = paddleq.QAT().quantize(net)
+        >>> print(paddleq.summary(net))  # doctest: +NORMALIZE_WHITESPACE
+        layer | type   | done      | weight              | activation     | why
+        ------+--------+-----------+---------------------+----------------+--------------------------
+        0     | Linear | quantized | int8 per_channel(1) | int8 per_tensor| quantized by type Linear...
+    """
+    rows = [("layer", "type", "done", "weight", "activation", "why")]
+    for name, layer in model.named_sublayers(include_self=True):
+        note = layer.__dict__.get("_paddleq_note", "")
+        if isinstance(layer, QuantizedLayer):
+            parts = dict(layer.quantizers())
+            weights = [_described(q, layer, n) for n, q in parts.items()
+                       if not n.startswith("activation_quantizer")]
+            inputs = [_described(q, layer, n) for n, q in parts.items()
+                      if n.startswith("activation_quantizer")]
+            rows.append((name or "(model)", type(layer)._paddleq_float_class.__name__,
+                         "quantized", "; ".join(weights) or "float",
+                         "; ".join(inputs) or "float", note))
+        elif isinstance(layer, FoldedNorm):
+            rows.append((name, "BatchNorm", "folded", "", "", note))
+        elif _counts(layer, name, model):
+            rows.append((name or "(model)", type(layer).__name__, "left", "", "",
+                         note or "the model was not quantized"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    out = io.StringIO()
+    for number, row in enumerate(rows):
+        out.write(" | ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() + "\n")
+        if number == 0:
+            out.write("-+-".join("-" * width for width in widths) + "\n")
+    return out.getvalue().rstrip("\n")
+
+
+def _counts(layer, name, model):
+    """Leaf layers, and containers that hold parameters of their own."""
+    if isinstance(layer, FakeQuantize) or _inside_quantized(name, model):
+        return False
+    return not layer._sub_layers or any(p is not None for p in layer._parameters.values())
+
+
+def _inside_quantized(name, model):
+    parts = name.split(".")
+    layer = model
+    for part in parts[:-1]:
+        if isinstance(layer, QuantizedLayer):
+            return True
+        layer = layer._sub_layers.get(part, layer)
+    return isinstance(layer, QuantizedLayer) and bool(name)
+
+
+def _described(quantizer, layer, attribute):
+    if not isinstance(quantizer, FakeQuantize):
+        return type(quantizer).__name__
+    if quantizer.observer.dynamic:
+        weight = layer._parameters[attribute[: -len("_quantizer")]]
+        scale = quantizer.threshold_of(weight)
+    elif not quantizer.initialized:
+        return f"{quantizer.spec}, no scale yet"
+    else:
+        scale = quantizer.scale
+    low, high = float(scale.min()), float(scale.max())
+    span = f"{high:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
+    return f"{quantizer.spec}, scale {span}"
+
+
+def extra_state_keys(model):
+    """Keys of ``model.state_dict()`` that the float model does not have.
+
+    A float checkpoint loads into a quantized model; these keys are then reported as missing.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddleq.QAT().quantize(paddle.nn.Sequential(paddle.nn.Linear(4, 2)))
+        >>> keys = paddleq.extra_state_keys(net)
+        >>> [k for k in net.state_dict() if k not in keys]
+        ['0.weight', '0.bias']
+    """
+    ours = []
+    for name, layer in model.named_sublayers(include_self=True):
+        if isinstance(layer, QuantizedLayer):
+            ours += [f"{name}.{part}." if name else f"{part}." for part in layer._paddleq_parts]
+    return [key for key in model.state_dict() if any(key.startswith(prefix) for prefix in ours)]

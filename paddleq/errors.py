@@ -1,0 +1,56 @@
+"""Every error that paddleq raises on purpose.
+
+All of them derive from :class:`PaddleqError`, so ``except paddleq.errors.PaddleqError``
+catches what the library refuses and nothing else. Errors about an argument also derive
+from the built-in class a Python programmer would expect (``ValueError``, ``TypeError``).
+"""
+
+
+class PaddleqError(Exception):
+    """Base class of all errors of this library.
+
+    Examples:
+        >>> import paddleq
+        >>> issubclass(paddleq.errors.ConfigError, paddleq.errors.PaddleqError)
+        True
+    """
+
+
+class ConfigError(PaddleqError, ValueError):
+    """An argument or a configuration entry has a value that cannot be used."""
+
+
+class ConfigTypeError(PaddleqError, TypeError):
+    """An argument or a configuration entry has the wrong type."""
+
+
+class ModelError(PaddleqError, ValueError):
+    """The model cannot be quantized as asked (already quantized, wrong dtype, ...)."""
+
+
+class FusionError(PaddleqError, ValueError):
+    """A pair of layers that was named for fusion must not be fused."""
+
+
+class CalibrationError(PaddleqError, RuntimeError):
+    """Calibration is missing, saw no data or saw data that cannot be used."""
+
+
+class NonFiniteError(CalibrationError):
+    """A calibration batch produced NaN or infinity at the input of a layer."""
+
+
+class ExportError(PaddleqError, RuntimeError):
+    """The model cannot be written in the format that was asked for."""
+
+
+class TraceError(ExportError):
+    """Paddle could not trace the model into the old program format."""
+
+
+class FormatError(PaddleqError, ValueError):
+    """A saved model on disk is missing, damaged or of an unsupported kind."""
+
+
+class DependencyError(PaddleqError, ImportError):
+    """A package that the call needs is not installed."""

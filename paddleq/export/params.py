@@ -1,0 +1,87 @@
+"""Reading and writing ``.pdiparams``: tensors one after another, in order of their names.
+
+The format is that of Paddle's ``save_combine`` operator. Reading admits arrays only; nothing is
+unpickled.
+"""
+
+import struct
+
+import numpy as np
+
+from ..errors import FormatError
+
+# paddle.framework.proto.VarType.Type
+DTYPES = {0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32",
+          6: "float64", 20: "uint8", 21: "int8", 22: "bfloat16"}
+CODES = {name: code for code, name in DTYPES.items()}
+
+
+def _numpy_dtype(name):
+    # numpy has no bfloat16; its bits are carried as they are.
+    return np.dtype("uint16" if name == "bfloat16" else name)
+
+
+def read(path, variables, proto):
+    """Read the tensors of ``variables`` (name -> dtype name) from a ``.pdiparams`` file.
+
+    Returns:
+        dict name -> numpy array.
+
+    Raises:
+        FormatError: the file is damaged, or is not of these variables.
+    """
+    with open(path, "rb") as file:
+        data = memoryview(file.read())
+    arrays, at = {}, 0
+    try:
+        for name in sorted(variables):
+            arrays[name], at = _read_one(data, at, proto)
+    except (struct.error, ValueError, IndexError, KeyError) as error:
+        raise FormatError(f"{path} is damaged or belongs to another model: cannot read tensor "
+                          f"{name!r}: {error}") from error
+    except Exception as error:
+        if type(error).__name__ == "DecodeError":
+            raise FormatError(f"{path} is damaged: tensor {name!r}: {error}") from error
+        raise
+    if at != len(data):
+        raise FormatError(f"{path} belongs to another model: {len(data) - at} bytes are left "
+                          f"after its {len(arrays)} tensors")
+    return arrays
+
+
+def _read_one(data, at, proto):
+    version, lod_levels = struct.unpack_from("<IQ", data, at)
+    if version != 0:
+        raise ValueError(f"tensor version {version}")
+    at += 12
+    for _ in range(lod_levels):
+        (size,) = struct.unpack_from("<Q", data, at)
+        at += 8 + size
+    _, length = struct.unpack_from("<Ii", data, at)
+    at += 8
+    description = proto.VarType.TensorDesc()
+    description.ParseFromString(bytes(data[at:at + length]))
+    at += length
+    dtype = _numpy_dtype(DTYPES[description.data_type])
+    shape = tuple(description.dims)
+    count = int(np.prod(shape, dtype=np.int64))
+    array = np.frombuffer(data, dtype, count, at).reshape(shape)
+    return array, at + array.nbytes
+
+
+def write(path, arrays, dtypes, proto):
+    """Write arrays (name -> numpy array) to a ``.pdiparams`` file.
+
+    Args:
+        dtypes: name -> dtype name, for what numpy cannot say (bfloat16).
+    """
+    with open(path, "wb") as file:
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name])
+            description = proto.VarType.TensorDesc()
+            description.data_type = CODES[dtypes.get(name, array.dtype.name)]
+            description.dims.extend(array.shape)
+            encoded = description.SerializeToString()
+            file.write(struct.pack("<IQIi", 0, 0, 0, len(encoded)))
+            file.write(encoded)
+            file.write(array.tobytes())

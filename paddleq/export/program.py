@@ -1,0 +1,197 @@
+"""A saved program (``.pdmodel`` + ``.pdiparams``) that can be edited."""
+
+import os
+import tempfile
+
+from ..errors import FormatError
+from . import params
+
+# paddle.framework.proto.AttrType
+_INT, _FLOAT, _STRING, _INTS, _STRINGS, _BOOLEAN, _LONG = 0, 1, 2, 3, 5, 6, 9
+_DENSE_TENSOR = 7
+
+
+def _proto():
+    from paddle.base.proto import framework_pb2
+    return framework_pb2
+
+
+class Program:
+    """A ProgramDesc and its parameters.
+
+    Attributes:
+        desc: the protobuf message.
+        arrays: parameter name -> numpy array.
+    """
+
+    def __init__(self, desc, arrays):
+        self.desc = desc
+        self.arrays = arrays
+        self._bfloat16 = {name for name, var in self.variables().items()
+                          if name in arrays and _dtype(var) == "bfloat16"}
+
+    @classmethod
+    def load(cls, model_path, params_path):
+        """Read a program.
+
+        Raises:
+            FormatError: a file is missing, is damaged, or is not of this kind.
+        """
+        proto = _proto()
+        for path in (model_path, params_path):
+            if path is not None and not os.path.isfile(path):
+                raise FormatError(f"there is no file {path}")
+        desc = proto.ProgramDesc()
+        with open(model_path, "rb") as file:
+            data = file.read()
+        if data[:1] == b"{":
+            raise FormatError(f"{model_path} is a PIR program in JSON, not a .pdmodel")
+        try:
+            desc.ParseFromString(data)
+        except Exception as error:  # protobuf's DecodeError has no stable home to import from
+            raise FormatError(f"{model_path} is no ProgramDesc: {error}") from error
+        if not desc.blocks:
+            raise FormatError(f"{model_path} is no ProgramDesc: it has no block")
+        wanted = {var.name: _dtype(var) for var in desc.blocks[0].vars
+                  if var.persistable and var.type.type == _DENSE_TENSOR}
+        arrays = {} if params_path is None else params.read(params_path, wanted, proto)
+        return cls(desc, arrays)
+
+    def save(self, model_path, params_path):
+        """Write both files beside their targets, then rename them into place."""
+        folder = os.path.dirname(os.path.abspath(model_path))
+        os.makedirs(folder, exist_ok=True)
+        dtypes = {name: "bfloat16" for name in self._bfloat16}
+        # A folder of its own on the same file system: whatever happens, it goes as a whole.
+        with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as beside:
+            new_model, new_params = (os.path.join(beside, n) for n in ("model", "params"))
+            params.write(new_params, self.arrays, dtypes, _proto())
+            with open(new_model, "wb") as file:
+                file.write(self.desc.SerializeToString())
+            os.makedirs(os.path.dirname(os.path.abspath(params_path)), exist_ok=True)
+            os.replace(new_params, params_path)
+            os.replace(new_model, model_path)
+
+    def variables(self):
+        """Name -> VarDesc of the main block."""
+        return {var.name: var for var in self.desc.blocks[0].vars}
+
+    def add_parameter(self, name, array):
+        """Add a persistable variable that holds ``array``; returns its name."""
+        self.arrays[name] = array
+        self.add_variable(self.desc.blocks[0], name, array.dtype.name, array.shape,
+                          persistable=True)
+        return name
+
+    def add_variable(self, block, name, dtype, shape, persistable=False):
+        """Add a variable to a block."""
+        var = block.vars.add()
+        var.name = name
+        var.type.type = _DENSE_TENSOR
+        tensor = _tensor(var)
+        tensor.data_type = params.CODES[dtype]
+        tensor.dims.extend(shape)
+        var.persistable = persistable
+        var.is_parameter = persistable
+        var.stop_gradient = persistable
+        return name
+
+    def set_parameter(self, name, array):
+        """Give a parameter another value, of another dtype if need be."""
+        self.arrays[name] = array
+        var = self.variables()[name]
+        tensor = _tensor(var)
+        tensor.data_type = params.CODES[array.dtype.name]
+        del tensor.dims[:]
+        tensor.dims.extend(array.shape)
+        self._bfloat16.discard(name)
+
+    def remove_unused_parameters(self):
+        """Drop parameters that no op reads any more."""
+        used = {name for block in self.desc.blocks for op in block.ops
+                for slot in op.inputs for name in slot.arguments}
+        gone = [name for name in self.arrays if name not in used]
+        for name in gone:
+            del self.arrays[name]
+        keep = [var for var in self.desc.blocks[0].vars if var.name not in gone]
+        del self.desc.blocks[0].vars[:]
+        self.desc.blocks[0].vars.extend(keep)
+
+
+def _tensor(var):
+    """TensorDesc of a variable; Paddle 3 renamed the field that holds it, not its number."""
+    kind = var.type
+    holder = kind.dense_tensor if hasattr(kind, "dense_tensor") else kind.lod_tensor
+    return holder.tensor
+
+
+def _dtype(var):
+    return params.DTYPES.get(_tensor(var).data_type, "?")
+
+
+def shape_of(var):
+    """Dimensions of a variable, -1 where they are not known."""
+    return list(_tensor(var).dims)
+
+
+def inputs(op, slot):
+    """Names of the variables in an input slot."""
+    for entry in op.inputs:
+        if entry.parameter == slot:
+            return list(entry.arguments)
+    return []
+
+
+def outputs(op, slot):
+    """Names of the variables in an output slot."""
+    for entry in op.outputs:
+        if entry.parameter == slot:
+            return list(entry.arguments)
+    return []
+
+
+def attribute(op, name, default=None):
+    """Value of an attribute of one of the scalar types."""
+    for attr in op.attrs:
+        if attr.name == name:
+            return {_INT: attr.i, _FLOAT: attr.f, _STRING: attr.s, _BOOLEAN: attr.b,
+                    _LONG: attr.l}.get(attr.type, default)
+    return default
+
+
+def set_attribute(op, name, value):
+    """Set an attribute; its type follows that of ``value``."""
+    for attr in op.attrs:
+        if attr.name == name:
+            break
+    else:
+        attr = op.attrs.add()
+        attr.name = name
+    if isinstance(value, bool):
+        attr.type, attr.b = _BOOLEAN, value
+    elif isinstance(value, int):
+        attr.type, attr.i = _INT, value
+    elif isinstance(value, float):
+        attr.type, attr.f = _FLOAT, value
+    elif isinstance(value, str):
+        attr.type, attr.s = _STRING, value
+    else:
+        attr.type = _STRINGS
+        attr.strings.extend(value)
+
+
+def make_op(kind, ins, outs, **attributes):
+    """A new OpDesc with the attributes that every op of a saved program has."""
+    op = _proto().OpDesc()
+    op.type = kind
+    for entries, slots in ((op.inputs, ins), (op.outputs, outs)):
+        for slot, names in slots.items():
+            entry = entries.add()
+            entry.parameter = slot
+            entry.arguments.extend([names] if isinstance(names, str) else names)
+    # VisualDL refuses a graph in which an op lacks op_namescope.
+    common = {"op_role": 0, "op_role_var": (), "op_namescope": "/", "op_device": "",
+              "with_quant_attr": False}
+    for name, value in {**common, **attributes}.items():
+        set_attribute(op, name, value)
+    return op

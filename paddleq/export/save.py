@@ -1,0 +1,43 @@
+"""From a quantized model in memory to files."""
+
+import os
+
+from .._checks import wrong_type
+from ..engine import finalize, quantized_layers
+from ..errors import ModelError
+from .rewrite import rewrite
+from .trace import trace
+
+
+def save(model, path, input_spec=None, onnx_format=True):
+    """Write a quantized model as ``path.pdmodel`` and ``path.pdiparams``.
+
+    Args:
+        model: a quantized ``paddle.nn.Layer``. It is not changed.
+        path: prefix of the files.
+        input_spec: list of InputSpec or example tensors. None: what the model was last called
+            with, the batch dimension left open.
+        onnx_format: ``quantize_linear`` / ``dequantize_linear`` with integer weights, or
+            ``fake_*`` operators with float weights.
+
+    Raises:
+        ModelError: the model is not quantized.
+        CalibrationError, ExportError, TraceError: see ``save_quantized_model``.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise wrong_type("path", path, "a file prefix such as 'out/model'")
+    path = os.fspath(path)
+    if os.path.basename(path) == "" or os.path.isdir(path):
+        raise ModelError(f"path must be the prefix of files such as 'out/model', but is the "
+                         f"folder {path!r}")
+    if not hasattr(model, "sublayers"):
+        raise wrong_type("model", model, "a quantized paddle.nn.Layer")
+    if not quantized_layers(model):
+        raise ModelError("model must be quantized before save_quantized_model, but has no "
+                         "quantized layer; call quantize() first")
+    finalize(model)
+    if input_spec is None:
+        input_spec = model.__dict__.get("_paddleq_input_spec")
+    program, marks = trace(model, input_spec)
+    rewrite(program, marks, onnx_format)
+    program.save(path + ".pdmodel", path + ".pdiparams")

@@ -1,0 +1,200 @@
+"""Getting a program of a quantized model: Paddle traces the float model, with markers in it."""
+
+import contextlib
+import logging
+import os
+import tempfile
+
+import paddle
+
+from ..engine.states import evaluation, quantized_layers
+from ..errors import ExportError, TraceError
+from ..fake_quantize import FakeQuantize
+from ..functional import abs_max, quantize
+from ..nn.tracing import Recorder, recording
+from ..preprocess import PACT
+from ..spec import PerChannel, QuantSpec
+from .program import Program
+from .rewrite import ActivationMark, WeightMark
+
+_logger = logging.getLogger("paddleq")
+
+
+def trace(model, input_spec):
+    """(program, marks): the float program of ``model`` and what the markers in it stand for.
+
+    The model is left as it was.
+
+    Raises:
+        ExportError: quantizers without a scale; names them.
+        TraceError: Paddle could not trace the model.
+    """
+    with evaluation(model), _forwards_restored(model):
+        recorder = _ExportRecorder(model)
+        with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+            path = os.path.join(folder, "model")
+            try:
+                with _old_program_format(), recording(recorder):
+                    paddle.jit.save(model, path, input_spec=input_spec)
+            except Exception as error:
+                raise TraceError(_explained(error)) from error
+            if not os.path.exists(path + ".pdmodel"):
+                raise TraceError("paddle.jit.save wrote no .pdmodel")
+            has_params = os.path.exists(path + ".pdiparams")
+            program = Program.load(path + ".pdmodel", path + ".pdiparams" if has_params else None)
+    return program, recorder.marks
+
+
+class _ExportRecorder(Recorder):
+    """Leaves markers. What they stand for is computed before the trace: in it nothing has a value.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        _refuse_untrained(model)
+        self._inputs, self._weights, shared = {}, {}, {}
+        with paddle.no_grad():
+            for _, layer in quantized_layers(model):
+                for slot in range(len(layer._paddleq_kind.inputs)):
+                    self._inputs[id(layer), slot] = _input_plan(layer, slot)
+                for name in layer._paddleq_kind.weights:
+                    if layer.weight_parts(name)[1] is None:
+                        continue
+                    parameter = getattr(layer, name)
+                    if id(parameter) not in shared:
+                        shared[id(parameter)] = _weight_mark(layer, name, parameter)
+                    self._weights[id(layer), name] = shared[id(parameter)]
+
+    def activation(self, x, layer, slot):
+        hooks, mark = self._inputs[id(layer), slot]
+        for hook in hooks:
+            x = hook(x)
+        return x if mark is None else self.mark(x, mark)
+
+    def weight(self, weight, layer, name):
+        mark = self._weights.get((id(layer), name))
+        return weight if mark is None else self.mark(weight, mark)
+
+
+def _refuse_untrained(model):
+    missing = [f"{name}.{attribute}" if name else attribute
+               for name, layer in quantized_layers(model)
+               for attribute, quantizer in layer.quantizers()
+               if isinstance(quantizer, FakeQuantize) and not quantizer.initialized]
+    if missing:
+        raise ExportError(
+            f"{len(missing)} quantizers have no scale yet: {', '.join(missing)}; run training "
+            "steps (QAT) or calibration (PTQ) that reach these layers, or leave them out with "
+            "skip_quant")
+
+
+def _input_plan(layer, slot):
+    """(callables that stay in the exported graph, mark or None) of one input of a layer."""
+    preprocess, quantizer = layer.input_parts(slot)
+    hooks = [] if preprocess is None else [preprocess]
+    if quantizer is None:
+        return hooks, None
+    if not isinstance(quantizer, FakeQuantize):
+        _logger.warning("%s: its own activation quantizer %s is exported as the operators it "
+                        "consists of; runtimes compute this layer in float",
+                        layer._paddleq_name, type(quantizer).__name__)
+        return [*hooks, quantizer], None
+    threshold = quantizer.scale
+    if isinstance(preprocess, PACT):
+        threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
+    elif preprocess is not None and _changes_nothing(preprocess, quantizer):
+        hooks = []
+    return hooks, ActivationMark(layer._paddleq_name, _float32(threshold), quantizer.spec)
+
+
+def _changes_nothing(preprocess, quantizer):
+    """Whether quantizing after ``preprocess`` gives the same integers as without it.
+
+    A clipping range at or beyond the quantizer's own is the usual case. The hook is tried on
+    values across eight times the range, in steps finer than the quantizer's.
+    """
+    spec, threshold = quantizer.spec, quantizer.scale
+    reach = 8.0 * float(threshold)
+    points = min(16 * spec.levels, 1 << 18)
+    values = paddle.linspace(-reach, reach, 2 * points + 1).reshape([1, -1, 1, 1])
+    try:
+        after = preprocess(values)
+    except Exception:  # a hook that takes other shapes only: it stays in the graph
+        return False
+    if after.shape != values.shape:
+        return False
+    return bool((quantize(after, threshold, spec) == quantize(values, threshold, spec)).all())
+
+
+def _weight_mark(layer, name, parameter):
+    layer_name = layer._paddleq_name
+    preprocess, quantizer = layer.weight_parts(name)
+    value = parameter if preprocess is None else preprocess(parameter)
+    if isinstance(quantizer, FakeQuantize):
+        threshold = quantizer.threshold_of(value)
+        integers = quantize(value, threshold, quantizer.spec)
+        return WeightMark(layer_name, _float32(value), _integers(integers, quantizer.spec),
+                          _float32(threshold), quantizer.spec, quantizer.observer.dynamic)
+    return _own_weight_mark(layer_name, name, quantizer, quantizer(value),
+                            layer._paddleq_kind.weights[name])
+
+
+def _own_weight_mark(layer_name, name, quantizer, value, axis):
+    """A weight that a user's own class quantized: integers if it lies on a grid of 8 bits."""
+    for granularity in (None, PerChannel(axis)):
+        spec = QuantSpec() if granularity is None else QuantSpec(granularity=granularity)
+        for bits in range(2, 9):
+            trial = QuantSpec(bits, granularity=spec.granularity)
+            threshold = abs_max(value, trial)
+            integers = quantize(value, threshold, trial)
+            shape = [1] * len(value.shape)
+            if granularity is not None:
+                shape[axis] = -1
+            back = integers * threshold.reshape(shape) / trial.levels
+            if bool(((back - value).abs() <= 1e-6 * threshold.reshape(shape)).all()):
+                return WeightMark(layer_name, _float32(value), _integers(integers, trial),
+                                  _float32(threshold), trial)
+    _logger.warning("%s.%s: what its own weight quantizer %s returns lies on no grid of at most 8 "
+                    "bits with max|w| at its end; it is exported as float", layer_name, name,
+                    type(quantizer).__name__)
+    return WeightMark(layer_name, _float32(value), None, None, None)
+
+
+def _integers(levels, spec):
+    return levels.numpy().astype(spec.storage)
+
+
+def _float32(tensor):
+    return tensor.astype("float32").numpy().copy()
+
+
+@contextlib.contextmanager
+def _forwards_restored(model):
+    """Take back what tracing leaves on layers, so that the model runs and trains as before."""
+    kept = [(layer, {name: layer.__dict__[name] for name in ("forward", "_original_funcs")
+                     if name in layer.__dict__})
+            for layer in model.sublayers(include_self=True)]
+    try:
+        yield
+    finally:
+        for layer, attributes in kept:
+            for name in ("forward", "_original_funcs"):
+                layer.__dict__.pop(name, None)
+            layer.__dict__.update(attributes)
+
+
+def _old_program_format():
+    """Paddle 3 traces into PIR by default; .pdmodel is the format before that."""
+    try:
+        from paddle.pir_utils import OldIrGuard
+    except ImportError:
+        return contextlib.nullcontext()
+    return OldIrGuard()
+
+
+def _explained(error):
+    text = f"Paddle {paddle.__version__} could not trace the model: {type(error).__name__}: {error}"
+    if "Variable" in str(error) and "Value" in str(error):
+        text += ("\nFrom Paddle 3.2 on, functions that Paddle moved to C++ cannot be traced into "
+                 "the .pdmodel format any more. Export this model with Paddle 3.1 or 2.6.")
+    return text

@@ -1,0 +1,1 @@
+"""Vendors' interfaces, spoken to one engine."""

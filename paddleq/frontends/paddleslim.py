@@ -1,0 +1,517 @@
+"""The front door of PaddleSlim: ``QAT`` and ``PTQ``.
+
+Nothing is quantized here. The configuration is checked, said in the engine's language, and the
+engine does the rest.
+"""
+
+import copy
+import inspect
+
+from paddle import nn
+
+from .. import engine, export
+from .._checks import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+    check_known_keys,
+    hint,
+    wrong_type,
+)
+from ..config import LayerPolicy, QuantConfig, QuantizerConfig
+from ..errors import ConfigError
+from ..nn.functions import QuantizableFunction
+from ..nn.registry import known_classes
+from ..observers import (
+    AbsMaxObserver,
+    CurrentAbsMaxObserver,
+    HistogramObserver,
+    KLObserver,
+    MovingAverageAbsMaxObserver,
+    RangeAbsMaxObserver,
+)
+from ..preprocess import PACT
+from ..spec import PerChannel, PerTensor, QuantSpec
+from .fusing import fuse_now_or_later
+
+_WEIGHT_TYPES = ("abs_max", "channel_wise_abs_max", "range_abs_max", "moving_average_abs_max")
+_ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max")
+
+_QAT_DEFAULTS = {
+    "weight_preprocess_type": None,
+    "activation_preprocess_type": None,
+    "weight_quantize_type": "channel_wise_abs_max",
+    "activation_quantize_type": "moving_average_abs_max",
+    "weight_bits": 8,
+    "activation_bits": 8,
+    "dtype": "int8",
+    "window_size": 10000,
+    "moving_rate": 0.9,
+    "quantizable_layer_type": ["Conv2D", "Linear"],
+    "fuse_conv_bn": False,
+    "onnx_format": True,
+}
+
+
+class QAT:
+    """Quantization-aware training with PaddleSlim's interface.
+
+    Puts fake-quantizers in front of the inputs and weights of layers, so that training learns
+    to live with int8.
+
+    Args:
+        config: dict; None for the defaults. Keys, defaults and values:
+
+            - ``weight_preprocess_type`` (None): None or "PACT".
+            - ``activation_preprocess_type`` (None): None or "PACT".
+            - ``weight_quantize_type`` ("channel_wise_abs_max"): or "abs_max",
+              "range_abs_max", "moving_average_abs_max". The two abs_max types follow the weight
+              at each step; the others keep statistics over training steps.
+            - ``activation_quantize_type`` ("moving_average_abs_max"): or "abs_max",
+              "range_abs_max". With "abs_max" a training batch is quantized with its own
+              maximum, evaluation and export with the maximum of all training batches.
+            - ``weight_bits``, ``activation_bits`` (8): 1 to 16. One bit is the sign times the
+              mean magnitude.
+            - ``dtype`` ("int8").
+            - ``window_size`` (10000): batches that "range_abs_max" looks back.
+            - ``moving_rate`` (0.9): in [0, 1), for "moving_average_abs_max".
+            - ``quantizable_layer_type`` (["Conv2D", "Linear"]): layer classes or their names.
+            - ``fuse_conv_bn`` (False): fold batch norms before training.
+            - ``onnx_format`` (True): export ``quantize_linear`` / ``dequantize_linear`` with
+              integer weights; False: ``fake_*`` operators with float weights.
+        weight_preprocess, act_preprocess: classes (usually ``paddle.nn.Layer`` subclasses) built
+            once for each layer and called on the tensor before it is quantized. Trainable
+            parameters train with the model. They take precedence over the ``*_type`` keys.
+        weight_quantize, act_quantize: classes built once for each layer and called instead of
+            the fake-quantizer; they return the tensor quantized and dequantized.
+
+    Raises:
+        ConfigError, ConfigTypeError: an unknown key or a wrong value; names the nearest valid
+            key, the value and what would be right.
+
+    The simulation rounds half to even and clips to [-128, 127], as the exported
+    ``quantize_linear`` does. PaddleSlim rounds half away from zero and clips to +-127 while
+    training only.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Conv2D(1, 4, 3), paddle.nn.ReLU())
+        >>> quanter = paddleq.QAT({"activation_preprocess_type": "PACT"})
+        >>> net = quanter.quantize(net)
+        >>> loss = net(paddle.ones([2, 1, 8, 8])).sum()
+        >>> loss.backward()
+    """
+
+    def __init__(self, config=None, weight_preprocess=None, act_preprocess=None,
+                 weight_quantize=None, act_quantize=None):
+        self.config = _parse_qat_config(config)
+        for name, hook in (("weight_preprocess", weight_preprocess),
+                           ("act_preprocess", act_preprocess),
+                           ("weight_quantize", weight_quantize), ("act_quantize", act_quantize)):
+            _check_hook(name, hook)
+        types = {None: None, "PACT": PACT}
+        weight, activation = _qat_quantizers(self.config)
+        self._policy = LayerPolicy(
+            weight=weight, activation=activation,
+            weight_preprocess=weight_preprocess or types[self.config["weight_preprocess_type"]],
+            activation_preprocess=(
+                act_preprocess or types[self.config["activation_preprocess_type"]]),
+            weight_quantize=weight_quantize, activation_quantize=act_quantize)
+
+    def quantize(self, model, inplace=True, inputs=None, skip=None):
+        """Make ``model`` simulate quantization.
+
+        Args:
+            model: a float ``paddle.nn.Layer``.
+            inplace: change ``model`` itself (default) or a copy.
+            inputs: example inputs (a tensor, a list of arguments or a dict), with which
+                ``fuse_conv_bn`` looks at what the model does. Without them it looks at the
+                first batch.
+            skip: layers to leave alone: a name, a regular expression, a layer class, or a list
+                of them. ``layer.skip_quant = True`` does the same for a layer and all in it.
+
+        Returns:
+            The quantized model.
+
+        Raises:
+            ModelError: the model is already quantized, is not float32, or has no layer of the
+                asked types.
+            ConfigError: ``skip`` matches nothing.
+        """
+        check_bool("inplace", inplace)
+        engine.check_model(model)
+        model = model if inplace else _copy(model)
+        engine.prepare(model, _rules(self.config["quantizable_layer_type"], self._policy, skip))
+        if self.config["fuse_conv_bn"]:
+            fuse_now_or_later(model, inputs)
+        return model
+
+    def save_quantized_model(self, model, path, input_spec=None, onnx_format=None):
+        """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
+
+        The model is not changed: same mode, same outputs, still trainable.
+
+        Args:
+            model: a model that :meth:`quantize` returned, trained.
+            path: prefix of the files; folders are made.
+            input_spec: list of ``paddle.static.InputSpec`` or example tensors, one for each
+                argument of ``forward``. May be left out where ``forward`` was decorated with
+                ``to_static(input_spec=...)``.
+            onnx_format: override the key of the configuration.
+
+        Raises:
+            ExportError: names the layers whose quantizers were never trained; or the format
+                cannot hold what was asked for.
+            TraceError: Paddle could not trace the model into a program.
+        """
+        onnx_format = self.config["onnx_format"] if onnx_format is None else check_bool(
+            "onnx_format", onnx_format)
+        export.save(model, path, input_spec, onnx_format=onnx_format)
+
+
+def _parse_qat_config(config):
+    if config is None:
+        config = {}
+    if not isinstance(config, dict):
+        raise wrong_type("config", config, "a dict or None")
+    check_known_keys("config", config, _QAT_DEFAULTS)
+    full = {**copy.deepcopy(_QAT_DEFAULTS), **config}
+
+    def name(key):
+        return f"config[{key!r}]"
+
+    for key in ("weight_preprocess_type", "activation_preprocess_type"):
+        check_choice(name(key), full[key], (None, "PACT"))
+    check_choice(name("weight_quantize_type"), full["weight_quantize_type"], _WEIGHT_TYPES)
+    check_choice(name("activation_quantize_type"), full["activation_quantize_type"],
+                 _ACTIVATION_TYPES)
+    check_int(name("weight_bits"), full["weight_bits"], 1, 16)
+    check_int(name("activation_bits"), full["activation_bits"], 1, 16)
+    check_choice(name("dtype"), full["dtype"], ("int8",))
+    check_int(name("window_size"), full["window_size"], 1)
+    check_float(name("moving_rate"), full["moving_rate"], 0.0, 1.0, open_high=True)
+    check_bool(name("fuse_conv_bn"), full["fuse_conv_bn"])
+    check_bool(name("onnx_format"), full["onnx_format"])
+    full["quantizable_layer_type"] = _layer_classes(
+        name("quantizable_layer_type"), full["quantizable_layer_type"])
+    return full
+
+
+def _layer_classes(name, value):
+    if not isinstance(value, (list, tuple)):
+        raise wrong_type(name, value, "a list of layer classes or their names")
+    known, classes = known_classes(), []
+    for entry in value:
+        if isinstance(entry, str):
+            if entry not in known:
+                raise ConfigError(f"{name} does not know {entry!r}{hint(entry, known)}; valid: "
+                                  f"{', '.join(known)}, or what paddleq.register_layer added")
+            classes.append(known[entry])
+        elif isinstance(entry, type) and issubclass(entry, nn.Layer):
+            if entry not in known.values():
+                raise ConfigError(f"{name}: {entry.__name__} is not registered; tell how it is "
+                                  "quantized with paddleq.register_layer")
+            classes.append(entry)
+        else:
+            raise wrong_type(name, entry, "a list of layer classes or their names")
+    return classes
+
+
+def _check_hook(name, hook):
+    if hook is None:
+        return
+    if isinstance(hook, nn.Layer) or not callable(hook):
+        raise wrong_type(name, hook, "a class that is built once for each layer, not an instance")
+
+
+def _qat_quantizers(config):
+    rate, window = config["moving_rate"], config["window_size"]
+
+    def moving_average(spec, channels):
+        return MovingAverageAbsMaxObserver(spec, channels, moving_rate=rate)
+
+    def window_max(spec, channels):
+        return RangeAbsMaxObserver(spec, channels, window_size=window)
+
+    def batch_max(spec, channels):
+        return AbsMaxObserver(spec, channels, track_batch=True)
+
+    by_type = {"moving_average_abs_max": moving_average, "range_abs_max": window_max}
+    weight_type = config["weight_quantize_type"]
+    per_channel = weight_type == "channel_wise_abs_max"
+    weight = QuantizerConfig(
+        by_type.get(weight_type, CurrentAbsMaxObserver),
+        QuantSpec(config["weight_bits"], granularity=PerChannel() if per_channel else PerTensor()))
+    activation = QuantizerConfig(by_type.get(config["activation_quantize_type"], batch_max),
+                                 QuantSpec(config["activation_bits"]))
+    return weight, activation
+
+
+class _Quantizer:
+    """Base of the quantizers that PTQ takes; each holds parameters and makes observers."""
+
+    def __init__(self, quant_bits=8):
+        self.quant_bits = check_int("quant_bits", quant_bits, 1, 16)
+
+    def __repr__(self):
+        shown = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
+        return f"{type(self).__name__}({shown})"
+
+
+class AbsmaxQuantizer(_Quantizer):
+    """Threshold = the largest magnitude seen. For activations and weights.
+
+    Args:
+        quant_bits: 1 to 16. Default 8.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ(paddleq.AbsmaxQuantizer(quant_bits=8)).activation_quantizer
+        AbsmaxQuantizer(quant_bits=8)
+    """
+
+    def activation(self):
+        """QuantizerConfig for an activation."""
+        return QuantizerConfig(AbsMaxObserver, QuantSpec(self.quant_bits))
+
+    def weight(self):
+        """QuantizerConfig for a weight."""
+        return QuantizerConfig(CurrentAbsMaxObserver, QuantSpec(self.quant_bits))
+
+
+class PerChannelAbsmaxQuantizer(_Quantizer):
+    """Threshold = the largest magnitude of each output channel. For weights.
+
+    Args:
+        quant_bits: 1 to 16. Default 8.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ(weight_quantizer="PerChannelAbsmaxQuantizer").weight_quantizer
+        PerChannelAbsmaxQuantizer(quant_bits=8)
+    """
+
+    def weight(self):
+        """QuantizerConfig for a weight."""
+        return QuantizerConfig(CurrentAbsMaxObserver,
+                               QuantSpec(self.quant_bits, granularity=PerChannel()))
+
+
+class HistQuantizer(_Quantizer):
+    """Threshold below which a share of the magnitudes lies. For activations.
+
+    Args:
+        quant_bits: 1 to 16. Default 8.
+        bins: bins of the histogram. Default 1024.
+        upsample_bins: parts into which a bin is split when the range grows. Default 64.
+        hist_percent: the share, in (0, 1). Default 0.99999.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ("HistQuantizer", hist_percent=0.999).activation_quantizer.hist_percent
+        0.999
+    """
+
+    def __init__(self, quant_bits=8, bins=1024, upsample_bins=64, hist_percent=0.99999):
+        super().__init__(quant_bits)
+        self.bins = check_int("bins", bins, 2)
+        self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
+        self.hist_percent = check_float("hist_percent", hist_percent, 0.0, 1.0,
+                                        open_low=True, open_high=True)
+
+    def activation(self):
+        """QuantizerConfig for an activation."""
+        return QuantizerConfig(
+            lambda spec, channels: HistogramObserver(
+                spec, channels, self.bins, self.upsample_bins, self.hist_percent),
+            QuantSpec(self.quant_bits))
+
+
+class KLQuantizer(_Quantizer):
+    """Threshold with the smallest KL divergence. For activations.
+
+    Args:
+        quant_bits: 1 to 16. Default 8.
+        bins: bins of the histogram. Default 1024.
+        upsample_bins: parts into which a bin is split when the range grows. Default 64.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ().activation_quantizer
+        KLQuantizer(quant_bits=8, bins=1024, upsample_bins=64)
+    """
+
+    def __init__(self, quant_bits=8, bins=1024, upsample_bins=64):
+        super().__init__(quant_bits)
+        self.bins = check_int("bins", bins, 2)
+        self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
+
+    def activation(self):
+        """QuantizerConfig for an activation."""
+        return QuantizerConfig(
+            lambda spec, channels: KLObserver(spec, channels, self.bins, self.upsample_bins),
+            QuantSpec(self.quant_bits))
+
+
+_ACTIVATION_QUANTIZERS = {q.__name__: q for q in (KLQuantizer, HistQuantizer, AbsmaxQuantizer)}
+_WEIGHT_QUANTIZERS = {q.__name__: q for q in (AbsmaxQuantizer, PerChannelAbsmaxQuantizer)}
+
+
+class PTQ:
+    """Static post-training quantization with PaddleSlim's interface.
+
+    Args:
+        activation_quantizer: "KLQuantizer" (default), "HistQuantizer" or "AbsmaxQuantizer", the
+            class of that name, or an instance of it.
+        weight_quantizer: "PerChannelAbsmaxQuantizer" (default) or "AbsmaxQuantizer", the class
+            or an instance.
+        **kwargs: arguments of the activation quantizer, where that is no instance:
+            ``quant_bits``, ``bins``, ``upsample_bins``, ``hist_percent``.
+
+    Raises:
+        ConfigError, ConfigTypeError: an unknown quantizer or argument, or a wrong value.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Conv2D(1, 4, 3), paddle.nn.ReLU())
+        >>> ptq = paddleq.PTQ("HistQuantizer", upsample_bins=127, hist_percent=0.999)
+        >>> quantized = ptq.quantize(net)
+        >>> ptq.calibrate(quantized, [paddle.rand([2, 1, 8, 8])])
+        1
+    """
+
+    def __init__(self, activation_quantizer="KLQuantizer",
+                 weight_quantizer="PerChannelAbsmaxQuantizer", **kwargs):
+        self.activation_quantizer = _make_quantizer(
+            "activation_quantizer", activation_quantizer, _ACTIVATION_QUANTIZERS, kwargs)
+        self.weight_quantizer = _make_quantizer(
+            "weight_quantizer", weight_quantizer, _WEIGHT_QUANTIZERS, {})
+
+    def quantize(self, model, inplace=False, fuse=False, fuse_list=None, inputs=None, skip=None,
+                 quantizable_layer_type=None):
+        """Put observers into ``model``; it calibrates with each forward pass from then on.
+
+        Args:
+            model: a float ``paddle.nn.Layer``.
+            inplace: change ``model`` itself or a copy (default). Either way the result is in
+                evaluation mode.
+            fuse: fold batch norms into the convolutions and linear layers before them.
+            fuse_list: names of the pairs to fold, ``[["conv1", "bn1"], ...]``. None with
+                ``fuse=True``: all pairs that the data shows to be such.
+            inputs: example inputs (a tensor, a list of arguments or a dict) to find the pairs
+                with. Without them they are found on the first calibration batch.
+            skip: layers to leave alone: a name, a regular expression, a layer class, or a list
+                of them.
+            quantizable_layer_type: layer classes or their names. Default: all registered ones
+                but Embedding.
+
+        Returns:
+            The quantized model.
+
+        Raises:
+            ModelError: the model is already quantized, is not float32 or has nothing to quantize.
+            FusionError: a pair of ``fuse_list`` must not be folded; says why.
+        """
+        check_bool("inplace", inplace)
+        check_bool("fuse", fuse)
+        engine.check_model(model)
+        if fuse_list is not None and not fuse:
+            raise ConfigError("fuse_list has an effect with fuse=True only, but fuse is False")
+        if quantizable_layer_type is None:
+            classes = [cls for cls in known_classes().values()
+                       if cls not in (nn.Embedding, QuantizableFunction)]
+        else:
+            classes = _layer_classes("quantizable_layer_type", quantizable_layer_type)
+        policy = LayerPolicy(weight=self.weight_quantizer.weight(),
+                             activation=self.activation_quantizer.activation())
+        model = model if inplace else _copy(model)
+        engine.prepare(model, _rules(classes, policy, skip))
+        model.eval()
+        engine.set_state(model, "calibration")
+        if fuse:
+            fuse_now_or_later(model, inputs, fuse_list)
+        return model
+
+    def calibrate(self, model, loader, batch_num=None):
+        """Observe activations on batches of ``loader``; see :func:`paddleq.calibrate`.
+
+        Afterwards the model simulates the quantized one.
+
+        Returns:
+            Number of batches used.
+        """
+        return engine.calibrate(model, loader, batch_num)
+
+    def convert(self, model):
+        """Compute the thresholds from what plain forward calls observed, and simulate.
+
+        :meth:`calibrate` does this at its end.
+
+        Returns:
+            The model, in place.
+
+        Raises:
+            CalibrationError: names the layers that saw no data.
+        """
+        engine.finalize(model)
+        engine.set_state(model, "validation")
+        return model
+
+    def save_quantized_model(self, model, path, input_spec=None, onnx_format=True):
+        """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
+
+        The model is not changed.
+
+        Args:
+            model: a model that :meth:`quantize` returned, calibrated.
+            path: prefix of the files; folders are made.
+            input_spec: list of ``paddle.static.InputSpec`` or example tensors.
+            onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with
+                integer weights; False: ``fake_*`` operators with float weights.
+
+        Raises:
+            CalibrationError: names the layers that saw no calibration data.
+            TraceError: Paddle could not trace the model into a program.
+        """
+        export.save(model, path, input_spec, onnx_format=check_bool("onnx_format", onnx_format))
+
+
+def _make_quantizer(name, given, known, kwargs):
+    if isinstance(given, str):
+        if given not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, but is "
+                              f"{given!r}{hint(given, known)}")
+        given = known[given]
+    if isinstance(given, tuple(known.values())):
+        if kwargs:
+            raise ConfigError(f"{name} is already built ({given!r}); its arguments "
+                              f"{', '.join(kwargs)} must be given when it is built")
+        return given
+    if given not in known.values():
+        raise wrong_type(name, given, f"one of {', '.join(known)}, as a name, class or instance")
+    valid = list(inspect.signature(given.__init__).parameters)[1:]
+    check_known_keys(given.__name__, kwargs, valid)
+    return given(**kwargs)
+
+
+def _rules(classes, policy, skip):
+    rules = QuantConfig()
+    for cls in [*classes, QuantizableFunction]:
+        rules.add_type(cls, policy)
+    rules.exclude(skip)
+    return rules
+
+
+def _copy(model):
+    """A copy of the model whose parameters keep their names, so that its export shows them."""
+    copied = copy.deepcopy(model)
+    for (_, mine), (_, theirs) in zip(copied.named_parameters(), model.named_parameters()):
+        mine.name = theirs.name
+    for (_, mine), (_, theirs) in zip(copied.named_buffers(), model.named_buffers()):
+        mine.name = theirs.name
+    return copied
+
+
+__all__ = ["PTQ", "QAT", "AbsmaxQuantizer", "HistQuantizer", "KLQuantizer",
+           "PerChannelAbsmaxQuantizer"]

@@ -1,0 +1,6 @@
+"""Pure numerics on tensors: no layers, no state."""
+
+from . import histogram, kl
+from .numerics import EPS, abs_max, dequantize, fake_quantize, quantize
+
+__all__ = ["EPS", "abs_max", "dequantize", "fake_quantize", "histogram", "kl", "quantize"]

@@ -1,0 +1,116 @@
+"""Streaming histograms of magnitudes, and the thresholds that are read off them.
+
+A histogram has ``bins`` equal bins over [0, top]. It follows PaddleSlim's definition bin for
+bin, but re-spreading it over a wider range needs memory for ``bins`` numbers only, where the
+reference asks for ``bins * top_new / top_old * upsample_bins``.
+"""
+
+import math
+
+import numpy as np
+import paddle
+
+
+def count(x, top, bins):
+    """Histogram of |x| with ``bins`` equal bins over [0, top], on the device of ``x``.
+
+    Args:
+        x: float tensor.
+        top: upper end of the last bin, a positive float not below max|x|.
+        bins: number of bins.
+
+    Returns:
+        float64 tensor of shape [bins].
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional import histogram
+        >>> histogram.count(paddle.to_tensor([-1.0, 0.1, 0.9, 2.0]), top=2.0, bins=2).tolist()
+        [2.0, 2.0]
+    """
+    # Values are scaled to bin numbers first: then both ends are integers, the only type that
+    # Paddle 2.6 takes for them, and the division by the bin width is done once for all.
+    scaled = paddle.scale(x, bins / top).abs_()
+    # Rounding may lift max|x| a hair above the last edge, where it would not be counted.
+    scaled = scaled.clip_(0.0, float(bins))
+    return paddle.histogram(scaled, bins=bins, min=0, max=bins).astype("float64")
+
+
+def respread(hist, top, new_top, upsample_bins):
+    """Move a histogram over [0, top] to a wider range.
+
+    Each old bin is split into ``upsample_bins`` equal parts and the parts are regrouped. The
+    new range is rounded up so that a new bin holds a whole number of parts.
+
+    Args:
+        hist: float64 tensor of shape [bins].
+        top: current upper end.
+        new_top: wanted upper end, at least ``top``.
+        upsample_bins: parts of a bin.
+
+    Returns:
+        (float64 tensor of shape [bins], new upper end as float)
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional import histogram
+        >>> h, top = histogram.respread(paddle.to_tensor([4.0, 2.0], dtype="float64"), 1.0, 1.5, 4)
+        >>> top, h.tolist()
+        (1.5, [5.0, 1.0])
+    """
+    bins = hist.shape[0]
+    part = top / (bins * upsample_bins)
+    group = math.ceil(new_top / (bins * part))
+    cumulative = np.concatenate([[0.0], np.cumsum(hist.numpy())])
+    # The cumulative count after `parts` parts is linear inside an old bin, so that it is
+    # read off at the borders of the new bins and the parts are never laid out.
+    parts = np.minimum(np.arange(bins + 1, dtype=np.float64) * group, bins * upsample_bins)
+    at_borders = np.interp(parts / upsample_bins, np.arange(bins + 1), cumulative)
+    return paddle.to_tensor(np.diff(at_borders), dtype="float64"), bins * part * group
+
+
+def percentile_threshold(hist, top, percent):
+    """Threshold below which a share ``percent`` of the magnitudes lies.
+
+    The first bin k whose cumulative share reaches ``percent`` gives (k - 0.5) * bin width,
+    never less than half a bin.
+
+    Examples:
+        >>> import numpy as np
+        >>> from paddleq.functional import histogram
+        >>> histogram.percentile_threshold(np.array([90.0, 9.0, 1.0, 0.0]), 4.0, 0.99)
+        0.5
+    """
+    hist = np.asarray(hist, dtype=np.float64)
+    cumulative = np.cumsum(hist / hist.sum())
+    # The rounding of the sum may leave the last entry a hair below 1.
+    k = min(int(np.searchsorted(cumulative, percent)), len(hist) - 1)
+    return max(k - 0.5, 0.5) * top / len(hist)
+
+
+def mse_threshold(hist, top, levels, candidates=200):
+    """Threshold with the smallest expected squared error of rounding and clipping.
+
+    Every value is taken at the centre of its bin.
+
+    Args:
+        hist: counts, shape [bins].
+        top: upper end of the histogram.
+        levels: integer that the threshold maps to (127 for int8).
+        candidates: how many thresholds in (0, top] are tried.
+
+    Examples:
+        >>> import numpy as np
+        >>> from paddleq.functional import histogram
+        >>> h = np.zeros(1000); h[:10] = 1e6; h[-1] = 1
+        >>> bool(histogram.mse_threshold(h, 1.0, levels=3) < 0.1)
+        True
+    """
+    hist = np.asarray(hist, dtype=np.float64)
+    used = hist > 0
+    centres = ((np.arange(len(hist)) + 0.5) * (top / len(hist)))[used]
+    thresholds = top * np.arange(1, candidates + 1) / candidates
+    step = (thresholds / levels)[:, None]
+    rounded = np.minimum(np.rint(centres[None, :] / step), levels) * step
+    error = ((rounded - centres[None, :]) ** 2 * hist[used][None, :]).sum(axis=1)
+    return float(thresholds[int(np.argmin(error))])

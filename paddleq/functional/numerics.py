@@ -1,0 +1,227 @@
+"""Quantize, dequantize and fake-quantize tensors, with the gradient of the latter.
+
+The formula is that of Paddle's ``quantize_linear`` and ``dequantize_linear`` operators,
+operation by operation, so that a simulated model and its exported graph agree to the bit:
+
+    q = clip(round((levels * (1 / threshold)) * x), qmin, qmax)
+    y = (q * threshold) / levels
+
+``threshold`` is what Paddle calls the scale: the largest magnitude that is represented,
+not the step. ``threshold / levels`` is the step.
+"""
+
+import paddle
+from paddle.autograd import PyLayer
+
+from ..spec import HALF_EVEN
+
+EPS = 1e-8
+"""Smallest threshold. A channel of zeros gets it, so nothing is ever divided by zero."""
+
+# Adding and subtracting 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest
+# integer, ties to even, on every device. paddle.round rounds ties away from zero on Paddle 2.6
+# and to even on 3.x; two in-place additions cost no more than it does.
+_ROUNDING_MAGIC = 12582912.0
+
+
+def per_channel_shape(ndim, axis):
+    """Shape that lets a vector along ``axis`` broadcast over an ``ndim``-dimensional tensor."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return shape
+
+
+def _aligned(threshold, x, spec):
+    axis = spec.channel_axis
+    if axis is None:
+        return threshold
+    return threshold.reshape(per_channel_shape(len(x.shape), axis))
+
+
+def abs_max(x, spec):
+    """Largest magnitude of ``x``, or of each channel when ``spec`` is per channel.
+
+    For a one-bit spec it is the mean magnitude instead, which minimizes the error of the
+    levels -s and +s (XNOR-Net, arXiv:1603.05279).
+
+    Returns:
+        A float32 tensor of shape [1] or [channels], at least :data:`EPS`.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec, PerChannel
+        >>> from paddleq.functional import abs_max
+        >>> x = paddle.to_tensor([[1.0, -4.0], [0.5, 2.0]])
+        >>> abs_max(x, QuantSpec()).tolist()
+        [4.0]
+        >>> abs_max(x, QuantSpec(granularity=PerChannel(0))).tolist()
+        [4.0, 2.0]
+    """
+    x = x.astype("float32")
+    axis = spec.channel_axis
+    if axis is None:
+        found = (x.abs().mean() if spec.binary else paddle.maximum(x.max(), -x.min())).reshape([1])
+    else:
+        ndim = len(x.shape)
+        axis = axis % ndim
+        if axis == 0:
+            # A matrix reduces along its last axis several times faster than along many axes.
+            x, others = x.reshape([x.shape[0], -1]), 1
+        else:
+            others = [i for i in range(ndim) if i != axis]
+        if spec.binary:
+            found = x.abs().mean(axis=others)
+        else:
+            found = paddle.maximum(x.max(axis=others), -x.min(axis=others))
+    return found.clip(min=EPS)
+
+
+def _levels_inplace(t, spec):
+    """Round and clip ``t``, which already counts in steps and which nobody else holds."""
+    if spec.binary:
+        return (t >= 0).astype("float32").scale_(2.0, -1.0)
+    if spec.rounding == HALF_EVEN:
+        t.scale_(1.0, _ROUNDING_MAGIC)
+        t.scale_(1.0, -_ROUNDING_MAGIC)
+    else:
+        t.scale_(1.0, 0.5)
+        t.floor_()
+    return t.clip_(float(spec.qmin), float(spec.qmax))
+
+
+def _levels(t, spec):
+    if spec.binary:
+        return paddle.scale((t >= 0).astype("float32"), 2.0, -1.0)
+    if spec.rounding == HALF_EVEN:
+        t = paddle.scale(paddle.scale(t, 1.0, _ROUNDING_MAGIC), 1.0, -_ROUNDING_MAGIC)
+    else:
+        t = paddle.floor(paddle.scale(t, 1.0, 0.5))
+    return paddle.clip(t, float(spec.qmin), float(spec.qmax))
+
+
+def quantize(x, threshold, spec):
+    """Integers that represent ``x``, as a float32 tensor of the same shape.
+
+    Args:
+        x: any float tensor.
+        threshold: float32, shape [1], or [channels] when ``spec`` is per channel.
+        spec: a symmetric :class:`~paddleq.QuantSpec`.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import quantize
+        >>> x = paddle.to_tensor([-3.0, -1.0, 0.0, 0.5, 1.0])
+        >>> quantize(x, paddle.to_tensor([1.0]), QuantSpec(bits=8)).tolist()
+        [-128.0, -127.0, 0.0, 64.0, 127.0]
+    """
+    x = x.astype("float32")
+    factor = float(spec.levels) * (1.0 / _aligned(threshold, x, spec))
+    per_tensor = spec.channel_axis is None
+    if not paddle.in_dynamic_mode():
+        return _levels(x * factor, spec)
+    with paddle.no_grad():
+        # scale() with a tensor factor is ten times faster than a broadcast multiplication.
+        t = paddle.scale(x, factor) if per_tensor else x * factor
+        return _levels_inplace(t, spec)
+
+
+def dequantize(q, threshold, spec):
+    """Real values of integers ``q``: (q * threshold) / levels.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import dequantize
+        >>> dequantize(paddle.to_tensor([127.0]), paddle.to_tensor([2.0]), QuantSpec()).tolist()
+        [2.0]
+    """
+    levels = paddle.full([1], float(spec.levels), dtype="float32")
+    return (q * _aligned(threshold, q, spec)) / levels
+
+
+def _simulate(x, threshold, spec):
+    q = quantize(x, threshold, spec)
+    if not paddle.in_dynamic_mode():
+        return dequantize(q, threshold, spec)
+    if spec.channel_axis is None:
+        q.scale_(threshold)
+    else:
+        q.multiply_(_aligned(threshold, q, spec))
+    if spec.levels != 1:
+        # A true division: multiplying by 1/127 would be one unit in the last place off what
+        # dequantize_linear computes, enough to move values across the next rounding border.
+        q.divide_(paddle.full([1], float(spec.levels), dtype="float32"))
+    return q
+
+
+class _StraightThrough(PyLayer):
+    """Forward: quantize and dequantize. Backward: the gradient as it comes, uncopied."""
+
+    @staticmethod
+    def forward(ctx, x, arguments, idle=None):
+        ctx.idle = None if idle is None else (idle.shape, idle.dtype)
+        return _simulate(x, *arguments)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad if ctx.idle is None else (grad, paddle.zeros(*ctx.idle))
+
+
+class _Saturating(PyLayer):
+    """As :class:`_StraightThrough`, but the gradient is zero where values were clipped."""
+
+    @staticmethod
+    def forward(ctx, x, arguments, idle=None):
+        ctx.idle = None if idle is None else (idle.shape, idle.dtype)
+        threshold, spec = arguments
+        step = _aligned(threshold, x, spec) / float(spec.levels)
+        ctx.inside = (x >= step * float(spec.qmin)) & (x <= step * float(spec.qmax))
+        return _simulate(x, threshold, spec)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = paddle.where(ctx.inside, grad, paddle.zeros_like(grad))
+        return grad if ctx.idle is None else (grad, paddle.zeros(*ctx.idle))
+
+
+def fake_quantize(x, threshold, spec, saturate=False, idle=None):
+    """Quantize and dequantize ``x``; gradients pass as if nothing had happened to it.
+
+    Args:
+        x: float tensor of any shape. Half-precision inputs are computed in float32 and the
+            result is returned in the dtype of ``x``.
+        threshold: float32, shape [1], or [channels] when ``spec`` is per channel.
+        spec: a symmetric :class:`~paddleq.QuantSpec`.
+        saturate: zero the gradient of values outside the representable range. Default False,
+            the straight-through estimator that Paddle's own operators use.
+        idle: a parameter that turned out to have no effect on ``x`` (a clipping range that
+            clips nothing). It receives a zero gradient here, so that regularization reaches it
+            and nobody has to pass over ``x`` to say so.
+
+    Returns:
+        A tensor like ``x``.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import fake_quantize
+        >>> x = paddle.to_tensor([-3.0, 0.1, 0.5], stop_gradient=False)
+        >>> y = fake_quantize(x, paddle.to_tensor([1.0]), QuantSpec(bits=2), saturate=True)
+        >>> y.tolist()
+        [-2.0, 0.0, 0.0]
+        >>> y.sum().backward()
+        >>> x.grad.tolist()
+        [0.0, 1.0, 1.0]
+    """
+    dtype = x.dtype
+    x = x.astype("float32")
+    if not paddle.in_dynamic_mode():
+        y = _simulate(x, threshold, spec)
+        y = x + (y - x).detach()
+    elif x.stop_gradient or not paddle.is_grad_enabled():
+        y = _simulate(x, threshold, spec)
+    else:
+        apply = _Saturating.apply if saturate else _StraightThrough.apply
+        y = apply(x, (threshold, spec)) if idle is None else apply(x, (threshold, spec), idle)
+    return y.astype(dtype)

@@ -1,0 +1,217 @@
+"""Quantized layers: the float layer itself, with quantizers in front of its forward.
+
+A layer becomes quantized by getting a subclass of its own class. It stays the same object
+with the same parameters under the same names: whoever holds it (two parents, a plain list, an
+optimizer, a hook) holds the quantized layer from then on, a layer that is used twice stays
+shared, and a float checkpoint loads.
+"""
+
+import inspect
+
+import paddle
+from paddle import nn
+
+from . import tracing
+from .registry import kind_of
+
+_CLASSES = {}
+
+
+class QuantizedLayer:
+    """Mixin of all quantized layers.
+
+    Attributes:
+        activation_quantizer, activation_quantizer_1, ...: the FakeQuantize of each input.
+        weight_quantizer (or the parameter's name + "_quantizer"): the FakeQuantize of a weight.
+        activation_preprocess, weight_preprocess: what comes before them, if anything.
+    """
+
+    @paddle.jit.not_to_static
+    def forward(self, *args, **kwargs):
+        args, kwargs = self._quantize_inputs(args, kwargs)
+        names = self._paddleq_kind.weights
+        try:
+            for name in names:
+                # An instance attribute hides the parameter of that name from the layer's own
+                # forward, and from nobody else: parameters() and state_dict() do not see it.
+                self.__dict__[name] = self.quantized_weight(name)
+            inner = self.__dict__.get("_paddleq_forward")
+            return inner(*args, **kwargs) if inner else super().forward(*args, **kwargs)
+        finally:
+            for name in names:
+                self.__dict__.pop(name, None)
+
+    def _quantize_inputs(self, args, kwargs):
+        args = list(args)
+        for slot, position in enumerate(self._paddleq_kind.inputs):
+            if position < len(args):
+                args[position] = self._quantize_input(slot, args[position])
+            else:
+                name = self._paddleq_arguments[position]
+                if name in kwargs:
+                    kwargs = {**kwargs, name: self._quantize_input(slot, kwargs[name])}
+        return args, kwargs
+
+    def _quantize_input(self, slot, x):
+        if isinstance(x, (list, tuple)):
+            # concat and its like: what is joined must share one scale.
+            return type(x)(self._quantize_input(slot, item) for item in x)
+        if not _is_float(x):
+            return x
+        preprocess, quantizer = self.input_parts(slot)
+        return tracing.run_activation(x, preprocess, quantizer, self, slot)
+
+    def input_parts(self, slot):
+        """(preprocess or None, quantizer or None) of input number ``slot``."""
+        return (getattr(self, _slot_name("activation_preprocess", slot), None),
+                getattr(self, _slot_name("activation_quantizer", slot), None))
+
+    def quantized_weight(self, name):
+        """The weight as the layer computes with it: preprocessed, then quantized."""
+        # Attribute access, not _parameters: it is what turns a parameter into a variable of a
+        # program that is being traced.
+        weight = getattr(self, name)
+        preprocess, quantizer = self.weight_parts(name)
+        return tracing.run_weight(weight, preprocess, quantizer, self, name)
+
+    def weight_parts(self, name):
+        """(preprocess or None, quantizer or None) of the parameter ``name``."""
+        return (getattr(self, preprocess_name(name), None),
+                getattr(self, quantizer_name(name), None))
+
+    def children(self):
+        # paddle.flops counts layers without children only. A quantized layer counts as one;
+        # apply(), train() and state_dict() do not come this way and reach the quantizers.
+        ours = {id(self._sub_layers[name]) for name in self._paddleq_parts
+                if name in self._sub_layers}
+        return (child for child in super().children() if id(child) not in ours)
+
+    def apply(self, fn):
+        for child in list(self._sub_layers.values()):
+            if child is not None:
+                child.apply(fn)
+        fn(self)
+        return self
+
+    def quantizers(self):
+        """(attribute name, quantizer) of every quantizer, FakeQuantize or a user's own."""
+        kind = self._paddleq_kind
+        names = [_slot_name("activation_quantizer", slot) for slot in range(len(kind.inputs))]
+        names += [quantizer_name(name) for name in kind.weights]
+        return [(n, getattr(self, n)) for n in names if getattr(self, n, None) is not None]
+
+    def extra_repr(self):
+        inner = super().extra_repr()
+        parts = [f"{n.replace('_quantizer', '')}={getattr(q, 'spec', type(q).__name__)}"
+                 for n, q in self.quantizers()]
+        return ", ".join([inner] * bool(inner) + parts)
+
+    def __reduce_ex__(self, protocol):
+        # The class was made at run time: pickle finds it by making it again.
+        base = type(self)._paddleq_float_class
+        return _new_quantized, (base,), self.__dict__
+
+
+def _new_quantized(base):
+    cls = quantized_class(base)
+    return cls.__new__(cls)
+
+
+def _slot_name(stem, slot):
+    return stem if slot == 0 else f"{stem}_{slot}"
+
+
+def quantizer_name(weight):
+    """Attribute under which the quantizer of parameter ``weight`` is kept."""
+    return f"{weight}_quantizer"
+
+
+def preprocess_name(weight):
+    """Attribute under which the preprocess of parameter ``weight`` is kept."""
+    return f"{weight}_preprocess"
+
+
+def _is_float(x):
+    dtype = getattr(x, "dtype", None)
+    return dtype in (paddle.float32, paddle.float16, paddle.bfloat16, paddle.float64)
+
+
+def quantized_class(base):
+    """The quantized subclass of a float layer class (one for each class)."""
+    if base not in _CLASSES:
+        cls = type("Quantized" + base.__name__, (QuantizedLayer, base),
+                   {"_paddleq_float_class": base, "__doc__": f"Quantized {base.__name__}.",
+                    "__module__": __name__})
+        _CLASSES[base] = cls
+        _count_flops_like(cls, base)
+    return _CLASSES[base]
+
+
+def _count_flops_like(cls, base):
+    """Let paddle.flops count a quantized layer as it counts the float one."""
+    from paddle.hapi.dynamic_flops import register_hooks
+    for parent in base.__mro__:
+        if parent in register_hooks:
+            register_hooks[cls] = register_hooks[parent]
+            return
+
+
+def is_quantized(layer):
+    """Whether the layer itself (not a part of it) is quantized."""
+    return isinstance(layer, QuantizedLayer)
+
+
+class LayerPlan:
+    """All that turns one float layer into a quantized one, built before the layer is touched.
+
+    Args:
+        layer: a float layer of a registered class.
+        policy: the :class:`~paddleq.config.LayerPolicy`.
+        name: the layer's name in the model, for messages.
+        shared: dict from id of a parameter to the (quantizer, preprocess) it already has, so
+            that layers that share a weight share its quantizer.
+    """
+
+    def __init__(self, layer, policy, name, shared):
+        self.layer, self.name, self.kind = layer, name, kind_of(layer)
+        self.arguments = list(inspect.signature(type(layer).forward).parameters)[1:]
+        self.parts = {}
+        if policy.activation is not None:
+            for slot in range(len(self.kind.inputs)):
+                attribute = _slot_name("activation_quantizer", slot)
+                self.parts[attribute], self.parts[_slot_name("activation_preprocess", slot)] = (
+                    _build(policy.activation, policy.activation_quantize,
+                           policy.activation_preprocess, f"{name}.{attribute}"))
+        if policy.weight is not None:
+            for weight, axis in self.kind.weights.items():
+                parameter = getattr(layer, weight)
+                if id(parameter) not in shared:
+                    shared[id(parameter)] = _build(
+                        policy.weight, policy.weight_quantize, policy.weight_preprocess,
+                        f"{name}.{quantizer_name(weight)}", axis, parameter.shape[axis])
+                self.parts[quantizer_name(weight)], self.parts[preprocess_name(weight)] = (
+                    shared[id(parameter)])
+        self.parts = {name: part for name, part in self.parts.items() if part is not None}
+
+    def apply(self):
+        """Make the layer a quantized one, in place."""
+        layer = self.layer
+        override = layer.__dict__.pop("forward", None)
+        if override is not None and not getattr(layer, "_original_funcs", None):
+            # Somebody patched this layer's forward: quantize around the patched one.
+            layer.__dict__["_paddleq_forward"] = override
+        layer.__class__ = quantized_class(type(layer))
+        layer._paddleq_kind = self.kind
+        layer._paddleq_arguments = self.arguments
+        layer._paddleq_name = self.name
+        layer._paddleq_parts = tuple(self.parts)
+        for attribute, part in self.parts.items():
+            if isinstance(part, nn.Layer):
+                for each in [part, *part.sublayers()]:
+                    each.training = layer.training
+            setattr(layer, attribute, part)
+
+
+def _build(config, quantize, preprocess, label, axis=None, channels=None):
+    quantizer = quantize() if quantize is not None else config.build(axis, channels, label)
+    return quantizer, preprocess() if preprocess is not None else None

@@ -1,0 +1,83 @@
+"""How a quantized layer runs a tensor through its quantizer, and what it does instead while an
+export is traced: it leaves a marker.
+
+A marker is a ``scale`` op with a factor that nobody else uses and a bias that numbers it. Every
+Paddle version traces that op, into the old program as into PIR; the export finds it there and
+puts the quantize and dequantize ops in its place.
+"""
+
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import paddle
+
+from ..fake_quantize import FakeQuantize
+from ..preprocess import PACT
+
+MARKER_FACTOR = float(np.float32(0.7071067690849304))
+
+_current = threading.local()
+
+
+class Recorder:
+    """Takes the place of the quantizers while an export is traced, and leaves markers.
+
+    Attributes:
+        marks: what each marker stands for; marker number n is ``marks[n - 1]``.
+    """
+
+    def __init__(self):
+        self.marks = []
+
+    def mark(self, x, meaning):
+        """``x`` behind a marker for ``meaning``."""
+        self.marks.append(meaning)
+        return paddle.scale(x, scale=MARKER_FACTOR, bias=float(len(self.marks)))
+
+    def activation(self, x, layer, slot):
+        """Input number ``slot`` of ``layer``, as it is to be traced."""
+        raise NotImplementedError  # the export says what it puts there
+
+    def weight(self, weight, layer, name):
+        """The parameter ``name`` of ``layer``, as it is to be traced."""
+        raise NotImplementedError  # the export says what it puts there
+
+
+@contextmanager
+def recording(recorder):
+    """While this context is open, quantized layers of this thread leave markers."""
+    _current.recorder = recorder
+    try:
+        yield recorder
+    finally:
+        _current.recorder = None
+
+
+def run_activation(x, preprocess, quantizer, layer, slot):
+    """Input number ``slot`` of ``layer`` on its way through preprocess and quantizer."""
+    recorder = getattr(_current, "recorder", None)
+    if recorder is not None:
+        return recorder.activation(x, layer, slot)
+    idle = None
+    if isinstance(preprocess, PACT):
+        if layer.training:
+            x, idle = preprocess.clip_or_pass(x)
+        elif isinstance(quantizer, FakeQuantize):
+            # Outside of training alpha is part of the threshold: that is what is exported.
+            return quantizer.clipped(x, preprocess.bound())
+    elif preprocess is not None:
+        x = preprocess(x)
+    if quantizer is None:
+        return x
+    return quantizer(x) if idle is None else quantizer(x, idle)
+
+
+def run_weight(weight, preprocess, quantizer, layer, name):
+    """The parameter ``name`` of ``layer`` on its way through preprocess and quantizer."""
+    recorder = getattr(_current, "recorder", None)
+    if recorder is not None:
+        return recorder.weight(weight, layer, name)
+    if preprocess is not None:
+        weight = preprocess(weight)
+    return weight if quantizer is None else quantizer(weight)

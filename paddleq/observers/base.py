@@ -1,0 +1,115 @@
+"""What every observer can do."""
+
+import paddle
+from paddle import nn
+
+from ..errors import CalibrationError
+from ..functional import EPS, abs_max
+from ..spec import QuantSpec
+
+
+class Observer(nn.Layer):
+    """Watches tensors and says which range is worth representing.
+
+    An observer is a ``paddle.nn.Layer`` whose statistics are buffers: they are in
+    ``state_dict``, they move with the model, and a copy of the model has its own.
+
+    Args:
+        spec: the quantization that the range is for. Default: int8 per tensor.
+        channels: length of the channel axis when ``spec`` is per channel.
+
+    Attributes:
+        online: the threshold is cheap and meaningful after each batch, so that training can
+            use it as it moves. False for histograms, whose threshold is searched once.
+        dynamic: there is nothing to remember: the threshold is a property of each tensor
+            (a weight's largest magnitude).
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import AbsMaxObserver
+        >>> observer = AbsMaxObserver()
+        >>> observer.observe(paddle.to_tensor([-3.0, 2.0]))
+        >>> observer.threshold().tolist()
+        [3.0]
+    """
+
+    online = True
+    dynamic = False
+
+    def __init__(self, spec=None, channels=None):
+        super().__init__()
+        self.spec = QuantSpec() if spec is None else spec
+        self.channels = 1 if channels is None or self.spec.channel_axis is None else channels
+        self.register_buffer("batches", paddle.zeros([1], dtype="int64"))
+
+    def forward(self, x):
+        """Observe ``x`` and hand it on."""
+        self.observe(x)
+        return x
+
+    def observe(self, x):
+        """Take one tensor into the statistics."""
+        with paddle.no_grad():
+            self._update(x.detach())
+            self._assign("batches", self.batches + 1)
+
+    def observe_and_measure(self, x):
+        """Observe ``x`` and return the threshold with which ``x`` itself is to be quantized."""
+        self.observe(x)
+        return self.threshold()
+
+    def threshold(self):
+        """Threshold from all that was seen: float32, shape [1] or [channels]."""
+        raise NotImplementedError  # each observer's own definition
+
+    def range(self):
+        """(lowest, highest) value worth representing, each of the threshold's shape."""
+        threshold = self.threshold()
+        return -threshold, threshold
+
+    def merge(self, other):
+        """Take another observer's statistics in, as if its batches had come here too."""
+        if type(other) is not type(self) or other.spec != self.spec:
+            raise CalibrationError(
+                f"cannot merge {type(other).__name__}({getattr(other, 'spec', None)}) into "
+                f"{type(self).__name__}({self.spec}): observers merge with their own kind only")
+        if other.seen:
+            with paddle.no_grad():
+                if self.seen:
+                    self._merge(other)
+                else:
+                    for name, value in other.named_buffers():
+                        self._assign(name, value)
+                    return
+                self._assign("batches", self.batches + other.batches)
+
+    @property
+    def seen(self):
+        """Number of batches observed."""
+        return int(self.batches)
+
+    def _update(self, x):
+        raise NotImplementedError  # each observer's own definition
+
+    def _merge(self, other):
+        raise NotImplementedError  # each observer's own definition
+
+    def _assign(self, name, value):
+        # In place, so that to_static sees the buffer change. (Attribute access, not _buffers: it
+        # is what turns a buffer into a variable of the traced program.)
+        buffer = getattr(self, name)
+        if buffer.shape == value.shape or not paddle.in_dynamic_mode():
+            paddle.assign(value.astype(buffer.dtype), buffer)
+        else:
+            self._buffers[name] = value.astype(buffer.dtype)
+
+    def _abs_max(self, x):
+        return abs_max(x, self.spec)
+
+    def _float_buffer(self, name, shape=None, value=0.0, dtype="float32"):
+        shape = [self.channels] if shape is None else shape
+        self.register_buffer(name, paddle.full(shape, value, dtype=dtype))
+
+    @staticmethod
+    def _floored(threshold):
+        return threshold.astype("float32").clip(min=EPS)

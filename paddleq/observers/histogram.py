@@ -1,0 +1,132 @@
+"""Observers that keep a streamed histogram of magnitudes and search it at the end."""
+
+import paddle
+
+from .._checks import check_float, check_int, wrong_value
+from ..functional import histogram, kl
+from ..spec import PerTensor
+from .base import Observer
+
+
+class HistogramObserver(Observer):
+    """Percentile of a streamed histogram of |x| (PaddleSlim's HistQuantizer).
+
+    The first batch sets the range. A later batch with a larger maximum widens it: each bin is
+    split into ``upsample_bins`` parts, which are regrouped. Activations are not kept.
+
+    Args:
+        bins: number of bins. Default 1024.
+        upsample_bins: parts into which a bin is split when the range grows. Default 64.
+        hist_percent: share of the magnitudes below the threshold, in (0, 1). Default 0.99999.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import HistogramObserver
+        >>> observer = HistogramObserver(bins=100, hist_percent=0.9)
+        >>> observer.observe(paddle.arange(1, 101, dtype="float32"))
+        >>> [round(t, 1) for t in observer.threshold().tolist()]
+        [89.5]
+    """
+
+    online = False
+
+    def __init__(self, spec=None, channels=None, bins=1024, upsample_bins=64,
+                 hist_percent=0.99999):
+        super().__init__(spec, channels)
+        if not isinstance(self.spec.granularity, PerTensor):
+            raise wrong_value("granularity", self.spec.granularity,
+                              "PerTensor() for an observer with a histogram")
+        self.bins = check_int("bins", bins, 2)
+        self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
+        self.hist_percent = check_float("hist_percent", hist_percent, 0.0, 1.0,
+                                        open_low=True, open_high=True)
+        self._float_buffer("top", [1], dtype="float64")
+        self._float_buffer("hist", [self.bins], dtype="float64")
+
+    def _update(self, x):
+        x = x.astype("float32")
+        if not x.size:
+            return
+        largest = float(paddle.maximum(x.max(), -x.min()))
+        if largest > 0.0:
+            self._widen(largest)
+            self._assign("hist", self.hist + histogram.count(x, float(self.top), self.bins))
+
+    def _widen(self, largest):
+        top = float(self.top)
+        if top == 0.0:
+            new_top = largest
+        elif largest > top:
+            hist, new_top = histogram.respread(self.hist, top, largest, self.upsample_bins)
+            self._assign("hist", hist)
+        else:
+            return
+        self._assign("top", paddle.full([1], new_top, dtype="float64"))
+
+    def _merge(self, other):
+        top = float(other.top)
+        if top == 0.0:
+            return
+        self._widen(top)
+        hist = other.hist
+        if float(self.top) > top:
+            # upsample_bins may round the two ranges to different ends: spread the other one
+            # over exactly this one's range.
+            hist, _ = histogram.respread(hist, top, float(self.top), self.upsample_bins)
+        self._assign("hist", self.hist + hist)
+
+    def threshold(self):
+        top = float(self.top)
+        found = self._search(self.hist.numpy(), top) if top > 0.0 else 0.0
+        return self._floored(paddle.full([1], found, dtype="float32"))
+
+    def _search(self, hist, top):
+        return histogram.percentile_threshold(hist, top, self.hist_percent)
+
+
+class KLObserver(HistogramObserver):
+    """Threshold with the smallest KL divergence (PaddleSlim's KLQuantizer, TensorRT's entropy).
+
+    Args:
+        bins, upsample_bins: as for :class:`HistogramObserver`.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import KLObserver
+        >>> _ = paddle.seed(0)
+        >>> observer = KLObserver()
+        >>> observer.observe(paddle.concat([paddle.randn([10000]), paddle.to_tensor([50.0])]))
+        >>> float(observer.threshold()) < 26  # the outlier does not set the range
+        True
+    """
+
+    def __init__(self, spec=None, channels=None, bins=1024, upsample_bins=64):
+        super().__init__(spec, channels, bins, upsample_bins)
+
+    def _search(self, hist, top):
+        return kl.kl_threshold(hist, top, self.spec.levels)
+
+
+class MSEObserver(HistogramObserver):
+    """Threshold with the smallest mean squared error of rounding and clipping.
+
+    Args:
+        bins, upsample_bins: as for :class:`HistogramObserver`.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import MSEObserver
+        >>> from paddleq import QuantSpec
+        >>> _ = paddle.seed(0)
+        >>> observer = MSEObserver(QuantSpec(bits=4))
+        >>> x = paddle.randn([10000])
+        >>> observer.observe(x)
+        >>> bool(observer.threshold() < x.abs().max())
+        True
+    """
+
+    def __init__(self, spec=None, channels=None, bins=2048, upsample_bins=64):
+        super().__init__(spec, channels, bins, upsample_bins)
+
+    def _search(self, hist, top):
+        return histogram.mse_threshold(hist, top, self.spec.levels)

@@ -1,0 +1,83 @@
+"""PACT: a trainable clipping range in front of a quantizer."""
+
+import paddle
+from paddle import nn
+from paddle.autograd import PyLayer
+
+from ..functional import EPS
+
+
+class _Clip(PyLayer):
+    @staticmethod
+    def forward(ctx, x, alpha, limit):
+        ctx.limit = limit
+        ctx.save_for_backward(x)
+        return x.clip(-limit, limit)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensor()
+        above = (x >= ctx.limit).astype(grad.dtype)
+        below = (x <= -ctx.limit).astype(grad.dtype)
+        d_alpha = (grad * (above - below)).sum().reshape([1]).astype("float32")
+        return grad * (1.0 - above - below), d_alpha
+
+
+class PACT(nn.Layer):
+    """Clips to [-alpha, alpha] with a trainable alpha (arXiv:1805.06085).
+
+    The gradient with respect to alpha is +1 for values at or above alpha and -1 for values at
+    or below -alpha. When the model is exported, alpha goes into the quantizer's threshold.
+
+    Args:
+        init: first alpha. Default 100.
+        learning_rate: factor on the optimizer's learning rate. Default 1000, PaddleSlim's, for
+            alpha is large where weights are small.
+        l2: weight decay of alpha, or None (default), which leaves it to the optimizer.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.preprocess import PACT
+        >>> pact = PACT(init=1.0)
+        >>> y = pact(paddle.to_tensor([-2.0, 0.5, 3.0, 4.0]))
+        >>> y.tolist()
+        [-1.0, 0.5, 1.0, 1.0]
+        >>> y.sum().backward()
+        >>> pact.alpha.grad.tolist()  # two clipped above, one below
+        [1.0]
+    """
+
+    def __init__(self, init=100.0, learning_rate=1000.0, l2=None):
+        super().__init__()
+        attr = paddle.ParamAttr(
+            initializer=nn.initializer.Constant(init), learning_rate=learning_rate,
+            regularizer=None if l2 is None else paddle.regularizer.L2Decay(l2))
+        self.alpha = self.create_parameter(shape=[1], attr=attr, dtype="float32")
+
+    def forward(self, x):
+        """Clipped ``x``, same shape and dtype."""
+        dtype = x.dtype
+        x = x.astype("float32")
+        if paddle.in_dynamic_mode():
+            clipped = _Clip.apply(x, self.alpha, float(self.alpha))
+        else:
+            relu = nn.functional.relu
+            clipped = x - relu(x - self.alpha) + relu(-self.alpha - x)
+        return clipped.astype(dtype)
+
+    def clip_or_pass(self, x):
+        """(clipped x, None), or (x itself, alpha) where alpha clips nothing.
+
+        Then the layer is the identity and alpha's gradient is zero. The caller hands alpha to
+        :func:`paddleq.functional.fake_quantize` as ``idle``, which gives it that gradient: one
+        reading of ``x`` instead of six passes over it.
+        """
+        if paddle.in_dynamic_mode():
+            with paddle.no_grad():
+                if bool(paddle.maximum(x.max(), -x.min()) < self.alpha):
+                    return x, self.alpha
+        return self(x), None
+
+    def bound(self):
+        """The largest magnitude that passes: a float32 tensor of shape [1]."""
+        return self.alpha.detach().clip(min=EPS)

@@ -1,0 +1,132 @@
+"""What a quantized tensor is: bits, sign, symmetry, rounding and granularity.
+
+Nothing here touches a tensor. The same :class:`QuantSpec` drives what training simulates,
+what ``convert`` stores and what an exported graph computes, so that the three agree.
+"""
+
+from dataclasses import dataclass, field
+from typing import Union
+
+from ._checks import check_choice, check_int, wrong_type
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole tensor."""
+
+    def __str__(self):
+        return "per_tensor"
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale for each index along ``axis`` (0 for Conv weights, 1 for Linear's)."""
+
+    axis: int = 0
+
+    def __str__(self):
+        return f"per_channel({self.axis})"
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale for each group of ``size`` consecutive input features."""
+
+    size: int = 128
+
+    def __str__(self):
+        return f"per_group({self.size})"
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """One scale for each token, computed while the model runs."""
+
+    def __str__(self):
+        return "per_token"
+
+
+Granularity = Union[PerTensor, PerChannel, PerGroup, PerToken]
+
+HALF_EVEN = "half_even"
+HALF_UP = "half_up"
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How a tensor is mapped to integers.
+
+    Args:
+        bits: width of an integer, 1 to 16. Default 8. One bit means the two levels -1 and +1.
+        signed: signed integers (default) or unsigned.
+        symmetric: zero is stored as 0 (default) or wherever a zero point says.
+        narrow_range: leave out the lowest level, e.g. -127..127 for int8. Default False.
+        rounding: "half_even" (default, what Paddle's ``quantize_linear`` does) or
+            "half_up", i.e. floor(v + 0.5).
+        granularity: which elements share a scale. Default :class:`PerTensor`.
+
+    Raises:
+        ConfigError, ConfigTypeError: for a value out of range or of the wrong type.
+
+    Examples:
+        >>> from paddleq import QuantSpec, PerChannel
+        >>> spec = QuantSpec(bits=8, granularity=PerChannel(axis=0))
+        >>> spec.qmin, spec.qmax, spec.levels
+        (-128, 127, 127)
+        >>> QuantSpec(bits=4, narrow_range=True).qmin
+        -7
+        >>> print(spec)
+        int8 per_channel(0)
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    narrow_range: bool = False
+    rounding: str = HALF_EVEN
+    granularity: Granularity = field(default_factory=PerTensor)
+
+    def __post_init__(self):
+        check_int("bits", self.bits, 1, 16)
+        check_choice("rounding", self.rounding, (HALF_EVEN, HALF_UP))
+        if not isinstance(self.granularity, (PerTensor, PerChannel, PerGroup, PerToken)):
+            raise wrong_type("granularity", self.granularity,
+                             "PerTensor, PerChannel, PerGroup or PerToken")
+
+    @property
+    def binary(self):
+        """True for one bit, whose levels are -1 and +1 (there is no zero)."""
+        return self.bits == 1
+
+    @property
+    def qmax(self):
+        """Highest integer."""
+        if self.binary:
+            return 1
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def qmin(self):
+        """Lowest integer."""
+        if self.binary:
+            return -1
+        low = -self.qmax - 1 if self.signed else 0
+        return low + 1 if self.narrow_range else low
+
+    @property
+    def levels(self):
+        """The integer that the threshold maps to: step = threshold / levels."""
+        return self.qmax
+
+    @property
+    def storage(self):
+        """Name of the numpy dtype that holds one integer."""
+        return ("int" if self.signed else "uint") + ("8" if self.bits <= 8 else "16")
+
+    @property
+    def channel_axis(self):
+        """Axis of a per-channel scale, or None."""
+        return self.granularity.axis if isinstance(self.granularity, PerChannel) else None
+
+    def __str__(self):
+        return f"{'int' if self.signed else 'uint'}{self.bits} {self.granularity}"
