@@ -67,7 +67,7 @@ class FakeQuantize(nn.Layer):
         # Looking at the scale makes a GPU wait, so it is looked at once for each value it has.
         version = (id(self.scale), self.scale.inplace_version)
         if self._known_version != version:
-            if not bool((self.scale > 0).any()):
+            if not (self.scale > 0).any().item():
                 return False
             self._known_version = version
         return True
@@ -106,7 +106,7 @@ class FakeQuantize(nn.Layer):
     def clipped(self, x, bound):
         """As :meth:`forward` outside of training, with a threshold of at most ``bound``."""
         if not self.fake_quant_enabled or not self._usable():
-            return self(x.clip(-float(bound), float(bound)))
+            return self(x.clip(-bound.item(), bound.item()))
         return fake_quantize(x, paddle.minimum(self.scale, bound), self.spec)
 
     def finalize(self):
@@ -143,9 +143,9 @@ class FakeQuantize(nn.Layer):
     def _refuse_non_finite(self, x):
         # The sum carries any NaN or infinity; it may also overflow by itself, hence the second
         # look. (max() drops NaN on Paddle 2.6.)
-        if not paddle.in_dynamic_mode() or bool(paddle.isfinite(x.sum())):
+        if not paddle.in_dynamic_mode() or paddle.isfinite(x.sum()).item():
             return
-        wrong = int((~paddle.isfinite(x)).sum())
+        wrong = (~paddle.isfinite(x)).sum().item()
         if wrong:
             raise NonFiniteError(
                 f"{self.label or 'the quantizer'}: calibration batch "

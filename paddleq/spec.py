@@ -5,7 +5,7 @@ what ``convert`` stores and what an exported graph computes, so that the three a
 """
 
 from dataclasses import dataclass, field
-from typing import Union
+from typing import Optional, Union
 
 from ._checks import check_choice, check_int, wrong_type
 
@@ -65,6 +65,13 @@ class QuantSpec:
             "half_up", i.e. floor(v + 0.5).
         granularity: which elements share a scale. Default :class:`PerTensor`.
 
+    Attributes:
+        qmin, qmax: lowest and highest integer.
+        levels: the integer that the threshold maps to: step = threshold / levels.
+        binary: one bit, whose levels are -1 and +1 (there is no zero).
+        storage: name of the numpy dtype that holds one integer.
+        channel_axis: axis of a per-channel scale, or None.
+
     Raises:
         ConfigError, ConfigTypeError: for a value out of range or of the wrong type.
 
@@ -86,47 +93,35 @@ class QuantSpec:
     rounding: str = HALF_EVEN
     granularity: Granularity = field(default_factory=PerTensor)
 
+    # Derived, and fields rather than properties: paddle.jit.to_static's bytecode translator
+    # understands the fields of a dataclass only.
+    binary: bool = field(init=False, repr=False, compare=False)
+    qmin: int = field(init=False, repr=False, compare=False)
+    qmax: int = field(init=False, repr=False, compare=False)
+    levels: int = field(init=False, repr=False, compare=False)
+    storage: str = field(init=False, repr=False, compare=False)
+    channel_axis: Optional[int] = field(init=False, repr=False, compare=False)
+
     def __post_init__(self):
         check_int("bits", self.bits, 1, 16)
         check_choice("rounding", self.rounding, (HALF_EVEN, HALF_UP))
         if not isinstance(self.granularity, (PerTensor, PerChannel, PerGroup, PerToken)):
             raise wrong_type("granularity", self.granularity,
                              "PerTensor, PerChannel, PerGroup or PerToken")
-
-    @property
-    def binary(self):
-        """True for one bit, whose levels are -1 and +1 (there is no zero)."""
-        return self.bits == 1
-
-    @property
-    def qmax(self):
-        """Highest integer."""
-        if self.binary:
-            return 1
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
-
-    @property
-    def qmin(self):
-        """Lowest integer."""
-        if self.binary:
-            return -1
-        low = -self.qmax - 1 if self.signed else 0
-        return low + 1 if self.narrow_range else low
-
-    @property
-    def levels(self):
-        """The integer that the threshold maps to: step = threshold / levels."""
-        return self.qmax
-
-    @property
-    def storage(self):
-        """Name of the numpy dtype that holds one integer."""
-        return ("int" if self.signed else "uint") + ("8" if self.bits <= 8 else "16")
-
-    @property
-    def channel_axis(self):
-        """Axis of a per-channel scale, or None."""
-        return self.granularity.axis if isinstance(self.granularity, PerChannel) else None
+        binary = self.bits == 1
+        if binary:
+            qmin, qmax = -1, 1
+        else:
+            qmax = 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+            qmin = (-qmax - 1 if self.signed else 0) + int(self.narrow_range)
+        granularity = self.granularity
+        derived = {
+            "binary": binary, "qmin": qmin, "qmax": qmax, "levels": qmax,
+            "storage": ("int" if self.signed else "uint") + ("8" if self.bits <= 8 else "16"),
+            "channel_axis": granularity.axis if isinstance(granularity, PerChannel) else None,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     def __str__(self):
         return f"{'int' if self.signed else 'uint'}{self.bits} {self.granularity}"

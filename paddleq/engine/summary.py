@@ -78,7 +78,7 @@ def _described(quantizer, layer, attribute):
         return f"{quantizer.spec}, no scale yet"
     else:
         scale = quantizer.scale
-    low, high = float(scale.min()), float(scale.max())
+    low, high = scale.min().item(), scale.max().item()
     span = f"{high:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
     return f"{quantizer.spec}, scale {span}"
 

@@ -166,14 +166,19 @@ class _Rewriter:
     def quantize_linear(self, source, scale, size, target, bits):
         return make_op(
             "quantize_linear", {"X": source, "Scale": scale, "ZeroPoint": self.zero(size)},
-            {"Y": target}, quant_axis=-1, bit_length=bits, round_type=0, is_test=True,
-            only_observer=False)
+            {"Y": target}, **self.integer_attributes(bits, -1))
 
     def dequantize_linear(self, source, scale, size, target, bits, axis):
         return make_op(
             "dequantize_linear", {"X": source, "Scale": scale, "ZeroPoint": self.zero(size)},
-            {"Y": target}, quant_axis=axis, bit_length=bits, round_type=0, is_test=True,
-            only_observer=False)
+            {"Y": target}, **self.integer_attributes(bits, axis))
+
+    @staticmethod
+    def integer_attributes(bits, axis):
+        # Paddle 3 clips to qmin and qmax, whatever bit_length says; Paddle 2.6 the other way.
+        top = 2 ** (bits - 1) - 1
+        return {"quant_axis": axis, "bit_length": bits, "qmin": -top - 1, "qmax": top,
+                "round_type": 0, "is_test": True, "only_observer": False}
 
     def zero(self, size):
         name = f"paddleq.zero_point.{size}"

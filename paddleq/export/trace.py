@@ -114,7 +114,7 @@ def _changes_nothing(preprocess, quantizer):
     values across eight times the range, in steps finer than the quantizer's.
     """
     spec, threshold = quantizer.spec, quantizer.scale
-    reach = 8.0 * float(threshold)
+    reach = 8.0 * threshold.item()
     points = min(16 * spec.levels, 1 << 18)
     values = paddle.linspace(-reach, reach, 2 * points + 1).reshape([1, -1, 1, 1])
     try:
@@ -123,7 +123,7 @@ def _changes_nothing(preprocess, quantizer):
         return False
     if after.shape != values.shape:
         return False
-    return bool((quantize(after, threshold, spec) == quantize(values, threshold, spec)).all())
+    return (quantize(after, threshold, spec) == quantize(values, threshold, spec)).all().item()
 
 
 def _weight_mark(layer, name, parameter):
@@ -151,7 +151,7 @@ def _own_weight_mark(layer_name, name, quantizer, value, axis):
             if granularity is not None:
                 shape[axis] = -1
             back = integers * threshold.reshape(shape) / trial.levels
-            if bool(((back - value).abs() <= 1e-6 * threshold.reshape(shape)).all()):
+            if ((back - value).abs() <= 1e-6 * threshold.reshape(shape)).all().item():
                 return WeightMark(layer_name, _float32(value), _integers(integers, trial),
                                   _float32(threshold), trial)
     _logger.warning("%s.%s: what its own weight quantizer %s returns lies on no grid of at most 8 "

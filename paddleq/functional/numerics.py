@@ -155,34 +155,41 @@ def _simulate(x, threshold, spec):
     return q
 
 
+def _with_idle(idle, grad):
+    """Gradients of (x, idle parameter)."""
+    if idle is None:
+        return grad
+    shape, dtype, x_is_constant = idle
+    return None if x_is_constant else grad, paddle.zeros(shape, dtype)
+
+
 class _StraightThrough(PyLayer):
     """Forward: quantize and dequantize. Backward: the gradient as it comes, uncopied."""
 
     @staticmethod
-    def forward(ctx, x, arguments, idle=None):
-        ctx.idle = None if idle is None else (idle.shape, idle.dtype)
-        return _simulate(x, *arguments)
+    def forward(ctx, x, simulate, idle=None):
+        ctx.idle = None if idle is None else (idle.shape, idle.dtype, x.stop_gradient)
+        return simulate(x)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad if ctx.idle is None else (grad, paddle.zeros(*ctx.idle))
+        return _with_idle(ctx.idle, grad)
 
 
 class _Saturating(PyLayer):
     """As :class:`_StraightThrough`, but the gradient is zero where values were clipped."""
 
     @staticmethod
-    def forward(ctx, x, arguments, idle=None):
-        ctx.idle = None if idle is None else (idle.shape, idle.dtype)
-        threshold, spec = arguments
-        step = _aligned(threshold, x, spec) / float(spec.levels)
-        ctx.inside = (x >= step * float(spec.qmin)) & (x <= step * float(spec.qmax))
-        return _simulate(x, threshold, spec)
+    def forward(ctx, x, simulate, bounds, idle=None):
+        ctx.idle = None if idle is None else (idle.shape, idle.dtype, x.stop_gradient)
+        low, high = bounds()
+        ctx.inside = (x >= low) & (x <= high)
+        return simulate(x)
 
     @staticmethod
     def backward(ctx, grad):
         grad = paddle.where(ctx.inside, grad, paddle.zeros_like(grad))
-        return grad if ctx.idle is None else (grad, paddle.zeros(*ctx.idle))
+        return _with_idle(ctx.idle, grad)
 
 
 def fake_quantize(x, threshold, spec, saturate=False, idle=None):
@@ -219,9 +226,19 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None):
     if not paddle.in_dynamic_mode():
         y = _simulate(x, threshold, spec)
         y = x + (y - x).detach()
-    elif x.stop_gradient or not paddle.is_grad_enabled():
+    elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
         y = _simulate(x, threshold, spec)
     else:
-        apply = _Saturating.apply if saturate else _StraightThrough.apply
-        y = apply(x, (threshold, spec)) if idle is None else apply(x, (threshold, spec), idle)
+        # Functions, because PyLayer takes every tensor among its arguments, even inside a tuple,
+        # for an input that wants a gradient.
+        def simulate(x):
+            return _simulate(x, threshold, spec)
+
+        def bounds():
+            step = _aligned(threshold, x, spec) / float(spec.levels)
+            return step * float(spec.qmin), step * float(spec.qmax)
+
+        inputs = [] if idle is None else [idle]
+        y = (_Saturating.apply(x, simulate, bounds, *inputs) if saturate
+             else _StraightThrough.apply(x, simulate, *inputs))
     return y.astype(dtype)

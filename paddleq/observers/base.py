@@ -86,7 +86,7 @@ class Observer(nn.Layer):
     @property
     def seen(self):
         """Number of batches observed."""
-        return int(self.batches)
+        return int(self.batches.item())
 
     def _update(self, x):
         raise NotImplementedError  # each observer's own definition

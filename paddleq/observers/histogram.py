@@ -47,13 +47,13 @@ class HistogramObserver(Observer):
         x = x.astype("float32")
         if not x.size:
             return
-        largest = float(paddle.maximum(x.max(), -x.min()))
+        largest = paddle.maximum(x.max(), -x.min()).item()
         if largest > 0.0:
             self._widen(largest)
-            self._assign("hist", self.hist + histogram.count(x, float(self.top), self.bins))
+            self._assign("hist", self.hist + histogram.count(x, self.top.item(), self.bins))
 
     def _widen(self, largest):
-        top = float(self.top)
+        top = self.top.item()
         if top == 0.0:
             new_top = largest
         elif largest > top:
@@ -64,19 +64,19 @@ class HistogramObserver(Observer):
         self._assign("top", paddle.full([1], new_top, dtype="float64"))
 
     def _merge(self, other):
-        top = float(other.top)
+        top = other.top.item()
         if top == 0.0:
             return
         self._widen(top)
         hist = other.hist
-        if float(self.top) > top:
+        if self.top.item() > top:
             # upsample_bins may round the two ranges to different ends: spread the other one
             # over exactly this one's range.
-            hist, _ = histogram.respread(hist, top, float(self.top), self.upsample_bins)
+            hist, _ = histogram.respread(hist, top, self.top.item(), self.upsample_bins)
         self._assign("hist", self.hist + hist)
 
     def threshold(self):
-        top = float(self.top)
+        top = self.top.item()
         found = self._search(self.hist.numpy(), top) if top > 0.0 else 0.0
         return self._floored(paddle.full([1], found, dtype="float32"))
 
@@ -96,7 +96,7 @@ class KLObserver(HistogramObserver):
         >>> _ = paddle.seed(0)
         >>> observer = KLObserver()
         >>> observer.observe(paddle.concat([paddle.randn([10000]), paddle.to_tensor([50.0])]))
-        >>> float(observer.threshold()) < 26  # the outlier does not set the range
+        >>> observer.threshold().item() < 26  # the outlier does not set the range
         True
     """
 

@@ -35,7 +35,7 @@ class MovingAverageAbsMaxObserver(Observer):
 
     def _merge(self, other):
         # Each average weighs as much as the batches behind it.
-        mine, theirs = float(self.batches), float(other.batches)
+        mine, theirs = self.seen, other.seen
         share = theirs / (mine + theirs)
         merged = self.threshold() * (1 - share) + other.threshold() * share
         self._assign("accum", merged * self.state)

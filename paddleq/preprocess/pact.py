@@ -59,7 +59,7 @@ class PACT(nn.Layer):
         dtype = x.dtype
         x = x.astype("float32")
         if paddle.in_dynamic_mode():
-            clipped = _Clip.apply(x, self.alpha, float(self.alpha))
+            clipped = _Clip.apply(x, self.alpha, self.alpha.item())
         else:
             relu = nn.functional.relu
             clipped = x - relu(x - self.alpha) + relu(-self.alpha - x)
