@@ -1,0 +1,49 @@
+"""What all tests share. Helper modules beside this file are imported by their bare names."""
+
+import zlib  # noqa: F401  (before paddle: Paddle 2.6 brings zlib symbols that break a later import)
+
+import numpy as np
+import paddle
+import pytest
+from hypothesis import settings
+
+# The same examples on each run: a failure is a change of the code, not a draw of the dice.
+settings.register_profile("paddleq", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("paddleq")
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Each test draws the same numbers whatever ran before it."""
+    paddle.seed(2024)
+    np.random.seed(2024)
+
+
+class Digits:
+    """scikit-learn's digits: float32 NCHW images [n, 1, 8, 8] in [0, 1], int64 labels.
+
+    Attributes:
+        train, test: (images, labels), numpy.
+    """
+
+    def __init__(self):
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        images = (data.images / 16.0).astype("float32")[:, None]
+        labels = data.target.astype("int64")
+        order = np.random.RandomState(0).permutation(len(labels))
+        train, test = order[:1437], order[1437:]
+        self.train = images[train], labels[train]
+        self.test = images[test], labels[test]
+
+    def batches(self, size, count=None):
+        """The first ``count`` batches of training images, as tensors."""
+        images = self.train[0]
+        starts = range(0, len(images) - size + 1, size)
+        return [paddle.to_tensor(images[i:i + size]) for i in list(starts)[:count]]
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """:class:`Digits`: real data, split once for all tests."""
+    return Digits()
