@@ -11,6 +11,7 @@ from hypothesis import settings
 settings.register_profile("paddleq", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("paddleq")
 
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Each test draws the same numbers whatever ran before it."""
