@@ -24,6 +24,7 @@ from .frontends.paddleslim import (
     KLQuantizer,
     PerChannelAbsmaxQuantizer,
 )
+from .frontends.post_dynamic import quant_post_dynamic
 from .nn import QuantizableFunction, register_layer
 from .preprocess import PACT
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
@@ -36,5 +37,5 @@ __all__ = [
     "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
     "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
     "QuantSpec", "QuantizableFunction", "State", "calibrate", "errors", "extra_state_keys",
-    "register_layer", "summary",
+    "quant_post_dynamic", "register_layer", "summary",
 ]

@@ -30,8 +30,11 @@ def read(path, variables, proto):
     Raises:
         FormatError: the file is damaged, or is not of these variables.
     """
-    with open(path, "rb") as file:
-        data = memoryview(file.read())
+    try:
+        with open(path, "rb") as file:
+            data = memoryview(file.read())
+    except OSError as error:
+        raise FormatError(f"cannot read the parameters at {path}: {error.strerror}") from error
     arrays, at = {}, 0
     try:
         for name in sorted(variables):

@@ -34,13 +34,17 @@ class Program:
     def load(cls, model_path, params_path):
         """Read a program.
 
+        Args:
+            model_path: the ``.pdmodel`` (or ``__model__``).
+            params_path: the file that holds all parameters, a folder that holds a file for each,
+                or None for a program without parameters.
+
         Raises:
             FormatError: a file is missing, is damaged, or is not of this kind.
         """
         proto = _proto()
-        for path in (model_path, params_path):
-            if path is not None and not os.path.isfile(path):
-                raise FormatError(f"there is no file {path}")
+        if not os.path.isfile(model_path):
+            raise FormatError(f"there is no file {model_path}")
         desc = proto.ProgramDesc()
         with open(model_path, "rb") as file:
             data = file.read()
@@ -54,7 +58,13 @@ class Program:
             raise FormatError(f"{model_path} is no ProgramDesc: it has no block")
         wanted = {var.name: _dtype(var) for var in desc.blocks[0].vars
                   if var.persistable and var.type.type == _DENSE_TENSOR}
-        arrays = {} if params_path is None else params.read(params_path, wanted, proto)
+        if params_path is None:
+            arrays = {}
+        elif os.path.isdir(params_path):
+            arrays = {name: params.read(os.path.join(params_path, name), {name: dtype},
+                                        proto)[name] for name, dtype in wanted.items()}
+        else:
+            arrays = params.read(params_path, wanted, proto)
         return cls(desc, arrays)
 
     def save(self, model_path, params_path):
@@ -107,9 +117,9 @@ class Program:
         self._bfloat16.discard(name)
 
     def remove_unused_parameters(self):
-        """Drop parameters that no op reads any more."""
+        """Drop parameters that no op names any more."""
         used = {name for block in self.desc.blocks for op in block.ops
-                for slot in op.inputs for name in slot.arguments}
+                for slot in [*op.inputs, *op.outputs] for name in slot.arguments}
         gone = [name for name in self.arrays if name not in used]
         for name in gone:
             del self.arrays[name]

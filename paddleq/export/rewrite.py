@@ -1,6 +1,5 @@
 """Putting quantization into a saved float program: markers become quantize and dequantize ops."""
 
-import logging
 from dataclasses import dataclass
 from typing import Optional
 
@@ -9,9 +8,8 @@ import numpy as np
 from ..errors import ExportError
 from ..nn.tracing import MARKER_FACTOR
 from ..spec import QuantSpec
-from .program import attribute, inputs, make_op, outputs, set_attribute, shape_of
-
-_logger = logging.getLogger("paddleq")
+from .emit import Emitter, replace_ops
+from .program import attribute, inputs, outputs, set_attribute
 
 
 @dataclass
@@ -42,21 +40,20 @@ class WeightMark:
 def rewrite(program, marks, onnx_format=True):
     """Replace the markers of ``program`` by what ``marks`` says they stand for, in place."""
     _Rewriter(program, marks, onnx_format).run()
+    mend(program)
 
 
 class _Rewriter:
     def __init__(self, program, marks, onnx_format):
         self.program, self.marks, self.onnx_format = program, marks, onnx_format
-        self.names = set()
-        for block in program.desc.blocks:
-            self.names.update(var.name for var in block.vars)
-        self.integers = {}  # parameter name -> (name of its integers, of its scale)
+        self.emit = Emitter(program)
+        self.stored = {}  # parameter -> (name of what the file holds of it, name of its scale)
         self.renamed = {}
+        self.float_uses = {
+            name for block in program.desc.blocks for op in block.ops
+            if marker_number(op) is None for slot in op.inputs for name in slot.arguments}
 
     def run(self):
-        self.float_uses = {
-            name for block in self.program.desc.blocks for op in block.ops
-            if marker_number(op) is None for slot in op.inputs for name in slot.arguments}
         for block in self.program.desc.blocks:
             ops = []
             for op in block.ops:
@@ -66,155 +63,66 @@ class _Rewriter:
                     continue
                 (source,), (target,) = inputs(op, "X"), outputs(op, "Out")
                 mark = self.marks[number - 1]
-                if isinstance(mark, ActivationMark):
-                    ops += self.activation(block, mark, source, target)
-                else:
-                    ops += self.weight(block, mark, source, target)
-            self._rename(ops)
-            # extend() copies: the list must be complete before the block is emptied.
-            kept = [type(op).FromString(op.SerializeToString()) for op in ops]
-            del block.ops[:]
-            block.ops.extend(kept)
-            for op in block.ops:
-                mend(op)
+                write = self.activation if isinstance(mark, ActivationMark) else self.weight
+                ops += write(block, mark, source, target)
+            self.rename_inputs(ops)
+            replace_ops(block, ops)
         self.program.remove_unused_parameters()
 
     def activation(self, block, mark, source, target):
-        spec = mark.spec
-        if spec.binary:
-            return self.sign(block, source, target, mark.threshold)
-        scale = self.program.add_parameter(self.fresh(f"{target}.scale"), mark.threshold)
+        bits = mark.spec.bits
+        if mark.spec.binary:
+            return self.emit.sign(block, source, target, float(mark.threshold[0]))
         if not self.onnx_format:
-            return [make_op(
-                "fake_quantize_dequantize_moving_average_abs_max",
-                {"X": source, "InScale": scale}, {"Out": target, "OutScale": scale},
-                bit_length=spec.bits, moving_rate=0.9, is_test=True, round_type=0)]
-        quantized = self.like(block, target, f"{target}.quantized")
-        return [self.quantize_linear(source, scale, 1, quantized, spec.bits),
-                self.dequantize_linear(quantized, scale, 1, target, spec.bits, -1)]
+            return self.emit.fake_quantize(source, target, mark.threshold, bits)
+        return self.emit.quantize_dequantize(block, source, target, mark.threshold, bits)
 
     def weight(self, block, mark, source, target):
         if mark.integers is None:
-            return self.float_weight(mark, source, target, mark.value)
-        if not self.onnx_format:
-            return self.fake_weight(block, mark, source, target)
-        if source not in self.integers:
-            name = self.parameter_name(source, ".integers")
-            self.put(name, source, mark.integers)
-            scale = self.program.add_parameter(self.fresh(f"{source}.scale"), mark.threshold)
-            self.integers[source] = name, scale
-        name, scale = self.integers[source]
-        axis = mark.spec.channel_axis
-        # One bit is stored as -1 and +1, which two bits' levels / 1 give back.
-        bits = max(mark.spec.bits, 2)
-        axis = -1 if axis is None else axis
-        if mark.integers.dtype == np.int8:
-            return [self.dequantize_linear(name, scale, len(mark.threshold), target, bits, axis)]
-        # Paddle has no kernel that dequantizes int16: convert first.
-        converted = self.like(block, target, f"{target}.converted")
-        return [make_op("cast", {"X": name}, {"Out": converted}, in_dtype=1, out_dtype=5),
-                self.dequantize_linear(converted, scale, len(mark.threshold), target, bits, axis)]
+            return self.float_weight(source, target, mark.value)
+        bits, axis = mark.spec.bits, mark.spec.channel_axis
+        if self.onnx_format:
+            name, scale = self.store(source, ".integers", mark.integers, mark.threshold)
+            return self.emit.dequantize_weight(block, name, scale, target, bits, axis)
+        if mark.spec.binary or not mark.dynamic:
+            # The fake_* operators find max|weight| themselves; where that is not the threshold
+            # the weight goes into the file as it looks after quantization.
+            return self.float_weight(source, target, _dequantized(mark))
+        name, _ = self.store(source, ".folded", mark.value)
+        return self.emit.fake_quantize_weight(name, target, mark.threshold, bits, axis)
 
-    def float_weight(self, mark, source, target, value):
-        if source not in self.integers:
-            name = self.parameter_name(source, ".folded")
-            self.put(name, source, value)
-            self.integers[source] = name, None
-        self.renamed[target] = self.integers[source][0]
+    def float_weight(self, source, target, value):
+        self.renamed[target], _ = self.store(source, ".folded", value)
         return []
 
-    def fake_weight(self, block, mark, source, target):
-        spec = mark.spec
-        if spec.binary or not mark.dynamic:
-            # The operators find max|weight| themselves; where that is not the threshold the
-            # weight goes into the file as it looks after quantization.
-            shape = [1] * mark.integers.ndim
-            if spec.channel_axis is not None:
-                shape[spec.channel_axis] = -1
-            value = (mark.integers.astype(np.float32) * mark.threshold.reshape(shape)
-                     / np.float32(spec.levels))
-            return self.float_weight(mark, source, target, value)
-        if source not in self.integers:
-            name = self.parameter_name(source, ".folded")
-            self.put(name, source, mark.value)
-            self.integers[source] = name, None
-        name = self.integers[source][0]
-        scale = self.fresh(f"{target}.scale")
-        self.program.add_variable(block, scale, "float32", [len(mark.threshold)])
-        if spec.channel_axis is None:
-            return [make_op("fake_quantize_dequantize_abs_max", {"X": name},
-                            {"Out": target, "OutScale": scale},
-                            bit_length=spec.bits, round_type=0)]
-        return [make_op("fake_channel_wise_quantize_dequantize_abs_max", {"X": name},
-                        {"Out": target, "OutScale": scale},
-                        bit_length=spec.bits, quant_axis=spec.channel_axis, round_type=0)]
+    def store(self, source, suffix, array, threshold=None):
+        """Put ``array`` into the file for a parameter, once however often it is used."""
+        if source not in self.stored:
+            if source in self.float_uses:
+                # Somebody goes on reading the float value under the parameter's own name.
+                name = self.emit.parameter(source + suffix, array)
+            else:
+                name = source
+                self.program.set_parameter(name, array)
+            scale = None
+            if threshold is not None:
+                scale = self.emit.parameter(f"{source}.scale", threshold)
+            self.stored[source] = name, scale
+        return self.stored[source]
 
-    def sign(self, block, source, target, threshold):
-        """-s below 0, +s from 0 on."""
-        zero = self.zero(1)
-        above = self.like(block, target, f"{target}.above", "bool")
-        number = self.like(block, target, f"{target}.number")
-        size = float(threshold[0])
-        return [
-            make_op("greater_equal", {"X": source, "Y": zero}, {"Out": above}, axis=-1,
-                    force_cpu=False),
-            make_op("cast", {"X": above}, {"Out": number}, in_dtype=0, out_dtype=5),
-            make_op("scale", {"X": number}, {"Out": target}, scale=2.0 * size, bias=-size,
-                    bias_after_scale=True),
-        ]
-
-    def quantize_linear(self, source, scale, size, target, bits):
-        return make_op(
-            "quantize_linear", {"X": source, "Scale": scale, "ZeroPoint": self.zero(size)},
-            {"Y": target}, **self.integer_attributes(bits, -1))
-
-    def dequantize_linear(self, source, scale, size, target, bits, axis):
-        return make_op(
-            "dequantize_linear", {"X": source, "Scale": scale, "ZeroPoint": self.zero(size)},
-            {"Y": target}, **self.integer_attributes(bits, axis))
-
-    @staticmethod
-    def integer_attributes(bits, axis):
-        # Paddle 3 clips to qmin and qmax, whatever bit_length says; Paddle 2.6 the other way.
-        top = 2 ** (bits - 1) - 1
-        return {"quant_axis": axis, "bit_length": bits, "qmin": -top - 1, "qmax": top,
-                "round_type": 0, "is_test": True, "only_observer": False}
-
-    def zero(self, size):
-        name = f"paddleq.zero_point.{size}"
-        if name not in self.program.arrays:
-            self.program.add_parameter(name, np.zeros([size], np.float32))
-        return name
-
-    def like(self, block, target, name, dtype="float32"):
-        """A new variable of the shape of ``target``."""
-        var = next(var for var in block.vars if var.name == target)
-        return self.program.add_variable(block, self.fresh(name), dtype, shape_of(var))
-
-    def parameter_name(self, source, suffix):
-        """The parameter's own name, unless somebody goes on reading the float value."""
-        return self.fresh(source + suffix) if source in self.float_uses else source
-
-    def put(self, name, source, array):
-        if name == source:
-            self.program.set_parameter(name, array)
-        else:
-            self.program.add_parameter(name, array)
-
-    def fresh(self, name):
-        unique, number = name, 0
-        while unique in self.names:
-            number += 1
-            unique = f"{name}_{number}"
-        self.names.add(unique)
-        return unique
-
-    def _rename(self, ops):
+    def rename_inputs(self, ops):
         for op in ops:
             for slot in op.inputs:
                 for i, name in enumerate(slot.arguments):
-                    if name in self.renamed:
-                        slot.arguments[i] = self.renamed[name]
+                    slot.arguments[i] = self.renamed.get(name, name)
+
+
+def _dequantized(mark):
+    shape = [1] * mark.integers.ndim
+    if mark.spec.channel_axis is not None:
+        shape[mark.spec.channel_axis] = -1
+    return (mark.integers.astype(np.float32) * mark.threshold.reshape(shape)
+            / np.float32(mark.spec.levels))
 
 
 def marker_number(op):
@@ -228,8 +136,10 @@ def marker_number(op):
     return int(number)
 
 
-def mend(op):
-    """Write what runtimes read and current Paddle leaves out."""
-    if op.type == "relu6" and attribute(op, "threshold") is None:
-        # Paddle-Lite aborts without it. Paddle dropped it in 2.5.
-        set_attribute(op, "threshold", 6.0)
+def mend(program):
+    """Write what runtimes read and current Paddle leaves out, in place."""
+    for block in program.desc.blocks:
+        for op in block.ops:
+            if op.type == "relu6" and attribute(op, "threshold") is None:
+                # Paddle-Lite aborts without it. Paddle dropped it in 2.5.
+                set_attribute(op, "threshold", 6.0)

@@ -29,20 +29,31 @@ def trace(model, input_spec):
         ExportError: quantizers without a scale; names them.
         TraceError: Paddle could not trace the model.
     """
-    with evaluation(model), _forwards_restored(model):
+    with evaluation(model):
         recorder = _ExportRecorder(model)
-        with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
-            path = os.path.join(folder, "model")
-            try:
-                with _old_program_format(), recording(recorder):
-                    paddle.jit.save(model, path, input_spec=input_spec)
-            except Exception as error:
-                raise TraceError(_explained(error)) from error
-            if not os.path.exists(path + ".pdmodel"):
-                raise TraceError("paddle.jit.save wrote no .pdmodel")
-            has_params = os.path.exists(path + ".pdiparams")
-            program = Program.load(path + ".pdmodel", path + ".pdiparams" if has_params else None)
+        with recording(recorder):
+            program = trace_float(model, input_spec)
     return program, recorder.marks
+
+
+def trace_float(model, input_spec):
+    """The program that Paddle traces of ``model`` in evaluation mode; the model stays as it was.
+
+    Raises:
+        TraceError: Paddle could not trace the model.
+    """
+    with evaluation(model), _forwards_restored(model), tempfile.TemporaryDirectory(
+            prefix="paddleq-") as folder:
+        path = os.path.join(folder, "model")
+        try:
+            with _old_program_format():
+                paddle.jit.save(model, path, input_spec=input_spec)
+        except Exception as error:
+            raise TraceError(_explained(error)) from error
+        if not os.path.exists(path + ".pdmodel"):
+            raise TraceError("paddle.jit.save wrote no .pdmodel")
+        has_params = os.path.exists(path + ".pdiparams")
+        return Program.load(path + ".pdmodel", path + ".pdiparams" if has_params else None)
 
 
 class _ExportRecorder(Recorder):

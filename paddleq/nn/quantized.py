@@ -13,6 +13,7 @@ from paddle import nn
 
 from . import tracing
 from .registry import kind_of
+from .substitute import substituted
 
 _CLASSES = {}
 
@@ -29,17 +30,10 @@ class QuantizedLayer:
     @paddle.jit.not_to_static
     def forward(self, *args, **kwargs):
         args, kwargs = self._quantize_inputs(args, kwargs)
-        names = self._paddleq_kind.weights
-        try:
-            for name in names:
-                # An instance attribute hides the parameter of that name from the layer's own
-                # forward, and from nobody else: parameters() and state_dict() do not see it.
-                self.__dict__[name] = self.quantized_weight(name)
+        weights = {name: self.quantized_weight(name) for name in self._paddleq_kind.weights}
+        with substituted(self, weights):
             inner = self.__dict__.get("_paddleq_forward")
             return inner(*args, **kwargs) if inner else super().forward(*args, **kwargs)
-        finally:
-            for name in names:
-                self.__dict__.pop(name, None)
 
     def _quantize_inputs(self, args, kwargs):
         args = list(args)

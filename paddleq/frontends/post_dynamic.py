@@ -1,0 +1,130 @@
+"""``quant_post_dynamic``: weights as integers, everything else as it was."""
+
+import os
+
+from paddle import nn
+
+from .._checks import check_bool, check_choice, check_int, hint, wrong_type
+from ..engine import check_model
+from ..errors import ConfigError, FormatError, ModelError
+from ..export.program import Program
+from ..export.rewrite import mend
+from ..export.trace import trace_float
+from ..export.weight_only import WEIGHTED_OPS, quantize_weights
+from ..nn.integer import store_integer_weights
+
+_LINEAR = ("mul", "matmul", "matmul_v2")
+_DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
+
+
+def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, params_filename=None,
+                       save_model_filename="model.pdmodel",
+                       save_params_filename="model.pdiparams",
+                       quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
+                       generate_test_model=False, weight_quantize_type="channel_wise_abs_max",
+                       input_spec=None):
+    """Store a model's weights as integers; they are dequantized when the model runs.
+
+    No data is needed. The file becomes about a quarter (8 bits) or half (16 bits) the size.
+
+    Args:
+        model_dir: folder of a saved model, or a live ``paddle.nn.Layer``.
+        save_model_dir: where to write. The quantized model goes to its subfolder
+            ``quantized_model``, as PaddleSlim has it. May be None for a live layer.
+        model_filename, params_filename: names of the files in ``model_dir``. Default: the only
+            ``.pdmodel`` there and the ``.pdiparams`` of the same name, else ``__model__`` and
+            ``__params__`` or one file for each parameter.
+        save_model_filename, save_params_filename: names of the files to write.
+        quantizable_op_type: ops whose weights are quantized. "mul" means Linear, in whichever
+            way it was saved (mul, matmul, matmul_v2).
+        weight_bits: 8 or 16.
+        generate_test_model: also write a float32 model with the dequantized weights, to the
+            subfolder ``test_model``.
+        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
+        input_spec: list of InputSpec, to write a live layer.
+
+    Returns:
+        For a live layer: a copy of it, in evaluation mode, that holds integers. For a saved
+        model: None.
+
+    Raises:
+        ConfigError, ConfigTypeError: a wrong argument.
+        FormatError: the saved model is missing or damaged. Nothing is written then.
+        ModelError: there is no weight to quantize.
+
+    PaddleSlim never quantizes Linear here (it is saved as ``matmul_v2``, which is not on its
+    list) and leaves depthwise convolutions off by default. A channel of zeros stays zero.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4))
+        >>> small = paddleq.quant_post_dynamic(net)
+        >>> small.state_dict()["0.weight"].dtype == paddle.int8
+        True
+    """
+    check_choice("weight_bits", check_int("weight_bits", weight_bits), (8, 16))
+    check_choice("weight_quantize_type", weight_quantize_type,
+                 ("channel_wise_abs_max", "abs_max"))
+    check_bool("generate_test_model", generate_test_model)
+    op_types = _op_types(quantizable_op_type)
+    per_channel = weight_quantize_type == "channel_wise_abs_max"
+    live = isinstance(model_dir, nn.Layer)
+    if not live and not isinstance(model_dir, (str, os.PathLike)):
+        raise wrong_type("model_dir", model_dir, "the folder of a saved model or a Layer")
+    if save_model_dir is None and not live:
+        raise ConfigError("save_model_dir must be a folder, but is None")
+    if live:
+        check_model(model_dir)
+
+    def load():
+        if live:
+            return trace_float(model_dir, input_spec)
+        return Program.load(*_find_files(os.fspath(model_dir), model_filename, params_filename))
+
+    if save_model_dir is not None:
+        kinds = ["quantized_model"] + ["test_model"] * generate_test_model
+        programs = [(kind, load()) for kind in kinds]
+        for kind, program in programs:
+            if not quantize_weights(program, op_types, weight_bits, per_channel,
+                                    as_float=kind == "test_model"):
+                raise ModelError("the model has no weight of the op types "
+                                 f"{', '.join(sorted(op_types))}")
+            mend(program)
+        for kind, program in programs:
+            folder = os.path.join(os.fspath(save_model_dir), kind)
+            program.save(os.path.join(folder, save_model_filename),
+                         os.path.join(folder, save_params_filename))
+    return store_integer_weights(model_dir, op_types, weight_bits, per_channel) if live else None
+
+
+def _op_types(given):
+    if isinstance(given, str) or not isinstance(given, (list, tuple)):
+        raise wrong_type("quantizable_op_type", given, "a list of op types")
+    types = set()
+    for entry in given:
+        if entry not in WEIGHTED_OPS:
+            raise ConfigError(f"quantizable_op_type does not know {entry!r}"
+                              f"{hint(entry, WEIGHTED_OPS)}; valid: {', '.join(WEIGHTED_OPS)}")
+        types.update(_LINEAR if entry == "mul" else (entry,))
+    return types
+
+
+def _find_files(folder, model, parameters):
+    if not os.path.isdir(folder):
+        raise FormatError(f"model_dir must be a folder, but there is none at {folder}")
+    names = sorted(os.listdir(folder))
+    if model is None:
+        found = [n for n in names if n.endswith(".pdmodel")] or [n for n in names
+                                                                 if n == "__model__"]
+        if len(found) != 1:
+            raise FormatError(f"model_filename must be given: {folder} holds "
+                              f"{', '.join(found) or 'neither a .pdmodel nor __model__'}")
+        model = found[0]
+    if parameters is None:
+        stem = model[: -len(".pdmodel")] if model.endswith(".pdmodel") else None
+        for candidate in ([f"{stem}.pdiparams"] if stem else ["__params__"]):
+            if candidate in names:
+                parameters = candidate
+    path = os.path.join(folder, model)
+    # Without a file for all of them, each parameter has a file of its own beside the model.
+    return path, os.path.join(folder, parameters) if parameters else folder

@@ -1,0 +1,44 @@
+"""The real runtimes, for tests: run an exported file, return arrays."""
+
+import numpy as np
+import paddle.inference as inference
+
+
+def paddle_inference(path, inputs, ir_optim=False, int8=False, threads=2):
+    """Outputs of ``path.pdmodel`` in Paddle Inference; as it stands unless ``ir_optim``."""
+    config = inference.Config(f"{path}.pdmodel", f"{path}.pdiparams")
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.switch_ir_optim(ir_optim)
+    config.set_cpu_math_library_num_threads(threads)
+    if int8:
+        config.enable_mkldnn()
+        config.enable_mkldnn_int8()
+    predictor = inference.create_predictor(config)
+    names = predictor.get_input_names()
+    assert len(names) == len(inputs), (names, len(inputs))
+    for name, value in zip(names, inputs):
+        predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(value))
+    predictor.run()
+    return [predictor.get_output_handle(name).copy_to_cpu()
+            for name in predictor.get_output_names()]
+
+
+def openvino(path, inputs, as_is=True):
+    """Outputs of ``path.pdmodel`` in OpenVINO.
+
+    ``as_is``: it computes the graph that is in the file. Otherwise it may, as is its default,
+    compute in bfloat16 and move scales through the graph, which costs accuracy of its own.
+    """
+    import openvino as ov
+
+    settings = {"EXECUTION_MODE_HINT": "ACCURACY"} if as_is else {}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
+    compiled = ov.Core().compile_model(f"{path}.pdmodel", "CPU", settings)
+    return [np.array(value) for value in compiled(list(inputs)).values()]
+
+
+def relative_error(found, expected):
+    """Relative L2 distance."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
