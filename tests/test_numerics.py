@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from paddleq import PerChannel, QuantSpec
 from paddleq.functional import EPS, abs_max, dequantize, fake_quantize, quantize
+from paddleq.preprocess import PACT
 
 F = np.float32
 
@@ -368,3 +369,34 @@ def test_paddle_s_operators_give_the_same_bits(bits, axis):
             dequantize(tensor(q), tensor(threshold), spec).numpy(), y)
         np.testing.assert_array_equal(
             fake_quantize(tensor(x), tensor(threshold), spec).numpy(), y)
+
+
+# --- PACT's clipping range, whose gradient goes through the same machinery ---------------------
+
+@pytest.mark.parametrize("saturate", [False, True])
+def test_a_frozen_idle_parameter_gets_no_gradient(saturate):
+    x = paddle.to_tensor([-0.5, 0.25], stop_gradient=False)
+    idle = paddle.create_parameter([1], "float32")
+    idle.stop_gradient = True
+    fake_quantize(x, paddle.to_tensor([1.0]), QuantSpec(), saturate=saturate,
+                  idle=idle).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0] and idle.grad is None
+
+
+@pytest.mark.parametrize("x_trains", [False, True])
+@pytest.mark.parametrize("alpha_trains", [False, True])
+def test_pact_that_clips(x_trains, alpha_trains):
+    """Images reach a model's first layer as constants; a user may freeze alpha."""
+    pact = PACT(init=1.0)
+    pact.alpha.stop_gradient = not alpha_trains
+    x = paddle.to_tensor([-2.0, 0.5, 3.0, 4.0], stop_gradient=not x_trains)
+    y = pact(x)
+    assert y.tolist() == [-1.0, 0.5, 1.0, 1.0]
+    if x_trains or alpha_trains:
+        y.sum().backward()
+    assert (x.grad is None) == (not x_trains)
+    assert (pact.alpha.grad is None) == (not alpha_trains)
+    if x_trains:
+        assert x.grad.tolist() == [0.0, 1.0, 0.0, 0.0]
+    if alpha_trains:
+        assert pact.alpha.grad.tolist() == [1.0]
