@@ -1,0 +1,84 @@
+# Needs Python 3.11 (PYTHON=...), make and a package index; everything else is installed in .venv*.
+PYTHON ?= python3
+# Processes of pytest in `make test`, each with one thread: two that share a core wait for each other.
+WORKERS ?= 2
+# Threads of the long tests, which run in one process.
+THREADS ?= 2
+
+BIN := .venv/bin
+STAMP := installed.stamp
+DEFAULT := not slow and not lite and not paddle26
+
+.PHONY: help demo test test-slow test-lite test-2.6 lint bench bench-2.6 env env-2.6 env-3.3 \
+	lite-env clean
+
+help:
+	@echo "make demo | test | lint | bench | lite-env | clean   (README.md says what each does)"
+
+demo: env
+	OMP_NUM_THREADS=1 $(BIN)/python demo/digits.py
+
+# The suite for every change. What needs minutes, Python 3.7 or another Paddle is in .ci/run.
+test: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "$(DEFAULT)"
+
+test-slow: env
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -m "slow and not lite"
+
+test-lite: env lite-env
+	OMP_NUM_THREADS=$(THREADS) PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
+		$(BIN)/python -m pytest -q -m lite
+
+# The default suite, and what compares with the classes that ship in Paddle 2.6.2.
+test-2.6: env-2.6
+	OMP_NUM_THREADS=1 .venv-2.6/bin/python -m pytest -q -n $(WORKERS) -m "not slow and not lite"
+
+lint: env
+	$(BIN)/ruff check .
+
+BENCHMARKS := bench_qat bench_calibration bench_deploy
+
+bench: env
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-2.6: env-2.6
+	for name in $(BENCHMARKS); do .venv-2.6/bin/python benchmarks/$$name.py || exit 1; done
+
+env: .venv/$(STAMP)
+env-2.6: .venv-2.6/$(STAMP)
+env-3.3: .venv-3.3/$(STAMP)
+
+.venv/$(STAMP): requirements.txt
+.venv-2.6/$(STAMP): requirements-2.6.txt
+.venv-3.3/$(STAMP): requirements-3.3.txt
+
+# The requirements file is the prerequisite that only this one environment has.
+.venv/$(STAMP) .venv-2.6/$(STAMP) .venv-3.3/$(STAMP): requirements-test.txt setup.py
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	echo '*' > $(@D)/.gitignore
+	$(@D)/bin/python -m pip install -q -r $(filter-out requirements-test.txt setup.py,$^)
+	$(@D)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+# Paddle-Lite has no wheel for a Python that is still maintained.
+lite-env: .venv-lite/$(STAMP)
+
+.venv-lite/$(STAMP):
+	rm -rf $(@D)
+	@if python3.7 -c '' 2>/dev/null; then python3.7 -m venv $(@D); \
+	elif PYENV_VERSION=3.7.16 python3.7 -c '' 2>/dev/null; then \
+		PYENV_VERSION=3.7.16 python3.7 -m venv $(@D); \
+	else \
+		echo "lite-env: no python3.7 here that runs, neither on PATH nor as pyenv's 3.7.16;" \
+			"paddlelite 2.12 has wheels for 3.6 and 3.7 only. Install one, e.g.:" \
+			"pyenv install 3.7.16" >&2; exit 1; \
+	fi
+	echo '*' > $(@D)/.gitignore
+	$(@D)/bin/python -m pip install -q numpy==1.21.6 paddlelite==2.12
+	touch $@
+
+clean:
+	rm -rf .venv .venv-2.6 .venv-3.3 .venv-lite out build dist paddleq.egg-info .pytest_cache \
+		.ruff_cache .hypothesis
+	find paddleq tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
