@@ -78,6 +78,6 @@ def check_known_keys(what, given, known):
 
 def hint(word, known):
     """' (did you mean ...?)' for the entry of ``known`` nearest to ``word``, or ''."""
-    names = [k for k in known if isinstance(k, str)]
-    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    names = {k.lower(): k for k in known if isinstance(k, str)}
+    near = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.5)
+    return f" (did you mean {names[near[0]]!r}?)" if near else ""

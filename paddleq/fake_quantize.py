@@ -5,17 +5,31 @@ import enum
 import paddle
 from paddle import nn
 
+from ._checks import check_choice, wrong_type
 from .errors import CalibrationError, NonFiniteError
 from .functional import fake_quantize
 from .observers import Observer
 
 
 class State(enum.Enum):
-    """What a fake-quantizer does in a forward pass."""
+    """What a fake-quantizer does in a forward pass.
+
+    Examples:
+        >>> from paddleq import State
+        >>> [state.value for state in State]
+        ['qat', 'calibration', 'validation']
+    """
 
     QAT = "qat"  # observe while training, quantize always
     CALIBRATION = "calibration"  # observe always, hand the tensor on unchanged
     VALIDATION = "validation"  # quantize with what is stored
+
+    @classmethod
+    def of(cls, state):
+        """The state of that name, or ``state`` itself if it is one."""
+        if isinstance(state, cls):
+            return state
+        return cls(check_choice("state", state, [each.value for each in cls]))
 
 
 class FakeQuantize(nn.Layer):
@@ -47,7 +61,7 @@ class FakeQuantize(nn.Layer):
     def __init__(self, observer, label=""):
         super().__init__()
         if not isinstance(observer, Observer):
-            raise TypeError(f"observer must be a paddleq.observers.Observer, but is {observer!r}")
+            raise wrong_type("observer", observer, "a paddleq.observers.Observer")
         self.observer = observer
         self.label = label
         self.register_buffer("scale", paddle.zeros([observer.channels], dtype="float32"))
@@ -74,7 +88,7 @@ class FakeQuantize(nn.Layer):
 
     def set_state(self, state):
         """Switch to a :class:`State`."""
-        self.state = State(state)
+        self.state = State.of(state)
         self.observer_enabled = self.state is not State.VALIDATION
         self.fake_quant_enabled = self.state is not State.CALIBRATION
 

@@ -7,12 +7,18 @@ what ``convert`` stores and what an exported graph computes, so that the three a
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
-from ._checks import check_choice, check_int, wrong_type
+from ._checks import check_bool, check_choice, check_int, wrong_type
 
 
 @dataclass(frozen=True)
 class PerTensor:
-    """One scale for the whole tensor."""
+    """One scale for the whole tensor.
+
+    Examples:
+        >>> from paddleq import PerTensor
+        >>> print(PerTensor())
+        per_tensor
+    """
 
     def __str__(self):
         return "per_tensor"
@@ -20,9 +26,18 @@ class PerTensor:
 
 @dataclass(frozen=True)
 class PerChannel:
-    """One scale for each index along ``axis`` (0 for Conv weights, 1 for Linear's)."""
+    """One scale for each index along ``axis`` (0 for Conv weights, 1 for Linear's).
+
+    Examples:
+        >>> from paddleq import PerChannel
+        >>> print(PerChannel(axis=1))
+        per_channel(1)
+    """
 
     axis: int = 0
+
+    def __post_init__(self):
+        check_int("axis", self.axis)
 
     def __str__(self):
         return f"per_channel({self.axis})"
@@ -30,9 +45,18 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale for each group of ``size`` consecutive input features."""
+    """One scale for each group of ``size`` consecutive input features.
+
+    Examples:
+        >>> from paddleq import PerGroup
+        >>> print(PerGroup(size=64))
+        per_group(64)
+    """
 
     size: int = 128
+
+    def __post_init__(self):
+        check_int("size", self.size, 1)
 
     def __str__(self):
         return f"per_group({self.size})"
@@ -40,7 +64,13 @@ class PerGroup:
 
 @dataclass(frozen=True)
 class PerToken:
-    """One scale for each token, computed while the model runs."""
+    """One scale for each token, computed while the model runs.
+
+    Examples:
+        >>> from paddleq import PerToken
+        >>> print(PerToken())
+        per_token
+    """
 
     def __str__(self):
         return "per_token"
@@ -104,6 +134,8 @@ class QuantSpec:
 
     def __post_init__(self):
         check_int("bits", self.bits, 1, 16)
+        for name in ("signed", "symmetric", "narrow_range"):
+            check_bool(name, getattr(self, name))
         check_choice("rounding", self.rounding, (HALF_EVEN, HALF_UP))
         if not isinstance(self.granularity, (PerTensor, PerChannel, PerGroup, PerToken)):
             raise wrong_type("granularity", self.granularity,

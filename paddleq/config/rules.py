@@ -75,7 +75,9 @@ class QuantConfig:
         """Leave alone: a layer's name, a regular expression, a layer class, or a list of them."""
         if what is None:
             return
-        for entry in [what] if isinstance(what, (str, type)) else what:
+        if not isinstance(what, (list, tuple, set)):
+            what = [what]
+        for entry in what:
             if isinstance(entry, str):
                 self.add_pattern(entry, None)
             elif isinstance(entry, type):

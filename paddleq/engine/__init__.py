@@ -3,6 +3,7 @@
 from .calibrate import calibrate, model_inputs
 from .prepare import check_model, prepare
 from .states import (
+    check_quantized,
     evaluation,
     fake_quantizers,
     finalize,
@@ -13,6 +14,7 @@ from .states import (
 from .summary import extra_state_keys, summary
 
 __all__ = [
-    "calibrate", "check_model", "evaluation", "extra_state_keys", "fake_quantizers", "finalize",
-    "model_inputs", "prepare", "quantization_off", "quantized_layers", "set_state", "summary",
+    "calibrate", "check_model", "check_quantized", "evaluation", "extra_state_keys",
+    "fake_quantizers", "finalize", "model_inputs", "prepare", "quantization_off",
+    "quantized_layers", "set_state", "summary",
 ]

@@ -8,7 +8,7 @@ import paddle
 
 from .._checks import check_int, wrong_type
 from ..errors import CalibrationError, ConfigError, NonFiniteError
-from .states import evaluation, finalize, set_state
+from .states import check_quantized, evaluation, finalize, set_state
 
 
 def calibrate(model, loader, batch_num=None, desc="calibrating"):
@@ -32,9 +32,20 @@ def calibrate(model, loader, batch_num=None, desc="calibrating"):
         CalibrationError: the loader was empty, or a layer saw no data.
         NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
         ConfigError, ConfigTypeError: a batch does not fit the model's ``forward``.
+        ModelError: the model is not quantized.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddleq.PTQ("AbsmaxQuantizer").quantize(
+        ...     paddle.nn.Sequential(paddle.nn.Linear(2, 2)))
+        >>> paddleq.calibrate(net, [paddle.to_tensor([[0.5, -3.0]])])
+        1
+        >>> net[0].activation_quantizer.scale.tolist()
+        [3.0]
     """
     from tqdm import tqdm
 
+    check_quantized(model)
     if batch_num is not None:
         check_int("batch_num", batch_num, 1)
     try:
@@ -72,9 +83,17 @@ def model_inputs(model, batch):
         if unknown:
             raise ConfigError(f"a batch has the keys {', '.join(map(repr, batch))}, but forward "
                               f"takes no {', '.join(map(repr, unknown))}")
+        missing = [p.name for p in parameters if p.default is p.empty and p.name not in batch
+                   and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if missing:
+            raise ConfigError(f"a batch has the keys {', '.join(map(repr, batch))}, but forward "
+                              f"also needs {', '.join(map(repr, missing))}")
         return [], {key: _tensor(value) for key, value in batch.items()}
     if not isinstance(batch, (list, tuple)):
-        return [_tensor(batch)], {}
+        x = _tensor(batch)
+        if not isinstance(x, paddle.Tensor):
+            raise wrong_type("a batch", batch, "a tensor, an array, a list of arguments or a dict")
+        return [x], {}
     positional = [p for p in parameters
                   if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)

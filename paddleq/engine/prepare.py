@@ -4,6 +4,7 @@ import logging
 
 import paddle
 from paddle import nn
+from paddle.static import InputSpec
 
 from .._checks import wrong_type
 from ..errors import ModelError
@@ -23,7 +24,7 @@ def check_model(model):
                              "is already quantized; quantize a fresh copy of the float model")
 
 
-def prepare(model, config):
+def prepare(model, config, before=None):
     """Quantize the layers of ``model`` that ``config`` gives a policy, in place.
 
     Every layer gets a note of what was done to it or why not, which
@@ -32,6 +33,8 @@ def prepare(model, config):
     Args:
         model: a float ``paddle.nn.Layer``.
         config: a :class:`~paddleq.config.QuantConfig`.
+        before: called when everything is checked and nothing is changed yet (fusion). What it
+            raises leaves the model a float one.
 
     Returns:
         The model itself.
@@ -65,12 +68,25 @@ def prepare(model, config):
             include_self=True) if not layer._sub_layers})
         raise ModelError("model has no layer to quantize under this configuration; "
                          f"its layers are of types {', '.join(kinds)}")
+    for layer, _ in notes:
+        layer.__dict__.pop("_paddleq_note", None)
+    if before is not None:
+        before()
     for plan in plans:
         plan.apply()
     for layer, note in notes:
-        layer.__dict__["_paddleq_note"] = note
+        # Fusion may already have said something about a norm.
+        layer.__dict__.setdefault("_paddleq_note", note)
+    model.register_forward_pre_hook(_remember_inputs)
     _logger.info("%d layers quantized", len(plans))
     return model
+
+
+def _remember_inputs(model, inputs):
+    # What an export without input_spec goes by.
+    if paddle.in_dynamic_mode() and inputs and all(isinstance(x, paddle.Tensor) for x in inputs):
+        model.__dict__["_paddleq_input_spec"] = [
+            InputSpec([None, *x.shape[1:]], str(x.dtype).replace("paddle.", "")) for x in inputs]
 
 
 def _why_left(layer, kind, reason):

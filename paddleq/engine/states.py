@@ -2,9 +2,21 @@
 
 from contextlib import contextmanager
 
-from ..errors import CalibrationError
+from paddle import nn
+
+from .._checks import wrong_type
+from ..errors import CalibrationError, ModelError
 from ..fake_quantize import FakeQuantize, State
 from ..nn.quantized import QuantizedLayer
+
+
+def check_quantized(model):
+    """Raise unless ``model`` is a ``paddle.nn.Layer`` with quantized layers in it."""
+    if not isinstance(model, nn.Layer):
+        raise wrong_type("model", model, "a quantized paddle.nn.Layer")
+    if not quantized_layers(model):
+        raise ModelError("model has no quantized layer; call quantize() first and use what it "
+                         "returns")
 
 
 def quantized_layers(model):

@@ -1,6 +1,7 @@
 """From a quantized model in memory to files."""
 
 import os
+import types
 
 from .._checks import wrong_type
 from ..engine import finalize, quantized_layers
@@ -36,7 +37,8 @@ def save(model, path, input_spec=None, onnx_format=True):
         raise ModelError("model must be quantized before save_quantized_model, but has no "
                          "quantized layer; call quantize() first")
     finalize(model)
-    if input_spec is None:
+    if input_spec is None and isinstance(model.forward, types.MethodType):
+        # (A forward that to_static wrapped knows its own.)
         input_spec = model.__dict__.get("_paddleq_input_spec")
     program, marks = trace(model, input_spec)
     rewrite(program, marks, onnx_format)

@@ -142,9 +142,9 @@ class QAT:
         check_bool("inplace", inplace)
         engine.check_model(model)
         model = model if inplace else _copy(model)
-        engine.prepare(model, _rules(self.config["quantizable_layer_type"], self._policy, skip))
-        if self.config["fuse_conv_bn"]:
-            fuse_now_or_later(model, inputs)
+        fuse = (lambda: fuse_now_or_later(model, inputs)) if self.config["fuse_conv_bn"] else None
+        engine.prepare(
+            model, _rules(self.config["quantizable_layer_type"], self._policy, skip), fuse)
         return model
 
     def save_quantized_model(self, model, path, input_spec=None, onnx_format=None):
@@ -156,8 +156,8 @@ class QAT:
             model: a model that :meth:`quantize` returned, trained.
             path: prefix of the files; folders are made.
             input_spec: list of ``paddle.static.InputSpec`` or example tensors, one for each
-                argument of ``forward``. May be left out where ``forward`` was decorated with
-                ``to_static(input_spec=...)``.
+                argument of ``forward``. Default: what the model was last called with, the batch
+                dimension left open.
             onnx_format: override the key of the configuration.
 
         Raises:
@@ -426,11 +426,10 @@ class PTQ:
         policy = LayerPolicy(weight=self.weight_quantizer.weight(),
                              activation=self.activation_quantizer.activation())
         model = model if inplace else _copy(model)
-        engine.prepare(model, _rules(classes, policy, skip))
+        engine.prepare(model, _rules(classes, policy, skip),
+                       (lambda: fuse_now_or_later(model, inputs, fuse_list)) if fuse else None)
         model.eval()
         engine.set_state(model, "calibration")
-        if fuse:
-            fuse_now_or_later(model, inputs, fuse_list)
         return model
 
     def calibrate(self, model, loader, batch_num=None):
@@ -454,6 +453,7 @@ class PTQ:
         Raises:
             CalibrationError: names the layers that saw no data.
         """
+        engine.check_quantized(model)
         engine.finalize(model)
         engine.set_state(model, "validation")
         return model
@@ -466,7 +466,8 @@ class PTQ:
         Args:
             model: a model that :meth:`quantize` returned, calibrated.
             path: prefix of the files; folders are made.
-            input_spec: list of ``paddle.static.InputSpec`` or example tensors.
+            input_spec: list of ``paddle.static.InputSpec`` or example tensors. Default: what the
+                model was last called with, the batch dimension left open.
             onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with
                 integer weights; False: ``fake_*`` operators with float weights.
 

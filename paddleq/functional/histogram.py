@@ -61,12 +61,25 @@ def respread(hist, top, new_top, upsample_bins):
     bins = hist.shape[0]
     part = top / (bins * upsample_bins)
     group = math.ceil(new_top / (bins * part))
+    return stretch(hist, group / upsample_bins), bins * part * group
+
+
+def stretch(hist, factor):
+    """A histogram whose bins are ``factor`` >= 1 times as wide, counts spread evenly in a bin.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional import histogram
+        >>> histogram.stretch(paddle.to_tensor([4.0, 2.0], dtype="float64"), 1.5).tolist()
+        [5.0, 1.0]
+    """
+    bins = hist.shape[0]
     cumulative = np.concatenate([[0.0], np.cumsum(hist.numpy())])
-    # The cumulative count after `parts` parts is linear inside an old bin, so that it is
-    # read off at the borders of the new bins and the parts are never laid out.
-    parts = np.minimum(np.arange(bins + 1, dtype=np.float64) * group, bins * upsample_bins)
-    at_borders = np.interp(parts / upsample_bins, np.arange(bins + 1), cumulative)
-    return paddle.to_tensor(np.diff(at_borders), dtype="float64"), bins * part * group
+    # The cumulative count is linear inside an old bin, so that it is read off at the borders of
+    # the new bins and the parts of a bin are never laid out.
+    borders = np.arange(bins + 1, dtype=np.float64)
+    at_borders = np.interp(np.minimum(borders * factor, bins), borders, cumulative)
+    return paddle.to_tensor(np.diff(at_borders), dtype="float64")
 
 
 def percentile_threshold(hist, top, percent):

@@ -136,7 +136,7 @@ def dequantize(q, threshold, spec):
         >>> dequantize(paddle.to_tensor([127.0]), paddle.to_tensor([2.0]), QuantSpec()).tolist()
         [2.0]
     """
-    levels = paddle.full([1], float(spec.levels), dtype="float32")
+    levels = paddle.full([], float(spec.levels), dtype="float32")
     return (q * _aligned(threshold, q, spec)) / levels
 
 
@@ -144,6 +144,8 @@ def _simulate(x, threshold, spec):
     q = quantize(x, threshold, spec)
     if not paddle.in_dynamic_mode():
         return dequantize(q, threshold, spec)
+    if not q.size:
+        return q  # Paddle 2.6 takes no empty tensor in place
     if spec.channel_axis is None:
         q.scale_(threshold)
     else:
@@ -151,7 +153,7 @@ def _simulate(x, threshold, spec):
     if spec.levels != 1:
         # A true division: multiplying by 1/127 would be one unit in the last place off what
         # dequantize_linear computes, enough to move values across the next rounding border.
-        q.divide_(paddle.full([1], float(spec.levels), dtype="float32"))
+        q.divide_(paddle.full([], float(spec.levels), dtype="float32"))
     return q
 
 
@@ -159,8 +161,9 @@ def _with_idle(idle, grad):
     """Gradients of (x, idle parameter)."""
     if idle is None:
         return grad
-    shape, dtype, x_is_constant = idle
-    return None if x_is_constant else grad, paddle.zeros(shape, dtype)
+    shape, dtype, x_is_constant, idle_is_constant = idle
+    return (None if x_is_constant else grad,
+            None if idle_is_constant else paddle.zeros(shape, dtype))
 
 
 class _StraightThrough(PyLayer):
@@ -168,7 +171,8 @@ class _StraightThrough(PyLayer):
 
     @staticmethod
     def forward(ctx, x, simulate, idle=None):
-        ctx.idle = None if idle is None else (idle.shape, idle.dtype, x.stop_gradient)
+        ctx.idle = None if idle is None else (
+            idle.shape, idle.dtype, x.stop_gradient, idle.stop_gradient)
         return simulate(x)
 
     @staticmethod
@@ -181,7 +185,8 @@ class _Saturating(PyLayer):
 
     @staticmethod
     def forward(ctx, x, simulate, bounds, idle=None):
-        ctx.idle = None if idle is None else (idle.shape, idle.dtype, x.stop_gradient)
+        ctx.idle = None if idle is None else (
+            idle.shape, idle.dtype, x.stop_gradient, idle.stop_gradient)
         low, high = bounds()
         ctx.inside = (x >= low) & (x <= high)
         return simulate(x)
@@ -225,7 +230,8 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None):
     x = x.astype("float32")
     if not paddle.in_dynamic_mode():
         y = _simulate(x, threshold, spec)
-        y = x + (y - x).detach()
+        # x - x is exactly zero, so that the sum has the bits of y and the gradient of x.
+        y = y.detach() + (x - x.detach())
     elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
         y = _simulate(x, threshold, spec)
     else:

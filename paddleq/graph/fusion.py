@@ -77,9 +77,11 @@ def fuse(model, run, fuse_list=None):
     for producer, norm in chosen:
         fold(layers[producer], layers[norm], producer)
     if wanted is None:
-        for (producer, norm), reason in pairs.refused.items():
-            layers[norm].__dict__["_paddleq_note"] = f"not fused with {producer}: {reason}"
-            _logger.info("not fused: %s + %s: %s", producer, norm, reason)
+        for norm in {norm for _, norm in pairs.refused}:
+            refused = {p: reason for (p, n), reason in pairs.refused.items() if n == norm}
+            note = f"not fused with {', '.join(refused)}: {'; '.join(set(refused.values()))}"
+            layers[norm].__dict__["_paddleq_note"] = note
+            _logger.info("%s %s", norm, note)
     return chosen
 
 

@@ -100,16 +100,6 @@ class QuantizedLayer:
                  for n, q in self.quantizers()]
         return ", ".join([inner] * bool(inner) + parts)
 
-    def __reduce_ex__(self, protocol):
-        # The class was made at run time: pickle finds it by making it again.
-        base = type(self)._paddleq_float_class
-        return _new_quantized, (base,), self.__dict__
-
-
-def _new_quantized(base):
-    cls = quantized_class(base)
-    return cls.__new__(cls)
-
 
 def _slot_name(stem, slot):
     return stem if slot == 0 else f"{stem}_{slot}"

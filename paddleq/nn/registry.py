@@ -78,7 +78,8 @@ def register_layer(cls, weights=None, inputs=(0,)):
         check_int(f"weights[{name!r}]", axis, 0)
     if inputs is not None:
         if not (isinstance(inputs, (list, tuple))
-                and all(isinstance(i, int) and i >= 0 for i in inputs)):
+                and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0
+                        for i in inputs)):
             raise wrong_value("inputs", inputs, "a sequence of argument positions, e.g. (0,)")
         inputs = tuple(inputs)
     _KINDS[cls] = LayerKind(dict(weights), inputs)

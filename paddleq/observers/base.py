@@ -73,6 +73,12 @@ class Observer(nn.Layer):
             raise CalibrationError(
                 f"cannot merge {type(other).__name__}({getattr(other, 'spec', None)}) into "
                 f"{type(self).__name__}({self.spec}): observers merge with their own kind only")
+        sizes = [{name: list(buffer.shape) for name, buffer in each.named_buffers()}
+                 for each in (other, self)]
+        if sizes[0] != sizes[1]:
+            raise CalibrationError(
+                f"cannot merge a {type(other).__name__} with statistics of the sizes {sizes[0]} "
+                f"into one of {sizes[1]}: make both with the same arguments")
         if other.seen:
             with paddle.no_grad():
                 if self.seen:

@@ -72,7 +72,7 @@ class HistogramObserver(Observer):
         if self.top.item() > top:
             # upsample_bins may round the two ranges to different ends: spread the other one
             # over exactly this one's range.
-            hist, _ = histogram.respread(hist, top, self.top.item(), self.upsample_bins)
+            hist = histogram.stretch(hist, self.top.item() / top)
         self._assign("hist", self.hist + hist)
 
     def threshold(self):

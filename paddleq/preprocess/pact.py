@@ -11,6 +11,8 @@ class _Clip(PyLayer):
     @staticmethod
     def forward(ctx, x, alpha, limit):
         ctx.limit = limit
+        # Paddle insists on None for what wants no gradient: a batch of images, a frozen alpha.
+        ctx.constant = x.stop_gradient, alpha.stop_gradient
         ctx.save_for_backward(x)
         return x.clip(-limit, limit)
 
@@ -19,8 +21,10 @@ class _Clip(PyLayer):
         (x,) = ctx.saved_tensor()
         above = (x >= ctx.limit).astype(grad.dtype)
         below = (x <= -ctx.limit).astype(grad.dtype)
+        x_constant, alpha_constant = ctx.constant
         d_alpha = (grad * (above - below)).sum().reshape([1]).astype("float32")
-        return grad * (1.0 - above - below), d_alpha
+        return (None if x_constant else grad * (1.0 - above - below),
+                None if alpha_constant else d_alpha)
 
 
 class PACT(nn.Layer):

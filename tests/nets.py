@@ -1,0 +1,61 @@
+"""Small models that tests share."""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+
+class SmallNet(nn.Layer):
+    """Conv-BN-ReLU, depthwise, a residual and a classifier."""
+
+    def __init__(self, classes=10, channels=1):
+        super().__init__()
+        self.conv1 = nn.Conv2D(channels, 8, 3, padding=1, bias_attr=False)
+        self.bn1 = nn.BatchNorm2D(8)
+        self.conv2 = nn.Conv2D(8, 8, 3, padding=1, groups=8)
+        self.bn2 = nn.BatchNorm2D(8)
+        self.conv3 = nn.Conv2D(8, 16, 1)
+        self.fc = nn.Linear(16, classes)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = x + F.relu(self.bn2(self.conv2(x)))
+        return self.fc(F.relu6(self.conv3(x)).mean([2, 3]))
+
+
+class OcrPACT(nn.Layer):
+    """PACT as PaddleOCR's slim scripts define it for themselves: alpha with its own name,
+    regularizer and learning rate, clipping written with two relus."""
+
+    def __init__(self):
+        super().__init__()
+        attr = paddle.ParamAttr(
+            name=self.full_name() + ".pact", initializer=nn.initializer.Constant(20.0),
+            learning_rate=1.0, regularizer=paddle.regularizer.L2Decay(2e-5))
+        self.alpha = self.create_parameter(shape=[1], attr=attr, dtype="float32")
+
+    def forward(self, x):
+        left = F.relu(x - self.alpha)
+        right = F.relu(-self.alpha - x)
+        return x - left + right
+
+
+def warmed(net, x):
+    """Give batch norms statistics of ``x``."""
+    net.train()
+    for _ in range(3):
+        net(x)
+    net.eval()
+    return net
+
+
+def train_steps(net, x, steps=3, lr=1e-3, optimizer=None):
+    """A few training steps; returns the optimizer."""
+    net.train()
+    optimizer = optimizer or paddle.optimizer.Momentum(lr, parameters=net.parameters())
+    for _ in range(steps):
+        net(x).square().mean().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    net.eval()
+    return optimizer
