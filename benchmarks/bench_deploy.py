@@ -147,7 +147,7 @@ def primitive_times(text, runs):
         if kind in ("conv", "fc"):
             kind += " int8" if re.search(r"src[_:][us]8", formats) else " float"
         spent[kind] += float(fields[-1]) / runs
-    return {kind: ms for kind, ms in spent.most_common()}
+    return dict(spent.most_common())
 
 
 def _child(options):
