@@ -178,7 +178,7 @@ def trained(request, digits):
     net = getattr(models, request.param)(scale=0.25, num_classes=10)
     optimizer = paddle.optimizer.Adam(5e-3, parameters=net.parameters())
     net.train()
-    for _ in range(200):
+    for _ in range(120):
         batch = draws.randint(0, len(images), 32)
         logits = net(paddle.to_tensor(images[batch]))
         nn.functional.cross_entropy(logits, paddle.to_tensor(labels[batch])).backward()
