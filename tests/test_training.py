@@ -114,21 +114,19 @@ def test_deepcopy_and_state_dict(config, tmp_path):
 def test_resumed_training_continues_bit_for_bit(config, tmp_path):
     x = paddle.rand([4, 1, 8, 8])
 
-    def started(seed):
-        with paddle.utils.unique_name.guard():  # names counted from 0, as in a new process
-            net = quantized(config, seed)
-            return net, paddle.optimizer.Momentum(1e-3, parameters=net.parameters())
-
-    net, optimizer = started(seed=0)
-    train_steps(net, x, steps=3, optimizer=optimizer)
     path = str(tmp_path / "x")
-    paddle.save(net.state_dict(), path + ".pdparams")
-    paddle.save(optimizer.state_dict(), path + ".pdopt")
-    train_steps(net, x, steps=3, optimizer=optimizer)
-    again, other = started(seed=1)
-    again.set_state_dict(paddle.load(path + ".pdparams"))
-    other.set_state_dict(paddle.load(path + ".pdopt"))
-    train_steps(again, x, steps=3, optimizer=other)
+    with paddle.utils.unique_name.guard():
+        net = quantized(config)
+        optimizer = train_steps(net, x, steps=3)
+        paddle.save(net.state_dict(), path + ".pdparams")
+        paddle.save(optimizer.state_dict(), path + ".pdopt")
+        train_steps(net, x, steps=3, optimizer=optimizer)
+    with paddle.utils.unique_name.guard():  # names counted from 0, as in a new process
+        again = quantized(config, seed=1)
+        other = paddle.optimizer.Momentum(1e-3, parameters=again.parameters())
+        again.set_state_dict(paddle.load(path + ".pdparams"))
+        other.set_state_dict(paddle.load(path + ".pdopt"))
+        train_steps(again, x, steps=3, optimizer=other)
     np.testing.assert_array_equal(again(x).numpy(), net(x).numpy())
 
 

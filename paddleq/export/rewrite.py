@@ -9,7 +9,8 @@ from ..errors import ExportError
 from ..nn.tracing import MARKER_FACTOR
 from ..spec import QuantSpec
 from .emit import Emitter, replace_ops
-from .program import attribute, inputs, outputs, set_attribute
+from .mend import mend
+from .program import attribute, inputs, outputs
 
 
 @dataclass
@@ -134,12 +135,3 @@ def marker_number(op):
         raise ExportError(f"a scale op of the model has the factor {MARKER_FACTOR}, by which "
                           "paddleq marks places; use another one")
     return int(number)
-
-
-def mend(program):
-    """Write what runtimes read and current Paddle leaves out, in place."""
-    for block in program.desc.blocks:
-        for op in block.ops:
-            if op.type == "relu6" and attribute(op, "threshold") is None:
-                # Paddle-Lite aborts without it. Paddle dropped it in 2.5.
-                set_attribute(op, "threshold", 6.0)

@@ -7,8 +7,8 @@ from paddle import nn
 from .._checks import check_bool, check_choice, check_int, hint, wrong_type
 from ..engine import check_model
 from ..errors import ConfigError, FormatError, ModelError
+from ..export.mend import mend
 from ..export.program import Program
-from ..export.rewrite import mend
 from ..export.trace import trace_float
 from ..export.weight_only import WEIGHTED_OPS, quantize_weights
 from ..nn.integer import store_integer_weights

@@ -128,6 +128,7 @@ def quantized_class(base):
                     "__module__": __name__})
         _CLASSES[base] = cls
         _count_flops_like(cls, base)
+        _keep_from_bytecode_translation(cls)
     return _CLASSES[base]
 
 
@@ -138,6 +139,17 @@ def _count_flops_like(cls, base):
         if parent in register_hooks:
             register_hooks[cls] = register_hooks[parent]
             return
+
+
+def _keep_from_bytecode_translation(cls):
+    """Let to_static trace the layer as one of Paddle's own, by calling it on symbols.
+
+    Its forward is right in dynamic and in static mode as it is. The bytecode translator of
+    Paddle 3 would take it apart, and lose what observers write into their buffers.
+    """
+    marker = getattr(paddle.jit, "marker", None)
+    if hasattr(marker, "unified"):
+        marker.unified(cls)
 
 
 def is_quantized(layer):

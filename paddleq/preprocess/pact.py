@@ -13,18 +13,19 @@ class _Clip(PyLayer):
         ctx.limit = limit
         # Paddle insists on None for what wants no gradient: a batch of images, a frozen alpha.
         ctx.constant = x.stop_gradient, alpha.stop_gradient
-        ctx.save_for_backward(x)
-        return x.clip(-limit, limit)
+        clipped = x.clip(-limit, limit)
+        ctx.save_for_backward(clipped)
+        return clipped
 
     @staticmethod
     def backward(ctx, grad):
-        (x,) = ctx.saved_tensor()
-        above = (x >= ctx.limit).astype(grad.dtype)
-        below = (x <= -ctx.limit).astype(grad.dtype)
+        (clipped,) = ctx.saved_tensor()
+        # -1 and +1 where something was clipped, 0 elsewhere.
+        side = paddle.trunc(clipped / ctx.limit)
+        to_alpha = grad * side
         x_constant, alpha_constant = ctx.constant
-        d_alpha = (grad * (above - below)).sum().reshape([1]).astype("float32")
-        return (None if x_constant else grad * (1.0 - above - below),
-                None if alpha_constant else d_alpha)
+        d_alpha = None if alpha_constant else to_alpha.sum().reshape([1])
+        return None if x_constant else grad - to_alpha.multiply_(side), d_alpha
 
 
 class PACT(nn.Layer):

@@ -1,0 +1,87 @@
+"""What runtimes read and current Paddle leaves out or writes otherwise.
+
+None of it changes what the graph computes as it stands.
+"""
+
+from .emit import Emitter, replace_ops
+from .program import attribute, inputs, make_op, outputs, set_attribute, shape_of
+
+_CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
+
+
+def mend(program):
+    """Change ``program`` in place so that runtimes make the best of it."""
+    emit = Emitter(program)
+    for block in program.desc.blocks:
+        for op in block.ops:
+            if op.type == "relu6" and attribute(op, "threshold") is None:
+                # Paddle-Lite aborts without it. Paddle dropped it in 2.5.
+                set_attribute(op, "threshold", 6.0)
+        ops = _direct_biases(program, block, list(block.ops))
+        replace_ops(block, _shielded_ranges(emit, block, ops))
+
+
+def _direct_biases(program, block, ops):
+    """Add the bias of a convolution as a vector along the channel axis, not reshaped to 4-D.
+
+    It is the same sum. oneDNN's passes know only this form, and without the bias they cannot
+    fuse the activation behind it either.
+    """
+    shapes = {var.name: shape_of(var) for var in block.vars}
+    made_by = _makers(ops)
+    replaced = set()
+    for op in ops:
+        if op.type != "elementwise_add" or attribute(op, "axis", -1) != -1:
+            continue
+        (x,), (y,) = inputs(op, "X"), inputs(op, "Y")
+        conv, reshape = made_by.get(x), made_by.get(y)
+        if conv is None or not conv.type.startswith(_CONVOLUTIONS):
+            continue
+        if reshape is None or reshape.type != "reshape2":
+            continue
+        (bias,) = inputs(reshape, "X")
+        last = attribute(conv, "data_format") in ("NHWC", "NDHWC")
+        axis = len(shapes[y]) - 1 if last else 1
+        if bias not in program.arrays or shapes[y][axis] != program.arrays[bias].size:
+            continue
+        _replace_input(op, "Y", bias)
+        set_attribute(op, "axis", axis)
+        replaced.add(y)
+    read = {name for op in ops for slot in op.inputs for name in slot.arguments}
+    return [op for op in ops
+            if not (op.type == "reshape2" and outputs(op, "Out")[0] in replaced - read)]
+
+
+def _shielded_ranges(emit, block, ops):
+    """Put an ``assign`` between an op that changes the range and the quantize_linear behind it.
+
+    Paddle Inference takes the scale behind an average pool, a slice, a split or a factor for
+    the scale of what goes into it, and clips that: a squeeze-and-excitation block loses all that
+    lies above the largest mean. It does not look through an assign.
+    """
+    made_by, shielded, kept = _makers(ops), {}, []
+    for op in ops:
+        source = inputs(op, "X")[0] if op.type == "quantize_linear" else None
+        if source in made_by and _changes_range(made_by[source]):
+            if source not in shielded:
+                shielded[source] = emit.variable_like(block, source, f"{source}.assigned")
+                kept.append(make_op("assign", {"X": source}, {"Out": shielded[source]}))
+            _replace_input(op, "X", shielded[source])
+        kept.append(op)
+    return kept
+
+
+def _changes_range(op):
+    if op.type == "pool2d":
+        return attribute(op, "pooling_type") == "avg"
+    return op.type in ("scale", "dropout", "slice", "strided_slice", "split")
+
+
+def _makers(ops):
+    return {name: op for op in ops for slot in op.outputs for name in slot.arguments}
+
+
+def _replace_input(op, slot, name):
+    for entry in op.inputs:
+        if entry.parameter == slot:
+            entry.arguments[0] = name
