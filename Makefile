@@ -1,6 +1,7 @@
 # Needs Python 3.11 (PYTHON=...), make and a package index; everything else is installed in .venv*.
 PYTHON ?= python3
-# Processes of pytest in `make test`, each with one thread: two that share a core wait for each other.
+# Processes of pytest in `make test`, each with one thread: more threads than cores wait for each
+# other.
 WORKERS ?= 2
 # Threads of the long tests, which run in one process.
 THREADS ?= 2
@@ -16,7 +17,8 @@ help:
 	@echo "make demo | test | lint | bench | lite-env | clean   (README.md says what each does)"
 
 demo: env
-	OMP_NUM_THREADS=1 $(BIN)/python demo/digits.py
+	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
+		$(BIN)/python demo/digits.py
 
 # The suite for every change. What needs minutes, Python 3.7 or another Paddle is in .ci/run.
 test: env
@@ -65,10 +67,9 @@ env-3.3: .venv-3.3/$(STAMP)
 lite-env: .venv-lite/$(STAMP)
 
 .venv-lite/$(STAMP):
-	rm -rf $(@D)
-	@if python3.7 -c '' 2>/dev/null; then python3.7 -m venv $(@D); \
+	@if python3.7 -c '' 2>/dev/null; then python3.7 -m venv --clear $(@D); \
 	elif PYENV_VERSION=3.7.16 python3.7 -c '' 2>/dev/null; then \
-		PYENV_VERSION=3.7.16 python3.7 -m venv $(@D); \
+		PYENV_VERSION=3.7.16 python3.7 -m venv --clear $(@D); \
 	else \
 		echo "lite-env: no python3.7 here that runs, neither on PATH nor as pyenv's 3.7.16;" \
 			"paddlelite 2.12 has wheels for 3.6 and 3.7 only. Install one, e.g.:" \

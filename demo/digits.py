@@ -95,9 +95,7 @@ def compare(groups, images, labels):
             name): runtimes that share the files stand side by side.
         images, labels: the test set.
     """
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=(
-        "digits: top-1 %, labels that agree with the simulation %, "
-        f"median ms for {TIMED_BATCH} images"))
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("\n\nmodel", no_wrap=True)
     for _, _, runtimes in groups:
         for heading in ("\n\nKB", "\nsimu-\nlated"):
@@ -147,6 +145,8 @@ def main():
         groups.append(("-lite", export_all(net, data, "-lite", bits, skip="head"),
                        {"Paddle-Lite x86": paddle_lite}))
     table, failures = compare(groups, test_x, test_y)
+    console.print(f"top-1 %, labels that agree with the simulation %, median ms for {TIMED_BATCH} "
+                  "images:")
     console.print(table)
     if lite_python():
         console.print(LITE_NOTE.format(bits=bits))
