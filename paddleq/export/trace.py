@@ -6,13 +6,11 @@ import os
 import tempfile
 
 import paddle
-from paddle import nn
 
 from ..engine.states import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
 from ..fake_quantize import FakeQuantize
 from ..functional import abs_max, quantize
-from ..nn.quantized import QuantizedLayer
 from ..nn.tracing import Recorder, recording
 from ..preprocess import PACT
 from ..spec import PerChannel, QuantSpec
@@ -47,9 +45,6 @@ def trace_float(model, input_spec):
     with evaluation(model), _forwards_restored(model), tempfile.TemporaryDirectory(
             prefix="paddleq-") as folder:
         path = os.path.join(folder, "model")
-        if isinstance(model, QuantizedLayer):
-            model = _Root(model)
-            model.eval()
         try:
             with _old_program_format():
                 paddle.jit.save(model, path, input_spec=input_spec)
@@ -59,18 +54,6 @@ def trace_float(model, input_spec):
             raise TraceError("paddle.jit.save wrote no .pdmodel")
         has_params = os.path.exists(path + ".pdiparams")
         return Program.load(path + ".pdmodel", path + ".pdiparams" if has_params else None)
-
-
-class _Root(nn.Layer):
-    """Around a model that is a single quantized layer, whose forward takes ``*args``: Paddle
-    wants the arguments of what it traces by name."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x)
 
 
 class _ExportRecorder(Recorder):

@@ -27,13 +27,14 @@ class QuantizedLayer:
         activation_preprocess, weight_preprocess: what comes before them, if anything.
     """
 
-    @paddle.jit.not_to_static
-    def forward(self, *args, **kwargs):
+    def _quantized_forward(self, args, kwargs):
         args, kwargs = self._quantize_inputs(args, kwargs)
         weights = {name: self.quantized_weight(name) for name in self._paddleq_kind.weights}
         with substituted(self, weights):
             inner = self.__dict__.get("_paddleq_forward")
-            return inner(*args, **kwargs) if inner else super().forward(*args, **kwargs)
+            if inner is not None:
+                return inner(*args, **kwargs)
+            return self._paddleq_float_class.forward(self, *args, **kwargs)
 
     def _quantize_inputs(self, args, kwargs):
         args = list(args)
@@ -124,12 +125,24 @@ def quantized_class(base):
     """The quantized subclass of a float layer class (one for each class)."""
     if base not in _CLASSES:
         cls = type("Quantized" + base.__name__, (QuantizedLayer, base),
-                   {"_paddleq_float_class": base, "__doc__": f"Quantized {base.__name__}.",
+                   {"_paddleq_float_class": base, "forward": _forward_like(base), "__doc__": f"Quantized {base.__name__}.",
                     "__module__": __name__})
         _CLASSES[base] = cls
         _count_flops_like(cls, base)
         _keep_from_bytecode_translation(cls)
     return _CLASSES[base]
+
+
+def _forward_like(base):
+    """The forward of a quantized class, with the arguments of the float one: Paddle's tracers
+    ask for them by name."""
+    @paddle.jit.not_to_static
+    def forward(self, *args, **kwargs):
+        return self._quantized_forward(args, kwargs)
+
+    forward.__signature__ = inspect.signature(base.forward)
+    forward.__doc__ = base.forward.__doc__
+    return forward
 
 
 def _count_flops_like(cls, base):
