@@ -4,8 +4,11 @@ import numpy as np
 import paddle.inference as inference
 
 
-def paddle_inference(path, inputs, ir_optim=False, int8=False, threads=2):
-    """Outputs of ``path.pdmodel`` in Paddle Inference; as it stands unless ``ir_optim``."""
+def paddle_inference(path, inputs, ir_optim=False, int8=False, threads=1):
+    """Outputs of ``path.pdmodel`` in Paddle Inference; as it stands unless ``ir_optim``.
+
+    One thread, as in dygraph: with another number of them large sums are added in another order.
+    """
     config = inference.Config(f"{path}.pdmodel", f"{path}.pdiparams")
     config.disable_gpu()
     config.disable_glog_info()

@@ -293,3 +293,37 @@ def test_ptq_copies_by_default_and_deepcopy_is_independent():
     ptq.calibrate(quantized, [x])
     assert other.conv1.activation_quantizer.observer.seen == 0
     assert ptq.quantize(net, inplace=True) is net
+
+
+def test_killed_or_failing_export_leaves_the_old_model_whole(tmp_path, monkeypatch):
+    x = paddle.rand([4, 1, 8, 8])
+    quanter = paddleq.QAT()
+    net = quanter.quantize(SmallNet())
+    train_steps(net, x)
+    path = str(tmp_path / "m")
+    quanter.save_quantized_model(net, path)
+    before = paddle_inference(path, [x.numpy()])[0]
+    train_steps(net, x, lr=0.1)
+    from paddleq.export import params
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(
+            paddleq.errors.ExportError, match="No space left"):
+        patch.setattr(params, "write", disk_full)
+        quanter.save_quantized_model(net, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pdiparams", "m.pdmodel"]
+    np.testing.assert_array_equal(paddle_inference(path, [x.numpy()])[0], before)
+    with pytest.raises(paddleq.errors.ExportError, match="cannot write"):
+        quanter.save_quantized_model(net, path + ".pdmodel/below/a/file")
+
+
+def test_export_is_reproducible_byte_for_byte(tmp_path):
+    x = paddle.rand([4, 1, 8, 8])
+    quanter = paddleq.QAT()
+    net = quanter.quantize(SmallNet())
+    train_steps(net, x)
+    for name in ("a", "b"):
+        quanter.save_quantized_model(net, str(tmp_path / name), [Spec([None, 1, 8, 8])])
+    assert (tmp_path / "a.pdiparams").read_bytes() == (tmp_path / "b.pdiparams").read_bytes()

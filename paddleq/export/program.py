@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-from ..errors import FormatError
+from ..errors import ExportError, FormatError
 from . import params
 
 # paddle.framework.proto.AttrType
@@ -68,7 +68,17 @@ class Program:
         return cls(desc, arrays)
 
     def save(self, model_path, params_path):
-        """Write both files beside their targets, then rename them into place."""
+        """Write both files beside their targets, then rename them into place.
+
+        Raises:
+            ExportError: the target cannot be written.
+        """
+        try:
+            self._save(model_path, params_path)
+        except OSError as error:
+            raise ExportError(f"cannot write {model_path}: {error}") from error
+
+    def _save(self, model_path, params_path):
         folder = os.path.dirname(os.path.abspath(model_path))
         os.makedirs(folder, exist_ok=True)
         dtypes = {name: "bfloat16" for name in self._bfloat16}

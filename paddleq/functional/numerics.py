@@ -59,6 +59,8 @@ def abs_max(x, spec):
     """
     x = x.astype("float32")
     axis = spec.channel_axis
+    if paddle.in_dynamic_mode() and not x.size:
+        return paddle.full([1 if axis is None else x.shape[axis]], EPS, dtype="float32")
     if axis is None:
         found = (x.abs().mean() if spec.binary else paddle.maximum(x.max(), -x.min())).reshape([1])
     else:
@@ -157,6 +159,12 @@ def _simulate(x, threshold, spec):
     return q
 
 
+def _bounds(x, threshold, spec):
+    """Lowest and highest value that is not clipped."""
+    step = _aligned(threshold, x, spec) / float(spec.levels)
+    return step * float(spec.qmin), step * float(spec.qmax)
+
+
 def _with_idle(idle, grad):
     """Gradients of (x, idle parameter)."""
     if idle is None:
@@ -231,7 +239,11 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None):
     if not paddle.in_dynamic_mode():
         y = _simulate(x, threshold, spec)
         # x - x is exactly zero, so that the sum has the bits of y and the gradient of x.
-        y = y.detach() + (x - x.detach())
+        zero = x - x.detach()
+        if saturate:
+            low, high = _bounds(x, threshold, spec)
+            zero = zero * ((x >= low) & (x <= high)).astype("float32")
+        y = y.detach() + zero
     elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
         y = _simulate(x, threshold, spec)
     else:
@@ -241,8 +253,7 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None):
             return _simulate(x, threshold, spec)
 
         def bounds():
-            step = _aligned(threshold, x, spec) / float(spec.levels)
-            return step * float(spec.qmin), step * float(spec.qmax)
+            return _bounds(x, threshold, spec)
 
         inputs = [] if idle is None else [idle]
         y = (_Saturating.apply(x, simulate, bounds, *inputs) if saturate

@@ -1,9 +1,12 @@
 """PACT: a trainable clipping range in front of a quantizer."""
 
+import math
+
 import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
+from .._checks import check_float
 from ..functional import EPS
 
 
@@ -40,6 +43,9 @@ class PACT(nn.Layer):
             alpha is large where weights are small.
         l2: weight decay of alpha, or None (default), which leaves it to the optimizer.
 
+    Raises:
+        ConfigError, ConfigTypeError: ``init`` is not positive, or another is negative.
+
     Examples:
         >>> import paddle
         >>> from paddleq.preprocess import PACT
@@ -54,6 +60,10 @@ class PACT(nn.Layer):
 
     def __init__(self, init=100.0, learning_rate=1000.0, l2=None):
         super().__init__()
+        check_float("init", init, 0.0, math.inf, open_low=True, open_high=True)
+        check_float("learning_rate", learning_rate, 0.0, math.inf, open_high=True)
+        if l2 is not None:
+            check_float("l2", l2, 0.0, math.inf, open_high=True)
         attr = paddle.ParamAttr(
             initializer=nn.initializer.Constant(init), learning_rate=learning_rate,
             regularizer=None if l2 is None else paddle.regularizer.L2Decay(l2))
