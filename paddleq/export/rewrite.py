@@ -48,7 +48,8 @@ class _Rewriter:
     def __init__(self, program, marks, onnx_format):
         self.program, self.marks, self.onnx_format = program, marks, onnx_format
         self.emit = Emitter(program)
-        self.stored = {}  # parameter -> (name of what the file holds of it, name of its scale)
+        self.taken = set()  # parameters whose own name the file uses for something else by now
+        self.folded = {}  # parameter -> name of the float value that takes its place
         self.renamed = {}
         self.float_uses = {
             name for block in program.desc.blocks for op in block.ops
@@ -83,33 +84,33 @@ class _Rewriter:
             return self.float_weight(source, target, mark.value)
         bits, axis = mark.spec.bits, mark.spec.channel_axis
         if self.onnx_format:
-            name, scale = self.store(source, ".integers", mark.integers, mark.threshold)
+            name = self.store(source, ".integers", mark.integers)
+            scale = self.emit.parameter(f"{name}.scale", mark.threshold)
             return self.emit.dequantize_weight(block, name, scale, target, bits, axis)
         if mark.spec.binary or not mark.dynamic:
             # The fake_* operators find max|weight| themselves; where that is not the threshold
             # the weight goes into the file as it looks after quantization.
             return self.float_weight(source, target, _dequantized(mark))
-        name, _ = self.store(source, ".folded", mark.value)
+        name = self.store(source, ".folded", mark.value)
         return self.emit.fake_quantize_weight(name, target, mark.threshold, bits, axis)
 
     def float_weight(self, source, target, value):
-        self.renamed[target], _ = self.store(source, ".folded", value)
+        if source not in self.folded:
+            self.folded[source] = self.store(source, ".folded", value)
+        self.renamed[target] = self.folded[source]
         return []
 
-    def store(self, source, suffix, array, threshold=None):
-        """Put ``array`` into the file for a parameter, once however often it is used."""
-        if source not in self.stored:
-            if source in self.float_uses:
-                # Somebody goes on reading the float value under the parameter's own name.
-                name = self.emit.parameter(source + suffix, array)
-            else:
-                name = source
-                self.program.set_parameter(name, array)
-            scale = None
-            if threshold is not None:
-                scale = self.emit.parameter(f"{source}.scale", threshold)
-            self.stored[source] = name, scale
-        return self.stored[source]
+    def store(self, source, suffix, array):
+        """Put ``array`` into the file, under the parameter's own name if that is free.
+
+        A weight that is read twice is put there twice: Paddle Inference's int8 mode and
+        Paddle-Lite dequantize a weight in place for each op that reads it.
+        """
+        if source in self.float_uses or source in self.taken:
+            return self.emit.parameter(source + suffix, array)
+        self.taken.add(source)
+        self.program.set_parameter(source, array)
+        return source
 
     def rename_inputs(self, ops):
         for op in ops:
