@@ -113,13 +113,15 @@ class DataDependent(nn.Layer):
         self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
 
     def forward(self, x):
+        y = x * 2
         if x.sum() > 0:
-            y = self.a(x)
+            y = self.a(y)
         else:
-            y = self.b(x)
+            y = self.b(y) + 1
         return y
 
 
+@pytest.mark.needs_old_tracing
 def test_control_flow_on_a_tensor(tmp_path):
     positive, negative = paddle.rand([4, 6]) + 0.1, -paddle.rand([4, 6]) - 0.1
     ptq = paddleq.PTQ("AbsmaxQuantizer")

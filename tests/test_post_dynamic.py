@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 
 import numpy as np
 import paddle
@@ -182,8 +183,8 @@ def test_wrong_arguments_write_nothing(saved, change, error, text):
 @pytest.mark.parametrize("damage", ["truncated", "longer", "garbage", "other model"])
 def test_damaged_files_are_refused(saved, damage, tmp_path):
     _, folder, out = saved
-    path = f"{folder}/net.pdiparams"
-    data = open(path, "rb").read()
+    path = pathlib.Path(folder, "net.pdiparams")
+    data = path.read_bytes()
     if damage == "truncated":
         data = data[:-7]
     elif damage == "longer":
@@ -193,8 +194,7 @@ def test_damaged_files_are_refused(saved, damage, tmp_path):
     else:
         save_float(SmallNet(), str(tmp_path / "other" / "net"), [1, 8, 8])
         data = (tmp_path / "other" / "net.pdiparams").read_bytes()
-    with open(path, "wb") as file:
-        file.write(data)
+    path.write_bytes(data)
     with pytest.raises(FormatError, match="net.pdiparams"):
         paddleq.quant_post_dynamic(folder, out)
     assert not os.path.exists(out)

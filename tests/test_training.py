@@ -240,7 +240,7 @@ def test_ptq_accuracy_on_digits(digits):
     x, y = (paddle.to_tensor(value) for value in digits.train)
     optimizer = paddle.optimizer.Adam(1e-2, parameters=net.parameters())
     net.train()
-    for epoch in range(6):
+    for _ in range(6):
         for i in range(0, len(x), 64):
             F.cross_entropy(net(x[i:i + 64]), y[i:i + 64]).backward()
             optimizer.step()

@@ -75,7 +75,7 @@ def calibrate(model, loader, batch_num=None, desc="calibrating"):
 
 def model_inputs(model, batch):
     """(args, kwargs) with which ``model`` is called for one batch."""
-    parameters = [p for p in inspect.signature(model.forward).parameters.values()]
+    parameters = list(inspect.signature(model.forward).parameters.values())
     if isinstance(batch, dict):
         names = {p.name for p in parameters}
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)

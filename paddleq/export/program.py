@@ -81,7 +81,7 @@ class Program:
     def _save(self, model_path, params_path):
         folder = os.path.dirname(os.path.abspath(model_path))
         os.makedirs(folder, exist_ok=True)
-        dtypes = {name: "bfloat16" for name in self._bfloat16}
+        dtypes = dict.fromkeys(self._bfloat16, "bfloat16")
         # A folder of its own on the same file system: whatever happens, it goes as a whole.
         with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as beside:
             new_model, new_params = (os.path.join(beside, n) for n in ("model", "params"))

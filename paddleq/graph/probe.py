@@ -103,8 +103,7 @@ def find_pairs(model, run):
         else:
             pairs.refused[pair] = reason
     calls.outputs.clear()
-    for producer, norm, pair in _exclusive(candidates, run, reference):
-        pairs.found.append(pair)
+    pairs.found = [pair for _, _, pair in _exclusive(candidates, run, reference)]
     for _, _, pair in candidates:
         if pair not in pairs.found:
             pairs.refused[pair] = (f"the output of {pair[0]} feeds something besides {pair[1]}, "

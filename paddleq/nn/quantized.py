@@ -124,9 +124,9 @@ def _is_float(x):
 def quantized_class(base):
     """The quantized subclass of a float layer class (one for each class)."""
     if base not in _CLASSES:
-        cls = type("Quantized" + base.__name__, (QuantizedLayer, base),
-                   {"_paddleq_float_class": base, "forward": _forward_like(base), "__doc__": f"Quantized {base.__name__}.",
-                    "__module__": __name__})
+        cls = type("Quantized" + base.__name__, (QuantizedLayer, base), {
+            "_paddleq_float_class": base, "forward": _forward_like(base),
+            "__doc__": f"Quantized {base.__name__}.", "__module__": __name__})
         _CLASSES[base] = cls
         _count_flops_like(cls, base)
         _keep_from_bytecode_translation(cls)
