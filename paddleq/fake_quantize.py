@@ -108,14 +108,14 @@ class FakeQuantize(nn.Layer):
                 self._refuse_non_finite(x)
             if self.observer.online:
                 threshold = self.observer.observe_and_measure(x)
-                self._store(self.observer.threshold())
+                self._store(self.observer.threshold() if self.observer.track_batch else threshold)
             else:
                 self.observer.observe(x)
             if not self.fake_quant_enabled:
                 return x
         elif not self.fake_quant_enabled or not self._usable():
             return x
-        return fake_quantize(x, threshold, self.spec, idle=idle)
+        return fake_quantize(x, threshold, self.spec, idle=idle, exact=not self.training)
 
     def clipped(self, x, bound):
         """As :meth:`forward` outside of training, with a threshold of at most ``bound``."""

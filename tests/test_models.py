@@ -26,16 +26,16 @@ pytestmark = pytest.mark.slow
 MODELS = {
     "LeNet": (models.LeNet, 1, 28, 100),
     "AlexNet": (models.alexnet, 3, 224, 25),
-    "VGG11": (models.vgg11, 3, 32, 50),
+    "VGG11": (models.vgg11, 3, 32, 15),
     "MobileNetV1": (models.mobilenet_v1, 3, 64, 60),
     "MobileNetV2": (models.mobilenet_v2, 3, 64, 60),
     "MobileNetV3-small": (models.mobilenet_v3_small, 3, 64, 60),
     "ResNet18": (models.resnet18, 3, 32, 60),
-    "ResNet50": (models.resnet50, 3, 32, 60),
+    "ResNet50": (models.resnet50, 3, 32, 40),
     "SqueezeNet": (models.squeezenet1_1, 3, 64, 100),
     "ShuffleNetV2": (models.shufflenet_v2_x1_0, 3, 64, 60),
-    "DenseNet121": (models.densenet121, 3, 32, 60),
-    "GoogLeNet": (models.googlenet, 3, 224, 20),
+    "DenseNet121": (models.densenet121, 3, 32, 40),
+    "GoogLeNet": (models.googlenet, 3, 224, 8),
 }
 CALIBRATION_STEPS = 10
 
@@ -120,7 +120,11 @@ def test_exported_equals_simulated(name, method, tmp_path):
     expected, x = export_both(name, method, path)
     assert np.isfinite(expected).all() and expected.std(axis=0).max() > 0
     assert relative_error(paddle_inference(path, [x])[0], expected) <= 1e-4
-    assert relative_error(openvino(path, [x])[0], expected) <= 1e-2
+    # OpenVINO adds in another order, and a value on a rounding border may move one step. What that
+    # does to this net is what Paddle Inference does to it when it fuses float operators, which
+    # changes the order too.
+    reordered = relative_error(paddle_inference(path, [x], ir_optim=True)[0], expected)
+    assert relative_error(openvino(path, [x])[0], expected) <= max(1e-2, 3 * reordered)
     if paddle.__version__.startswith("2.6"):
         # Paddle 3's jit.load does not see a .pdmodel.
         loaded = paddle.jit.load(path)
@@ -141,7 +145,7 @@ def main():
     warnings.simplefilter("ignore")
     print(f"Paddle {paddle.__version__}; relative L2 distance to the simulated model")
     print(f"{'model':20}{'method':8}{'Inference, as is':>18}{'int8':>10}{'OpenVINO':>12}"
-          f"{'its int8':>12}")
+          f"{'its int8':>12}{'Inference, fused float':>24}")
     for name in sys.argv[1:] or MODELS:
         for method in ("qat", "ptq"):
             with tempfile.TemporaryDirectory() as folder:
@@ -149,8 +153,11 @@ def main():
                 plain = relative_error(paddle_inference(f"{folder}/m", [x])[0], expected)
                 int8 = _int8_error(f"{folder}/m", x, expected)
                 vino = relative_error(openvino(f"{folder}/m", [x])[0], expected)
+                fused = relative_error(
+                    paddle_inference(f"{folder}/m", [x], ir_optim=True)[0], expected)
                 fast = relative_error(openvino(f"{folder}/m", [x], as_is=False)[0], expected)
-            print(f"{name:20}{method:8}{plain:18.2e}{int8:10.4f}{vino:12.2e}{fast:12.2e}",
+            print(f"{name:20}{method:8}{plain:18.2e}{int8:10.4f}{vino:12.2e}{fast:12.2e}"
+                  f"{fused:24.2e}",
                   flush=True)
 
 

@@ -5,6 +5,7 @@ from paddle import nn
 
 from ..errors import CalibrationError
 from ..functional import EPS, abs_max
+from ..functional.numerics import as_dtype
 from ..spec import QuantSpec
 
 
@@ -21,6 +22,8 @@ class Observer(nn.Layer):
     Attributes:
         online: the threshold is cheap and meaningful after each batch, so that training can
             use it as it moves. False for histograms, whose threshold is searched once.
+        track_batch: a batch is quantized with its own threshold while training, with the stored
+            one afterwards.
         dynamic: there is nothing to remember: the threshold is a property of each tensor
             (a weight's largest magnitude).
 
@@ -35,6 +38,7 @@ class Observer(nn.Layer):
 
     online = True
     dynamic = False
+    track_batch = False
 
     def __init__(self, spec=None, channels=None):
         super().__init__()
@@ -105,9 +109,9 @@ class Observer(nn.Layer):
         # is what turns a buffer into a variable of the traced program.)
         buffer = getattr(self, name)
         if buffer.shape == value.shape or not paddle.in_dynamic_mode():
-            paddle.assign(value.astype(buffer.dtype), buffer)
+            paddle.assign(as_dtype(value, buffer.dtype), buffer)
         else:
-            self._buffers[name] = value.astype(buffer.dtype)
+            self._buffers[name] = as_dtype(value, buffer.dtype)
 
     def _abs_max(self, x):
         return abs_max(x, self.spec)
@@ -118,4 +122,4 @@ class Observer(nn.Layer):
 
     @staticmethod
     def _floored(threshold):
-        return threshold.astype("float32").clip(min=EPS)
+        return as_dtype(threshold, paddle.float32).clip(min=EPS)

@@ -4,6 +4,7 @@ import paddle
 
 from .._checks import check_float, check_int, wrong_value
 from ..functional import histogram, kl
+from ..functional.numerics import as_dtype
 from ..spec import PerTensor
 from .base import Observer
 
@@ -44,8 +45,8 @@ class HistogramObserver(Observer):
         self._float_buffer("hist", [self.bins], dtype="float64")
 
     def _update(self, x):
-        x = x.astype("float32")
-        if not x.size:
+        x = as_dtype(x, paddle.float32)
+        if 0 in x.shape:
             return
         largest = paddle.maximum(x.max(), -x.min()).item()
         if largest > 0.0:

@@ -2,6 +2,7 @@
 
 import paddle
 
+from ..functional.numerics import as_dtype
 from .base import Observer
 
 
@@ -23,7 +24,7 @@ class MinMaxObserver(Observer):
         self._float_buffer("max")
 
     def _update(self, x):
-        x = x.astype("float32")
+        x = as_dtype(x, paddle.float32)
         axis = self.spec.channel_axis
         if axis is None:
             low, high = x.min().reshape([1]), x.max().reshape([1])

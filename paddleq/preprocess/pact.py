@@ -8,6 +8,7 @@ from paddle.autograd import PyLayer
 
 from .._checks import check_float
 from ..functional import EPS
+from ..functional.numerics import as_dtype
 
 
 class _Clip(PyLayer):
@@ -72,13 +73,13 @@ class PACT(nn.Layer):
     def forward(self, x):
         """Clipped ``x``, same shape and dtype."""
         dtype = x.dtype
-        x = x.astype("float32")
+        x = as_dtype(x, paddle.float32)
         if paddle.in_dynamic_mode():
             clipped = _Clip.apply(x, self.alpha, self.alpha.item())
         else:
             relu = nn.functional.relu
             clipped = x - relu(x - self.alpha) + relu(-self.alpha - x)
-        return clipped.astype(dtype)
+        return as_dtype(clipped, dtype)
 
     def clip_or_pass(self, x):
         """(clipped x, None), or (x itself, alpha) where alpha clips nothing.
