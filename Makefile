@@ -10,8 +10,8 @@ BIN := .venv/bin
 STAMP := installed.stamp
 DEFAULT := not slow and not lite and not paddle26
 
-.PHONY: help demo test test-slow test-lite test-2.6 lint bench bench-2.6 env env-2.6 env-3.3 \
-	lite-env clean
+.PHONY: help demo test test-slow test-lite test-2.6 test-slow-2.6 lint bench bench-2.6 \
+	env env-2.6 env-3.3 lite-env clean
 
 help:
 	@echo "make demo | test | lint | bench | lite-env | clean   (README.md says what each does)"
@@ -30,6 +30,9 @@ test-slow: env
 test-lite: env lite-env
 	OMP_NUM_THREADS=$(THREADS) PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
 		$(BIN)/python -m pytest -q -m lite
+
+test-slow-2.6: env-2.6
+	OMP_NUM_THREADS=$(THREADS) .venv-2.6/bin/python -m pytest -q -m "slow and not lite"
 
 # The default suite, and what compares with the classes that ship in Paddle 2.6.2.
 test-2.6: env-2.6

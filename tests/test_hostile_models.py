@@ -114,7 +114,7 @@ class DataDependent(nn.Layer):
 
     def forward(self, x):
         y = x * 2
-        if x.sum() > 0:
+        if x.sum() > 0:  # noqa: SIM108  (a statement, for the tracer to turn into a block)
             y = self.a(y)
         else:
             y = self.b(y) + 1
