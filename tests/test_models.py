@@ -27,8 +27,8 @@ MODELS = {
     "LeNet": (models.LeNet, 1, 28, 100),
     "AlexNet": (models.alexnet, 3, 224, 25),
     "VGG11": (models.vgg11, 3, 32, 15),
-    "MobileNetV1": (models.mobilenet_v1, 3, 64, 60),
-    "MobileNetV2": (models.mobilenet_v2, 3, 64, 60),
+    "MobileNetV1": (models.mobilenet_v1, 3, 64, 100),
+    "MobileNetV2": (models.mobilenet_v2, 3, 64, 100),
     "MobileNetV3-small": (models.mobilenet_v3_small, 3, 64, 60),
     "ResNet18": (models.resnet18, 3, 32, 60),
     "ResNet50": (models.resnet50, 3, 32, 40),
@@ -37,7 +37,7 @@ MODELS = {
     "DenseNet121": (models.densenet121, 3, 32, 40),
     "GoogLeNet": (models.googlenet, 3, 224, 8),
 }
-CALIBRATION_STEPS = 10
+SCALE_STEPS = 25
 
 
 def _first(output):
@@ -95,12 +95,12 @@ def export_both(name, method, path):
         quanter.quantize(net)
         optimizer = paddle.optimizer.SGD(1e-3, parameters=net.parameters())
         net.train()
-        for step in range(CALIBRATION_STEPS):
-            x, y = _batch(name, rng)
-            loss = F.cross_entropy(_first(net(x)), y)
-            if step == 0:
-                loss.backward()
-                optimizer.step()
+        x, y = _batch(name, rng)
+        F.cross_entropy(_first(net(x)), y).backward()
+        optimizer.step()
+        with paddle.no_grad():  # the moving averages start at 1: let them find the range
+            for _ in range(SCALE_STEPS):
+                net(_batch(name, rng)[0])
         net.eval()
     else:
         quanter = paddleq.PTQ()
