@@ -29,7 +29,7 @@ MODELS = {
     "VGG11": (models.vgg11, 3, 32, 15),
     "MobileNetV1": (models.mobilenet_v1, 3, 64, 100),
     "MobileNetV2": (models.mobilenet_v2, 3, 64, 100),
-    "MobileNetV3-small": (models.mobilenet_v3_small, 3, 64, 60),
+    "MobileNetV3-small": (models.mobilenet_v3_small, 3, 64, 150),
     "ResNet18": (models.resnet18, 3, 32, 60),
     "ResNet50": (models.resnet50, 3, 32, 40),
     "SqueezeNet": (models.squeezenet1_1, 3, 64, 100),
