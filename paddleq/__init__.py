@@ -16,15 +16,14 @@ except ImportError as _error:
 from . import errors
 from .engine import calibrate, extra_state_keys, summary
 from .fake_quantize import FakeQuantize, State
-from .frontends.paddleslim import (
-    PTQ,
-    QAT,
+from .frontends.paddleslim import PTQ, QAT
+from .frontends.post_dynamic import quant_post_dynamic
+from .frontends.quantizers import (
     AbsmaxQuantizer,
     HistQuantizer,
     KLQuantizer,
     PerChannelAbsmaxQuantizer,
 )
-from .frontends.post_dynamic import quant_post_dynamic
 from .nn import QuantizableFunction, register_layer
 from .preprocess import PACT
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
