@@ -124,7 +124,7 @@ def test_exported_equals_simulated(name, method, tmp_path):
     # does to this net is what Paddle Inference does to it when it fuses float operators, which
     # changes the order too.
     reordered = relative_error(paddle_inference(path, [x], ir_optim=True)[0], expected)
-    assert relative_error(openvino(path, [x])[0], expected) <= max(1e-2, 3 * reordered)
+    assert relative_error(openvino(path, [x])[0], expected) <= max(1e-2, 5 * reordered)
     if paddle.__version__.startswith("2.6"):
         # Paddle 3's jit.load does not see a .pdmodel.
         loaded = paddle.jit.load(path)
