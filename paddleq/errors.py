@@ -54,3 +54,17 @@ class FormatError(PaddleqError, ValueError):
 
 class DependencyError(PaddleqError, ImportError):
     """A package that the call needs is not installed."""
+
+
+class UnsupportedOperatorError(ExportError):
+    """An operator of the model has no counterpart in the format that was asked for.
+
+    Attributes:
+        operator: its name in PIR.
+        struct_name: the layer that it comes from, as Paddle saved it; None if it did not.
+    """
+
+    def __init__(self, message, operator=None, struct_name=None):
+        super().__init__(message)
+        self.operator = operator
+        self.struct_name = struct_name

@@ -146,13 +146,13 @@ def test_named_files_and_separate_parameters(saved, tmp_path):
     expected = paddle_inference(f"{out}/quantized_model/q", [x.numpy()])[0]
     # The layout before Paddle 2: __model__ and a file for each parameter.
     from paddleq.export import params
-    from paddleq.export.program import _proto
+    from paddleq.export.program import framework_proto
     old = tmp_path / "old"
     old.mkdir()
     program = Program.load(f"{folder}/net.pdmodel", f"{folder}/net.pdiparams")
     (old / "__model__").write_bytes(program.desc.SerializeToString())
     for name, value in program.arrays.items():
-        params.write(str(old / name), {name: value}, {}, _proto())
+        params.write(str(old / name), {name: value}, {}, framework_proto())
     paddleq.quant_post_dynamic(str(old), out + "2")
     np.testing.assert_array_equal(
         paddle_inference(f"{out}2/quantized_model/model", [x.numpy()])[0], expected)

@@ -23,6 +23,10 @@ class Emitter:
         self._names.add(unique)
         return unique
 
+    def taken(self, name):
+        """Whether a variable has this name, or it is kept for one."""
+        return name in self._names
+
     def variable(self, block, name, shape, dtype="float32"):
         """A new variable; returns its name."""
         return self.program.add_variable(block, self.fresh(name), dtype, shape)

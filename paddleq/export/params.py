@@ -21,8 +21,11 @@ def _numpy_dtype(name):
     return np.dtype("uint16" if name == "bfloat16" else name)
 
 
-def read(path, variables, proto):
+def read(path, variables, proto, shapes=None):
     """Read the tensors of ``variables`` (name -> dtype name) from a ``.pdiparams`` file.
+
+    Args:
+        shapes: name -> dimensions that the model has for it, -1 where any will do.
 
     Returns:
         dict name -> numpy array.
@@ -38,7 +41,8 @@ def read(path, variables, proto):
     arrays, at = {}, 0
     try:
         for name in sorted(variables):
-            arrays[name], at = _read_one(data, at, proto)
+            arrays[name], at = _read_one(data, at, proto, variables[name],
+                                         shapes and shapes[name])
     except (struct.error, ValueError, IndexError, KeyError) as error:
         raise FormatError(f"{path} is damaged or belongs to another model: cannot read tensor "
                           f"{name!r}: {error}") from error
@@ -52,7 +56,7 @@ def read(path, variables, proto):
     return arrays
 
 
-def _read_one(data, at, proto):
+def _read_one(data, at, proto, expected, expected_shape):
     version, lod_levels = struct.unpack_from("<IQ", data, at)
     if version != 0:
         raise ValueError(f"tensor version {version}")
@@ -62,12 +66,24 @@ def _read_one(data, at, proto):
         at += 8 + size
     _, length = struct.unpack_from("<Ii", data, at)
     at += 8
+    if length < 0:
+        raise ValueError(f"a description of {length} bytes")
     description = proto.VarType.TensorDesc()
     description.ParseFromString(bytes(data[at:at + length]))
     at += length
-    dtype = _numpy_dtype(DTYPES[description.data_type])
-    shape = tuple(description.dims)
-    count = int(np.prod(shape, dtype=np.int64))
+    dtype, shape = DTYPES[description.data_type], tuple(description.dims)
+    if expected not in (dtype, "?"):
+        raise ValueError(f"it is {dtype} there and {expected} in the model")
+    if expected_shape is not None and (len(shape) != len(expected_shape) or any(
+            want not in (-1, have) for want, have in zip(expected_shape, shape))):
+        raise ValueError(f"its shape is {shape} there and {tuple(expected_shape)} in the model")
+    dtype, count = _numpy_dtype(dtype), 1
+    for size in shape:
+        if size < 0:
+            raise ValueError(f"its shape is {shape}")
+        count *= size
+    if count * dtype.itemsize > len(data) - at:
+        raise ValueError(f"its shape {shape} is larger than what is left of the file")
     array = np.frombuffer(data, dtype, count, at).reshape(shape)
     return array, at + array.nbytes
 

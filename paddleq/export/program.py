@@ -7,11 +7,24 @@ from ..errors import ExportError, FormatError
 from . import params
 
 # paddle.framework.proto.AttrType
-_INT, _FLOAT, _STRING, _INTS, _STRINGS, _BOOLEAN, _LONG = 0, 1, 2, 3, 5, 6, 9
-_DENSE_TENSOR = 7
+_INT, _FLOAT, _STRING, _INTS, _FLOATS, _STRINGS, _BOOLEAN, _BOOLEANS = range(8)
+_BLOCK, _LONG, _LONGS, _FLOAT64S, _SCALARS = 8, 9, 11, 12, 17
+# Type -> its number and the field of an attribute that holds it.
+_FIELDS = {"int": (_INT, "i"), "long": (_LONG, "l"), "float": (_FLOAT, "f"),
+           "str": (_STRING, "s"), "bool": (_BOOLEAN, "b"), "ints": (_INTS, "ints"),
+           "longs": (_LONGS, "longs"), "floats": (_FLOATS, "floats"),
+           "float64s": (_FLOAT64S, "float64s"), "bools": (_BOOLEANS, "bools"),
+           "strs": (_STRINGS, "strings")}
+_SCALAR_FIELDS = {bool: (1, "b"), int: (2, "i"), float: (3, "r")}
+# paddle.framework.proto.VarType.Type
+_DENSE_TENSOR, _FEEDS, _FETCHES, _STEP_SCOPES, _TENSOR_ARRAY = 7, 9, 10, 11, 13
+_KINDS = {"tensor": _DENSE_TENSOR, "array": _TENSOR_ARRAY, "feeds": _FEEDS,
+          "fetches": _FETCHES, "scopes": _STEP_SCOPES}
+_VERSION = 2006002  # of Paddle, whose format a new program is in
 
 
-def _proto():
+def framework_proto():
+    """Paddle's protobuf classes."""
     from paddle.base.proto import framework_pb2
     return framework_pb2
 
@@ -42,7 +55,7 @@ class Program:
         Raises:
             FormatError: a file is missing, is damaged, or is not of this kind.
         """
-        proto = _proto()
+        proto = framework_proto()
         if not os.path.isfile(model_path):
             raise FormatError(f"there is no file {model_path}")
         desc = proto.ProgramDesc()
@@ -85,34 +98,59 @@ class Program:
         # A folder of its own on the same file system: whatever happens, it goes as a whole.
         with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as beside:
             new_model, new_params = (os.path.join(beside, n) for n in ("model", "params"))
-            params.write(new_params, self.arrays, dtypes, _proto())
+            params.write(new_params, self.arrays, dtypes, framework_proto())
             with open(new_model, "wb") as file:
                 file.write(self.desc.SerializeToString())
             os.makedirs(os.path.dirname(os.path.abspath(params_path)), exist_ok=True)
             os.replace(new_params, params_path)
             os.replace(new_model, model_path)
 
+    @classmethod
+    def empty(cls):
+        """A program that does nothing yet, with the variables of its feeds and fetches."""
+        desc = framework_proto().ProgramDesc()
+        desc.version.version = _VERSION
+        block = desc.blocks.add()
+        block.idx, block.parent_idx, block.forward_block_idx = 0, -1, -1
+        program = cls(desc, {})
+        for name, kind in (("feed", "feeds"), ("fetch", "fetches")):
+            program.add_variable(block, name, None, None, persistable=True, kind=kind)
+        return program
+
+    def add_block(self, parent):
+        """A block inside of another."""
+        block = self.desc.blocks.add()
+        block.idx, block.parent_idx, block.forward_block_idx = (
+            len(self.desc.blocks) - 1, parent.idx, -1)
+        return block
+
     def variables(self):
         """Name -> VarDesc of the main block."""
         return {var.name: var for var in self.desc.blocks[0].vars}
 
-    def add_parameter(self, name, array):
-        """Add a persistable variable that holds ``array``; returns its name."""
+    def add_parameter(self, name, array, dtype=None):
+        """Add a persistable variable that holds ``array``; returns its name.
+
+        ``dtype`` is for what numpy cannot say (bfloat16).
+        """
         self.arrays[name] = array
-        self.add_variable(self.desc.blocks[0], name, array.dtype.name, array.shape,
+        if dtype == "bfloat16":
+            self._bfloat16.add(name)
+        self.add_variable(self.desc.blocks[0], name, dtype or array.dtype.name, array.shape,
                           persistable=True)
         return name
 
-    def add_variable(self, block, name, dtype, shape, persistable=False):
-        """Add a variable to a block."""
+    def add_variable(self, block, name, dtype, shape, persistable=False, kind="tensor"):
+        """Add a variable to a block: a tensor, or another kind of ``_KINDS``."""
         var = block.vars.add()
         var.name = name
-        var.type.type = _DENSE_TENSOR
-        tensor = _tensor(var)
-        tensor.data_type = params.CODES[dtype]
-        tensor.dims.extend(shape)
+        var.type.type = _KINDS[kind]
+        if kind in ("tensor", "array"):
+            tensor = _tensor(var)
+            tensor.data_type = params.CODES[dtype]
+            tensor.dims.extend(shape)
         var.persistable = persistable
-        var.is_parameter = persistable
+        var.is_parameter = persistable and kind == "tensor"
         var.stop_gradient = persistable
         return name
 
@@ -141,6 +179,8 @@ class Program:
 def _tensor(var):
     """TensorDesc of a variable; Paddle 3 renamed the field that holds it, not its number."""
     kind = var.type
+    if kind.type == _TENSOR_ARRAY:
+        return kind.tensor_array.tensor
     holder = kind.dense_tensor if hasattr(kind, "dense_tensor") else kind.lod_tensor
     return holder.tensor
 
@@ -187,22 +227,43 @@ def set_attribute(op, name, value):
     else:
         attr = op.attrs.add()
         attr.name = name
-    if isinstance(value, bool):
-        attr.type, attr.b = _BOOLEAN, value
-    elif isinstance(value, int):
-        attr.type, attr.i = _INT, value
-    elif isinstance(value, float):
-        attr.type, attr.f = _FLOAT, value
-    elif isinstance(value, str):
-        attr.type, attr.s = _STRING, value
+    kinds = {bool: "bool", int: "int", float: "float", str: "str"}
+    _fill(attr, kinds.get(type(value), "strs"), value)
+
+
+def set_typed_attribute(op, name, kind, value):
+    """Add an attribute of a type in ``_FIELDS``, or ``scalars``."""
+    attr = op.attrs.add()
+    attr.name = name
+    _fill(attr, kind, value)
+
+
+def set_block(op, name, index):
+    """Add an attribute that names a block."""
+    attr = op.attrs.add()
+    attr.name, attr.type, attr.block_idx = name, _BLOCK, index
+
+
+def _fill(attr, kind, value):
+    if kind == "scalars":
+        attr.type = _SCALARS
+        for number in value:
+            code, field = _SCALAR_FIELDS[type(number)]
+            scalar = attr.scalars.add()
+            scalar.type = code
+            setattr(scalar, field, number)
+        return
+    attr.type, field = _FIELDS[kind]
+    if isinstance(value, (list, tuple)):
+        del getattr(attr, field)[:]
+        getattr(attr, field).extend(value)
     else:
-        attr.type = _STRINGS
-        attr.strings.extend(value)
+        setattr(attr, field, value)
 
 
 def make_op(kind, ins, outs, **attributes):
     """A new OpDesc with the attributes that every op of a saved program has."""
-    op = _proto().OpDesc()
+    op = framework_proto().OpDesc()
     op.type = kind
     for entries, slots in ((op.inputs, ins), (op.outputs, outs)):
         for slot, names in slots.items():

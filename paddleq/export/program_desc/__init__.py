@@ -1,0 +1,5 @@
+"""PIR programs (``.json``) as ProgramDescs (``.pdmodel``)."""
+
+from .reader import from_pir, to_program_desc
+
+__all__ = ["from_pir", "to_program_desc"]

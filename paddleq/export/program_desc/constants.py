@@ -1,0 +1,70 @@
+"""Constants of a PIR program: in the legacy format most of them are attributes."""
+
+import math
+from dataclasses import dataclass
+
+from .attributes import op
+
+
+@dataclass
+class Constant:
+    """A tensor that is known before the program runs.
+
+    Attributes:
+        value: what it is in the PIR program.
+        dtype: element type.
+        shape: dimensions.
+        numbers: one number for all elements, or one for each.
+        place: where its operator goes if one is needed.
+    """
+
+    value: object
+    dtype: str
+    shape: list
+    numbers: list
+    place: object
+    each: bool = False  # whether ``numbers`` has one number for each element
+
+    @property
+    def kind(self):
+        """The legacy operator that makes it."""
+        return "assign_value" if self.each else "fill_constant"
+
+    def op(self, name):
+        """The legacy operator that puts it into the variable ``name``."""
+        if self.each:
+            return assign_value(name, self.dtype, self.shape, self.numbers)
+        return fill_constant(name, self.dtype, self.shape, self.numbers[0])
+
+
+def fill_constant(name, dtype, shape, number, ins=None, as_text=True):
+    """An operator that fills a tensor with one number."""
+    # The text is exact where a float32 is not.
+    text = _text(number, dtype) if as_text else ""
+    number = float(number)
+    if math.isfinite(number) and abs(number) > 3.4028234663852886e38:
+        number = math.copysign(math.inf, number)
+    return op("fill_constant", ins or {}, {"Out": [name]}, [
+        ("shape", "longs", shape), ("dtype", "dtype", dtype), ("value", "float", number),
+        ("str_value", "str", text), ("force_cpu", "bool", False), ("place_type", "int", -1)])
+
+
+def _text(number, dtype):
+    if math.isnan(number):
+        return "nan"
+    if math.isinf(number):
+        return "inf" if number > 0 else "-inf"
+    if dtype == "bool":
+        return str(int(bool(number)))
+    return repr(float(number)) if dtype.startswith(("float", "bfloat")) else str(int(number))
+
+
+def assign_value(name, dtype, shape, numbers):
+    """An operator that fills a tensor with a number for each element."""
+    slots = {"bool": ("bool_values", "ints", int), "float32": ("fp32_values", "floats", float),
+             "float64": ("fp64_values", "float64s", float),
+             "int32": ("int32_values", "ints", int), "int64": ("int64_values", "longs", int)}
+    values = [("shape", "ints", shape), ("dtype", "dtype", dtype)]
+    for each, (slot, kind, read) in slots.items():
+        values.append((slot, kind, [read(number) for number in numbers] if each == dtype else []))
+    return op("assign_value", {}, {"Out": [name]}, values)

@@ -1,0 +1,341 @@
+"""From a PIR program to a ProgramDesc, operation by operation."""
+
+from dataclasses import dataclass
+from typing import List
+
+from ...errors import ExportError, FormatError, UnsupportedOperatorError
+from ..emit import Emitter
+from ..program import Program, make_op
+from . import attributes
+from .constants import Constant
+from .pir import Value
+from .rows import Input
+
+# What Paddle notes about an operation and what no runtime reads.
+IGNORED = {"struct_name", "op_callstack", "place", "op_role", "op_dist_attr", "op_namescope",
+           "chunk_id", "symbol", "stop_gradient", "persistable", "origin_id", "comp_op_name"}
+
+
+@dataclass
+class Place:
+    """Where an operator goes that may or may not be needed later on."""
+
+    block: object
+    ops: List[object]
+
+
+class Scope:
+    """A block that is being written: its description, and its operators so far."""
+
+    def __init__(self, desc):
+        self.desc = desc
+        self.ops = []
+
+    def placeholder(self):
+        """A list in the place of the next operator; what it will hold, comes here."""
+        later = []
+        self.ops.append(later)
+        return Place(self, later)
+
+    def finish(self):
+        """Move the operators into the description."""
+        for entry in self.ops:
+            self.desc.ops.extend(entry if isinstance(entry, list) else [entry])
+
+
+class Converter:
+    """Writes one program.
+
+    Attributes:
+        program: the :class:`~paddleq.export.program.Program` that is being written.
+        scope: the block that is being written.
+    """
+
+    def __init__(self, parameters, rows, specials):
+        self.program = Program.empty()
+        for name, (array, dtype) in parameters.items():
+            self.program.add_parameter(name, array, dtype)
+        self.emit = Emitter(self.program)
+        self.inputs = 0
+        self.rows, self.specials = rows, specials
+        self.scope = Scope(self.program.desc.blocks[0])
+        self.names = {}  # value -> variable
+        self.types = {}  # value -> Value
+        self.lists = {}  # value that is a list -> values in it
+        self.constants = {}  # value -> Constant, not written yet
+        self.wanted = {}  # value -> name that the variable shall have
+        self.uses = {}  # value -> how many operands still to come name it
+        self.made = 0
+
+    def run(self, pir):
+        """Write the program of ``pir``."""
+        self._count_uses(pir.block)
+        self._reserve_fetches(pir.block)
+        self.block(pir.block)
+        self.scope.finish()
+        return self.program
+
+    def open_block(self):
+        """A block inside of the one that is being written."""
+        return Scope(self.program.add_block(self.scope.desc))
+
+    def add_input(self, name):
+        """The operator that takes the next input of the model."""
+        self.write(make_op("feed", {"X": "feed"}, {"Out": name}, col=self.inputs))
+        self.inputs += 1
+
+    def block(self, block):
+        """Write the operations of a block into the scope that is open."""
+        for operation in block.operations:
+            try:
+                self.operation(operation)
+            except FormatError as error:
+                raise FormatError(f"{operation.place}: {error}") from error
+
+    def operation(self, operation):
+        """Write one operation."""
+        for number in operation.operands:
+            self.uses[number] -= 1
+        special = self.specials.get(operation.name)
+        if special is not None:
+            special(self, operation)
+            return
+        name, row = operation.name, self.rows.get(operation.name)
+        in_place = row is None and name.endswith("_") and name[:-1] in self.rows
+        if in_place:
+            row = self.rows[name[:-1]]
+        if row is None:
+            raise self.unsupported(operation, "is not in paddleq's operator table")
+        self.by_row(operation, row, in_place)
+
+    def unsupported(self, operation, why):
+        """The error for an operation that cannot be converted."""
+        where = operation.attributes.get("struct_name")
+        where = where.value if where else None
+        return UnsupportedOperatorError(
+            f"the operator {operation.name}{f' in {where}' if where else ''} {why}; see the page "
+            "on .pdmodel from PIR in the documentation for what converts and how to add an "
+            "operator", operation.name, where)
+
+    # Values
+
+    def define(self, value, name, block=None):
+        """Make a variable for a value; returns the variable's name."""
+        name = self.wanted.pop(value.number, None) or self.emit.fresh(name)
+        self.names[value.number] = name
+        self.types[value.number] = value
+        self.program.add_variable(block or self.scope.desc, name, value.dtype, value.shape or [],
+                                  kind="array" if value.array else "tensor")
+        return name
+
+    def define_list(self, value, name):
+        """Make variables for the values in a list; returns their names."""
+        keys = [(value.number, i) for i in range(len(value.elements))]
+        self.lists[value.number] = keys
+        return [self.define(Value(key, element.dtype, element.shape), f"{name}.{i}")
+                for i, (key, element) in enumerate(zip(keys, value.elements))]
+
+    def bind(self, value, name):
+        """Let a value live in a variable that exists."""
+        self.names[value.number] = name
+        self.types[value.number] = value
+
+    def alias(self, new, old):
+        """Make value ``new`` the same as ``old``."""
+        for table in (self.names, self.types, self.lists, self.constants):
+            if old in table:
+                table[new] = table[old]
+
+    def constant(self, value, dtype, shape, numbers):
+        """Note a constant; it is written only if an operator needs it as a tensor."""
+        self.types[value.number] = value
+        self.constants[value.number] = Constant(value, dtype, shape, numbers,
+                                                self.scope.placeholder())
+
+    def name_of(self, number):
+        """The variable that holds a value."""
+        if number in self.names:
+            return self.names[number]
+        if number in self.constants:
+            constant = self.constants[number]
+            place = constant.place
+            name = self.define(constant.value, constant.kind, place.block.desc)
+            place.ops.append(constant.op(name))
+            return name
+        if number in self.lists:
+            raise FormatError(f"the value {number} is a list where a tensor is expected")
+        raise FormatError(f"the value {number} is empty where a tensor is expected")
+
+    def names_of(self, number):
+        """The variables that hold the values in a list."""
+        if number not in self.lists:
+            return [self.name_of(number)]
+        return [self.name_of(each) for each in self.lists[number]]
+
+    def numbers(self, number):
+        """The Python numbers of a constant, or of a list of constants; None if it is computed."""
+        if number in self.constants:
+            return self.constants[number].numbers
+        if number in self.lists:
+            parts = [self.numbers(each) for each in self.lists[number]]
+            if all(part is not None and len(part) == 1 for part in parts):
+                return [part[0] for part in parts]
+        return None
+
+    def temporary(self, kind, dtype, shape):
+        """A new variable that no value of the PIR program stands for."""
+        return self.emit.variable(self.scope.desc, f"{kind}.{self.next()}", shape, dtype)
+
+    def next(self):
+        """A number for the next operator's variables."""
+        self.made += 1
+        return self.made - 1
+
+    def write(self, op):
+        """Add an operator to the block that is being written."""
+        self.scope.ops.append(op)
+
+    # Rows
+
+    def by_row(self, operation, row, in_place=False):
+        """Write one operation as its row says."""
+        given = dict(operation.attributes)
+        ins, values = self._inputs(operation, row, given)
+        values += attributes.of_row(row, given, operation)
+        hook = attributes.HOOKS.get(row.pir)
+        if hook is not None:
+            values = hook(self, operation, values)
+        left = set(given) - IGNORED
+        if left:
+            raise self.unsupported(operation, f"has attributes that its row does not know: "
+                                              f"{', '.join(sorted(left))}")
+        outs = self._outputs(operation, row, in_place)
+        self.write(attributes.op(row.legacy, ins, outs, values))
+
+    def _inputs(self, operation, row, given):
+        operands, ins, values = list(operation.operands), {}, []
+        self.operand_of = {}
+        for slot in row.inputs:
+            if slot.pir in given:  # an attribute in this version of Paddle, an operand in others
+                values.append((slot.legacy, slot.type, attributes.plain(given.pop(slot.pir))))
+                continue
+            if not operands:
+                if slot.optional:
+                    continue
+                raise FormatError(f"the operand {slot.pir!r} is missing")
+            number = operands.pop(0)
+            self.operand_of[slot.pir] = number
+            if slot.legacy == "-" or number == 0 and slot.optional:
+                continue
+            if number == 0:
+                raise FormatError(f"the operand {slot.pir!r} is empty")
+            if slot.type is None:
+                ins[slot.legacy] = (self.names_of(number) if slot.many
+                                    else [self.name_of(number)])
+            else:
+                self._constant_input(operation, slot, number, ins, values)
+        if any(operands):
+            raise FormatError(f"has {len(operation.operands)} operands, more than its row knows")
+        return ins, values
+
+    def _constant_input(self, operation, slot: Input, number, ins, values):
+        numbers = self.numbers(number)
+        if numbers is not None:
+            values.append((slot.legacy, slot.type, numbers))
+            return
+        several = slot.type in ("ints", "longs", "floats")
+        parts = self.lists.get(number)
+        if parts is not None and slot.tensors:
+            ins[slot.tensors] = [self.name_of(each) for each in parts]
+            values.append((slot.legacy, slot.type, self._partly_known(parts)))
+        elif parts is None and slot.tensor:
+            ins[slot.tensor] = [self.name_of(number)]
+            if several:
+                values.append((slot.legacy, slot.type, self._unknown(operation, number)))
+        else:
+            raise self.unsupported(operation, f"has a computed {slot.pir!r}, which the legacy "
+                                              "operator only takes as a number")
+
+    def _partly_known(self, parts):
+        known = [self.numbers(each) for each in parts]
+        return [-1 if each is None else each[0] for each in known]
+
+    def _unknown(self, operation, number):
+        shape = self.types[number].shape
+        return [-1] * shape[0] if shape and shape[0] > 0 else []
+
+    def _outputs(self, operation, row, in_place):
+        outs, label = {}, f"{row.legacy}_{self.next()}.tmp"
+        results = list(operation.results)
+        for i, slot in enumerate(row.outputs):
+            if not slot.pir:
+                outs[slot.legacy] = [self._extra(operation, label, i)]
+                continue
+            if not results:
+                continue  # older versions had fewer, or this one is not made
+            value = results.pop(0)
+            if value.number == 0 or slot.legacy == "-":
+                continue
+            alias = slot.alias
+            if in_place and i == 0 and self.uses[operation.operands[0]] > 0:
+                alias = row.inputs[0].pir  # what reads the operand later must see the change
+            if alias is not None:
+                self.bind(value, self.name_of(self.operand_of[alias]))
+                outs[slot.legacy] = [self.names[value.number]]
+            elif slot.many:
+                outs[slot.legacy] = self.define_list(value, f"{label}_{i}")
+            elif value.dtype is None:
+                raise FormatError(f"the result {slot.pir!r} is a list")
+            else:
+                outs[slot.legacy] = [self.define(value, f"{label}_{i}")]
+        return outs
+
+    def _extra(self, operation, label, i):
+        """XShape: the legacy operator's note of the shape before; nothing reads it here."""
+        source = self.types[operation.operands[0]]
+        return self.emit.variable(self.scope.desc, f"{label}_{i}", [0, *(source.shape or [])],
+                                  source.dtype)
+
+    # Before the first operation
+
+    def _count_uses(self, block):
+        for operation in block.operations:
+            for number in operation.operands:
+                self.uses[number] = self.uses.get(number, 0) + 1
+            for each in operation.blocks:
+                self._count_uses(each)
+
+    def _reserve_fetches(self, block):
+        """Let what is fetched have the name of its fetch."""
+        for operation in block.operations:
+            if operation.name != "fetch":
+                continue
+            name = attributes.text(operation, "name")
+            if name in self.wanted.values():
+                raise FormatError(f"two outputs have the name {name!r}")
+            number = operation.operands[0] if operation.operands else 0
+            if number not in self.wanted and not self.emit.taken(name):
+                self.emit.fresh(name)
+                self.wanted[number] = name
+
+
+def convert(pir, parameters, rows, specials) -> Program:
+    """The :class:`~paddleq.export.program.Program` that computes what ``pir`` does.
+
+    Args:
+        pir: a :class:`~.pir.PirProgram`.
+        parameters: name -> (array, dtype name).
+        rows: the operator table, PIR name -> :class:`~.rows.Row`.
+        specials: PIR name -> function that writes it.
+
+    Raises:
+        FormatError: the PIR program contradicts itself.
+        UnsupportedOperatorError: an operation has no legacy counterpart.
+    """
+    try:
+        return Converter(parameters, rows, specials).run(pir)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, (FormatError, ExportError)):
+            raise
+        raise FormatError(f"the program contradicts itself: {type(error).__name__}: "
+                          f"{error}") from error

@@ -1,0 +1,309 @@
+"""Operations that do not become one legacy operator each."""
+
+from ...errors import FormatError
+from . import control_flow
+from .attributes import get, op, plain, text
+from .constants import assign_value, fill_constant
+
+_FLAT = ("float32", "float64", "int32", "int64", "bool")  # what assign_value can hold
+
+
+def _parameter(converter, operation):
+    (value,) = operation.results
+    name = text(operation, "name")
+    if name in converter.program.arrays:
+        converter.bind(value, name)
+    # A reader of one that is not stored (rnn's dropout state is declared so) finds it empty.
+
+
+def _data(converter, operation):
+    (value,) = operation.results
+    name = text(operation, "name")
+    if converter.emit.taken(name):
+        raise FormatError(f"the name {name!r} of an input is taken")
+    converter.emit.variable(converter.scope.desc, name, value.shape or [], value.dtype)
+    converter.bind(value, name)
+    converter.add_input(name)
+
+
+def _fetch(converter, operation):
+    (number,), wanted = operation.operands, text(operation, "name")
+    name = converter.name_of(number)
+    if name != wanted:
+        # The value has another name already: an input, a parameter, or fetched twice.
+        source = converter.types[number]
+        copy = converter.wanted.pop(number, None) or converter.emit.fresh(wanted)
+        converter.program.add_variable(converter.scope.desc, copy, source.dtype,
+                                       source.shape or [])
+        converter.write(op("assign", {"X": [name]}, {"Out": [copy]}, []))
+        name = copy
+    converter.write(op("fetch", {"X": [name]}, {"Out": ["fetch"]},
+                       [("col", "int", get(operation, "col", int))]))
+
+
+def _nothing(converter, operation):
+    """What only names things."""
+
+
+def _combine(converter, operation):
+    converter.lists[operation.results[0].number] = list(operation.operands)
+
+
+def _split_list(converter, operation):
+    (number,) = operation.operands
+    for value, key in zip(operation.results, converter.lists[number]):
+        converter.alias(value.number, key)
+
+
+def _slice_list(converter, operation):
+    (number,) = operation.operands
+    (value,) = operation.results
+    converter.alias(value.number, converter.lists[number][get(operation, "index", int)])
+
+
+def _full(converter, operation):
+    (value,) = operation.results
+    shape = plain(operation.attributes["shape"])
+    converter.constant(value, value.dtype, shape, [plain(operation.attributes["value"])])
+
+
+def _full_int_array(converter, operation):
+    (value,) = operation.results
+    numbers = plain(operation.attributes["value"])
+    converter.constant(value, value.dtype, [len(numbers)], numbers)
+    converter.constants[value.number].each = True
+
+
+def _full_with_tensor(converter, operation):
+    number, shape = operation.operands
+    (value,) = operation.results
+    ins, filled = {}, converter.numbers(number)
+    if filled is None:
+        ins["ValueTensor"] = [converter.name_of(number)]
+        filled = [0.0]
+    known, parts = converter.numbers(shape), converter.lists.get(shape)
+    if known is None and parts is not None:
+        ins["ShapeTensorList"] = [converter.name_of(each) for each in parts]
+    elif known is None:
+        ins["ShapeTensor"] = [converter.name_of(shape)]
+    name = converter.define(value, f"fill_constant_{converter.next()}.tmp")
+    converter.write(fill_constant(name, value.dtype, known or [], filled[0], ins))
+
+
+def _assign_value(converter, operation):
+    (value,) = operation.results
+    shape = plain(operation.attributes["shape"])
+    numbers = plain(operation.attributes["values"])
+    count = 1
+    for size in shape:
+        count *= size
+    if count != len(numbers):
+        raise FormatError(f"has {len(numbers)} values for the shape {shape}")
+    label = f"assign_value_{converter.next()}.tmp"
+    if value.dtype in _FLAT:
+        name = converter.define(value, label)
+        converter.write(assign_value(name, value.dtype, shape, numbers))
+        return
+    flat = converter.temporary(label, "float32", shape)
+    converter.write(assign_value(flat, "float32", shape, numbers))
+    _cast(converter, flat, "float32", converter.define(value, label), value.dtype)
+
+
+def _cast(converter, source, source_type, target, target_type):
+    converter.write(op("cast", {"X": [source]}, {"Out": [target]},
+                       [("in_dtype", "dtype", source_type), ("out_dtype", "dtype", target_type)]))
+
+
+def _cast_op(converter, operation):
+    (number,), (value,) = operation.operands, operation.results
+    _cast(converter, converter.name_of(number), converter.types[number].dtype,
+          converter.define(value, f"cast_{converter.next()}.tmp"), value.dtype)
+
+
+def _shape64(converter, operation):
+    """The legacy operator counts in int32."""
+    (number,), (value,) = operation.operands, operation.results
+    label = f"shape_{converter.next()}.tmp"
+    short = converter.temporary(label, "int32", value.shape)
+    converter.write(op("shape", {"Input": [converter.name_of(number)]}, {"Out": [short]}, []))
+    _cast(converter, short, "int32", converter.define(value, label), "int64")
+
+
+def _arange(converter, operation):
+    """``range`` wants its bounds in the type of its result."""
+    (value,), label = operation.results, f"range_{converter.next()}.tmp"
+    ins = {}
+    for slot, number in zip(("Start", "End", "Step"), operation.operands):
+        ins[slot] = [_bound(converter, number, value.dtype, label)]
+    converter.write(op("range", ins, {"Out": [converter.define(value, label)]}, []))
+
+
+def _bound(converter, number, dtype, label):
+    known = converter.numbers(number)
+    if known is not None:
+        name = converter.temporary(label, dtype, [1])
+        converter.write(fill_constant(name, dtype, [1], known[0]))
+        return name
+    source = converter.types[number]
+    if source.dtype == dtype:
+        return converter.name_of(number)
+    name = converter.temporary(label, dtype, source.shape or [])
+    _cast(converter, converter.name_of(number), source.dtype, name, dtype)
+    return name
+
+
+def _isclose(converter, operation):
+    """The tolerances are texts there."""
+    x, y, *tolerances = operation.operands
+    (value,), values = operation.results, [("equal_nan", "bool",
+                                            plain(operation.attributes["equal_nan"]))]
+    for name, number in zip(("rtol", "atol"), tolerances):
+        known = converter.numbers(number)
+        if known is None:
+            raise converter.unsupported(operation, f"has a computed {name}")
+        values.append((name, "str", repr(float(known[0]))))
+    kind = operation.name
+    target = converter.define(value, f"{kind}_{converter.next()}.tmp")
+    converter.write(op(kind, {"Input": [converter.name_of(x)], "Other": [converter.name_of(y)]},
+                       {"Out": [target]}, values))
+
+
+def _masked_fill(converter, operation):
+    """where(mask, value, x): the value and the mask take the shape of x first."""
+    x, mask, number = operation.operands
+    (result,), source = operation.results, converter.types[x]
+    label = f"masked_fill_{converter.next()}.tmp"
+    if result.shape != source.shape:
+        raise converter.unsupported(operation, "enlarges its input")
+    target = converter.name_of(x)
+    spread = {}
+    for slot, each in (("Condition", mask), ("X", number)):
+        name = converter.temporary(label, converter.types[each].dtype, source.shape or [])
+        converter.write(op("expand_as_v2", {"X": [converter.name_of(each)], "Y": [target]},
+                           {"Out": [name]}, [("target_shape", "ints", source.shape or [])]))
+        spread[slot] = [name]
+    converter.write(op("where", {**spread, "Y": [target]},
+                       {"Out": [converter.define(result, label)]}, []))
+
+
+def _swiglu(converter, operation):
+    """silu(x) * y; without y, the halves of x."""
+    x, y = [*operation.operands, 0][:2]
+    (value,), source = operation.results, converter.types[x]
+    label = f"swiglu_{converter.next()}.tmp"
+    if y:
+        first, second = converter.name_of(x), converter.name_of(y)
+    else:
+        shape = list(value.shape or [])
+        first, second = (converter.temporary(label, source.dtype, shape) for _ in range(2))
+        converter.write(op("split", {"X": [converter.name_of(x)]}, {"Out": [first, second]},
+                           [("num", "int", 2), ("sections", "ints", []), ("axis", "int", -1)]))
+    gate = converter.temporary(label, source.dtype, list(value.shape or []))
+    converter.write(op("silu", {"X": [first]}, {"Out": [gate]}, []))
+    converter.write(op("elementwise_mul", {"X": [gate], "Y": [second]},
+                       {"Out": [converter.define(value, label)]}, [("axis", "int", -1)]))
+
+
+def _set_value(converter, operation):
+    """Constant bounds only: the legacy operator takes computed ones as lists of scalars."""
+    with_tensor = operation.name.startswith("set_value_with_tensor")
+    x, *rest = operation.operands
+    ins, values = {"Input": [converter.name_of(x)]}, []
+    (result,) = operation.results
+    if with_tensor:
+        ins["ValueTensor"] = [converter.name_of(rest.pop(0))]
+    for name, number in zip(("starts", "ends", "steps"), rest):
+        known, parts = converter.numbers(number), converter.lists.get(number)
+        if known is None and parts is not None:
+            ins[f"{name.capitalize()}TensorList"] = [converter.name_of(each) for each in parts]
+            known = []
+        elif known is None:
+            raise converter.unsupported(operation, f"has computed {name}")
+        values.append((name, "longs", known))
+    for name in ("axes", "decrease_axes", "none_axes"):
+        values.append((name, "longs", plain(operation.attributes[name])))
+    values.append(("dtype", "dtype", result.dtype))
+    numbers = [] if with_tensor else plain(operation.attributes["values"])
+    shape = [] if with_tensor else plain(operation.attributes["shape"])
+    values += [("shape", "longs", shape),
+               ("values", "scalars", (result.dtype, numbers))]
+    in_place = operation.name.endswith("_") and converter.uses[x] > 0
+    if in_place:
+        converter.bind(result, converter.name_of(x))
+    else:
+        converter.define(result, f"set_value_{converter.next()}.tmp")
+    converter.write(op("set_value", ins, {"Out": [converter.names[result.number]]}, values))
+
+
+def _create_array(converter, operation):
+    (value,) = operation.results
+    converter.define(value, f"array_{converter.next()}")
+
+
+def _array_write(converter, operation):
+    array, x, i = operation.operands
+    (value,) = operation.results
+    converter.bind(value, converter.name_of(array))
+    converter.write(op("write_to_array",
+                       {"X": [converter.name_of(x)], "I": [converter.name_of(i)]},
+                       {"Out": [converter.name_of(array)]}, []))
+
+
+def _array_read(converter, operation):
+    array, i = operation.operands
+    (value,) = operation.results
+    target = converter.define(value, f"array_read_{converter.next()}.tmp")
+    converter.write(op("read_from_array",
+                       {"X": [converter.name_of(array)], "I": [converter.name_of(i)]},
+                       {"Out": [target]}, []))
+
+
+def _array_length(converter, operation):
+    (array,), (value,) = operation.operands, operation.results
+    target = converter.define(value, f"array_length_{converter.next()}.tmp")
+    converter.write(op("lod_array_length", {"X": [converter.name_of(array)]},
+                       {"Out": [target]}, []))
+
+
+def _array_to_tensor(converter, operation):
+    (array,), label = operation.operands, f"array_to_tensor_{converter.next()}.tmp"
+    out, index = operation.results
+    converter.write(op("tensor_array_to_tensor", {"X": [converter.name_of(array)]},
+                       {"Out": [converter.define(out, label)],
+                        "OutIndex": [converter.define(index, label)]},
+                       [(name, kind, plain(operation.attributes[name]))
+                        for name, kind in (("axis", "int"), ("use_stack", "bool"))]))
+
+
+SPECIALS = {
+    "builtin.parameter": _parameter,
+    "builtin.combine": _combine,
+    "builtin.split": _split_list,
+    "builtin.slice": _slice_list,
+    "builtin.shadow_output": _nothing,
+    "data": _data,
+    "fetch": _fetch,
+    "full": _full,
+    "full_int_array": _full_int_array,
+    "full_with_tensor": _full_with_tensor,
+    "assign_value": _assign_value,
+    "assign_value_": _assign_value,
+    "cast": _cast_op,
+    "shape64": _shape64,
+    "arange": _arange,
+    "isclose": _isclose,
+    "allclose": _isclose,
+    "masked_fill": _masked_fill,
+    "swiglu": _swiglu,
+    "set_value": _set_value,
+    "set_value_": _set_value,
+    "set_value_with_tensor": _set_value,
+    "set_value_with_tensor_": _set_value,
+    "create_array": _create_array,
+    "array_write_": _array_write,
+    "array_read": _array_read,
+    "array_length": _array_length,
+    "array_to_tensor": _array_to_tensor,
+    "if": control_flow.write_if,
+    "while": control_flow.write_while,
+}
