@@ -8,9 +8,10 @@ THREADS ?= 2
 
 BIN := .venv/bin
 STAMP := installed.stamp
-DEFAULT := not slow and not lite and not paddle26
+DEFAULT := not slow and not lite and not paddle26 and not browser
 
-.PHONY: help demo test test-slow test-lite test-2.6 test-slow-2.6 lint bench bench-2.6 \
+.PHONY: help demo test test-slow test-lite test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 \
+	lint bench bench-2.6 \
 	env env-2.6 env-3.3 lite-env clean
 
 help:
@@ -32,11 +33,19 @@ test-lite: env lite-env
 		$(BIN)/python -m pytest -q -m lite
 
 test-slow-2.6: env-2.6
-	OMP_NUM_THREADS=$(THREADS) .venv-2.6/bin/python -m pytest -q -m "slow and not lite"
+	OMP_NUM_THREADS=$(THREADS) .venv-2.6/bin/python -m pytest -q \
+		-m "slow and not lite and not needs_pir"
 
 # The default suite, and what compares with the classes that ship in Paddle 2.6.2.
 test-2.6: env-2.6
-	OMP_NUM_THREADS=1 .venv-2.6/bin/python -m pytest -q -n $(WORKERS) -m "not slow and not lite"
+	OMP_NUM_THREADS=1 .venv-2.6/bin/python -m pytest -q -n $(WORKERS) \
+		-m "not slow and not lite and not browser and not needs_pir"
+
+test-3.3: env-3.3
+	OMP_NUM_THREADS=1 .venv-3.3/bin/python -m pytest -q -n $(WORKERS) -m "$(DEFAULT)"
+
+test-slow-3.3: env-3.3
+	OMP_NUM_THREADS=$(THREADS) .venv-3.3/bin/python -m pytest -q -m "slow and not lite"
 
 lint: env
 	$(BIN)/ruff check .

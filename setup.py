@@ -19,6 +19,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["paddleq", "paddleq.*"]),
     package_data={"paddleq": ["py.typed"]},
+    entry_points={"console_scripts": ["paddleq = paddleq.cli.main:main"]},
     python_requires=">=3.8",
     # Paddle is not here: its CPU and GPU wheels exclude each other. See the extras.
     install_requires=["numpy", "pyyaml", "tqdm", "protobuf"],

@@ -7,7 +7,6 @@ the simulation (the same file computed as it stands), in relative L2.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -46,20 +45,13 @@ def export(name, folder, quantizer):
             model(paddle.randn([4, 3, 224, 224]))
     model.eval()
     spec = [InputSpec([None, 3, 224, 224], "float32")]
-    with _old_format():
-        paddle.jit.save(model, f"{folder}/float", input_spec=spec)
+    paddle.jit.save(model, f"{folder}/float", input_spec=spec)
+    if not os.path.exists(f"{folder}/float.pdmodel"):  # Paddle 3
+        paddleq.export.to_program_desc(f"{folder}/float", f"{folder}/float")
     ptq = paddleq.PTQ(quantizer)
     quantized = ptq.quantize(model)
     ptq.calibrate(quantized, [paddle.randn([4, 3, 224, 224]) for _ in range(2)])
     ptq.save_quantized_model(quantized, f"{folder}/int8", spec)
-
-
-def _old_format():
-    try:
-        from paddle.pir_utils import OldIrGuard
-    except ImportError:  # Paddle 2.6 knows no other format
-        return contextlib.nullcontext()
-    return OldIrGuard()
 
 
 def predictor(path, onednn=True, int8=False, as_is=False, log=False, optimized=None):

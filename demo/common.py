@@ -14,6 +14,8 @@ from paddle import nn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+import paddleq
+
 ROOT = Path(__file__).resolve().parent.parent
 THREADS = 2
 TIMED_BATCH = 64
@@ -92,13 +94,10 @@ def predict(model, images):
 
 
 def save_float(model, path):
-    """``path.pdmodel`` of a float model; Paddle 3 writes that format when asked to only."""
-    try:
-        from paddle.pir_utils import OldIrGuard
-    except ImportError:
-        OldIrGuard = contextlib.nullcontext
-    with OldIrGuard():
-        paddle.jit.save(model, str(path), [paddle.static.InputSpec([None, 1, 8, 8], "float32")])
+    """``path.pdmodel`` of a float model; Paddle 3 writes PIR ``.json``, which is converted."""
+    paddle.jit.save(model, str(path), [paddle.static.InputSpec([None, 1, 8, 8], "float32")])
+    if not Path(f"{path}.pdmodel").exists():
+        paddleq.export.to_program_desc(path, path)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class ExportError(PaddleqError, RuntimeError):
 
 
 class TraceError(ExportError):
-    """Paddle could not trace the model into the old program format."""
+    """Paddle could not trace the model."""
 
 
 class FormatError(PaddleqError, ValueError):

@@ -121,7 +121,6 @@ class DataDependent(nn.Layer):
         return y
 
 
-@pytest.mark.needs_old_tracing
 def test_control_flow_on_a_tensor(tmp_path):
     positive, negative = paddle.rand([4, 6]) + 0.1, -paddle.rand([4, 6]) - 0.1
     ptq = paddleq.PTQ("AbsmaxQuantizer")

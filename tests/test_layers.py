@@ -219,9 +219,8 @@ class _OffGrid(nn.Layer):
 @pytest.mark.parametrize("hooks", [
     {"weight_preprocess": _Doubled}, {"act_preprocess": _Doubled},
     {"weight_quantize": _OwnGrid}, {"weight_quantize": _OffGrid},
-    pytest.param({"act_quantize": _OwnGrid}, marks=pytest.mark.needs_old_tracing),
-    pytest.param({"weight_preprocess": _Doubled, "act_preprocess": OcrPACT,
-                  "act_quantize": _OwnGrid}, marks=pytest.mark.needs_old_tracing),
+    {"act_quantize": _OwnGrid},
+    {"weight_preprocess": _Doubled, "act_preprocess": OcrPACT, "act_quantize": _OwnGrid},
 ])
 @pytest.mark.parametrize("onnx_format", [True, False])
 def test_hooks(hooks, onnx_format, tmp_path):
@@ -252,7 +251,6 @@ def test_embedding_weight_only(tmp_path):
     exported_equals_simulated(quanter, net, [ids], str(tmp_path / "m"))
 
 
-@pytest.mark.needs_old_tracing
 def test_wrapped_functions(tmp_path):
     class Mixed(nn.Layer):
         def __init__(self):
@@ -279,7 +277,6 @@ def test_wrapped_functions(tmp_path):
     exported_equals_simulated(ptq, quantized, [x], str(tmp_path / "m"))
 
 
-@pytest.mark.needs_old_tracing
 def test_registered_layer(tmp_path):
     class Twin(nn.Layer):
         def __init__(self):
@@ -354,7 +351,6 @@ def test_layer_used_twice_in_int8_inference(tmp_path):
     assert relative_error(found, net(x).numpy()) < 0.05
 
 
-@pytest.mark.needs_old_tracing
 def test_weight_that_the_forward_also_reads_as_float(tmp_path):
     class Tied(nn.Layer):
         def __init__(self):

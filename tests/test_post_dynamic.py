@@ -1,6 +1,5 @@
 """quant_post_dynamic on saved programs and on live layers."""
 
-import contextlib
 import os
 import pathlib
 
@@ -13,6 +12,7 @@ from runtimes import openvino, paddle_inference, relative_error
 
 import paddleq
 from paddleq.errors import ConfigError, ConfigTypeError, FormatError, ModelError
+from paddleq.export.load import load_saved
 from paddleq.export.program import Program
 
 ALL = ["conv2d", "depthwise_conv2d", "conv2d_transpose", "mul", "lookup_table_v2"]
@@ -38,14 +38,9 @@ class Mixed(nn.Layer):
 
 
 def save_float(net, path, shape):
-    try:
-        from paddle.pir_utils import OldIrGuard
-        guard = OldIrGuard()
-    except ImportError:
-        guard = contextlib.nullcontext()
+    """As this Paddle does it: PIR .json on Paddle 3, .pdmodel before."""
     net.eval()
-    with guard:
-        paddle.jit.save(net, path, [paddle.static.InputSpec([None, *shape], "float32")])
+    paddle.jit.save(net, path, [paddle.static.InputSpec([None, *shape], "float32")])
 
 
 @pytest.fixture
@@ -141,15 +136,15 @@ def test_file_shrinks(tmp_path):
 def test_named_files_and_separate_parameters(saved, tmp_path):
     net, folder, out = saved
     x = paddle.randn([2, 3, 8, 8])
-    paddleq.quant_post_dynamic(folder, out, "net.pdmodel", "net.pdiparams", "q.pdmodel",
-                               "q.pdiparams")
+    (model,) = {name for name in os.listdir(folder) if name in ("net.pdmodel", "net.json")}
+    paddleq.quant_post_dynamic(folder, out, model, "net.pdiparams", "q.pdmodel", "q.pdiparams")
     expected = paddle_inference(f"{out}/quantized_model/q", [x.numpy()])[0]
     # The layout before Paddle 2: __model__ and a file for each parameter.
     from paddleq.export import params
     from paddleq.export.program import framework_proto
     old = tmp_path / "old"
     old.mkdir()
-    program = Program.load(f"{folder}/net.pdmodel", f"{folder}/net.pdiparams")
+    program = load_saved(f"{folder}/{model}", f"{folder}/net.pdiparams")
     (old / "__model__").write_bytes(program.desc.SerializeToString())
     for name, value in program.arrays.items():
         params.write(str(old / name), {name: value}, {}, framework_proto())

@@ -14,7 +14,7 @@ from ..functional import abs_max, quantize
 from ..nn.tracing import Recorder, recording
 from ..preprocess import PACT
 from ..spec import PerChannel, QuantSpec
-from .program import Program
+from .load import load_saved
 from .rewrite import ActivationMark, WeightMark
 
 _logger = logging.getLogger("paddleq")
@@ -41,19 +41,20 @@ def trace_float(model, input_spec):
 
     Raises:
         TraceError: Paddle could not trace the model.
+        UnsupportedOperatorError: Paddle 3 traced an operator that the legacy format lacks.
     """
     with evaluation(model), _forwards_restored(model), tempfile.TemporaryDirectory(
             prefix="paddleq-") as folder:
         path = os.path.join(folder, "model")
         try:
-            with _old_program_format():
-                paddle.jit.save(model, path, input_spec=input_spec)
+            paddle.jit.save(model, path, input_spec=input_spec)
         except Exception as error:
-            raise TraceError(_explained(error)) from error
-        if not os.path.exists(path + ".pdmodel"):
-            raise TraceError("paddle.jit.save wrote no .pdmodel")
+            raise TraceError(f"Paddle {paddle.__version__} could not trace the model: "
+                             f"{type(error).__name__}: {error}") from error
+        # Paddle 3 writes .json, Paddle 2 .pdmodel.
+        ending = ".json" if os.path.exists(path + ".json") else ".pdmodel"
         has_params = os.path.exists(path + ".pdiparams")
-        return Program.load(path + ".pdmodel", path + ".pdiparams" if has_params else None)
+        return load_saved(path + ending, path + ".pdiparams" if has_params else None)
 
 
 class _ExportRecorder(Recorder):
@@ -192,20 +193,3 @@ def _forwards_restored(model):
             for name in ("forward", "_original_funcs"):
                 layer.__dict__.pop(name, None)
             layer.__dict__.update(attributes)
-
-
-def _old_program_format():
-    """Paddle 3 traces into PIR by default; .pdmodel is the format before that."""
-    try:
-        from paddle.pir_utils import OldIrGuard
-    except ImportError:
-        return contextlib.nullcontext()
-    return OldIrGuard()
-
-
-def _explained(error):
-    text = f"Paddle {paddle.__version__} could not trace the model: {type(error).__name__}: {error}"
-    if "Variable" in str(error) and "Value" in str(error):
-        text += ("\nFrom Paddle 3.2 on, functions that Paddle moved to C++ cannot be traced into "
-                 "the .pdmodel format any more. Export this model with Paddle 3.1 or 2.6.")
-    return text

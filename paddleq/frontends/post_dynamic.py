@@ -7,8 +7,8 @@ from paddle import nn
 from .._checks import check_bool, check_choice, check_int, hint, wrong_type
 from ..engine import check_model
 from ..errors import ConfigError, FormatError, ModelError
+from ..export.load import load_saved
 from ..export.mend import mend
-from ..export.program import Program
 from ..export.trace import trace_float
 from ..export.weight_only import WEIGHTED_OPS, quantize_weights
 from ..nn.integer import store_integer_weights
@@ -32,8 +32,9 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         save_model_dir: where to write. The quantized model goes to its subfolder
             ``quantized_model``, as PaddleSlim has it. May be None for a live layer.
         model_filename, params_filename: names of the files in ``model_dir``. Default: the only
-            ``.pdmodel`` there and the ``.pdiparams`` of the same name, else ``__model__`` and
-            ``__params__`` or one file for each parameter.
+            ``.pdmodel`` or else the only ``.json`` there and the ``.pdiparams`` of the same name,
+            else ``__model__`` and ``__params__`` or one file for each parameter. What is written
+            is a ``.pdmodel`` whichever it was.
         save_model_filename, save_params_filename: names of the files to write.
         quantizable_op_type: ops whose weights are quantized. "mul" means Linear, in whichever
             way it was saved (mul, matmul, matmul_v2).
@@ -79,7 +80,7 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
     def load():
         if live:
             return trace_float(model_dir, input_spec)
-        return Program.load(*_find_files(os.fspath(model_dir), model_filename, params_filename))
+        return load_saved(*_find_files(os.fspath(model_dir), model_filename, params_filename))
 
     if save_model_dir is not None:
         kinds = ["quantized_model"] + ["test_model"] * generate_test_model
@@ -114,17 +115,21 @@ def _find_files(folder, model, parameters):
         raise FormatError(f"model_dir must be a folder, but there is none at {folder}")
     names = sorted(os.listdir(folder))
     if model is None:
-        found = [n for n in names if n.endswith(".pdmodel")] or [n for n in names
-                                                                 if n == "__model__"]
+        found = ([n for n in names if n.endswith(".pdmodel")]
+                 or [n for n in names if n.endswith(".json")]
+                 or [n for n in names if n == "__model__"])
         if len(found) != 1:
             raise FormatError(f"model_filename must be given: {folder} holds "
-                              f"{', '.join(found) or 'neither a .pdmodel nor __model__'}")
+                              f"{', '.join(found) or 'no .pdmodel, .json or __model__'}")
         model = found[0]
     if parameters is None:
-        stem = model[: -len(".pdmodel")] if model.endswith(".pdmodel") else None
+        stem, ending = os.path.splitext(model)
+        stem = stem if ending in (".pdmodel", ".json") else None
         for candidate in ([f"{stem}.pdiparams"] if stem else ["__params__"]):
             if candidate in names:
                 parameters = candidate
     path = os.path.join(folder, model)
+    if parameters is None and model.endswith(".json"):
+        return path, None
     # Without a file for all of them, each parameter has a file of its own beside the model.
     return path, os.path.join(folder, parameters) if parameters else folder

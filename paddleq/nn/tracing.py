@@ -15,7 +15,7 @@ import paddle
 from ..fake_quantize import FakeQuantize
 from ..preprocess import PACT
 
-MARKER_FACTOR = float(np.float32(0.7071067690849304))
+MARKER_FACTOR = float(np.float32(0.7390851))
 
 _current = threading.local()
 
