@@ -205,7 +205,7 @@ def _attribute(content, where) -> Tuple[str, Attribute]:
 
 def _attribute_value(content, where, depth):
     kind = _get(content, "#", str, where).split(".")[-1]
-    value = content.get("D")
+    value = content.get("D", content.get("VD"))  # VD: infinities and NaN, which JSON has not
     if kind == "a_array":
         if not isinstance(value, list) or depth > 2:
             raise FormatError(f"{where}: {str(value)[:50]!r} is no list")
