@@ -95,22 +95,29 @@ class FakeQuantize(nn.Layer):
     def forward(self, x, idle=None):
         """``x`` as it looks after a trip through integers.
 
-        ``idle`` is handed to :func:`paddleq.functional.fake_quantize`.
+        Args:
+            x: float tensor.
+            idle: None, or (parameter, max|x|) for a clipping range that clips nothing of ``x``:
+                see :func:`paddleq.functional.fake_quantize`. The maximum, a float32 tensor, is
+                observed in place of ``x`` where that comes to the same.
         """
+        idle, largest = idle or (None, None)
         calibrating = self.state is State.CALIBRATION
         if self.observer.dynamic:
             if not self.fake_quant_enabled:
                 return x
-            return fake_quantize(x, self.observer.observe_and_measure(x), self.spec)
+            return fake_quantize(x, self.observer.observe_and_measure(x), self.spec,
+                                 exact=not self.training)
         threshold = self.scale
         if self.observer_enabled and (self.training or calibrating):
             if calibrating:
                 self._refuse_non_finite(x)
+            seen = x if largest is None or not self.observer.takes_largest else largest
             if self.observer.online:
-                threshold = self.observer.observe_and_measure(x)
+                threshold = self.observer.observe_and_measure(seen)
                 self._store(self.observer.threshold() if self.observer.track_batch else threshold)
             else:
-                self.observer.observe(x)
+                self.observer.observe(seen)
             if not self.fake_quant_enabled:
                 return x
         elif not self.fake_quant_enabled or not self._usable():

@@ -400,3 +400,55 @@ def test_pact_that_clips(x_trains, alpha_trains):
         assert x.grad.tolist() == [0.0, 1.0, 0.0, 0.0]
     if alpha_trains:
         assert pact.alpha.grad.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3, 41.0, 47.0, 1.6969642639160156])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pact_gradients_are_those_of_float64(alpha, dtype):
+    """41 * (1 / 41) is below 1 in float32: a side found with a reciprocal is lost."""
+    rng = np.random.RandomState(0)
+    x = tensor((rng.randn(64, 999) * alpha).astype(F)).astype(dtype)
+    x.stop_gradient = False
+    upstream = tensor(rng.randn(64, 999).astype(F)).astype(dtype)
+    pact = PACT(init=alpha)
+    (pact(x) * upstream).astype("float32").sum().backward()
+    values, g = (t.detach().astype("float32").numpy().astype(np.float64) for t in (x, upstream))
+    alpha = float(F(alpha))
+    side = np.where(values >= alpha, 1.0, np.where(values <= -alpha, -1.0, 0.0))
+    assert (side > 0).any() and (side < 0).any()
+    np.testing.assert_allclose(pact.alpha.grad.numpy(), [(g * side).sum()], rtol=1e-4)
+    np.testing.assert_array_equal(x.grad.astype("float32").numpy(), g * (side == 0))
+
+
+def test_pact_takes_a_tensor_without_elements():
+    x = paddle.zeros([0, 4])
+    assert PACT().clip_or_pass(x)[0].shape == [0, 4]
+
+
+# --- training steps: fewer passes, the same integers -------------------------------------------
+
+@given(cases())
+def test_inexact_results_are_exact_integers_times_a_step(case):
+    x, threshold, spec = case
+    q = quantize(tensor(x), tensor(threshold), spec).numpy().astype(np.float64)
+    given_x = tensor(x)
+    given_x.stop_gradient = False
+    got = fake_quantize(given_x, tensor(threshold), spec, exact=False).numpy()
+    exact = dequantize(tensor(q.astype(F)), tensor(threshold), spec).numpy()
+    np.testing.assert_allclose(got, exact, rtol=4e-7, atol=0)
+    shape = [1] * x.ndim
+    if spec.channel_axis is not None:
+        shape[spec.channel_axis] = -1
+    step = threshold.astype(np.float64).reshape(shape) / spec.levels
+    np.testing.assert_array_equal(np.round(got / step), q)
+
+
+@pytest.mark.parametrize("factor", [0.37, 1.0, 90.7])
+def test_inexact_results_round_ties_as_exact_ones(factor):
+    spec, threshold = QuantSpec(), np.array([127.0 / factor], F)
+    half = (np.arange(-130, 130) + 0.5) * threshold / 127
+    x = np.concatenate([np.nextafter(half, half + d).astype(F) for d in (-1.0, 0.0, 1.0)])
+    got = fake_quantize(paddle.to_tensor(x, stop_gradient=False), tensor(threshold), spec,
+                        exact=False).numpy()
+    exact = fake_quantize(tensor(x), tensor(threshold), spec).numpy()
+    np.testing.assert_allclose(got, exact, rtol=4e-7, atol=0)

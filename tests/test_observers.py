@@ -131,6 +131,35 @@ def test_track_batch_measures_the_batch_and_remembers_the_maximum():
     assert observer.seen == 3
 
 
+@pytest.mark.parametrize("cls", [AbsMaxObserver, AverageObserver, MovingAverageAbsMaxObserver,
+                                 RangeAbsMaxObserver])
+def test_some_find_the_same_from_the_largest_magnitude_alone(cls):
+    observers = [make(cls) for _ in range(2)]
+    assert observers[0].takes_largest
+    watch(observers[0], stream())
+    watch(observers[1], [np.abs(batch).max() for batch in stream()])
+    for mine, other in zip(*(observer.state_dict().values() for observer in observers)):
+        np.testing.assert_array_equal(mine.numpy(), other.numpy())
+    for spec in QuantSpec(bits=1), QuantSpec(granularity=PerChannel(0)):
+        assert not make(cls, spec=spec).takes_largest
+
+
+@pytest.mark.parametrize("cls", [AbsMaxObserver, MinMaxObserver, HistogramObserver])
+def test_an_idle_clip_s_maximum_changes_no_result(cls):
+    """PACT hands on the maximum that it found; whoever needs all of x looks at all of x."""
+    quantizers = [FakeQuantize(make(cls)) for _ in range(2)]
+    alpha = paddle.create_parameter([1], "float32")
+    for batch in stream(3):
+        x = paddle.to_tensor(batch, stop_gradient=False)
+        plain = quantizers[0](x)
+        handed = quantizers[1](x, (alpha, x.detach().abs().max()))
+        np.testing.assert_array_equal(handed.numpy(), plain.numpy())
+    handed.sum().backward()
+    assert alpha.grad.tolist() == [0.0]
+    for mine, other in zip(*(q.state_dict().values() for q in quantizers)):
+        np.testing.assert_array_equal(mine.numpy(), other.numpy())
+
+
 @EVERY
 def test_zeros_give_the_smallest_threshold(cls):
     observer = watch(make(cls), [np.zeros((3, 4), "float32")] * 300)

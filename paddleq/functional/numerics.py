@@ -41,8 +41,10 @@ def _aligned(threshold, x, spec):
     if axis is None:
         return threshold
     threshold = threshold.reshape(per_channel_shape(len(x.shape), axis))
-    # Products with an expanded tensor are several times faster than broadcast ones.
-    return threshold.expand(x.shape) if paddle.in_dynamic_mode() else threshold
+    # Products with an expanded tensor are several times faster than broadcast ones, unless whole
+    # rows share a factor.
+    rows = axis % len(x.shape) == 0
+    return threshold if rows or not paddle.in_dynamic_mode() else threshold.expand(x.shape)
 
 
 def abs_max(x, spec):
@@ -165,22 +167,32 @@ def dequantize(q, threshold, spec):
 
 
 def _simulate(x, threshold, spec, exact=True):
+    if not exact and spec.rounding == HALF_EVEN and spec.channel_axis is None and not spec.binary:
+        return _simulate_in_three_passes(x, threshold, spec)
     q = quantize(x, threshold, spec)
     if not paddle.in_dynamic_mode():
         return dequantize(q, threshold, spec)
     if 0 in q.shape:
         return q  # Paddle 2.6 takes no empty tensor in place
+    factor = threshold if exact else threshold * (1.0 / spec.levels)
     if spec.channel_axis is None:
-        if not exact:
-            return q.scale_(threshold * (1.0 / spec.levels))
-        q.scale_(threshold)
+        q.scale_(factor)
     else:
-        q.multiply_(_aligned(threshold, q, spec))
-    if spec.levels != 1:
+        q.multiply_(_aligned(factor, q, spec))
+    if exact and spec.levels != 1:
         # A true division: multiplying by 1/127 would be one unit in the last place off what
         # dequantize_linear computes, enough to move values across the next rounding border.
         q.divide_(paddle.full([], float(spec.levels), dtype="float32"))
     return q
+
+
+def _simulate_in_three_passes(x, threshold, spec):
+    # What rounds is added by the first and taken off by the last.
+    t = paddle.scale(x, float(spec.levels) * (1.0 / threshold), _ROUNDING_MAGIC)
+    if 0 in t.shape:
+        return t
+    t.clip_(_ROUNDING_MAGIC + spec.qmin, _ROUNDING_MAGIC + spec.qmax)
+    return t.scale_(threshold * (1.0 / spec.levels), -_ROUNDING_MAGIC, bias_after_scale=False)
 
 
 def _bounds(x, threshold, spec):
@@ -243,8 +255,9 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True):
             clips nothing). It receives a zero gradient here, so that regularization reaches it
             and nobody has to pass over ``x`` to say so.
         exact: give the bits of ``dequantize_linear``. False, for training steps, where nothing is
-            compared bit for bit: the integers are the same, but the step is multiplied in one
-            pass, which may be one unit in the last place off and is twice as fast.
+            compared bit for bit: the integers are the same (but for ties on a device that fuses
+            multiplication and addition), while the results may be one unit in the last place
+            off, in half the passes over ``x``.
 
     Returns:
         A tensor like ``x``.

@@ -55,6 +55,8 @@ class AbsMaxObserver(Observer):
         [3.0]
     """
 
+    only_largest = True
+
     def __init__(self, spec=None, channels=None, track_batch=False):
         super().__init__(spec, channels)
         self.track_batch = track_batch
@@ -98,6 +100,8 @@ class RangeAbsMaxObserver(Observer):
         [2.0]
     """
 
+    only_largest = True
+
     def __init__(self, spec=None, channels=None, window_size=10000):
         super().__init__(spec, channels)
         self.window_size = check_int("window_size", window_size, 1)
@@ -127,6 +131,8 @@ class AverageObserver(Observer):
         >>> observer.threshold().tolist()
         [2.0]
     """
+
+    only_largest = True
 
     def __init__(self, spec=None, channels=None):
         super().__init__(spec, channels)

@@ -26,6 +26,7 @@ class Observer(nn.Layer):
             one afterwards.
         dynamic: there is nothing to remember: the threshold is a property of each tensor
             (a weight's largest magnitude).
+        only_largest: of a tensor, nothing but max|x| matters.
 
     Examples:
         >>> import paddle
@@ -39,6 +40,7 @@ class Observer(nn.Layer):
     online = True
     dynamic = False
     track_batch = False
+    only_largest = False
 
     def __init__(self, spec=None, channels=None):
         super().__init__()
@@ -61,6 +63,11 @@ class Observer(nn.Layer):
         """Observe ``x`` and return the threshold with which ``x`` itself is to be quantized."""
         self.observe(x)
         return self.threshold()
+
+    @property
+    def takes_largest(self):
+        """Whether observing max|x|, one element, is the same as observing x."""
+        return self.only_largest and self.spec.channel_axis is None and not self.spec.binary
 
     def threshold(self):
         """Threshold from all that was seen: float32, shape [1] or [channels]."""

@@ -22,6 +22,8 @@ class MovingAverageAbsMaxObserver(Observer):
         [2.0]
     """
 
+    only_largest = True
+
     def __init__(self, spec=None, channels=None, moving_rate=0.9):
         super().__init__(spec, channels)
         self.moving_rate = check_float("moving_rate", moving_rate, 0.0, 1.0, open_high=True)

@@ -24,12 +24,15 @@ class _Clip(PyLayer):
     @staticmethod
     def backward(ctx, grad):
         (clipped,) = ctx.saved_tensor()
-        # -1 and +1 where something was clipped, 0 elsewhere.
-        side = paddle.trunc(clipped / ctx.limit)
-        to_alpha = grad * side
+        # -1 and +1 where something was clipped, 0 elsewhere. A tensor divides; a number would be
+        # multiplied with as its reciprocal, and limit * (1 / limit) may be below 1.
+        side = paddle.trunc_(clipped / paddle.full([1], ctx.limit))
         x_constant, alpha_constant = ctx.constant
-        d_alpha = None if alpha_constant else to_alpha.sum().reshape([1])
-        return None if x_constant else grad - to_alpha.multiply_(side), d_alpha
+        d_alpha = None
+        if not alpha_constant:
+            d_alpha = paddle.dot(grad.reshape([-1]), side.reshape([-1])).reshape([1])
+        # In place: a fresh tensor of this size costs more than all of the arithmetic on it.
+        return None if x_constant else side.abs_().scale_(-1.0, 1.0).multiply_(grad), d_alpha
 
 
 class PACT(nn.Layer):
@@ -82,16 +85,17 @@ class PACT(nn.Layer):
         return as_dtype(clipped, dtype)
 
     def clip_or_pass(self, x):
-        """(clipped x, None), or (x itself, alpha) where alpha clips nothing.
+        """(clipped x, None), or (x itself, (alpha, max|x|)) where alpha clips nothing.
 
-        Then the layer is the identity and alpha's gradient is zero. The caller hands alpha to
-        :func:`paddleq.functional.fake_quantize` as ``idle``, which gives it that gradient: one
-        reading of ``x`` instead of six passes over it.
+        Then the layer is the identity and alpha's gradient is zero. The caller hands the pair to
+        :class:`paddleq.FakeQuantize` as ``idle``, which gives alpha that gradient and need not
+        look for the maximum again: one reading of ``x`` instead of six passes over it.
         """
-        if paddle.in_dynamic_mode():
+        if paddle.in_dynamic_mode() and 0 not in x.shape:
             with paddle.no_grad():
-                if bool(paddle.maximum(x.max(), -x.min()) < self.alpha):
-                    return x, self.alpha
+                largest = as_dtype(paddle.maximum(x.max(), -x.min()), paddle.float32)
+            if largest.item() < self.alpha.item():
+                return x, (self.alpha, largest)
         return self(x), None
 
     def bound(self):
