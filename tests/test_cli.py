@@ -13,7 +13,8 @@ from paddle import nn
 from runtimes import paddle_inference, relative_error
 
 import paddleq
-from paddleq.export.program import Program
+from paddleq.export import params
+from paddleq.export.program import Program, framework_proto
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -42,9 +43,9 @@ def refused(done, status):
     return lines[0]
 
 
-def tensor(number):
+def tensor(number, shape):
     return {"%": number, "TT": {"#": "0.t_dtensor",
-                                "D": [{"#": "0.t_f32"}, [-1, 3], "NCHW", [], 0]}}
+                                "D": [{"#": "0.t_f32"}, shape, "NCHW", [], 0]}}
 
 
 def text(name, value):
@@ -52,12 +53,13 @@ def text(name, value):
 
 
 def pir(kind):
-    """What Paddle 3 saves for ``kind(x)``, written by hand so that every Paddle has it."""
+    """What Paddle 3 saves for ``kind(x, b)``, written by hand so that every Paddle has it."""
     ops = [
-        {"#": "1.data", "I": [], "O": [tensor(1)], "A": [text("name", "x")]},
-        {"#": f"1.{kind}", "I": [{"%": 1}], "O": [tensor(2)],
+        {"#": "p", "A": [0, 1, 1, "b"], "O": tensor(1, [3])},
+        {"#": "1.data", "I": [], "O": [tensor(2, [-1, 3])], "A": [text("name", "x")]},
+        {"#": f"1.{kind}", "I": [{"%": 2}, {"%": 1}], "O": [tensor(3, [-1, 3])],
          "A": [text("struct_name", "/Net/Strange/")]},
-        {"#": "1.fetch", "I": [{"%": 2}], "O": [tensor(3)],
+        {"#": "1.fetch", "I": [{"%": 3}], "O": [tensor(4, [-1, 3])],
          "A": [text("name", "y"), {"N": "col", "AT": {"#": "0.a_i32", "D": 0}}]},
     ]
     blocks = [{"#": "block_0", "args": [], "ops": ops}]
@@ -95,13 +97,13 @@ def test_a_saved_model_is_written_and_one_line_says_so(saved, tmp_path):
     done = run(tmp_path, "to-pdmodel", "net.json", "-o", "new/folder/net")
     assert done.returncode == 0, done.stderr
     after = content(tmp_path)
-    model, params = "new/folder/net.pdmodel", "new/folder/net.pdiparams"
-    assert set(after) - set(before) == {model, params}
-    program = Program.load(tmp_path / model, tmp_path / params)
+    model, weights = "new/folder/net.pdmodel", "new/folder/net.pdiparams"
+    assert set(after) - set(before) == {model, weights}
+    program = Program.load(tmp_path / model, tmp_path / weights)
     count = len([op for op in program.desc.blocks[0].ops if op.type not in ("feed", "fetch")])
     assert count >= 6  # convolution, norm, GELU, mean, product, bias
-    assert done.stdout == (f"wrote {model} and {params}: {count} operators, "
-                           f"{len(after[model]) + len(after[params]):,} bytes\n")
+    assert done.stdout == (f"wrote {model} and {weights}: {count} operators, "
+                           f"{len(after[model]) + len(after[weights]):,} bytes\n")
     (found,) = paddle_inference(tmp_path / "new/folder/net", [x.numpy()])
     assert relative_error(found, net(x).numpy()) < 1e-6
 
@@ -128,12 +130,13 @@ def test_damaged_parameters(saved, tmp_path):
 
 
 def test_it_needs_no_paddle_3(tmp_path):
-    write(tmp_path / "m.json", pir("relu"))
+    write(tmp_path / "m.json", pir("add"))
+    params.write(tmp_path / "m.pdiparams", {"b": np.float32([3, 2, 1])}, {}, framework_proto())
     done = run(tmp_path, "to-pdmodel", "m.json", "-o", "m")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("wrote m.pdmodel and m.pdiparams: 1 operators, ")
     x = np.array([[-1, 0, 2]], "float32")
-    np.testing.assert_array_equal(paddle_inference(tmp_path / "m", [x])[0], [[0, 0, 2]])
+    np.testing.assert_array_equal(paddle_inference(tmp_path / "m", [x])[0], [[2, 2, 3]])
 
 
 @pytest.mark.parametrize("stored, said", [
@@ -154,7 +157,8 @@ def test_models_that_cannot_be_converted(stored, said, tmp_path):
 
 
 def test_a_target_that_cannot_be_written(tmp_path):
-    write(tmp_path / "m.json", pir("relu"))
+    write(tmp_path / "m.json", pir("add"))
+    params.write(tmp_path / "m.pdiparams", {"b": np.zeros(3, "float32")}, {}, framework_proto())
     write(tmp_path / "file", "no folder")
     before = content(tmp_path)
     line = refused(run(tmp_path, "to-pdmodel", "m.json", "-o", "file/m"), 1)
