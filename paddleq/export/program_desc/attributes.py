@@ -1,6 +1,7 @@
 """Attributes: reading PIR's, writing the legacy ones."""
 
 import math
+import struct
 
 from ...errors import FormatError
 from ..params import CODES
@@ -111,6 +112,14 @@ def _cast(name, type_name, value):
     if type_name == "bool":
         return type_name, bool(value)
     return type_name, str(value)
+
+
+def is_float32(number):
+    """Whether a float32 holds a number as it is."""
+    try:
+        return struct.unpack("f", struct.pack("f", number))[0] == number or number != number
+    except OverflowError:
+        return False
 
 
 def dtype_code(name):

@@ -81,6 +81,13 @@ def _copied(converter, number, name):
     return copy
 
 
+def _read(block):
+    for operation in block.operations:
+        yield from operation.operands
+        for each in operation.blocks:
+            yield from _read(each)
+
+
 def write_while(converter, operation):
     """A ``while`` whose variables are assigned anew at the end of its block."""
     condition, *initial = operation.operands
@@ -103,7 +110,11 @@ def write_while(converter, operation):
         converter.bind(value, name)
         converter.bind(argument, name)
         variables.append(name)
+    # What its block reads, the next turn reads again.
+    again = list(_read(block))
+    converter.expect(again, 1)
     written, outside = _block(converter, block, [going, *variables])
+    converter.expect(again, -1)
     scopes = converter.emit.fresh(f"{label}.scopes")
     converter.program.add_variable(scope.desc, scopes, None, None, kind="scopes")
     loop = op("while", {"Condition": [going], "X": sorted({*outside, *variables})},

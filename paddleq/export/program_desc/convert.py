@@ -63,6 +63,7 @@ class Converter:
         self.types = {}  # value -> Value
         self.lists = {}  # value that is a list -> values in it
         self.constants = {}  # value -> Constant, not written yet
+        self.short = {}  # (variable, scope) -> the same in int32
         self.wanted = {}  # value -> name that the variable shall have
         self.uses = {}  # value -> how many operands still to come name it
         self.made = 0
@@ -140,6 +141,26 @@ class Converter:
         self.names[value.number] = name
         self.types[value.number] = value
 
+    def expect(self, numbers, times):
+        """Count further operands that will name these values."""
+        for number in numbers:
+            self.uses[number] += times
+
+    def read_later(self, number):
+        """Whether something still to come reads the variable of a value, by whatever number."""
+        name = self.name_of(number)
+        return any(self.uses.get(each, 0) > 0 for each, its in self.names.items() if its == name)
+
+    def overwrite(self, operation, value, number):
+        """Let a result take the variable of an operand: what reads that sees the change."""
+        if self.types[number].dtype != value.dtype:
+            raise self.unsupported(operation, "changes the type of a value that is read later")
+        name, known = self.name_of(number), self.constants.pop(number, None)
+        if known is not None and known.place.block is not self.scope:
+            raise self.unsupported(operation, "changes a constant of the program around it")
+        self.short.clear()
+        self.bind(value, name)
+
     def alias(self, new, old):
         """Make value ``new`` the same as ``old``."""
         for table in (self.names, self.types, self.lists, self.constants):
@@ -181,6 +202,15 @@ class Converter:
             if all(part is not None and len(part) == 1 for part in parts):
                 return [part[0] for part in parts]
         return None
+
+    def apart(self, number, name):
+        """Variables for each of the numbers in a 1-D tensor of known length."""
+        source = self.types[number]
+        if not source.shape or len(source.shape) > 1 or source.shape[0] < 1:
+            raise FormatError(f"the value {number} is no list of known length")
+        parts = [self.temporary("unbind", source.dtype, []) for _ in range(source.shape[0])]
+        self.write(attributes.op("unbind", {"X": [name]}, {"Out": parts}, [("axis", "int", 0)]))
+        return parts
 
     def temporary(self, kind, dtype, shape):
         """A new variable that no value of the PIR program stands for."""
@@ -240,29 +270,56 @@ class Converter:
 
     def _constant_input(self, operation, slot: Input, number, ins, values):
         numbers = self.numbers(number)
-        if numbers is not None:
+        if numbers is not None and not (slot.type == "float" and slot.tensor
+                                        and self._is_rounded(number)):
             values.append((slot.legacy, slot.type, numbers))
             return
-        several = slot.type in ("ints", "longs", "floats")
-        parts = self.lists.get(number)
-        if parts is not None and slot.tensors:
-            ins[slot.tensors] = [self.name_of(each) for each in parts]
-            values.append((slot.legacy, slot.type, self._partly_known(parts)))
-        elif parts is None and slot.tensor:
-            ins[slot.tensor] = [self.name_of(number)]
-            if several:
-                values.append((slot.legacy, slot.type, self._unknown(operation, number)))
+        known = self._known(number)
+        if slot.tensor and number not in self.lists:
+            ins[slot.tensor] = [self._counted(number, slot)]
+            if slot.type in ("ints", "longs", "floats"):
+                values.append((slot.legacy, slot.type, known))
+            elif slot.type == "float":
+                values.append((slot.legacy, slot.type, 0.0))  # clip asks for it all the same
+        elif slot.tensors and (number in self.lists or known):
+            ins[slot.tensors] = ([self._counted(each, slot) for each in self.lists[number]]
+                                 if number in self.lists else
+                                 self.apart(number, self._counted(number, slot)))
+            values.append((slot.legacy, slot.type, known))
         else:
             raise self.unsupported(operation, f"has a computed {slot.pir!r}, which the legacy "
                                               "operator only takes as a number")
 
-    def _partly_known(self, parts):
-        known = [self.numbers(each) for each in parts]
-        return [-1 if each is None else each[0] for each in known]
+    def _is_rounded(self, number):
+        """Whether a constant is more than a float32, which attributes are, can hold."""
+        constant = self.constants[number]
+        return constant.dtype != "float32" and not attributes.is_float32(constant.numbers[0])
 
-    def _unknown(self, operation, number):
+    def _counted(self, number, slot):
+        """The variable of a computed shape or bound, in int32 where the legacy operator's own is.
+
+        Paddle 3 counts in int64. Paddle-Lite would read the bytes as int32, and OpenVINO refuses
+        to compare both.
+        """
+        name, source = self.name_of(number), self.types[number]
+        if source.dtype != "int64" or slot.type not in ("int", "ints"):
+            return name
+        key = name, self.scope  # a variable of an inner block is not seen outside
+        if key not in self.short:
+            short = self.temporary("cast", "int32", source.shape or [])
+            self.write(attributes.op("cast", {"X": [name]}, {"Out": [short]},
+                                     [("in_dtype", "dtype", "int64"),
+                                      ("out_dtype", "dtype", "int32")]))
+            self.short[key] = short
+        return self.short[key]
+
+    def _known(self, number):
+        """The numbers in a list or a 1-D tensor, -1 where they are computed; [] if uncountable."""
+        if number in self.lists:
+            known = [self.numbers(each) for each in self.lists[number]]
+            return [-1 if each is None else each[0] for each in known]
         shape = self.types[number].shape
-        return [-1] * shape[0] if shape and shape[0] > 0 else []
+        return [-1] * shape[0] if shape and len(shape) == 1 and shape[0] > 0 else []
 
     def _outputs(self, operation, row, in_place):
         outs, label = {}, f"{row.legacy}_{self.next()}.tmp"
@@ -277,10 +334,10 @@ class Converter:
             if value.number == 0 or slot.legacy == "-":
                 continue
             alias = slot.alias
-            if in_place and i == 0 and self.uses[operation.operands[0]] > 0:
-                alias = row.inputs[0].pir  # what reads the operand later must see the change
+            if in_place and i == 0 and self.read_later(operation.operands[0]):
+                alias = row.inputs[0].pir
             if alias is not None:
-                self.bind(value, self.name_of(self.operand_of[alias]))
+                self.overwrite(operation, value, self.operand_of[alias])
                 outs[slot.legacy] = [self.names[value.number]]
             elif slot.many:
                 outs[slot.legacy] = self.define_list(value, f"{label}_{i}")
@@ -307,10 +364,14 @@ class Converter:
 
     def _reserve_fetches(self, block):
         """Let what is fetched have the name of its fetch."""
+        fed = {value.number: attributes.text(operation, "name") for operation in block.operations
+               if operation.name == "data" for value in operation.results}
         for operation in block.operations:
             if operation.name != "fetch":
                 continue
             name = attributes.text(operation, "name")
+            if operation.operands and fed.get(operation.operands[0]) == name:
+                continue  # Paddle lets an input that is fetched directly keep its name
             if name in self.wanted.values():
                 raise FormatError(f"two outputs have the name {name!r}")
             number = operation.operands[0] if operation.operands else 0

@@ -2,10 +2,18 @@
 
 from ...errors import FormatError
 from . import control_flow
-from .attributes import get, op, plain, text
+from .attributes import get, is_float32, op, plain, text
 from .constants import assign_value, fill_constant
+from .rows import row
 
 _FLAT = ("float32", "float64", "int32", "int64", "bool")  # what assign_value can hold
+
+_FULL_LIKE = row("full_like", "fill_any_like", "x>X value>value:float", attributes="dtype:dtype")
+_DEFORMABLE, _DEFORMABLE_WITHOUT_MASK = (
+    row("deformable_conv", legacy, f"x>Input offset>Offset filter>Filter {mask}", "out>Output",
+        "strides:ints paddings:ints dilations:ints deformable_groups:int groups:int "
+        "im2col_step:int")
+    for legacy, mask in (("deformable_conv", "mask>Mask"), ("deformable_conv_v1", "mask>-?")))
 
 
 def _parameter(converter, operation):
@@ -90,6 +98,30 @@ def _full_with_tensor(converter, operation):
     converter.write(fill_constant(name, value.dtype, known or [], filled[0], ins))
 
 
+def _full_like(converter, operation):
+    """``fill_any_like`` keeps its number as a float32: any other is spread over the shape."""
+    x, number = operation.operands
+    (value,), known = operation.results, converter.numbers(number)
+    if known is not None and (value.dtype == "float32" or is_float32(known[0])):
+        converter.by_row(operation, _FULL_LIKE)
+        return
+    label = f"full_like_{converter.next()}.tmp"
+    name = _bound(converter, number, value.dtype, label, [])
+    _spread(converter, name, converter.name_of(x), value.shape,
+            converter.define(value, label))
+
+
+def _spread(converter, name, like, shape, target):
+    converter.write(op("expand_as_v2", {"X": [name], "Y": [like]}, {"Out": [target]},
+                       [("target_shape", "ints", shape or [])]))
+
+
+def _deformable_conv(converter, operation):
+    """Without a mask it is another operator."""
+    masked = len(operation.operands) > 3 and operation.operands[3]
+    converter.by_row(operation, _DEFORMABLE if masked else _DEFORMABLE_WITHOUT_MASK)
+
+
 def _assign_value(converter, operation):
     (value,) = operation.results
     shape = plain(operation.attributes["shape"])
@@ -138,11 +170,11 @@ def _arange(converter, operation):
     converter.write(op("range", ins, {"Out": [converter.define(value, label)]}, []))
 
 
-def _bound(converter, number, dtype, label):
+def _bound(converter, number, dtype, label, shape=(1,)):
     known = converter.numbers(number)
     if known is not None:
-        name = converter.temporary(label, dtype, [1])
-        converter.write(fill_constant(name, dtype, [1], known[0]))
+        name = converter.temporary(label, dtype, list(shape))
+        converter.write(fill_constant(name, dtype, list(shape), known[0]))
         return name
     source = converter.types[number]
     if source.dtype == dtype:
@@ -179,8 +211,7 @@ def _masked_fill(converter, operation):
     spread = {}
     for slot, each in (("Condition", mask), ("X", number)):
         name = converter.temporary(label, converter.types[each].dtype, source.shape or [])
-        converter.write(op("expand_as_v2", {"X": [converter.name_of(each)], "Y": [target]},
-                           {"Out": [name]}, [("target_shape", "ints", source.shape or [])]))
+        _spread(converter, converter.name_of(each), target, source.shape, name)
         spread[slot] = [name]
     converter.write(op("where", {**spread, "Y": [target]},
                        {"Out": [converter.define(result, label)]}, []))
@@ -197,7 +228,8 @@ def _swiglu(converter, operation):
         shape = list(value.shape or [])
         first, second = (converter.temporary(label, source.dtype, shape) for _ in range(2))
         converter.write(op("split", {"X": [converter.name_of(x)]}, {"Out": [first, second]},
-                           [("num", "int", 2), ("sections", "ints", []), ("axis", "int", -1)]))
+                           [("num", "int", 2), ("sections", "ints", []),
+                            ("axis", "int", len(shape) - 1)]))
     gate = converter.temporary(label, source.dtype, list(value.shape or []))
     converter.write(op("silu", {"X": [first]}, {"Out": [gate]}, []))
     converter.write(op("elementwise_mul", {"X": [gate], "Y": [second]},
@@ -205,7 +237,7 @@ def _swiglu(converter, operation):
 
 
 def _set_value(converter, operation):
-    """Constant bounds only: the legacy operator takes computed ones as lists of scalars."""
+    """The legacy operator takes computed bounds as lists of scalars."""
     with_tensor = operation.name.startswith("set_value_with_tensor")
     x, *rest = operation.operands
     ins, values = {"Input": [converter.name_of(x)]}, []
@@ -213,12 +245,12 @@ def _set_value(converter, operation):
     if with_tensor:
         ins["ValueTensor"] = [converter.name_of(rest.pop(0))]
     for name, number in zip(("starts", "ends", "steps"), rest):
-        known, parts = converter.numbers(number), converter.lists.get(number)
-        if known is None and parts is not None:
-            ins[f"{name.capitalize()}TensorList"] = [converter.name_of(each) for each in parts]
+        known = converter.numbers(number)
+        if known is None:
+            ins[f"{name.capitalize()}TensorList"] = (
+                converter.names_of(number) if number in converter.lists
+                else converter.apart(number, converter.name_of(number)))
             known = []
-        elif known is None:
-            raise converter.unsupported(operation, f"has computed {name}")
         values.append((name, "longs", known))
     for name in ("axes", "decrease_axes", "none_axes"):
         values.append((name, "longs", plain(operation.attributes[name])))
@@ -227,9 +259,8 @@ def _set_value(converter, operation):
     shape = [] if with_tensor else plain(operation.attributes["shape"])
     values += [("shape", "longs", shape),
                ("values", "scalars", (result.dtype, numbers))]
-    in_place = operation.name.endswith("_") and converter.uses[x] > 0
-    if in_place:
-        converter.bind(result, converter.name_of(x))
+    if operation.name.endswith("_") and converter.read_later(x):
+        converter.overwrite(operation, result, x)
     else:
         converter.define(result, f"set_value_{converter.next()}.tmp")
     converter.write(op("set_value", ins, {"Out": [converter.names[result.number]]}, values))
@@ -286,6 +317,8 @@ SPECIALS = {
     "full": _full,
     "full_int_array": _full_int_array,
     "full_with_tensor": _full_with_tensor,
+    "full_like": _full_like,
+    "deformable_conv": _deformable_conv,
     "assign_value": _assign_value,
     "assign_value_": _assign_value,
     "cast": _cast_op,

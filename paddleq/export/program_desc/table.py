@@ -137,10 +137,6 @@ CONVOLUTIONS = [
         _TRANSPOSE_ATTRIBUTES),
     row("conv3d_transpose", "conv3d_transpose", "x>Input filter>Filter", "out>Output",
         _TRANSPOSE_ATTRIBUTES + " output_size:ints"),
-    row("deformable_conv", "deformable_conv",
-        "x>Input offset>Offset filter>Filter mask>Mask?", "out>Output",
-        "strides:ints paddings:ints dilations:ints deformable_groups:int groups:int "
-        "im2col_step:int"),
     row("pool2d", "pool2d", "x>X kernel_size>ksize:ints", attributes=_POOL,
         added="use_cudnn:bool=false"),
     row("pool3d", "pool3d", "x>X", attributes=_POOL + " kernel_size>ksize:ints",
@@ -319,7 +315,6 @@ INDICES = [
 ]
 
 MAKERS = [
-    row("full_like", "fill_any_like", "x>X value>value:float", attributes="dtype:dtype"),
     row("full_batch_size_like", "fill_constant_batch_size_like", "input>Input",
         attributes="shape:ints dtype:dtype value:float input_dim_idx:int output_dim_idx:int",
         added="str_value:str= force_cpu:bool=false"),
@@ -376,7 +371,6 @@ DETECTION = [
         "prior_box>PriorBox prior_box_var>PriorBoxVar? target_box>TargetBox",
         "output_box>OutputBox",
         "code_type:str box_normalized:bool axis:int variance:floats"),
-    row("box_clip", "box_clip", "input>Input im_info>ImInfo", "output>Output"),
     row("generate_proposals", "generate_proposals_v2",
         "scores>Scores bbox_deltas>BboxDeltas im_shape>ImShape anchors>Anchors "
         "variances>Variances",

@@ -1,0 +1,147 @@
+"""Saving, converting and running the small programs of ``pir_cases.py``."""
+
+import json
+import os
+from typing import Callable, NamedTuple, Optional
+
+import numpy as np
+import paddle
+from runtimes import paddle_inference
+
+from paddleq.export import to_program_desc
+
+
+class Case(NamedTuple):
+    """A small program.
+
+    Attributes:
+        ops: names of PIR operations that occur in it.
+        function: what it does; a function of tensors.
+        inputs: numpy arrays that it is run on.
+        spec: shapes that it is traced with, None where a dimension is not known.
+        reference: what dygraph computes instead, for operations that it has not.
+        make: makes a layer, called anew for each run, which ``function`` gets first.
+        check: compares outputs found and expected where equality is not what one expects.
+        tolerance: relative L2 distance that is allowed.
+    """
+
+    ops: tuple
+    function: Callable
+    inputs: tuple
+    spec: tuple
+    make: Optional[Callable]
+    reference: Optional[Callable]
+    check: Optional[Callable]
+    tolerance: float
+
+
+class _Net(paddle.nn.Layer):
+    def __init__(self, case):
+        super().__init__()
+        self.layer = case.make and case.make()
+        self.case = case
+
+    def call(self, *tensors):
+        function = self.case.reference if paddle.in_dynamic_mode() else None
+        return (function or self.case.function)(*([self.layer] if self.layer is not None else []), *tensors)
+
+
+class _Net0(_Net):
+    def forward(self):
+        return self.call()
+
+
+class _Net1(_Net):
+    def forward(self, a):
+        return self.call(a)
+
+
+class _Net2(_Net):
+    def forward(self, a, b):
+        return self.call(a, b)
+
+
+class _Net3(_Net):
+    def forward(self, a, b, c):
+        return self.call(a, b, c)
+
+
+class _Net4(_Net):
+    def forward(self, a, b, c, d):
+        return self.call(a, b, c, d)
+
+
+class _Net5(_Net):
+    def forward(self, a, b, c, d, e):
+        return self.call(a, b, c, d, e)
+
+
+_NETS = (_Net0, _Net1, _Net2, _Net3, _Net4, _Net5)
+
+
+def expected(case):
+    """What the case computes in dygraph: numpy arrays, each result once."""
+    paddle.seed(0)
+    net = _NETS[len(case.inputs)](case)
+    net.eval()
+    tensors = [paddle.to_tensor(each) for each in case.inputs]
+    results = [each for each in paddle.utils.flatten(net(*tensors)) if each is not None]
+    # A result that is returned twice is saved once.
+    return net, [each.numpy() for each in {id(each): each for each in results}.values()]
+
+
+def save(case, prefix):
+    """Save the case as PIR; returns what dygraph computes."""
+    net, arrays = expected(case)
+    spec = [paddle.static.InputSpec(shape, each.dtype.name, name)
+            for name, shape, each in zip("abcde", case.spec, case.inputs)]
+    paddle.jit.save(net, prefix, input_spec=spec)
+    return arrays
+
+
+def operations(path):
+    """Names of the operations in a ``.json``, without dialect numbers of Paddle's own."""
+    with open(path, encoding="utf-8") as file:
+        return set(_names(json.load(file)["program"]["regions"][0]))
+
+
+def _names(region):
+    for block in region["blocks"]:
+        for each in block["ops"]:
+            yield ("builtin.parameter" if each["#"] == "p" else
+                   each["#"].replace("0.", "builtin.", 1) if each["#"].startswith("0.") else
+                   each["#"].replace("2.", "cf.", 1) if each["#"].startswith("2.") else
+                   each["#"].partition(".")[2])
+            for inner in each.get("regions") or []:
+                yield from _names(inner)
+
+
+def run(case, folder):
+    """Convert the case and compare Paddle Inference with dygraph."""
+    prefix, output = os.path.join(folder, "net"), os.path.join(folder, "old")
+    wanted = save(case, prefix)
+    missing = set(case.ops) - operations(f"{prefix}.json")
+    assert not missing, f"the program has no {missing}, only {operations(f'{prefix}.json')}"
+    to_program_desc(prefix, output)
+    compare(case, paddle_inference(output, case.inputs), wanted)
+
+
+def compare(case, found, wanted):
+    """Assert that a runtime's outputs are those of dygraph."""
+    assert len(found) == len(wanted)
+    for got, want in zip(found, wanted):
+        assert got.dtype == want.dtype and got.shape == want.shape, (
+            got.dtype, want.dtype, got.shape, want.shape)
+    if case.check is not None:
+        case.check(found, wanted)
+        return
+    for got, want in zip(found, wanted):
+        if want.dtype.kind != "f":
+            assert np.array_equal(got, want), (got, want)
+            continue
+        finite = np.isfinite(want)
+        assert np.array_equal(np.where(finite, 0, got), np.where(finite, 0, want),
+                              equal_nan=True), (got, want)
+        got, want = (np.float64(each[finite]) for each in (got, want))
+        distance = np.linalg.norm(got - want)
+        assert distance <= case.tolerance * np.linalg.norm(want), (got, want)
