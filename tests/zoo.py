@@ -53,6 +53,15 @@ class Model:
         return [paddle.static.InputSpec(list(shape), dtype, name)
                 for name, shape, dtype in self.inputs]
 
+    def loss_of(self, net, indices):
+        """The loss of ``net`` on these digits."""
+        return self.loss(net, *([paddle.to_tensor(value) for value in values]
+                                for values in self.draw(indices)))
+
+    def open_sizes(self):
+        """Whether more than the batch is open."""
+        return any(None in shape[1:] for _, shape, _ in self.inputs)
+
     def tensors(self, indices, other=False):
         """The inputs that :attr:`draw` makes, as tensors."""
         return [paddle.to_tensor(value) for value in self.draw(indices, other)[0]]
@@ -75,14 +84,11 @@ def _trained(family):
     else:
         optimizer = paddle.optimizer.Adam(model.rate, parameters=net.parameters())
     for _ in range(model.steps):
-        inputs, targets = model.draw(rng.choice(TRAINING, model.batch))
-        loss = model.loss(net, *([paddle.to_tensor(value) for value in values]
-                                 for values in (inputs, targets)))
-        loss.backward()
+        model.loss_of(net, rng.choice(TRAINING, model.batch)).backward()
         optimizer.step()
         optimizer.clear_grad()
     _settle_batch_norms(net, model, rng)
-    return {key: value.numpy() for key, value in net.state_dict().items()}, loss.item()
+    return {key: value.numpy() for key, value in net.state_dict().items()}
 
 
 def _settle_batch_norms(net, model, rng):
@@ -102,14 +108,9 @@ def _settle_batch_norms(net, model, rng):
 def trained(name):
     """A new network of this name, trained, in evaluation mode."""
     net = ZOO[name].make()
-    net.set_state_dict(_trained(ZOO[name].family or name)[0])
+    net.set_state_dict(_trained(ZOO[name].family or name))
     net.eval()
     return net
-
-
-def final_loss(name):
-    """The loss at the last step of the training."""
-    return _trained(ZOO[name].family or name)[1]
 
 
 def outputs(result):
@@ -162,7 +163,8 @@ class Attention(nn.Layer):
     def forward(self, x, bias=None, mask=None):
         tokens, width = x.shape[1:]
         qkv = self.qkv(x).reshape([-1, tokens, 3, self.heads, width // self.heads])
-        q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)
+        qkv = qkv.transpose([2, 0, 3, 1, 4])
+        q, k, v = qkv[0], qkv[1], qkv[2]
         weights = paddle.matmul(q * self.scale, k, transpose_y=True)
         if bias is not None:
             weights = weights + bias
@@ -366,10 +368,11 @@ def _translated(net, inputs, targets):
 
 
 class CRNN(nn.Layer):
-    """Reads a line: convolutions, a bidirectional LSTM, log probabilities for CTC."""
+    """Reads a line: convolutions, a bidirectional LSTM, (log) probabilities for CTC."""
 
-    def __init__(self, classes=11, hidden=24):
+    def __init__(self, head=F.log_softmax, classes=11, hidden=24):
         super().__init__()
+        self.last = head
         layers, channels = [], 1
         for wider, pool in ((8, 2), (16, 2), (32, (4, 1))):
             layers += [nn.Conv2D(channels, wider, 3, padding=1, bias_attr=False),
@@ -379,9 +382,13 @@ class CRNN(nn.Layer):
         self.lstm = nn.LSTM(channels, hidden, direction="bidirect")
         self.head = nn.Linear(2 * hidden, classes)
 
-    def forward(self, x):
+    def logits(self, x):
+        """[n, steps, classes]"""
         x = self.features(x).squeeze(2).transpose([0, 2, 1])
-        return F.log_softmax(self.head(self.lstm(x)[0]), axis=-1)
+        return self.head(self.lstm(x)[0])
+
+    def forward(self, x):
+        return self.last(self.logits(x), axis=-1)
 
 
 def _lines(indices, other=False):
@@ -395,7 +402,7 @@ def _lines(indices, other=False):
 
 
 def _read(net, inputs, targets):
-    steps = net(*inputs).transpose([1, 0, 2])
+    steps = net.logits(*inputs).transpose([1, 0, 2])
     count, (labels,) = steps.shape[1], targets
     return F.ctc_loss(steps, labels, paddle.full([count], steps.shape[0], "int64"),
                       paddle.full([count], labels.shape[1], "int64"))
@@ -544,6 +551,11 @@ def _detected(net, inputs, targets):
                                paddle.to_tensor(wanted[found].astype("float32"))))
 
 
+def _reader(head):
+    return Model(lambda: CRNN(head), (("line", [None, 1, 16, None], "float32"),), _lines, _read,
+                 steps=150, family="CRNN")
+
+
 def _detector(suppression):
     return Model(lambda: SSD(suppression), (("image", [None, 1, 32, 32], "float32"),),
                  _scenes, _detected, steps=200, batch=24, family="SSD")
@@ -555,7 +567,8 @@ ZOO = {
     "Transformer": Model(Translator, (("source", [None, None], "int64"),
                                       ("target", [None, None], "int64")),
                          _sentences, _translated, steps=200),
-    "CRNN": Model(CRNN, (("line", [None, 1, 16, None], "float32"),), _lines, _read, steps=150),
+    "CRNN": _reader(F.softmax),
+    "CRNN, log_softmax": _reader(F.log_softmax),
     "U-Net": Model(UNet, (("x", [None, 1, None, None], "float32"),), _noisy, _segmented,
                    steps=60),
     "SSD": _detector(None),
@@ -563,16 +576,16 @@ ZOO = {
     "SSD, matrix NMS": _detector("matrix"),
     "SSD, NMS": _detector("plain"),
     "LeNet": _vision("LeNet", 28, 100, channels=1),
-    "AlexNet": _vision("alexnet", 224, 15, batch=8),
-    "VGG11": _vision("vgg11", 64, 10, batch=8),
-    "MobileNetV1": _vision("mobilenet_v1", 64, 40),
-    "MobileNetV2": _vision("mobilenet_v2", 64, 40),
-    "MobileNetV3-small": _vision("mobilenet_v3_small", 64, 60),
-    "MobileNetV3-large": _vision("mobilenet_v3_large", 64, 40),
-    "ResNet18": _vision("resnet18", 64, 40),
-    "ResNet50": _vision("resnet50", 64, 30),
-    "SqueezeNet": _vision("squeezenet1_1", 64, 60, rate=2e-4),
-    "ShuffleNetV2": _vision("shufflenet_v2_x1_0", 64, 40),
-    "DenseNet121": _vision("densenet121", 64, 25),
-    "GoogLeNet": _vision("googlenet", 224, 8, batch=8, rate=2e-4),
+    "AlexNet": _vision("alexnet", 224, 0, batch=8),
+    "VGG11": _vision("vgg11", 32, 0, batch=8),
+    "MobileNetV1": _vision("mobilenet_v1", 32, 40),
+    "MobileNetV2": _vision("mobilenet_v2", 32, 40),
+    "MobileNetV3-small": _vision("mobilenet_v3_small", 32, 60),
+    "MobileNetV3-large": _vision("mobilenet_v3_large", 32, 40),
+    "ResNet18": _vision("resnet18", 32, 15),
+    "ResNet50": _vision("resnet50", 32, 15),
+    "SqueezeNet": _vision("squeezenet1_1", 64, 40, rate=2e-4),
+    "ShuffleNetV2": _vision("shufflenet_v2_x1_0", 32, 40),
+    "DenseNet121": _vision("densenet121", 32, 20),
+    "GoogLeNet": _vision("googlenet", 224, 0, batch=8, rate=2e-4),
 }

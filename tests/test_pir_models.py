@@ -1,0 +1,123 @@
+"""Models that Paddle 3 saves as PIR, float and quantized, run as a .pdmodel.
+
+``python tests/test_pir_models.py [model ...]`` prints the list and the differences.
+"""
+
+import sys
+import tempfile
+import time
+import warnings
+import zlib  # noqa: F401  (before paddle: see paddleq/__init__.py)
+
+import numpy as np
+import paddle
+import pytest
+import zoo
+from runtimes import openvino, paddle_inference, relative_error
+
+import paddleq
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs_pir]
+
+METHODS = ("float", "qat", "ptq")
+SCALE_STEPS = 25
+# Operators that OpenVINO's frontend does not have, and models that need them.
+OPENVINO_LACKS = {"CRNN, log_softmax": "log_softmax", "SSD, NMS": "argsort"}
+
+
+def export(name, method, path):
+    """Write a model of the zoo as ``path.pdmodel``; returns it, a layer that simulates the file."""
+    model, net = zoo.ZOO[name], zoo.trained(name)
+    if method == "float":
+        paddle.jit.save(net, path + "_pir", input_spec=model.spec())
+        paddleq.export.to_program_desc(path + "_pir", path)
+        return net
+    rng = np.random.RandomState(1)
+    draws = [rng.choice(zoo.TRAINING, model.batch) for _ in range(SCALE_STEPS)]
+    if method == "qat":
+        quanter = paddleq.QAT()
+        quanter.quantize(net)
+        optimizer = paddle.optimizer.SGD(1e-3, parameters=net.parameters())
+        net.train()
+        for draw in draws[:2]:
+            model.loss_of(net, draw).backward()
+            optimizer.step()
+            optimizer.clear_grad()
+        with paddle.no_grad():  # the moving averages start at 1: let them find the range
+            for draw in draws:
+                net(*model.tensors(draw))
+        net.eval()
+    else:
+        quanter = paddleq.PTQ()
+        net = quanter.quantize(net, fuse=True)
+        quanter.calibrate(net, [model.tensors(draw) for draw in draws[:2]])
+    quanter.save_quantized_model(net, path, model.spec())
+    return net
+
+
+def difference(found, expected):
+    """The largest relative L2 distance of an output; infinity where their shapes differ."""
+    assert len(found) == len(expected)
+    return max(relative_error(f, e) if np.shape(f) == np.shape(e) else float("inf")
+               for f, e in zip(found, expected))
+
+
+def cases(name, net):
+    """(inputs, what ``net`` makes of them): other sizes too where those are open."""
+    model = zoo.ZOO[name]
+    for other in (False, True) if model.open_sizes() else (False,):
+        # Another batch size than the one of the second case: the batch is open in all models.
+        inputs = model.tensors(zoo.unseen(3 if other else 8), other)
+        with paddle.no_grad():
+            expected = [value.numpy() for value in zoo.outputs(net(*inputs))]
+        yield [value.numpy() for value in inputs], expected
+
+
+@pytest.mark.parametrize("name, method", [(n, m) for n in zoo.ZOO for m in METHODS])
+def test_runtimes_compute_what_the_model_computes(name, method, tmp_path):
+    path = str(tmp_path / "model")
+    net = export(name, method, path)
+    for inputs, expected in cases(name, net):
+        assert all(np.isfinite(value).all() for value in expected)
+        assert max(value.std(axis=0).max() for value in expected) > 0
+        assert difference(paddle_inference(path, inputs), expected) <= 1e-4
+        fused = difference(paddle_inference(path, inputs, ir_optim=True), expected)
+        if method == "float":
+            assert fused <= 1e-4
+        if name in OPENVINO_LACKS:
+            with pytest.raises(RuntimeError, match=f"No creator found for {OPENVINO_LACKS[name]}"):
+                openvino(path, inputs)
+            continue
+        allowed = 1e-4 if method == "float" else 1e-2
+        assert difference(openvino(path, inputs), expected) <= allowed
+
+
+def _cell(run, expected):
+    try:
+        return f"{difference(run(), expected):.1e}"
+    except RuntimeError as error:
+        missing = str(error).partition("No creator found for ")[2]
+        return f"no {missing.split()[0]}" if missing else "refused"
+
+
+def main():
+    warnings.simplefilter("ignore")
+    print(f"Paddle {paddle.__version__}; largest relative L2 distance of an output to dygraph")
+    print(f"{'model':22}{'':8}{'Inference':>12}{'optimized':>12}{'OpenVINO':>16}{'s':>8}")
+    for name in sys.argv[1:] or zoo.ZOO:
+        for method in METHODS:
+            started = time.time()
+            with tempfile.TemporaryDirectory() as folder:
+                path = f"{folder}/model"
+                net = export(name, method, path)
+                for inputs, expected in cases(name, net):
+                    row = [_cell(run, expected) for run in (
+                        lambda: paddle_inference(path, inputs),
+                        lambda: paddle_inference(path, inputs, ir_optim=True),
+                        lambda: openvino(path, inputs))]
+                    print(f"{name:22}{method:8}{row[0]:>12}{row[1]:>12}{row[2]:>16}"
+                          f"{time.time() - started:8.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
