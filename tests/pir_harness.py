@@ -39,11 +39,14 @@ class _Net(paddle.nn.Layer):
     def __init__(self, case):
         super().__init__()
         self.layer = case.make and case.make()
-        self.case = case
+        self.function, self.reference = case.function, case.reference
 
     def call(self, *tensors):
-        function = self.case.reference if paddle.in_dynamic_mode() else None
-        return (function or self.case.function)(*([self.layer] if self.layer is not None else []), *tensors)
+        if self.layer is not None:
+            tensors = (self.layer, *tensors)
+        if self.reference is not None and paddle.in_dynamic_mode():
+            return self.reference(*tensors)
+        return self.function(*tensors)
 
 
 class _Net0(_Net):

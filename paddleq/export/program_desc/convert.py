@@ -66,6 +66,7 @@ class Converter:
         self.short = {}  # (variable, scope) -> the same in int32
         self.wanted = {}  # value -> name that the variable shall have
         self.uses = {}  # value -> how many operands still to come name it
+        self.versions = {}  # operator -> its version, where a runtime must know
         self.made = 0
 
     def run(self, pir):
@@ -74,6 +75,9 @@ class Converter:
         self._reserve_fetches(pir.block)
         self.block(pir.block)
         self.scope.finish()
+        for name, version in sorted(self.versions.items()):
+            pair = self.program.desc.op_version_map.pair.add()
+            pair.op_name, pair.op_version.version = name, version
         return self.program
 
     def open_block(self):
@@ -97,17 +101,19 @@ class Converter:
         """Write one operation."""
         for number in operation.operands:
             self.uses[number] -= 1
-        special = self.specials.get(operation.name)
-        if special is not None:
-            special(self, operation)
-            return
-        name, row = operation.name, self.rows.get(operation.name)
-        in_place = row is None and name.endswith("_") and name[:-1] in self.rows
+        name = operation.name
+        in_place = (name.endswith("_") and name not in self.rows and name not in self.specials
+                    and bool(operation.operands))
         if in_place:
-            row = self.rows[name[:-1]]
-        if row is None:
+            name = name[:-1]
+        if name in self.rows:
+            self.by_row(operation, self.rows[name], in_place)
+        elif name not in self.specials:
             raise self.unsupported(operation, "is not in paddleq's operator table")
-        self.by_row(operation, row, in_place)
+        elif in_place and self.read_later(operation.operands[0]):
+            raise self.unsupported(operation, "changes a value that is read later")
+        else:
+            self.specials[name](self, operation)
 
     def unsupported(self, operation, why):
         """The error for an operation that cannot be converted."""

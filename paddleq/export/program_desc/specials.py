@@ -238,6 +238,7 @@ def _swiglu(converter, operation):
 
 def _set_value(converter, operation):
     """The legacy operator takes computed bounds as lists of scalars."""
+    converter.versions["set_value"] = 4  # without, Paddle looks for values under older names
     with_tensor = operation.name.startswith("set_value_with_tensor")
     x, *rest = operation.operands
     ins, values = {"Input": [converter.name_of(x)]}, []

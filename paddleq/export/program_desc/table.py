@@ -185,8 +185,6 @@ NORMALIZATIONS = [
         "y>Y mean>Mean variance>Variance", "epsilon:float groups:int data_format>data_layout:str"),
     row("instance_norm", "instance_norm", "x>X scale>Scale? bias>Bias?",
         "y>Y saved_mean>SavedMean saved_variance>SavedVariance", "epsilon:float"),
-    row("lrn", "lrn", outputs="out>Out mid_out>MidOut",
-        attributes="n:int k:float alpha:float beta:float data_format:str"),
     row("norm", "norm", outputs="out>Out norm>Norm",
         attributes="axis:int epsilon:float is_test:bool"),
     row("p_norm", "p_norm",
@@ -287,7 +285,6 @@ SHAPES = [
     row("diagonal", "diagonal", "x>Input", attributes="offset:int axis1:int axis2:int"),
     row("tril", "tril_triu", attributes="diagonal:int", added="lower:bool=true"),
     row("triu", "tril_triu", attributes="diagonal:int", added="lower:bool=false"),
-    row("tril_triu", "tril_triu", attributes="diagonal:int lower:bool"),
 ]
 
 INDICES = [
