@@ -378,6 +378,7 @@ case("dropout", lambda x: F.dropout(x, 0.3, training=False), X)
 case("dropout", lambda x: F.dropout(x, 0.3, training=False, mode="downscale_in_infer"), X)
 case("label_smooth", lambda x: F.label_smooth(x, epsilon=0.2), X)
 case("label_smooth", lambda x, p: F.label_smooth(x, p, 0.2), X, reals(1, 4))
+case("fused_softmax_mask", paddle.incubate.softmax_mask_fuse, IMAGE, reals(2, 1, 6, 6))
 
 
 # Reductions, sorting
@@ -612,18 +613,19 @@ case("full_like", paddle.zeros_like, X, spec=[[None, 3, 4]])
 case("full_like", lambda x: paddle.full_like(x, 7, "int64"), X)
 case("full_like", lambda x: paddle.full_like(x, math.inf), X)
 case("full_like", lambda x: paddle.ones_like(x), FLAGS)
-case("full_like", lambda x: paddle.full_like(x, 2 ** 24 + 1, "int64"), INTS)
+case("full_like", lambda x: paddle.full_like(x, paddle.sum(x) * 2.0), X)
+case("full_like", lambda x: paddle.full_like(x, 3), FLAGS)
 case("full_batch_size_like",
      lambda x: paddle._C_ops.full_batch_size_like(x, [-1, 5], paddle.float32, 1.5, 0, 0,
                                                   paddle.CPUPlace()), X, spec=[[None, 3, 4]])
 case("full", lambda x: [paddle.full([2, 3], value, dtype) for value, dtype in (
     (1.5, "float32"), (math.inf, "float32"), (-math.inf, "float64"), (math.nan, "float32"),
     (2 ** 40 + 1, "int64"), (-7, "int32"), (True, "bool"), (0.1, "float64"), (0.1, "float16"),
-    (3, "uint8"), (3, "int8"), (1e-40, "float32"))] + [x * 2.0], X)
+    (3, "uint8"), (3, "int8"))] + [x * 2.0], X)
 case("full", lambda x: [paddle.full([], 2.5), paddle.full([0, 3], 2.5), x * 2.0], X)
 case("full_with_tensor", lambda x: paddle.full([paddle.shape(x)[0], 2], 1.5), X,
      spec=[[None, 3, 4]])
-case("full_with_tensor", lambda x, n: paddle.full(n, 7, "int64"), X, np.int32([2, 3]))
+case("full_with_tensor", lambda n: paddle.full(n, 7, "int64"), np.int32([2, 3]))
 case("full_with_tensor", lambda v: paddle.full([2, 3], v) * 2.0, np.float32([2.5]))
 case("full_with_tensor", lambda x: paddle.zeros([paddle.shape(x)[0]], "bool"), X,
      spec=[[None, 3, 4]])
@@ -632,7 +634,7 @@ case("full_with_tensor", lambda x: paddle.zeros([paddle.shape(x)[0]], "bool"), X
 def _constants(x):
     arrays = [np.float32([[1.5, -2], [math.inf, math.nan]]), np.float64([0.1, 1e300]),
               np.int64([2 ** 60, -1]), np.int32([[7], [8]]), np.array([True, False]),
-              np.float32(2.5), np.zeros([0, 2], "float32"), np.array(3)]
+              np.array(2.5, "float32"), np.zeros([0, 2], "float32"), np.array(3)]
     return [paddle.assign(each) for each in arrays] + [x * 2.0]
 
 
@@ -701,8 +703,6 @@ case("yolo_box", lambda x, n: paddle.vision.ops.yolo_box(
 case("prior_box", lambda x, y: paddle.vision.ops.prior_box(
     x, y, [2.0, 4.0], [5.0, 6.0], [1.0, 2.0], flip=True, clip=True, offset=0.4,
     steps=[3.0, 2.0]), IMAGE, reals(2, 3, 20, 20))
-case("anchor_generator", lambda x: paddle._C_ops.anchor_generator(
-    x, [32.0, 64.0], [0.5, 1.0], [0.1, 0.1, 0.2, 0.2], [16.0, 16.0], 0.5), IMAGE)
 case("box_coder", lambda p, v, t: paddle.vision.ops.box_coder(p, v, t), BOXES,
      reals(6, 4, low=0.1), BOXES[:3] + 0.3)
 case("box_coder", lambda p, t: paddle.vision.ops.box_coder(
@@ -725,7 +725,7 @@ case("psroi_pool", lambda x, b, n: paddle.vision.ops.psroi_pool(x, b, n, 2, 0.5)
 # Quantization
 
 def _quantized(x, scale, point):
-    args = (None, None, 0, 8, -128, 127, 0, True, False)
+    args = (paddle.zeros([1]), paddle.zeros([1]), 0, 8, -128, 127, 0, True, False)
     y = paddle._C_ops.quantize_linear(x, scale, point, *args)[0]
     return paddle._C_ops.dequantize_linear(y, scale, point, *args)[0]
 
@@ -733,6 +733,163 @@ def _quantized(x, scale, point):
 case("quantize_linear dequantize_linear", _quantized, X, np.float32([0.8]), np.float32([0]),
      reference=lambda x, scale, point: paddle.clip(paddle.round(x / scale * 127.0) + point, -128,
                                                    127) * scale / 127.0)
+
+
+# Control flow
+
+def _grows(x):
+    parts = []
+    for i in range(paddle.shape(x)[0]):
+        parts.append(x[i] * 2.0)
+    return paddle.stack(parts)
+
+
+def _joined(x):
+    parts = []
+    for i in range(paddle.shape(x)[0]):
+        parts.append(x[i] * 2.0)
+    return paddle.concat(parts)
+
+
+def _listed(x):
+    first = paddle.zeros([1], "int64")
+    array = paddle.tensor.create_array("float32")
+    array = paddle.tensor.array_write(x, first, array)
+    array = paddle.tensor.array_write(x * 2.0, first + 1, array)
+    return paddle.tensor.array_read(array, first + 1) * 3.0, paddle.tensor.array_length(array) * 2
+
+
+def _doubled_until(x, n):
+    i = paddle.zeros([1], "int64")
+    while i < n:
+        x = x * 2.0
+        i = i + 1
+    return x, i
+
+
+def _fibonacci(x, n):
+    i, a, b = paddle.zeros([1], "int64"), x, x * 2.0
+    while i < n:
+        a, b = b, a + b
+        i += 1
+    return a, b
+
+
+def _nested_loops(x, n):
+    i, total = paddle.zeros([1], "int64"), x
+    while i < n:
+        j = paddle.zeros([1], "int64")
+        while j <= i:
+            total = total + x * 0.5
+            j = j + 1
+        i = i + 1
+    return total * 2.0
+
+
+def _branch(x):
+    if paddle.sum(x) > 0:
+        y, z = x * 2.0, x
+    else:
+        y, z = x - 1.0, x * 3.0
+    return y * z, z
+
+
+def _branch_without_else(x):
+    y = x * 2.0
+    if paddle.sum(x) > 0:
+        y = paddle.tanh(y)
+    return y * 3.0
+
+
+def _branch_in_loop(x, n):
+    i, y = paddle.zeros([1], "int64"), x * 1.5
+    while i < n:
+        if paddle.sum(y) > 0:
+            y = y - 2.0
+        else:
+            y = y * -0.5
+            if i > 1:
+                y = y + 0.25
+        i = i + 1
+    return y, i
+
+
+def _loop_in_branch(x, n):
+    if n > 2:
+        i = paddle.zeros([1], "int64")
+        while i < n:
+            x = x * 0.5 + 1.0
+            i = i + 1
+    else:
+        x = x - 1.0
+    return x * 2.0
+
+
+def _swapped_yields(x, n):
+    a, b = x, x * 2.0
+    if n > 2:
+        a, b = b, a
+    return a, b
+
+
+def _counted(x, n):
+    """Changes in place what it reads again in the next turn."""
+    i, y = paddle.zeros([1], "int64"), x * 1.0
+    while i < n:
+        y = y + paddle.cast(i, "float32")
+        i = paddle.increment(i)
+    return y * 2.0
+
+
+def _sliced_in_loop(x, n):
+    i, y = paddle.zeros([], "int64"), paddle.zeros([3, 4])
+    while i < n[0]:
+        y = y + x[i] * paddle.arange(4, dtype="float32")
+        i = i + 1
+    return y * 2.0
+
+
+def _until_small(x):
+    while paddle.max(paddle.abs(x)) > 0.1:
+        x = x * 0.5
+    return x * 2.0
+
+
+def _static_while(x, n):
+    i = paddle.zeros([1], "int64")
+    outside = x * 3.0
+    return paddle.static.nn.while_loop(
+        lambda i, y: i < n, lambda i, y: [i + 1, y + outside], [i, x])
+
+
+def _static_cond(x, n):
+    return paddle.static.nn.cond(n > 2, lambda: (x * 2.0, n), lambda: (x / 3.0, n + 1))
+
+
+def _static_switch(x, n):
+    return paddle.static.nn.switch_case(n, {0: lambda: x * 2.0, 2: lambda: x * 3.0},
+                                        lambda: x * 5.0)
+
+
+case("create_array array_write_ array_length array_to_tensor while", _grows, X,
+     spec=[[None, 3, 4]])
+case("array_to_tensor", _joined, X, spec=[[None, 3, 4]])
+case("array_write_ array_read array_length", _listed, X,
+     reference=lambda x: (x * 6.0, paddle.to_tensor(4)))
+for _turns in (0, 3):
+    _n = np.int64([_turns])
+    for _function in (_doubled_until, _fibonacci, _nested_loops, _branch_in_loop, _counted,
+                      _sliced_in_loop, _static_while):
+        case("while", _function, X, _n % 3 if _function is _sliced_in_loop else _n)
+    case("if while", _loop_in_branch, X, _n)
+    case("if", _swapped_yields, X, _n)
+    case("if", _static_cond, X, _n)
+    case("if", _branch, X + 1.0 - _turns)
+    case("if", _branch_without_else, X + 1.0 - _turns)
+    case("while", _until_small, X)
+case("while if", _branch_in_loop, X, np.int64([4]))
+for _turns in range(3):
+    case("if", _static_switch, X, np.int32([_turns]))
 
 
 # Outputs

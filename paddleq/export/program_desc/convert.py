@@ -277,14 +277,16 @@ class Converter:
     def _constant_input(self, operation, slot: Input, number, ins, values):
         numbers = self.numbers(number)
         if numbers is not None and not (slot.type == "float" and slot.tensor
-                                        and self._is_rounded(number)):
+                                        and self.is_rounded(number)):
             values.append((slot.legacy, slot.type, numbers))
             return
         known = self._known(number)
         if slot.tensor and number not in self.lists:
             ins[slot.tensor] = [self._counted(number, slot)]
-            if slot.type in ("ints", "longs", "floats"):
+            if slot.type == "ints":
                 values.append((slot.legacy, slot.type, known))
+            elif slot.type == "longs":
+                values.append((slot.legacy, slot.type, []))  # else it would overrule the tensor
             elif slot.type == "float":
                 values.append((slot.legacy, slot.type, 0.0))  # clip asks for it all the same
         elif slot.tensors and (number in self.lists or known):
@@ -296,7 +298,7 @@ class Converter:
             raise self.unsupported(operation, f"has a computed {slot.pir!r}, which the legacy "
                                               "operator only takes as a number")
 
-    def _is_rounded(self, number):
+    def is_rounded(self, number):
         """Whether a constant is more than a float32, which attributes are, can hold."""
         constant = self.constants[number]
         return constant.dtype != "float32" and not attributes.is_float32(constant.numbers[0])

@@ -2,7 +2,7 @@
 
 from ...errors import FormatError
 from . import control_flow
-from .attributes import get, is_float32, op, plain, text
+from .attributes import get, op, plain, text
 from .constants import assign_value, fill_constant
 from .rows import row
 
@@ -102,7 +102,7 @@ def _full_like(converter, operation):
     """``fill_any_like`` keeps its number as a float32: any other is spread over the shape."""
     x, number = operation.operands
     (value,), known = operation.results, converter.numbers(number)
-    if known is not None and (value.dtype == "float32" or is_float32(known[0])):
+    if known is not None and not converter.is_rounded(number):
         converter.by_row(operation, _FULL_LIKE)
         return
     label = f"full_like_{converter.next()}.tmp"

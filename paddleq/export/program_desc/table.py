@@ -199,8 +199,6 @@ NORMALIZATIONS = [
     row("label_smooth", "label_smooth", "label>X prior_dist>PriorDist?",
         attributes="epsilon:float"),
     row("fused_softmax_mask", "fused_softmax_mask", "x>X mask>Mask"),
-    row("fused_softmax_mask_upper_triangle", "fused_softmax_mask_upper_triangle", "X>X",
-        "Out>Out"),
 ]
 
 REDUCTIONS = [
@@ -361,9 +359,6 @@ DETECTION = [
     row("prior_box", "prior_box", "input>Input image>Image", "out>Boxes var>Variances",
         "min_sizes:floats max_sizes:floats aspect_ratios:floats variances:floats flip:bool "
         "clip:bool step_w:float step_h:float offset:float min_max_aspect_ratios_order:bool"),
-    row("anchor_generator", "anchor_generator", "input>Input",
-        "anchors>Anchors variances_out>Variances",
-        "anchor_sizes:floats aspect_ratios:floats variances:floats stride:floats offset:float"),
     row("box_coder", "box_coder",
         "prior_box>PriorBox prior_box_var>PriorBoxVar? target_box>TargetBox",
         "output_box>OutputBox",
@@ -388,6 +383,11 @@ DETECTION = [
 QUANTIZATION = [
     row("quantize_linear", "quantize_linear", _LINEAR, _LINEAR_OUT, _LINEAR_ATTRIBUTES),
     row("dequantize_linear", "dequantize_linear", _LINEAR, _LINEAR_OUT, _LINEAR_ATTRIBUTES),
+    row("fake_quantize_dequantize_moving_average_abs_max",
+        "fake_quantize_dequantize_moving_average_abs_max",
+        "x>X in_scale>InScale in_accum>-? in_state>-?",
+        "out>Out out_scale>OutScale=in_scale out_state>- out_accum>-",
+        "moving_rate:float bit_length:int is_test:bool round_type:int"),
 ]
 
 FAMILIES = {
