@@ -1,10 +1,10 @@
 """A saved program (``.pdmodel`` + ``.pdiparams``) that can be edited."""
 
 import os
-import tempfile
 
-from ..errors import ExportError, FormatError
+from ..errors import FormatError
 from . import params
+from .files import write_model
 
 # paddle.framework.proto.AttrType
 _INT, _FLOAT, _STRING, _INTS, _FLOATS, _STRINGS, _BOOLEAN, _BOOLEANS = range(8)
@@ -86,24 +86,9 @@ class Program:
         Raises:
             ExportError: the target cannot be written.
         """
-        try:
-            self._save(model_path, params_path)
-        except OSError as error:
-            raise ExportError(f"cannot write {model_path}: {error}") from error
-
-    def _save(self, model_path, params_path):
-        folder = os.path.dirname(os.path.abspath(model_path))
-        os.makedirs(folder, exist_ok=True)
         dtypes = dict.fromkeys(self._bfloat16, "bfloat16")
-        # A folder of its own on the same file system: whatever happens, it goes as a whole.
-        with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as beside:
-            new_model, new_params = (os.path.join(beside, n) for n in ("model", "params"))
-            params.write(new_params, self.arrays, dtypes, framework_proto())
-            with open(new_model, "wb") as file:
-                file.write(self.desc.SerializeToString())
-            os.makedirs(os.path.dirname(os.path.abspath(params_path)), exist_ok=True)
-            os.replace(new_params, params_path)
-            os.replace(new_model, model_path)
+        write_model(model_path, self.desc.SerializeToString(), params_path, self.arrays, dtypes,
+                    framework_proto())
 
     @classmethod
     def empty(cls):

@@ -90,7 +90,7 @@ class _Rewriter:
         if mark.spec.binary or not mark.dynamic:
             # The fake_* operators find max|weight| themselves; where that is not the threshold
             # the weight goes into the file as it looks after quantization.
-            return self.float_weight(source, target, _dequantized(mark))
+            return self.float_weight(source, target, simulated_weight(mark))
         name = self.store(source, ".folded", mark.value)
         return self.emit.fake_quantize_weight(name, target, mark.threshold, bits, axis)
 
@@ -119,7 +119,10 @@ class _Rewriter:
                     slot.arguments[i] = self.renamed.get(name, name)
 
 
-def _dequantized(mark):
+def simulated_weight(mark):
+    """The float weight that a :class:`WeightMark` stands for."""
+    if mark.integers is None:
+        return mark.value
     shape = [1] * mark.integers.ndim
     if mark.spec.channel_axis is not None:
         shape[mark.spec.channel_axis] = -1
@@ -131,8 +134,12 @@ def marker_number(op):
     """The number of a marker, None for any other op."""
     if op.type != "scale" or attribute(op, "scale") != MARKER_FACTOR:
         return None
-    number = attribute(op, "bias")
-    if number != int(number) or number < 1:
+    return mark_of(attribute(op, "bias"))
+
+
+def mark_of(bias):
+    """The number that a marker's bias says."""
+    if bias != int(bias) or bias < 1:
         raise ExportError(f"a scale op of the model has the factor {MARKER_FACTOR}, by which "
                           "paddleq marks places; use another one")
-    return int(number)
+    return int(bias)

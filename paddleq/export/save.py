@@ -3,15 +3,18 @@
 import os
 import types
 
-from .._checks import wrong_type
+from .._checks import check_choice, wrong_type
 from ..engine import finalize, quantized_layers
 from ..errors import ModelError
+from .pir import PirFiles, rewrite_pir
 from .rewrite import rewrite
 from .trace import trace
 
+FORMATS = ("pdmodel", "pir")
 
-def save(model, path, input_spec=None, onnx_format=True):
-    """Write a quantized model as ``path.pdmodel`` and ``path.pdiparams``.
+
+def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
+    """Write a quantized model as ``path.pdmodel`` or ``path.json``, and ``path.pdiparams``.
 
     Args:
         model: a quantized ``paddle.nn.Layer``. It is not changed.
@@ -20,11 +23,14 @@ def save(model, path, input_spec=None, onnx_format=True):
             with, the batch dimension left open.
         onnx_format: ``quantize_linear`` / ``dequantize_linear`` with integer weights, or
             ``fake_*`` operators with float weights.
+        format: "pdmodel", or "pir" (see :mod:`.pir`).
 
     Raises:
         ModelError: the model is not quantized.
+        ConfigError: there is no such format.
         CalibrationError, ExportError, TraceError: see ``save_quantized_model``.
     """
+    check_choice("format", format, FORMATS)
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise wrong_type("path", path, "a file prefix such as 'out/model'")
     path = os.fspath(path)
@@ -40,6 +46,11 @@ def save(model, path, input_spec=None, onnx_format=True):
     if input_spec is None and isinstance(model.forward, types.MethodType):
         # (A forward that to_static wrapped knows its own.)
         input_spec = model.__dict__.get("_paddleq_input_spec")
+    if format == "pir":
+        program, marks = trace(model, input_spec, PirFiles.load)
+        rewrite_pir(program, marks)
+        program.save(path + ".json", path + ".pdiparams")
+        return
     program, marks = trace(model, input_spec)
     rewrite(program, marks, onnx_format)
     program.save(path + ".pdmodel", path + ".pdiparams")

@@ -20,10 +20,11 @@ from .rewrite import ActivationMark, WeightMark
 _logger = logging.getLogger("paddleq")
 
 
-def trace(model, input_spec):
+def trace(model, input_spec, read=load_saved):
     """(program, marks): the float program of ``model`` and what the markers in it stand for.
 
-    The model is left as it was.
+    The model is left as it was. ``read(model_path, params_path)`` makes the program of the files
+    that Paddle writes.
 
     Raises:
         ExportError: quantizers without a scale; names them.
@@ -32,11 +33,11 @@ def trace(model, input_spec):
     with evaluation(model):
         recorder = _ExportRecorder(model)
         with recording(recorder):
-            program = trace_float(model, input_spec)
+            program = trace_float(model, input_spec, read)
     return program, recorder.marks
 
 
-def trace_float(model, input_spec):
+def trace_float(model, input_spec, read=load_saved):
     """The program that Paddle traces of ``model`` in evaluation mode; the model stays as it was.
 
     Raises:
@@ -54,7 +55,7 @@ def trace_float(model, input_spec):
         # Paddle 3 writes .json, Paddle 2 .pdmodel.
         ending = ".json" if os.path.exists(path + ".json") else ".pdmodel"
         has_params = os.path.exists(path + ".pdiparams")
-        return load_saved(path + ending, path + ".pdiparams" if has_params else None)
+        return read(path + ending, path + ".pdiparams" if has_params else None)
 
 
 class _ExportRecorder(Recorder):

@@ -80,6 +80,12 @@ class PirProgram:
     version: int
     block: Block
 
+    def stored_parameters(self):
+        """Parameters that are in the file of parameters: name -> :class:`Value`."""
+        return {each.attributes["name"].value: each.results[0]
+                for each in self.block.operations
+                if each.name == "builtin.parameter" and each.attributes["stored"].value}
+
     @classmethod
     def load(cls, path):
         """Read a ``.json`` file.

@@ -25,9 +25,7 @@ def from_pir(model_path, params_path=None) -> Program:
         UnsupportedOperatorError: an operation has no legacy counterpart.
     """
     pir = PirProgram.load(model_path)
-    stored = {each.attributes["name"].value: each.results[0]
-              for each in pir.block.operations
-              if each.name == "builtin.parameter" and each.attributes["stored"].value}
+    stored = pir.stored_parameters()
     dtypes = {name: value.dtype for name, value in stored.items()}
     arrays = {}
     if params_path is not None:
