@@ -11,7 +11,7 @@ STAMP := installed.stamp
 DEFAULT := not slow and not lite and not paddle26 and not browser
 
 .PHONY: help demo test test-slow test-lite test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 \
-	lint bench bench-2.6 \
+	test-browser lint bench bench-2.6 \
 	env env-2.6 env-3.3 lite-env clean
 
 help:
@@ -46,6 +46,11 @@ test-3.3: env-3.3
 
 test-slow-3.3: env-3.3
 	OMP_NUM_THREADS=$(THREADS) .venv-3.3/bin/python -m pytest -q -m "slow and not lite"
+
+# Needs Chromium and ChromeDriver (Debian: chromium, chromium-driver).
+test-browser: env env-3.3
+	for python in $(BIN) .venv-3.3/bin; do \
+		OMP_NUM_THREADS=1 $$python/python -m pytest -q -m browser || exit 1; done
 
 lint: env
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ setup(
         "openvino": ["openvino"],
         "viz": ["visualdl"],
         "dev": ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "ruff", "rich",
-                "openvino"],
+                "openvino", "selenium", "visualdl"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
