@@ -614,7 +614,7 @@ case("full_like", lambda x: paddle.full_like(x, 7, "int64"), X)
 case("full_like", lambda x: paddle.full_like(x, math.inf), X)
 case("full_like", lambda x: paddle.ones_like(x), FLAGS)
 case("full_like", lambda x: paddle.full_like(x, paddle.sum(x) * 2.0), X)
-case("full_like", lambda x: paddle.full_like(x, 3), FLAGS)
+case("full_like", lambda x: paddle.full_like(x, 1), FLAGS)
 case("full_batch_size_like",
      lambda x: paddle._C_ops.full_batch_size_like(x, [-1, 5], paddle.float32, 1.5, 0, 0,
                                                   paddle.CPUPlace()), X, spec=[[None, 3, 4]])
@@ -638,7 +638,22 @@ def _constants(x):
     return [paddle.assign(each) for each in arrays] + [x * 2.0]
 
 
-case("assign_value", _constants, X)
+case("assign_value_", _constants, X)
+for _type, _numbers in (("float32", [0.1, math.inf]), ("float64", [0.1, 1e300]), ("int64", [2 ** 40]),
+                        ("int32", [-7]), ("bool", [1, 0]), ("float16", [0.1]), ("int8", [-7])):
+    case("assign_value", lambda t=_type, n=_numbers: paddle._C_ops.assign_value(
+        [len(n)], getattr(paddle, t), [float(each) for each in n], paddle.CPUPlace()),
+         reference=lambda t=_type, n=_numbers: paddle.to_tensor(n, t))
+
+
+def _assigned_and_read(x):
+    y = paddle.zeros([3, 4])
+    z = paddle._C_ops.assign_value_(y, [3, 4], paddle.float32, [float(i) for i in range(12)],
+                                    paddle.CPUPlace())
+    return x + z, y * 2.0
+
+
+case("assign_value_", _assigned_and_read, X)
 case("assign_value_", lambda x: [x * 2.0, paddle.assign(np.float32([1, 2]), paddle.zeros([2]))], X)
 case("empty", lambda x: [paddle.empty([2, 3]), paddle.empty([3], "int64"), x * 2.0], X[0],
      check=shape_only)
@@ -725,7 +740,7 @@ case("psroi_pool", lambda x, b, n: paddle.vision.ops.psroi_pool(x, b, n, 2, 0.5)
 # Quantization
 
 def _quantized(x, scale, point):
-    args = (paddle.zeros([1]), paddle.zeros([1]), 0, 8, -128, 127, 0, True, False)
+    args = (paddle.zeros([1]), paddle.zeros([1]), -1, 8, -128, 127, 0, True, False)
     y = paddle._C_ops.quantize_linear(x, scale, point, *args)[0]
     return paddle._C_ops.dequantize_linear(y, scale, point, *args)[0]
 
@@ -875,7 +890,7 @@ case("create_array array_write_ array_length array_to_tensor while", _grows, X,
      spec=[[None, 3, 4]])
 case("array_to_tensor", _joined, X, spec=[[None, 3, 4]])
 case("array_write_ array_read array_length", _listed, X,
-     reference=lambda x: (x * 6.0, paddle.to_tensor(4)))
+     reference=lambda x: (x * 6.0, paddle.to_tensor([4])))
 for _turns in (0, 3):
     _n = np.int64([_turns])
     for _function in (_doubled_until, _fibonacci, _nested_loops, _branch_in_loop, _counted,

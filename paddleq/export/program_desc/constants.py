@@ -16,6 +16,7 @@ class Constant:
         shape: dimensions.
         numbers: one number for all elements, or one for each.
         place: where its operator goes if one is needed.
+        each: whether ``numbers`` has one number for each element.
     """
 
     value: object
@@ -23,7 +24,7 @@ class Constant:
     shape: list
     numbers: list
     place: object
-    each: bool = False  # whether ``numbers`` has one number for each element
+    each: bool = False
 
     @property
     def kind(self):

@@ -7,7 +7,7 @@ from ...errors import ExportError, FormatError, UnsupportedOperatorError
 from ..emit import Emitter
 from ..program import Program, make_op
 from . import attributes
-from .constants import Constant
+from .constants import Constant, fill_constant
 from .pir import Value
 from .rows import Input
 
@@ -63,9 +63,11 @@ class Converter:
         self.types = {}  # value -> Value
         self.lists = {}  # value that is a list -> values in it
         self.constants = {}  # value -> Constant, not written yet
+        self.stacks = {}  # value -> (numbers that are stacked in it, where), not written yet
         self.short = {}  # (variable, scope) -> the same in int32
         self.wanted = {}  # value -> name that the variable shall have
         self.uses = {}  # value -> how many operands still to come name it
+        self.changing = set()  # values that a block inside of another overwrites: no constants
         self.versions = {}  # operator -> its version, where a runtime must know
         self.made = 0
 
@@ -154,30 +156,32 @@ class Converter:
 
     def read_later(self, number):
         """Whether something still to come reads the variable of a value, by whatever number."""
-        name = self.name_of(number)
-        return any(self.uses.get(each, 0) > 0 for each, its in self.names.items() if its == name)
+        name = self.names.get(number)
+        return self.uses[number] > 0 or name is not None and any(
+            self.uses.get(each, 0) > 0 for each, its in self.names.items() if its == name)
 
     def overwrite(self, operation, value, number):
         """Let a result take the variable of an operand: what reads that sees the change."""
         if self.types[number].dtype != value.dtype:
             raise self.unsupported(operation, "changes the type of a value that is read later")
-        name, known = self.name_of(number), self.constants.pop(number, None)
-        if known is not None and known.place.block is not self.scope:
-            raise self.unsupported(operation, "changes a constant of the program around it")
+        self.bind(value, self.name_of(number))
+        self.constants.pop(number, None)
         self.short.clear()
-        self.bind(value, name)
 
     def alias(self, new, old):
         """Make value ``new`` the same as ``old``."""
-        for table in (self.names, self.types, self.lists, self.constants):
+        for table in (self.names, self.types, self.lists, self.constants, self.stacks):
             if old in table:
                 table[new] = table[old]
 
-    def constant(self, value, dtype, shape, numbers):
+    def constant(self, value, dtype, shape, numbers, each=False):
         """Note a constant; it is written only if an operator needs it as a tensor."""
         self.types[value.number] = value
-        self.constants[value.number] = Constant(value, dtype, shape, numbers,
-                                                self.scope.placeholder())
+        made = Constant(value, dtype, shape, numbers, self.scope.placeholder(), each)
+        self.constants[value.number] = made
+        if value.number in self.changing:
+            self.name_of(value.number)
+            del self.constants[value.number]
 
     def name_of(self, number):
         """The variable that holds a value."""
@@ -188,6 +192,12 @@ class Converter:
             place = constant.place
             name = self.define(constant.value, constant.kind, place.block.desc)
             place.ops.append(constant.op(name))
+            return name
+        if number in self.stacks:
+            parts, place = self.stacks[number]
+            name = self.define(self.types[number], f"stack_{self.next()}.tmp", place.block.desc)
+            place.ops.append(attributes.op("stack", {"X": [self.name_of(each) for each in parts]},
+                                           {"Y": [name]}, [("axis", "int", 0)]))
             return name
         if number in self.lists:
             raise FormatError(f"the value {number} is a list where a tensor is expected")
@@ -281,7 +291,10 @@ class Converter:
             values.append((slot.legacy, slot.type, numbers))
             return
         known = self._known(number)
-        if slot.tensor and number not in self.lists:
+        if number in self.stacks and slot.tensors:
+            ins[slot.tensors] = [self._part(each, slot) for each in self.stacks[number][0]]
+            values.append((slot.legacy, slot.type, known))
+        elif slot.tensor and number not in self.lists:
             ins[slot.tensor] = [self._counted(number, slot)]
             if slot.type == "ints":
                 values.append((slot.legacy, slot.type, known))
@@ -290,7 +303,7 @@ class Converter:
             elif slot.type == "float":
                 values.append((slot.legacy, slot.type, 0.0))  # clip asks for it all the same
         elif slot.tensors and (number in self.lists or known):
-            ins[slot.tensors] = ([self._counted(each, slot) for each in self.lists[number]]
+            ins[slot.tensors] = ([self._part(each, slot) for each in self.lists[number]]
                                  if number in self.lists else
                                  self.apart(number, self._counted(number, slot)))
             values.append((slot.legacy, slot.type, known))
@@ -302,6 +315,16 @@ class Converter:
         """Whether a constant is more than a float32, which attributes are, can hold."""
         constant = self.constants[number]
         return constant.dtype != "float32" and not attributes.is_float32(constant.numbers[0])
+
+    def _part(self, number, slot):
+        """The variable of one number of a shape. Paddle-Lite has no constants without dimension."""
+        constant = self.constants.get(number)
+        if constant is None or constant.shape:
+            return self._counted(number, slot)
+        dtype = "int32" if slot.type == "ints" else constant.dtype
+        name = self.temporary("fill_constant", dtype, [1])
+        self.write(fill_constant(name, dtype, [1], constant.numbers[0]))
+        return name
 
     def _counted(self, number, slot):
         """The variable of a computed shape or bound, in int32 where the legacy operator's own is.
@@ -323,8 +346,9 @@ class Converter:
 
     def _known(self, number):
         """The numbers in a list or a 1-D tensor, -1 where they are computed; [] if uncountable."""
-        if number in self.lists:
-            known = [self.numbers(each) for each in self.lists[number]]
+        parts = self.lists.get(number) or self.stacks.get(number, [[]])[0]
+        if parts:
+            known = [self.numbers(each) for each in parts]
             return [-1 if each is None else each[0] for each in known]
         shape = self.types[number].shape
         return [-1] * shape[0] if shape and len(shape) == 1 and shape[0] > 0 else []
@@ -363,12 +387,20 @@ class Converter:
 
     # Before the first operation
 
-    def _count_uses(self, block):
+    def _count_uses(self, block, inside=False):
         for operation in block.operations:
+            if inside and operation.name.endswith("_"):
+                self.changing.update(self._overwritten(operation))
             for number in operation.operands:
                 self.uses[number] = self.uses.get(number, 0) + 1
             for each in operation.blocks:
-                self._count_uses(each)
+                self._count_uses(each, inside=True)
+
+    def _overwritten(self, operation):
+        row = self.rows.get(operation.name)
+        aliases = {slot.alias for slot in row.outputs if slot.alias} if row else None
+        return [number for i, number in enumerate(operation.operands)
+                if (i == 0 if aliases is None else row.inputs[i].pir in aliases)]
 
     def _reserve_fetches(self, block):
         """Let what is fetched have the name of its fetch."""

@@ -1,12 +1,14 @@
 """Operations that do not become one legacy operator each."""
 
+import numpy as np
+
 from ...errors import FormatError
 from . import control_flow
 from .attributes import get, op, plain, text
 from .constants import assign_value, fill_constant
 from .rows import row
 
-_FLAT = ("float32", "float64", "int32", "int64", "bool")  # what assign_value can hold
+_FLAT = ("float32", "int32", "int64", "bool")  # what assign_value holds in every version
 
 _FULL_LIKE = row("full_like", "fill_any_like", "x>X value>value:float", attributes="dtype:dtype")
 _DEFORMABLE, _DEFORMABLE_WITHOUT_MASK = (
@@ -49,10 +51,6 @@ def _fetch(converter, operation):
                        [("col", "int", get(operation, "col", int))]))
 
 
-def _nothing(converter, operation):
-    """What only names things."""
-
-
 def _combine(converter, operation):
     converter.lists[operation.results[0].number] = list(operation.operands)
 
@@ -61,12 +59,6 @@ def _split_list(converter, operation):
     (number,) = operation.operands
     for value, key in zip(operation.results, converter.lists[number]):
         converter.alias(value.number, key)
-
-
-def _slice_list(converter, operation):
-    (number,) = operation.operands
-    (value,) = operation.results
-    converter.alias(value.number, converter.lists[number][get(operation, "index", int)])
 
 
 def _full(converter, operation):
@@ -78,8 +70,7 @@ def _full(converter, operation):
 def _full_int_array(converter, operation):
     (value,) = operation.results
     numbers = plain(operation.attributes["value"])
-    converter.constant(value, value.dtype, [len(numbers)], numbers)
-    converter.constants[value.number].each = True
+    converter.constant(value, value.dtype, [len(numbers)], numbers, each=True)
 
 
 def _full_with_tensor(converter, operation):
@@ -132,13 +123,22 @@ def _assign_value(converter, operation):
     if count != len(numbers):
         raise FormatError(f"has {len(numbers)} values for the shape {shape}")
     label = f"assign_value_{converter.next()}.tmp"
-    if value.dtype in _FLAT:
+    if operation.operands and converter.read_later(operation.operands[0]):
+        converter.overwrite(operation, value, operation.operands[0])
+        name = converter.names[value.number]
+    else:
         name = converter.define(value, label)
+    if value.dtype in _FLAT:
         converter.write(assign_value(name, value.dtype, shape, numbers))
+        return
+    if value.dtype == "float64":
+        stored = converter.program.add_parameter(converter.emit.fresh(label),
+                                                 np.array(numbers, "float64").reshape(shape))
+        converter.write(op("assign", {"X": [stored]}, {"Out": [name]}, []))
         return
     flat = converter.temporary(label, "float32", shape)
     converter.write(assign_value(flat, "float32", shape, numbers))
-    _cast(converter, flat, "float32", converter.define(value, label), value.dtype)
+    _cast(converter, flat, "float32", name, value.dtype)
 
 
 def _cast(converter, source, source_type, target, target_type):
@@ -311,10 +311,9 @@ SPECIALS = {
     "builtin.parameter": _parameter,
     "builtin.combine": _combine,
     "builtin.split": _split_list,
-    "builtin.slice": _slice_list,
-    "builtin.shadow_output": _nothing,
     "data": _data,
     "fetch": _fetch,
+    "stack": _stack,
     "full": _full,
     "full_int_array": _full_int_array,
     "full_with_tensor": _full_with_tensor,

@@ -18,7 +18,7 @@ _INTERPOLATE_ATTRIBUTES = ("data_format>data_layout:str out_d:int out_h:int out_
                            "scale:floats interp_method:str align_corners:bool align_mode:int")
 _NORM = "x>X mean>Mean variance>Variance scale>Scale? bias>Bias?"
 _NORM_OUT = ("out>Y mean_out>MeanOut=mean variance_out>VarianceOut=variance "
-             "saved_mean>SavedMean saved_variance>SavedVariance reserve_space>ReserveSpace")
+             "saved_mean>SavedMean saved_variance>SavedVariance reserve_space>-")
 _NORM_ATTRIBUTES = ("is_test:bool momentum:float epsilon:float data_format>data_layout:str "
                     "use_global_stats:bool trainable_statistics:bool")
 _REDUCED = "in_dtype:int=-1 out_dtype:int=-1"
