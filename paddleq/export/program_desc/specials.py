@@ -61,6 +61,19 @@ def _split_list(converter, operation):
         converter.alias(value.number, key)
 
 
+def _stack(converter, operation):
+    """A shape that is computed is a stack of numbers: where they can be, they stay apart."""
+    (number,), (value,) = operation.operands, operation.results
+    parts = converter.lists[number]
+    if get(operation, "axis", int) == 0 and all(
+            converter.types[each].shape == [] and converter.types[each].dtype.startswith("int")
+            for each in parts):
+        converter.stacks[value.number] = parts, converter.scope.placeholder()
+        converter.types[value.number] = value
+    else:
+        converter.by_row(operation, converter.rows["stack"])
+
+
 def _full(converter, operation):
     (value,) = operation.results
     shape = plain(operation.attributes["shape"])
