@@ -750,6 +750,16 @@ case("quantize_linear dequantize_linear", _quantized, X, np.float32([0.8]), np.f
                                                    127) * scale / 127.0)
 
 
+def _simulated(x, scale):
+    return paddle._C_ops.fake_quantize_dequantize_moving_average_abs_max(
+        x, scale, paddle.ones([1]), paddle.ones([1]), 0.9, 8, True, 1)[0]
+
+
+case("fake_quantize_dequantize_moving_average_abs_max", _simulated, X, np.float32([0.8]),
+     reference=lambda x, scale: paddle.clip(paddle.round(
+         paddle.clip(x, -0.8, 0.8) * (127.0 / scale)), -127, 127) * scale / 127.0)
+
+
 # Control flow
 
 def _grows(x):

@@ -108,14 +108,14 @@ class Converter:
                     and bool(operation.operands))
         if in_place:
             name = name[:-1]
-        if name in self.rows:
-            self.by_row(operation, self.rows[name], in_place)
-        elif name not in self.specials:
-            raise self.unsupported(operation, "is not in paddleq's operator table")
-        elif in_place and self.read_later(operation.operands[0]):
-            raise self.unsupported(operation, "changes a value that is read later")
-        else:
+        if name in self.specials:
+            if in_place and self.read_later(operation.operands[0]):
+                raise self.unsupported(operation, "changes a value that is read later")
             self.specials[name](self, operation)
+        elif name in self.rows:
+            self.by_row(operation, self.rows[name], in_place)
+        else:
+            raise self.unsupported(operation, "is not in paddleq's operator table")
 
     def unsupported(self, operation, why):
         """The error for an operation that cannot be converted."""
@@ -164,7 +164,12 @@ class Converter:
         """Let a result take the variable of an operand: what reads that sees the change."""
         if self.types[number].dtype != value.dtype:
             raise self.unsupported(operation, "changes the type of a value that is read later")
-        self.bind(value, self.name_of(number))
+        name = self.name_of(number)
+        for stack in [each for each, (parts, _) in self.stacks.items()
+                      if any(self.names.get(part) == name for part in parts)]:
+            self.name_of(stack)  # of the numbers before the change
+            del self.stacks[stack]
+        self.bind(value, name)
         self.constants.pop(number, None)
         self.short.clear()
 

@@ -10,6 +10,7 @@ from .rows import row
 
 _FLAT = ("float32", "int32", "int64", "bool")  # what assign_value holds in every version
 
+_STACK = row("stack", "stack", "x>X*", "out>Y", "axis:int")
 _FULL_LIKE = row("full_like", "fill_any_like", "x>X value>value:float", attributes="dtype:dtype")
 _DEFORMABLE, _DEFORMABLE_WITHOUT_MASK = (
     row("deformable_conv", legacy, f"x>Input offset>Offset filter>Filter {mask}", "out>Output",
@@ -71,7 +72,7 @@ def _stack(converter, operation):
         converter.stacks[value.number] = parts, converter.scope.placeholder()
         converter.types[value.number] = value
     else:
-        converter.by_row(operation, converter.rows["stack"])
+        converter.by_row(operation, _STACK)
 
 
 def _full(converter, operation):

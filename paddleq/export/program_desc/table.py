@@ -250,7 +250,6 @@ SHAPES = [
         attributes="start_axis:int stop_axis:int"),
     row("shape", "shape", "input>Input"),
     row("concat", "concat", "x>X* axis>axis:int|AxisTensor"),
-    row("stack", "stack", "x>X*", "out>Y", "axis:int"),
     row("split", "split", "x>X sections>sections:ints|-|SectionsTensorList "
         "axis>axis:int|AxisTensor", "out>Out*", added="num:int=0"),
     row("split_with_num", "split", "x>X axis>axis:int|AxisTensor", "out>Out*",
