@@ -224,6 +224,10 @@ class Converter:
                 return [part[0] for part in parts]
         return None
 
+    def parts(self, number):
+        """The values in a list or a stack of numbers; [] for any other value."""
+        return self.lists.get(number) or self.stacks.get(number, [[]])[0]
+
     def apart(self, number, name):
         """Variables for each of the numbers in a 1-D tensor of known length."""
         source = self.types[number]
@@ -297,10 +301,10 @@ class Converter:
             return
         known = self._known(number)
         if number in self.stacks and slot.tensors:
-            ins[slot.tensors] = [self._part(each, slot) for each in self.stacks[number][0]]
+            ins[slot.tensors] = [self.part(each, slot.type) for each in self.stacks[number][0]]
             values.append((slot.legacy, slot.type, known))
         elif slot.tensor and number not in self.lists:
-            ins[slot.tensor] = [self._counted(number, slot)]
+            ins[slot.tensor] = [self._counted(number, slot.type)]
             if slot.type == "ints":
                 values.append((slot.legacy, slot.type, known))
             elif slot.type == "longs":
@@ -308,9 +312,9 @@ class Converter:
             elif slot.type == "float":
                 values.append((slot.legacy, slot.type, 0.0))  # clip asks for it all the same
         elif slot.tensors and (number in self.lists or known):
-            ins[slot.tensors] = ([self._part(each, slot) for each in self.lists[number]]
+            ins[slot.tensors] = ([self.part(each, slot.type) for each in self.lists[number]]
                                  if number in self.lists else
-                                 self.apart(number, self._counted(number, slot)))
+                                 self.apart(number, self._counted(number, slot.type)))
             values.append((slot.legacy, slot.type, known))
         else:
             raise self.unsupported(operation, f"has a computed {slot.pir!r}, which the legacy "
@@ -321,24 +325,27 @@ class Converter:
         constant = self.constants[number]
         return constant.dtype != "float32" and not attributes.is_float32(constant.numbers[0])
 
-    def _part(self, number, slot):
-        """The variable of one number of a shape. Paddle-Lite has no constants without dimension."""
+    def part(self, number, kind):
+        """The variable of one number of a shape, whose attribute is of the type ``kind``.
+
+        Paddle-Lite has no constants without dimension.
+        """
         constant = self.constants.get(number)
         if constant is None or constant.shape:
-            return self._counted(number, slot)
-        dtype = "int32" if slot.type == "ints" else constant.dtype
+            return self._counted(number, kind)
+        dtype = "int32" if kind == "ints" else constant.dtype
         name = self.temporary("fill_constant", dtype, [1])
         self.write(fill_constant(name, dtype, [1], constant.numbers[0]))
         return name
 
-    def _counted(self, number, slot):
+    def _counted(self, number, kind):
         """The variable of a computed shape or bound, in int32 where the legacy operator's own is.
 
         Paddle 3 counts in int64. Paddle-Lite would read the bytes as int32, and OpenVINO refuses
         to compare both.
         """
         name, source = self.name_of(number), self.types[number]
-        if source.dtype != "int64" or slot.type not in ("int", "ints"):
+        if source.dtype != "int64" or kind not in ("int", "ints"):
             return name
         key = name, self.scope  # a variable of an inner block is not seen outside
         if key not in self.short:
@@ -351,7 +358,7 @@ class Converter:
 
     def _known(self, number):
         """The numbers in a list or a 1-D tensor, -1 where they are computed; [] if uncountable."""
-        parts = self.lists.get(number) or self.stacks.get(number, [[]])[0]
+        parts = self.parts(number)
         if parts:
             known = [self.numbers(each) for each in parts]
             return [-1 if each is None else each[0] for each in known]

@@ -94,9 +94,9 @@ def _full_with_tensor(converter, operation):
     if filled is None:
         ins["ValueTensor"] = [converter.name_of(number)]
         filled = [0.0]
-    known, parts = converter.numbers(shape), converter.lists.get(shape)
-    if known is None and parts is not None:
-        ins["ShapeTensorList"] = [converter.name_of(each) for each in parts]
+    known, parts = converter.numbers(shape), converter.parts(shape)
+    if known is None and parts:
+        ins["ShapeTensorList"] = [converter.part(each, "ints") for each in parts]
     elif known is None:
         ins["ShapeTensor"] = [converter.name_of(shape)]
     name = converter.define(value, f"fill_constant_{converter.next()}.tmp")
