@@ -105,18 +105,18 @@ def save(case, prefix):
 def operations(path):
     """Names of the operations in a ``.json``, without dialect numbers of Paddle's own."""
     with open(path, encoding="utf-8") as file:
-        return set(_names(json.load(file)["program"]["regions"][0]))
+        return {name for name, _ in each_operation(json.load(file)["program"]["regions"][0])}
 
 
-def _names(region):
+def each_operation(region):
+    """(name, content) of each operation in a region and in those inside of it."""
     for block in region["blocks"]:
         for each in block["ops"]:
-            yield ("builtin.parameter" if each["#"] == "p" else
-                   each["#"].replace("0.", "builtin.", 1) if each["#"].startswith("0.") else
-                   each["#"].replace("2.", "cf.", 1) if each["#"].startswith("2.") else
-                   each["#"].partition(".")[2])
+            dialect, _, name = each["#"].partition(".")
+            prefix = {"0": "builtin.", "1": "", "2": "cf."}.get(dialect)
+            yield "builtin.parameter" if dialect == "p" else f"{prefix}{name}", each
             for inner in each.get("regions") or []:
-                yield from _names(inner)
+                yield from each_operation(inner)
 
 
 def run(case, folder):
