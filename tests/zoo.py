@@ -589,3 +589,7 @@ ZOO = {
     "DenseNet121": _vision("densenet121", 32, 20),
     "GoogLeNet": _vision("googlenet", 224, 0, batch=8, rate=2e-4),
 }
+
+# Those of Paddle are large: so short a training on one kind of picture leaves them sensitive.
+BRIEFLY_TRAINED = [name for name, model in ZOO.items() if model.loss is _classified
+                   and name not in ("ViT", "Swin")]
