@@ -219,7 +219,7 @@ class _OffGrid(nn.Layer):
 @pytest.mark.parametrize("hooks", [
     {"weight_preprocess": _Doubled}, {"act_preprocess": _Doubled},
     {"weight_quantize": _OwnGrid}, {"weight_quantize": _OffGrid},
-    {"act_quantize": _OwnGrid},
+    {"act_quantize": _OwnGrid}, {"act_preprocess": paddleq.PACT, "act_quantize": _OwnGrid},
     {"weight_preprocess": _Doubled, "act_preprocess": OcrPACT, "act_quantize": _OwnGrid},
 ])
 @pytest.mark.parametrize("onnx_format", [True, False])

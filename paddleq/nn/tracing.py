@@ -59,18 +59,14 @@ def run_activation(x, preprocess, quantizer, layer, slot):
     recorder = getattr(_current, "recorder", None)
     if recorder is not None:
         return recorder.activation(x, layer, slot)
-    idle = None
-    if isinstance(preprocess, PACT):
+    if isinstance(preprocess, PACT) and isinstance(quantizer, FakeQuantize):
         if layer.training:
-            x, idle = preprocess.clip_or_pass(x)
-        elif isinstance(quantizer, FakeQuantize):
-            # Outside of training alpha is part of the threshold: that is what is exported.
-            return quantizer.clipped(x, preprocess.bound())
-    elif preprocess is not None:
+            return quantizer(*preprocess.clip_or_pass(x))
+        # Outside of training alpha is part of the threshold: that is what is exported.
+        return quantizer.clipped(x, preprocess.bound())
+    if preprocess is not None:
         x = preprocess(x)
-    if quantizer is None:
-        return x
-    return quantizer(x) if idle is None else quantizer(x, idle)
+    return x if quantizer is None else quantizer(x)
 
 
 def run_weight(weight, preprocess, quantizer, layer, name):
