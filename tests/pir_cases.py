@@ -19,12 +19,18 @@ def case(ops, function, *inputs, spec=None, make=None, reference=None, check=Non
     spec = spec or [None] * len(inputs)
     shapes = tuple(list(each.shape) if shape is None else shape
                    for shape, each in zip(spec, inputs))
-    CASES.append(Case(tuple(ops.split()), function, inputs, shapes, make, reference, check, tolerance))
+    CASES.append(Case(tuple(ops.split()), function, inputs, shapes, make, reference, check,
+                      tolerance))
 
 
 def layer(ops, make, *inputs, **options):
     """Add a case that calls a layer."""
     case(ops, lambda net, *tensors: net(*tensors), *inputs, make=make, **options)
+
+
+def names(text):
+    """Names with blanks between them."""
+    return text.split()
 
 
 def reals(*shape, low=-1.0, high=1.0):
@@ -71,9 +77,9 @@ ODD = np.array([[1.5, -np.inf, np.nan], [np.inf, 0.0, -2.5]], "float32")
 
 # Activations
 
-for _name in ("relu sigmoid tanh silu log_sigmoid:logsigmoid softsign tanhshrink:tanh_shrink relu6 "
-              "leaky_relu elu celu selu gelu mish swish hardswish hardsigmoid hardtanh "
-              "hardshrink softshrink softplus thresholded_relu softmax log_softmax").split():
+for _name in names("relu sigmoid tanh silu log_sigmoid:logsigmoid softsign tanhshrink:tanh_shrink "
+              "relu6 leaky_relu elu celu selu gelu mish swish hardswish hardsigmoid hardtanh "
+              "hardshrink softshrink softplus thresholded_relu softmax log_softmax"):
     _name, _, _op = _name.partition(":")
     case(_op or _name, getattr(F, _name), X * 4, spec=[[None, 3, 4]])
 case("leaky_relu", lambda x: F.leaky_relu(x, 0.3), X)
@@ -101,25 +107,25 @@ case("log_softmax", lambda x: F.log_softmax(x, 0), X)
 
 # Elementwise
 
-for _name in ("abs asin acos asinh atan atanh ceil cos cosh digamma erf erfinv exp expm1 floor sign "
-              "sin sinh square tan round trunc isfinite isinf isnan").split():
+for _name in names("abs asin acos asinh atan atanh ceil cos cosh digamma erf erfinv exp expm1 floor "
+              "sign sin sinh square tan round trunc isfinite isinf isnan"):
     case(_name, getattr(paddle, _name), UNIT * (1 if _name in ("asin", "acos", "atanh", "erfinv")
                                                 else 3))
-for _name in "acosh lgamma log log10 log1p log2 reciprocal rsqrt sqrt".split():
+for _name in names("acosh lgamma log log10 log1p log2 reciprocal rsqrt sqrt"):
     case(_name, getattr(paddle, _name), POSITIVE + 1)
-for _name in "isfinite isinf isnan".split():
+for _name in names("isfinite isinf isnan"):
     case(_name, getattr(paddle, _name), ODD)
-for _name in ("add subtract multiply divide maximum minimum fmax fmin less_than less_equal "
+for _name in names("add subtract multiply divide maximum minimum fmax fmin less_than less_equal "
               "greater_than greater_equal equal not_equal heaviside remainder "
-              "floor_divide").split():
+              "floor_divide"):
     case(_name, getattr(paddle, _name), POSITIVE, np.round(reals(3, 4) * 2 + 3))
     case(_name, getattr(paddle, _name), X, Y[0, 0] + 2, spec=[[None, 3, 4], [4]])
-for _name in "add subtract multiply maximum minimum remainder floor_divide less_than equal".split():
+for _name in names("add subtract multiply maximum minimum remainder floor_divide less_than equal"):
     case(_name, getattr(paddle, _name), INTS, MORE_INTS)
 case("elementwise_pow", paddle.pow, POSITIVE, UNIT)
-for _name in "logical_and logical_or logical_xor".split():
+for _name in names("logical_and logical_or logical_xor"):
     case(_name, getattr(paddle, _name), FLAGS, MORE_FLAGS)
-for _name in "bitwise_and bitwise_or bitwise_xor".split():
+for _name in names("bitwise_and bitwise_or bitwise_xor"):
     case(_name, getattr(paddle, _name), INTS, MORE_INTS)
     case(_name, getattr(paddle, _name), FLAGS, MORE_FLAGS)
 case("bitwise_not", paddle.bitwise_not, INTS)
@@ -317,7 +323,8 @@ case("temporal_shift", lambda x: F.temporal_shift(x, 2, 0.25), IMAGE)
 case("affine_grid", lambda x: F.affine_grid(x, [2, 3, 4, 5]), reals(2, 2, 3))
 case("affine_grid", lambda x: F.affine_grid(x, [2, 3, 4, 5], align_corners=False), reals(2, 2, 3))
 case("affine_grid", lambda x, n: F.affine_grid(x, n), reals(2, 2, 3), np.int32([2, 3, 4, 5]))
-case("grid_sample", F.grid_sample, IMAGE, reals(2, 5, 3, 2), spec=[[None, 4, 6, 6], [None, 5, 3, 2]])
+case("grid_sample", F.grid_sample, IMAGE, reals(2, 5, 3, 2),
+     spec=[[None, 4, 6, 6], [None, 5, 3, 2]])
 for _mode in ("nearest", "bilinear"):
     for _padding in ("zeros", "border", "reflection"):
         case("grid_sample", partial(F.grid_sample, mode=_mode, padding_mode=_padding,
@@ -383,7 +390,7 @@ case("fused_softmax_mask", paddle.incubate.softmax_mask_fuse, IMAGE, reals(2, 1,
 
 # Reductions, sorting
 
-for _name in "mean max min sum prod all any amax amin logsumexp".split():
+for _name in names("mean max min sum prod all any amax amin logsumexp"):
     _x = X > 0 if _name in ("all", "any") else X
     _f = getattr(paddle, _name)
     case(_name, _f, _x)
@@ -457,7 +464,8 @@ case("flatten", lambda x: paddle.flatten(x, 1, -1), X, spec=[[None, 3, 4]])
 case("shape64", paddle.shape, X, spec=[[None, 3, 4]])
 case("shape64", lambda x: paddle.shape(x)[1:] * 2, X, spec=[[None, None, 4]])
 case("shape", native("shape"), X, spec=[[None, 3, 4]])
-case("concat builtin.combine", lambda x, y: paddle.concat([x, y, x], 1), X, Y, spec=[[None, 3, 4]] * 2)
+case("concat builtin.combine", lambda x, y: paddle.concat([x, y, x], 1), X, Y,
+     spec=[[None, 3, 4]] * 2)
 case("concat", lambda x, y, n: paddle.concat([x, y], n), X, Y, np.int32([2]))
 case("concat", lambda x, y: paddle.concat([x, y], -1), INTS, MORE_INTS)
 case("stack", lambda x, y: paddle.stack([x, y], 1), X, Y)
@@ -639,8 +647,8 @@ def _constants(x):
 
 
 case("assign_value_", _constants, X)
-for _type, _numbers in (("float32", [0.1, math.inf]), ("float64", [0.1, 1e300]), ("int64", [2 ** 40]),
-                        ("int32", [-7]), ("bool", [1, 0]), ("float16", [0.1]), ("int8", [-7])):
+for _type, _numbers in (("float32", [0.1, math.inf]), ("float64", [0.1, 1e300]),
+                        ("int64", [2 ** 40]), ("int32", [-7]), ("bool", [1, 0]), ("float16", [0.1]), ("int8", [-7])):
     case("assign_value", lambda t=_type, n=_numbers: paddle._C_ops.assign_value(
         [len(n)], getattr(paddle, t), [float(each) for each in n], paddle.CPUPlace()),
          reference=lambda t=_type, n=_numbers: paddle.to_tensor(n, t))
@@ -675,7 +683,8 @@ case("arange", lambda x: paddle.arange(paddle.shape(x)[0]), X, spec=[[None, 3, 4
 case("arange", lambda x: paddle.arange(0, paddle.shape(x)[0], dtype="float32"), X,
      spec=[[None, 3, 4]])
 case("arange", lambda a, b: paddle.arange(a, b, 0.25), np.float32([0.5]), np.float32([2]))
-case("linspace", lambda x: [paddle.linspace(0, 1, 5), paddle.linspace(1, 9, 3, "int32"), x * 2.0], X)
+case("linspace", lambda x: [paddle.linspace(0, 1, 5), paddle.linspace(1, 9, 3, "int32"),
+                            x * 2.0], X)
 case("linspace", lambda a, n: paddle.linspace(a, 3.0, n), np.float32([1.5]), np.int32([4]))
 case("eye", lambda x: [paddle.eye(3), paddle.eye(2, 4, "int64"), x * 2.0], X)
 
@@ -733,8 +742,8 @@ for _name in ("roi_align", "roi_pool"):
          IMAGE, BOXES, np.int32([4, 2]))
 case("roi_align", lambda x, b, n: paddle.vision.ops.roi_align(x, b, n, (2, 3), 0.7, 2, False),
      IMAGE, BOXES, np.int32([4, 2]))
-case("psroi_pool", lambda x, b, n: paddle.vision.ops.psroi_pool(x, b, n, 2, 0.5), reals(2, 8, 6, 6), BOXES,
-     np.int32([4, 2]))
+case("psroi_pool", lambda x, b, n: paddle.vision.ops.psroi_pool(x, b, n, 2, 0.5), reals(2, 8, 6, 6),
+     BOXES, np.int32([4, 2]))
 
 
 # Quantization

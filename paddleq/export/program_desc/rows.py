@@ -5,7 +5,8 @@ A row says how a PIR operation becomes a legacy operator, slot by slot, in four 
 - inputs, in PIR's order of operands: ``x>X`` is a tensor, ``x>X*`` a list of tensors,
   ``bias>Bias?`` may be absent, ``seed>-`` is not passed on. ``axis>axis:int`` becomes an
   attribute and has to be a constant; ``axis>axis:int|AxisTensor`` goes into that slot if it is
-  computed, and ``shape>shape:ints|Shape|ShapeTensor`` into the last slot if it is a list of tensors.
+  computed, and ``shape>shape:ints|Shape|ShapeTensor`` into the last slot if it is a list of
+  tensors.
 - outputs: ``out>Out``, ``out>Out*`` for a list, ``mean_out>MeanOut=mean`` for one that overwrites
   the operand ``mean``, ``>XShape`` for one that only the legacy operator has.
 - attributes: ``axis>dim:ints``; ``axis:int`` where both names are the same; ``clip:bool=true``
