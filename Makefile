@@ -8,10 +8,10 @@ THREADS ?= 2
 
 BIN := .venv/bin
 STAMP := installed.stamp
-DEFAULT := not slow and not lite and not paddle26 and not browser
+DEFAULT := not slow and not lite and not paddle26 and not browser and not two_versions
 
 .PHONY: help demo test test-slow test-lite test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 \
-	test-browser lint bench bench-2.6 \
+	test-versions test-browser lint bench bench-2.6 \
 	env env-2.6 env-3.3 lite-env clean
 
 help:
@@ -46,6 +46,11 @@ test-3.3: env-3.3
 
 test-slow-3.3: env-3.3
 	OMP_NUM_THREADS=$(THREADS) .venv-3.3/bin/python -m pytest -q -m "slow and not lite"
+
+# Files of two Paddle versions side by side.
+test-versions: env-2.6 env-3.3
+	OMP_NUM_THREADS=1 PADDLEQ_26_PYTHON=$(abspath .venv-2.6/bin/python) \
+		.venv-3.3/bin/python -m pytest -q -m two_versions
 
 # Needs Chromium and ChromeDriver (Debian: chromium, chromium-driver).
 test-browser: env env-3.3
