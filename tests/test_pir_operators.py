@@ -198,8 +198,8 @@ def test_a_case_computes_what_dygraph_does(number, tmp_path):
 _OF_ITS_OWN = {"full", "full_int_array", "builtin.combine", "builtin.split", "builtin.slice",
                "builtin.parameter", "data", "feed", "fetch", "cast", "assign", "assign_out",
                "assign_value", "shape", "shape64", "stack", "unbind", "create_array"}
-_BECOME_SEVERAL = {"matmul_with_flatten", "masked_fill", "swiglu", "full_like", "view_shape",
-                   "if", "cf.yield", "while"}
+_BECOME_SEVERAL = {"matmul_with_flatten", "masked_fill", "swiglu", "full_like",
+                   "clip", "strided_slice", "if", "cf.yield", "while"}
 _RENAMED = {"memcpy_h2d": "assign", "memcpy_d2h": "assign"}
 # The legacy operators lack an attribute that this translator insists on.
 _NOT_TRANSLATED = {"round", "thresholded_relu", "repeat_interleave",

@@ -14,6 +14,7 @@ from .rows import Input
 # What Paddle notes about an operation and what no runtime reads.
 IGNORED = {"struct_name", "op_callstack", "place", "op_role", "op_dist_attr", "op_namescope",
            "chunk_id", "symbol", "stop_gradient", "persistable", "origin_id", "comp_op_name"}
+_IN_INT32 = {"OutSize", "SizeTensor"}  # tensors that Paddle 2.6 reads as int32
 
 
 @dataclass
@@ -284,7 +285,10 @@ class Converter:
                 continue
             if number == 0:
                 raise FormatError(f"the operand {slot.pir!r} is empty")
-            if slot.type is None:
+            if slot.legacy in _IN_INT32:
+                ins[slot.legacy] = [self._counted(each, "ints")
+                                    for each in self.lists.get(number) or [number]]
+            elif slot.type is None:
                 ins[slot.legacy] = (self.names_of(number) if slot.many
                                     else [self.name_of(number)])
             else:
@@ -299,7 +303,7 @@ class Converter:
                                         and self.is_rounded(number)):
             values.append((slot.legacy, slot.type, numbers))
             return
-        known = self._known(number)
+        known = self.known(number)
         if number in self.stacks and slot.tensors:
             ins[slot.tensors] = [self.part(each, slot.type) for each in self.stacks[number][0]]
             values.append((slot.legacy, slot.type, known))
@@ -309,8 +313,6 @@ class Converter:
                 values.append((slot.legacy, slot.type, known))
             elif slot.type == "longs":
                 values.append((slot.legacy, slot.type, []))  # else it would overrule the tensor
-            elif slot.type == "float":
-                values.append((slot.legacy, slot.type, 0.0))  # clip asks for it all the same
         elif slot.tensors and (number in self.lists or known):
             ins[slot.tensors] = ([self.part(each, slot.type) for each in self.lists[number]]
                                  if number in self.lists else
@@ -356,7 +358,7 @@ class Converter:
             self.short[key] = short
         return self.short[key]
 
-    def _known(self, number):
+    def known(self, number):
         """The numbers in a list or a 1-D tensor, -1 where they are computed; [] if uncountable."""
         parts = self.parts(number)
         if parts:

@@ -11,6 +11,8 @@ from .rows import row
 _FLAT = ("float32", "int32", "int64", "bool")  # what assign_value holds in every version
 
 _STACK = row("stack", "stack", "x>X*", "out>Y", "axis:int")
+_FAR = 2 ** 31 - 1  # beyond any size: no bound at all
+_CLIP = row("clip", "clip", "x>X min>min:float max>max:float")
 _FULL_LIKE = row("full_like", "fill_any_like", "x>X value>value:float", attributes="dtype:dtype")
 _DEFORMABLE, _DEFORMABLE_WITHOUT_MASK = (
     row("deformable_conv", legacy, f"x>Input offset>Offset filter>Filter {mask}", "out>Output",
@@ -99,8 +101,10 @@ def _full_with_tensor(converter, operation):
         ins["ShapeTensorList"] = [converter.part(each, "ints") for each in parts]
     elif known is None:
         ins["ShapeTensor"] = [converter.name_of(shape)]
+    if known is None:
+        known = converter.known(shape) if parts else []  # else it would overrule the tensor
     name = converter.define(value, f"fill_constant_{converter.next()}.tmp")
-    converter.write(fill_constant(name, value.dtype, known or [], filled[0], ins))
+    converter.write(fill_constant(name, value.dtype, known, filled[0], ins))
 
 
 def _full_like(converter, operation):
@@ -250,6 +254,65 @@ def _swiglu(converter, operation):
                        {"Out": [converter.define(value, label)]}, [("axis", "int", -1)]))
 
 
+def _clip(converter, operation):
+    """Where bounds are no float32: the maximum of a minimum. OpenVINO does not read tensors."""
+    x, *bounds = operation.operands
+    if not any(converter.numbers(each) is None or converter.is_rounded(each) for each in bounds):
+        converter.by_row(operation, _CLIP)
+        return
+    (value,), name = operation.results, converter.name_of(x)
+    label, shape = f"clip_{converter.next()}.tmp", list(value.shape or [])
+    low, high = (_bound(converter, each, value.dtype, label) for each in bounds)
+    least = converter.temporary(label, value.dtype, shape)
+    for kind, first, bound, target in (
+            ("elementwise_min", name, high, least),
+            ("elementwise_max", least, low, converter.define(value, label))):
+        converter.write(op(kind, {"X": [first], "Y": [bound]}, {"Out": [target]},
+                           [("axis", "int", -1)]))
+
+
+def _strided_slice(converter, operation):
+    """Down to the first element: Paddle 2.6 and 3 disagree on how to say that, but not on flip."""
+    number, *bounds = operation.operands
+    bounds = [converter.numbers(each) for each in bounds]
+    axes, shape = plain(operation.attributes["axes"]), converter.types[number].shape
+    if shape is None or any(each is None for each in bounds):
+        converter.by_row(operation, converter.rows["strided_slice"])
+        return
+    turned, sliced = [], []
+    for axis, start, end, step in zip(axes, *bounds):
+        size = shape[axis]
+        if step < 0 and (size < 0 or end < -size):
+            if size < 0 and (0 <= start < _FAR or 0 <= end):
+                raise converter.unsupported(operation, "steps backwards from a place that "
+                                                       "depends on an unknown size")
+            turned.append(axis)
+            start, end = (_from_behind(each, size) for each in (start, end))
+            step = -step
+        sliced.append((start, end, step))
+    if not turned:
+        converter.by_row(operation, converter.rows["strided_slice"])
+        return
+    (value,), label = operation.results, f"strided_slice_{converter.next()}.tmp"
+    flipped = converter.temporary(label, value.dtype, shape)
+    converter.write(op("flip", {"X": [converter.name_of(number)]}, {"Out": [flipped]},
+                       [("axis", "ints", turned)]))
+    starts, ends, steps = (list(each) for each in zip(*sliced))
+    converter.write(op("strided_slice", {"Input": [flipped]},
+                       {"Out": [converter.define(value, label)]},
+                       [(name, "ints", each) for name, each in (
+                           ("axes", axes), ("starts", starts), ("ends", ends),
+                           ("strides", steps), ("infer_flags", [1] * len(axes)),
+                           ("decrease_axis", []))]))
+
+
+def _from_behind(place, size):
+    """The same place counted from the other end."""
+    if place < 0:
+        return min(-place - 1, _FAR)
+    return 0 if size < 0 else max(size - 1 - place, 0)
+
+
 def _set_value(converter, operation):
     """The legacy operator takes computed bounds as lists of scalars."""
     converter.versions["set_value"] = 4  # without, Paddle looks for values under older names
@@ -342,6 +405,8 @@ SPECIALS = {
     "allclose": _isclose,
     "masked_fill": _masked_fill,
     "swiglu": _swiglu,
+    "clip": _clip,
+    "strided_slice": _strided_slice,
     "set_value": _set_value,
     "set_value_": _set_value,
     "set_value_with_tensor": _set_value,
