@@ -82,23 +82,33 @@ class _Net5(_Net):
 _NETS = (_Net0, _Net1, _Net2, _Net3, _Net4, _Net5)
 
 
-def expected(case):
-    """What the case computes in dygraph: numpy arrays, each result once."""
+def net(case):
+    """The layer of a case."""
     paddle.seed(0)
-    net = _NETS[len(case.inputs)](case)
-    net.eval()
+    made = _NETS[len(case.inputs)](case)
+    made.eval()
+    return made
+
+
+def specs(case):
+    """What the case is traced with."""
+    return [paddle.static.InputSpec(shape, each.dtype.name, name)
+            for name, shape, each in zip("abcde", case.spec, case.inputs)]
+
+
+def expected(case):
+    """The layer, and what it computes in dygraph: numpy arrays, each result once."""
+    made = net(case)
     tensors = [paddle.to_tensor(each) for each in case.inputs]
-    results = [each for each in paddle.utils.flatten(net(*tensors)) if each is not None]
+    results = [each for each in paddle.utils.flatten(made(*tensors)) if each is not None]
     # A result that is returned twice is saved once.
-    return net, [each.numpy() for each in {id(each): each for each in results}.values()]
+    return made, [each.numpy() for each in {id(each): each for each in results}.values()]
 
 
 def save(case, prefix):
     """Save the case as PIR; returns what dygraph computes."""
-    net, arrays = expected(case)
-    spec = [paddle.static.InputSpec(shape, each.dtype.name, name)
-            for name, shape, each in zip("abcde", case.spec, case.inputs)]
-    paddle.jit.save(net, prefix, input_spec=spec)
+    made, arrays = expected(case)
+    paddle.jit.save(made, prefix, input_spec=specs(case))
     return arrays
 
 

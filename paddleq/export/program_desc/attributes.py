@@ -60,6 +60,16 @@ def get(operation, name, kind, *default):
     return _number(plain(operation.attributes[name]), kind)
 
 
+def misfit(row, given):
+    """What a row says that an attribute must be, and is not; None if all is well."""
+    for entry in row.attributes:
+        if entry.fixed and entry.pir in given:
+            value = plain(given[entry.pir])
+            if value != entry.default:
+                return f"{entry.pir} = {value} instead of {entry.default}"
+    return None
+
+
 def of_row(row, given, operation):
     """The legacy attributes that a row asks for; takes PIR's out of ``given``."""
     values = []
@@ -70,11 +80,7 @@ def of_row(row, given, operation):
             value = entry.default
         else:
             value = plain(given.pop(entry.pir))
-        if entry.fixed:
-            if value != entry.default:
-                raise FormatError(f"the legacy operator {row.legacy} knows only {entry.pir} = "
-                                  f"{entry.default}, not {value}")
-        elif entry.legacy != "-":
+        if entry.legacy != "-" and not entry.fixed:
             values.append((entry.legacy, entry.type, value))
     values += [(entry.legacy, entry.type, entry.default) for entry in row.added]
     return values

@@ -256,6 +256,10 @@ class Converter:
     def by_row(self, operation, row, in_place=False):
         """Write one operation as its row says."""
         given = dict(operation.attributes)
+        misfit = attributes.misfit(row, given)
+        if misfit:
+            raise self.unsupported(operation, f"has {misfit}, which is all that the legacy "
+                                              f"operator {row.legacy} does")
         ins, values = self._inputs(operation, row, given)
         values += attributes.of_row(row, given, operation)
         hook = attributes.HOOKS.get(row.pir)
