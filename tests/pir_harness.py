@@ -1,7 +1,6 @@
 """Saving, converting and running the small programs of ``pir_cases.py``."""
 
 import json
-import os
 from typing import Callable, NamedTuple, Optional
 
 import numpy as np
@@ -129,10 +128,9 @@ def each_operation(region):
                 yield from each_operation(inner)
 
 
-def run(case, folder):
-    """Convert the case and compare Paddle Inference with dygraph."""
-    prefix, output = os.path.join(folder, "net"), os.path.join(folder, "old")
-    wanted = save(case, prefix)
+def run(case, prefix, wanted):
+    """Convert the saved case and compare Paddle Inference with dygraph."""
+    output = f"{prefix}.old"
     missing = set(case.ops) - operations(f"{prefix}.json")
     assert not missing, f"the program has no {missing}, only {operations(f'{prefix}.json')}"
     to_program_desc(prefix, output)

@@ -283,7 +283,7 @@ def _strided_slice(converter, operation):
     for axis, start, end, step in zip(axes, *bounds):
         size = shape[axis]
         if step < 0 and (size < 0 or end < -size):
-            if size < 0 and (0 <= start < _FAR or 0 <= end):
+            if size < 0 and (0 <= start < _FAR or end >= 0):
                 raise converter.unsupported(operation, "steps backwards from a place that "
                                                        "depends on an unknown size")
             turned.append(axis)
