@@ -14,6 +14,8 @@ from ..errors import FormatError
 DTYPES = {0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32",
           6: "float64", 20: "uint8", 21: "int8", 22: "bfloat16"}
 CODES = {name: code for code, name in DTYPES.items()}
+MOST_DIMENSIONS = 9  # of a tensor in Paddle
+_MOST_LEVELS = 16  # of a division into sequences; parameters have none
 
 
 def _numpy_dtype(name):
@@ -61,17 +63,23 @@ def _read_one(data, at, proto, expected, expected_shape):
     if version != 0:
         raise ValueError(f"tensor version {version}")
     at += 12
+    if lod_levels > _MOST_LEVELS:
+        raise ValueError(f"{lod_levels} levels of sequences")
     for _ in range(lod_levels):
         (size,) = struct.unpack_from("<Q", data, at)
         at += 8 + size
+        _check_left(data, at, "its sequences")
     _, length = struct.unpack_from("<Ii", data, at)
     at += 8
     if length < 0:
         raise ValueError(f"a description of {length} bytes")
+    _check_left(data, at + length, "its description")
     description = proto.VarType.TensorDesc()
     description.ParseFromString(bytes(data[at:at + length]))
     at += length
     dtype, shape = DTYPES[description.data_type], tuple(description.dims)
+    if len(shape) > MOST_DIMENSIONS or any(size < 0 for size in shape):
+        raise ValueError(f"its shape is {shape[:MOST_DIMENSIONS]}, {len(shape)} dimensions")
     if expected not in (dtype, "?"):
         raise ValueError(f"it is {dtype} there and {expected} in the model")
     if expected_shape is not None and (len(shape) != len(expected_shape) or any(
@@ -79,13 +87,15 @@ def _read_one(data, at, proto, expected, expected_shape):
         raise ValueError(f"its shape is {shape} there and {tuple(expected_shape)} in the model")
     dtype, count = _numpy_dtype(dtype), 1
     for size in shape:
-        if size < 0:
-            raise ValueError(f"its shape is {shape}")
         count *= size
-    if count * dtype.itemsize > len(data) - at:
-        raise ValueError(f"its shape {shape} is larger than what is left of the file")
+    _check_left(data, at + count * dtype.itemsize, f"its shape {shape}")
     array = np.frombuffer(data, dtype, count, at).reshape(shape)
     return array, at + array.nbytes
+
+
+def _check_left(data, end, what):
+    if end > len(data):
+        raise ValueError(f"{what} is larger than what is left of the file")
 
 
 def write(path, arrays, dtypes, proto):
@@ -103,4 +113,4 @@ def write(path, arrays, dtypes, proto):
             encoded = description.SerializeToString()
             file.write(struct.pack("<IQIi", 0, 0, 0, len(encoded)))
             file.write(encoded)
-            file.write(array.tobytes())
+            file.write(array.data)  # a copy may be larger than the memory left

@@ -5,12 +5,15 @@ number and gives numbers to those that it makes. Whatever does not fit is refuse
 the rest of the converter can rely on what it gets.
 """
 
+import contextlib
+import gc
 import json
 import os
 from dataclasses import dataclass, field
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from ...errors import FormatError
+from ..params import MOST_DIMENSIONS
 
 # Dialect numbers in the file. "p" is a shorthand for builtin.parameter.
 _DIALECTS = {"0": "builtin.", "1": "", "2": "cf."}
@@ -19,7 +22,10 @@ _ELEMENTS = {"t_bool": "bool", "t_ui8": "uint8", "t_i8": "int8", "t_i16": "int16
              "t_i32": "int32", "t_i64": "int64", "t_f16": "float16", "t_bf16": "bfloat16",
              "t_f32": "float32", "t_f64": "float64"}
 _DEEPEST = 64  # blocks in blocks; the models of this world have three
+_BITS = 64  # of an integer
 _LARGEST = 2 ** 62  # elements: more cannot be addressed, and products of sizes stay in 64 bits
+# Values read by way of lists: each becomes a name, so that a small file could ask for any number.
+_MOST_LISTED = 10 ** 6
 
 
 class Attribute(NamedTuple):
@@ -95,22 +101,40 @@ class PirProgram:
         """
         if not os.path.isfile(path):
             raise FormatError(f"there is no file {path}")
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path} is no JSON: {error}") from error
-        try:
-            return _program(content)
-        except FormatError as error:
-            raise FormatError(f"{path} is no PIR program that can be read: {error}") from error
+        with _no_collections():
+            try:
+                with open(path, encoding="utf-8") as file:
+                    content = json.load(file)
+            except OSError as error:
+                raise FormatError(f"cannot read {path}: {error.strerror}") from error
+            except (ValueError, RecursionError) as error:
+                raise FormatError(f"{path} is no JSON: {error}") from error
+            try:
+                return _program(content)
+            except FormatError as error:
+                raise FormatError(f"{path} is no PIR program that can be read: {error}") from error
+
+
+@contextlib.contextmanager
+def _no_collections():
+    """A large program is millions of objects in no cycle: looking for cycles takes most of the
+    time, ten times that of reading."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _program(content):
     head = _get(content, "base_code", dict, "the file")
     if head.get("magic") != "pir":
-        raise FormatError(f"its magic is {head.get('magic')!r}, not 'pir'")
+        raise FormatError(f"its magic is {_quoted(head.get('magic'))}, not 'pir'")
     version = _get(head, "version", int, "base_code")
+    if version < 0:
+        raise FormatError(f"its version is {version}")
     regions = _get(_get(content, "program", dict, "the file"), "regions", list, "program")
     if len(regions) != 1:
         raise FormatError(f"program has {len(regions)} regions instead of one")
@@ -121,6 +145,9 @@ class _Reader:
     def __init__(self):
         self.defined = {0}
         self.visible = {0}
+        self.parameters = set()
+        self.lists = {}  # value that is a list -> how many are in it
+        self.listed = 0
 
     def region(self, region, where, depth):
         if depth > _DEEPEST:
@@ -145,17 +172,32 @@ class _Reader:
         for number in operands:
             if number not in self.visible:
                 raise FormatError(f"{name} reads the value {number}, which nothing before it makes")
-        blocks = [self.region(each, name, depth + 1)
-                  for each in content.get("regions") or []]
-        attributes = dict(_attribute(each, name) for each in _get(content, "A", list, name))
+            self.listed += self.lists.get(number, 0)
+        if self.listed > _MOST_LISTED:
+            raise FormatError(f"its lists are read for more than {_MOST_LISTED} values")
+        blocks = []
+        if "regions" in content:
+            blocks = [self.region(each, name, depth + 1)
+                      for each in _get(content, "regions", list, name)]
+        attributes = {}
+        for each in _get(content, "A", list, name):
+            key, attribute = _attribute(each, name)
+            if key in attributes:
+                raise FormatError(f"{name} has two attributes {key!r}")
+            attributes[key] = attribute
         results = [self.value(each, name) for each in _get(content, "O", list, name)]
+        made = [len(each.elements) for each in results]
+        if name == "builtin.combine" and made != [len(operands)]:
+            raise FormatError(f"{name} makes something else than a list of its operands")
         return Operation(name, operands, results, attributes, blocks)
 
     def parameter(self, content):
         details = _get(content, "A", list, "a parameter")
         if len(details) != 4 or not isinstance(details[3], str) or not details[3]:
-            raise FormatError(f"a parameter says {str(details)[:100]} instead of three flags and "
-                              "its name")
+            raise FormatError("a parameter has something else than three flags and its name")
+        if details[3] in self.parameters:
+            raise FormatError(f"the parameter {details[3]!r} is there twice")
+        self.parameters.add(details[3])
         value = self.value(_get(content, "O", dict, "a parameter"), "a parameter")
         # [persistable, stop_gradient, trainable]: what is not persistable is not in the file.
         flags = content.get("OA")
@@ -171,7 +213,10 @@ class _Reader:
             raise FormatError(f"{where} makes the value {number}, which exists already")
         self.defined.add(number)
         self.visible.add(number)
-        return _typed(number, _get(content, "TT", dict, where), where)
+        value = _typed(number, _get(content, "TT", dict, where), where)
+        if value.elements:
+            self.lists[number] = len(value.elements)
+        return value
 
 
 def _typed(number, content, where, nested=False):
@@ -194,14 +239,18 @@ def _typed(number, content, where, nested=False):
 def _shape(shape, where):
     count = 1
     if not isinstance(shape, list):
-        raise FormatError(f"{where}: {str(shape)[:50]!r} is no shape")
+        raise FormatError(f"{where}: {_quoted(shape)} is no shape")
+    if len(shape) > MOST_DIMENSIONS:
+        raise FormatError(f"{where}: a shape of {len(shape)} dimensions; {MOST_DIMENSIONS} are the "
+                          "most that Paddle knows")
     for size in shape:
-        if type(size) is not int or size < -1:
-            raise FormatError(f"{where}: {size!r} is no size of a dimension")
+        if type(size) is not int:
+            raise FormatError(f"{where}: {_quoted(size)} is no size of a dimension")
         count *= max(size, 1)
         if count > _LARGEST:
             raise FormatError(f"{where}: the shape {shape} has more elements than memory addresses")
-    return shape
+    # Paddle multiplies sizes, -1 among them, where it flattens.
+    return [max(size, -1) for size in shape]
 
 
 def _attribute(content, where) -> Tuple[str, Attribute]:
@@ -214,8 +263,13 @@ def _attribute_value(content, where, depth):
     value = content.get("D", content.get("VD"))  # VD: infinities and NaN, which JSON has not
     if kind == "a_array":
         if not isinstance(value, list) or depth > 2:
-            raise FormatError(f"{where}: {str(value)[:50]!r} is no list")
+            raise FormatError(f"{where}: {_quoted(value)} is no list of values")
         return Attribute(kind, [_attribute_value(each, where, depth + 1) for each in value])
+    if kind == "a_str" and not isinstance(value, str):
+        raise FormatError(f"{where}: {_quoted(value)} is no text")
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int) and number.bit_length() > _BITS:
+            raise FormatError(f"{where}: an integer of {number.bit_length()} bits")
     return Attribute(kind, value)
 
 
@@ -223,7 +277,9 @@ def _name(coded):
     if coded == "p":
         return "builtin.parameter"
     dialect, _, name = coded.partition(".")
-    if not name or dialect not in _DIALECTS:
+    if not dialect or not name:
+        raise FormatError(f"{_quoted(coded)} is no name of an operation")
+    if dialect not in _DIALECTS:
         # A dialect of its own (a custom operator): kept whole, so that the message can name it.
         return coded
     return _DIALECTS[dialect] + name
@@ -234,3 +290,10 @@ def _get(content, key, kind, where):
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise FormatError(f"{where} has no {key!r} of type {kind.__name__}")
     return value
+
+
+def _quoted(value):
+    """Something unexpected, short: what is in a list or an object may be deep and long."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    return repr(value)[:50]

@@ -3,7 +3,7 @@
 import os
 
 from ..._checks import wrong_type
-from ...errors import ConfigError
+from ...errors import ConfigError, FormatError
 from .. import params
 from ..mend import mend
 from ..program import Program, framework_proto
@@ -24,15 +24,31 @@ def from_pir(model_path, params_path=None) -> Program:
         FormatError: a file is missing or damaged, or both are not of one model.
         UnsupportedOperatorError: an operation has no legacy counterpart.
     """
+    try:
+        return _from_pir(model_path, params_path)
+    except RecursionError as error:
+        raise FormatError(f"{model_path} is nested too deeply") from error
+
+
+def _from_pir(model_path, params_path):
     pir = PirProgram.load(model_path)
     stored = pir.stored_parameters()
+    if stored and params_path is None:
+        raise FormatError(f"{model_path} has {len(stored)} parameters, but there is no file of "
+                          "parameters beside it")
+    reserved = {"feed", "fetch"} & set(stored)
+    if reserved:
+        raise FormatError(f"{model_path}: a parameter must not be called {min(reserved)!r}")
     dtypes = {name: value.dtype for name, value in stored.items()}
     arrays = {}
     if params_path is not None:
         arrays = params.read(params_path, dtypes, framework_proto(),
                              {name: value.shape for name, value in stored.items()})
-    return convert(pir, {name: (array, dtypes[name]) for name, array in arrays.items()},
-                   ROWS, SPECIALS)
+    try:
+        return convert(pir, {name: (array, dtypes[name]) for name, array in arrays.items()},
+                       ROWS, SPECIALS)
+    except FormatError as error:
+        raise FormatError(f"{model_path}: {error}") from error
 
 
 def to_program_desc(model, output, params_file=None):
@@ -69,6 +85,8 @@ def to_program_desc(model, output, params_file=None):
         if not isinstance(value, (str, os.PathLike)) or not str(value):
             raise wrong_type(name, value, "a path")
     model, output = os.fspath(model), os.fspath(output)
+    if model.endswith(".pdmodel"):
+        raise FormatError(f"{model} is no PIR program: it has the format to be written already")
     if not model.endswith(".json"):
         model += ".json"
     if os.path.basename(output) == "" or os.path.isdir(output):
