@@ -36,6 +36,7 @@ class Model:
             digits; with ``other`` in other sizes where those are open.
         loss: ``loss(net, inputs, targets)``, tensors.
         steps, batch, rate: the training.
+        settling: batches that moving averages of a quantized network are given.
         family: models of one family have the same parameters.
     """
 
@@ -46,6 +47,7 @@ class Model:
     steps: int
     batch: int = 16
     rate: float = 2e-3
+    settling: int = 25
     family: str = ""
 
     def spec(self):
@@ -576,20 +578,20 @@ ZOO = {
     "SSD, matrix NMS": _detector("matrix"),
     "SSD, NMS": _detector("plain"),
     "LeNet": _vision("LeNet", 28, 100, channels=1),
-    "AlexNet": _vision("alexnet", 224, 0, batch=8),
-    "VGG11": _vision("vgg11", 32, 0, batch=8),
-    "MobileNetV1": _vision("mobilenet_v1", 32, 40),
-    "MobileNetV2": _vision("mobilenet_v2", 32, 40),
-    "MobileNetV3-small": _vision("mobilenet_v3_small", 32, 60),
-    "MobileNetV3-large": _vision("mobilenet_v3_large", 32, 40),
-    "ResNet18": _vision("resnet18", 32, 15),
-    "ResNet50": _vision("resnet50", 32, 15),
-    "SqueezeNet": _vision("squeezenet1_1", 64, 40, rate=2e-4),
-    "ShuffleNetV2": _vision("shufflenet_v2_x1_0", 32, 40),
-    "DenseNet121": _vision("densenet121", 32, 20),
-    "GoogLeNet": _vision("googlenet", 224, 0, batch=8, rate=2e-4),
+    "AlexNet": _vision("alexnet", 224, 0, batch=8, settling=5),
+    "VGG11": _vision("vgg11", 32, 0, batch=8, settling=5),
+    "MobileNetV1": _vision("mobilenet_v1", 32, 80, rate=5e-3),
+    "MobileNetV2": _vision("mobilenet_v2", 32, 80, rate=5e-3),
+    "MobileNetV3-small": _vision("mobilenet_v3_small", 32, 80, rate=5e-3),
+    "MobileNetV3-large": _vision("mobilenet_v3_large", 32, 80, rate=5e-3),
+    "ResNet18": _vision("resnet18", 32, 30, rate=3e-3),
+    "ResNet50": _vision("resnet50", 32, 30, rate=3e-3),
+    "SqueezeNet": _vision("squeezenet1_1", 64, 60, rate=5e-4),
+    "ShuffleNetV2": _vision("shufflenet_v2_x1_0", 32, 80, rate=5e-3),
+    "DenseNet121": _vision("densenet121", 32, 30, rate=3e-3),
+    "GoogLeNet": _vision("googlenet", 224, 0, batch=8, settling=5),
 }
 
-# Those of Paddle are large: so short a training on one kind of picture leaves them sensitive.
+# Those of Paddle are large: so short a training, or none, leaves them sensitive.
 BRIEFLY_TRAINED = [name for name, model in ZOO.items() if model.loss is _classified
                    and name not in ("ViT", "Swin")]
