@@ -85,8 +85,8 @@ def old_files(tmp_path_factory):
     named = os.environ.get("PADDLEQ_26_PYTHON")
     python = Path(named) if named else Path(__file__).parents[1] / ".venv-2.6" / "bin" / "python"
     if not python.is_file():
-        pytest.fail(f"there is no {python}: run `make env-2.6`, or name a Python with Paddle 2.6 in "
-                    "PADDLEQ_26_PYTHON")
+        pytest.fail(f"there is no {python}: run `make env-2.6`, or name a Python with Paddle 2.6 "
+                    "in PADDLEQ_26_PYTHON")
     folder = tmp_path_factory.mktemp("old")
     done = subprocess.run([str(python), __file__, str(folder)], stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.STDOUT,
