@@ -71,10 +71,10 @@ def test_opt_for_arm_and_x86(lite, prefix, name):
     if name in NOT_ON_X86:
         return
     for inputs, expected, plain in cases(name, *quantized_for_x86(name, prefix)):
-        error, noise = difference(lite.outputs(prefix, inputs), expected), difference(
-            expected, plain)
-        print(f"{name}: {error:.1e} from the simulation, which is {noise:.1e} from float")
-        assert error <= (max(0.05, noise) if name in zoo.BRIEFLY_TRAINED else 0.05)
+        error = difference(lite.outputs(prefix, inputs), expected)
+        print(f"{name}: {error:.1e} from the simulation, which is "
+              f"{difference(expected, plain):.1e} from float")
+        assert error <= 0.05
 
 
 def test_quantized_hard_swish_is_broken_on_x86(lite, prefix):
