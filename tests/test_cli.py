@@ -148,6 +148,8 @@ def test_it_needs_no_paddle_3(tmp_path):
 def test_models_that_cannot_be_converted(stored, said, tmp_path):
     if stored is not None:
         write(tmp_path / "m.json", stored)
+        params.write(tmp_path / "m.pdiparams", {"b": np.float32([3, 2, 1])}, {},
+                     framework_proto())
     write(tmp_path / "old.pdmodel", "what was there")
     write(tmp_path / "old.pdiparams", "before")
     before = content(tmp_path)
