@@ -688,6 +688,20 @@ def test_a_list_is_not_read_without_end(tmp_path):
     assert os.listdir(tmp_path) == ["m.json"]
 
 
+def test_a_constant_is_not_read_without_end(tmp_path):
+    """20,000 numbers in 5,000 places: 100 million numbers."""
+    numbers = ",".join(['{"#":"0.a_i64","D":1}'] * 20000)
+    operations = ['{"#":"1.full_int_array","A":[{"N":"value","AT":{"#":"0.a_array","D":['
+                  f'{numbers}]}}}}],"I":[],"O":[{{"%":2,{TENSOR}}}]}}']
+    operations += ['{"#":"1.reshape","A":[],"I":[{"%":1},{"%":2}],'
+                   f'"O":[{{"%":{i},{TENSOR}}}]}}'
+                   for i in range(3, 5003)]
+    write_program(tmp_path, operations)
+    said, _ = convert_apart(tmp_path, 400, 20)
+    assert said.startswith("FormatError")
+    assert os.listdir(tmp_path) == ["m.json"]
+
+
 @pytest.mark.slow
 def test_a_million_operations(tmp_path):
     """Time and memory grow with the file, no faster."""

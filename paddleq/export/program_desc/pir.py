@@ -24,7 +24,8 @@ _ELEMENTS = {"t_bool": "bool", "t_ui8": "uint8", "t_i8": "int8", "t_i16": "int16
 _DEEPEST = 64  # blocks in blocks; the models of this world have three
 _BITS = 64  # of an integer
 _LARGEST = 2 ** 62  # elements: more cannot be addressed, and products of sizes stay in 64 bits
-# Values read by way of lists: each becomes a name, so that a small file could ask for any number.
+# Values and numbers read by way of lists: each is written where it is read, so that a small file
+# could ask for any number of them.
 _MOST_LISTED = 10 ** 6
 
 
@@ -174,7 +175,7 @@ class _Reader:
                 raise FormatError(f"{name} reads the value {number}, which nothing before it makes")
             self.listed += self.lists.get(number, 0)
         if self.listed > _MOST_LISTED:
-            raise FormatError(f"its lists are read for more than {_MOST_LISTED} values")
+            raise FormatError(f"its lists are read for more than {_MOST_LISTED} values in all")
         blocks = []
         if "regions" in content:
             blocks = [self.region(each, name, depth + 1)
@@ -189,6 +190,10 @@ class _Reader:
         made = [len(each.elements) for each in results]
         if name == "builtin.combine" and made != [len(operands)]:
             raise FormatError(f"{name} makes something else than a list of its operands")
+        if name == "full_int_array" and "value" in attributes:
+            numbers = attributes["value"].value
+            self.lists.update((each.number, len(numbers)) for each in results
+                              if isinstance(numbers, list))
         return Operation(name, operands, results, attributes, blocks)
 
     def parameter(self, content):
