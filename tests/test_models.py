@@ -4,7 +4,6 @@
 """
 
 import argparse
-import functools
 import warnings
 import zlib  # noqa: F401  (before paddle: see paddleq/__init__.py)
 
@@ -12,143 +11,79 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from paddle.vision import models
 from runtimes import openvino, paddle_inference, relative_error
-from sklearn.datasets import load_digits
+from trained import TRAINING, Recipe, first, labels, trained_state
 
 import paddleq
 
 pytestmark = pytest.mark.slow
 
-# Name -> (how to make it, input channels, input size, training steps). They are trained a little
-# on digits. In a net of random weights one value that a runtime rounds the other way, because it
-# adds in another order, may change the output by per cents, whichever runtime it is.
+# They are trained until they know digits that they have not seen. In a net of random weights one
+# value that a runtime rounds the other way, because it adds in another order, may change the
+# output by per cents, whichever runtime it is. AlexNet takes 224 x 224 only.
 MODELS = {
-    "LeNet": (models.LeNet, 1, 28, 400),
-    "AlexNet": (models.alexnet, 3, 224, 25),
-    "VGG11": (models.vgg11, 3, 32, 15),
-    "MobileNetV1": (models.mobilenet_v1, 3, 64, 60),
-    "MobileNetV2": (models.mobilenet_v2, 3, 64, 60),
-    "MobileNetV3-small": (models.mobilenet_v3_small, 3, 64, 100),
-    "ResNet18": (models.resnet18, 3, 32, 94),
-    "ResNet50": (models.resnet50, 3, 32, 40),
-    "SqueezeNet": (models.squeezenet1_1, 3, 32, 400),
-    "ShuffleNetV2": (models.shufflenet_v2_x1_0, 3, 64, 60),
-    "DenseNet121": (models.densenet121, 3, 32, 40),
-    "GoogLeNet": (models.googlenet, 3, 224, 8),
+    "LeNet": Recipe("LeNet", 400, rate=5e-4, channels=1, size=28),
+    "AlexNet": Recipe("alexnet", 40, batch=16, rate=2e-4, size=224, scaled=True),
+    "VGG11": Recipe("vgg11", 40, rate=3e-4, scaled=True),
+    "MobileNetV1": Recipe("mobilenet_v1", 350),
+    "MobileNetV2": Recipe("mobilenet_v2", 200),
+    "MobileNetV3-small": Recipe("mobilenet_v3_small", 300),
+    "ResNet18": Recipe("resnet18", 94),
+    "ResNet50": Recipe("resnet50", 100),
+    "SqueezeNet": Recipe("squeezenet1_1", 400, rate=5e-4),
+    "ShuffleNetV2": Recipe("shufflenet_v2_x1_0", 300),
+    "DenseNet121": Recipe("densenet121", 120),
+    "GoogLeNet": Recipe("googlenet", 8, batch=8, rate=2e-4, size=192, scaled=True),
 }
 SCALE_STEPS = 25
-# Nets that the steps above train until they know digits they have not seen: batches of 32, a
-# learning rate that ends at zero, weight decay. OpenVINO is held to 1e-2 there, as it stayed
-# within with three seeds. The others are trained for seconds only, which leaves them far from
-# there: MobileNetV1 wants 350 steps.
-CONVERGED = {"LeNet", "ResNet18", "SqueezeNet"}
+HELD_OUT = np.arange(1600, 1664)
+assert HELD_OUT.min() >= TRAINING
+# OpenVINO is held to 1e-2 there. The others have not been trained until that was measured.
+CONVERGED = {"LeNet", "VGG11", "MobileNetV2", "MobileNetV3-small", "ResNet18", "ResNet50",
+             "SqueezeNet", "DenseNet121"}
 
 
-def _first(output):
-    return output[0] if isinstance(output, (list, tuple)) else output
-
-
-@functools.lru_cache(maxsize=None)
-def _digits():
-    digits = load_digits()
-    return (digits.images / 8 - 1).astype("float32")[:, None], digits.target.astype("int64")
-
-
-def _pictures(name, indices):
-    _, channels, size, _ = MODELS[name]
-    pictures = F.interpolate(paddle.to_tensor(_digits()[0][indices]), size=[size, size],
-                             mode="bilinear")
-    return pictures.expand([-1, channels, -1, -1]).contiguous()
-
-
-def _batch_size(name):
-    return 32 if name in CONVERGED else 16 if MODELS[name][2] < 224 else 8
-
-
-def _batch(name, rng):
-    indices = rng.choice(1500, _batch_size(name))
-    return _pictures(name, indices), paddle.to_tensor(_digits()[1][indices])
-
-
-def _held_out(name):
-    """Indices of images that no batch has."""
-    return np.arange(1600, 1664 if name in CONVERGED else 1616)
-
-
-def _make(name):
-    return MODELS[name][0](**({} if name == "LeNet" else {"num_classes": 10}))
-
-
-def _optimizer(name, net):
-    """(optimizer, learning rate schedule or None)"""
-    parameters = net.parameters()
-    norms = any(isinstance(layer, paddle.nn.BatchNorm2D) for layer in net.sublayers())
-    if name in CONVERGED:
-        rate = paddle.optimizer.lr.OneCycleLR(
-            3e-3 if norms else 5e-4, MODELS[name][3] + 1, phase_pct=0.1)
-        return paddle.optimizer.AdamW(rate, parameters=parameters, weight_decay=0.05), rate
-    if sum(p.size for p in parameters) > 5e7:  # AlexNet and VGG, where Adam takes minutes
-        return paddle.optimizer.Momentum(0.01, parameters=parameters,
-                                         grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)), None
-    return paddle.optimizer.Adam(1e-3 if norms else 2e-4, parameters=parameters), None
-
-
-@functools.lru_cache(maxsize=1)
-def trained_state(name, seed=0):
-    """Weights of the float model after a little training."""
-    paddle.seed(seed)
-    rng, net = np.random.RandomState(seed), _make(name)
-    optimizer, schedule = _optimizer(name, net)
-    net.train()
-    for _ in range(MODELS[name][3]):
-        x, y = _batch(name, rng)
-        F.cross_entropy(_first(net(x)), y).backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        if schedule is not None:
-            schedule.step()
-    return {key: value.numpy() for key, value in net.state_dict().items()}
+def _network(name, seed):
+    net = MODELS[name].make()
+    net.set_state_dict(trained_state(name, MODELS[name], seed))
+    return net
 
 
 def _outputs(net, x):
     net.eval()
     with paddle.no_grad():
-        return _first(net(x)).numpy()
+        return first(net(x)).numpy()
 
 
 def float_outputs(name, seed=0):
     """What the float model says about the held-out images."""
-    net = _make(name)
-    net.set_state_dict(trained_state(name, seed))
-    return _outputs(net, _pictures(name, _held_out(name)))
+    return _outputs(_network(name, seed), MODELS[name].pictures(HELD_OUT))
 
 
-def share_right(name, outputs):
-    """Of the held-out images, the share that gets the right label."""
-    return float((outputs.argmax(axis=1) == _digits()[1][_held_out(name)]).mean())
+def share_right(outputs):
+    """Of the held-out images, the share that gets the right label; by chance it is 0.1."""
+    return float((outputs.argmax(axis=1) == labels(HELD_OUT)).mean())
 
 
 def export_both(name, method, path, seed=0):
     """Quantize a model, export it, return (simulated output, inputs)."""
-    net, rng = _make(name), np.random.RandomState(seed + 1)
-    net.set_state_dict(trained_state(name, seed))
+    recipe, net, rng = MODELS[name], _network(name, seed), np.random.RandomState(seed + 1)
     if method == "qat":
         quanter = paddleq.QAT()
         quanter.quantize(net)
         optimizer = paddle.optimizer.SGD(1e-3, parameters=net.parameters())
         net.train()
-        x, y = _batch(name, rng)
-        F.cross_entropy(_first(net(x)), y).backward()
+        x, y = recipe.draw(rng)
+        F.cross_entropy(first(net(x)), y).backward()
         optimizer.step()
         with paddle.no_grad():  # the moving averages start at 1: let them find the range
             for _ in range(SCALE_STEPS):
-                net(_batch(name, rng)[0])
+                net(recipe.draw(rng)[0])
     else:
         quanter = paddleq.PTQ()
         net = quanter.quantize(net, fuse=True)
-        quanter.calibrate(net, [_batch(name, rng)[0] for _ in range(2)])
-    x = _pictures(name, _held_out(name))
+        quanter.calibrate(net, [recipe.draw(rng)[0] for _ in range(2)])
+    x = recipe.pictures(HELD_OUT)
     expected = _outputs(net, x)
     spec = [paddle.static.InputSpec([None, *x.shape[1:]], "float32")]
     quanter.save_quantized_model(net, path, spec)
@@ -159,7 +94,7 @@ def export_both(name, method, path, seed=0):
 def test_exported_equals_simulated(name, method, tmp_path):
     path = str(tmp_path / "model")
     expected, x = export_both(name, method, path)
-    assert np.isfinite(expected).all() and expected.std(axis=0).max() > 0
+    assert np.isfinite(expected).all()
     assert relative_error(paddle_inference(path, [x])[0], expected) <= 1e-4
     # OpenVINO adds in another order, and a value on a rounding border may move one step. In a net
     # that has not converged this grows with depth (MobileNetV1: to a tenth or two of the
@@ -167,7 +102,8 @@ def test_exported_equals_simulated(name, method, tmp_path):
     # Inference does to it when it fuses float operators, which changes the order too.
     bound = 1e-2
     if name in CONVERGED:
-        assert share_right(name, expected) >= 0.5  # constant outputs would not be
+        assert share_right(float_outputs(name)) >= 0.6
+        assert share_right(expected) >= 0.5  # constant outputs would not be
     else:
         reordered = relative_error(paddle_inference(path, [x], ir_optim=True)[0], expected)
         bound = max(bound, 5 * reordered)
@@ -176,7 +112,7 @@ def test_exported_equals_simulated(name, method, tmp_path):
         # Paddle 3's jit.load does not see a .pdmodel.
         loaded = paddle.jit.load(path)
         loaded.eval()
-        assert relative_error(_first(loaded(paddle.to_tensor(x))).numpy(), expected) <= 1e-4
+        assert relative_error(first(loaded(paddle.to_tensor(x))).numpy(), expected) <= 1e-4
 
 
 def _int8_error(path, x, expected):
@@ -209,7 +145,7 @@ def main():
                 fused = relative_error(
                     paddle_inference(f"{folder}/m", [x], ir_optim=True)[0], expected)
                 fast = relative_error(openvino(f"{folder}/m", [x], as_is=False)[0], expected)
-            print(f"{name:20}{method:8}{share_right(name, expected):8.2f}{quantization:9.4f}"
+            print(f"{name:20}{method:8}{share_right(expected):8.2f}{quantization:9.4f}"
                   f"{plain:18.2e}{int8:10.4f}{vino:12.2e}{fast:12.2e}{fused:24.2e}",
                   flush=True)
 
