@@ -538,11 +538,13 @@ def other_norms(case, x):
     if channels == -1:
         return None
     groups = case.one_of([g for g in (1, 2, channels) if channels % g == 0])
-    return case.one_of([
+    choices = [
         case.layer(("group_norm", groups, channels), lambda: nn.GroupNorm(groups, channels)),
         case.layer(("instance_norm", channels), lambda: nn.InstanceNorm2D(channels)),
-        lambda t: F.local_response_norm(t, 3), case.layer(("prelu", channels), lambda: nn.PReLU(
-            channels))]), [x]
+        case.layer(("prelu", channels), lambda: nn.PReLU(channels))]
+    if -1 not in case.shape(x)[1:]:
+        choices.append(lambda t: F.local_response_norm(t, 3))
+    return case.one_of(choices), [x]
 
 
 @operator(floats(4, 4), "layer")
@@ -748,7 +750,7 @@ def split(case, x):
     size = case.shape(x)[axis]
     parts = [n for n in (2, 3, 4) if size % n == 0]
     choices = []
-    if not case.dynamic or x < len(case.spec):
+    if x < len(case.spec):
         # Paddle aborts where the size is not known while it traces; inputs' sizes are.
         choices += [lambda t: paddle.unbind(t, axis), lambda t: paddle.unstack(t, axis)]
     if parts:
@@ -837,7 +839,7 @@ def made(case, x):
         lambda t: paddle.linspace(0, 1, n) * t.sum(),
         lambda t: paddle.zeros(paddle.shape(t)) + number,
         lambda t: paddle.to_tensor([1.0, 2.0, number]) + t.mean(),
-        lambda t: paddle.ones([n], "int64")]), [x]
+        lambda t: paddle.ones([n], "int64") + paddle.numel(t)]), [x]
 
 
 @st.composite

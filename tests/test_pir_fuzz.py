@@ -2,7 +2,10 @@
 
 The same examples are drawn on each run. Others, and more of them, with
 
-    PADDLEQ_FUZZ=2000 python -m pytest tests/test_pir_fuzz.py
+    PADDLEQ_FUZZ=2000 PADDLEQ_FUZZ_SEED=7 python -m pytest tests/test_pir_fuzz.py
+
+Without a seed they are new each time; the seed is kept apart because a crash of a runtime reports
+nothing that could be run again.
 """
 
 import contextlib
@@ -24,7 +27,7 @@ import paddle
 import paddle.inference as inference
 import paddle.nn.functional as F
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 from paddle import nn
 from random_graphs import cases
@@ -35,15 +38,16 @@ from paddleq.export.program import Program
 
 pytestmark = pytest.mark.needs_pir  # Paddle 2.6 saves no PIR
 
-FRESH = int(os.environ.get("PADDLEQ_FUZZ", 0))
+FRESH, SEED = int(os.environ.get("PADDLEQ_FUZZ", 0)), os.environ.get("PADDLEQ_FUZZ_SEED")
 SECONDS, MEGABYTES = 10, 512  # what one damaged file may cost
 
 
 def examples(count):
     """The same examples each time, or others and more if that is asked for."""
-    return settings(max_examples=FRESH or count, derandomize=not FRESH, database=None,
-                    deadline=None, suppress_health_check=list(HealthCheck),
-                    phases=[Phase.explicit, Phase.generate, Phase.shrink])
+    chosen = settings(max_examples=FRESH or count, derandomize=not FRESH, database=None,
+                      deadline=None, suppress_health_check=list(HealthCheck),
+                      phases=[Phase.explicit, Phase.generate, Phase.shrink])
+    return (lambda test: seed(int(SEED))(chosen(test))) if FRESH and SEED else chosen
 
 
 # Random models
