@@ -27,7 +27,7 @@ import paddle
 import paddle.inference as inference
 import paddle.nn.functional as F
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, seed, settings
+from hypothesis import HealthCheck, Phase, given, note, reject, seed, settings
 from hypothesis import strategies as st
 from paddle import nn
 from random_graphs import cases
@@ -89,6 +89,7 @@ def check_same(found, expected, tolerance):
 
 
 _DRAWN = set()  # names of the PIR operations in the random models
+_TRACED = {True: 0, False: 0}  # how many models Paddle could trace, and could not
 
 
 @examples(300)
@@ -97,7 +98,12 @@ def test_random_graphs(case, tmp_path_factory):
     note("\n".join([*case.story, f"outputs {case.net.outputs}"]))
     folder = tmp_path_factory.mktemp("graph", numbered=True)
     path, out = str(folder / "pir"), str(folder / "out")
-    paddle.jit.save(case.net, path, input_spec=case.spec)
+    try:
+        paddle.jit.save(case.net, path, input_spec=case.spec)
+    except (ValueError, AssertionError):  # Paddle lost a size on the way that a layer insists on
+        _TRACED[False] += 1
+        reject()
+    _TRACED[True] += 1
     with open(path + ".json") as file:
         _DRAWN.update(re.findall(r'"#":"1\.(\w+)","A"', file.read()))
     to_program_desc(path, out)
@@ -108,6 +114,7 @@ def test_random_graphs(case, tmp_path_factory):
 def test_random_graphs_were_varied():
     """Depends on the test before it: it says what that one has drawn."""
     assert len(_DRAWN) >= 130, sorted(_DRAWN)
+    assert _TRACED[True] >= 300 and _TRACED[False] <= 0.02 * _TRACED[True], _TRACED
 
 
 # Damaged files
