@@ -768,7 +768,7 @@ def tile(case, x):
     shape, rank = case.shape(x), case.rank(x)
     times = [case.one_of([1, 1, 2]) for _ in range(rank)]
     n, axis = case.integer(2, 3), case.axis(x)
-    choices = [lambda t: paddle.repeat_interleave(t, 2, axis % t.ndim)]
+    choices = [lambda t: paddle.repeat_interleave(t, 2, axis)]
     if case.dtype(x) != "bool":  # there Paddle asks for stop_gradient of one kind or the other
         wide = [-1 if size != 1 else n for size in shape]
         choices += [lambda t: paddle.tile(t, times), lambda t: paddle.expand(t, wide),

@@ -12,15 +12,17 @@ class Emitter:
 
     def __init__(self, program):
         self.program = program
+        self._numbers = {}  # name -> the last number that was put behind it
         self._names = {var.name for block in program.desc.blocks for var in block.vars}
 
     def fresh(self, name):
         """``name``, or it with a number where it is taken."""
-        unique, number = name, 0
+        unique, number = name, self._numbers.get(name, 0)
         while unique in self._names:
             number += 1
             unique = f"{name}_{number}"
         self._names.add(unique)
+        self._numbers[name] = number
         return unique
 
     def taken(self, name):

@@ -167,8 +167,16 @@ def _strided(converter, operation, values):
     return [*values, ("infer_flags", "ints", [-1 if computed else 1] * len(axes))]
 
 
+def _counted_axis(converter, operation, values):
+    """The legacy operator writes beyond its memory for an axis that counts from the end."""
+    axis, rank = _value(values, "dim"), len(converter.types[operation.operands[0]].shape)
+    return _replace(values, "dim", axis + rank if axis < 0 else axis)
+
+
 HOOKS = {
     **dict.fromkeys(("sum", "mean", "max", "min", "prod", "all", "any", "amax", "amin",
                      "frobenius_norm"), _reduction),
+    **dict.fromkeys(("repeat_interleave", "repeat_interleave_with_tensor_index"),
+                    _counted_axis),
     "strided_slice": _strided,
 }

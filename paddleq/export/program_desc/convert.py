@@ -5,6 +5,7 @@ from typing import List
 
 from ...errors import ExportError, FormatError, UnsupportedOperatorError
 from ..emit import Emitter
+from ..params import MOST_DIMENSIONS
 from ..program import Program, make_op
 from . import attributes
 from .constants import Constant, fill_constant
@@ -14,6 +15,8 @@ from .rows import Input
 # What Paddle notes about an operation and what no runtime reads.
 IGNORED = {"struct_name", "op_callstack", "place", "op_role", "op_dist_attr", "op_namescope",
            "chunk_id", "symbol", "stop_gradient", "persistable", "origin_id", "comp_op_name"}
+# What a program that contradicts itself runs into.
+CONTRADICTIONS = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 _IN_INT32 = {"OutSize", "SizeTensor"}  # tensors that Paddle 2.6 reads as int32
 
 
@@ -97,8 +100,12 @@ class Converter:
         for operation in block.operations:
             try:
                 self.operation(operation)
-            except FormatError as error:
-                raise FormatError(f"{operation.place}: {error}") from error
+            except ExportError:
+                raise
+            except CONTRADICTIONS as error:
+                said = error if isinstance(error, FormatError) else (
+                    f"the program contradicts itself: {type(error).__name__}: {error}")
+                raise FormatError(f"{operation.place}: {said}") from error
 
     def operation(self, operation):
         """Write one operation."""
@@ -369,7 +376,12 @@ class Converter:
             known = [self.numbers(each) for each in parts]
             return [-1 if each is None else each[0] for each in known]
         shape = self.types[number].shape
-        return [-1] * shape[0] if shape and len(shape) == 1 and shape[0] > 0 else []
+        if not shape or len(shape) > 1 or shape[0] < 1:
+            return []
+        if shape[0] > MOST_DIMENSIONS:
+            raise FormatError(f"a list of {shape[0]} sizes or axes, of which a tensor has at most "
+                              f"{MOST_DIMENSIONS}")
+        return [-1] * shape[0]
 
     def _outputs(self, operation, row, in_place):
         outs, label = {}, f"{row.legacy}_{self.next()}.tmp"
@@ -422,6 +434,7 @@ class Converter:
 
     def _reserve_fetches(self, block):
         """Let what is fetched have the name of its fetch."""
+        names = set()
         fed = {value.number: attributes.text(operation, "name") for operation in block.operations
                if operation.name == "data" for value in operation.results}
         for operation in block.operations:
@@ -430,8 +443,9 @@ class Converter:
             name = attributes.text(operation, "name")
             if operation.operands and fed.get(operation.operands[0]) == name:
                 continue  # Paddle lets an input that is fetched directly keep its name
-            if name in self.wanted.values():
+            if name in names:
                 raise FormatError(f"two outputs have the name {name!r}")
+            names.add(name)
             number = operation.operands[0] if operation.operands else 0
             if number not in self.wanted and not self.emit.taken(name):
                 self.emit.fresh(name)
@@ -451,10 +465,4 @@ def convert(pir, parameters, rows, specials) -> Program:
         FormatError: the PIR program contradicts itself.
         UnsupportedOperatorError: an operation has no legacy counterpart.
     """
-    try:
-        return Converter(parameters, rows, specials).run(pir)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        if isinstance(error, (FormatError, ExportError)):
-            raise
-        raise FormatError(f"the program contradicts itself: {type(error).__name__}: "
-                          f"{error}") from error
+    return Converter(parameters, rows, specials).run(pir)
