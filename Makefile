@@ -105,5 +105,5 @@ lite-env: .venv-lite/$(STAMP)
 
 clean:
 	rm -rf .venv .venv-2.6 .venv-3.3 .venv-lite out build dist paddleq.egg-info .pytest_cache \
-		.ruff_cache .hypothesis
+		.ruff_cache .hypothesis .test-cache
 	find paddleq tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
