@@ -31,7 +31,7 @@ test-slow: env
 		--ignore=tests/test_pir_models.py
 
 test-lite: env lite-env
-	OMP_NUM_THREADS=$(THREADS) PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
+	OMP_NUM_THREADS=1 PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
 		$(BIN)/python -m pytest -q -m lite
 
 test-slow-2.6: env-2.6
@@ -47,7 +47,8 @@ test-3.3: env-3.3
 	OMP_NUM_THREADS=1 .venv-3.3/bin/python -m pytest -q -n $(WORKERS) -m "$(DEFAULT)"
 
 test-slow-3.3: env-3.3
-	OMP_NUM_THREADS=$(THREADS) .venv-3.3/bin/python -m pytest -q -m "slow and not lite"
+	OMP_NUM_THREADS=1 .venv-3.3/bin/python -m pytest -q -n $(WORKERS) --dist loadfile \
+		-m "slow and not lite"
 
 # Files of two Paddle versions side by side.
 test-versions: env-2.6 env-3.3

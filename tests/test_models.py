@@ -1,9 +1,10 @@
 """Simulated = exported, for the models that users have: issue line 2.
 
-``python tests/test_models.py [--seed N] [model ...]`` prints the table.
+``python tests/test_models.py [model ...]`` prints the table.
 """
 
-import argparse
+import functools
+import sys
 import warnings
 import zlib  # noqa: F401  (before paddle: see paddleq/__init__.py)
 
@@ -11,77 +12,103 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from paddle.vision import models
 from runtimes import openvino, paddle_inference, relative_error
-from trained import TRAINING, Recipe, first, labels, trained_state
+from sklearn.datasets import load_digits
 
 import paddleq
 
 pytestmark = pytest.mark.slow
 
-# They are trained until they know digits that they have not seen. In a net of random weights one
-# value that a runtime rounds the other way, because it adds in another order, may change the
-# output by per cents, whichever runtime it is. AlexNet takes 224 x 224 only.
+# Name -> (how to make it, input channels, input size, training steps). They are trained a little
+# on digits. In a net of random weights one value that a runtime rounds the other way, because it
+# adds in another order, may change the output by per cents, whichever runtime it is.
 MODELS = {
-    "LeNet": Recipe("LeNet", 400, rate=5e-4, channels=1, size=28),
-    "AlexNet": Recipe("alexnet", 40, batch=16, rate=2e-4, size=224, scaled=True),
-    "VGG11": Recipe("vgg11", 40, rate=3e-4, scaled=True),
-    "MobileNetV1": Recipe("mobilenet_v1", 350),
-    "MobileNetV2": Recipe("mobilenet_v2", 200),
-    "MobileNetV3-small": Recipe("mobilenet_v3_small", 300),
-    "ResNet18": Recipe("resnet18", 94),
-    "ResNet50": Recipe("resnet50", 100),
-    "SqueezeNet": Recipe("squeezenet1_1", 400, rate=5e-4),
-    "ShuffleNetV2": Recipe("shufflenet_v2_x1_0", 300),
-    "DenseNet121": Recipe("densenet121", 120),
-    "GoogLeNet": Recipe("googlenet", 110, batch=16, rate=5e-4, size=192, scaled=True),
+    "LeNet": (models.LeNet, 1, 28, 100),
+    "AlexNet": (models.alexnet, 3, 224, 25),
+    "VGG11": (models.vgg11, 3, 32, 15),
+    "MobileNetV1": (models.mobilenet_v1, 3, 64, 60),
+    "MobileNetV2": (models.mobilenet_v2, 3, 64, 60),
+    "MobileNetV3-small": (models.mobilenet_v3_small, 3, 64, 100),
+    "ResNet18": (models.resnet18, 3, 32, 60),
+    "ResNet50": (models.resnet50, 3, 32, 40),
+    "SqueezeNet": (models.squeezenet1_1, 3, 64, 60),
+    "ShuffleNetV2": (models.shufflenet_v2_x1_0, 3, 64, 60),
+    "DenseNet121": (models.densenet121, 3, 32, 40),
+    "GoogLeNet": (models.googlenet, 3, 224, 8),
 }
 SCALE_STEPS = 25
-HELD_OUT = np.arange(1600, 1664)
-assert HELD_OUT.min() >= TRAINING
 
 
-def _network(name, seed):
-    net = MODELS[name].make()
-    net.set_state_dict(trained_state(name, MODELS[name], seed))
-    return net
+def _first(output):
+    return output[0] if isinstance(output, (list, tuple)) else output
 
 
-def _outputs(net, x):
-    net.eval()
-    with paddle.no_grad():
-        return first(net(x)).numpy()
+@functools.lru_cache(maxsize=None)
+def _digits():
+    digits = load_digits()
+    return (digits.images / 8 - 1).astype("float32")[:, None], digits.target.astype("int64")
 
 
-def float_outputs(name, seed=0):
-    """What the float model says about the held-out images."""
-    return _outputs(_network(name, seed), MODELS[name].pictures(HELD_OUT))
+def _pictures(name, indices):
+    _, channels, size, _ = MODELS[name]
+    pictures = F.interpolate(paddle.to_tensor(_digits()[0][indices]), size=[size, size],
+                             mode="bilinear")
+    return pictures.expand([-1, channels, -1, -1]).contiguous()
 
 
-def share_right(outputs):
-    """Of the held-out images, the share that gets the right label; by chance it is 0.1."""
-    return float((outputs.argmax(axis=1) == labels(HELD_OUT)).mean())
+def _batch(name, rng):
+    indices = rng.choice(1500, 16 if MODELS[name][2] < 224 else 8)
+    return _pictures(name, indices), paddle.to_tensor(_digits()[1][indices])
 
 
-def export_both(name, method, path, seed=0):
+def _make(name):
+    return MODELS[name][0](**({} if name == "LeNet" else {"num_classes": 10}))
+
+
+@functools.lru_cache(maxsize=1)
+def trained_state(name):
+    """Weights of the float model after a little training."""
+    paddle.seed(0)
+    rng, net = np.random.RandomState(0), _make(name)
+    if sum(p.size for p in net.parameters()) > 5e7:  # AlexNet and VGG, where Adam takes minutes
+        optimizer = paddle.optimizer.Momentum(0.01, parameters=net.parameters(),
+                                              grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0))
+    else:
+        norms = any(isinstance(layer, paddle.nn.BatchNorm2D) for layer in net.sublayers())
+        optimizer = paddle.optimizer.Adam(1e-3 if norms else 2e-4, parameters=net.parameters())
+    net.train()
+    for _ in range(MODELS[name][3]):
+        x, y = _batch(name, rng)
+        F.cross_entropy(_first(net(x)), y).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    return {key: value.numpy() for key, value in net.state_dict().items()}
+
+
+def export_both(name, method, path):
     """Quantize a model, export it, return (simulated output, inputs)."""
-    recipe, net, rng = MODELS[name], _network(name, seed), np.random.RandomState(seed + 1)
+    state, net, rng = trained_state(name), _make(name), np.random.RandomState(1)
+    net.set_state_dict(state)
     if method == "qat":
         quanter = paddleq.QAT()
         quanter.quantize(net)
         optimizer = paddle.optimizer.SGD(1e-3, parameters=net.parameters())
         net.train()
-        x, y = recipe.draw(rng)
-        F.cross_entropy(first(net(x)), y).backward()
+        x, y = _batch(name, rng)
+        F.cross_entropy(_first(net(x)), y).backward()
         optimizer.step()
         with paddle.no_grad():  # the moving averages start at 1: let them find the range
             for _ in range(SCALE_STEPS):
-                net(recipe.draw(rng)[0])
+                net(_batch(name, rng)[0])
+        net.eval()
     else:
         quanter = paddleq.PTQ()
         net = quanter.quantize(net, fuse=True)
-        quanter.calibrate(net, [recipe.draw(rng)[0] for _ in range(2)])
-    x = recipe.pictures(HELD_OUT)
-    expected = _outputs(net, x)
+        quanter.calibrate(net, [_batch(name, rng)[0] for _ in range(2)])
+    x = _pictures(name, np.arange(1600, 1616))
+    with paddle.no_grad():
+        expected = _first(net(x)).numpy()
     spec = [paddle.static.InputSpec([None, *x.shape[1:]], "float32")]
     quanter.save_quantized_model(net, path, spec)
     return expected, x.numpy()
@@ -91,22 +118,18 @@ def export_both(name, method, path, seed=0):
 def test_exported_equals_simulated(name, method, tmp_path):
     path = str(tmp_path / "model")
     expected, x = export_both(name, method, path)
-    assert np.isfinite(expected).all()
+    assert np.isfinite(expected).all() and expected.std(axis=0).max() > 0
     assert relative_error(paddle_inference(path, [x])[0], expected) <= 1e-4
-    # OpenVINO adds in another order, and a value on a rounding border may move one step there, which
-    # grows with depth. These nets stay within 1e-2 as they were measured (seed 0, trained with one
-    # thread); with other threads the training takes another path, so that the bound allows five
-    # times what Paddle Inference does to the net when it fuses float operators.
-    if name not in ("AlexNet", "GoogLeNet"):  # they have learned the least
-        assert share_right(float_outputs(name)) >= 0.4
-        assert share_right(expected) >= 0.3  # constant outputs would not be
+    # OpenVINO adds in another order, and a value on a rounding border may move one step. What that
+    # does to this net is what Paddle Inference does to it when it fuses float operators, which
+    # changes the order too.
     reordered = relative_error(paddle_inference(path, [x], ir_optim=True)[0], expected)
     assert relative_error(openvino(path, [x])[0], expected) <= max(1e-2, 5 * reordered)
     if paddle.__version__.startswith("2.6"):
         # Paddle 3's jit.load does not see a .pdmodel.
         loaded = paddle.jit.load(path)
         loaded.eval()
-        assert relative_error(first(loaded(paddle.to_tensor(x))).numpy(), expected) <= 1e-4
+        assert relative_error(_first(loaded(paddle.to_tensor(x))).numpy(), expected) <= 1e-4
 
 
 def _int8_error(path, x, expected):
@@ -119,28 +142,22 @@ def _int8_error(path, x, expected):
 def main():
     import tempfile
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("models", nargs="*", default=list(MODELS), metavar="model")
-    args = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(f"Paddle {paddle.__version__}, seed {args.seed}; relative L2 distance to the simulated "
-          "model, but for the share of labels that it gets right")
-    print(f"{'model':20}{'method':8}{'labels':>8}{'float':>9}{'Inference, as is':>18}{'int8':>10}"
-          f"{'OpenVINO':>12}{'its int8':>12}{'Inference, fused float':>24}")
-    for name in args.models:
+    print(f"Paddle {paddle.__version__}; relative L2 distance to the simulated model")
+    print(f"{'model':20}{'method':8}{'Inference, as is':>18}{'int8':>10}{'OpenVINO':>12}"
+          f"{'its int8':>12}{'Inference, fused float':>24}")
+    for name in sys.argv[1:] or MODELS:
         for method in ("qat", "ptq"):
             with tempfile.TemporaryDirectory() as folder:
-                expected, x = export_both(name, method, f"{folder}/m", args.seed)
-                quantization = relative_error(float_outputs(name, args.seed), expected)
+                expected, x = export_both(name, method, f"{folder}/m")
                 plain = relative_error(paddle_inference(f"{folder}/m", [x])[0], expected)
                 int8 = _int8_error(f"{folder}/m", x, expected)
                 vino = relative_error(openvino(f"{folder}/m", [x])[0], expected)
                 fused = relative_error(
                     paddle_inference(f"{folder}/m", [x], ir_optim=True)[0], expected)
                 fast = relative_error(openvino(f"{folder}/m", [x], as_is=False)[0], expected)
-            print(f"{name:20}{method:8}{share_right(expected):8.2f}{quantization:9.4f}"
-                  f"{plain:18.2e}{int8:10.4f}{vino:12.2e}{fast:12.2e}{fused:24.2e}",
+            print(f"{name:20}{method:8}{plain:18.2e}{int8:10.4f}{vino:12.2e}{fast:12.2e}"
+                  f"{fused:24.2e}",
                   flush=True)
 
 

@@ -1,0 +1,124 @@
+"""The twelve models trained until they know digits: what an export of them differs by.
+
+``python tests/trained_models.py [--seed N] [model ...]`` prints the table; one thread
+(OMP_NUM_THREADS=1), as sums in another order move values on rounding borders.
+"""
+
+import argparse
+import warnings
+import zlib  # noqa: F401  (before paddle: see paddleq/__init__.py)
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from runtimes import openvino, paddle_inference, relative_error
+from trained import TRAINING, Recipe, first, labels, trained_state
+
+import paddleq
+
+# They are trained until they know digits that they have not seen. In a net of random weights one
+# value that a runtime rounds the other way, because it adds in another order, may change the
+# output by per cents, whichever runtime it is. AlexNet takes 224 x 224 only.
+MODELS = {
+    "LeNet": Recipe("LeNet", 400, rate=5e-4, channels=1, size=28),
+    "AlexNet": Recipe("alexnet", 40, batch=16, rate=2e-4, size=224, scaled=True),
+    "VGG11": Recipe("vgg11", 40, rate=3e-4, scaled=True),
+    "MobileNetV1": Recipe("mobilenet_v1", 350),
+    "MobileNetV2": Recipe("mobilenet_v2", 200),
+    "MobileNetV3-small": Recipe("mobilenet_v3_small", 300),
+    "ResNet18": Recipe("resnet18", 94),
+    "ResNet50": Recipe("resnet50", 100),
+    "SqueezeNet": Recipe("squeezenet1_1", 400, rate=5e-4),
+    "ShuffleNetV2": Recipe("shufflenet_v2_x1_0", 300),
+    "DenseNet121": Recipe("densenet121", 120),
+    "GoogLeNet": Recipe("googlenet", 110, batch=16, rate=5e-4, size=192, scaled=True),
+}
+SCALE_STEPS = 25
+HELD_OUT = np.arange(1600, 1664)
+assert HELD_OUT.min() >= TRAINING
+
+
+def _network(name, seed):
+    net = MODELS[name].make()
+    net.set_state_dict(trained_state(name, MODELS[name], seed))
+    return net
+
+
+def _outputs(net, x):
+    net.eval()
+    with paddle.no_grad():
+        return first(net(x)).numpy()
+
+
+def float_outputs(name, seed=0):
+    """What the float model says about the held-out images."""
+    return _outputs(_network(name, seed), MODELS[name].pictures(HELD_OUT))
+
+
+def share_right(outputs):
+    """Of the held-out images, the share that gets the right label; by chance it is 0.1."""
+    return float((outputs.argmax(axis=1) == labels(HELD_OUT)).mean())
+
+
+def export_both(name, method, path, seed=0):
+    """Quantize a model, export it, return (simulated output, inputs)."""
+    recipe, net, rng = MODELS[name], _network(name, seed), np.random.RandomState(seed + 1)
+    if method == "qat":
+        quanter = paddleq.QAT()
+        quanter.quantize(net)
+        optimizer = paddle.optimizer.SGD(1e-3, parameters=net.parameters())
+        net.train()
+        x, y = recipe.draw(rng)
+        F.cross_entropy(first(net(x)), y).backward()
+        optimizer.step()
+        with paddle.no_grad():  # the moving averages start at 1: let them find the range
+            for _ in range(SCALE_STEPS):
+                net(recipe.draw(rng)[0])
+    else:
+        quanter = paddleq.PTQ()
+        net = quanter.quantize(net, fuse=True)
+        quanter.calibrate(net, [recipe.draw(rng)[0] for _ in range(2)])
+    x = recipe.pictures(HELD_OUT)
+    expected = _outputs(net, x)
+    spec = [paddle.static.InputSpec([None, *x.shape[1:]], "float32")]
+    quanter.save_quantized_model(net, path, spec)
+    return expected, x.numpy()
+
+
+def _int8_error(path, x, expected):
+    try:
+        return relative_error(paddle_inference(path, [x], ir_optim=True, int8=True)[0], expected)
+    except RuntimeError:  # the runtime refuses: the table says nan
+        return float("nan")
+
+
+def main():
+    import tempfile
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("models", nargs="*", default=list(MODELS), metavar="model")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    print(f"Paddle {paddle.__version__}, seed {args.seed}; relative L2 distance to the simulated "
+          "model, but for the share of labels that it gets right")
+    print(f"{'model':20}{'method':8}{'labels':>8}{'float':>9}{'Inference, as is':>18}{'int8':>10}"
+          f"{'OpenVINO':>12}{'its int8':>12}{'Inference, fused float':>24}")
+    for name in args.models:
+        for method in ("qat", "ptq"):
+            with tempfile.TemporaryDirectory() as folder:
+                expected, x = export_both(name, method, f"{folder}/m", args.seed)
+                quantization = relative_error(float_outputs(name, args.seed), expected)
+                plain = relative_error(paddle_inference(f"{folder}/m", [x])[0], expected)
+                int8 = _int8_error(f"{folder}/m", x, expected)
+                vino = relative_error(openvino(f"{folder}/m", [x])[0], expected)
+                fused = relative_error(
+                    paddle_inference(f"{folder}/m", [x], ir_optim=True)[0], expected)
+                fast = relative_error(openvino(f"{folder}/m", [x], as_is=False)[0], expected)
+            print(f"{name:20}{method:8}{share_right(expected):8.2f}{quantization:9.4f}"
+                  f"{plain:18.2e}{int8:10.4f}{vino:12.2e}{fast:12.2e}{fused:24.2e}",
+                  flush=True)
+
+
+if __name__ == "__main__":
+    main()
