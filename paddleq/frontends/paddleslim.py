@@ -163,8 +163,7 @@ class QAT:
                 ``path.json`` and ``path.pdiparams`` (so give each format a path of its own), the
                 program that Paddle 3 loads with ``paddle.jit.load`` and Paddle Inference. PIR has
                 no int8 path: this simulates quantization in float, with float weights. The file is
-                as large as the float model's and slower: 4.4x for MobileNetV1 in Paddle Inference
-                3.3.1 on a CPU, where the integers of "pdmodel" are about twice as fast.
+                as large as the float model's and runs slower than it.
 
         Raises:
             ExportError: names the layers whose quantizers were never trained; or the format
@@ -371,8 +370,7 @@ class PTQ:
                 ``path.json`` and ``path.pdiparams`` (so give each format a path of its own), the
                 program that Paddle 3 loads with ``paddle.jit.load`` and Paddle Inference. PIR has
                 no int8 path: this simulates quantization in float, with float weights. The file is
-                as large as the float model's and slower: 4.4x for MobileNetV1 in Paddle Inference
-                3.3.1 on a CPU, where the integers of "pdmodel" are about twice as fast.
+                as large as the float model's and runs slower than it.
 
         Raises:
             CalibrationError: names the layers that saw no calibration data.
