@@ -11,7 +11,7 @@ import zlib  # noqa: F401  (before paddle: see paddleq/__init__.py)
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from runtimes import openvino, paddle_inference, relative_error
+from runtimes import DISTANCES, distances, relative_error
 from trained import TRAINING, Recipe, first, labels, trained_state
 
 import paddleq
@@ -85,13 +85,6 @@ def export_both(name, method, path, seed=0):
     return expected, x.numpy()
 
 
-def _int8_error(path, x, expected):
-    try:
-        return relative_error(paddle_inference(path, [x], ir_optim=True, int8=True)[0], expected)
-    except RuntimeError:  # the runtime refuses: the table says nan
-        return float("nan")
-
-
 def main():
     import tempfile
 
@@ -102,21 +95,14 @@ def main():
     warnings.simplefilter("ignore")
     print(f"Paddle {paddle.__version__}, seed {args.seed}; relative L2 distance to the simulated "
           "model, but for the share of labels that it gets right")
-    print(f"{'model':20}{'method':8}{'labels':>8}{'float':>9}{'Inference, as is':>18}{'int8':>10}"
-          f"{'OpenVINO':>12}{'its int8':>12}{'Inference, fused float':>24}")
+    print(f"{'model':20}{'method':8}{'labels':>8}{'float':>9}{DISTANCES}")
     for name in args.models:
         for method in ("qat", "ptq"):
             with tempfile.TemporaryDirectory() as folder:
                 expected, x = export_both(name, method, f"{folder}/m", args.seed)
                 quantization = relative_error(float_outputs(name, args.seed), expected)
-                plain = relative_error(paddle_inference(f"{folder}/m", [x])[0], expected)
-                int8 = _int8_error(f"{folder}/m", x, expected)
-                vino = relative_error(openvino(f"{folder}/m", [x])[0], expected)
-                fused = relative_error(
-                    paddle_inference(f"{folder}/m", [x], ir_optim=True)[0], expected)
-                fast = relative_error(openvino(f"{folder}/m", [x], as_is=False)[0], expected)
-            print(f"{name:20}{method:8}{share_right(expected):8.2f}{quantization:9.4f}"
-                  f"{plain:18.2e}{int8:10.4f}{vino:12.2e}{fast:12.2e}{fused:24.2e}",
+                found = distances(f"{folder}/m", x, expected)
+            print(f"{name:20}{method:8}{share_right(expected):8.2f}{quantization:9.4f}{found}",
                   flush=True)
 
 
