@@ -11,11 +11,11 @@ from typing import Callable, Tuple
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+import vision
 from paddle import nn
-from paddle.vision import models, ops
+from paddle.vision import ops
 from sklearn.datasets import load_digits
-
-TRAINING = 1500  # of the 1797 digits
+from trained import TRAINING, labels
 
 
 @functools.lru_cache(maxsize=None)
@@ -69,7 +69,7 @@ class Model:
         return [paddle.to_tensor(value) for value in self.draw(indices, other)[0]]
 
 
-def unseen(count=8):
+def unseen(count):
     """Indices of digits that no model was trained on."""
     return np.arange(TRAINING, TRAINING + count)
 
@@ -80,11 +80,7 @@ def _trained(family):
     paddle.seed(0)
     rng, net = np.random.RandomState(0), model.make()
     net.train()
-    if sum(p.size for p in net.parameters()) > 5e7:  # Adam would take minutes
-        optimizer = paddle.optimizer.Momentum(0.01, parameters=net.parameters(),
-                                              grad_clip=nn.ClipGradByGlobalNorm(1.0))
-    else:
-        optimizer = paddle.optimizer.Adam(model.rate, parameters=net.parameters())
+    optimizer = paddle.optimizer.Adam(model.rate, parameters=net.parameters())
     for _ in range(model.steps):
         model.loss_of(net, rng.choice(TRAINING, model.batch)).backward()
         optimizer.step()
@@ -109,8 +105,11 @@ def _settle_batch_norms(net, model, rng):
 
 def trained(name):
     """A new network of this name, trained, in evaluation mode."""
-    net = ZOO[name].make()
-    net.set_state_dict(_trained(ZOO[name].family or name))
+    if name in vision.MODELS:
+        net = vision.network(name)
+    else:
+        net = ZOO[name].make()
+        net.set_state_dict(_trained(ZOO[name].family or name))
     net.eval()
     return net
 
@@ -146,10 +145,15 @@ def _classifier(make, channels, size, steps, **kwargs):
                  _pictures(channels, size), _classified, steps, **kwargs)
 
 
-def _vision(name, size, steps, channels=3, **kwargs):
-    options = {} if name == "LeNet" else {"num_classes": 10}
-    return _classifier(lambda: getattr(models, name)(**options), channels, size, steps,
-                       **{"rate": 1e-3, **kwargs})
+def _vision(name):
+    recipe = vision.MODELS[name]
+
+    def draw(indices, other=False):
+        return [recipe.pictures(indices).numpy()], [labels(indices)]
+
+    shape = [None, recipe.channels, recipe.size, recipe.size]
+    return Model(recipe.make, (("x", shape, "float32"),), draw, _classified, recipe.steps,
+                 recipe.batch)
 
 
 class Attention(nn.Layer):
@@ -577,21 +581,5 @@ ZOO = {
     "SSD, multiclass NMS": _detector("multiclass"),
     "SSD, matrix NMS": _detector("matrix"),
     "SSD, NMS": _detector("plain"),
-    "LeNet": _vision("LeNet", 28, 100, channels=1),
-    "AlexNet": _vision("alexnet", 224, 0, batch=8, settling=5),
-    "VGG11": _vision("vgg11", 32, 0, batch=8, settling=5),
-    "MobileNetV1": _vision("mobilenet_v1", 32, 80, rate=5e-3),
-    "MobileNetV2": _vision("mobilenet_v2", 32, 80, rate=5e-3),
-    "MobileNetV3-small": _vision("mobilenet_v3_small", 32, 80, rate=5e-3),
-    "MobileNetV3-large": _vision("mobilenet_v3_large", 32, 80, rate=5e-3),
-    "ResNet18": _vision("resnet18", 32, 30, rate=3e-3),
-    "ResNet50": _vision("resnet50", 32, 30, rate=3e-3),
-    "SqueezeNet": _vision("squeezenet1_1", 64, 60, rate=5e-4),
-    "ShuffleNetV2": _vision("shufflenet_v2_x1_0", 32, 80, rate=5e-3),
-    "DenseNet121": _vision("densenet121", 32, 30, rate=3e-3),
-    "GoogLeNet": _vision("googlenet", 224, 0, batch=8, settling=5),
+    **{name: _vision(name) for name in vision.MODELS},
 }
-
-# Those of Paddle are large: so short a training, or none, leaves them sensitive.
-BRIEFLY_TRAINED = [name for name, model in ZOO.items() if model.loss is _classified
-                   and name not in ("ViT", "Swin")]
