@@ -7,8 +7,10 @@ from paddle import nn
 
 from ._checks import check_choice, wrong_type
 from .errors import CalibrationError, NonFiniteError
-from .functional import fake_quantize
+from .functional import clip_and_fake_quantize, fake_quantize
+from .functional.numerics import as_dtype
 from .observers import Observer
+from .spec import HALF_EVEN
 
 
 class State(enum.Enum):
@@ -92,16 +94,24 @@ class FakeQuantize(nn.Layer):
         self.observer_enabled = self.state is not State.VALIDATION
         self.fake_quant_enabled = self.state is not State.CALIBRATION
 
-    def forward(self, x, idle=None):
+    def takes(self, clipping):
+        """Whether :meth:`forward` can clip as well, in the pass over ``x`` that quantizes it."""
+        observer, spec = self.observer, self.spec
+        return clipping is not None and (clipping.idle or (
+            self.observer_enabled and self.fake_quant_enabled and self.training
+            and observer.online and not observer.dynamic and observer.takes_largest
+            and spec.rounding == HALF_EVEN))
+
+    def forward(self, x, clipping=None):
         """``x`` as it looks after a trip through integers.
 
         Args:
             x: float tensor.
-            idle: None, or (parameter, max|x|) for a clipping range that clips nothing of ``x``:
-                see :func:`paddleq.functional.fake_quantize`. The maximum, a float32 tensor, is
-                observed in place of ``x`` where that comes to the same.
+            clipping: the :class:`~paddleq.preprocess.pact.Clipping` of a PACT that ``x`` did not
+                go through, because this quantizer :meth:`takes` it. The maximum is observed in
+                place of ``x`` where that comes to the same.
         """
-        idle, largest = idle or (None, None)
+        idle = clipping.alpha if clipping is not None and clipping.idle else None
         calibrating = self.state is State.CALIBRATION
         if self.observer.dynamic:
             if not self.fake_quant_enabled:
@@ -112,7 +122,9 @@ class FakeQuantize(nn.Layer):
         if self.observer_enabled and (self.training or calibrating):
             if calibrating:
                 self._refuse_non_finite(x)
-            seen = x if largest is None or not self.observer.takes_largest else largest
+            seen = x
+            if clipping is not None and self.observer.takes_largest:
+                seen = clipping.largest if clipping.idle else clipping.alpha.detach()
             if self.observer.online:
                 threshold = self.observer.observe_and_measure(seen)
                 self._store(self.observer.threshold() if self.observer.track_batch else threshold)
@@ -122,6 +134,10 @@ class FakeQuantize(nn.Layer):
                 return x
         elif not self.fake_quant_enabled or not self._usable():
             return x
+        if clipping is not None and idle is None:
+            result = clip_and_fake_quantize(as_dtype(x, paddle.float32), clipping.alpha, threshold,
+                                            self.spec)
+            return as_dtype(result, x.dtype)
         return fake_quantize(x, threshold, self.spec, idle=idle, exact=not self.training)
 
     def clipped(self, x, bound):

@@ -13,9 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from paddle import nn
 
+import paddleq
 from paddleq import PerChannel, QuantSpec
-from paddleq.functional import EPS, abs_max, dequantize, fake_quantize, quantize
+from paddleq.functional import (
+    EPS,
+    abs_max,
+    clip_and_fake_quantize,
+    dequantize,
+    fake_quantize,
+    quantize,
+)
 from paddleq.preprocess import PACT
 
 F = np.float32
@@ -422,7 +431,50 @@ def test_pact_gradients_are_those_of_float64(alpha, dtype):
 
 def test_pact_takes_a_tensor_without_elements():
     x = paddle.zeros([0, 4])
-    assert PACT().clip_or_pass(x)[0].shape == [0, 4]
+    assert PACT().clipping(x) is None and PACT()(x).shape == [0, 4]
+
+
+@pytest.mark.parametrize("alpha", [0.003, 0.3, 1.0, 1.6969642639160156, 41.0])
+@pytest.mark.parametrize("threshold", [0.2, 1.0, 37.3])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_clipping_while_quantizing_is_clipping_and_quantizing(alpha, threshold, bits):
+    spec, values = QuantSpec(bits=bits), np.random.RandomState(0).randn(64, 99) * alpha * 2
+    borders = (np.arange(-130, 131) + 0.5) * threshold / spec.levels
+    values = np.concatenate([values.ravel(), borders, [alpha, -alpha, 0.0]]).astype(F)
+    upstream = tensor(np.random.RandomState(1).randn(values.size).astype(F))
+    results = []
+    for fused in True, False:
+        x, pact = paddle.to_tensor(values, stop_gradient=False), PACT(init=alpha)
+        y = (clip_and_fake_quantize(x, pact.alpha, tensor([threshold]), spec) if fused else
+             fake_quantize(pact(x), tensor([threshold]), spec, exact=False))
+        (y * upstream).sum().backward()
+        results.append([y.numpy(), x.grad.numpy(), pact.alpha.grad.numpy()])
+    for found, expected in zip(*results):
+        np.testing.assert_array_equal(found, expected)
+    # The formula in float64, but for values so near a border that float32 decides.
+    clipped = values.astype(np.float64).clip(-float(F(alpha)), float(F(alpha)))
+    steps = clipped * spec.levels / float(F(threshold))
+    clear = np.abs(steps - np.floor(steps) - 0.5) > 1e-4
+    expected = np.rint(steps).clip(spec.qmin, spec.qmax) * float(F(threshold)) / spec.levels
+    np.testing.assert_allclose(results[0][0][clear], expected[clear], rtol=1e-6)
+    side = np.sign(values) * (np.abs(values) >= F(alpha))
+    np.testing.assert_allclose(results[0][2], [(upstream.numpy().astype(np.float64) * side).sum()],
+                               rtol=1e-4)
+
+
+class _OneSided(PACT):
+    def forward(self, x):
+        return x.clip(0.0, 1e9)
+
+
+def test_a_pact_with_its_own_forward_is_a_hook_like_any_other():
+    net = nn.Sequential(nn.Linear(4, 3))
+    paddleq.QAT(act_preprocess=_OneSided).quantize(net)
+    net.train()
+    x = paddle.to_tensor([[-4.0, 1.0, 2.0, -1.0]])
+    net(x)
+    net.eval()
+    np.testing.assert_array_equal(net(x).numpy(), net(x.clip(0.0)).numpy())
 
 
 # --- training steps: fewer passes, the same integers -------------------------------------------

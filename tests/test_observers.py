@@ -25,6 +25,7 @@ from paddleq.observers import (
     MSEObserver,
     RangeAbsMaxObserver,
 )
+from paddleq.preprocess.pact import Clipping
 
 ONLINE = [AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, MinMaxObserver,
           MovingAverageAbsMaxObserver, RangeAbsMaxObserver]
@@ -152,7 +153,7 @@ def test_an_idle_clip_s_maximum_changes_no_result(cls):
     for batch in stream(3):
         x = paddle.to_tensor(batch, stop_gradient=False)
         plain = quantizers[0](x)
-        handed = quantizers[1](x, (alpha, x.detach().abs().max()))
+        handed = quantizers[1](x, Clipping(alpha, x.detach().abs().max(), idle=True))
         np.testing.assert_array_equal(handed.numpy(), plain.numpy())
     handed.sum().backward()
     assert alpha.grad.tolist() == [0.0]

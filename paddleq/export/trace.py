@@ -113,7 +113,7 @@ def _input_plan(layer, slot):
                         layer._paddleq_name, type(quantizer).__name__)
         return [*hooks, quantizer], None
     threshold = quantizer.scale
-    if isinstance(preprocess, PACT):
+    if PACT.clips(preprocess):
         threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
     elif preprocess is not None and _changes_nothing(preprocess, quantizer):
         hooks = []

@@ -186,12 +186,18 @@ def _simulate(x, threshold, spec, exact=True):
     return q
 
 
-def _simulate_in_three_passes(x, threshold, spec):
+def _simulate_in_three_passes(x, threshold, spec, bound=None):
     # What rounds is added by the first and taken off by the last.
-    t = paddle.scale(x, float(spec.levels) * (1.0 / threshold), _ROUNDING_MAGIC)
+    factor = float(spec.levels) * (1.0 / threshold)
+    t = paddle.scale(x, factor, _ROUNDING_MAGIC)
     if 0 in t.shape:
         return t
-    t.clip_(_ROUNDING_MAGIC + spec.qmin, _ROUNDING_MAGIC + spec.qmax)
+    low, high = float(spec.qmin), float(spec.qmax)
+    if bound is not None:
+        # Rounding keeps the order: clipping to the bound's own integer is clipping to the bound.
+        most = paddle.scale(bound, factor, _ROUNDING_MAGIC).item() - _ROUNDING_MAGIC
+        low, high = max(low, -most), min(high, most)
+    t.clip_(_ROUNDING_MAGIC + low, _ROUNDING_MAGIC + high)
     return t.scale_(threshold * (1.0 / spec.levels), -_ROUNDING_MAGIC, bias_after_scale=False)
 
 
@@ -239,6 +245,76 @@ class _Saturating(PyLayer):
     def backward(ctx, grad):
         grad = paddle.where(ctx.inside, grad, paddle.zeros_like(grad))
         return _with_idle(ctx.idle, grad)
+
+
+class _Clip(PyLayer):
+    @staticmethod
+    def forward(ctx, x, alpha, simulate):
+        ctx.limit = alpha.item()
+        # Paddle insists on None for what wants no gradient: a batch of images, a frozen alpha.
+        ctx.constant = x.stop_gradient, alpha.stop_gradient
+        ctx.save_for_backward(x)
+        return simulate(x, ctx.limit)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensor()
+        # -1 and +1 where something was clipped, 0 elsewhere. A tensor divides; a number would be
+        # multiplied with as its reciprocal, and limit * (1 / limit) may be below 1. All but the
+        # first in place: a fresh tensor of this size costs more than all of the arithmetic on it.
+        side = x.clip(-ctx.limit, ctx.limit).divide_(paddle.full([1], ctx.limit)).trunc_()
+        x_constant, alpha_constant = ctx.constant
+        d_alpha = None
+        if not alpha_constant:
+            d_alpha = paddle.dot(grad.reshape([-1]), side.reshape([-1])).reshape([1])
+        return None if x_constant else side.abs_().scale_(-1.0, 1.0).multiply_(grad), d_alpha
+
+
+def clip(x, alpha):
+    """``x`` clipped to [-alpha, alpha], with PACT's gradient for ``alpha`` (arXiv:1805.06085).
+
+    Args:
+        x: float32 tensor.
+        alpha: float32 parameter of shape [1]. Its gradient is +1 for values at or above alpha, -1
+            for values at or below -alpha; ``x`` gets none there.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional import clip
+        >>> x = paddle.to_tensor([-2.0, 0.5, 1.0], stop_gradient=False)
+        >>> alpha = paddle.to_tensor([1.0], stop_gradient=False)
+        >>> clip(x, alpha).sum().backward()
+        >>> x.grad.tolist(), alpha.grad.tolist()
+        ([0.0, 1.0, 0.0], [0.0])
+    """
+    if not paddle.in_dynamic_mode():
+        relu = paddle.nn.functional.relu
+        return x - relu(x - alpha) + relu(-alpha - x)
+    return _Clip.apply(x, alpha, lambda x, limit: x.clip(-limit, limit))
+
+
+def clip_and_fake_quantize(x, alpha, threshold, spec):
+    """What training makes of :func:`clip` and then :func:`fake_quantize`, in half the passes.
+
+    The integers are the same, and so are the gradients; results may be one unit in the last place
+    off, as those of ``fake_quantize(..., exact=False)``. In dynamic mode only.
+
+    Args:
+        x, alpha: as for :func:`clip`.
+        threshold: float32, shape [1].
+        spec: a per-tensor :class:`~paddleq.QuantSpec` of two bits or more that rounds half to
+            even.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import clip_and_fake_quantize
+        >>> x, alpha = paddle.to_tensor([-9.0, 0.1, 9.0]), paddle.to_tensor([2.0])
+        >>> clip_and_fake_quantize(x, alpha, paddle.to_tensor([3.0]), QuantSpec(bits=3)).tolist()
+        [-2.0, 0.0, 2.0]
+    """
+    bound = alpha.detach()
+    return _Clip.apply(x, alpha, lambda x, _: _simulate_in_three_passes(x, threshold, spec, bound))
 
 
 def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True):

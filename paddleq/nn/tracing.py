@@ -59,9 +59,12 @@ def run_activation(x, preprocess, quantizer, layer, slot):
     recorder = getattr(_current, "recorder", None)
     if recorder is not None:
         return recorder.activation(x, layer, slot)
-    if isinstance(preprocess, PACT) and isinstance(quantizer, FakeQuantize):
+    if PACT.clips(preprocess) and isinstance(quantizer, FakeQuantize):
         if layer.training:
-            return quantizer(*preprocess.clip_or_pass(x))
+            clipping = preprocess.clipping(x)
+            if quantizer.takes(clipping):
+                return quantizer(x, clipping)
+            return quantizer(preprocess(x))
         # Outside of training alpha is part of the threshold: that is what is exported.
         return quantizer.clipped(x, preprocess.bound())
     if preprocess is not None:

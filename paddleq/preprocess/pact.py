@@ -1,38 +1,28 @@
 """PACT: a trainable clipping range in front of a quantizer."""
 
 import math
+from typing import NamedTuple
 
 import paddle
 from paddle import nn
-from paddle.autograd import PyLayer
 
 from .._checks import check_float
-from ..functional import EPS
+from ..functional import EPS, clip
 from ..functional.numerics import as_dtype
 
 
-class _Clip(PyLayer):
-    @staticmethod
-    def forward(ctx, x, alpha, limit):
-        ctx.limit = limit
-        # Paddle insists on None for what wants no gradient: a batch of images, a frozen alpha.
-        ctx.constant = x.stop_gradient, alpha.stop_gradient
-        clipped = x.clip(-limit, limit)
-        ctx.save_for_backward(clipped)
-        return clipped
+class Clipping(NamedTuple):
+    """What :class:`PACT` does to a tensor.
 
-    @staticmethod
-    def backward(ctx, grad):
-        (clipped,) = ctx.saved_tensor()
-        # -1 and +1 where something was clipped, 0 elsewhere. A tensor divides; a number would be
-        # multiplied with as its reciprocal, and limit * (1 / limit) may be below 1.
-        side = paddle.trunc_(clipped / paddle.full([1], ctx.limit))
-        x_constant, alpha_constant = ctx.constant
-        d_alpha = None
-        if not alpha_constant:
-            d_alpha = paddle.dot(grad.reshape([-1]), side.reshape([-1])).reshape([1])
-        # In place: a fresh tensor of this size costs more than all of the arithmetic on it.
-        return None if x_constant else side.abs_().scale_(-1.0, 1.0).multiply_(grad), d_alpha
+    Attributes:
+        alpha: the parameter.
+        largest: max|x|, a float32 tensor of one element.
+        idle: alpha clips nothing.
+    """
+
+    alpha: paddle.Tensor
+    largest: paddle.Tensor
+    idle: bool
 
 
 class PACT(nn.Layer):
@@ -77,26 +67,25 @@ class PACT(nn.Layer):
         """Clipped ``x``, same shape and dtype."""
         dtype = x.dtype
         x = as_dtype(x, paddle.float32)
-        if paddle.in_dynamic_mode():
-            clipped = _Clip.apply(x, self.alpha, self.alpha.item())
-        else:
-            relu = nn.functional.relu
-            clipped = x - relu(x - self.alpha) + relu(-self.alpha - x)
-        return as_dtype(clipped, dtype)
+        return as_dtype(clip(x, self.alpha), dtype)
 
-    def clip_or_pass(self, x):
-        """(clipped x, None), or (x itself, (alpha, max|x|)) where alpha clips nothing.
+    def clipping(self, x):
+        """The :class:`Clipping` of ``x``; None where it cannot be known.
 
-        Then the layer is the identity and alpha's gradient is zero. The caller hands the pair to
-        :class:`paddleq.FakeQuantize` as ``idle``, which gives alpha that gradient and need not
-        look for the maximum again: one reading of ``x`` instead of six passes over it.
+        :class:`paddleq.FakeQuantize` takes it together with ``x``: it need not look for the
+        maximum again, and clips while it quantizes, or not at all, where alpha's gradient is zero.
         """
-        if paddle.in_dynamic_mode() and 0 not in x.shape:
-            with paddle.no_grad():
-                largest = as_dtype(paddle.maximum(x.max(), -x.min()), paddle.float32)
-            if largest.item() < self.alpha.item():
-                return x, (self.alpha, largest)
-        return self(x), None
+        if not paddle.in_dynamic_mode() or 0 in x.shape:
+            return None
+        with paddle.no_grad():
+            largest = as_dtype(paddle.maximum(x.max(), -x.min()), paddle.float32)
+        return Clipping(self.alpha, largest, largest.item() < self.alpha.item())
+
+    @classmethod
+    def clips(cls, preprocess):
+        """Whether this is a PACT that a quantizer may do the work of: one without its own forward.
+        """
+        return isinstance(preprocess, cls) and type(preprocess).forward is cls.forward
 
     def bound(self):
         """The largest magnitude that passes: a float32 tensor of shape [1]."""
