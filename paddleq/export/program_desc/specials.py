@@ -5,8 +5,10 @@ import numpy as np
 from ...errors import FormatError
 from . import control_flow
 from .attributes import get, op, plain, text
+from .by_row import write_by_row
 from .constants import assign_value, fill_constant
 from .rows import row
+from .unsupported import unsupported
 
 _FLAT = ("float32", "int32", "int64", "bool")  # what assign_value holds in every version
 
@@ -74,7 +76,7 @@ def _stack(converter, operation):
         converter.stacks[value.number] = parts, converter.scope.placeholder()
         converter.types[value.number] = value
     else:
-        converter.by_row(operation, _STACK)
+        write_by_row(converter, operation, _STACK)
 
 
 def _full(converter, operation):
@@ -112,7 +114,7 @@ def _full_like(converter, operation):
     x, number = operation.operands
     (value,), known = operation.results, converter.numbers(number)
     if known is not None and not converter.is_rounded(number):
-        converter.by_row(operation, _FULL_LIKE)
+        write_by_row(converter, operation, _FULL_LIKE)
         return
     label = f"full_like_{converter.next()}.tmp"
     name = _bound(converter, number, value.dtype, label, [])
@@ -128,7 +130,7 @@ def _spread(converter, name, like, shape, target):
 def _deformable_conv(converter, operation):
     """Without a mask it is another operator."""
     masked = len(operation.operands) > 3 and operation.operands[3]
-    converter.by_row(operation, _DEFORMABLE if masked else _DEFORMABLE_WITHOUT_MASK)
+    write_by_row(converter, operation, _DEFORMABLE if masked else _DEFORMABLE_WITHOUT_MASK)
 
 
 def _assign_value(converter, operation):
@@ -210,7 +212,7 @@ def _isclose(converter, operation):
     for name, number in zip(("rtol", "atol"), tolerances):
         known = converter.numbers(number)
         if known is None:
-            raise converter.unsupported(operation, f"has a computed {name}")
+            raise unsupported(operation, f"has a computed {name}")
         values.append((name, "str", repr(float(known[0]))))
     kind = operation.name
     target = converter.define(value, f"{kind}_{converter.next()}.tmp")
@@ -224,7 +226,7 @@ def _masked_fill(converter, operation):
     (result,), source = operation.results, converter.types[x]
     label = f"masked_fill_{converter.next()}.tmp"
     if result.shape != source.shape:
-        raise converter.unsupported(operation, "enlarges its input")
+        raise unsupported(operation, "enlarges its input")
     target = converter.name_of(x)
     spread = {}
     for slot, each in (("Condition", mask), ("X", number)):
@@ -258,7 +260,7 @@ def _clip(converter, operation):
     """Where bounds are no float32: the maximum of a minimum. OpenVINO does not read tensors."""
     x, *bounds = operation.operands
     if not any(converter.numbers(each) is None or converter.is_rounded(each) for each in bounds):
-        converter.by_row(operation, _CLIP)
+        write_by_row(converter, operation, _CLIP)
         return
     (value,), name = operation.results, converter.name_of(x)
     label, shape = f"clip_{converter.next()}.tmp", list(value.shape or [])
@@ -277,21 +279,21 @@ def _strided_slice(converter, operation):
     bounds = [converter.numbers(each) for each in bounds]
     axes, shape = plain(operation.attributes["axes"]), converter.types[number].shape
     if shape is None or any(each is None for each in bounds):
-        converter.by_row(operation, converter.rows["strided_slice"])
+        write_by_row(converter, operation, converter.rows["strided_slice"])
         return
     turned, sliced = [], []
     for axis, start, end, step in zip(axes, *bounds):
         size = shape[axis]
         if step < 0 and (size < 0 or end < -size):
             if size < 0 and (0 <= start < _FAR or end >= 0):
-                raise converter.unsupported(operation, "steps backwards from a place that "
-                                                       "depends on an unknown size")
+                raise unsupported(operation, "steps backwards from a place that depends on an "
+                                             "unknown size")
             turned.append(axis)
             start, end = (_from_behind(each, size) for each in (start, end))
             step = -step
         sliced.append((start, end, step))
     if not turned:
-        converter.by_row(operation, converter.rows["strided_slice"])
+        write_by_row(converter, operation, converter.rows["strided_slice"])
         return
     (value,), label = operation.results, f"strided_slice_{converter.next()}.tmp"
     flipped = converter.temporary(label, value.dtype, shape)
