@@ -23,6 +23,7 @@ from paddleq.observers import (
     MinMaxObserver,
     MovingAverageAbsMaxObserver,
     MSEObserver,
+    Observer,
     RangeAbsMaxObserver,
 )
 from paddleq.preprocess.pact import Clipping
@@ -214,6 +215,15 @@ def test_a_copy_goes_its_own_way(cls):
     watch(copied, [np.full((4, 4), 1e3, "float32")] * 5)
     assert copied.threshold().tolist() != before
     assert original.threshold().tolist() == before
+
+
+@pytest.mark.parametrize("missing", ["threshold", "_update", "_merge"])
+def test_an_observer_without_a_method_cannot_be_made(missing):
+    methods = {name: getattr(MinMaxObserver, name) for name in ("threshold", "_update", "_merge")}
+    assert isinstance(type("Complete", (Observer,), methods)(), paddle.nn.Layer)
+    del methods[missing]
+    with pytest.raises(TypeError, match=missing):
+        type("Incomplete", (Observer,), methods)()
 
 
 @EVERY

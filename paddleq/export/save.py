@@ -23,7 +23,11 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
             with, the batch dimension left open.
         onnx_format: ``quantize_linear`` / ``dequantize_linear`` with integer weights, or
             ``fake_*`` operators with float weights.
-        format: "pdmodel", or "pir" (see :mod:`.pir`).
+        format: "pdmodel": integers, for every runtime, on every Paddle. "pir": ``path.json`` and
+            ``path.pdiparams`` (so give each format a path of its own), the program that Paddle 3
+            loads with ``paddle.jit.load`` and Paddle Inference. PIR has no int8 path: this
+            simulates quantization in float, with float weights. The file is as large as the
+            float model's and runs slower than it.
 
     Raises:
         ModelError: the model is not quantized.

@@ -6,6 +6,7 @@ Paddle version traces that op, into the old program as into PIR; the export find
 puts the quantize and dequantize ops in its place.
 """
 
+import abc
 import threading
 from contextlib import contextmanager
 
@@ -20,7 +21,7 @@ MARKER_FACTOR = float(np.float32(0.7390851))
 _current = threading.local()
 
 
-class Recorder:
+class Recorder(abc.ABC):
     """Takes the place of the quantizers while an export is traced, and leaves markers.
 
     Attributes:
@@ -35,13 +36,13 @@ class Recorder:
         self.marks.append(meaning)
         return paddle.scale(x, scale=MARKER_FACTOR, bias=float(len(self.marks)))
 
+    @abc.abstractmethod
     def activation(self, x, layer, slot):
         """Input number ``slot`` of ``layer``, as it is to be traced."""
-        raise NotImplementedError  # the export says what it puts there
 
+    @abc.abstractmethod
     def weight(self, weight, layer, name):
         """The parameter ``name`` of ``layer``, as it is to be traced."""
-        raise NotImplementedError  # the export says what it puts there
 
 
 @contextmanager

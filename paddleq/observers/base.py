@@ -1,5 +1,7 @@
 """What every observer can do."""
 
+import abc
+
 import paddle
 from paddle import nn
 
@@ -9,7 +11,7 @@ from ..functional.numerics import as_dtype
 from ..spec import QuantSpec
 
 
-class Observer(nn.Layer):
+class Observer(nn.Layer, abc.ABC):
     """Watches tensors and says which range is worth representing.
 
     An observer is a ``paddle.nn.Layer`` whose statistics are buffers: they are in
@@ -69,9 +71,9 @@ class Observer(nn.Layer):
         """Whether observing max|x|, one element, is the same as observing x."""
         return self.only_largest and self.spec.channel_axis is None and not self.spec.binary
 
+    @abc.abstractmethod
     def threshold(self):
         """Threshold from all that was seen: float32, shape [1] or [channels]."""
-        raise NotImplementedError  # each observer's own definition
 
     def range(self):
         """(lowest, highest) value worth representing, each of the threshold's shape."""
@@ -105,11 +107,13 @@ class Observer(nn.Layer):
         """Number of batches observed."""
         return int(self.batches.item())
 
+    @abc.abstractmethod
     def _update(self, x):
-        raise NotImplementedError  # each observer's own definition
+        """Take one tensor into the statistics."""
 
+    @abc.abstractmethod
     def _merge(self, other):
-        raise NotImplementedError  # each observer's own definition
+        """Take another observer's statistics in, where both have seen something."""
 
     def _assign(self, name, value):
         # In place, so that to_static sees the buffer change. (Attribute access, not _buffers: it

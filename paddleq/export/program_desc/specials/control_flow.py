@@ -3,9 +3,10 @@
 In PIR a block yields values. In the legacy format it assigns to variables of the block around it.
 """
 
-from ...errors import FormatError
-from ..program import set_block
-from .attributes import op
+from ....errors import FormatError
+from ...program import set_block
+from ..attributes import op
+from ..prepass import each_operation
 
 
 def write_if(converter, operation):
@@ -27,8 +28,7 @@ def write_if(converter, operation):
         _conditional(converter, condition if name == "true" else opposite, block, targets,
                      f"{label}.{name}")
         branches.append(targets)
-    converter.write(op("cast", {"X": [condition]}, {"Out": [mask]},
-                       [("in_dtype", "dtype", "bool"), ("out_dtype", "dtype", "int32")]))
+    converter.cast(condition, "bool", mask, "int32")
     for value, when_true, when_false in zip(operation.results, *branches):
         target = converter.define(value, f"{label}.tmp")
         converter.write(op("select_input", {"X": [when_false, when_true], "Mask": [mask]},
@@ -81,13 +81,6 @@ def _copied(converter, number, name):
     return copy
 
 
-def _read(block):
-    for operation in block.operations:
-        yield from operation.operands
-        for each in operation.blocks:
-            yield from _read(each)
-
-
 def write_while(converter, operation):
     """A ``while`` whose variables are assigned anew at the end of its block."""
     condition, *initial = operation.operands
@@ -111,7 +104,7 @@ def write_while(converter, operation):
         converter.bind(argument, name)
         variables.append(name)
     # What its block reads, the next turn reads again.
-    again = list(_read(block))
+    again = [number for each in each_operation(block) for number in each.operands]
     converter.expect(again, 1)
     written, outside = _block(converter, block, [going, *variables])
     converter.expect(again, -1)

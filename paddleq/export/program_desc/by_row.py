@@ -1,0 +1,139 @@
+"""One operation as its row of the operator table says."""
+
+from ...errors import FormatError
+from . import attributes
+from .unsupported import unsupported
+
+# What Paddle notes about an operation and what no runtime reads.
+IGNORED = {"struct_name", "op_callstack", "place", "op_role", "op_dist_attr", "op_namescope",
+           "chunk_id", "symbol", "stop_gradient", "persistable", "origin_id", "comp_op_name"}
+_IN_INT32 = {"OutSize", "SizeTensor"}  # tensors that Paddle 2.6 reads as int32
+
+
+def write_by_row(converter, operation, row, in_place=False):
+    """Write one operation as its row says."""
+    given = dict(operation.attributes)
+    misfit = attributes.misfit(row, given)
+    if misfit:
+        raise unsupported(operation, f"has {misfit}, which is all that the legacy operator "
+                                     f"{row.legacy} does")
+    operands = _Operands(converter, operation, row, given)
+    values = operands.attributes + attributes.of_row(row, given, operation)
+    hook = attributes.HOOKS.get(row.pir)
+    if hook is not None:
+        values = hook(converter, operation, values)
+    left = set(given) - IGNORED
+    if left:
+        raise unsupported(operation, "has attributes that its row does not know: "
+                                     f"{', '.join(sorted(left))}")
+    outs = _outputs(converter, operation, row, in_place, operands.by_name)
+    converter.write(attributes.op(row.legacy, operands.inputs, outs, values))
+
+
+class _Operands:
+    """Where the operands of one operation go.
+
+    Attributes:
+        inputs: slot of the legacy operator -> variables.
+        attributes: what becomes an attribute of it, (name, type, value) each.
+        by_name: the row's name of an operand -> value.
+    """
+
+    def __init__(self, converter, operation, row, given):
+        self._converter, self._operation = converter, operation
+        self.inputs, self.attributes, self.by_name = {}, [], {}
+        left = list(operation.operands)
+        for slot in row.inputs:
+            if slot.pir in given:  # an attribute in this version of Paddle, an operand in others
+                self._attribute(slot, attributes.plain(given.pop(slot.pir)))
+                continue
+            if not left:
+                if slot.optional:
+                    continue
+                raise FormatError(f"the operand {slot.pir!r} is missing")
+            self._operand(slot, left.pop(0))
+        if any(left):
+            raise FormatError(f"has {len(operation.operands)} operands, more than its row knows")
+
+    def _attribute(self, slot, value):
+        self.attributes.append((slot.legacy, slot.type, value))
+
+    def _operand(self, slot, number):
+        converter = self._converter
+        self.by_name[slot.pir] = number
+        if slot.legacy == "-" or number == 0 and slot.optional:
+            return
+        if number == 0:
+            raise FormatError(f"the operand {slot.pir!r} is empty")
+        if slot.legacy in _IN_INT32:
+            self.inputs[slot.legacy] = [converter.counted(each, "ints")
+                                        for each in converter.lists.get(number) or [number]]
+        elif slot.type is not None:
+            self._number(slot, number)
+        elif slot.many:
+            self.inputs[slot.legacy] = converter.names_of(number)
+        else:
+            self.inputs[slot.legacy] = [converter.name_of(number)]
+
+    def _number(self, slot, number):
+        """An operand that the legacy operator has as an attribute, where it is no tensor."""
+        converter = self._converter
+        numbers = converter.numbers(number)
+        if numbers is not None and not (slot.type == "float" and slot.tensor
+                                        and converter.is_rounded(number)):
+            self._attribute(slot, numbers)
+            return
+        known = converter.known(number)
+        if number in converter.stacks and slot.tensors:
+            self.inputs[slot.tensors] = [converter.part(each, slot.type)
+                                         for each in converter.parts(number)]
+            self._attribute(slot, known)
+        elif slot.tensor and number not in converter.lists:
+            self.inputs[slot.tensor] = [converter.counted(number, slot.type)]
+            if slot.type == "ints":
+                self._attribute(slot, known)
+            elif slot.type == "longs":
+                self._attribute(slot, [])  # else it would overrule the tensor
+        elif slot.tensors and (number in converter.lists or known):
+            self.inputs[slot.tensors] = (
+                [converter.part(each, slot.type) for each in converter.lists[number]]
+                if number in converter.lists else
+                converter.apart(number, converter.counted(number, slot.type)))
+            self._attribute(slot, known)
+        else:
+            raise unsupported(self._operation, f"has a computed {slot.pir!r}, which the legacy "
+                                               "operator only takes as a number")
+
+
+def _outputs(converter, operation, row, in_place, operands):
+    outs, label = {}, f"{row.legacy}_{converter.next()}.tmp"
+    results = list(operation.results)
+    for i, slot in enumerate(row.outputs):
+        if not slot.pir:
+            outs[slot.legacy] = [_shape_before(converter, operation, f"{label}_{i}")]
+            continue
+        if not results:
+            continue  # older versions had fewer, or this one is not made
+        value = results.pop(0)
+        if value.number == 0 or slot.legacy == "-":
+            continue
+        alias = slot.alias
+        if in_place and i == 0 and converter.read_later(operation.operands[0]):
+            alias = row.inputs[0].pir
+        if alias is not None:
+            converter.overwrite(operation, value, operands[alias])
+            outs[slot.legacy] = [converter.names[value.number]]
+        elif slot.many:
+            outs[slot.legacy] = converter.define_list(value, f"{label}_{i}")
+        elif value.dtype is None:
+            raise FormatError(f"the result {slot.pir!r} is a list")
+        else:
+            outs[slot.legacy] = [converter.define(value, f"{label}_{i}")]
+    return outs
+
+
+def _shape_before(converter, operation, name):
+    """XShape: the legacy operator's note of the shape before; nothing reads it here."""
+    source = converter.types[operation.operands[0]]
+    return converter.emit.variable(converter.scope.desc, name, [0, *(source.shape or [])],
+                                   source.dtype)

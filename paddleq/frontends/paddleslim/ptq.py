@@ -1,0 +1,158 @@
+"""Static post-training quantization as PaddleSlim offers it."""
+
+import inspect
+
+from paddle import nn
+
+from ... import engine, export
+from ..._checks import check_bool, check_known_keys, hint, wrong_type
+from ...config import LayerPolicy
+from ...errors import ConfigError
+from ...nn.functions import QuantizableFunction
+from ...nn.registry import known_classes
+from ..fusing import fuse_now_or_later
+from ..quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from .shared import copy_of, layer_classes, rules_for
+
+
+class PTQ:
+    """Static post-training quantization with PaddleSlim's interface.
+
+    Args:
+        activation_quantizer: "KLQuantizer" (default), "HistQuantizer" or "AbsmaxQuantizer", the
+            class of that name, or an instance of it.
+        weight_quantizer: "PerChannelAbsmaxQuantizer" (default) or "AbsmaxQuantizer", the class
+            or an instance.
+        **kwargs: arguments of the activation quantizer, where that is no instance:
+            ``quant_bits``, ``bins``, ``upsample_bins``, ``hist_percent``.
+
+    Raises:
+        ConfigError, ConfigTypeError: an unknown quantizer or argument, or a wrong value.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Conv2D(1, 4, 3), paddle.nn.ReLU())
+        >>> ptq = paddleq.PTQ("HistQuantizer", upsample_bins=127, hist_percent=0.999)
+        >>> quantized = ptq.quantize(net)
+        >>> ptq.calibrate(quantized, [paddle.rand([2, 1, 8, 8])])
+        1
+    """
+
+    def __init__(self, activation_quantizer="KLQuantizer",
+                 weight_quantizer="PerChannelAbsmaxQuantizer", **kwargs):
+        self.activation_quantizer = _make_quantizer(
+            "activation_quantizer", activation_quantizer, ACTIVATION_QUANTIZERS, kwargs)
+        self.weight_quantizer = _make_quantizer(
+            "weight_quantizer", weight_quantizer, WEIGHT_QUANTIZERS, {})
+
+    def quantize(self, model, inplace=False, fuse=False, fuse_list=None, inputs=None, skip=None,
+                 quantizable_layer_type=None):
+        """Put observers into ``model``; it calibrates with each forward pass from then on.
+
+        Args:
+            model: a float ``paddle.nn.Layer``.
+            inplace: change ``model`` itself or a copy (default). Either way the result is in
+                evaluation mode.
+            fuse: fold batch norms into the convolutions and linear layers before them.
+            fuse_list: names of the pairs to fold, ``[["conv1", "bn1"], ...]``. None with
+                ``fuse=True``: all pairs that the data shows to be such.
+            inputs: example inputs (a tensor, a list of arguments or a dict) to find the pairs
+                with. Without them they are found on the first calibration batch.
+            skip: layers to leave alone: a name, a regular expression, a layer class, or a list
+                of them.
+            quantizable_layer_type: layer classes or their names. Default: all registered ones
+                but Embedding.
+
+        Returns:
+            The quantized model.
+
+        Raises:
+            ModelError: the model is already quantized, is not float32 or has nothing to quantize.
+            FusionError: a pair of ``fuse_list`` must not be folded; says why.
+        """
+        check_bool("inplace", inplace)
+        check_bool("fuse", fuse)
+        engine.check_model(model)
+        if fuse_list is not None and not fuse:
+            raise ConfigError("fuse_list has an effect with fuse=True only, but fuse is False")
+        if quantizable_layer_type is None:
+            classes = [cls for cls in known_classes().values()
+                       if cls not in (nn.Embedding, QuantizableFunction)]
+        else:
+            classes = layer_classes("quantizable_layer_type", quantizable_layer_type)
+        policy = LayerPolicy(weight=self.weight_quantizer.weight(),
+                             activation=self.activation_quantizer.activation())
+        model = model if inplace else copy_of(model)
+        engine.prepare(model, rules_for(classes, policy, skip),
+                       (lambda: fuse_now_or_later(model, inputs, fuse_list)) if fuse else None)
+        model.eval()
+        engine.set_state(model, "calibration")
+        return model
+
+    def calibrate(self, model, loader, batch_num=None):
+        """Observe activations on batches of ``loader``; see :func:`paddleq.calibrate`.
+
+        Afterwards the model simulates the quantized one.
+
+        Returns:
+            Number of batches used.
+        """
+        return engine.calibrate(model, loader, batch_num)
+
+    def convert(self, model):
+        """Compute the thresholds from what plain forward calls observed, and simulate.
+
+        :meth:`calibrate` does this at its end.
+
+        Returns:
+            The model, in place.
+
+        Raises:
+            CalibrationError: names the layers that saw no data.
+        """
+        engine.check_quantized(model)
+        engine.finalize(model)
+        engine.set_state(model, "validation")
+        return model
+
+    def save_quantized_model(self, model, path, input_spec=None, onnx_format=True,
+                             format="pdmodel"):
+        """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
+
+        The model is not changed.
+
+        Args:
+            model: a model that :meth:`quantize` returned, calibrated.
+            path: prefix of the files; folders are made.
+            input_spec: list of ``paddle.static.InputSpec`` or example tensors. Default: what the
+                model was last called with, the batch dimension left open.
+            onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with
+                integer weights; False: ``fake_*`` operators with float weights.
+            format: "pdmodel" (default): integers, for every runtime, on every Paddle. "pir":
+                ``path.json``, a simulation in float for Paddle 3, under a ``path`` of its own.
+                :func:`paddleq.export.save` says what each is good for.
+
+        Raises:
+            CalibrationError: names the layers that saw no calibration data.
+            TraceError: Paddle could not trace the model into a program.
+        """
+        check_bool("onnx_format", onnx_format)
+        export.save(model, path, input_spec, onnx_format=onnx_format, format=format)
+
+
+def _make_quantizer(name, given, known, kwargs):
+    if isinstance(given, str):
+        if given not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, but is "
+                              f"{given!r}{hint(given, known)}")
+        given = known[given]
+    if isinstance(given, tuple(known.values())):
+        if kwargs:
+            raise ConfigError(f"{name} is already built ({given!r}); its arguments "
+                              f"{', '.join(kwargs)} must be given when it is built")
+        return given
+    if given not in known.values():
+        raise wrong_type(name, given, f"one of {', '.join(known)}, as a name, class or instance")
+    valid = list(inspect.signature(given.__init__).parameters)[1:]
+    check_known_keys(given.__name__, kwargs, valid)
+    return given(**kwargs)

@@ -1,0 +1,222 @@
+"""Quantization-aware training as PaddleSlim offers it."""
+
+import copy
+
+from paddle import nn
+
+from ... import engine, export
+from ..._checks import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+    check_known_keys,
+    wrong_type,
+)
+from ...config import LayerPolicy, QuantizerConfig
+from ...observers import (
+    AbsMaxObserver,
+    CurrentAbsMaxObserver,
+    MovingAverageAbsMaxObserver,
+    RangeAbsMaxObserver,
+)
+from ...preprocess import PACT
+from ...spec import PerChannel, PerTensor, QuantSpec
+from ..fusing import fuse_now_or_later
+from .shared import copy_of, layer_classes, rules_for
+
+_WEIGHT_TYPES = ("abs_max", "channel_wise_abs_max", "range_abs_max", "moving_average_abs_max")
+_ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max")
+
+_QAT_DEFAULTS = {
+    "weight_preprocess_type": None,
+    "activation_preprocess_type": None,
+    "weight_quantize_type": "channel_wise_abs_max",
+    "activation_quantize_type": "moving_average_abs_max",
+    "weight_bits": 8,
+    "activation_bits": 8,
+    "dtype": "int8",
+    "window_size": 10000,
+    "moving_rate": 0.9,
+    "quantizable_layer_type": ["Conv2D", "Linear"],
+    "fuse_conv_bn": False,
+    "onnx_format": True,
+}
+
+
+class QAT:
+    """Quantization-aware training with PaddleSlim's interface.
+
+    Puts fake-quantizers in front of the inputs and weights of layers, so that training learns
+    to live with int8.
+
+    Args:
+        config: dict; None for the defaults. Keys, defaults and values:
+
+            - ``weight_preprocess_type`` (None): None or "PACT".
+            - ``activation_preprocess_type`` (None): None or "PACT".
+            - ``weight_quantize_type`` ("channel_wise_abs_max"): or "abs_max",
+              "range_abs_max", "moving_average_abs_max". The two abs_max types follow the weight
+              at each step; the others keep statistics over training steps.
+            - ``activation_quantize_type`` ("moving_average_abs_max"): or "abs_max",
+              "range_abs_max". With "abs_max" a training batch is quantized with its own
+              maximum, evaluation and export with the maximum of all training batches.
+            - ``weight_bits``, ``activation_bits`` (8): 1 to 16. One bit is the sign times the
+              mean magnitude.
+            - ``dtype`` ("int8").
+            - ``window_size`` (10000): batches that "range_abs_max" looks back.
+            - ``moving_rate`` (0.9): in [0, 1), for "moving_average_abs_max".
+            - ``quantizable_layer_type`` (["Conv2D", "Linear"]): layer classes or their names.
+            - ``fuse_conv_bn`` (False): fold batch norms before training.
+            - ``onnx_format`` (True): export ``quantize_linear`` / ``dequantize_linear`` with
+              integer weights; False: ``fake_*`` operators with float weights.
+        weight_preprocess, act_preprocess: classes (usually ``paddle.nn.Layer`` subclasses) built
+            once for each layer and called on the tensor before it is quantized. Trainable
+            parameters train with the model. They take precedence over the ``*_type`` keys.
+        weight_quantize, act_quantize: classes built once for each layer and called instead of
+            the fake-quantizer; they return the tensor quantized and dequantized.
+
+    Raises:
+        ConfigError, ConfigTypeError: an unknown key or a wrong value; names the nearest valid
+            key, the value and what would be right.
+
+    The simulation rounds half to even and clips to [-128, 127], as the exported
+    ``quantize_linear`` does. PaddleSlim rounds half away from zero and clips to +-127 while
+    training only.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Conv2D(1, 4, 3), paddle.nn.ReLU())
+        >>> quanter = paddleq.QAT({"activation_preprocess_type": "PACT"})
+        >>> net = quanter.quantize(net)
+        >>> loss = net(paddle.ones([2, 1, 8, 8])).sum()
+        >>> loss.backward()
+    """
+
+    def __init__(self, config=None, weight_preprocess=None, act_preprocess=None,
+                 weight_quantize=None, act_quantize=None):
+        self.config = _parse_qat_config(config)
+        for name, hook in (("weight_preprocess", weight_preprocess),
+                           ("act_preprocess", act_preprocess),
+                           ("weight_quantize", weight_quantize), ("act_quantize", act_quantize)):
+            _check_hook(name, hook)
+        types = {None: None, "PACT": PACT}
+        weight, activation = _qat_quantizers(self.config)
+        self._policy = LayerPolicy(
+            weight=weight, activation=activation,
+            weight_preprocess=weight_preprocess or types[self.config["weight_preprocess_type"]],
+            activation_preprocess=(
+                act_preprocess or types[self.config["activation_preprocess_type"]]),
+            weight_quantize=weight_quantize, activation_quantize=act_quantize)
+
+    def quantize(self, model, inplace=True, inputs=None, skip=None):
+        """Make ``model`` simulate quantization.
+
+        Args:
+            model: a float ``paddle.nn.Layer``.
+            inplace: change ``model`` itself (default) or a copy.
+            inputs: example inputs (a tensor, a list of arguments or a dict), with which
+                ``fuse_conv_bn`` looks at what the model does. Without them it looks at the
+                first batch.
+            skip: layers to leave alone: a name, a regular expression, a layer class, or a list
+                of them. ``layer.skip_quant = True`` does the same for a layer and all in it.
+
+        Returns:
+            The quantized model.
+
+        Raises:
+            ModelError: the model is already quantized, is not float32, or has no layer of the
+                asked types.
+            ConfigError: ``skip`` matches nothing.
+        """
+        check_bool("inplace", inplace)
+        engine.check_model(model)
+        model = model if inplace else copy_of(model)
+        fuse = (lambda: fuse_now_or_later(model, inputs)) if self.config["fuse_conv_bn"] else None
+        engine.prepare(
+            model, rules_for(self.config["quantizable_layer_type"], self._policy, skip), fuse)
+        return model
+
+    def save_quantized_model(self, model, path, input_spec=None, onnx_format=None,
+                             format="pdmodel"):
+        """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
+
+        The model is not changed: same mode, same outputs, still trainable.
+
+        Args:
+            model: a model that :meth:`quantize` returned, trained.
+            path: prefix of the files; folders are made.
+            input_spec: list of ``paddle.static.InputSpec`` or example tensors, one for each
+                argument of ``forward``. Default: what the model was last called with, the batch
+                dimension left open.
+            onnx_format: override the key of the configuration.
+            format: "pdmodel" (default): integers, for every runtime, on every Paddle. "pir":
+                ``path.json``, a simulation in float for Paddle 3, under a ``path`` of its own.
+                :func:`paddleq.export.save` says what each is good for.
+
+        Raises:
+            ExportError: names the layers whose quantizers were never trained; or the format
+                cannot hold what was asked for.
+            TraceError: Paddle could not trace the model into a program.
+        """
+        onnx_format = self.config["onnx_format"] if onnx_format is None else check_bool(
+            "onnx_format", onnx_format)
+        export.save(model, path, input_spec, onnx_format=onnx_format, format=format)
+
+
+def _parse_qat_config(config):
+    if config is None:
+        config = {}
+    if not isinstance(config, dict):
+        raise wrong_type("config", config, "a dict or None")
+    check_known_keys("config", config, _QAT_DEFAULTS)
+    full = {**copy.deepcopy(_QAT_DEFAULTS), **config}
+
+    def name(key):
+        return f"config[{key!r}]"
+
+    for key in ("weight_preprocess_type", "activation_preprocess_type"):
+        check_choice(name(key), full[key], (None, "PACT"))
+    check_choice(name("weight_quantize_type"), full["weight_quantize_type"], _WEIGHT_TYPES)
+    check_choice(name("activation_quantize_type"), full["activation_quantize_type"],
+                 _ACTIVATION_TYPES)
+    check_int(name("weight_bits"), full["weight_bits"], 1, 16)
+    check_int(name("activation_bits"), full["activation_bits"], 1, 16)
+    check_choice(name("dtype"), full["dtype"], ("int8",))
+    check_int(name("window_size"), full["window_size"], 1)
+    check_float(name("moving_rate"), full["moving_rate"], 0.0, 1.0, open_high=True)
+    check_bool(name("fuse_conv_bn"), full["fuse_conv_bn"])
+    check_bool(name("onnx_format"), full["onnx_format"])
+    full["quantizable_layer_type"] = layer_classes(
+        name("quantizable_layer_type"), full["quantizable_layer_type"])
+    return full
+
+
+def _check_hook(name, hook):
+    if hook is None:
+        return
+    if isinstance(hook, nn.Layer) or not callable(hook):
+        raise wrong_type(name, hook, "a class that is built once for each layer, not an instance")
+
+
+def _qat_quantizers(config):
+    rate, window = config["moving_rate"], config["window_size"]
+
+    def moving_average(spec, channels):
+        return MovingAverageAbsMaxObserver(spec, channels, moving_rate=rate)
+
+    def window_max(spec, channels):
+        return RangeAbsMaxObserver(spec, channels, window_size=window)
+
+    def batch_max(spec, channels):
+        return AbsMaxObserver(spec, channels, track_batch=True)
+
+    by_type = {"moving_average_abs_max": moving_average, "range_abs_max": window_max}
+    weight_type = config["weight_quantize_type"]
+    per_channel = weight_type == "channel_wise_abs_max"
+    weight = QuantizerConfig(
+        by_type.get(weight_type, CurrentAbsMaxObserver),
+        QuantSpec(config["weight_bits"], granularity=PerChannel() if per_channel else PerTensor()))
+    activation = QuantizerConfig(by_type.get(config["activation_quantize_type"], batch_max),
+                                 QuantSpec(config["activation_bits"]))
+    return weight, activation
