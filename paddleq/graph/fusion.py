@@ -96,7 +96,7 @@ def fold(producer, norm, name):
             shift = shift + beta
         if producer.bias is not None:
             shift = shift + producer.bias * factor
-        producer.weight.set_value(_scaled_weight(producer, factor))
+        producer.weight.set_value(scaled_weight(producer, factor))
         if producer.bias is None:
             # The norm's own bias takes the place: an optimizer that was made before the fusion
             # already trains it.
@@ -110,7 +110,8 @@ def fold(producer, norm, name):
     norm.__dict__["_paddleq_note"] = f"folded into {name}"
 
 
-def _scaled_weight(producer, factor):
+def scaled_weight(producer, factor):
+    """The weight of ``producer`` with each output channel times its entry of ``factor``."""
     weight = producer.weight
     if isinstance(producer, nn.Linear):
         return weight * factor

@@ -6,6 +6,7 @@ and hooks see which tensor object goes where. Whether a tensor has consumers tha
 spoiled for everybody but the one known consumer, and if any output changes, there are more.
 """
 
+from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,7 +21,7 @@ class Pairs:
     """What a probe found.
 
     Attributes:
-        found: list of (producer name, norm name) where the norm is the producer's only consumer.
+        found: list of (producer name, consumer name) where that is the producer's only consumer.
         refused: dict (producer name, norm name) -> why that pair must not be fused.
     """
 
@@ -30,12 +31,12 @@ class Pairs:
 
 
 class _Calls:
-    """Outputs of producers and inputs of norms in one forward pass."""
+    """Outputs of producers and inputs of consumers in one forward pass."""
 
     def __init__(self):
         self.outputs = {}  # id(tensor) -> (producer, tensor, its inplace version)
-        self.calls = {}  # producer or norm -> number of calls
-        self.edges = []  # (producer or None, norm, changed in place in between)
+        self.calls = {}  # producer or consumer -> number of calls
+        self.edges = []  # (producer or None, consumer, tensor, changed in place in between)
 
     def produced(self, layer, _inputs, output):
         self.calls[layer] = self.calls.get(layer, 0) + 1
@@ -47,11 +48,12 @@ class _Calls:
         self.calls[layer] = self.calls.get(layer, 0) + 1
         producer, tensor, version = self.outputs.get(id(inputs[0]), (None, None, 0))
         changed = tensor is not None and tensor.inplace_version != version
-        self.edges.append((producer, layer, changed))
+        self.edges.append((producer, layer, tensor, changed))
 
 
 @contextmanager
-def _hooks(handles):
+def observed(handles):
+    """While open, the hooks are there."""
     try:
         yield
     finally:
@@ -70,36 +72,58 @@ def find_pairs(model, run):
     Returns:
         :class:`Pairs`.
     """
-    names = {id(layer): name for name, layer in model.named_sublayers(include_self=True)}
     layers = dict(model.named_sublayers(include_self=True))
-    producers = [layer for layer in layers.values() if isinstance(layer, PRODUCERS)]
-    norms = [layer for layer in layers.values() if isinstance(layer, NORMS)]
+    producers = {name: layer for name, layer in layers.items() if isinstance(layer, PRODUCERS)}
+    weight_owners = {}
+    for name, producer in producers.items():
+        weight_owners.setdefault(id(producer.weight), []).append(name)
+
+    def why_refused(producer, norm, tensor, pair):
+        owners = weight_owners[id(producer.weight)]
+        if len(owners) > 1:
+            return f"the weight of {pair[0]} is shared by {', '.join(owners)}"
+        return _mismatch(producer, norm, tensor, pair)
+
+    norms = {name: layer for name, layer in layers.items() if isinstance(layer, NORMS)}
+    return find_edges(run, producers, norms, why_refused)
+
+
+def find_edges(run, producers, consumers, why_refused=lambda *_: None, called_again=False):
+    """Find which producer's output goes into which consumer and nowhere else.
+
+    Args:
+        run: as for :func:`find_pairs`.
+        producers, consumers: name -> layer.
+        why_refused: called as ``why_refused(producer, consumer, tensor, names)``; says why this
+            pair must not be, or None.
+        called_again: whether a consumer may be called several times in a forward pass.
+
+    Returns:
+        :class:`Pairs`.
+    """
+    names = {id(layer): name for name, layer in [*producers.items(), *consumers.items()]}
     calls = _Calls()
-    with _hooks([p.register_forward_post_hook(calls.produced) for p in producers]
-                + [n.register_forward_pre_hook(calls.consumed) for n in norms]):
+    with observed([p.register_forward_post_hook(calls.produced) for p in producers.values()]
+                + [c.register_forward_pre_hook(calls.consumed) for c in consumers.values()]):
         reference = _values(run())
     pairs, candidates = Pairs(), []
-    weight_owners = {}
-    for producer in producers:
-        owners = weight_owners.setdefault(id(producer.weight), [])
-        owners.append(names[id(producer)])
-    for producer, norm, changed in calls.edges:
+    readings = Counter((producer, consumer) for producer, consumer, _, _ in calls.edges)
+    for producer, consumer, tensor, changed in calls.edges:
         if producer is None:
             continue
-        pair = (names[id(producer)], names[id(norm)])
-        owners = weight_owners[id(producer.weight)]
-        if calls.calls[norm] > 1:
-            reason = f"{pair[1]} is applied {calls.calls[norm]} times in a forward pass"
+        pair = (names[id(producer)], names[id(consumer)])
+        if calls.calls[consumer] > 1 and not called_again:
+            reason = f"{pair[1]} is applied {calls.calls[consumer]} times in a forward pass"
+        elif readings[producer, consumer] > 1:
+            reason = f"{pair[1]} reads the output of {pair[0]} {readings[producer, consumer]} times"
         elif calls.calls[producer] > 1:
             reason = f"{pair[0]} is called {calls.calls[producer]} times in a forward pass"
         elif changed:
             reason = f"the output of {pair[0]} is changed in place before {pair[1]} reads it"
-        elif len(owners) > 1:
-            reason = f"the weight of {pair[0]} is shared by {', '.join(owners)}"
         else:
-            reason = _mismatch(producer, norm, pair)
+            reason = why_refused(producer, consumer, tensor, pair)
         if reason is None:
-            candidates.append((producer, norm, pair))
+            candidates.append((producer, consumer, pair))
         else:
             pairs.refused[pair] = reason
     calls.outputs.clear()
@@ -107,7 +131,7 @@ def find_pairs(model, run):
     for _, _, pair in candidates:
         if pair not in pairs.found:
             pairs.refused[pair] = (f"the output of {pair[0]} feeds something besides {pair[1]}, "
-                                   "which would see it normalized")
+                                   "which would see it changed")
     return pairs
 
 
@@ -121,16 +145,28 @@ def why_not(pairs, producer, norm):
     return f"the output of {producer} does not go into {norm}"
 
 
-def _mismatch(producer, norm, pair):
+def channel_axis(layer):
+    """Axis of the channels of what a producer gives or a norm takes."""
+    if isinstance(layer, nn.Linear):
+        return -1
+    data_format = getattr(layer, "_data_format", None) or layer._data_layout
+    return 1 if len(data_format) == 2 or data_format[1] == "C" else -1
+
+
+def _mismatch(producer, norm, tensor, pair):
     if getattr(norm, "_act", None):
         return f"{pair[1]} has an activation of its own ({norm._act})"
     if isinstance(producer, nn.Linear) and isinstance(norm, (nn.BatchNorm2D, nn.BatchNorm3D)):
         return f"{pair[1]} normalizes images, {pair[0]} is a Linear"
+    axes = [channel_axis(layer) % len(tensor.shape) for layer in (producer, norm)]
+    if axes[0] != axes[1]:
+        return (f"{pair[1]} normalizes axis {axes[1]}, but the channels of {pair[0]} are along "
+                f"axis {axes[0]}")
     return None
 
 
 def _exclusive(candidates, run, reference):
-    """Those of the candidates whose output nobody but their norm reads."""
+    """Those of the candidates whose output nobody but their consumer reads."""
     if not candidates:
         return []
     if _unchanged(candidates, run, reference):
@@ -161,10 +197,10 @@ def _run_spoiled(candidates, run, spoil):
         _, output = true.get(id(inputs[0]), (None, inputs[0]))
         return (output, *inputs[1:])
 
-    for producer, norm, _ in candidates:
+    for producer, consumer, _ in candidates:
         handles.append(producer.register_forward_post_hook(spoil_output))
-        handles.append(norm.register_forward_pre_hook(restore_input))
-    with _hooks(handles):
+        handles.append(consumer.register_forward_pre_hook(restore_input))
+    with observed(handles):
         return run()
 
 

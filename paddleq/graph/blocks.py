@@ -1,0 +1,106 @@
+"""Which layers make up a block (producer, batch norm, ReLU), and which block feeds which layer."""
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+import paddle
+from paddle import nn
+
+from .probe import PRODUCERS, find_edges, find_pairs, observed
+
+
+@dataclass
+class Structure:
+    """What a probe of a model found; layers are given by their names.
+
+    Attributes:
+        blocks: producer -> (norm or None, relu or None). A layer without either is a block by
+            itself and not listed.
+        refused: (layer, layer after it) -> why they are not one block.
+        sources: layer -> for each of its calls the block from which each positional argument comes
+            as it left it, None where it comes from elsewhere.
+    """
+
+    blocks: Dict[str, Tuple[Optional[str], Optional[str]]] = field(default_factory=dict)
+    refused: Dict[Tuple[str, str], str] = field(default_factory=dict)
+    sources: Dict[str, List[List[Optional[str]]]] = field(default_factory=dict)
+
+
+def find_structure(model, run, layers, blocks=True):
+    """Find the blocks that begin with one of ``layers``, and what feeds these.
+
+    A ReLU is seen where it is a layer, ``nn.ReLU``; of ``F.relu`` a probe sees nothing.
+
+    Args:
+        model, run: as for :func:`~paddleq.graph.probe.find_pairs`.
+        layers: name -> layer.
+        blocks: whether to look for blocks of more than one layer.
+
+    Returns:
+        :class:`Structure`.
+    """
+    structure = Structure()
+    with paddle.no_grad():
+        if blocks:
+            _find_blocks(model, run, layers, structure)
+        _find_sources(model, run, layers, structure)
+    return structure
+
+
+def _find_blocks(model, run, layers, structure):
+    everything = dict(model.named_sublayers(include_self=True))
+    pairs = find_pairs(model, run)
+    normed = {producer: norm for producer, norm in pairs.found if producer in layers}
+    ends = {name: layer for name, layer in everything.items() if name in normed.values() or (
+        name in layers and isinstance(layer, PRODUCERS) and name not in normed)}
+    relus = {name: layer for name, layer in everything.items() if isinstance(layer, nn.ReLU)}
+    activated = find_edges(run, ends, relus, called_again=True)
+    followed = dict(activated.found)
+    structure.refused = {pair: why for pair, why in {**pairs.refused, **activated.refused}.items()
+                         if pair[0] in layers or pair[0] in ends}
+    for name in layers:
+        norm = normed.get(name)
+        relu = followed.get(norm or name)
+        if norm or relu:
+            structure.blocks[name] = (norm, relu)
+
+
+def _find_sources(model, run, layers, structure):
+    everything = dict(model.named_sublayers(include_self=True))
+    begins, by_norm, relus = {}, {}, {}
+    for name, layer in layers.items():
+        norm, relu = structure.blocks.get(name, (None, None))
+        begins[id(layer)] = name
+        if norm is not None:
+            by_norm[id(everything[norm])] = name
+        if relu is not None:
+            relus[id(everything[relu])] = everything[relu]
+    left = {}  # id(tensor) -> (block, tensor, its inplace version, whether a ReLU is to come)
+
+    def block_of(x, before_relu=False):
+        block, tensor, version, to_come = left.get(id(x), (None, None, 0, None))
+        known = to_come is before_relu and tensor.inplace_version == version
+        return block if known else None
+
+    def arrive(layer, inputs):
+        sources = structure.sources.setdefault(begins[id(layer)], [])
+        sources.append([block_of(x) for x in inputs])
+
+    def leave(layer, inputs, output):
+        if id(layer) in relus:
+            block, to_come = block_of(inputs[0], before_relu=True), False
+        else:
+            block = begins.get(id(layer), by_norm.get(id(layer)))
+            norm, relu = structure.blocks.get(block, (None, None))
+            if norm is not None and id(layer) not in by_norm:
+                return
+            to_come = relu is not None
+        if block is not None and isinstance(output, paddle.Tensor):
+            # The tensor is kept alive, so that no later one gets its id.
+            left[id(output)] = (block, output, output.inplace_version, to_come)
+
+    ours = [*layers.values(), *(everything[norm] for norm, _ in structure.blocks.values() if norm),
+            *relus.values()]
+    with observed([layer.register_forward_pre_hook(arrive) for layer in layers.values()]
+                  + [layer.register_forward_post_hook(leave) for layer in ours]):
+        run()
