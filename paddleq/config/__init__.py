@@ -1,6 +1,6 @@
 """One language for all front doors: rules that map layers to policies."""
 
-from .policy import LayerPolicy, QuantizerConfig
+from .policy import LayerPolicy, NormFold, QuantizerConfig
 from .rules import QuantConfig
 
-__all__ = ["LayerPolicy", "QuantConfig", "QuantizerConfig"]
+__all__ = ["LayerPolicy", "NormFold", "QuantConfig", "QuantizerConfig"]

@@ -15,6 +15,8 @@ class QuantizerConfig:
             :class:`~paddleq.observers.Observer`.
         spec: the quantization. A :class:`~paddleq.PerChannel` granularity here means "along the
             layer's own output channel axis", whatever its number.
+        quantizer: called as ``quantizer(observer, label=...)``, returns the fake-quantizer.
+            Default :class:`~paddleq.FakeQuantize`.
 
     Examples:
         >>> from paddleq.config import QuantizerConfig
@@ -26,6 +28,7 @@ class QuantizerConfig:
 
     observer: Callable
     spec: QuantSpec = QuantSpec()
+    quantizer: Optional[Callable] = None
 
     @property
     def per_channel(self):
@@ -40,7 +43,27 @@ class QuantizerConfig:
         spec = self.spec
         if self.per_channel:
             spec = replace(spec, granularity=PerChannel(axis))
-        return FakeQuantize(self.observer(spec, channels), label)
+        make = FakeQuantize if self.quantizer is None else self.quantizer
+        return make(self.observer(spec, channels), label=label)
+
+
+@dataclass(frozen=True)
+class NormFold:
+    """That a layer is trained with the batch norm behind it folded into its weight.
+
+    Args:
+        one_conv: compute the layer once a step (True), or a second time for the statistics.
+        freeze_at: training steps after which running statistics take the place of the batch's
+            and stop moving.
+
+    Examples:
+        >>> from paddleq.config import LayerPolicy, NormFold
+        >>> LayerPolicy(norm_fold=NormFold(one_conv=False, freeze_at=1000)).norm_fold.one_conv
+        False
+    """
+
+    one_conv: bool = True
+    freeze_at: int = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,9 @@ class LayerPolicy:
             on the tensor before it is quantized, or None.
         weight_quantize, activation_quantize: classes built once for each layer and called
             instead of the fake-quantizer, or None.
+        output: a :class:`QuantizerConfig` for what comes out of the layer, or of the block of
+            layers that it begins, or None.
+        norm_fold: a :class:`NormFold`, or None to compute a batch norm as the layer that it is.
 
     Examples:
         >>> from paddleq.config import LayerPolicy, QuantizerConfig
@@ -67,3 +93,5 @@ class LayerPolicy:
     activation_preprocess: Any = None
     weight_quantize: Any = None
     activation_quantize: Any = None
+    output: Optional[QuantizerConfig] = None
+    norm_fold: Optional[NormFold] = None

@@ -11,8 +11,12 @@ import inspect
 import paddle
 from paddle import nn
 
+from ..graph.probe import PRODUCERS
 from . import tracing
+from .blocks import leave_block
+from .folding import NormFolding
 from .registry import kind_of
+from .subclass import subclass
 from .substitute import substituted
 
 _CLASSES = {}
@@ -25,11 +29,24 @@ class QuantizedLayer:
         activation_quantizer, activation_quantizer_1, ...: the FakeQuantize of each input.
         weight_quantizer (or the parameter's name + "_quantizer"): the FakeQuantize of a weight.
         activation_preprocess, weight_preprocess: what comes before them, if anything.
+        output_quantizer: the FakeQuantize of what comes out, of the layer or of the block that it
+            begins (:mod:`.blocks`), if any.
+        norm_folding: how the layer computes with a batch norm folded into it
+            (:mod:`.folding`), if it does.
     """
 
     def _quantized_forward(self, args, kwargs):
         args, kwargs = self._quantize_inputs(args, kwargs)
-        weights = {name: self.quantized_weight(name) for name in self._paddleq_kind.weights}
+        folding = getattr(self, "norm_folding", None)
+        if folding is not None and folding.norm is not None:
+            y = folding(self, args, kwargs)
+        else:
+            weights = {name: self.quantized_weight(name) for name in self._paddleq_kind.weights}
+            y = self.float_forward(weights, args, kwargs)
+        return leave_block(self, y)
+
+    def float_forward(self, weights, args, kwargs):
+        """The float layer's forward, on ``weights`` (name -> tensor) in place of its own."""
         with substituted(self, weights):
             inner = self.__dict__.get("_paddleq_forward")
             if inner is not None:
@@ -56,18 +73,40 @@ class QuantizedLayer:
         preprocess, quantizer = self.input_parts(slot)
         return tracing.run_activation(x, preprocess, quantizer, self, slot)
 
+    def quantize_output(self, y):
+        """The output of the layer, or of the block it begins, on its way through its quantizer."""
+        quantizer = getattr(self, "output_quantizer", None)
+        return y if quantizer is None or not _is_float(y) else tracing.run_output(
+            y, quantizer, self)
+
+    def drop_part(self, attribute):
+        """Take the quantizer or preprocess ``attribute`` away."""
+        delattr(self, attribute)
+        self._paddleq_parts = tuple(name for name in self._paddleq_parts if name != attribute)
+
     def input_parts(self, slot):
         """(preprocess or None, quantizer or None) of input number ``slot``."""
         return (getattr(self, _slot_name("activation_preprocess", slot), None),
                 getattr(self, _slot_name("activation_quantizer", slot), None))
 
-    def quantized_weight(self, name):
-        """The weight as the layer computes with it: preprocessed, then quantized."""
+    def quantized_weight(self, name, weight=None):
+        """The weight as the layer computes with it: preprocessed, then quantized.
+
+        Args:
+            weight: what to quantize in place of the parameter ``name``.
+        """
         # Attribute access, not _parameters: it is what turns a parameter into a variable of a
         # program that is being traced.
-        weight = getattr(self, name)
+        weight = getattr(self, name) if weight is None else weight
         preprocess, quantizer = self.weight_parts(name)
         return tracing.run_weight(weight, preprocess, quantizer, self, name)
+
+    def weight_to_quantize(self, name):
+        """The parameter ``name``, with a batch norm folded in if it is trained so."""
+        folding = getattr(self, "norm_folding", None)
+        if name == "weight" and folding is not None and folding.norm is not None:
+            return folding.folded_weight(self)
+        return getattr(self, name)
 
     def weight_parts(self, name):
         """(preprocess or None, quantizer or None) of the parameter ``name``."""
@@ -92,7 +131,7 @@ class QuantizedLayer:
         """(attribute name, quantizer) of every quantizer, FakeQuantize or a user's own."""
         kind = self._paddleq_kind
         names = [_slot_name("activation_quantizer", slot) for slot in range(len(kind.inputs))]
-        names += [quantizer_name(name) for name in kind.weights]
+        names += [quantizer_name(name) for name in kind.weights] + ["output_quantizer"]
         return [(n, getattr(self, n)) for n in names if getattr(self, n, None) is not None]
 
     def extra_repr(self):
@@ -124,45 +163,9 @@ def _is_float(x):
 def quantized_class(base):
     """The quantized subclass of a float layer class (one for each class)."""
     if base not in _CLASSES:
-        cls = type("Quantized" + base.__name__, (QuantizedLayer, base), {
-            "_paddleq_float_class": base, "forward": _forward_like(base),
-            "__doc__": f"Quantized {base.__name__}.", "__module__": __name__})
-        _CLASSES[base] = cls
-        _count_flops_like(cls, base)
-        _keep_from_bytecode_translation(cls)
+        _CLASSES[base] = subclass("Quantized", QuantizedLayer, base,
+                                  QuantizedLayer._quantized_forward)
     return _CLASSES[base]
-
-
-def _forward_like(base):
-    """The forward of a quantized class, with the arguments of the float one: Paddle's tracers
-    ask for them by name."""
-    @paddle.jit.not_to_static
-    def forward(self, *args, **kwargs):
-        return self._quantized_forward(args, kwargs)
-
-    forward.__signature__ = inspect.signature(base.forward)
-    forward.__doc__ = base.forward.__doc__
-    return forward
-
-
-def _count_flops_like(cls, base):
-    """Let paddle.flops count a quantized layer as it counts the float one."""
-    from paddle.hapi.dynamic_flops import register_hooks
-    for parent in base.__mro__:
-        if parent in register_hooks:
-            register_hooks[cls] = register_hooks[parent]
-            return
-
-
-def _keep_from_bytecode_translation(cls):
-    """Let to_static trace the layer as one of Paddle's own, by calling it on symbols.
-
-    Its forward is right in dynamic and in static mode as it is. The bytecode translator of
-    Paddle 3 would take it apart, and lose what observers write into their buffers.
-    """
-    marker = getattr(paddle.jit, "marker", None)
-    if hasattr(marker, "unified"):
-        marker.unified(cls)
 
 
 def is_quantized(layer):
@@ -200,6 +203,11 @@ class LayerPlan:
                         f"{name}.{quantizer_name(weight)}", axis, parameter.shape[axis])
                 self.parts[quantizer_name(weight)], self.parts[preprocess_name(weight)] = (
                     shared[id(parameter)])
+        if policy.output is not None:
+            self.parts["output_quantizer"] = policy.output.build(label=f"{name}.output_quantizer")
+        if policy.norm_fold is not None and isinstance(layer, PRODUCERS):
+            self.parts["norm_folding"] = NormFolding(policy.norm_fold.one_conv,
+                                                     policy.norm_fold.freeze_at)
         self.parts = {name: part for name, part in self.parts.items() if part is not None}
 
     def apply(self):

@@ -41,6 +41,10 @@ class Recorder(abc.ABC):
         """Input number ``slot`` of ``layer``, as it is to be traced."""
 
     @abc.abstractmethod
+    def output(self, y, layer):
+        """What leaves ``layer``, as it is to be traced."""
+
+    @abc.abstractmethod
     def weight(self, weight, layer, name):
         """The parameter ``name`` of ``layer``, as it is to be traced."""
 
@@ -71,6 +75,13 @@ def run_activation(x, preprocess, quantizer, layer, slot):
     if preprocess is not None:
         x = preprocess(x)
     return x if quantizer is None else quantizer(x)
+
+
+def run_output(y, quantizer, layer):
+    """The output ``y`` of ``layer``, or of the block it begins, on its way through the quantizer.
+    """
+    recorder = getattr(_current, "recorder", None)
+    return quantizer(y) if recorder is None else recorder.output(y, layer)
 
 
 def run_weight(weight, preprocess, quantizer, layer, name):

@@ -1,0 +1,49 @@
+"""Subclasses of Paddle's layer classes that a layer gets in place of its own class.
+
+The layer stays the same object with the same parameters; to Paddle's tools it looks as before.
+"""
+
+import inspect
+
+import paddle
+
+
+def subclass(prefix, mixin, base, forward, **attributes):
+    """``base`` with ``mixin`` before it, its name behind ``prefix``.
+
+    Args:
+        forward: called as ``forward(layer, args, kwargs)``; the class's forward, with the
+            arguments of that of ``base``: Paddle's tracers ask for them by name.
+    """
+    @paddle.jit.not_to_static
+    def like_base(self, *args, **kwargs):
+        return forward(self, args, kwargs)
+
+    like_base.__signature__ = inspect.signature(base.forward)
+    like_base.__doc__ = base.forward.__doc__
+    cls = type(prefix + base.__name__, (mixin, base),
+               {**attributes, "_paddleq_float_class": base, "forward": like_base,
+                "__doc__": f"{prefix} {base.__name__}.", "__module__": mixin.__module__})
+    _count_flops_like(cls, base)
+    _keep_from_bytecode_translation(cls)
+    return cls
+
+
+def _count_flops_like(cls, base):
+    """Let paddle.flops count the new class as it counts the old one."""
+    from paddle.hapi.dynamic_flops import register_hooks
+    for parent in base.__mro__:
+        if parent in register_hooks:
+            register_hooks[cls] = register_hooks[parent]
+            return
+
+
+def _keep_from_bytecode_translation(cls):
+    """Let to_static trace the layer as one of Paddle's own, by calling it on symbols.
+
+    Its forward is right in dynamic and in static mode as it is. The bytecode translator of
+    Paddle 3 would take it apart, and lose what observers write into their buffers.
+    """
+    marker = getattr(paddle.jit, "marker", None)
+    if hasattr(marker, "unified"):
+        marker.unified(cls)
