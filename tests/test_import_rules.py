@@ -24,15 +24,17 @@ MAY_IMPORT = {
     "functional": {"spec"},
     "observers": {"functional"},
     "fake_quantize": {"observers", "functional"},
+    "delayed": {"fake_quantize"},
     "preprocess": {"observers", "functional"},
     # "names of the above": an observer or a preprocess, by its class.
     "config": {"spec", "fake_quantize", "preprocess", "observers", "functional"},
     # PACT is run inside of a layer; the table gives it the same row as fake_quantize.
-    "nn": {"fake_quantize", "preprocess"},
+    # Where a layer has its channels, and how a factor goes along them, graph says alone.
+    "nn": {"fake_quantize", "preprocess", "graph"},
     "graph": set(),
     "engine": {"config", "nn", "graph"},
     "algorithms": {"engine", "functional"},
-    "frontends": {"engine", "config"},
+    "frontends": {"engine", "config", "delayed"},
     "export": {"nn", "spec"},
     "analysis": {"engine"},
     "cli": {"frontends", "analysis", "export"},

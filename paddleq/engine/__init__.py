@@ -1,6 +1,9 @@
 """prepare -> calibrate -> simulate: the one engine behind every front door."""
 
+from .arrange import arrange, blocks_of, find_arrangement, same_parameters
 from .calibrate import calibrate, model_inputs
+from .checkpoint import load_state, read_state
+from .convert import convert, copy_of
 from .prepare import check_model, prepare
 from .states import (
     check_quantized,
@@ -14,7 +17,8 @@ from .states import (
 from .summary import extra_state_keys, summary
 
 __all__ = [
-    "calibrate", "check_model", "check_quantized", "evaluation", "extra_state_keys",
-    "fake_quantizers", "finalize", "model_inputs", "prepare", "quantization_off",
-    "quantized_layers", "set_state", "summary",
+    "arrange", "blocks_of", "calibrate", "check_model", "check_quantized", "convert", "copy_of",
+    "evaluation", "extra_state_keys", "fake_quantizers", "finalize", "find_arrangement",
+    "load_state", "model_inputs", "prepare", "quantization_off", "quantized_layers", "read_state",
+    "same_parameters", "set_state", "summary",
 ]

@@ -7,6 +7,7 @@ from paddle import nn
 from .._checks import wrong_type
 from ..fake_quantize import FakeQuantize
 from ..graph import FoldedNorm
+from ..nn.blocks import BlockMember
 from ..nn.quantized import QuantizedLayer
 
 
@@ -36,12 +37,16 @@ def summary(model):
         if isinstance(layer, QuantizedLayer):
             parts = dict(layer.quantizers())
             weights = [_described(q, layer, n) for n, q in parts.items()
-                       if not n.startswith("activation_quantizer")]
+                       if not n.startswith(("activation_quantizer", "output_quantizer"))]
             inputs = [_described(q, layer, n) for n, q in parts.items()
                       if n.startswith("activation_quantizer")]
+            inputs += [f"output {_described(q, layer, n)}" for n, q in parts.items()
+                       if n == "output_quantizer"]
             rows.append((name or "(model)", type(layer)._paddleq_float_class.__name__,
                          "quantized", "; ".join(weights) or "float",
                          "; ".join(inputs) or "float", note))
+        elif isinstance(layer, BlockMember):
+            rows.append((name, type(layer)._paddleq_float_class.__name__, "fused", "", "", note))
         elif isinstance(layer, FoldedNorm):
             rows.append((name, "BatchNorm", "folded", "", "", note))
         elif _counts(layer, name, model):
@@ -77,7 +82,7 @@ def _described(quantizer, layer, attribute):
     if not isinstance(quantizer, FakeQuantize):
         return type(quantizer).__name__
     if quantizer.observer.dynamic:
-        weight = layer._parameters[attribute[: -len("_quantizer")]]
+        weight = layer.weight_to_quantize(attribute[: -len("_quantizer")])
         scale = quantizer.threshold_of(weight)
     elif not quantizer.initialized:
         return f"{quantizer.spec}, no scale yet"

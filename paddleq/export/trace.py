@@ -65,11 +65,15 @@ class _ExportRecorder(Recorder):
     def __init__(self, model):
         super().__init__()
         _refuse_untrained(model)
-        self._inputs, self._weights, shared = {}, {}, {}
+        _refuse_unfolded(model)
+        self._inputs, self._weights, self._outputs, shared = {}, {}, {}, {}
         with paddle.no_grad():
             for _, layer in quantized_layers(model):
                 for slot in range(len(layer._paddleq_kind.inputs)):
                     self._inputs[id(layer), slot] = _input_plan(layer, slot)
+                output = getattr(layer, "output_quantizer", None)
+                if output is not None:
+                    self._outputs[id(layer)] = _activation_mark(layer, output, output.scale)
                 for name in layer._paddleq_kind.weights:
                     if layer.weight_parts(name)[1] is None:
                         continue
@@ -83,6 +87,9 @@ class _ExportRecorder(Recorder):
         for hook in hooks:
             x = hook(x)
         return x if mark is None else self.mark(x, mark)
+
+    def output(self, y, layer):
+        return self.mark(y, self._outputs[id(layer)])
 
     def weight(self, weight, layer, name):
         mark = self._weights.get((id(layer), name))
@@ -101,6 +108,15 @@ def _refuse_untrained(model):
             "skip_quant")
 
 
+def _refuse_unfolded(model):
+    training = [name for name, layer in quantized_layers(model)
+                if getattr(layer, "norm_folding", None) is not None]
+    if training:
+        raise ExportError(
+            f"{len(training)} layers are still trained with a folded batch norm: "
+            f"{', '.join(training)}; export what convert() returns")
+
+
 def _input_plan(layer, slot):
     """(callables that stay in the exported graph, mark or None) of one input of a layer."""
     preprocess, quantizer = layer.input_parts(slot)
@@ -117,7 +133,11 @@ def _input_plan(layer, slot):
         threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
     elif preprocess is not None and _changes_nothing(preprocess, quantizer):
         hooks = []
-    return hooks, ActivationMark(layer._paddleq_name, _float32(threshold), quantizer.spec)
+    return hooks, _activation_mark(layer, quantizer, threshold)
+
+
+def _activation_mark(layer, quantizer, threshold):
+    return ActivationMark(layer._paddleq_name, _float32(threshold), quantizer.spec)
 
 
 def _changes_nothing(preprocess, quantizer):

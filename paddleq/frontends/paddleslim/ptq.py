@@ -12,7 +12,7 @@ from ...nn.functions import QuantizableFunction
 from ...nn.registry import known_classes
 from ..fusing import fuse_now_or_later
 from ..quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from .shared import copy_of, layer_classes, rules_for
+from .shared import layer_classes, rules_for
 
 
 class PTQ:
@@ -82,7 +82,7 @@ class PTQ:
             classes = layer_classes("quantizable_layer_type", quantizable_layer_type)
         policy = LayerPolicy(weight=self.weight_quantizer.weight(),
                              activation=self.activation_quantizer.activation())
-        model = model if inplace else copy_of(model)
+        model = model if inplace else engine.copy_of(model)
         engine.prepare(model, rules_for(classes, policy, skip),
                        (lambda: fuse_now_or_later(model, inputs, fuse_list)) if fuse else None)
         model.eval()

@@ -23,7 +23,7 @@ from ...observers import (
 from ...preprocess import PACT
 from ...spec import PerChannel, PerTensor, QuantSpec
 from ..fusing import fuse_now_or_later
-from .shared import copy_of, layer_classes, rules_for
+from .shared import layer_classes, rules_for
 
 _WEIGHT_TYPES = ("abs_max", "channel_wise_abs_max", "range_abs_max", "moving_average_abs_max")
 _ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max")
@@ -131,7 +131,7 @@ class QAT:
         """
         check_bool("inplace", inplace)
         engine.check_model(model)
-        model = model if inplace else copy_of(model)
+        model = model if inplace else engine.copy_of(model)
         fuse = (lambda: fuse_now_or_later(model, inputs)) if self.config["fuse_conv_bn"] else None
         engine.prepare(
             model, rules_for(self.config["quantizable_layer_type"], self._policy, skip), fuse)

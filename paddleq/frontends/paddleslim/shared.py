@@ -1,7 +1,5 @@
 """What QAT and PTQ do alike before the engine starts: which layers, and of which model."""
 
-import copy
-
 from paddle import nn
 
 from ..._checks import hint, wrong_type
@@ -39,13 +37,3 @@ def rules_for(classes, policy, skip):
         rules.add_type(cls, policy)
     rules.exclude(skip)
     return rules
-
-
-def copy_of(model):
-    """A copy of the model whose parameters keep their names, so that its export shows them."""
-    copied = copy.deepcopy(model)
-    for (_, mine), (_, theirs) in zip(copied.named_parameters(), model.named_parameters()):
-        mine.name = theirs.name
-    for (_, mine), (_, theirs) in zip(copied.named_buffers(), model.named_buffers()):
-        mine.name = theirs.name
-    return copied
