@@ -40,15 +40,17 @@ def set_state(model, state):
 @contextmanager
 def quantization_off(model):
     """While open, the model computes as if it were float and nothing is observed."""
-    found = [(q, q.state) for _, q in fake_quantizers(model)]
-    for quantizer, _ in found:
+    found = [(q, q.state, q.observer_enabled, q.fake_quant_enabled)
+             for _, q in fake_quantizers(model)]
+    for quantizer, *_ in found:
         quantizer.set_state(State.VALIDATION)
         quantizer.fake_quant_enabled = False
     try:
         yield
     finally:
-        for quantizer, state in found:
+        for quantizer, state, observes, quantizes in found:
             quantizer.set_state(state)
+            quantizer.observer_enabled, quantizer.fake_quant_enabled = observes, quantizes
 
 
 @contextmanager

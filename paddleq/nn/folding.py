@@ -91,14 +91,14 @@ class NormFolding(nn.Layer):
         gamma, sigma = self._gamma(detach=True), self._sigma()
         c = self._run(layer, args, kwargs, gamma / sigma, None)
         aligned = _aligner(layer, c)
-        z = as_dtype(c, paddle.float32) * aligned(sigma / gamma)
+        z = _full(c) * aligned(sigma / gamma)
         if layer.bias is not None:
             z = z + aligned(layer.bias)
         return self.norm.float_forward(as_dtype(z, c.dtype))
 
     def _two_conv(self, layer, args, kwargs):
         norm = self.norm
-        u = as_dtype(layer.float_forward({}, args, kwargs), paddle.float32)
+        u = _full(layer.float_forward({}, args, kwargs))
         aligned = _aligner(layer, u)
         others = [i for i in range(len(u.shape)) if i != channel_axis(layer) % len(u.shape)]
         mean = u.mean(axis=others)
@@ -109,7 +109,7 @@ class NormFolding(nn.Layer):
         # The mean of u is that of conv(x, w) and b already.
         centre = -mean if layer.bias is None else layer.bias - mean
         shift = self._beta() + gamma * centre / batch_sigma
-        y = as_dtype(c, paddle.float32) * aligned(sigma / batch_sigma) + aligned(shift)
+        y = _full(c) * aligned(sigma / batch_sigma) + aligned(shift)
         with paddle.no_grad():
             for running, batch in ((norm._mean, mean), (norm._variance, variance)):
                 paddle.assign(running * norm._momentum + batch * (1.0 - norm._momentum), running)
@@ -146,3 +146,7 @@ def _aligner(layer, y):
     shape = [1] * len(y.shape)
     shape[channel_axis(layer)] = -1
     return lambda vector: vector.reshape(shape)
+
+
+def _full(y):
+    return y if y.dtype == paddle.float64 else as_dtype(y, paddle.float32)
