@@ -33,7 +33,8 @@ def read_state(path):
         raise FormatError(f"cannot read the checkpoint {path}: {error.strerror}") from error
     try:
         state = _Reader().run(data)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+            RecursionError) as error:
         raise FormatError(f"{path} is no checkpoint of arrays only, as "
                           f"paddle.save(net.state_dict(), path) writes it: {error}") from error
     if not isinstance(state, dict):
@@ -112,9 +113,8 @@ _CALLS = {
        for module in _BUFFER_MODULES},
     ("numpy", "dtype"): lambda name, *_: _DType(name),
     ("numpy", "ndarray"): None,
-    ("_codecs", "encode"): lambda text, encoding: text.encode(
-        {"latin1": "latin1"}[encoding]),
-    ("builtins", "tuple"): lambda items: items,
+    ("_codecs", "encode"): lambda text, encoding: text.encode({"latin1": "latin1"}[encoding]),
+    ("__builtin__", "bytes"): lambda: b"",  # how protocol 2 says that there are none
 }
 
 
