@@ -43,20 +43,22 @@ class DelayedFakeQuantize(FakeQuantize):
 
     def forward(self, x, *args, **kwargs):
         """``x``, quantized once it is time."""
+        # (Not super(): Paddle 2.6 traces this with a translation in which that is unknown.)
         if not (self.training and self.state is State.QAT):
-            return super().forward(x, *args, **kwargs)
+            return FakeQuantize.forward(self, x, *args, **kwargs)
         before = self.step + 0
         with paddle.no_grad():
             paddle.assign(self.step + 1, self.step)
         if not self.delay or not self.fake_quant_enabled:
-            return super().forward(x, *args, **kwargs)
+            return FakeQuantize.forward(self, x, *args, **kwargs)
         if not paddle.in_dynamic_mode():
-            return paddle.where(before < self.delay, x, super().forward(x, *args, **kwargs))
+            y = FakeQuantize.forward(self, x, *args, **kwargs)
+            return paddle.where(before < self.delay, x, y)
         if before.item() >= self.delay:
-            return super().forward(x, *args, **kwargs)
+            return FakeQuantize.forward(self, x, *args, **kwargs)
         self.fake_quant_enabled = False
         try:
-            return super().forward(x, *args, **kwargs)
+            return FakeQuantize.forward(self, x, *args, **kwargs)
         finally:
             self.fake_quant_enabled = True
 

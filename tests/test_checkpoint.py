@@ -31,7 +31,7 @@ class Holder(nn.Layer):
             "bytes": paddle.arange(5).astype("uint8"),
             "empty": paddle.zeros([0, 3]),
         }.items():
-            self.register_buffer(name, value)
+            self.register_buffer(f"of_{name}", value)
 
 
 def bits(tensor):
