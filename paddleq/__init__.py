@@ -16,6 +16,7 @@ except ImportError as _error:
 from . import errors
 from .engine import calibrate, extra_state_keys, summary
 from .fake_quantize import FakeQuantize, State
+from .frontends.golden_stick import QuantDtype, SimulatedQuantizationAwareTraining
 from .frontends.paddleslim import PTQ, QAT
 from .frontends.post_dynamic import quant_post_dynamic
 from .frontends.quantizers import (
@@ -34,7 +35,7 @@ _logging.getLogger("paddleq").addHandler(_logging.NullHandler())
 
 __all__ = [
     "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
-    "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
-    "QuantSpec", "QuantizableFunction", "State", "calibrate", "errors", "extra_state_keys",
-    "quant_post_dynamic", "register_layer", "summary",
+    "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken", "QuantDtype",
+    "QuantSpec", "QuantizableFunction", "SimulatedQuantizationAwareTraining", "State", "calibrate",
+    "errors", "extra_state_keys", "quant_post_dynamic", "register_layer", "summary",
 ]

@@ -56,8 +56,11 @@ class NormFolding(nn.Layer):
         """Take the batch norm, without becoming its parent."""
         self.__dict__["norm"] = norm
 
-    def forward(self, layer, args, kwargs):
-        """What ``layer`` and the norm give."""
+    def compute(self, layer, args, kwargs):
+        """What ``layer`` and the norm give.
+
+        (Not a forward: whoever hooks the calls of layers, as paddle.flops does, expects tensors.)
+        """
         norm = self.norm
         if not norm.training or norm._use_global_stats:
             return self._with_running_statistics(layer, args, kwargs)

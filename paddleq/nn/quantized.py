@@ -39,7 +39,7 @@ class QuantizedLayer:
         args, kwargs = self._quantize_inputs(args, kwargs)
         folding = getattr(self, "norm_folding", None)
         if folding is not None and folding.norm is not None:
-            y = folding(self, args, kwargs)
+            y = folding.compute(self, args, kwargs)
         else:
             weights = {name: self.quantized_weight(name) for name in self._paddleq_kind.weights}
             y = self.float_forward(weights, args, kwargs)

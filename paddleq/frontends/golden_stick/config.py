@@ -1,0 +1,154 @@
+"""The configuration of ``SimulatedQuantizationAwareTraining``: parsed and checked."""
+
+import enum
+from dataclasses import dataclass, replace
+
+from ..._checks import check_bool, check_int, check_known_keys, wrong_type, wrong_value
+from ...errors import ConfigError
+
+
+class QuantDtype(enum.Enum):
+    """Data types of quantized tensors, under Golden Stick's names.
+
+    ``SimulatedQuantizationAwareTraining`` takes INT8.
+
+    Attributes:
+        num_bits: width.
+        signed: whether there are negative numbers.
+
+    Examples:
+        >>> from paddleq import QuantDtype
+        >>> QuantDtype.INT8.num_bits, QuantDtype.UINT4.signed
+        (8, False)
+    """
+
+    INT4 = "INT4"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    UINT4 = "UINT4"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+
+    @property
+    def num_bits(self):
+        """Width of one number."""
+        return int(self.value.rpartition("INT")[2])
+
+    @property
+    def signed(self):
+        """Whether there are negative numbers."""
+        return not self.value.startswith("U")
+
+
+def check_delay(name, value):
+    """Return ``value`` if it is an int of at least 0."""
+    return check_int(name, value, 0)
+
+
+def check_dtype(name, value):
+    """Return ``value`` if it is QuantDtype.INT8."""
+    if not isinstance(value, QuantDtype):
+        raise wrong_type(name, value, "a QuantDtype, such as QuantDtype.INT8")
+    if value is not QuantDtype.INT8:
+        raise wrong_value(name, value, "QuantDtype.INT8, the only one there is so far")
+    return value
+
+
+def check_per_tensor(name, value):
+    """Return ``value`` if it is False: activations have no scale for each channel."""
+    if check_bool(name, value):
+        raise wrong_value(name, value, "False for activations; (False, True) or "
+                          "set_weight_per_channel(True) is per channel for weights")
+    return value
+
+
+# key -> (check of its part for activations, check of its part for weights)
+_PAIRS = {
+    "quant_delay": (check_delay, check_delay),
+    "quant_dtype": (check_dtype, check_dtype),
+    "per_channel": (check_per_tensor, check_bool),
+    "symmetric": (check_bool, check_bool),
+    "narrow_range": (check_bool, check_bool),
+}
+
+CHECKS = {
+    **{f"act_{key}": checks[0] for key, checks in _PAIRS.items()},
+    **{f"weight_{key}": checks[1] for key, checks in _PAIRS.items()},
+    "enable_fusion": check_bool,
+    "bn_fold": check_bool,
+    "one_conv_fold": check_bool,
+    "freeze_bn": check_delay,
+}
+
+
+@dataclass(frozen=True)
+class SimulatedQATConfig:
+    """The nine keys, those that are pairs in their two parts. The defaults are the seed's."""
+
+    act_quant_delay: int = 0
+    weight_quant_delay: int = 0
+    act_quant_dtype: QuantDtype = QuantDtype.INT8
+    weight_quant_dtype: QuantDtype = QuantDtype.INT8
+    act_per_channel: bool = False
+    weight_per_channel: bool = False
+    act_symmetric: bool = False
+    weight_symmetric: bool = False
+    act_narrow_range: bool = False
+    weight_narrow_range: bool = False
+    enable_fusion: bool = False
+    freeze_bn: int = 10_000_000
+    bn_fold: bool = False
+    one_conv_fold: bool = True
+
+    @classmethod
+    def parse(cls, config):
+        """From a user's dict, or None.
+
+        Raises:
+            ConfigTypeError, ConfigError: see ``SimulatedQuantizationAwareTraining``.
+        """
+        if config is None:
+            config = {}
+        if not isinstance(config, dict):
+            raise wrong_type("config", config, "a dict or None")
+        keys = [*_PAIRS, "enable_fusion", "freeze_bn", "bn_fold", "one_conv_fold"]
+        check_known_keys("config", config, keys)
+        parsed = cls()
+        for key, value in config.items():
+            name = f"config[{key!r}]"
+            if key in _PAIRS:
+                for side, part in zip(("act", "weight"), _pair(name, value)):
+                    parsed = parsed.changed(f"{side}_{key}", part, name)
+            else:
+                parsed = parsed.changed(key, value, name)
+        parsed.check_together()
+        return parsed
+
+    def changed(self, field, value, name=None):
+        """A copy with another value, checked; ``name`` is what to call it in messages."""
+        return replace(self, **{field: CHECKS[field](name or field, value)})
+
+    def check_together(self):
+        """Raise for values that exclude each other."""
+        if self.bn_fold and not self.enable_fusion:
+            raise ConfigError(
+                "bn_fold must be False while enable_fusion is False, but is True: only a fused "
+                "convolution and batch norm can be folded; set enable_fusion to True as well")
+
+    def as_dict(self):
+        """The nine keys as a user writes them, pairs as (activation, weight)."""
+        return {
+            **{key: (getattr(self, f"act_{key}"), getattr(self, f"weight_{key}"))
+               for key in _PAIRS},
+            "enable_fusion": self.enable_fusion, "freeze_bn": self.freeze_bn,
+            "bn_fold": self.bn_fold, "one_conv_fold": self.one_conv_fold,
+        }
+
+
+def _pair(name, value):
+    """(for activations, for weights) of a scalar or of a list or tuple of one or two."""
+    if not isinstance(value, (list, tuple)):
+        return value, value
+    if not 1 <= len(value) <= 2:
+        raise wrong_value(name, value, "one value, or one for activations and one for weights")
+    return value[0], value[-1]
