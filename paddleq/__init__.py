@@ -14,7 +14,16 @@ except ImportError as _error:
     ) from _error
 
 from . import errors
-from .engine import calibrate, extra_state_keys, summary
+from .engine import (
+    calibrate,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+    extra_state_keys,
+    set_fake_quantize,
+    summary,
+)
 from .fake_quantize import FakeQuantize, State
 from .frontends.paddleslim import PTQ, QAT
 from .frontends.post_dynamic import quant_post_dynamic
@@ -35,6 +44,7 @@ _logging.getLogger("paddleq").addHandler(_logging.NullHandler())
 __all__ = [
     "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
     "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
-    "QuantSpec", "QuantizableFunction", "State", "calibrate", "errors", "extra_state_keys",
-    "quant_post_dynamic", "register_layer", "summary",
+    "QuantSpec", "QuantizableFunction", "State", "calibrate", "disable_fake_quant",
+    "disable_observer", "enable_fake_quant", "enable_observer", "errors", "extra_state_keys",
+    "quant_post_dynamic", "register_layer", "set_fake_quantize", "summary",
 ]

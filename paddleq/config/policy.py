@@ -15,6 +15,8 @@ class QuantizerConfig:
             :class:`~paddleq.observers.Observer`.
         spec: the quantization. A :class:`~paddleq.PerChannel` granularity here means "along the
             layer's own output channel axis", whatever its number.
+        saturate: the gradient is zero for values outside of the range. Default False, as in
+            PaddleSlim.
 
     Examples:
         >>> from paddleq.config import QuantizerConfig
@@ -26,6 +28,7 @@ class QuantizerConfig:
 
     observer: Callable
     spec: QuantSpec = QuantSpec()
+    saturate: bool = False
 
     @property
     def per_channel(self):
@@ -40,7 +43,7 @@ class QuantizerConfig:
         spec = self.spec
         if self.per_channel:
             spec = replace(spec, granularity=PerChannel(axis))
-        return FakeQuantize(self.observer(spec, channels), label)
+        return FakeQuantize(self.observer(spec, channels), saturate=self.saturate, label=label)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import inspect
 import paddle
 from paddle import nn
 
+from .._bytecode import keep_from_translation
 from . import tracing
 from .registry import kind_of
 from .substitute import substituted
@@ -129,7 +130,7 @@ def quantized_class(base):
             "__doc__": f"Quantized {base.__name__}.", "__module__": __name__})
         _CLASSES[base] = cls
         _count_flops_like(cls, base)
-        _keep_from_bytecode_translation(cls)
+        keep_from_translation(cls)
     return _CLASSES[base]
 
 
@@ -152,17 +153,6 @@ def _count_flops_like(cls, base):
         if parent in register_hooks:
             register_hooks[cls] = register_hooks[parent]
             return
-
-
-def _keep_from_bytecode_translation(cls):
-    """Let to_static trace the layer as one of Paddle's own, by calling it on symbols.
-
-    Its forward is right in dynamic and in static mode as it is. The bytecode translator of
-    Paddle 3 would take it apart, and lose what observers write into their buffers.
-    """
-    marker = getattr(paddle.jit, "marker", None)
-    if hasattr(marker, "unified"):
-        marker.unified(cls)
 
 
 def is_quantized(layer):
