@@ -14,7 +14,16 @@ except ImportError as _error:
     ) from _error
 
 from . import errors
-from .engine import calibrate, extra_state_keys, summary
+from .engine import (
+    calibrate,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+    extra_state_keys,
+    set_fake_quantize,
+    summary,
+)
 from .fake_quantize import FakeQuantize, State
 from .frontends.golden_stick import QuantDtype, SimulatedQuantizationAwareTraining
 from .frontends.paddleslim import PTQ, QAT
@@ -37,5 +46,6 @@ __all__ = [
     "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
     "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken", "QuantDtype",
     "QuantSpec", "QuantizableFunction", "SimulatedQuantizationAwareTraining", "State", "calibrate",
-    "errors", "extra_state_keys", "quant_post_dynamic", "register_layer", "summary",
+    "disable_fake_quant", "disable_observer", "enable_fake_quant", "enable_observer", "errors",
+    "extra_state_keys", "quant_post_dynamic", "register_layer", "set_fake_quantize", "summary",
 ]

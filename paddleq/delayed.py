@@ -2,10 +2,12 @@
 
 import paddle
 
+from ._bytecode import keep_from_translation
 from ._checks import check_int
 from .fake_quantize import FakeQuantize, State
 
 
+@keep_from_translation
 class DelayedFakeQuantize(FakeQuantize):
     """A :class:`~paddleq.FakeQuantize` that quantizes after ``delay`` training steps only.
 
@@ -41,24 +43,24 @@ class DelayedFakeQuantize(FakeQuantize):
         """Never while there is a delay: what quantizes nothing clips nothing."""
         return not self.delay and super().takes(clipping)
 
+    @paddle.jit.not_to_static
     def forward(self, x, *args, **kwargs):
         """``x``, quantized once it is time."""
-        # (Not super(): Paddle 2.6 traces this with a translation in which that is unknown.)
         if not (self.training and self.state is State.QAT):
-            return FakeQuantize.forward(self, x, *args, **kwargs)
+            return super().forward(x, *args, **kwargs)
         before = self.step + 0
         with paddle.no_grad():
             paddle.assign(self.step + 1, self.step)
         if not self.delay or not self.fake_quant_enabled:
-            return FakeQuantize.forward(self, x, *args, **kwargs)
+            return super().forward(x, *args, **kwargs)
         if not paddle.in_dynamic_mode():
-            y = FakeQuantize.forward(self, x, *args, **kwargs)
+            y = super().forward(x, *args, **kwargs)
             return paddle.where(before < self.delay, x, y)
         if before.item() >= self.delay:
-            return FakeQuantize.forward(self, x, *args, **kwargs)
+            return super().forward(x, *args, **kwargs)
         self.fake_quant_enabled = False
         try:
-            return FakeQuantize.forward(self, x, *args, **kwargs)
+            return super().forward(x, *args, **kwargs)
         finally:
             self.fake_quant_enabled = True
 

@@ -5,9 +5,9 @@ what ``convert`` stores and what an exported graph computes, so that the three a
 """
 
 from dataclasses import dataclass, field
-from typing import Optional, Union
+from typing import Optional, Tuple, Union
 
-from ._checks import check_bool, check_choice, check_int, wrong_type
+from ._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,15 @@ class PerToken:
 
 Granularity = Union[PerTensor, PerChannel, PerGroup, PerToken]
 
+def _checked_limits(limits, lowest, highest):
+    if not (isinstance(limits, tuple) and len(limits) == 2
+            and all(type(limit) is int for limit in limits)):
+        raise wrong_type("limits", limits, "a tuple of two ints")
+    if not lowest <= limits[0] <= 0 < limits[1] <= highest:
+        raise wrong_value("limits", limits, f"around 0 and within [{lowest}, {highest}]")
+    return limits
+
+
 HALF_EVEN = "half_even"
 HALF_UP = "half_up"
 
@@ -94,6 +103,8 @@ class QuantSpec:
         rounding: "half_even" (default, what Paddle's ``quantize_linear`` does) or
             "half_up", i.e. floor(v + 0.5).
         granularity: which elements share a scale. Default :class:`PerTensor`.
+        limits: (lowest, highest) integer, within what ``bits`` can hold and around 0, or None
+            (default) for all of it.
 
     Attributes:
         qmin, qmax: lowest and highest integer.
@@ -122,6 +133,7 @@ class QuantSpec:
     narrow_range: bool = False
     rounding: str = HALF_EVEN
     granularity: Granularity = field(default_factory=PerTensor)
+    limits: Optional[Tuple[int, int]] = None
 
     # Derived, and fields rather than properties: paddle.jit.to_static's bytecode translator
     # understands the fields of a dataclass only.
@@ -146,6 +158,8 @@ class QuantSpec:
         else:
             qmax = 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
             qmin = (-qmax - 1 if self.signed else 0) + int(self.narrow_range)
+        if self.limits is not None:
+            qmin, qmax = _checked_limits(self.limits, qmin, qmax)
         granularity = self.granularity
         derived = {
             "binary": binary, "qmin": qmin, "qmax": qmax, "levels": qmax,

@@ -197,7 +197,7 @@ ARGUMENTS = [
      ["moving_rate", "1.0"]),
     ("observer bins", lambda: HistogramObserver(bins=1), ConfigError, ["bins", "1"]),
     ("no observer", lambda: FakeQuantize(QuantSpec()), ConfigTypeError,
-     ["observer", "QuantSpec", "paddleq.observers.Observer"]),
+     ["observer", "QuantSpec", "a class of paddleq.observers"]),
     ("state", lambda: FakeQuantize(AbsMaxObserver()).set_state("train"), ConfigError,
      ["state", "'train'", "'qat'"]),
     # register_layer and QuantizableFunction

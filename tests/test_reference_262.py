@@ -215,7 +215,7 @@ def test_moving_average_after_20_steps(stream, rate):
         x = paddle.to_tensor(batches[step % len(batches)].astype("float32"))
         expected, got = theirs(x).numpy(), ours(x).numpy()
         scale = theirs._scale.item()
-        assert ours.scale.item() == pytest.approx(scale, rel=1e-6), step
+        assert ours.threshold.item() == pytest.approx(scale, rel=1e-6), step
         # The reference rounds ties away from zero and clips to -127 while it trains; ours does
         # what the exported operator does. Elsewhere the values are the same.
         steps = x.numpy().astype(np.float64) / scale * 127.0
@@ -236,7 +236,7 @@ def test_eval_uses_what_training_stored():
         quantizer(x)
         quantizer.eval()
         quantizer(x * 100.0)
-    assert ours.scale.item() == pytest.approx(theirs._scale.item(), rel=1e-6)
+    assert ours.threshold.item() == pytest.approx(theirs._scale.item(), rel=1e-6)
 
 
 # --- whole models ----------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_ptq_of_a_model_on_digits(digits, name):
     PTQ(name).calibrate(ours, batches)
     for i in (0, 3, 6):
         quantizer = theirs[i]._quant_config.in_act_quantizer
-        scale = ours[i].activation_quantizer.scale.item()
+        scale = ours[i].activation_quantizer.threshold.item()
         if name == "KLQuantizer":
             assert_kl_no_worse(quantizer, scale)
         elif name == "HistQuantizer":
@@ -296,7 +296,7 @@ def test_qat_of_a_model_on_digits(digits):
         optimizer.step()
         optimizer.clear_grad()
     for layer, theirs in pairs:
-        assert layer.activation_quantizer.scale.item() == pytest.approx(
+        assert layer.activation_quantizer.threshold.item() == pytest.approx(
             theirs._scale.item(), rel=1e-6)
 
 

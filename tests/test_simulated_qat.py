@@ -201,10 +201,11 @@ def fake_quantized(x, symmetric, narrow):
         low = -high
     qmin, qmax = int(narrow), 255
     if low == high:
-        step, zero = 1.0, 0.0
-    else:
-        step = (high - low) / (qmax - qmin)
-        zero = np.round(np.clip(qmin - low / step, qmin, qmax))
+        return np.zeros_like(x), (0.0, 255.0 - qmin)
+    step = (high - low) / (qmax - qmin)
+    # Of a symmetric range it is the middle, 127.5 or 128, which float64 may miss by a bit.
+    zero = (qmin + qmax) / 2 if symmetric else np.clip(qmin - low / step, qmin, qmax)
+    zero = np.round(zero)
     nudged = (qmin - zero) * step, (qmax - zero) * step
     return np.round(np.clip(x, *nudged) / step) * step, nudged
 
@@ -424,11 +425,11 @@ def test_there_are_thirteen_setters_and_set_weight_per_channel():
 
 
 def test_apply_1_fuses_by_patterns():
-    names = {}
     net = applied(enable_fusion=True)
     names = {id(layer): name for name, layer in net.named_sublayers()}
-    assert sorted(tuple(names[id(each)] for each in (b.producer, b.norm, b.relu) if each is not None)
-                  for b in blocks_of(net)) == [
+    found = [[names.get(id(layer)) for layer in (block.producer, block.norm, block.relu)]
+             for block in blocks_of(net)]
+    assert sorted(tuple(filter(None, block)) for block in found) == [
         ("down.0", "down.1"), ("hidden.0", "hidden.1", "hidden.2"), ("mix.0", "mix.1"),
         ("stem.0", "stem.1", "stem.2")]
 

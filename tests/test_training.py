@@ -50,13 +50,13 @@ def test_uninitialised_quantizer_passes_the_input_through():
 def test_scales_move_in_training_only():
     net, x = quantized(), paddle.rand([2, 1, 8, 8])
     train_steps(net, x)
-    scale = net.conv2.activation_quantizer.scale.item()
+    scale = net.conv2.activation_quantizer.threshold.item()
     net.eval()
     net(x * 10)
-    assert net.conv2.activation_quantizer.scale.item() == scale
+    assert net.conv2.activation_quantizer.threshold.item() == scale
     net.train()
     net(x * 10)
-    assert net.conv2.activation_quantizer.scale.item() > scale
+    assert net.conv2.activation_quantizer.threshold.item() > scale
 
 
 def test_gradient_accumulation_adds_up():
@@ -82,7 +82,7 @@ def test_straight_through_gradient_is_that_of_the_quantized_weights():
     plain = nn.Linear(6, 4)
     plain.weight.set_value(net[0].quantized_weight("weight").detach())
     plain.bias.set_value(net[0].bias)
-    scale = net[0].activation_quantizer.scale.item()
+    scale = net[0].activation_quantizer.threshold.item()
     quantized_x = np.clip(np.rint(x.numpy() / scale * 127), -128, 127) * scale / 127
     plain(paddle.to_tensor(quantized_x.astype("float32"))).square().sum().backward()
     np.testing.assert_allclose(net[0].weight.grad.numpy(), plain.weight.grad.numpy(),
@@ -144,8 +144,8 @@ def test_to_static_training(config, full_graph, tmp_path):
             optimizer.step()
             optimizer.clear_grad()
         net.eval()
-    np.testing.assert_allclose(static.conv2.activation_quantizer.scale.numpy(),
-                               dynamic.conv2.activation_quantizer.scale.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(static.conv2.activation_quantizer.threshold.numpy(),
+                               dynamic.conv2.activation_quantizer.threshold.numpy(), rtol=1e-4)
     np.testing.assert_allclose(static.conv1.weight.numpy(), dynamic.conv1.weight.numpy(),
                                rtol=1e-3, atol=1e-5)
     assert static.conv2.activation_quantizer.observer.seen == 4
@@ -168,7 +168,7 @@ def test_low_precision_activations_come_back_in_their_own_dtype():
     quantizer = paddleq.FakeQuantize(paddleq.observers.AbsMaxObserver())
     x = paddle.rand([8]).astype("bfloat16")
     assert quantizer(x).dtype == paddle.bfloat16
-    assert quantizer.scale.dtype == paddle.float32
+    assert quantizer.threshold.dtype == paddle.float32
 
 
 def test_quantize_twice_is_an_error():

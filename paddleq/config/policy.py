@@ -15,8 +15,10 @@ class QuantizerConfig:
             :class:`~paddleq.observers.Observer`.
         spec: the quantization. A :class:`~paddleq.PerChannel` granularity here means "along the
             layer's own output channel axis", whatever its number.
-        quantizer: called as ``quantizer(observer, label=...)``, returns the fake-quantizer.
-            Default :class:`~paddleq.FakeQuantize`.
+        saturate: the gradient is zero for values outside of the range. Default False, as in
+            PaddleSlim.
+        quantizer: called as ``quantizer(observer, saturate=..., label=...)``, returns the
+            fake-quantizer. Default :class:`~paddleq.FakeQuantize`.
 
     Examples:
         >>> from paddleq.config import QuantizerConfig
@@ -28,6 +30,7 @@ class QuantizerConfig:
 
     observer: Callable
     spec: QuantSpec = QuantSpec()
+    saturate: bool = False
     quantizer: Optional[Callable] = None
 
     @property
@@ -44,7 +47,7 @@ class QuantizerConfig:
         if self.per_channel:
             spec = replace(spec, granularity=PerChannel(axis))
         make = FakeQuantize if self.quantizer is None else self.quantizer
-        return make(self.observer(spec, channels), label=label)
+        return make(self.observer(spec, channels), saturate=self.saturate, label=label)
 
 
 @dataclass(frozen=True)

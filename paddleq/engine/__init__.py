@@ -7,18 +7,24 @@ from .convert import convert, copy_of
 from .prepare import check_model, prepare
 from .states import (
     check_quantized,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
     evaluation,
     fake_quantizers,
     finalize,
     quantization_off,
     quantized_layers,
+    set_fake_quantize,
     set_state,
 )
 from .summary import extra_state_keys, summary
 
 __all__ = [
     "arrange", "blocks_of", "calibrate", "check_model", "check_quantized", "convert", "copy_of",
-    "evaluation", "extra_state_keys", "fake_quantizers", "finalize", "find_arrangement",
-    "load_state", "model_inputs", "prepare", "quantization_off", "quantized_layers", "read_state",
-    "same_parameters", "set_state", "summary",
+    "disable_fake_quant", "disable_observer", "enable_fake_quant", "enable_observer", "evaluation",
+    "extra_state_keys", "fake_quantizers", "finalize", "find_arrangement", "load_state",
+    "model_inputs", "prepare", "quantization_off", "quantized_layers", "read_state",
+    "same_parameters", "set_fake_quantize", "set_state", "summary",
 ]

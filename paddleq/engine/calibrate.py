@@ -40,7 +40,7 @@ def calibrate(model, loader, batch_num=None, desc="calibrating"):
         ...     paddle.nn.Sequential(paddle.nn.Linear(2, 2)))
         >>> paddleq.calibrate(net, [paddle.to_tensor([[0.5, -3.0]])])
         1
-        >>> net[0].activation_quantizer.scale.tolist()
+        >>> net[0].activation_quantizer.threshold.tolist()
         [3.0]
     """
     from tqdm import tqdm

@@ -8,7 +8,6 @@ followed. Anything else is an error.
 import pickletools
 
 import numpy as np
-import paddle
 
 from ..errors import FormatError, ModelError
 

@@ -37,6 +37,91 @@ def set_state(model, state):
         quantizer.set_state(State(state))
 
 
+def enable_fake_quant(layer):
+    """For ``model.apply``: fake-quantizers quantize.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, disable_fake_quant
+        >>> model = paddle.nn.Sequential(FakeQuantize())
+        >>> model.apply(disable_fake_quant)[0].fake_quant_enabled
+        False
+    """
+    if isinstance(layer, FakeQuantize):
+        layer.fake_quant_enabled = True
+
+
+def disable_fake_quant(layer):
+    """For ``model.apply``: fake-quantizers hand their input on unchanged.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, disable_fake_quant
+        >>> model = paddle.nn.Sequential(FakeQuantize())
+        >>> model.apply(disable_fake_quant)(paddle.to_tensor([0.25, 1.0])).tolist()
+        [0.25, 1.0]
+    """
+    if isinstance(layer, FakeQuantize):
+        layer.fake_quant_enabled = False
+
+
+def enable_observer(layer):
+    """For ``model.apply``: fake-quantizers observe.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, disable_observer, enable_observer
+        >>> model = paddle.nn.Sequential(FakeQuantize()).apply(disable_observer)
+        >>> model.apply(enable_observer)[0].observer_enabled
+        True
+    """
+    if isinstance(layer, FakeQuantize):
+        layer.observer_enabled = True
+
+
+def disable_observer(layer):
+    """For ``model.apply``: fake-quantizers keep the scale that they have.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, disable_observer
+        >>> paddle.nn.Sequential(FakeQuantize()).apply(disable_observer)[0].observer_enabled
+        False
+    """
+    if isinstance(layer, FakeQuantize):
+        layer.observer_enabled = False
+
+
+def set_fake_quantize(model, state):
+    """Put all fake-quantizers of a model into one :class:`State`.
+
+    Args:
+        model: a ``paddle.nn.Layer``.
+        state: ``State.QAT`` (the model must be in training mode), ``State.CALIBRATION`` or
+            ``State.VALIDATION`` (the model must be in evaluation mode), or its name.
+
+    Raises:
+        ModelError: the model is in the other mode. Nothing is changed.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, State, set_fake_quantize
+        >>> model = paddle.nn.Sequential(FakeQuantize())
+        >>> _ = model.eval()
+        >>> set_fake_quantize(model, State.CALIBRATION)
+        >>> model[0].state
+        <State.CALIBRATION: 'calibration'>
+    """
+    if not isinstance(model, nn.Layer):
+        raise wrong_type("model", model, "a paddle.nn.Layer")
+    state = State.of(state)
+    if model.training != (state is State.QAT):
+        mode, right = ("training", "eval") if model.training else ("evaluation", "train")
+        raise ModelError(f"state {state} contradicts the model, which is in {mode} mode; call "
+                         f"model.{right}() first")
+    set_state(model, state)
+
+
 @contextmanager
 def quantization_off(model):
     """While open, the model computes as if it were float and nothing is observed."""

@@ -83,11 +83,11 @@ def _described(quantizer, layer, attribute):
         return type(quantizer).__name__
     if quantizer.observer.dynamic:
         weight = layer.weight_to_quantize(attribute[: -len("_quantizer")])
-        scale = quantizer.threshold_of(weight)
+        scale, _ = quantizer.qparams_of(weight)
     elif not quantizer.initialized:
         return f"{quantizer.spec}, no scale yet"
     else:
-        scale = quantizer.scale
+        scale = quantizer.threshold
     low, high = scale.min().item(), scale.max().item()
     span = f"{high:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
     return f"{quantizer.spec}, scale {span}"

@@ -73,7 +73,8 @@ class _ExportRecorder(Recorder):
                     self._inputs[id(layer), slot] = _input_plan(layer, slot)
                 output = getattr(layer, "output_quantizer", None)
                 if output is not None:
-                    self._outputs[id(layer)] = _activation_mark(layer, output, output.scale)
+                    _check_spec(f"the output of {layer._paddleq_name}", output.spec, False)
+                    self._outputs[id(layer)] = _activation_mark(layer, output, output.threshold)
                 for name in layer._paddleq_kind.weights:
                     if layer.weight_parts(name)[1] is None:
                         continue
@@ -128,7 +129,8 @@ def _input_plan(layer, slot):
                         "consists of; runtimes compute this layer in float",
                         layer._paddleq_name, type(quantizer).__name__)
         return [*hooks, quantizer], None
-    threshold = quantizer.scale
+    _check_spec(f"the input of {layer._paddleq_name}", quantizer.spec, False)
+    threshold = quantizer.threshold
     if PACT.clips(preprocess):
         threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
     elif preprocess is not None and _changes_nothing(preprocess, quantizer):
@@ -140,13 +142,26 @@ def _activation_mark(layer, quantizer, threshold):
     return ActivationMark(layer._paddleq_name, _float32(threshold), quantizer.spec)
 
 
+def _check_spec(what, spec, narrow):
+    """Raise unless quantize_linear and dequantize_linear of Paddle compute what ``spec`` says."""
+    if not spec.symmetric:
+        raise ExportError(f"{what} is quantized with a zero point, which Paddle Inference and "
+                          "OpenVINO do not take from a .pdmodel; make it symmetric "
+                          "(symmetric=True, or a qscheme that ends in _symmetric)")
+    plain = QuantSpec(spec.bits, narrow_range=narrow)
+    if (spec.qmin, spec.qmax) != (plain.qmin, plain.qmax):
+        raise ExportError(f"{what} is quantized to [{spec.qmin}, {spec.qmax}], but the operators "
+                          f"of a .pdmodel quantize to [{plain.qmin}, {plain.qmax}]; use signed "
+                          "integers and all of their range")
+
+
 def _changes_nothing(preprocess, quantizer):
     """Whether quantizing after ``preprocess`` gives the same integers as without it.
 
     A clipping range at or beyond the quantizer's own is the usual case. The hook is tried on
     values across eight times the range, in steps finer than the quantizer's.
     """
-    spec, threshold = quantizer.spec, quantizer.scale
+    spec, threshold = quantizer.spec, quantizer.threshold
     reach = 8.0 * threshold.item()
     points = min(16 * spec.levels, 1 << 18)
     values = paddle.linspace(-reach, reach, 2 * points + 1).reshape([1, -1, 1, 1])
@@ -164,7 +179,8 @@ def _weight_mark(layer, name, parameter):
     preprocess, quantizer = layer.weight_parts(name)
     value = parameter if preprocess is None else preprocess(parameter)
     if isinstance(quantizer, FakeQuantize):
-        threshold = quantizer.threshold_of(value)
+        _check_spec(f"{layer_name}.{name}", quantizer.spec, quantizer.spec.narrow_range)
+        threshold, _ = quantizer.qparams_of(value)
         integers = quantize(value, threshold, quantizer.spec)
         return WeightMark(layer_name, _float32(value), _integers(integers, quantizer.spec),
                           _float32(threshold), quantizer.spec, quantizer.observer.dynamic)

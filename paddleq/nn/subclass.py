@@ -7,6 +7,8 @@ import inspect
 
 import paddle
 
+from .._bytecode import keep_from_translation
+
 
 def subclass(prefix, mixin, base, forward, **attributes):
     """``base`` with ``mixin`` before it, its name behind ``prefix``.
@@ -25,7 +27,7 @@ def subclass(prefix, mixin, base, forward, **attributes):
                {**attributes, "_paddleq_float_class": base, "forward": like_base,
                 "__doc__": f"{prefix} {base.__name__}.", "__module__": mixin.__module__})
     _count_flops_like(cls, base)
-    _keep_from_bytecode_translation(cls)
+    keep_from_translation(cls)
     return cls
 
 
@@ -36,14 +38,3 @@ def _count_flops_like(cls, base):
         if parent in register_hooks:
             register_hooks[cls] = register_hooks[parent]
             return
-
-
-def _keep_from_bytecode_translation(cls):
-    """Let to_static trace the layer as one of Paddle's own, by calling it on symbols.
-
-    Its forward is right in dynamic and in static mode as it is. The bytecode translator of
-    Paddle 3 would take it apart, and lose what observers write into their buffers.
-    """
-    marker = getattr(paddle.jit, "marker", None)
-    if hasattr(marker, "unified"):
-        marker.unified(cls)

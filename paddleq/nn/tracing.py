@@ -64,7 +64,8 @@ def run_activation(x, preprocess, quantizer, layer, slot):
     recorder = getattr(_current, "recorder", None)
     if recorder is not None:
         return recorder.activation(x, layer, slot)
-    if PACT.clips(preprocess) and isinstance(quantizer, FakeQuantize):
+    if (PACT.clips(preprocess) and isinstance(quantizer, FakeQuantize)
+            and quantizer.spec.symmetric):
         if layer.training:
             clipping = preprocess.clipping(x)
             if quantizer.takes(clipping):

@@ -2,12 +2,21 @@
 
 from .abs_max import AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, RangeAbsMaxObserver
 from .base import Observer
+from .fixed import FixedScaleObserver
 from .histogram import HistogramObserver, KLObserver, MSEObserver
-from .min_max import MinMaxObserver
+from .min_max import (
+    CurrentMinMaxObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 from .moving_average import MovingAverageAbsMaxObserver
 
 __all__ = [
-    "AbsMaxObserver", "AverageObserver", "CurrentAbsMaxObserver", "HistogramObserver",
-    "KLObserver", "MSEObserver", "MinMaxObserver", "MovingAverageAbsMaxObserver", "Observer",
+    "AbsMaxObserver", "AverageObserver", "CurrentAbsMaxObserver", "CurrentMinMaxObserver",
+    "FixedScaleObserver", "HistogramObserver", "KLObserver", "MSEObserver", "MinMaxObserver",
+    "MovingAverageAbsMaxObserver", "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver", "Observer", "PerChannelMinMaxObserver",
     "RangeAbsMaxObserver",
 ]

@@ -13,8 +13,9 @@ class CurrentAbsMaxObserver(Observer):
         >>> import paddle
         >>> from paddleq.observers import CurrentAbsMaxObserver
         >>> observer = CurrentAbsMaxObserver()
-        >>> observer.observe_and_measure(paddle.to_tensor([0.5, -2.0])).tolist()
-        [2.0]
+        >>> threshold, zero_point = observer.observe_and_measure(paddle.to_tensor([0.5, -2.0]))
+        >>> threshold.tolist(), zero_point
+        ([2.0], None)
     """
 
     dynamic = True
@@ -28,7 +29,7 @@ class CurrentAbsMaxObserver(Observer):
 
     def observe_and_measure(self, x):
         with paddle.no_grad():
-            return self._abs_max(x.detach())
+            return self._measured(self._abs_max(x.detach()))
 
     def _merge(self, other):
         self._assign("current", other.current)
@@ -75,7 +76,7 @@ class AbsMaxObserver(Observer):
             current = self._abs_max(x.detach())
             self._take(current)
             self._assign("batches", self.batches + 1)
-            return current
+            return self._measured(current)
 
     def _merge(self, other):
         self._assign("max", paddle.maximum(self.max, other.max))

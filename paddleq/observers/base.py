@@ -5,13 +5,14 @@ import abc
 import paddle
 from paddle import nn
 
+from .._factory import WithArgs
 from ..errors import CalibrationError
-from ..functional import EPS, abs_max
-from ..functional.numerics import as_dtype
+from ..functional import EPS, abs_max, affine_qparams
+from ..functional.ranges import as_dtype
 from ..spec import QuantSpec
 
 
-class Observer(nn.Layer, abc.ABC):
+class Observer(nn.Layer, WithArgs, abc.ABC):
     """Watches tensors and says which range is worth representing.
 
     An observer is a ``paddle.nn.Layer`` whose statistics are buffers: they are in
@@ -43,6 +44,7 @@ class Observer(nn.Layer, abc.ABC):
     dynamic = False
     track_batch = False
     only_largest = False
+    per_channel = False  # what a spec without a granularity of its own is to have
 
     def __init__(self, spec=None, channels=None):
         super().__init__()
@@ -62,9 +64,20 @@ class Observer(nn.Layer, abc.ABC):
             self._assign("batches", self.batches + 1)
 
     def observe_and_measure(self, x):
-        """Observe ``x`` and return the threshold with which ``x`` itself is to be quantized."""
+        """Observe ``x`` and return the :meth:`qparams` with which ``x`` itself is quantized."""
         self.observe(x)
-        return self.threshold()
+        return self.qparams()
+
+    def qparams(self):
+        """(threshold, zero point or None for a symmetric spec) from all that was seen."""
+        if self.spec.symmetric:
+            return self.threshold(), None
+        return affine_qparams(*self.range(), self.spec)
+
+    def _measured(self, threshold, range_=None):
+        if self.spec.symmetric:
+            return threshold, None
+        return affine_qparams(*(range_ or (-threshold, threshold)), self.spec)
 
     @property
     def takes_largest(self):

@@ -1,21 +1,19 @@
-"""Lowest and highest value."""
+"""Lowest and highest value: of this tensor, of all tensors, on average."""
 
 import paddle
 
-from ..functional.numerics import as_dtype
+from .._checks import check_float
+from ..functional import EPS
+from ..functional.ranges import as_dtype
+from ..spec import PerChannel, QuantSpec
 from .base import Observer
 
 
-class MinMaxObserver(Observer):
-    """Running minimum and maximum; the range always contains 0.
+class _Extremes(Observer):
+    """What observers of minimum and maximum share.
 
-    Examples:
-        >>> import paddle
-        >>> from paddleq.observers import MinMaxObserver
-        >>> observer = MinMaxObserver()
-        >>> observer.observe(paddle.to_tensor([1.0, 4.0]))
-        >>> [t.tolist() for t in observer.range()], observer.threshold().tolist()
-        ([[0.0], [4.0]], [4.0])
+    A symmetric spec spans all of its integers: the step is max(-min, max) / ((qmax - qmin) / 2),
+    as Horizon's plugin and Golden Stick define it; the threshold is ``levels`` of those.
     """
 
     def __init__(self, spec=None, channels=None):
@@ -23,14 +21,43 @@ class MinMaxObserver(Observer):
         self._float_buffer("min")
         self._float_buffer("max")
 
-    def _update(self, x):
+    def _extremes(self, x):
         x = as_dtype(x, paddle.float32)
         axis = self.spec.channel_axis
         if axis is None:
-            low, high = x.min().reshape([1]), x.max().reshape([1])
-        else:
-            others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
-            low, high = x.min(axis=others), x.max(axis=others)
+            return x.min().reshape([1]), x.max().reshape([1])
+        others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
+        return (x.min(axis=others), x.max(axis=others)) if others else (x, x)
+
+    def _threshold_of(self, low, high):
+        spec = self.spec
+        share = spec.levels / ((spec.qmax - spec.qmin) / 2)
+        return (paddle.maximum(-low, high) * share).clip(min=EPS)
+
+    def range(self):
+        return self.min.clip(max=0.0), self.max.clip(min=0.0)
+
+    def threshold(self):
+        return self._threshold_of(*self.range())
+
+
+class MinMaxObserver(_Extremes):
+    """Running minimum and maximum; the range always contains 0.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.observers import MinMaxObserver
+        >>> observer = MinMaxObserver(QuantSpec(narrow_range=True))
+        >>> observer.observe(paddle.to_tensor([1.0, 4.0]))
+        >>> [t.tolist() for t in observer.range()], observer.threshold().tolist()
+        ([[0.0], [4.0]], [4.0])
+    """
+
+    def _update(self, x):
+        if 0 in x.shape:
+            return
+        low, high = self._extremes(x)
         self._assign("min", paddle.minimum(self.min, low))
         self._assign("max", paddle.maximum(self.max, high))
 
@@ -38,8 +65,116 @@ class MinMaxObserver(Observer):
         self._assign("min", paddle.minimum(self.min, other.min))
         self._assign("max", paddle.maximum(self.max, other.max))
 
-    def range(self):
-        return self.min, self.max
 
-    def threshold(self):
-        return self._floored(paddle.maximum(-self.min, self.max))
+class MovingAverageMinMaxObserver(_Extremes):
+    """Moving averages of minimum and maximum.
+
+    The first batch sets them; then m = m + averaging_constant * (current - m).
+
+    Args:
+        spec, channels: as for :class:`Observer`.
+        averaging_constant: weight of a new batch, in (0, 1]. Default 0.01.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import MovingAverageMinMaxObserver
+        >>> observer = MovingAverageMinMaxObserver(averaging_constant=0.5)
+        >>> for batch in ([-1.0, 4.0], [-3.0, 2.0]):
+        ...     observer.observe(paddle.to_tensor(batch))
+        >>> [t.tolist() for t in observer.range()]
+        [[-2.0], [3.0]]
+    """
+
+    def __init__(self, spec=None, channels=None, averaging_constant=0.01):
+        super().__init__(spec, channels)
+        self.averaging_constant = check_float("averaging_constant", averaging_constant, 0.0, 1.0,
+                                              open_low=True)
+
+    def _update(self, x):
+        if 0 in x.shape:
+            return
+        # By the number of batches as a tensor: to_static traces one program for all of them.
+        share = paddle.where(self.batches == 0, paddle.ones([1]),
+                             paddle.full([1], self.averaging_constant))
+        for name, current in zip(("min", "max"), self._extremes(x)):
+            old = getattr(self, name)
+            self._assign(name, old + share * (current - old))
+
+    def _merge(self, other):
+        # Each average weighs as much as the batches behind it.
+        share = other.seen / (self.seen + other.seen)
+        for name in "min", "max":
+            self._assign(name, getattr(self, name) * (1 - share) + getattr(other, name) * share)
+
+
+class CurrentMinMaxObserver(_Extremes):
+    """Minimum and maximum of the tensor at hand, per tensor or per channel: for weights.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.observers import CurrentMinMaxObserver
+        >>> observer = CurrentMinMaxObserver(QuantSpec(signed=False, symmetric=False))
+        >>> threshold, zero_point = observer.observe_and_measure(paddle.to_tensor([-1.0, 3.0]))
+        >>> threshold.tolist(), zero_point.tolist()
+        ([4.0], [64])
+    """
+
+    dynamic = True
+
+    def _update(self, x):
+        if 0 in x.shape:
+            return
+        for name, current in zip(("min", "max"), self._extremes(x)):
+            self._assign(name, current)
+
+    def observe_and_measure(self, x):
+        with paddle.no_grad():
+            if 0 in x.shape:
+                return self.qparams()
+            low, high = self._extremes(x.detach())
+            return self._measured(self._threshold_of(low, high), (low, high))
+
+    def _merge(self, other):
+        self._assign("min", other.min)
+        self._assign("max", other.max)
+
+
+def _along_channels(spec):
+    return QuantSpec(granularity=PerChannel()) if spec is None else spec
+
+
+class PerChannelMinMaxObserver(MinMaxObserver):
+    """:class:`MinMaxObserver` with a range for each channel, by default along axis 0.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import PerChannelMinMaxObserver
+        >>> observer = PerChannelMinMaxObserver(channels=2)
+        >>> observer.observe(paddle.to_tensor([[-1.0, 2.0], [-4.0, -3.0]]))
+        >>> [t.tolist() for t in observer.range()]
+        [[-1.0, -4.0], [2.0, 0.0]]
+    """
+
+    per_channel = True
+
+    def __init__(self, spec=None, channels=None):
+        super().__init__(_along_channels(spec), channels)
+
+
+class MovingAveragePerChannelMinMaxObserver(MovingAverageMinMaxObserver):
+    """:class:`MovingAverageMinMaxObserver` with a range for each channel, by default along axis 0.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import MovingAveragePerChannelMinMaxObserver
+        >>> observer = MovingAveragePerChannelMinMaxObserver(channels=2)
+        >>> observer.observe(paddle.to_tensor([[1.0], [2.0]]))
+        >>> observer.range()[1].tolist()
+        [1.0, 2.0]
+    """
+
+    per_channel = True
+
+    def __init__(self, spec=None, channels=None, averaging_constant=0.01):
+        super().__init__(_along_channels(spec), channels, averaging_constant)

@@ -8,7 +8,7 @@ from paddle import nn
 
 from .._checks import check_float
 from ..functional import EPS, clip
-from ..functional.numerics import as_dtype
+from ..functional.ranges import as_dtype
 
 
 class Clipping(NamedTuple):

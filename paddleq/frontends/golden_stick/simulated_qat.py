@@ -167,7 +167,8 @@ class SimulatedQuantizationAwareTraining:
         """Change ``act_quant_delay`` for the next :meth:`apply`.
 
         Args:
-            act_quant_delay: training steps after which activations are quantized. An int of at least 0.
+            act_quant_delay: training steps after which activations are quantized. An int of at
+                least 0.
 
         Raises:
             ConfigTypeError: it is no int, or a bool.
@@ -179,7 +180,8 @@ class SimulatedQuantizationAwareTraining:
         """Change ``weight_quant_delay`` for the next :meth:`apply`.
 
         Args:
-            weight_quant_delay: training steps after which weights are quantized. An int of at least 0.
+            weight_quant_delay: training steps after which weights are quantized. An int of at
+                least 0.
 
         Raises:
             ConfigTypeError: it is no int, or a bool.
@@ -315,8 +317,8 @@ class SimulatedQuantizationAwareTraining:
         """Change ``freeze_bn`` for the next :meth:`apply`.
 
         Args:
-            freeze_bn: training steps after which a folded batch norm keeps its running statistics. An
-                int of at least 0.
+            freeze_bn: training steps after which a folded batch norm keeps its running statistics.
+                An int of at least 0.
 
         Raises:
             ConfigTypeError: it is no int, or a bool.
@@ -346,14 +348,11 @@ def _quantizers(config):
             getattr(config, f"{side}_quant_dtype").num_bits, signed=symmetric, symmetric=symmetric,
             narrow_range=getattr(config, f"{side}_narrow_range"), granularity=granularity)
 
-    def quantizer(delay):
-        # Values out of range get no gradient.
-        return partial(DelayedFakeQuantize, delay=delay, saturate=True)
-
-    activation = QuantizerConfig(MovingAverageMinMaxObserver, spec("act", PerTensor()),
-                                 quantizer(config.act_quant_delay))
+    activation = QuantizerConfig(
+        MovingAverageMinMaxObserver, spec("act", PerTensor()), saturate=True,
+        quantizer=partial(DelayedFakeQuantize, delay=config.act_quant_delay))
     weight = QuantizerConfig(
         CurrentMinMaxObserver,
-        spec("weight", PerChannel() if config.weight_per_channel else PerTensor()),
-        quantizer(config.weight_quant_delay))
+        spec("weight", PerChannel() if config.weight_per_channel else PerTensor()), saturate=True,
+        quantizer=partial(DelayedFakeQuantize, delay=config.weight_quant_delay))
     return activation, weight
