@@ -262,28 +262,52 @@ def test_gamma_of_zero(mode):
         assert paddle.isfinite(each(x)).all().item()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("config", [{}, {"symmetric": True, "per_channel": (False, True)}],
+                         ids=["", "symmetric per channel"])
+@pytest.mark.parametrize("mode", FOLDED)
 @pytest.mark.parametrize("pair", PAIRS)
-def test_converted_network_equals_the_trained_one(pair, mode):
-    """With quantizers at work; without folding, those of the weights are off (see the next)."""
-    _, net, shape = quantized_pair(pair, mode)
-    if mode == "off":
-        net[0].weight_quantizer.fake_quant_enabled = False
+def test_converted_network_equals_the_trained_one(pair, mode, config):
+    """With inputs and weights quantized. (Not the outputs: there a bit may become a step.)"""
+    _, net, shape = quantized_pair(pair, mode, **config)
     train_steps(net, paddle.randn(shape))
+    net[0].output_quantizer.fake_quant_enabled = False
     x = paddle.randn(shape)
     expected = net(x).numpy()
     converted = paddleq.SimulatedQuantizationAwareTraining().convert(net)
-    if mode == "off":
-        converted[0].weight_quantizer.fake_quant_enabled = False
-    assert isinstance(converted[1], FoldedNorm)
-    assert converted[0].bias is not None
-    step = np.abs(expected).max() / 127
-    error = np.abs(converted(x).numpy() - expected)
-    # The output is quantized: a difference of 1e-7 before that may be one step after it.
-    assert (error > 1e-5).mean() < 0.005 and error.max() < 1.5 * step
+    converted[0].output_quantizer.fake_quant_enabled = False
+    assert isinstance(converted[1], FoldedNorm) and converted[0].bias is not None
+    assert_near(converted(x).numpy(), expected, "quantized")
+    assert np.array_equal(net(x).numpy(), expected)  # the trained network is as it was
     with quantization_off(net), quantization_off(converted):
-        assert_near(converted(x).numpy(), net(x).numpy(), "without quantization")
-    assert_near(net(x).numpy(), expected, "the trained network is as it was")
+        assert_near(converted(x).numpy(), net(x).numpy(), "float")
+        assert np.abs(net(x).numpy() - expected).max() > 1e-4  # quantization was at work above
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_converted_network_that_was_not_folded_differs_by_the_weights_rounding(pair):
+    """Training quantized w, deployed is w*gamma/sigma: see the documentation of convert."""
+    _, net, shape = quantized_pair(pair, "off")
+    train_steps(net, paddle.randn(shape))
+    x = paddle.randn(shape)
+    converted = paddleq.SimulatedQuantizationAwareTraining().convert(net)
+    with quantization_off(net), quantization_off(converted):
+        expected = net(x).numpy()
+        assert_near(converted(x).numpy(), expected, "float")
+    error = np.abs(converted(x).numpy() - net(x).numpy()).max()
+    assert error <= 0.05 * np.abs(expected).max()
+
+
+def test_converted_network_that_was_not_folded_is_the_same_where_a_fold_keeps_the_grid():
+    """A scale for each channel, symmetric and narrow: gamma/sigma scales the grid itself."""
+    for pair in ("Conv2D", "Linear"):
+        _, net, shape = quantized_pair(pair, "off", symmetric=True, per_channel=(False, True),
+                                       narrow_range=(False, True))
+        train_steps(net, paddle.randn(shape))
+        net[0].output_quantizer.fake_quant_enabled = False
+        x = paddle.randn(shape)
+        converted = paddleq.SimulatedQuantizationAwareTraining().convert(net)
+        converted[0].output_quantizer.fake_quant_enabled = False
+        assert_near(converted(x).numpy(), net(x).numpy(), pair)
 
 
 class Everything(nn.Layer):

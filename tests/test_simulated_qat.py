@@ -222,10 +222,22 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("narrow", [False, True], ids=["", "narrow_range"])
-@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
-@pytest.mark.parametrize("tensor", TENSORS)
-@pytest.mark.parametrize("part", ["activation", "weight", "weight per channel"])
+def range_rows():
+    for part in "activation", "weight", "weight per channel":
+        for tensor in TENSORS:
+            for symmetric in False, True:
+                for narrow in False, True:
+                    # A zero point of 0 lies outside of [1, 255]: zeros become ones.
+                    known = tensor == "zero" and narrow and not symmetric
+                    marks = [pytest.mark.xfail(
+                        strict=True, reason="affine_qparams: zero point 0 of an empty range in "
+                        "a spec whose qmin is 1")] if known else []
+                    name = (f"{part}, {tensor}, {'' if symmetric else 'a'}symmetric"
+                            f"{', narrow' * narrow}")
+                    yield pytest.param(part, tensor, symmetric, narrow, marks=marks, id=name)
+
+
+@pytest.mark.parametrize("part, tensor, symmetric, narrow", list(range_rows()))
 def test_range_formulas(part, tensor, symmetric, narrow):
     per_channel = part == "weight per channel"
     of_input, of_weight, _ = parts_of(applied(
