@@ -15,6 +15,8 @@ from paddle.quantization import ImperativeQuantAware
 from paddle.vision.models import mobilenet_v1
 
 import paddleq
+from paddleq import FakeQuantize
+from paddleq.observers import CurrentMinMaxObserver
 from paddleq.preprocess import PACT
 
 CLIPPING = 2.0  # an alpha that clips part of every activation
@@ -64,6 +66,9 @@ VARIANTS = {
     "float": lambda model: model,
     "paddleq QAT": ours(),
     "Paddle QAT": reference(),
+    "paddleq QAT, FakeQuantize": ours(
+        act_quantize=FakeQuantize,
+        weight_quantize=FakeQuantize.with_args(observer=CurrentMinMaxObserver)),
     "paddleq QAT + PACT": ours(config={"activation_preprocess_type": "PACT"}),
     "Paddle QAT + PACT": reference(ReferencePACT),
     "paddleq QAT + PACT that clips": ours(act_preprocess=_clipping_pact),
@@ -106,7 +111,7 @@ def main():
     for name, found in times.items():
         # Pairs of one round saw the same machine; their ratios are steadier than the times.
         over_float = median([t / f for t, f in zip(found, times["float"])])
-        rival = name.replace("paddleq", "Paddle")
+        rival = name.replace("paddleq", "Paddle").replace(", FakeQuantize", "")
         over_rival = ("" if rival == name else
                       f"{median([t / r for t, r in zip(found, times[rival])]):.2f}")
         rows.append((name, f"{median(found) * 1e3:.0f}", f"{min(found) * 1e3:.0f}",

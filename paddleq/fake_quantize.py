@@ -66,12 +66,13 @@ class FakeQuantize(nn.Layer, WithArgs):
         saturate: the gradient is zero for values outside of the range. False: it passes all values.
             None (default): True.
         in_place: overwrite the input, which must be float32. Default False.
-        compat_mask: remember the values outside of the range in one bit each instead of one byte;
-            the numbers are the same. Default True.
+        compat_mask: where the values outside of the range must be remembered, take one bit for
+            each instead of one byte; the numbers are the same. Default True. (The fast path of one
+            scale remembers the input, which others keep anyway.)
         channel_len: number of channels where each has a scale. Default 1.
         fast_training: in a training step, find the range and quantize with the fewest passes over
-            the tensor; results may be one unit in the last place off. Off where ``in_place`` is on.
-            Default True.
+            the tensor; results may be one unit in the last place off. Where the gradient saturates
+            a GPU is waited for once. Off where ``in_place`` is on. Default True.
         label: what to call this quantizer in messages.
         observer_kwargs: ``spec``, a :class:`~paddleq.QuantSpec`, or the words of
             :func:`paddleq.qscheme.spec_of`: ``dtype`` ("qint8" by default), ``qscheme``,

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paddle import nn
+from runtimes import openvino, paddle_inference, relative_error
 
 import paddleq
 from paddleq import FakeQuantize, PerChannel, QuantSpec, State
@@ -635,6 +636,32 @@ def test_state_dict_goes_round(tmp_path):
         each.eval()
     x = paddle.linspace(-3.0, 3.0, 100)
     np.testing.assert_array_equal(quantizer(x).numpy(), other(x).numpy())
+
+
+@pytest.mark.parametrize("activation, weight", [
+    ({}, {}),
+    ({"rounding": "half_even"}, {"quant_min": -127}),
+    ({"dtype": "qint4"}, {"dtype": "qint4"}),
+    ({"observer": MinMaxObserver, "saturate": False}, {"spec": QuantSpec(4, narrow_range=True)}),
+])
+def test_exported_is_simulated(activation, weight, digits, tmp_path):
+    """Values of digits lie on no border of rounding to which runtimes round otherwise."""
+    paddle.seed(0)
+    net = nn.Sequential(nn.Conv2D(1, 8, 3), nn.BatchNorm2D(8), nn.ReLU(), nn.Conv2D(8, 8, 3),
+                        nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+    qat = paddleq.QAT(
+        act_quantize=FakeQuantize.with_args(**activation),
+        weight_quantize=FakeQuantize.with_args(observer=CurrentMinMaxObserver, **weight))
+    qat.quantize(net)
+    net.train()
+    for batch in digits.batches(32, 4):
+        net(batch + 0.01)
+    net.eval()
+    x = digits.batches(64, 1)[0] + 0.01
+    path = str(tmp_path / "m")
+    qat.save_quantized_model(net, path, [paddle.static.InputSpec([None, 1, 8, 8], "float32")])
+    assert relative_error(paddle_inference(path, [x.numpy()])[0], net(x).numpy()) <= 1e-6
+    assert relative_error(openvino(path, [x.numpy()])[0], net(x).numpy()) <= 1e-2
 
 
 @pytest.mark.parametrize("spec, words", [

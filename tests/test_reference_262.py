@@ -198,7 +198,7 @@ def test_per_channel_weights(layer, shape, bits):
     theirs.cal_thresholds()
     axis = 1 if layer is paddle.nn.Linear else 0
     ours = PerChannelAbsmaxQuantizer(bits).weight().build(axis=axis, channels=9)
-    assert ours.threshold_of(made.weight).tolist() == theirs.thresholds[0]
+    assert ours.qparams_of(made.weight)[0].tolist() == theirs.thresholds[0]
 
 
 # --- QAT -------------------------------------------------------------------------------------

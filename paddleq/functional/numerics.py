@@ -13,6 +13,7 @@ With a zero point z, an integer, that is round(...) + z, and (q - z) on the way 
 it would be without one and with the limits qmin - z and qmax - z.
 """
 
+import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
@@ -132,9 +133,13 @@ def dequantize(q, threshold, spec, zero_point=None):
     return (q * _aligned(threshold, q, spec)) / levels
 
 
+def _of_numbers(spec, zero):
+    """Whether all of a tensor has the same limits, and they are numbers."""
+    return spec.channel_axis is None and not spec.binary and isinstance(zero, int)
+
+
 def _simulate(x, threshold, spec, zero, exact=True, in_place=False):
-    whole = spec.channel_axis is None and not spec.binary and isinstance(zero, int)
-    if not exact and spec.rounding == HALF_EVEN and whole:
+    if not exact and spec.rounding == HALF_EVEN and _of_numbers(spec, zero):
         return simulate_in_three_passes(x, threshold, spec, zero, in_place=in_place)
     q = _steps(x, threshold, spec, zero, in_place)
     if not paddle.in_dynamic_mode():
@@ -188,6 +193,17 @@ def representable(threshold, spec, zero_point=None):
 def _inside(x, threshold, spec, zero_point):
     low, high = (_aligned(each, x, spec) for each in representable(threshold, spec, zero_point))
     return (x >= low) & (x <= high)
+
+
+def _clipped_to_range(x, threshold, spec, zero):
+    """``x`` clipped to what is representable, by the operator whose gradient is one pass.
+
+    That gradient is zero at the limits too, where it is not to be: hence limits one further.
+    """
+    step = np.float32(threshold.item()) / np.float32(spec.levels)
+    low, high = (step * np.float32(limit - zero) for limit in (spec.qmin, spec.qmax))
+    return x.clip(float(np.nextafter(low, np.float32(-np.inf))),
+                  float(np.nextafter(high, np.float32(np.inf))))
 
 
 def _with_idle(idle, grad):
@@ -279,5 +295,8 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zer
                 return None
             return (BitMask if pack else BoolMask)(_inside(x, threshold, spec, zero_point))
 
+        if saturate and not exact and not in_place and _of_numbers(spec, zero):
+            # What clips gives the mask, and a tensor of our own.
+            x, saturate, in_place = _clipped_to_range(x, threshold, spec, zero), False, True
         y = _FakeQuantize.apply(x, simulate, mask, *([] if idle is None else [idle]))
     return as_dtype(y, dtype)
