@@ -227,14 +227,9 @@ def range_rows():
         for tensor in TENSORS:
             for symmetric in False, True:
                 for narrow in False, True:
-                    # A zero point of 0 lies outside of [1, 255]: zeros become ones.
-                    known = tensor == "zero" and narrow and not symmetric
-                    marks = [pytest.mark.xfail(
-                        strict=True, reason="affine_qparams: zero point 0 of an empty range in "
-                        "a spec whose qmin is 1")] if known else []
                     name = (f"{part}, {tensor}, {'' if symmetric else 'a'}symmetric"
                             f"{', narrow' * narrow}")
-                    yield pytest.param(part, tensor, symmetric, narrow, marks=marks, id=name)
+                    yield pytest.param(part, tensor, symmetric, narrow, id=name)
 
 
 @pytest.mark.parametrize("part, tensor, symmetric, narrow", list(range_rows()))

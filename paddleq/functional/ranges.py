@@ -79,7 +79,7 @@ def affine_qparams(low, high, spec):
     The range is widened to contain 0, M = max(high, 0) and m = min(low, 0); the step is
     (M - m) / (qmax - qmin) and the zero point round(clip(qmin - m / step)), so that 0 is stored
     exactly and the range moves by less than a step (arXiv:1712.05877). A range of 0 gets the step
-    1 and the zero point 0.
+    1 and the zero point 0, or the lowest integer if that is above 0.
 
     Args:
         low, high: float32 tensors of one shape.
@@ -106,7 +106,7 @@ def affine_qparams(low, high, spec):
     step = paddle.where(empty, paddle.ones_like(step), step.clip(min=EPS / spec.levels))
     zero = (float(spec.qmin) - low / step).clip(float(spec.qmin), float(spec.qmax))
     zero = (zero + ROUNDING_MAGIC64) - ROUNDING_MAGIC64
-    zero = paddle.where(empty, paddle.zeros_like(zero), zero)
+    zero = paddle.where(empty, paddle.full_like(zero, max(spec.qmin, 0)), zero)
     # (Wider than float32 is a range of half of all that there is: its ends are clipped.)
     threshold = (step * float(spec.levels)).clip(max=_LARGEST)
     return threshold.astype("float32"), zero.astype("int64")
