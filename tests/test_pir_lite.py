@@ -81,7 +81,9 @@ def test_opt_for_arm_and_x86(lite, prefix, name):
 
 
 def test_quantized_hard_swish_is_broken_on_x86(lite, prefix):
-    """Why some of MobileNetV3 stays float there. The file is right, and one of Paddle 2.6.2 fares alike."""
+    """Why some of MobileNetV3 stays float there. The file is right, and one of Paddle 2.6.2 fares
+    alike.
+    """
     x = paddle.randn([4, 16, 16, 16])
     net = warmed(nn.Sequential(nn.Conv2D(16, 16, 1, bias_attr=False), nn.BatchNorm2D(16),
                                nn.Hardswish()), x)
