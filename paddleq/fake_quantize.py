@@ -49,7 +49,7 @@ class State(enum.Enum):
 DEFAULT_SATURATE = True
 """What ``saturate=None`` means."""
 
-_SPEC_ARGUMENTS = ("dtype", "qscheme", "quant_min", "quant_max", "ch_axis", "rounding")
+SPEC_ARGUMENTS = ("dtype", "qscheme", "quant_min", "quant_max", "ch_axis", "rounding")
 
 
 @keep_from_translation
@@ -101,6 +101,8 @@ class FakeQuantize(nn.Layer, WithArgs):
         ([0.5], -128, 127)
     """
 
+    bounded = True  # a clipping range in front of it may become part of the threshold
+
     def __init__(self, observer=MovingAverageMinMaxObserver, saturate=None, in_place=False,
                  compat_mask=True, channel_len=1, fast_training=True, label="",
                  **observer_kwargs):
@@ -113,11 +115,13 @@ class FakeQuantize(nn.Layer, WithArgs):
         self.fast_training = check_bool("fast_training", fast_training)
         self.observer = _observer(observer, channel_len, observer_kwargs)
         self.label = label
-        channels = [self.observer.channels]
-        self.register_buffer("threshold", paddle.zeros(channels, dtype="float32"))
-        self.register_buffer("zero_point", paddle.zeros(channels, dtype="int64"))
+        self._make_buffers([self.observer.channels])
         self._known_version = None
         self.set_state(State.QAT)
+
+    def _make_buffers(self, shape):
+        self.register_buffer("threshold", paddle.zeros(shape, dtype="float32"))
+        self.register_buffer("zero_point", paddle.zeros(shape, dtype="int64"))
 
     @property
     def spec(self):
@@ -339,14 +343,14 @@ def _observer(observer, channels, arguments):
     if not (isinstance(made, type) and issubclass(made, Observer)):
         raise wrong_type("observer", observer, "a class of paddleq.observers, its with_args() or "
                                                "an instance")
-    words = {name: arguments[name] for name in _SPEC_ARGUMENTS if name in arguments}
+    words = {name: arguments[name] for name in SPEC_ARGUMENTS if name in arguments}
     rest = {name: value for name, value in arguments.items() if name not in words}
     if "spec" in rest and words:
         raise ConfigError(f"spec says how to quantize already, so that {', '.join(words)} cannot "
                           "be given too")
     known = [name for name in inspect.signature(made.__init__).parameters
              if name not in ("self", "channels")]
-    check_known_keys("FakeQuantize", rest, [*known, *_SPEC_ARGUMENTS])
+    check_known_keys("FakeQuantize", rest, [*known, *SPEC_ARGUMENTS])
     given = {"spec": spec_of(per_channel=made.per_channel, **words)}
     if isinstance(observer, Factory):
         given.update(observer.arguments)

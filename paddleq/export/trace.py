@@ -114,7 +114,7 @@ def _input_plan(layer, slot):
         return [*hooks, quantizer], None
     _check_spec(f"the input of {layer._paddleq_name}", quantizer.spec, False)
     threshold = quantizer.threshold
-    if PACT.clips(preprocess):
+    if PACT.clips(preprocess) and quantizer.bounded:
         threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
     elif preprocess is not None and _changes_nothing(preprocess, quantizer):
         hooks = []

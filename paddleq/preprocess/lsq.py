@@ -1,0 +1,298 @@
+"""Quantizers whose step, and offset, training learns: LSQ and LSQ+."""
+
+import math
+from dataclasses import replace
+
+import paddle
+from paddle import nn
+
+from .._bytecode import keep_from_translation
+from .._checks import check_float
+from .._factory import Factory
+from ..errors import ConfigError, ModelError, NonFiniteError
+from ..fake_quantize import SPEC_ARGUMENTS, FakeQuantize, State
+from ..functional import learned_fake_quantize
+from ..functional.learned_step import threshold_of, zero_point_of
+from ..observers import DeviationObserver, MeanMagnitudeObserver, MinMaxObserver, Observer
+from ..qscheme import spec_of
+from ..spec import HALF_EVEN
+
+
+@keep_from_translation
+class LSQ(FakeQuantize):
+    """A fake-quantizer with a trainable step (LSQ, arXiv:1902.08153), for weights and activations.
+
+    The step is a parameter: make the optimizer from ``model.parameters()`` after the model was
+    quantized. It is set on the first training batch (a weight's on the weight), or by calibration,
+    and from then on moves by its gradient only. With v / s the value in steps and qmin, qmax the
+    lowest and highest integer:
+
+    - d step is round(v / s) - v / s inside of the range, qmin below and qmax above, times
+      1 / sqrt(N * qmax), N the number of elements that share the step (with the batch);
+    - dv is 1 inside, 0 outside. A value on a border is outside.
+
+    An optimizer may carry a small step past zero; its magnitude is used, at least EPS / levels, so
+    that the step in use is always positive. A step is small: where an optimizer like Adam takes
+    steps of one size for all parameters, give it a ``learning_rate`` below 1.
+
+    Args:
+        observer: what finds the first step, a class of :mod:`paddleq.observers` or a factory of
+            one. Default :class:`~paddleq.observers.MeanMagnitudeObserver`, 2 * mean|v| / sqrt(qmax).
+            One that needs calibration (``KLObserver``, ``MSEObserver``) gets it with
+            :func:`paddleq.calibrate`, before training.
+        channel_len: number of channels where each has a step. Default 1.
+        fast_training: quantize with the fewest passes while training; results may be one unit in
+            the last place off. Default True.
+        learning_rate: factor on the optimizer's learning rate. Default 1.
+        label: what to call this quantizer in messages.
+        observer_kwargs: ``spec``, or the words of :func:`paddleq.qscheme.spec_of`, and arguments of
+            the observer, as for :class:`~paddleq.FakeQuantize`. Rounding is "half_even" unless said
+            otherwise. Two bits or more, symmetric; unsigned ("quint4") for what is never negative,
+            which a .pdmodel cannot hold. As a hook of QAT, without any of these words: what its
+            configuration says (bits, per channel).
+
+    Attributes:
+        step: the parameter, float32, [1] or [channels]. 0: not set yet.
+        scale: its magnitude, the step in use.
+        threshold: the step in use times ``spec.levels``; follows the parameter.
+
+    Raises:
+        ConfigError, ConfigTypeError: an argument is wrong.
+        ModelError: another number of channels than ``channel_len``.
+        NonFiniteError: NaN or infinity in the batch that sets the step.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import LSQ
+        >>> quantizer = LSQ(dtype="qint4")
+        >>> y = quantizer(paddle.to_tensor([-4.0, 0.5, 1.0, 2.5]))
+        >>> round(quantizer.scale.item(), 4)  # 2 * 2 / sqrt(7)
+        1.5119
+        >>> y.sum().backward()
+        >>> quantizer.step.grad.shape
+        [1]
+    """
+
+    bounded = False
+
+    def __init__(self, observer=None, channel_len=1, fast_training=True, learning_rate=1.0,
+                 label="", **observer_kwargs):
+        rate = check_float("learning_rate", learning_rate, 0.0, math.inf, open_high=True)
+        arguments = dict(observer_kwargs)
+        if isinstance(observer, Observer):
+            spec = observer.spec
+        else:
+            words = {name: arguments.pop(name) for name in ("spec", *SPEC_ARGUMENTS)
+                     if name in arguments}
+            spec = arguments["spec"] = self.spec_from(**words)
+        self.check_spec(spec)
+        observer = self.first_observer(spec) if observer is None else observer
+        super().__init__(observer, saturate=True, channel_len=channel_len,
+                         fast_training=fast_training, label=label, **arguments)
+        if self.observer.dynamic:
+            raise ConfigError("observer must remember what it saw, but "
+                              f"{type(self.observer).__name__} measures each tensor anew")
+        attr = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0), learning_rate=rate)
+        shape = [self.observer.channels]
+        self.step = self.create_parameter(shape, attr=attr, dtype="float32")
+        self.offset = None if spec.symmetric else self.create_parameter(shape, attr=attr,
+                                                                        dtype="float32")
+        self._started_as = None
+        self._calibrated = False
+
+    @classmethod
+    def spec_from(cls, spec=None, **words):
+        """The spec that ``spec``, or words of :func:`paddleq.qscheme.spec_of`, say."""
+        if spec is None:
+            return spec_of(**{"rounding": HALF_EVEN, **words})
+        if words:
+            raise ConfigError("spec says how to quantize already, so that "
+                              f"{', '.join(words)} cannot be given too")
+        return spec
+
+    @classmethod
+    def check_spec(cls, spec):
+        """Raise unless this class quantizes so."""
+        if spec.binary:
+            raise ConfigError(f"{cls.__name__} needs two bits or more, but the spec is {spec}")
+        if not spec.symmetric and not issubclass(cls, LSQPlus):
+            raise ConfigError(f"{cls.__name__} is symmetric, but the spec is affine; LSQPlus "
+                              "learns an offset")
+
+    @classmethod
+    def spec_within(cls, spec, weight):
+        """The spec for a weight or an activation of a layer whose configuration says ``spec``."""
+        return spec
+
+    @classmethod
+    def first_observer(cls, spec):
+        """The class of observer that finds the first step, by default."""
+        return MeanMagnitudeObserver
+
+    @classmethod
+    def in_layer(cls, hook, spec, weight):
+        """(spec, factory) of a hook that is this class, one derived from it, or a factory of such.
+
+        Args:
+            hook: anything that QAT takes as ``weight_quantize`` or ``act_quantize``.
+            spec: what QAT's configuration says.
+            weight: whether it is for weights.
+
+        Returns:
+            The factory makes quantizers of that spec: ``factory(spec=..., channel_len=...,
+            label=...)``. None for any other hook: a class with an ``__init__`` of its own is
+            built without arguments, as all hooks are.
+        """
+        hook = hook if isinstance(hook, Factory) else Factory(hook, {})
+        made = hook.made
+        if not (isinstance(made, type) and issubclass(made, LSQ) and made.__init__ is LSQ.__init__):
+            return None
+        words = {name: value for name, value in hook.arguments.items()
+                 if name in ("spec", *SPEC_ARGUMENTS)}
+        rest = {name: value for name, value in hook.arguments.items() if name not in words}
+        spec = made.spec_from(**words) if words else made.spec_within(spec, weight)
+        made.check_spec(spec)
+        return spec, Factory(made, rest)
+
+    @property
+    def threshold(self):
+        """The step in use times ``spec.levels``."""
+        return threshold_of(self.step, self.spec)
+
+    @property
+    def zero_point(self):
+        """The integer that stands for 0, int64 of the step's shape."""
+        if self.offset is None:
+            return paddle.zeros(self.step.shape, dtype="int64")
+        return zero_point_of(self.offset, self.threshold, self.spec)
+
+    @property
+    def initialized(self):
+        """Whether the step was set: by a training batch, by calibration or by loading."""
+        # As FakeQuantize: looking makes a GPU wait. (An optimizer's steps are no new version.)
+        version = (id(self.step), self.step.inplace_version)
+        if self._started_as != version:
+            if not (self.step != 0).any().item():
+                return False
+            self._started_as = version
+        return True
+
+    def takes(self, clipping):
+        """Whether :meth:`forward` can clip as well: never; the step is trained as it is."""
+        return False
+
+    def finalize(self):
+        """Set the step from what calibration observed since it was set last, if anything."""
+        if self._calibrated or not self.initialized:
+            super().finalize()
+        self._calibrated = False
+
+    def _make_buffers(self, shape):
+        pass  # parameters hold what buffers hold in the base class
+
+    def _observe(self, x, clipping):
+        if self.state is State.CALIBRATION:
+            self._calibrated = True
+            return super()._observe(x, None)
+        if not paddle.in_dynamic_mode():
+            return self._observe_in_static_mode(x)
+        if not self.initialized and 0 not in x.shape:
+            self._refuse_other_channels(x)
+            super()._observe(x, None)
+        return self.threshold, self._own_zero_point()
+
+    def _observe_in_static_mode(self, x):
+        # One program for the first batch and for all others.
+        if not self.observer.online:
+            return self.threshold, self._own_zero_point()
+        threshold, zero_point = self.observer.observe_and_measure(x)
+        with paddle.no_grad():
+            used = self._first(threshold, zero_point)
+            threshold = threshold_of(used[0], self.spec)
+            zero_point = None
+            if self.offset is not None:
+                zero_point = zero_point_of(used[1], threshold, self.spec)
+                paddle.assign(used[1], self.offset)
+            paddle.assign(used[0], self.step)
+        return threshold, zero_point
+
+    def _first(self, threshold, zero_point):
+        """(step, offset or None): those measured where the step is 0, else what they are."""
+        fresh = self.step == 0
+        step = threshold / float(self.spec.levels)
+        used = paddle.where(fresh, step, self.step.detach())
+        if self.offset is None:
+            return used, None
+        offset = -step * zero_point.astype("float32")
+        return used, paddle.where(fresh, offset, self.offset.detach())
+
+    def _store(self, threshold, zero_point=None):
+        if paddle.in_dynamic_mode() and not paddle.isfinite(threshold).all().item():
+            raise NonFiniteError(f"{self.label or 'the quantizer'}: the batch that sets the step "
+                                 "has NaN or infinite values")
+        step = threshold / float(self.spec.levels)
+        paddle.assign(step, self.step)
+        if self.offset is not None and zero_point is not None:
+            paddle.assign(-step * zero_point.astype("float32"), self.offset)
+
+    def _fake_quantize(self, x, qparams, clipping=None):
+        threshold, zero_point = qparams
+        return learned_fake_quantize(
+            x, self.step, self.spec, self.offset, exact=not (self.training and self.fast_training),
+            threshold=threshold, zero_point=zero_point)
+
+    def _refuse_other_channels(self, x):
+        axis, channels = self.spec.channel_axis, self.observer.channels
+        if axis is not None and x.shape[axis] != channels:
+            raise ModelError(f"{self.label or 'the quantizer'} has {channels} steps along axis "
+                             f"{axis}, where its input has {x.shape[axis]}; make it with "
+                             f"channel_len={x.shape[axis]}")
+
+
+@keep_from_translation
+class LSQPlus(LSQ):
+    """:class:`LSQ` that also learns an offset, and starts from the range (arXiv:2004.09576).
+
+    With an affine spec, for activations, a second parameter says which real number the integer 0
+    stands for. It is used rounded to whole steps (the zero point), so that 0 stays exact, and
+    within the limits. Its gradient is the sum of the upstream gradient over the values outside,
+    times 1 / sqrt(N * qmax); the rounding passes it. A value on a border is inside here: zeros
+    behind a ReLU lie there, and stay zero whatever the offset.
+
+    With a symmetric spec, for weights, only the first step differs from LSQ's:
+    (|mean| + 3 deviations) / 2^(b-1).
+
+    Args:
+        observer: default :class:`~paddleq.observers.MinMaxObserver` for an affine spec,
+            :class:`~paddleq.observers.DeviationObserver` for a symmetric one. The paper's own first
+            step for activations, the one of least squared error, is ``MSEObserver`` and
+            :func:`paddleq.calibrate` before training; for a symmetric spec.
+        channel_len, fast_training, learning_rate, label, observer_kwargs: as for :class:`LSQ`.
+            As a hook of QAT for activations, without a spec: unsigned and affine, with the bits of
+            the configuration. A .pdmodel cannot hold a zero point; the export says so.
+
+    Attributes:
+        step, scale, threshold: as for :class:`LSQ`.
+        offset: the parameter, float32, of the step's shape; None for a symmetric spec.
+        zero_point: the integer that 0 is stored as; follows the parameters.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import LSQPlus
+        >>> quantizer = LSQPlus(dtype="quint4", qscheme="per_tensor_affine")
+        >>> y = quantizer(paddle.to_tensor([-0.5, 0.25, 1.0]))
+        >>> [round(each.item(), 4) for each in (quantizer.step, quantizer.offset)]
+        [0.1, -0.5]
+        >>> quantizer.zero_point.tolist()
+        [5]
+    """
+
+    @classmethod
+    def spec_within(cls, spec, weight):
+        """Affine and unsigned for activations."""
+        return spec if weight else replace(spec, signed=False, symmetric=False, limits=None)
+
+    @classmethod
+    def first_observer(cls, spec):
+        """The class of observer that finds the first step, by default."""
+        return DeviationObserver if spec.symmetric else MinMaxObserver
