@@ -232,7 +232,7 @@ class FakeQuantize(nn.Layer, WithArgs):
                 self._refuse_non_finite(x)
             qparams = self._observe(x, clipping)
         else:
-            qparams = self.threshold, self._own_zero_point()
+            qparams = self._qparams()
         # A step found in this pass is not to be looked at: that would make a GPU wait.
         usable = observing and self.observer.online or self._usable()
         if not self.fake_quant_enabled or not usable:
@@ -245,7 +245,7 @@ class FakeQuantize(nn.Layer, WithArgs):
             seen = clipping.largest if clipping.idle else clipping.alpha.detach()
         if not self.observer.online:
             self.observer.observe(seen)
-            return self.threshold, self._own_zero_point()
+            return self._qparams()
         qparams = self.observer.observe_and_measure(seen)
         with paddle.no_grad():
             self._store(*(self.observer.qparams() if self.observer.track_batch else qparams))
@@ -291,6 +291,9 @@ class FakeQuantize(nn.Layer, WithArgs):
             return self.observer.observe_and_measure(x)
         return self.threshold, self._own_zero_point()
 
+    def _qparams(self):
+        return self.threshold, self._own_zero_point()
+
     def extra_repr(self):
         spec = self.spec
         return (f"{spec}, {'symmetric' if spec.symmetric else 'affine'}, quant_min={spec.qmin}, "
@@ -319,7 +322,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         else:
             self._buffers[name] = value
 
-    def _refuse_non_finite(self, x):
+    def _refuse_non_finite(self, x, what=None):
         # The sum carries any NaN or infinity; it may also overflow by itself, hence the second
         # look. (max() drops NaN on Paddle 2.6.)
         if not paddle.in_dynamic_mode() or paddle.isfinite(x.sum()).item():
@@ -327,9 +330,10 @@ class FakeQuantize(nn.Layer, WithArgs):
         wrong = (~paddle.isfinite(x)).sum().item()
         if wrong:
             raise NonFiniteError(
-                f"{self.label or 'the quantizer'}: calibration batch "
-                f"{self.observer.seen} has {wrong} NaN or infinite values of {x.size}; "
-                "remove that batch or mend the model before calibrating")
+                f"{self.label or 'the quantizer'}: "
+                f"{what or f'calibration batch {self.observer.seen}'} has {wrong} NaN or infinite "
+                f"values of {x.size}; remove that batch or mend the model before "
+                f"{'training' if what else 'calibrating'}")
 
 
 def _observer(observer, channels, arguments):

@@ -126,7 +126,8 @@ def _check_spec(what, spec, narrow):
     if not spec.symmetric:
         raise ExportError(f"{what} is quantized with a zero point, which Paddle Inference and "
                           "OpenVINO do not take from a .pdmodel; make it symmetric "
-                          "(symmetric=True, or a qscheme that ends in _symmetric)")
+                          "(symmetric=True, a qscheme that ends in _symmetric, or 'lsq' in place "
+                          "of 'lsq_plus')")
     plain = QuantSpec(spec.bits, narrow_range=narrow)
     if (spec.qmin, spec.qmax) != (plain.qmin, plain.qmax):
         raise ExportError(f"{what} is quantized to [{spec.qmin}, {spec.qmax}], but the operators "

@@ -16,8 +16,34 @@ from paddle.autograd import PyLayer
 
 from ..errors import ModelError
 from ..spec import HALF_EVEN
-from .numerics import fake_quantize, per_channel_shape, representable, simulate_in_three_passes
+from .numerics import (
+    dequantize,
+    fake_quantize,
+    per_channel_shape,
+    quantize,
+    representable,
+    simulate_in_three_passes,
+)
 from .ranges import EPS, ROUNDING_MAGIC, as_dtype
+
+
+def constant(x):
+    """``x`` without a gradient.
+
+    In a traced program a copy: detach() shares the memory, and Paddle 3 then lets operators write
+    into it in place, in an order that is not fixed.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional.learned_step import constant
+        >>> constant(paddle.to_tensor([1.0], stop_gradient=False)).stop_gradient
+        True
+    """
+    if paddle.in_dynamic_mode():
+        return x.detach()
+    x = paddle.assign(x)
+    x.stop_gradient = True
+    return x
 
 
 def threshold_of(step, spec):
@@ -33,7 +59,7 @@ def threshold_of(step, spec):
         >>> threshold_of(paddle.to_tensor([0.5, -0.5, 0.0]), QuantSpec(bits=4)).tolist()
         [3.5, 3.5, 9.99...e-09]
     """
-    return (step.detach().abs() * float(spec.levels)).clip(min=EPS)
+    return (constant(step).abs() * float(spec.levels)).clip(min=EPS)
 
 
 def zero_point_of(offset, threshold, spec):
@@ -51,7 +77,7 @@ def zero_point_of(offset, threshold, spec):
         >>> zero_point_of(offset, threshold, spec).tolist()
         [2]
     """
-    steps = offset.detach() * (-float(spec.levels)) / threshold
+    steps = constant(offset) * (-float(spec.levels)) / threshold
     steps = steps.clip(float(spec.qmin), float(spec.qmax))
     return ((steps + ROUNDING_MAGIC) - ROUNDING_MAGIC).astype("int64")
 
@@ -160,8 +186,10 @@ class _Learned(PyLayer):
 
 def _in_static_mode(x, rule, step, offset):
     spec, axis = rule.spec, rule.spec.channel_axis
-    x_value = x.detach()
-    y = fake_quantize(x_value, rule.threshold, spec, zero_point=rule.zero_point).detach()
+    x_value, step_value = constant(x), constant(step)
+    # (Not fake_quantize(), which detaches.)
+    y = dequantize(quantize(x_value, rule.threshold, spec, rule.zero_point), rule.threshold, spec,
+                   rule.zero_point)
     inside = _inside(x_value, rule.threshold, spec, rule.zero_point).astype("float32")
     rate = (paddle.numel(x_value).astype("float32") * (spec.qmax / rule.threshold.shape[0])) ** -0.5
     slope = (y - inside * x_value) / _aligned(_step_of(rule.threshold, spec), x, axis)
@@ -169,24 +197,23 @@ def _in_static_mode(x, rule, step, offset):
     if offset is not None:
         beyond = 1.0 - inside
         slope = slope + beyond * _aligned(rule.zero_point.astype("float32"), x, axis)
-        y = y + _aligned(offset - offset.detach(), x, axis) * (beyond * rate)
-    nothing = (step - step.detach()) * _signs(step.detach())
-    return y + (x - x_value) * inside + _aligned(nothing, x, axis) * (slope * rate).detach()
+        y = y + _aligned(offset - constant(offset), x, axis) * (beyond * rate)
+    nothing = (step - step_value) * _signs(step_value)
+    return y + (x - x_value) * inside + _aligned(nothing, x, axis) * (slope * rate)
 
 
-def learned_fake_quantize(x, step, spec, offset=None, exact=True, threshold=None,
-                          zero_point=None):
+@paddle.jit.not_to_static  # whose bytecode translator knows no inplace_version
+def learned_fake_quantize(x, step, spec, offset=None, exact=True):
     """Quantize and dequantize ``x`` with a step that gets a gradient, and an offset that may.
 
     Args:
         x: float tensor of any shape. Half-precision inputs are computed in float32 and the
             result is returned in the dtype of ``x``.
-        step: float32 parameter, shape [1], or [channels] when ``spec`` is per channel.
+        step: float32 tensor to train, shape [1], or [channels] when ``spec`` is per channel.
         spec: a :class:`~paddleq.QuantSpec` of two bits or more.
-        offset: float32 parameter of the step's shape: the real number that the integer 0 stands
+        offset: float32 tensor of the step's shape: the real number that the integer 0 stands
             for, rounded to whole steps. For a spec that is not symmetric, and only for it.
         exact: see :func:`~paddleq.functional.fake_quantize`.
-        threshold, zero_point: those of step and offset, where they were computed already.
 
     Returns:
         What :func:`~paddleq.functional.fake_quantize` gives with that threshold and zero point.
@@ -206,10 +233,8 @@ def learned_fake_quantize(x, step, spec, offset=None, exact=True, threshold=None
         >>> step.grad.tolist()  # (-2 - 0.25 + 0.125 + 1) / sqrt(4)
         [-0.5625]
     """
-    if threshold is None:
-        threshold = threshold_of(step, spec)
-    if zero_point is None and offset is not None:
-        zero_point = zero_point_of(offset, threshold, spec)
+    threshold = threshold_of(step, spec)
+    zero_point = None if offset is None else zero_point_of(offset, threshold, spec)
     dtype = x.dtype
     if paddle.in_dynamic_mode() and 0 in x.shape:
         return x

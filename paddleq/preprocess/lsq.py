@@ -9,10 +9,10 @@ from paddle import nn
 from .._bytecode import keep_from_translation
 from .._checks import check_float
 from .._factory import Factory
-from ..errors import ConfigError, ModelError, NonFiniteError
+from ..errors import ConfigError, ModelError
 from ..fake_quantize import SPEC_ARGUMENTS, FakeQuantize, State
 from ..functional import learned_fake_quantize
-from ..functional.learned_step import threshold_of, zero_point_of
+from ..functional.learned_step import constant, threshold_of, zero_point_of
 from ..observers import DeviationObserver, MeanMagnitudeObserver, MinMaxObserver, Observer
 from ..qscheme import spec_of
 from ..spec import HALF_EVEN
@@ -37,9 +37,9 @@ class LSQ(FakeQuantize):
 
     Args:
         observer: what finds the first step, a class of :mod:`paddleq.observers` or a factory of
-            one. Default :class:`~paddleq.observers.MeanMagnitudeObserver`, 2 * mean|v| / sqrt(qmax).
-            One that needs calibration (``KLObserver``, ``MSEObserver``) gets it with
-            :func:`paddleq.calibrate`, before training.
+            one. Default :class:`~paddleq.observers.MeanMagnitudeObserver`:
+            2 * mean|v| / sqrt(qmax). One that needs calibration (``KLObserver``, ``MSEObserver``)
+            gets it with :func:`paddleq.calibrate`, before training.
         channel_len: number of channels where each has a step. Default 1.
         fast_training: quantize with the fewest passes while training; results may be one unit in
             the last place off. Default True.
@@ -52,8 +52,10 @@ class LSQ(FakeQuantize):
             configuration says (bits, per channel).
 
     Attributes:
-        step: the parameter, float32, [1] or [channels]. 0: not set yet.
-        scale: its magnitude, the step in use.
+        step: the parameter, float32, [1] or [channels].
+        first_step: a buffer of that shape, what is added to the parameter: where a program of
+            ``to_static`` set the first step, that step; otherwise 0.
+        scale: the magnitude of their sum, the step in use.
         threshold: the step in use times ``spec.levels``; follows the parameter.
 
     Raises:
@@ -157,14 +159,14 @@ class LSQ(FakeQuantize):
     @property
     def threshold(self):
         """The step in use times ``spec.levels``."""
-        return threshold_of(self.step, self.spec)
+        return threshold_of(self._qparams()[0], self.spec)
 
     @property
     def zero_point(self):
         """The integer that stands for 0, int64 of the step's shape."""
         if self.offset is None:
             return paddle.zeros(self.step.shape, dtype="int64")
-        return zero_point_of(self.offset, self.threshold, self.spec)
+        return zero_point_of(self._qparams()[1], self.threshold, self.spec)
 
     @property
     def initialized(self):
@@ -172,7 +174,7 @@ class LSQ(FakeQuantize):
         # As FakeQuantize: looking makes a GPU wait. (An optimizer's steps are no new version.)
         version = (id(self.step), self.step.inplace_version)
         if self._started_as != version:
-            if not (self.step != 0).any().item():
+            if not (self._qparams()[0] != 0).any().item():
                 return False
             self._started_as = version
         return True
@@ -188,58 +190,62 @@ class LSQ(FakeQuantize):
         self._calibrated = False
 
     def _make_buffers(self, shape):
-        pass  # parameters hold what buffers hold in the base class
+        # A program of to_static can set buffers, but no parameter that it trains.
+        for name in "first_step", "first_offset":
+            self.register_buffer(name, paddle.zeros(shape, dtype="float32"))
+
+    def _qparams(self):
+        """(step, offset or None), with the sign that training gave them."""
+        if self.offset is None:
+            return self.step + self.first_step, None
+        return self.step + self.first_step, self.offset + self.first_offset
 
     def _observe(self, x, clipping):
         if self.state is State.CALIBRATION:
             self._calibrated = True
-            return super()._observe(x, None)
-        if not paddle.in_dynamic_mode():
-            return self._observe_in_static_mode(x)
-        if not self.initialized and 0 not in x.shape:
-            self._refuse_other_channels(x)
             super()._observe(x, None)
-        return self.threshold, self._own_zero_point()
+        elif not paddle.in_dynamic_mode():
+            return self._observe_in_static_mode(x)
+        elif not self.initialized and 0 not in x.shape:
+            self._refuse_other_channels(x)
+            self._refuse_non_finite(x, "the batch that sets the step")
+            super()._observe(x, None)
+        return self._qparams()
 
     def _observe_in_static_mode(self, x):
         # One program for the first batch and for all others.
         if not self.observer.online:
-            return self.threshold, self._own_zero_point()
+            return self._qparams()
         threshold, zero_point = self.observer.observe_and_measure(x)
         with paddle.no_grad():
-            used = self._first(threshold, zero_point)
-            threshold = threshold_of(used[0], self.spec)
-            zero_point = None
-            if self.offset is not None:
-                zero_point = zero_point_of(used[1], threshold, self.spec)
-                paddle.assign(used[1], self.offset)
-            paddle.assign(used[0], self.step)
-        return threshold, zero_point
-
-    def _first(self, threshold, zero_point):
-        """(step, offset or None): those measured where the step is 0, else what they are."""
-        fresh = self.step == 0
-        step = threshold / float(self.spec.levels)
-        used = paddle.where(fresh, step, self.step.detach())
+            fresh = self.step + self.first_step == 0
+            measured = self._measured(threshold, zero_point)
+            first = [paddle.where(fresh, value, constant(held))
+                     for value, held in zip(measured, (self.first_step, self.first_offset))]
+            for value, held in zip(first, (self.first_step, self.first_offset)):
+                paddle.assign(value, held)
         if self.offset is None:
-            return used, None
-        offset = -step * zero_point.astype("float32")
-        return used, paddle.where(fresh, offset, self.offset.detach())
+            return self.step + first[0], None
+        return self.step + first[0], self.offset + first[1]
+
+    def _measured(self, threshold, zero_point):
+        """[step, and offset where there is one]"""
+        step = threshold / float(self.spec.levels)
+        return [step] if self.offset is None else [step, -step * zero_point.astype("float32")]
 
     def _store(self, threshold, zero_point=None):
-        if paddle.in_dynamic_mode() and not paddle.isfinite(threshold).all().item():
-            raise NonFiniteError(f"{self.label or 'the quantizer'}: the batch that sets the step "
-                                 "has NaN or infinite values")
-        step = threshold / float(self.spec.levels)
-        paddle.assign(step, self.step)
-        if self.offset is not None and zero_point is not None:
-            paddle.assign(-step * zero_point.astype("float32"), self.offset)
+        if self.offset is not None and zero_point is None:
+            zero_point = self.zero_point
+        for parameter, held, value in zip((self.step, self.offset),
+                                          (self.first_step, self.first_offset),
+                                          self._measured(threshold, zero_point)):
+            paddle.assign(value, parameter)
+            paddle.assign(paddle.zeros_like(held), held)
 
     def _fake_quantize(self, x, qparams, clipping=None):
-        threshold, zero_point = qparams
-        return learned_fake_quantize(
-            x, self.step, self.spec, self.offset, exact=not (self.training and self.fast_training),
-            threshold=threshold, zero_point=zero_point)
+        step, offset = qparams
+        return learned_fake_quantize(x, step, self.spec, offset,
+                                     exact=not (self.training and self.fast_training))
 
     def _refuse_other_channels(self, x):
         axis, channels = self.spec.channel_axis, self.observer.channels
@@ -273,7 +279,8 @@ class LSQPlus(LSQ):
 
     Attributes:
         step, scale, threshold: as for :class:`LSQ`.
-        offset: the parameter, float32, of the step's shape; None for a symmetric spec.
+        offset: the parameter, float32, of the step's shape; None for a symmetric spec. With
+            ``first_offset``, as ``step`` with ``first_step``.
         zero_point: the integer that 0 is stored as; follows the parameters.
 
     Examples:
