@@ -202,9 +202,8 @@ class Simulated(nn.Layer):
     (QuantSpec(4), None), (QuantSpec(3, granularity=PerChannel(1)), None),
     (QuantSpec(8, signed=False), None), (QuantSpec(4, signed=False, symmetric=False), [-1.3]),
     (QuantSpec(3, symmetric=False, granularity=PerChannel(-1)), [0.4, -0.1, 9.0, -9.0, 0.0])])
-@pytest.mark.parametrize("full_graph", [True, False])
-def test_a_traced_program_computes_the_same(spec, offset, full_graph):
-    traced = paddle.jit.to_static(Simulated(spec), full_graph=full_graph)
+def test_a_traced_program_computes_the_same(spec, offset):
+    traced = paddle.jit.to_static(Simulated(spec), full_graph=True)
     channels = 1 if spec.channel_axis is None else 5
     step = np.exp(np.linspace(-2, 0, channels)).astype(F) * np.array([-1, 1, 1, 1, 1], F)[:channels]
     x = (np.random.RandomState(0).randn(7, 5) * spec.qmax * 0.4).astype(F)

@@ -202,7 +202,6 @@ def _in_static_mode(x, rule, step, offset):
     return y + (x - x_value) * inside + _aligned(nothing, x, axis) * (slope * rate)
 
 
-@paddle.jit.not_to_static  # whose bytecode translator knows no inplace_version
 def learned_fake_quantize(x, step, spec, offset=None, exact=True):
     """Quantize and dequantize ``x`` with a step that gets a gradient, and an offset that may.
 
