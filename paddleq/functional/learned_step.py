@@ -11,6 +11,8 @@ that share the step:
 Where |s| is less than the smallest threshold allows, that threshold is used, with this gradient.
 """
 
+import operator
+
 import paddle
 from paddle.autograd import PyLayer
 
@@ -122,6 +124,10 @@ def _sum_of_products(a, b, axis):
     return _sum(a * b, axis)
 
 
+# (An attribute that Paddle 2.6's bytecode translator fails on; it leaves this function alone.)
+_version = operator.attrgetter("inplace_version")
+
+
 class _Rule:
     """What the forward pass knows and the backward pass needs, besides the tensors."""
 
@@ -168,16 +174,16 @@ class _Learned(PyLayer):
         # Not y itself: it would hold the node that holds it, and never be freed without a
         # backward pass. Whoever takes y next keeps it anyway.
         ctx.save_for_backward(x, y.detach())
-        ctx.versions = x.inplace_version, y.inplace_version
+        ctx.versions = _version(x), _version(y)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         x, y = ctx.saved_tensor()
-        if x.inplace_version != ctx.versions[0]:
+        if _version(x) != ctx.versions[0]:
             raise ModelError("the input of a learned quantizer was changed in place before the "
                              "backward pass, which needs it as it was; change a copy")
-        if y.inplace_version != ctx.versions[1]:
+        if _version(y) != ctx.versions[1]:
             y = ctx.rule.simulate(x)
         dx, ds, doffset = ctx.rule.gradients(x, y, grad)
         found = (dx, ds * ctx.signs, doffset)[:len(ctx.constant)]

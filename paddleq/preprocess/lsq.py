@@ -18,6 +18,10 @@ from ..qscheme import spec_of
 from ..spec import HALF_EVEN
 
 
+def _is_zero(step):
+    return step.abs() <= 0.0  # (for Paddle 2.6, 1e-9 == 0)
+
+
 @keep_from_translation
 class LSQ(FakeQuantize):
     """A fake-quantizer with a trainable step (LSQ, arXiv:1902.08153), for weights and activations.
@@ -99,7 +103,7 @@ class LSQ(FakeQuantize):
         self.step = self.create_parameter(shape, attr=attr, dtype="float32")
         self.offset = None if spec.symmetric else self.create_parameter(shape, attr=attr,
                                                                         dtype="float32")
-        self._started_as = None
+        self._started = False
         self._calibrated = False
 
     @classmethod
@@ -171,13 +175,10 @@ class LSQ(FakeQuantize):
     @property
     def initialized(self):
         """Whether the step was set: by a training batch, by calibration or by loading."""
-        # As FakeQuantize: looking makes a GPU wait. (An optimizer's steps are no new version.)
-        version = (id(self.step), self.step.inplace_version)
-        if self._started_as != version:
-            if not (self._qparams()[0] != 0).any().item():
-                return False
-            self._started_as = version
-        return True
+        # Looking makes a GPU wait, so it is done until there is one.
+        if not self._started:
+            self._started = not _is_zero(self._qparams()[0]).all().item()
+        return self._started
 
     def takes(self, clipping):
         """Whether :meth:`forward` can clip as well: never; the step is trained as it is."""
@@ -218,7 +219,7 @@ class LSQ(FakeQuantize):
             return self._qparams()
         threshold, zero_point = self.observer.observe_and_measure(x)
         with paddle.no_grad():
-            fresh = self.step + self.first_step == 0
+            fresh = _is_zero(self.step + self.first_step)
             measured = self._measured(threshold, zero_point)
             first = [paddle.where(fresh, value, constant(held))
                      for value, held in zip(measured, (self.first_step, self.first_offset))]
