@@ -35,7 +35,7 @@ from .frontends.quantizers import (
     PerChannelAbsmaxQuantizer,
 )
 from .nn import QuantizableFunction, register_layer
-from .preprocess import PACT
+from .preprocess import LSQ, PACT, LSQPlus
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 __version__ = "0.1.0"
@@ -43,9 +43,10 @@ __version__ = "0.1.0"
 _logging.getLogger("paddleq").addHandler(_logging.NullHandler())
 
 __all__ = [
-    "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
-    "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken", "QuantDtype",
-    "QuantSpec", "QuantizableFunction", "SimulatedQuantizationAwareTraining", "State", "calibrate",
-    "disable_fake_quant", "disable_observer", "enable_fake_quant", "enable_observer", "errors",
-    "extra_state_keys", "quant_post_dynamic", "register_layer", "set_fake_quantize", "summary",
+    "LSQ", "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
+    "LSQPlus", "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
+    "QuantDtype", "QuantSpec", "QuantizableFunction", "SimulatedQuantizationAwareTraining", "State",
+    "calibrate", "disable_fake_quant", "disable_observer", "enable_fake_quant", "enable_observer",
+    "errors", "extra_state_keys", "quant_post_dynamic", "register_layer", "set_fake_quantize",
+    "summary",
 ]

@@ -49,7 +49,7 @@ class State(enum.Enum):
 DEFAULT_SATURATE = True
 """What ``saturate=None`` means."""
 
-_SPEC_ARGUMENTS = ("dtype", "qscheme", "quant_min", "quant_max", "ch_axis", "rounding")
+SPEC_ARGUMENTS = ("dtype", "qscheme", "quant_min", "quant_max", "ch_axis", "rounding")
 
 
 @keep_from_translation
@@ -102,6 +102,8 @@ class FakeQuantize(nn.Layer, WithArgs):
         ([0.5], -128, 127)
     """
 
+    bounded = True  # a clipping range in front of it may become part of the threshold
+
     def __init__(self, observer=MovingAverageMinMaxObserver, saturate=None, in_place=False,
                  compat_mask=True, channel_len=1, fast_training=True, label="",
                  **observer_kwargs):
@@ -114,11 +116,13 @@ class FakeQuantize(nn.Layer, WithArgs):
         self.fast_training = check_bool("fast_training", fast_training)
         self.observer = _observer(observer, channel_len, observer_kwargs)
         self.label = label
-        channels = [self.observer.channels]
-        self.register_buffer("threshold", paddle.zeros(channels, dtype="float32"))
-        self.register_buffer("zero_point", paddle.zeros(channels, dtype="int64"))
+        self._make_buffers([self.observer.channels])
         self._known_version = None
         self.set_state(State.QAT)
+
+    def _make_buffers(self, shape):
+        self.register_buffer("threshold", paddle.zeros(shape, dtype="float32"))
+        self.register_buffer("zero_point", paddle.zeros(shape, dtype="int64"))
 
     @property
     def spec(self):
@@ -229,7 +233,7 @@ class FakeQuantize(nn.Layer, WithArgs):
                 self._refuse_non_finite(x)
             qparams = self._observe(x, clipping)
         else:
-            qparams = self.threshold, self._own_zero_point()
+            qparams = self._qparams()
         # A step found in this pass is not to be looked at: that would make a GPU wait.
         usable = observing and self.observer.online or self._usable()
         if not self.fake_quant_enabled or not usable:
@@ -242,7 +246,7 @@ class FakeQuantize(nn.Layer, WithArgs):
             seen = clipping.largest if clipping.idle else clipping.alpha.detach()
         if not self.observer.online:
             self.observer.observe(seen)
-            return self.threshold, self._own_zero_point()
+            return self._qparams()
         qparams = self.observer.observe_and_measure(seen)
         with paddle.no_grad():
             self._store(*(self.observer.qparams() if self.observer.track_batch else qparams))
@@ -288,6 +292,9 @@ class FakeQuantize(nn.Layer, WithArgs):
             return self.observer.observe_and_measure(x)
         return self.threshold, self._own_zero_point()
 
+    def _qparams(self):
+        return self.threshold, self._own_zero_point()
+
     def extra_repr(self):
         spec = self.spec
         return (f"{spec}, {'symmetric' if spec.symmetric else 'affine'}, quant_min={spec.qmin}, "
@@ -316,7 +323,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         else:
             self._buffers[name] = value
 
-    def _refuse_non_finite(self, x):
+    def _refuse_non_finite(self, x, what=None):
         # The sum carries any NaN or infinity; it may also overflow by itself, hence the second
         # look. (max() drops NaN on Paddle 2.6.)
         if not paddle.in_dynamic_mode() or paddle.isfinite(x.sum()).item():
@@ -324,9 +331,10 @@ class FakeQuantize(nn.Layer, WithArgs):
         wrong = (~paddle.isfinite(x)).sum().item()
         if wrong:
             raise NonFiniteError(
-                f"{self.label or 'the quantizer'}: calibration batch "
-                f"{self.observer.seen} has {wrong} NaN or infinite values of {x.size}; "
-                "remove that batch or mend the model before calibrating")
+                f"{self.label or 'the quantizer'}: "
+                f"{what or f'calibration batch {self.observer.seen}'} has {wrong} NaN or infinite "
+                f"values of {x.size}; remove that batch or mend the model before "
+                f"{'training' if what else 'calibrating'}")
 
 
 def _observer(observer, channels, arguments):
@@ -340,14 +348,14 @@ def _observer(observer, channels, arguments):
     if not (isinstance(made, type) and issubclass(made, Observer)):
         raise wrong_type("observer", observer, "a class of paddleq.observers, its with_args() or "
                                                "an instance")
-    words = {name: arguments[name] for name in _SPEC_ARGUMENTS if name in arguments}
+    words = {name: arguments[name] for name in SPEC_ARGUMENTS if name in arguments}
     rest = {name: value for name, value in arguments.items() if name not in words}
     if "spec" in rest and words:
         raise ConfigError(f"spec says how to quantize already, so that {', '.join(words)} cannot "
                           "be given too")
     known = [name for name in inspect.signature(made.__init__).parameters
              if name not in ("self", "channels")]
-    check_known_keys("FakeQuantize", rest, [*known, *_SPEC_ARGUMENTS])
+    check_known_keys("FakeQuantize", rest, [*known, *SPEC_ARGUMENTS])
     given = {"spec": spec_of(per_channel=made.per_channel, **words)}
     if isinstance(observer, Factory):
         given.update(observer.arguments)

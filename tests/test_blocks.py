@@ -293,7 +293,8 @@ def chain(first, second):
 
 
 def delayed(delay):
-    return lambda observer, **options: DelayedFakeQuantize(observer, delay=delay, **options)
+    return QuantizerConfig(quantizer=lambda **options: DelayedFakeQuantize(
+        AbsMaxObserver, saturate=False, delay=delay, **options))
 
 
 def moving(rate):
@@ -307,11 +308,9 @@ def moving(rate):
     (QuantizerConfig(AbsMaxObserver), QuantizerConfig(MovingAverageAbsMaxObserver), False),
     (QuantizerConfig(moving(0.9)), QuantizerConfig(moving(0.9)), True),
     (QuantizerConfig(moving(0.9)), QuantizerConfig(moving(0.8)), False),
-    (QuantizerConfig(AbsMaxObserver, quantizer=delayed(3)),
-     QuantizerConfig(AbsMaxObserver, quantizer=delayed(3)), True),
-    (QuantizerConfig(AbsMaxObserver, quantizer=delayed(3)),
-     QuantizerConfig(AbsMaxObserver, quantizer=delayed(4)), False),
-    (QuantizerConfig(AbsMaxObserver, quantizer=delayed(0)), QuantizerConfig(AbsMaxObserver), False),
+    (delayed(3), delayed(3), True),
+    (delayed(3), delayed(4), False),
+    (delayed(0), QuantizerConfig(AbsMaxObserver), False),
     (None, QuantizerConfig(AbsMaxObserver), False),
 ], ids=["same", "bits", "observer", "same rate", "rate", "same delay", "delay", "class", "none"])
 def test_redundant_only_with_the_same_parameters(first, second, redundant):

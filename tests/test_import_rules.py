@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "observers": {"functional"},
     "fake_quantize": {"observers", "functional", "qscheme"},
     "delayed": {"fake_quantize"},
-    "preprocess": {"observers", "functional"},
+    "preprocess": {"fake_quantize", "observers", "functional"},  # LSQ is a FakeQuantize
     # "names of the above": an observer or a preprocess, by its class.
     "config": {"spec", "fake_quantize", "preprocess", "observers", "functional"},
     # PACT is run inside of a layer; the table gives it the same row as fake_quantize.

@@ -12,13 +12,14 @@ class QuantizerConfig:
 
     Args:
         observer: called as ``observer(spec, channels)``, returns a
-            :class:`~paddleq.observers.Observer`.
+            :class:`~paddleq.observers.Observer`. None: ``quantizer`` knows.
         spec: the quantization. A :class:`~paddleq.PerChannel` granularity here means "along the
             layer's own output channel axis", whatever its number.
         saturate: the gradient is zero for values outside of the range. Default False, as in
             PaddleSlim.
-        quantizer: called as ``quantizer(observer, saturate=..., label=...)``, returns the
-            fake-quantizer. Default :class:`~paddleq.FakeQuantize`.
+        quantizer: what to make in place of a FakeQuantize around that observer: called as
+            ``quantizer(spec=..., label=...)``, with ``channel_len=...`` where it is known,
+            returns a kind of FakeQuantize, such as :class:`~paddleq.LSQ`.
 
     Examples:
         >>> from paddleq.config import QuantizerConfig
@@ -28,7 +29,7 @@ class QuantizerConfig:
         'FakeQuantize'
     """
 
-    observer: Callable
+    observer: Optional[Callable] = None
     spec: QuantSpec = QuantSpec()
     saturate: bool = False
     quantizer: Optional[Callable] = None
@@ -44,10 +45,13 @@ class QuantizerConfig:
 
         from ..fake_quantize import FakeQuantize
         spec = self.spec
-        if self.per_channel:
+        if self.per_channel and axis is not None:
             spec = replace(spec, granularity=PerChannel(axis))
-        make = FakeQuantize if self.quantizer is None else self.quantizer
-        return make(self.observer(spec, channels), saturate=self.saturate, label=label)
+        if self.quantizer is not None:
+            known = self.per_channel and channels is not None
+            return self.quantizer(spec=spec, label=label,
+                                  **({"channel_len": channels} if known else {}))
+        return FakeQuantize(self.observer(spec, channels), saturate=self.saturate, label=label)
 
 
 @dataclass(frozen=True)

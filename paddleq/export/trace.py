@@ -131,7 +131,7 @@ def _input_plan(layer, slot):
         return [*hooks, quantizer], None
     _check_spec(f"the input of {layer._paddleq_name}", quantizer.spec, False)
     threshold = quantizer.threshold
-    if PACT.clips(preprocess):
+    if PACT.clips(preprocess) and quantizer.bounded:
         threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
     elif preprocess is not None and _changes_nothing(preprocess, quantizer):
         hooks = []
@@ -147,7 +147,8 @@ def _check_spec(what, spec, narrow):
     if not spec.symmetric:
         raise ExportError(f"{what} is quantized with a zero point, which Paddle Inference and "
                           "OpenVINO do not take from a .pdmodel; make it symmetric "
-                          "(symmetric=True, or a qscheme that ends in _symmetric)")
+                          "(symmetric=True, a qscheme that ends in _symmetric, or 'lsq' in place "
+                          "of 'lsq_plus')")
     plain = QuantSpec(spec.bits, narrow_range=narrow)
     if (spec.qmin, spec.qmax) != (plain.qmin, plain.qmax):
         raise ExportError(f"{what} is quantized to [{spec.qmin}, {spec.qmax}], but the operators "

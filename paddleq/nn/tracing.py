@@ -65,7 +65,7 @@ def run_activation(x, preprocess, quantizer, layer, slot):
     if recorder is not None:
         return recorder.activation(x, layer, slot)
     if (PACT.clips(preprocess) and isinstance(quantizer, FakeQuantize)
-            and quantizer.spec.symmetric):
+            and quantizer.bounded and quantizer.spec.symmetric):
         if layer.training:
             clipping = preprocess.clipping(x)
             if quantizer.takes(clipping):

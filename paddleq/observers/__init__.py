@@ -2,6 +2,7 @@
 
 from .abs_max import AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, RangeAbsMaxObserver
 from .base import Observer
+from .first_step import DeviationObserver, MeanMagnitudeObserver
 from .fixed import FixedScaleObserver
 from .histogram import HistogramObserver, KLObserver, MSEObserver
 from .min_max import (
@@ -15,7 +16,8 @@ from .moving_average import MovingAverageAbsMaxObserver
 
 __all__ = [
     "AbsMaxObserver", "AverageObserver", "CurrentAbsMaxObserver", "CurrentMinMaxObserver",
-    "FixedScaleObserver", "HistogramObserver", "KLObserver", "MSEObserver", "MinMaxObserver",
+    "DeviationObserver", "FixedScaleObserver", "HistogramObserver", "KLObserver", "MSEObserver",
+    "MeanMagnitudeObserver", "MinMaxObserver",
     "MovingAverageAbsMaxObserver", "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver", "Observer", "PerChannelMinMaxObserver",
     "RangeAbsMaxObserver",

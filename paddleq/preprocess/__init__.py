@@ -1,5 +1,6 @@
-"""What happens to a tensor before it is quantized."""
+"""What training learns of quantization: clipping ranges, steps, offsets."""
 
+from .lsq import LSQ, LSQPlus
 from .pact import PACT
 
-__all__ = ["PACT"]
+__all__ = ["LSQ", "LSQPlus", "PACT"]

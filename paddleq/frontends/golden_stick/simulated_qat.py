@@ -348,11 +348,11 @@ def _quantizers(config):
             getattr(config, f"{side}_quant_dtype").num_bits, signed=symmetric, symmetric=symmetric,
             narrow_range=getattr(config, f"{side}_narrow_range"), granularity=granularity)
 
-    activation = QuantizerConfig(
-        MovingAverageMinMaxObserver, spec("act", PerTensor()), saturate=True,
-        quantizer=partial(DelayedFakeQuantize, delay=config.act_quant_delay))
-    weight = QuantizerConfig(
-        CurrentMinMaxObserver,
-        spec("weight", PerChannel() if config.weight_per_channel else PerTensor()), saturate=True,
-        quantizer=partial(DelayedFakeQuantize, delay=config.weight_quant_delay))
-    return activation, weight
+    def quantizer(side, observer, granularity):
+        delay = getattr(config, f"{side}_quant_delay")
+        return QuantizerConfig(spec=spec(side, granularity), quantizer=partial(
+            DelayedFakeQuantize, observer=observer, saturate=True, delay=delay))
+
+    per_channel = PerChannel() if config.weight_per_channel else PerTensor()
+    return (quantizer("act", MovingAverageMinMaxObserver, PerTensor()),
+            quantizer("weight", CurrentMinMaxObserver, per_channel))

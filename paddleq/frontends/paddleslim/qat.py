@@ -12,6 +12,7 @@ from ..._checks import (
     check_int,
     check_known_keys,
     wrong_type,
+    wrong_value,
 )
 from ...config import LayerPolicy, QuantizerConfig
 from ...observers import (
@@ -20,13 +21,15 @@ from ...observers import (
     MovingAverageAbsMaxObserver,
     RangeAbsMaxObserver,
 )
-from ...preprocess import PACT
+from ...preprocess import LSQ, PACT, LSQPlus
 from ...spec import PerChannel, PerTensor, QuantSpec
 from ..fusing import fuse_now_or_later
 from .shared import layer_classes, rules_for
 
-_WEIGHT_TYPES = ("abs_max", "channel_wise_abs_max", "range_abs_max", "moving_average_abs_max")
-_ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max")
+_LEARNED = {"lsq": LSQ, "lsq_plus": LSQPlus}
+_ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max", *_LEARNED)
+_WEIGHT_TYPES = (*_ACTIVATION_TYPES, "channel_wise_abs_max",
+                 *(f"channel_wise_{name}" for name in _LEARNED))
 
 _QAT_DEFAULTS = {
     "weight_preprocess_type": None,
@@ -57,12 +60,17 @@ class QAT:
             - ``activation_preprocess_type`` (None): None or "PACT".
             - ``weight_quantize_type`` ("channel_wise_abs_max"): or "abs_max",
               "range_abs_max", "moving_average_abs_max". The two abs_max types follow the weight
-              at each step; the others keep statistics over training steps.
+              at each step; those two keep statistics over training steps. Or "lsq",
+              "channel_wise_lsq", "lsq_plus", "channel_wise_lsq_plus": steps that training
+              learns, :class:`~paddleq.LSQ` and :class:`~paddleq.LSQPlus`; make the optimizer
+              after :meth:`quantize`.
             - ``activation_quantize_type`` ("moving_average_abs_max"): or "abs_max",
               "range_abs_max". With "abs_max" a training batch is quantized with its own
-              maximum, evaluation and export with the maximum of all training batches.
+              maximum, evaluation and export with the maximum of all training batches. Or
+              "lsq", a learned step; "lsq_plus", with a learned offset as well, which no
+              .pdmodel can hold.
             - ``weight_bits``, ``activation_bits`` (8): 1 to 16. One bit is the sign times the
-              mean magnitude.
+              mean magnitude; a learned step needs two.
             - ``dtype`` ("int8").
             - ``window_size`` (10000): batches that "range_abs_max" looks back.
             - ``moving_rate`` (0.9): in [0, 1), for "moving_average_abs_max".
@@ -75,6 +83,8 @@ class QAT:
             parameters train with the model. They take precedence over the ``*_type`` keys.
         weight_quantize, act_quantize: classes built once for each layer and called instead of
             the fake-quantizer; they return the tensor quantized and dequantized.
+            :class:`~paddleq.LSQ`, :class:`~paddleq.LSQPlus` and their ``with_args(...)`` take bits
+            and channels from the configuration where they do not say them.
 
     Raises:
         ConfigError, ConfigTypeError: an unknown key or a wrong value; names the nearest valid
@@ -102,6 +112,8 @@ class QAT:
             _check_hook(name, hook)
         types = {None: None, "PACT": PACT}
         weight, activation = _qat_quantizers(self.config)
+        weight, weight_quantize = _learned(weight, weight_quantize, weight=True)
+        activation, act_quantize = _learned(activation, act_quantize, weight=False)
         self._policy = LayerPolicy(
             weight=weight, activation=activation,
             weight_preprocess=weight_preprocess or types[self.config["weight_preprocess_type"]],
@@ -180,8 +192,11 @@ def _parse_qat_config(config):
     check_choice(name("weight_quantize_type"), full["weight_quantize_type"], _WEIGHT_TYPES)
     check_choice(name("activation_quantize_type"), full["activation_quantize_type"],
                  _ACTIVATION_TYPES)
-    check_int(name("weight_bits"), full["weight_bits"], 1, 16)
-    check_int(name("activation_bits"), full["activation_bits"], 1, 16)
+    for side in ("weight", "activation"):
+        kind = full[f"{side}_quantize_type"]
+        bits = check_int(name(f"{side}_bits"), full[f"{side}_bits"], 1, 16)
+        if bits == 1 and kind.replace("channel_wise_", "") in _LEARNED:
+            raise wrong_value(name(f"{side}_bits"), bits, f"at least 2 for {kind!r}")
     check_choice(name("dtype"), full["dtype"], ("int8",))
     check_int(name("window_size"), full["window_size"], 1)
     check_float(name("moving_rate"), full["moving_rate"], 0.0, 1.0, open_high=True)
@@ -213,10 +228,22 @@ def _qat_quantizers(config):
 
     by_type = {"moving_average_abs_max": moving_average, "range_abs_max": window_max}
     weight_type = config["weight_quantize_type"]
-    per_channel = weight_type == "channel_wise_abs_max"
+    per_channel = weight_type.startswith("channel_wise_")
     weight = QuantizerConfig(
         by_type.get(weight_type, CurrentAbsMaxObserver),
         QuantSpec(config["weight_bits"], granularity=PerChannel() if per_channel else PerTensor()))
-    activation = QuantizerConfig(by_type.get(config["activation_quantize_type"], batch_max),
+    activation_type = config["activation_quantize_type"]
+    activation = QuantizerConfig(by_type.get(activation_type, batch_max),
                                  QuantSpec(config["activation_bits"]))
-    return weight, activation
+    return (_learned(weight, _LEARNED.get(weight_type.replace("channel_wise_", "")), True)[0],
+            _learned(activation, _LEARNED.get(activation_type), False)[0])
+
+
+def _learned(config, hook, weight):
+    """(QuantizerConfig, hook): a hook that is LSQ or the like is told of the layer, as no other is.
+    """
+    found = None if hook is None else LSQ.in_layer(hook, config.spec, weight)
+    if found is None:
+        return config, hook
+    spec, factory = found
+    return QuantizerConfig(spec=spec, quantizer=factory), None
