@@ -64,7 +64,7 @@ class BlockMember(nn.Layer):
     """Mixin of the batch norms and ReLUs that are part of a block."""
 
     def _forward_as_member(self, args, kwargs):
-        blocks = self.__dict__["_paddleq_blocks"]
+        blocks = self._paddleq_blocks
         as_norm = [block for block in blocks if block.norm is self]
         if as_norm:
             (block,) = as_norm
@@ -83,7 +83,7 @@ class BlockMember(nn.Layer):
 
 def leave_block(layer, y):
     """What leaves the quantized ``layer``, whose own output is ``y``."""
-    block = layer.__dict__.get("_paddleq_block")
+    block = layer._paddleq_block
     return layer.quantize_output(y) if block is None else block.after(layer, y)
 
 

@@ -35,6 +35,8 @@ class QuantizedLayer:
             (:mod:`.folding`), if it does.
     """
 
+    _paddleq_block = None  # the Block that the layer begins
+
     def _quantized_forward(self, args, kwargs):
         args, kwargs = self._quantize_inputs(args, kwargs)
         folding = getattr(self, "norm_folding", None)

@@ -75,7 +75,7 @@ class LSQ(FakeQuantize):
         >>> round(quantizer.scale.item(), 4)  # 2 * 2 / sqrt(7)
         1.5119
         >>> y.sum().backward()
-        >>> quantizer.step.grad.shape
+        >>> list(quantizer.step.grad.shape)
         [1]
     """
 
