@@ -1,6 +1,10 @@
 """Saving, converting and running the small programs of ``pir_cases.py``."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 import numpy as np
@@ -107,8 +111,36 @@ def expected(case):
 def save(case, prefix):
     """Save the case as PIR; returns what dygraph computes."""
     made, arrays = expected(case)
-    paddle.jit.save(made, prefix, input_spec=specs(case))
+    if "array_to_tensor" in case.ops:
+        _save_apart(case, prefix)
+    else:
+        paddle.jit.save(made, prefix, input_spec=specs(case))
     return arrays
+
+
+def _save_apart(case, prefix):
+    """Trace in a process of its own, anew where that crashes.
+
+    Paddle 3.1 reads memory that is not its own when it traces concat() or stack() of an array;
+    whether that ends the process hangs on what ran in it before.
+    """
+    script = ("import sys, zlib, paddle, pir_cases, pir_harness as h; "
+              "case = pir_cases.CASES[int(sys.argv[1])]; "
+              "paddle.jit.save(h.net(case), sys.argv[2], input_spec=h.specs(case))")
+    from pir_cases import CASES
+
+    number = next(i for i, each in enumerate(CASES) if each is case)
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(number), str(Path(prefix).resolve())],
+            cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+        if done.returncode == 0:
+            return
+        if done.returncode > 0:
+            break
+    raise RuntimeError(f"tracing ended with {done.returncode}: {done.stdout[-2000:]}")
 
 
 def operations(path):
