@@ -303,6 +303,11 @@ class FakeQuantize(nn.Layer, WithArgs):
                 f"fake_quant_enabled={self.fake_quant_enabled}, "
                 f"observer_enabled={self.observer_enabled}")
 
+    def _state_dict_impl(self, *args, **kwargs):
+        # Paddle loads by way of this, and what it loads is no new version of a tensor.
+        self._known_version = None
+        return super()._state_dict_impl(*args, **kwargs)
+
     def _own_zero_point(self):
         return None if self.spec.symmetric else self.zero_point
 

@@ -64,7 +64,7 @@ EVERY = pytest.mark.parametrize("kind", list(LEARNED))
 def quantized(kind, seed=0, bits=4):
     paddle.seed(seed)
     net = SmallNet()
-    config = {**LEARNED[kind], "weight_bits": bits, "activation_bits": bits}
+    config = {**LEARNED.get(kind, {}), "weight_bits": bits, "activation_bits": bits}
     return QAT(config).quantize(net)
 
 
@@ -379,6 +379,18 @@ def test_a_first_batch_that_is_not_finite_is_refused(bad):
         with pytest.raises(NonFiniteError, match="here.*sets the step.*1 NaN or infinite"):
             quantizer(paddle.to_tensor([1.0, bad]))
         assert not quantizer.initialized
+
+
+def test_a_state_from_before_training_starts_anew():
+    for kind in "lsq", "lsq_plus", "abs_max":
+        net, x = quantized(kind), paddle.rand([4, 1, 8, 8])
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        first = [train_steps(net, x, steps=2), net(x).numpy()][1]
+        net.set_state_dict(before)
+        assert not net.fc.activation_quantizer.initialized
+        assert np.isfinite(net(x).numpy()).all()
+        train_steps(net, x, steps=2)
+        np.testing.assert_array_equal(net(x).numpy(), first)
 
 
 def test_evaluation_sets_no_step():
@@ -784,8 +796,7 @@ def test_exported_is_simulated(kind, bits, onnx_format, tmp_path):
     QAT().save_quantized_model(net, path, SPEC, onnx_format=onnx_format)
     np.testing.assert_array_equal(net(x).numpy(), expected)
     assert relative_error(paddle_inference(path, [x.numpy()])[0], expected) < 1e-6
-    if onnx_format and bits == 8:
-        # (Of fewer bits OpenVINO moves more values across a border than this bound allows.)
+    if onnx_format:
         assert relative_error(openvino(path, [x.numpy()])[0], expected) < 1e-2
 
 

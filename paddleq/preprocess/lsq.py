@@ -36,8 +36,8 @@ class LSQ(FakeQuantize):
     - dv is 1 inside, 0 outside. A value on a border is outside.
 
     An optimizer may carry a small step past zero; its magnitude is used, at least EPS / levels, so
-    that the step in use is always positive. A step is small: where an optimizer like Adam takes
-    steps of one size for all parameters, give it a ``learning_rate`` below 1.
+    that the step in use is always positive. An optimizer like Adam moves all parameters by amounts
+    of one size; for a step, which is small, a ``learning_rate`` of 0.1 to 0.3 may be steadier.
 
     Args:
         observer: what finds the first step, a class of :mod:`paddleq.observers` or a factory of
@@ -103,7 +103,6 @@ class LSQ(FakeQuantize):
         self.step = self.create_parameter(shape, attr=attr, dtype="float32")
         self.offset = None if spec.symmetric else self.create_parameter(shape, attr=attr,
                                                                         dtype="float32")
-        self._started = False
         self._calibrated = False
 
     @classmethod
@@ -176,9 +175,11 @@ class LSQ(FakeQuantize):
     def initialized(self):
         """Whether the step was set: by a training batch, by calibration or by loading."""
         # Looking makes a GPU wait, so it is done until there is one.
-        if not self._started:
-            self._started = not _is_zero(self._qparams()[0]).all().item()
-        return self._started
+        if self._known_version is None:
+            if _is_zero(self._qparams()[0]).all().item():
+                return False
+            self._known_version = 0
+        return True
 
     def takes(self, clipping):
         """Whether :meth:`forward` can clip as well: never; the step is trained as it is."""
@@ -192,14 +193,23 @@ class LSQ(FakeQuantize):
 
     def _make_buffers(self, shape):
         # A program of to_static can set buffers, but no parameter that it trains.
-        for name in "first_step", "first_offset":
+        for name in ("first_step",) if self.spec.symmetric else ("first_step", "first_offset"):
             self.register_buffer(name, paddle.zeros(shape, dtype="float32"))
+
+    def _held(self):
+        """[(parameter, buffer)] of the step, and of the offset where there is one."""
+        step = self.step, self.first_step
+        return [step] if self.offset is None else [step, (self.offset, self.first_offset)]
+
+    def _measured(self, threshold, zero_point):
+        """The values that belong there."""
+        step = threshold / float(self.spec.levels)
+        return [step] if self.offset is None else [step, -step * zero_point.astype("float32")]
 
     def _qparams(self):
         """(step, offset or None), with the sign that training gave them."""
-        if self.offset is None:
-            return self.step + self.first_step, None
-        return self.step + self.first_step, self.offset + self.first_offset
+        sums = [parameter + first for parameter, first in self._held()]
+        return sums[0], sums[1] if len(sums) > 1 else None
 
     def _observe(self, x, clipping):
         if self.state is State.CALIBRATION:
@@ -217,31 +227,23 @@ class LSQ(FakeQuantize):
         # One program for the first batch and for all others.
         if not self.observer.online:
             return self._qparams()
-        threshold, zero_point = self.observer.observe_and_measure(x)
+        measured = self._measured(*self.observer.observe_and_measure(x))
+        held = self._held()
         with paddle.no_grad():
-            fresh = _is_zero(self.step + self.first_step)
-            measured = self._measured(threshold, zero_point)
-            first = [paddle.where(fresh, value, constant(held))
-                     for value, held in zip(measured, (self.first_step, self.first_offset))]
-            for value, held in zip(first, (self.first_step, self.first_offset)):
-                paddle.assign(value, held)
-        if self.offset is None:
-            return self.step + first[0], None
-        return self.step + first[0], self.offset + first[1]
-
-    def _measured(self, threshold, zero_point):
-        """[step, and offset where there is one]"""
-        step = threshold / float(self.spec.levels)
-        return [step] if self.offset is None else [step, -step * zero_point.astype("float32")]
+            fresh = _is_zero(held[0][0] + held[0][1])
+            first = [paddle.where(fresh, value, constant(buffer))
+                     for value, (_, buffer) in zip(measured, held)]
+            for value, (_, buffer) in zip(first, held):
+                paddle.assign(value, buffer)
+        sums = [parameter + value for value, (parameter, _) in zip(first, held)]
+        return sums[0], sums[1] if len(sums) > 1 else None
 
     def _store(self, threshold, zero_point=None):
         if self.offset is not None and zero_point is None:
             zero_point = self.zero_point
-        for parameter, held, value in zip((self.step, self.offset),
-                                          (self.first_step, self.first_offset),
-                                          self._measured(threshold, zero_point)):
+        for value, (parameter, first) in zip(self._measured(threshold, zero_point), self._held()):
             paddle.assign(value, parameter)
-            paddle.assign(paddle.zeros_like(held), held)
+            paddle.assign(paddle.zeros_like(first), first)
 
     def _fake_quantize(self, x, qparams, clipping=None):
         step, offset = qparams
