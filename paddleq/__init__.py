@@ -28,6 +28,7 @@ from .fake_quantize import FakeQuantize, State
 from .frontends.golden_stick import QuantDtype, SimulatedQuantizationAwareTraining
 from .frontends.paddleslim import PTQ, QAT
 from .frontends.post_dynamic import quant_post_dynamic
+from .frontends.post_static import quant_post_static
 from .frontends.quantizers import (
     AbsmaxQuantizer,
     HistQuantizer,
@@ -47,6 +48,6 @@ __all__ = [
     "LSQPlus", "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
     "QuantDtype", "QuantSpec", "QuantizableFunction", "SimulatedQuantizationAwareTraining", "State",
     "calibrate", "disable_fake_quant", "disable_observer", "enable_fake_quant", "enable_observer",
-    "errors", "extra_state_keys", "quant_post_dynamic", "register_layer", "set_fake_quantize",
-    "summary",
+    "errors", "extra_state_keys", "quant_post_dynamic", "quant_post_static", "register_layer",
+    "set_fake_quantize", "summary",
 ]

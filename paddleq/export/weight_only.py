@@ -98,7 +98,7 @@ def _readers(program, block, op_types, stored):
             slot = _slot(block.ops[position], "X")
         name = slot.arguments[0]
         if name in stored or _is_weight(program, name):
-            found.append((position, slot, name, _axis(op, axis, program.arrays[name])))
+            found.append((position, slot, name, channel_axis(op, axis, program.arrays[name])))
     return found
 
 
@@ -128,7 +128,8 @@ def _is_weight(program, name):
     return array is not None and array.dtype.kind == "f" and array.ndim >= 2
 
 
-def _axis(op, axis, array):
+def channel_axis(op, axis, array):
+    """Axis of the output channels of ``op``'s weight; ``axis`` is what WEIGHTED_OPS says."""
     transposed = any(a.name in ("trans_y", "transpose_Y") and a.b for a in op.attrs)
     if op.type in ("matmul", "matmul_v2"):
         # A matrix may be stored either way round, and a batch of matrices has more axes.

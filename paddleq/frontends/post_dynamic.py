@@ -4,16 +4,16 @@ import os
 
 from paddle import nn
 
-from .._checks import check_bool, check_choice, check_int, hint, wrong_type
+from .._checks import check_bool, check_choice, check_int, wrong_type
 from ..engine import check_model
-from ..errors import ConfigError, FormatError, ModelError
+from ..errors import ConfigError, ModelError
 from ..export.load import load_saved
 from ..export.mend import mend
 from ..export.trace import trace_float
-from ..export.weight_only import WEIGHTED_OPS, quantize_weights
+from ..export.weight_only import quantize_weights
 from ..nn.integer import store_integer_weights
+from .saved_models import check_op_types, find_files
 
-_LINEAR = ("mul", "matmul", "matmul_v2")
 _DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
 
 
@@ -67,7 +67,7 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
     check_choice("weight_quantize_type", weight_quantize_type,
                  ("channel_wise_abs_max", "abs_max"))
     check_bool("generate_test_model", generate_test_model)
-    op_types = _op_types(quantizable_op_type)
+    op_types = check_op_types(quantizable_op_type)
     per_channel = weight_quantize_type == "channel_wise_abs_max"
     live = isinstance(model_dir, nn.Layer)
     if not live and not isinstance(model_dir, (str, os.PathLike)):
@@ -80,7 +80,7 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
     def load():
         if live:
             return trace_float(model_dir, input_spec)
-        return load_saved(*_find_files(os.fspath(model_dir), model_filename, params_filename))
+        return load_saved(*find_files(os.fspath(model_dir), model_filename, params_filename))
 
     if save_model_dir is not None:
         kinds = ["quantized_model"] + ["test_model"] * generate_test_model
@@ -96,40 +96,3 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
             program.save(os.path.join(folder, save_model_filename),
                          os.path.join(folder, save_params_filename))
     return store_integer_weights(model_dir, op_types, weight_bits, per_channel) if live else None
-
-
-def _op_types(given):
-    if isinstance(given, str) or not isinstance(given, (list, tuple)):
-        raise wrong_type("quantizable_op_type", given, "a list of op types")
-    types = set()
-    for entry in given:
-        if entry not in WEIGHTED_OPS:
-            raise ConfigError(f"quantizable_op_type does not know {entry!r}"
-                              f"{hint(entry, WEIGHTED_OPS)}; valid: {', '.join(WEIGHTED_OPS)}")
-        types.update(_LINEAR if entry == "mul" else (entry,))
-    return types
-
-
-def _find_files(folder, model, parameters):
-    if not os.path.isdir(folder):
-        raise FormatError(f"model_dir must be a folder, but there is none at {folder}")
-    names = sorted(os.listdir(folder))
-    if model is None:
-        found = ([n for n in names if n.endswith(".pdmodel")]
-                 or [n for n in names if n.endswith(".json")]
-                 or [n for n in names if n == "__model__"])
-        if len(found) != 1:
-            raise FormatError(f"model_filename must be given: {folder} holds "
-                              f"{', '.join(found) or 'no .pdmodel, .json or __model__'}")
-        model = found[0]
-    if parameters is None:
-        stem, ending = os.path.splitext(model)
-        stem = stem if ending in (".pdmodel", ".json") else None
-        for candidate in ([f"{stem}.pdiparams"] if stem else ["__params__"]):
-            if candidate in names:
-                parameters = candidate
-    path = os.path.join(folder, model)
-    if parameters is None and model.endswith(".json"):
-        return path, None
-    # Without a file for all of them, each parameter has a file of its own beside the model.
-    return path, os.path.join(folder, parameters) if parameters else folder

@@ -1,0 +1,150 @@
+"""``quant_post_static``: a saved model, calibrated and quantized without its Python class."""
+
+import os
+from functools import partial
+
+import numpy as np
+import paddle
+
+from .._checks import check_bool, check_choice, check_float, check_int, wrong_type
+from ..errors import CalibrationError, ConfigError, NonFiniteError
+from ..export.fold_norms import fold_norms
+from ..export.load import load_saved
+from ..export.mend import mend
+from ..export.static_quantization import StaticQuantizer
+from ..observers import AbsMaxObserver, HistogramObserver, KLObserver, MSEObserver
+from ..spec import QuantSpec
+from .saved_models import check_op_types, find_files
+
+_DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
+_OBSERVERS = {"abs_max": AbsMaxObserver, "hist": HistogramObserver, "KL": KLObserver,
+              "mse": MSEObserver}
+
+
+def quant_post_static(model_dir, quantize_model_path, data_loader, model_filename=None,
+                      params_filename=None, save_model_filename="model.pdmodel",
+                      save_params_filename="model.pdiparams", batch_nums=None, algo="hist",
+                      hist_percent=0.9999, quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
+                      activation_bits=8, weight_quantize_type="channel_wise_abs_max",
+                      optimize_model=True, skip_tensor_list=None):
+    """Quantize a saved model, of either format, with a few batches and without its Python class.
+
+    What a ``paddleq.PTQ`` does to a ``Layer``, done to the program: the inputs of weighted
+    operators and their weights become integers, and so does the file.
+
+    Args:
+        model_dir: folder of a saved model.
+        quantize_model_path: folder to write to.
+        data_loader: an iterable of batches: an array, a list or tuple of arrays in the order of
+            the model's inputs (what stands after them, labels say, is left out), or a dict by
+            the inputs' names.
+        model_filename, params_filename: names of the files in ``model_dir``, as for
+            :func:`paddleq.quant_post_dynamic`.
+        save_model_filename, save_params_filename: names of the files to write.
+        batch_nums: stop after this many batches. Default: all.
+        algo: how thresholds of activations are found: "hist" (default), "KL", "abs_max", "mse".
+        hist_percent: share of the magnitudes below the threshold, for "hist". Default 0.9999.
+        quantizable_op_type: operators to quantize. "mul" means Linear, in whichever way it was
+            saved.
+        weight_bits, activation_bits: 2 to 8. Default 8.
+        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
+        optimize_model: fold batch norms into the weights before them. Default True.
+        skip_tensor_list: names of weights, inputs or outputs whose operators stay float.
+
+    Returns:
+        Names of the weights that are integers in what was written.
+
+    Raises:
+        ConfigError, ConfigTypeError: a wrong argument, or a batch that does not fit.
+        FormatError: the saved model is missing or damaged.
+        CalibrationError: there was no batch.
+        NonFiniteError: NaN or infinity arrived at an operator; names the tensor and the batch.
+        ModelError: there is no weight to quantize.
+
+    Nothing is written where it raises.
+
+    Examples:
+        >>> import os, tempfile, paddle, paddleq
+        >>> from paddle.static import InputSpec
+        >>> folder = tempfile.mkdtemp()
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4), paddle.nn.ReLU())
+        >>> _ = net.eval()
+        >>> paddle.jit.save(net, folder + "/float/net", [InputSpec([None, 8], "float32", "x")])
+        >>> batches = [paddle.rand([16, 8]) for _ in range(4)]
+        >>> names = paddleq.quant_post_static(folder + "/float", folder + "/int8", batches)
+        >>> len(names), sorted(os.listdir(folder + "/int8"))
+        (1, ['model.pdiparams', 'model.pdmodel'])
+    """
+    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        check_int(name, bits, 2, 8)
+    check_choice("algo", algo, _OBSERVERS)
+    check_float("hist_percent", hist_percent, 0.0, 1.0, open_low=True, open_high=True)
+    check_choice("weight_quantize_type", weight_quantize_type,
+                 ("channel_wise_abs_max", "abs_max"))
+    check_bool("optimize_model", optimize_model)
+    for name, value in (("model_dir", model_dir), ("quantize_model_path", quantize_model_path)):
+        if not isinstance(value, (str, os.PathLike)):
+            raise wrong_type(name, value, "a folder")
+    if batch_nums is not None:
+        check_int("batch_nums", batch_nums, 1)
+    skip = [] if skip_tensor_list is None else skip_tensor_list
+    if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+        raise wrong_type("skip_tensor_list", skip_tensor_list, "a list of names")
+    op_types = check_op_types(quantizable_op_type)
+    program = load_saved(*find_files(os.fspath(model_dir), model_filename, params_filename))
+    if optimize_model:
+        fold_norms(program)
+    spec = QuantSpec(activation_bits)
+    make = partial(_OBSERVERS[algo], spec)
+    if algo == "hist":
+        make = partial(make, hist_percent=hist_percent)
+    quantizer = StaticQuantizer(program, op_types, make, weight_bits,
+                                weight_quantize_type == "channel_wise_abs_max", skip)
+    _calibrate(quantizer, data_loader, batch_nums)
+    names = quantizer.finish()
+    mend(program)
+    folder = os.fspath(quantize_model_path)
+    program.save(os.path.join(folder, save_model_filename),
+                 os.path.join(folder, save_params_filename))
+    return names
+
+
+def _calibrate(quantizer, loader, batch_nums):
+    from itertools import islice
+
+    from tqdm import tqdm
+
+    try:
+        batches = iter(loader)
+    except TypeError:
+        raise wrong_type("data_loader", loader, "an iterable of batches") from None
+    used = 0
+    for batch in tqdm(islice(batches, batch_nums), desc="calibrating", disable=None, leave=False):
+        try:
+            quantizer.observe(_arrays(batch, quantizer.feeds))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} (batch {used} of data_loader)") from None
+        used += 1
+    if not used:
+        raise CalibrationError("data_loader must yield at least one batch, but is empty")
+
+
+def _arrays(batch, feeds):
+    """The arrays of a batch, in the order of the model's inputs."""
+    if isinstance(batch, dict):
+        if not set(feeds) <= set(batch):
+            raise ConfigError(f"a batch must have the model's inputs {', '.join(feeds)}, but has "
+                              f"{', '.join(map(str, batch))}")
+        batch = [batch[name] for name in feeds]
+    elif isinstance(batch, (list, tuple)):
+        if len(batch) < len(feeds):
+            raise ConfigError(f"a batch must hold the model's {len(feeds)} inputs "
+                              f"({', '.join(feeds)}), but has {len(batch)} entries")
+        batch = batch[:len(feeds)]
+    else:
+        if len(feeds) != 1:
+            raise ConfigError(f"a batch must be a list or dict of the model's inputs "
+                              f"({', '.join(feeds)}), but is one array")
+        batch = [batch]
+    return [each.numpy() if isinstance(each, paddle.Tensor) else np.asarray(each)
+            for each in batch]
