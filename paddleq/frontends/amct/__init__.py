@@ -1,0 +1,1 @@
+"""The front door of AMCT: ``quantize(model, config)`` and ``convert(model)``."""
