@@ -12,7 +12,8 @@ import pytest
 import paddleq
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-PACKAGES = ["paddleq", "paddleq.observers", "paddleq.functional", "paddleq.config"]
+PACKAGES = ["paddleq", "paddleq.observers", "paddleq.functional", "paddleq.config",
+            "paddleq.algorithms"]
 MODULES = ["paddleq", *sorted(
     info.name for info in pkgutil.walk_packages(paddleq.__path__, "paddleq.")
     if not info.name.endswith("__main__"))]

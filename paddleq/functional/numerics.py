@@ -57,8 +57,19 @@ def _clip_levels(t, spec, zero):
     return t.clip_(low, high) if paddle.in_dynamic_mode() else paddle.clip(t, low, high)
 
 
-def _levels_inplace(t, spec, zero):
-    """Round and clip ``t``, which already counts in steps and which nobody else holds."""
+def round_and_clip_(t, spec, zero=0):
+    """Round and clip ``t``, in place: it already counts in steps from the zero point.
+
+    Args:
+        zero: the zero point, which moves the limits: an int, or a float32 tensor that broadcasts.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.numerics import round_and_clip_
+        >>> round_and_clip_(paddle.to_tensor([-9.0, 0.5, 1.5, 7.6]), QuantSpec(bits=4)).tolist()
+        [-8.0, 0.0, 2.0, 7.0]
+    """
     if spec.binary:
         return (t >= 0).astype("float32").scale_(2.0, -1.0)
     if spec.rounding == HALF_EVEN:
@@ -91,7 +102,7 @@ def _steps(x, threshold, spec, zero, in_place=False):
             t = x.scale_(factor) if in_place else paddle.scale(x, factor)
         else:
             t = x.multiply_(factor) if in_place else x * factor
-        return t if 0 in t.shape else _levels_inplace(t, spec, zero)
+        return t if 0 in t.shape else round_and_clip_(t, spec, zero)
 
 
 def quantize(x, threshold, spec, zero_point=None):

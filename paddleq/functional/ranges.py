@@ -98,6 +98,24 @@ def affine_qparams(low, high, spec):
         >>> threshold.tolist(), zero_point.tolist()  # the step is 4 / 255
         ([4.0], [64])
     """
+    step, zero = affine_steps(low, high, spec)
+    # (Wider than float32 is a range of half of all that there is: its ends are clipped.)
+    threshold = (step * float(spec.levels)).clip(max=_LARGEST)
+    return threshold.astype("float32"), zero.astype("int64")
+
+
+def affine_steps(low, high, spec):
+    """Step and zero point of a range as :func:`affine_qparams` finds them, both float64.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.ranges import affine_steps
+        >>> spec = QuantSpec(bits=4, signed=False, symmetric=False)
+        >>> [t.tolist() for t in affine_steps(paddle.to_tensor([-1.0]), paddle.to_tensor([2.0]),
+        ...                                   spec)]
+        [[0.2], [5.0]]
+    """
     # In float64: these are a few numbers, and a range around 0 puts the zero point on a border of
     # rounding.
     low, high = low.astype("float64").clip(max=0.0), high.astype("float64").clip(min=0.0)
@@ -106,7 +124,4 @@ def affine_qparams(low, high, spec):
     step = paddle.where(empty, paddle.ones_like(step), step.clip(min=EPS / spec.levels))
     zero = (float(spec.qmin) - low / step).clip(float(spec.qmin), float(spec.qmax))
     zero = (zero + ROUNDING_MAGIC64) - ROUNDING_MAGIC64
-    zero = paddle.where(empty, paddle.full_like(zero, max(spec.qmin, 0)), zero)
-    # (Wider than float32 is a range of half of all that there is: its ends are clipped.)
-    threshold = (step * float(spec.levels)).clip(max=_LARGEST)
-    return threshold.astype("float32"), zero.astype("int64")
+    return step, paddle.where(empty, paddle.full_like(zero, max(spec.qmin, 0)), zero)

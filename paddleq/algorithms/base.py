@@ -1,0 +1,90 @@
+"""What rounds a weight gives back, and what it may be given."""
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import paddle
+
+from .._checks import wrong_value
+from ..errors import ModelError
+from ..functional import Grid
+from ..functional.grid import check_weight_spec
+from ..functional.ranges import as_dtype
+
+
+@dataclass
+class QuantizedWeight:
+    """A Linear's weight as integers.
+
+    Attributes:
+        integers: int8 or uint8 (the spec's ``storage``), [K, N], one in each element.
+        grid: what they stand for, a :class:`~paddleq.functional.Grid`.
+        permutation: None, or int64 [K]: stored row i is row permutation[i] of the weight, and
+            the layer computes x[..., permutation] @ stored.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.algorithms import RoundToNearest
+        >>> quantized = RoundToNearest().quantize(paddle.eye(2), QuantSpec(bits=4))
+        >>> quantized.integers.tolist(), quantized.dequantize().tolist()
+        ([[7, 0], [0, 7]], [[1.0, 0.0], [0.0, 1.0]])
+    """
+
+    integers: Any
+    grid: Grid
+    permutation: Optional[Any] = None
+
+    def dequantize(self):
+        """The float32 weight [K, N] that it stands for, rows in the weight's own order."""
+        with paddle.no_grad():
+            weight = self.grid.dequantize(self.integers)
+            if self.permutation is None:
+                return weight
+            return weight.index_select(paddle.argsort(self.permutation))
+
+
+def checked_weight(weight, spec):
+    """``weight`` in float32, once it is known that ``spec`` can quantize it.
+
+    Raises:
+        ConfigError: the spec is not one of a Linear's weight.
+        ModelError: the weight is not a matrix or holds NaN or infinity.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.algorithms.base import checked_weight
+        >>> weight = checked_weight(paddle.ones([2, 3], dtype="float16"), QuantSpec())
+        >>> weight.dtype == paddle.float32
+        True
+    """
+    check_weight_spec("spec", spec)
+    if len(weight.shape) != 2 or 0 in weight.shape:
+        raise ModelError("a Linear's weight is a matrix, but this one has the shape "
+                         f"{list(weight.shape)}")
+    with paddle.no_grad():
+        weight = as_dtype(weight.detach(), paddle.float32)
+        if not bool(paddle.isfinite(weight).all()):
+            raise ModelError("the weight holds NaN or infinity")
+    return weight
+
+
+def checked_statistics(values, weight, name):
+    """``values``, statistics along the input features, if they are those of ``weight``.
+
+    Raises:
+        ConfigError: they belong to another number of input features.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.algorithms.base import checked_statistics
+        >>> checked_statistics(paddle.ones([3]), paddle.ones([2, 4]), "abs_max")
+        Traceback (most recent call last):
+            ...
+        paddleq.errors.ConfigError: abs_max must be of the weight's 2 input features, but is [3]
+    """
+    if values.shape[0] != weight.shape[0]:
+        raise wrong_value(name, list(values.shape),
+                          f"of the weight's {weight.shape[0]} input features")
+    return values

@@ -1,0 +1,61 @@
+"""SmoothQuant (arXiv:2211.10438): outliers move from the activations into the weights."""
+
+from dataclasses import dataclass
+from functools import reduce
+
+import paddle
+
+from .._checks import check_float
+from .base import checked_statistics, checked_weight
+
+_SMALLEST = 1e-5
+
+
+@dataclass(frozen=True)
+class SmoothQuant:
+    """A factor s for each input feature: the layer computes (x / s) @ (W * s).
+
+    s = max|x| ** strength / max|W| ** (1 - strength), with max|W| over a feature's row of all
+    weights that read this input. A feature that is always 0 keeps the factor 1.
+
+    Args:
+        strength: in [0, 1], how much of the difficulty goes into the weights: a larger one for
+            larger outliers among the activations. Default 0.5.
+
+    Raises:
+        ConfigError, ConfigTypeError: strength is out of range or no number.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.algorithms import SmoothQuant, Statistics
+        >>> statistics = Statistics({"abs_max"})
+        >>> statistics.observe(paddle.to_tensor([[1.0, -64.0]]))
+        >>> weight = paddle.to_tensor([[1.0, -0.5], [0.25, 0.125]])
+        >>> SmoothQuant(0.5).scales([weight], statistics, QuantSpec()).tolist()
+        [1.0, 16.0]
+    """
+
+    strength: float = 0.5
+
+    name = "SmoothQuant"
+    needs = frozenset({"abs_max"})
+
+    def __post_init__(self):
+        check_float("strength", self.strength, 0.0, 1.0)
+
+    def scales(self, weights, stats, spec):
+        """The factor s, float32 [K].
+
+        Args:
+            weights: list of float [K, N_i] that read the same input.
+            stats: :class:`Statistics` of that input.
+            spec: how the weights will be quantized.
+        """
+        weights = [checked_weight(weight, spec) for weight in weights]
+        x_max = checked_statistics(stats.abs_max, weights[0], "abs_max")
+        with paddle.no_grad():
+            w_max = reduce(paddle.maximum, (weight.abs().max(axis=1) for weight in weights))
+            dead = (x_max == 0.0).logical_or(w_max == 0.0)
+            s = x_max ** self.strength / w_max.clip(min=_SMALLEST) ** (1.0 - self.strength)
+            return paddle.where(dead, paddle.ones_like(s), s.clip(min=_SMALLEST))

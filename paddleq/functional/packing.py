@@ -1,0 +1,75 @@
+"""Two 4-bit integers in a byte.
+
+Byte [i, n] holds rows 2i (low half) and 2i + 1 (high half) of column n. Signed integers are stored
+with 8 added, -8..7 as 0..15: one subtraction gives them back, where two's complement would need
+a comparison.
+"""
+
+import paddle
+
+from .._checks import wrong_value
+
+
+def pack_int4(integers, signed=True):
+    """Pack integers of 4 bits along the rows.
+
+    Args:
+        integers: [K, N] of any dtype, in [-8, 7], or in [0, 15] where they are unsigned.
+        signed: which of the two. Default True.
+
+    Returns:
+        uint8 [ceil(K / 2), N].
+
+    Raises:
+        ConfigError: an integer does not fit.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional import pack_int4, unpack_int4
+        >>> packed = pack_int4(paddle.to_tensor([[-8], [7], [1]], dtype="int8"))
+        >>> packed.tolist()
+        [[240], [9]]
+        >>> unpack_int4(packed, rows=3).tolist()
+        [[-8.0], [7.0], [1.0]]
+    """
+    low, high = (-8, 7) if signed else (0, 15)
+    with paddle.no_grad():
+        integers = integers.astype("float32")
+        rows, columns = integers.shape
+        if integers.size:
+            found = [int(integers.min().item()), int(integers.max().item())]
+            if found[0] < low or found[1] > high:
+                raise wrong_value("integers", found, f"in [{low}, {high}]")
+        nibbles = integers - float(low)
+        if rows % 2:
+            nibbles = paddle.concat([nibbles, paddle.zeros([1, columns], dtype="float32")])
+        halves = nibbles.reshape([-1, 2, columns])
+        return (halves[:, 0] + halves[:, 1] * 16.0).astype("uint8")
+
+
+def unpack_int4(packed, rows, signed=True):
+    """The integers that :func:`pack_int4` packed.
+
+    Args:
+        packed: uint8 [ceil(rows / 2), N].
+        rows: how many rows there were.
+        signed: as given to :func:`pack_int4`.
+
+    Returns:
+        float32 [rows, N]. paddle.jit can trace it; what it leaves in a program are casts, sums,
+        a floor, a stack and a reshape, which other runtimes have.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional import unpack_int4
+        >>> packed = paddle.to_tensor([[0x21]], dtype="uint8")
+        >>> unpack_int4(packed, rows=2, signed=False).tolist()
+        [[1.0], [2.0]]
+    """
+    offset = -8.0 if signed else 0.0
+    both = packed.astype("float32")
+    high = paddle.floor(both / 16.0)
+    low = both - high * 16.0
+    integers = paddle.stack([low + offset, high + offset], axis=1)
+    integers = integers.reshape([-1, packed.shape[1]])
+    return integers[:rows] if rows % 2 else integers
