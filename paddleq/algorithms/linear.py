@@ -79,6 +79,17 @@ class Outcome:
         input_scale: None, or float32 [K]: the layers compute with x / input_scale.
         activation: None, or (scale: the step, float32 [1]; zero point, float32 holding an
             integer [1], or None) of a static activation.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import PerChannel, QuantSpec
+        >>> from paddleq.algorithms import LinearPolicy, Statistics, quantize_linears
+        >>> policy = LinearPolicy(QuantSpec(granularity=PerChannel(1)), QuantSpec(bits=4))
+        >>> statistics = Statistics(policy.needs)
+        >>> statistics.observe(paddle.to_tensor([[1.0, -3.5]]))
+        >>> outcome = quantize_linears([paddle.ones([2, 2])], policy, statistics)
+        >>> outcome.activation[0].tolist(), outcome.weights[0].integers.tolist()
+        ([0.5], [[127, 127], [127, 127]])
     """
 
     weights: List[QuantizedWeight]
