@@ -1,0 +1,212 @@
+"""The keys and values that an attention keeps of past tokens, as they are or as int8."""
+
+import paddle
+from paddle import nn
+
+from .._bytecode import keep_from_translation
+from .._checks import check_choice, check_int
+from ..errors import CalibrationError, ConfigError
+from ..functional import from_steps, to_steps, token_steps
+from ..functional.ranges import EPS, as_dtype
+from ..spec import QuantSpec
+
+PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
+_SPEC = QuantSpec(bits=8)
+
+
+@keep_from_translation
+class KVCache(nn.Layer):
+    """The place in an attention of your own where its keys and values are kept.
+
+    An attention that can be quantized holds one as a sublayer and calls it, after the heads are
+    split and positions are rotated in::
+
+        k, v, past = self.kv_cache(k, v, past)
+
+    and then attends to the ``k`` and ``v`` that come back, which begin with those of the past.
+    As it is, nothing happens to them; quantizing the model puts an :class:`Int8KVCache` in its
+    place, which is called in the same way.
+
+    Args:
+        token_axis: axis of the tokens: 1 (default) for [batch, tokens, kv_heads, head_dim], 2 for
+            [batch, kv_heads, tokens, head_dim].
+
+    ``forward(k, v, past=None)`` takes the new tokens' keys and values and what the last call gave
+    as ``past``, a tuple, and returns all keys, all values and the ``past`` for the next call. The
+    first entries of ``past`` are the keys and values as they are kept, so that
+    ``past[0].shape[token_axis]`` is the number of past tokens; the first axis of all entries is
+    the batch.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.nn import KVCache
+        >>> cache = KVCache()
+        >>> k = v = paddle.ones([1, 3, 2, 4])  # three tokens
+        >>> _, _, past = cache(k, v)
+        >>> k, v, past = cache(k[:, :1], v[:, :1], past)  # and one more
+        >>> list(k.shape), list(past[0].shape)
+        ([1, 4, 2, 4], [1, 4, 2, 4])
+    """
+
+    def __init__(self, token_axis=1):
+        super().__init__()
+        self.token_axis = check_choice("token_axis", token_axis, (1, 2))
+
+    @paddle.jit.not_to_static
+    def forward(self, k, v, past=None):
+        past = self.store(k, v) if past is None else self.joined(past, self.store(k, v))
+        return (*past, past)
+
+    def store(self, k, v):
+        """The keys and values as they are kept: a tuple that begins with theirs."""
+        return k, v
+
+    def read(self, past, dtype="float32"):
+        """The keys and values that are kept in ``past``."""
+        return past[0], past[1]
+
+    def joined(self, past, new):
+        """``past`` with the tokens of ``new`` behind it."""
+        return tuple(paddle.concat([old, late], axis=self.token_axis)
+                     for old, late in zip(past, new))
+
+
+@keep_from_translation
+class Int8KVCache(KVCache):
+    """Keys and values kept as int8, symmetric: q = clip(round(x / scale), -128, 127).
+
+    What is attended to is what the integers stand for, of new tokens too, whether or not a
+    ``past`` is passed around: with and without a cache the numbers are the same.
+
+    (Beams are reordered by indexing each entry, ``x[order]``: Paddle's ``index_select`` has no
+    kernel for int8, nor has ``gather`` of 2.6.)
+
+    Args:
+        granularity: "per_channel": one scale for each of kv_heads x head_dim, keys and values
+            apart, fixed by calibration; ``past`` is (k, v), both int8. "per_token": one scale for
+            each token and head, computed when the token comes; ``past`` is (k, v, k_scale,
+            v_scale), the scales float32 with 1 in place of head_dim. (A head's scale does not
+            depend on other heads, so that the heads may be split over devices.)
+        kv_heads, head_dim: sizes, needed per channel. Default None.
+        token_axis: see :class:`KVCache`.
+
+    Attributes:
+        k_scale, v_scale: per channel, buffers float32 [kv_heads, head_dim]; NaN until they are
+            set or loaded.
+
+    Raises:
+        ConfigError, ConfigTypeError: for an argument that cannot be.
+        CalibrationError: called before there are scales.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.nn import Int8KVCache
+        >>> cache = Int8KVCache("per_token")
+        >>> k = v = paddle.to_tensor([0.5, -1.0, 0.25, 2.0]).reshape([1, 1, 2, 2])
+        >>> k, v, past = cache(k, v)
+        >>> past[0].flatten().tolist(), list(past[2].shape)
+        ([64, -127, 16, 127], [1, 1, 2, 1])
+    """
+
+    def __init__(self, granularity, kv_heads=None, head_dim=None, token_axis=1):
+        super().__init__(token_axis)
+        self.granularity = check_choice("granularity", granularity, (PER_CHANNEL, PER_TOKEN))
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self._has_scales = False
+        if granularity == PER_CHANNEL:
+            sizes = [check_int("kv_heads", kv_heads, 1), check_int("head_dim", head_dim, 1)]
+            for name in ("k_scale", "v_scale"):
+                self.register_buffer(name, paddle.full(sizes, float("nan"), "float32"))
+
+    @classmethod
+    def from_abs_max(cls, k_max, v_max, token_axis=1):
+        """A per-channel cache for keys and values of these largest magnitudes.
+
+        Args:
+            k_max, v_max: float tensors [kv_heads, head_dim].
+
+        Examples:
+            >>> import paddle
+            >>> from paddleq.nn import Int8KVCache
+            >>> most = paddle.full([2, 4], 63.5)
+            >>> Int8KVCache.from_abs_max(most, most).k_scale.max().item()
+            0.5
+        """
+        cache = cls(PER_CHANNEL, *k_max.shape, token_axis=token_axis)
+        for scale, most in ((cache.k_scale, k_max), (cache.v_scale, v_max)):
+            scale.set_value(as_dtype(most, paddle.float32).clip(min=EPS) / float(_SPEC.levels))
+        return cache
+
+    @property
+    def quant_type(self):
+        """ "C8-per_channel" or "C8-per_token"."""
+        return f"C8-{self.granularity}"
+
+    def description(self):
+        """What :meth:`from_description` makes an empty cache of, for a JSON file."""
+        return {"granularity": self.granularity, "kv_heads": self.kv_heads,
+                "head_dim": self.head_dim, "token_axis": self.token_axis}
+
+    @classmethod
+    def from_description(cls, description):
+        """A cache without scales, as :meth:`description` says."""
+        return cls(**description)
+
+    @paddle.jit.not_to_static
+    def forward(self, k, v, past=None):
+        self._check(k, v)
+        k_steps, v_steps = self._steps(k, v)
+        integers = [to_steps(k, k_steps, _SPEC), to_steps(v, v_steps, _SPEC)]
+        new = self._kept(integers, k_steps, v_steps)
+        if past is None:
+            # Not read back from int8: a graph that keeps nothing has no casts then.
+            return (*self._read(integers, k_steps, v_steps, k.dtype), new)
+        past = self.joined(past, new)
+        return (*self.read(past, k.dtype), past)
+
+    def store(self, k, v):
+        """The keys and values as they are kept: int8, and per token their scales."""
+        return self.forward(k, v)[2]
+
+    def read(self, past, dtype="float32"):
+        """The keys and values that the integers of ``past`` stand for."""
+        return self._read(past[:2], *(past[2:] or self._channel_steps()), dtype)
+
+    def _read(self, integers, k_steps, v_steps, dtype):
+        return tuple(as_dtype(from_steps(each, steps), dtype)
+                     for each, steps in zip(integers, (k_steps, v_steps)))
+
+    def _kept(self, integers, *steps):
+        kept = tuple(each.astype("int8") for each in integers)
+        return kept if self.granularity == PER_CHANNEL else (*kept, *steps)
+
+    def _steps(self, k, v):
+        if self.granularity == PER_CHANNEL:
+            return self._channel_steps()
+        return token_steps(k, _SPEC), token_steps(v, _SPEC)
+
+    def _channel_steps(self):
+        shape = [1, 1, self.kv_heads, self.head_dim]
+        if self.token_axis == 2:
+            shape[1:3] = shape[2], shape[1]
+        return self.k_scale.reshape(shape), self.v_scale.reshape(shape)
+
+    def _check(self, k, v):
+        if self.granularity == PER_TOKEN:
+            return
+        for name, x in (("k", k), ("v", v)):
+            sizes = (x.shape[3 - self.token_axis], x.shape[-1])
+            # (-1 is what a trace does not know.)
+            if any(size not in (-1, known)
+                   for size, known in zip(sizes, (self.kv_heads, self.head_dim))):
+                raise ConfigError(
+                    f"{name} must have {self.kv_heads} kv_heads of {self.head_dim} features, for "
+                    f"which this cache has scales, but has the shape {list(x.shape)}")
+        if not self._has_scales and paddle.in_dynamic_mode():
+            if not bool(paddle.isfinite(self.k_scale.sum() + self.v_scale.sum())):
+                raise CalibrationError("this KV cache has no scales yet: calibrate the model, or "
+                                       "load a checkpoint of one that was")
+            self._has_scales = True
+
+    def extra_repr(self):
+        return self.granularity
