@@ -24,6 +24,20 @@ class ConfigTypeError(PaddleqError, TypeError):
     """An argument or a configuration entry has the wrong type."""
 
 
+class RecipeError(ConfigError):
+    """A recipe has mistakes.
+
+    Attributes:
+        problems: list of (line, key, what is wrong), by their lines.
+        source: the name of the file.
+    """
+
+    def __init__(self, problems, source):
+        self.problems, self.source = sorted(problems), source
+        super().__init__("\n".join(f"{source}:{line}: {key}: {what}"
+                                   for line, key, what in self.problems))
+
+
 class ModelError(PaddleqError, ValueError):
     """The model cannot be quantized as asked (already quantized, wrong dtype, ...)."""
 

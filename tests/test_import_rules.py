@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "frontends": {"engine", "config", "delayed"},
     "export": {"nn", "spec"},
     "analysis": {"engine"},
-    "cli": {"frontends", "analysis", "export"},
+    "recipes": {"frontends", "analysis", "export"},
+    "cli": {"recipes", "frontends", "analysis", "export"},
     "__main__": {"cli"},
 }
 

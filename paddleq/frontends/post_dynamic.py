@@ -84,15 +84,21 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
 
     if save_model_dir is not None:
         kinds = ["quantized_model"] + ["test_model"] * generate_test_model
-        programs = [(kind, load()) for kind in kinds]
-        for kind, program in programs:
-            if not quantize_weights(program, op_types, weight_bits, per_channel,
-                                    as_float=kind == "test_model"):
-                raise ModelError("the model has no weight of the op types "
-                                 f"{', '.join(sorted(op_types))}")
-            mend(program)
+        programs = [(kind, weights_as_integers(load(), op_types, weight_bits, per_channel,
+                                               as_float=kind == "test_model"))
+                    for kind in kinds]
         for kind, program in programs:
             folder = os.path.join(os.fspath(save_model_dir), kind)
             program.save(os.path.join(folder, save_model_filename),
                          os.path.join(folder, save_params_filename))
     return store_integer_weights(model_dir, op_types, weight_bits, per_channel) if live else None
+
+
+def weights_as_integers(program, op_types=None, weight_bits=8, per_channel=True, as_float=False):
+    """``program``, in place, as :func:`quant_post_dynamic` writes it."""
+    op_types = check_op_types(_DEFAULT_OPS) if op_types is None else op_types
+    if not quantize_weights(program, op_types, weight_bits, per_channel, as_float=as_float):
+        raise ModelError("the model has no weight of the op types "
+                         f"{', '.join(sorted(op_types))}")
+    mend(program)
+    return program

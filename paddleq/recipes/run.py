@@ -1,0 +1,231 @@
+"""Doing what a recipe says."""
+
+import contextlib
+import logging
+import os
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import paddle
+
+from .. import engine, export
+from ..config import LayerPolicy
+from ..export.load import load_saved
+from ..export.record import write_record
+from ..export.trace import trace_float
+from ..frontends.fusing import fuse_now_or_later
+from ..frontends.paddleslim import PTQ
+from ..frontends.paddleslim.shared import rules_for
+from ..frontends.post_dynamic import weights_as_integers
+from ..frontends.post_static import quant_post_static
+from ..frontends.saved_models import check_op_types, find_files
+from ..nn.registry import known_classes
+from .sources import Data, build_model
+
+_logger = logging.getLogger("paddleq")
+_ALGORITHMS = {"KLQuantizer": "KL", "HistQuantizer": "hist", "AbsmaxQuantizer": "abs_max"}
+
+
+@dataclass
+class Done:
+    """What a recipe did.
+
+    Attributes:
+        files: paths that were written.
+        model: the quantized Layer, None where the model was a saved one.
+        reports: what the checks found, one :class:`~paddleq.deploy.Report` for each export.
+    """
+
+    files: list = field(default_factory=list)
+    model: object = None
+    reports: list = field(default_factory=list)
+
+    @property
+    def ok(self):
+        """Whether every check passed."""
+        return all(report.ok for report in self.reports)
+
+
+def run(recipe):
+    """Do what a :class:`Recipe` says.
+
+    Returns:
+        :class:`Done`.
+
+    Raises:
+        PaddleqError: of the class that fits; errors about a key of the recipe are
+            :class:`~paddleq.errors.RecipeError`.
+    """
+    # Parameters are named as in a process that does nothing else: the same bytes on each run.
+    with _seeded(recipe.values["seed"]), paddle.utils.unique_name.guard():
+        return _run(recipe)
+
+
+def _run(recipe):
+    values, done = recipe.values, Done()
+    if values["model"]["build"]:
+        _run_on_layer(recipe, done)
+    else:
+        _run_on_saved(recipe, done)
+    return done
+
+
+def _run_on_layer(recipe, done):
+    model, quantize = recipe.values["model"], recipe.values["quantize"]
+    net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
+    spec = _input_spec(model["input_spec"])
+    if quantize["method"] == "dynamic":
+        for number in range(len(recipe.values["export"])):
+            _dynamic(recipe, lambda: trace_float(net, spec), number, done)
+        return
+    done.model = quantized_by_ptq(recipe, net)
+    for each in recipe.values["export"]:
+        path = recipe.resolve(each["path"])
+        export.save(done.model, path, spec, format=each["format"])
+        _record(recipe, path, each["format"], done)
+
+
+def quantized_by_ptq(recipe, net):
+    """A quantized, calibrated copy of ``net``."""
+    quantize = recipe.values["quantize"]
+    given = {key: quantize[key] for key in ("activation_quantizer", "weight_quantizer")
+             if quantize[key] is not None}
+    ptq = PTQ(**given)
+    classes = [cls for name, cls in known_classes().items()
+               if name not in ("Embedding", "QuantizableFunction")]
+    rules = rules_for(classes, _policy(ptq, {}), None)
+    names = {name for name, _ in net.named_sublayers(include_self=True)}
+    for number, rule in enumerate(quantize["rules"] or ()):
+        policy = None if rule["skip"] else _policy(ptq, rule)
+        if rule["name"] is not None:
+            if rule["name"] not in names:
+                from .._checks import hint
+                raise recipe.mistake(f"quantize.rules[{number}].name",
+                                     f"the model has no layer {rule['name']!r}"
+                                     f"{hint(rule['name'], names)}")
+            rules.add_name(rule["name"], policy)
+        elif rule["type"] is not None:
+            rules.add_type(known_classes()[rule["type"]], policy)
+        else:
+            rules.add_pattern(rule["pattern"], policy)
+    data = data_of(recipe, "calibration")
+    net = engine.copy_of(net)
+    fuse = None if quantize["fuse"] is False else lambda: fuse_now_or_later(net, None)
+    engine.prepare(net, rules, fuse)
+    net.eval()
+    engine.set_state(net, "calibration")
+    engine.calibrate(net, data)
+    return net
+
+
+def _policy(ptq, rule):
+    weight = rule.get("weight_quantizer") or ptq.weight_quantizer
+    activation = rule.get("activation_quantizer") or ptq.activation_quantizer
+    return LayerPolicy(weight=weight.weight(), activation=activation.activation())
+
+
+def _run_on_saved(recipe, done):
+    quantize = recipe.values["quantize"]
+    folder, name = saved_model(recipe.resolve(recipe.values["model"]["path"]))
+    for number, each in enumerate(recipe.values["export"]):
+        if each["format"] != "pdmodel":
+            raise recipe.mistake(f"export[{number}].format",
+                                 f"must be pdmodel for a saved model, but is {each['format']}")
+        path = recipe.resolve(each["path"])
+        if quantize["method"] == "dynamic":
+            _dynamic(recipe, lambda: load_saved(*find_files(folder, name, None)), number, done)
+            continue
+        quant_post_static(
+            folder, os.path.dirname(path), data_of(recipe, "calibration"), model_filename=name,
+            save_model_filename=os.path.basename(path) + ".pdmodel",
+            save_params_filename=os.path.basename(path) + ".pdiparams",
+            **_static_options(recipe))
+        _record(recipe, path, "pdmodel", done)
+
+
+def _static_options(recipe):
+    quantize, options = recipe.values["quantize"], {}
+    activation, weight = quantize["activation_quantizer"], quantize["weight_quantizer"]
+    options["algo"] = "KL" if activation is None else _ALGORITHMS[type(activation).__name__]
+    if options["algo"] == "hist":
+        options["hist_percent"] = activation.hist_percent
+    if activation is not None:
+        options["activation_bits"] = activation.quant_bits
+    if weight is not None:
+        options["weight_bits"] = weight.quant_bits
+        options["weight_quantize_type"] = (
+            "abs_max" if type(weight).__name__ == "AbsmaxQuantizer" else "channel_wise_abs_max")
+    options["optimize_model"] = quantize["fuse"] is not False
+    skip = []
+    for number, rule in enumerate(quantize["rules"] or ()):
+        if not (rule["skip"] and rule["name"]):
+            raise recipe.mistake(f"quantize.rules[{number}]",
+                                 "of a saved model must be a name of a tensor and skip")
+        skip.append(rule["name"])
+    return {**options, "skip_tensor_list": skip}
+
+
+def _dynamic(recipe, load, number, done):
+    """Weights as integers, of the program that ``load()`` makes."""
+    quantize, each = recipe.values["quantize"], recipe.values["export"][number]
+    if each["format"] != "pdmodel":
+        raise recipe.mistake(f"export[{number}].format",
+                             f"must be pdmodel for the method dynamic, but is {each['format']}")
+    op_types = quantize["quantizable_op_type"]
+    program = weights_as_integers(
+        load(), None if op_types is None else check_op_types(op_types),
+        quantize["weight_bits"] or 8, quantize["weight_quantize_type"] != "abs_max")
+    path = recipe.resolve(each["path"])
+    program.save(path + ".pdmodel", path + ".pdiparams")
+    _record(recipe, path, "pdmodel", done)
+
+
+def _record(recipe, path, format, done):
+    endings = {"pdmodel": (".pdmodel", ".pdiparams"), "pir": (".json", ".pdiparams"),
+               "onnx": (".onnx",)}[format]
+    files = [path + ending for ending in endings]
+    beside = os.path.dirname(os.path.abspath(path))
+    folder = os.path.relpath(recipe.folder, beside)
+    done.files += [*files, write_record(path, files, format=format,
+                                        folder=folder.replace(os.sep, "/"), recipe=recipe.plain)]
+    _logger.info("wrote %s", ", ".join(files))
+
+
+def data_of(recipe, which):
+    """The :class:`~.sources.Data` of ``data.calibration`` or ``data.evaluation``, or None."""
+    given = (recipe.values["data"] or {}).get(which)
+    return None if given is None else Data(folder=recipe.folder, **given)
+
+
+def saved_model(path):
+    """(folder, file name or None) of a saved model named by a folder, a file or a prefix."""
+    if os.path.isdir(path):
+        return path, None
+    folder, name = os.path.split(path)
+    for ending in ("", ".pdmodel", ".json"):
+        if os.path.isfile(path + ending):
+            return folder or ".", name + ending
+    return folder or ".", name + ".pdmodel"
+
+
+def _input_spec(given):
+    if given is None:
+        return None
+    return [paddle.static.InputSpec(each["shape"], each["dtype"], each["name"])
+            for each in given]
+
+
+@contextlib.contextmanager
+def _seeded(seed):
+    """What a model's own code draws is the same on each run; the caller's generators go on."""
+    states = random.getstate(), np.random.get_state(), paddle.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    paddle.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        paddle.set_rng_state(states[2])
