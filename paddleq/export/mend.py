@@ -1,6 +1,7 @@
 """What runtimes read and current Paddle leaves out or writes otherwise.
 
-None of it changes what the graph computes as it stands.
+None of it changes what the graph computes as it stands. What it says of the machine on which it was
+traced (Paddle 2.6 writes the Python stack of each operator) goes: the same model is the same bytes.
 """
 
 from .emit import Emitter, replace_ops
@@ -14,6 +15,7 @@ def mend(program):
     emit = Emitter(program)
     for block in program.desc.blocks:
         for op in block.ops:
+            _remove_attribute(op, "op_callstack")
             if op.type == "relu6" and attribute(op, "threshold") is None:
                 # Paddle-Lite aborts without it. Paddle dropped it in 2.5.
                 set_attribute(op, "threshold", 6.0)
@@ -85,3 +87,8 @@ def _replace_input(op, slot, name):
     for entry in op.inputs:
         if entry.parameter == slot:
             entry.arguments[0] = name
+
+
+def _remove_attribute(op, name):
+    for attr in [attr for attr in op.attrs if attr.name == name]:
+        op.attrs.remove(attr)

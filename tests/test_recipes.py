@@ -1,0 +1,335 @@
+"""Recipes: what they may say, what they do, and what a mistake in one is answered with."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from runtimes import paddle_inference, relative_error
+from test_cli import ROOT
+
+import paddleq
+from paddleq.errors import ConfigError, FormatError, ModelError, RecipeError
+from paddleq.recipes import Recipe, run
+from paddleq.recipes.sources import Data, image_transform
+
+GOOD = """\
+paddleq: 1
+seed: 5
+model:
+  build: zoo.py:build
+  arguments: {channels: 6}
+  input_spec:
+    - {shape: [null, 1, 8, 8], name: image}
+data:
+  calibration:
+    source: digits.npz
+    labels: y
+    batch_size: 32
+    batches: 4
+quantize:
+  method: ptq
+  activation_quantizer: {name: HistQuantizer, hist_percent: 0.999}
+  weight_quantizer: PerChannelAbsmaxQuantizer
+  fuse: true
+  rules:
+    - {name: "0", skip: true}
+    - {type: Linear, weight_quantizer: AbsmaxQuantizer}
+    - {pattern: "^3$", activation_quantizer: {name: KLQuantizer, bins: 512}}
+export:
+  - {format: pdmodel, path: out/net}
+"""
+
+ZOO = """\
+from paddle import nn
+
+
+def build(channels=8):
+    return nn.Sequential(
+        nn.Conv2D(1, channels, 3, bias_attr=False), nn.BatchNorm2D(channels), nn.ReLU(),
+        nn.Conv2D(channels, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10))
+
+
+def nothing():
+    return 3
+
+
+def batches():
+    import numpy as np
+    for seed in range(3):
+        yield [np.random.RandomState(seed).rand(4, 1, 8, 8).astype("float32")]
+"""
+
+# (what to replace, by what, line of the mistake, its key, words of the message)
+MISTAKES = {
+    "misspelt section": ("export:", "exports:", 23, "exports", ["'export'"]),
+    "misspelt key": ("source: digits.npz", "sorce: digits.npz", 10, "data.calibration.sorce",
+                     ["'source'"]),
+    "wrong version": ("paddleq: 1", "paddleq: 2", 1, "paddleq", ["1", "2"]),
+    "negative seed": ("seed: 5", "seed: -1", 2, "seed", ["-1"]),
+    "text for a number": ("seed: 5", "seed: five", 2, "seed", ["an int", "'five'"]),
+    "bool for a number": ("batch_size: 32", "batch_size: true", 12, "data.calibration.batch_size",
+                          ["an int", "True"]),
+    "zero batches": ("batches: 4", "batches: 0", 13, "data.calibration.batches",
+                     ["at least 1", "0"]),
+    "no function": ("zoo.py:build", "zoo.py", 4, "model.build", ["module:function"]),
+    "two models": ("model:\n", "model:\n  path: net\n", 3, "model", ["build", "path"]),
+    "list for a mapping": ("{channels: 6}", "[6]", 5, "model.arguments", ["a mapping"]),
+    "bad shape": ("[null, 1, 8, 8]", "[null, 0, 8, 8]", 7, "model.input_spec[0].shape",
+                  ["null where one is open"]),
+    "bad dtype": ("name: image}", "dtype: float23}", 7, "model.input_spec[0].dtype",
+                  ["'float32'", "'float23'"]),
+    "unknown method": ("method: ptq", "method: ptqq", 15, "quantize.method", ["'ptq'"]),
+    "unknown quantizer": ("name: HistQuantizer", "name: HistQuantiser", 16,
+                          "quantize.activation_quantizer", ["'HistQuantizer'"]),
+    "unknown argument": ("hist_percent: 0.999", "hist_precent: 0.999", 16,
+                         "quantize.activation_quantizer", ["'hist_percent'"]),
+    "argument out of range": ("hist_percent: 0.999", "hist_percent: 1.5", 16,
+                              "quantize.activation_quantizer", ["hist_percent", "1.5"]),
+    "activation quantizer for weights": (
+        "weight_quantizer: Per", "weight_quantizer: KLQuantizer #", 17,
+        "quantize.weight_quantizer", ["KLQuantizer", "PerChannelAbsmaxQuantizer"]),
+    "number for a bool": ("fuse: true", "fuse: 1", 18, "quantize.fuse", ["a bool", "1"]),
+    "rule without a key": ('{name: "0", skip: true}', "{skip: true}", 20, "quantize.rules[0]",
+                           ["name, type, pattern"]),
+    "rule with two keys": ('{name: "0", skip: true}', '{name: "0", type: Linear, skip: true}', 20,
+                           "quantize.rules[0]", ["name and type"]),
+    "rule that says nothing": ('{name: "0", skip: true}', '{name: "0"}', 20, "quantize.rules[0]",
+                               ["skip"]),
+    "rule that contradicts itself": (
+        "{type: Linear,", "{type: Linear, skip: true,", 21, "quantize.rules[1].weight_quantizer",
+        ["contradicts skip"]),
+    "unknown layer type": ("type: Linear", "type: Lineer", 21, "quantize.rules[1].type",
+                           ["'Linear'"]),
+    "bad regular expression": ('"^3$"', '"(3"', 22, "quantize.rules[2].pattern",
+                               ["regular expression"]),
+    "unknown format": ("format: pdmodel", "format: pdmodle", 24, "export[0].format",
+                       ["'pdmodel'"]),
+    "nothing to export": ("  - {format: pdmodel, path: out/net}", "  []", 23, "export",
+                          ["empty"]),
+    "the same path twice": ("path: out/net}", "path: out/net}\n  - {path: out/net}", 23, "export",
+                            ["out/net", "twice"]),
+    "key of another method": ("  method: ptq\n", "  method: dynamic\n", 16,
+                              "quantize.activation_quantizer", ["no effect", "dynamic"]),
+    "no data": ("  calibration:\n", "  evaluation:\n", 8, "data", ["calibration"]),
+    "a key twice": ("seed: 5", "seed: 5\nseed: 6", 3, "seed", ["second time", "line 2"]),
+    "an unknown check": ("export:", "checks: {top1_agrement: 0.9}\nexport:", 23,
+                         "checks.top1_agrement", ["'top1_agreement'"]),
+    "an unknown runtime": ("export:", "checks: {runtimes: [openvion]}\nexport:", 23,
+                           "checks.runtimes", ["'openvino'"]),
+    "no YAML": ("seed: 5", "seed: [5", 3, "the document", ["no YAML"]),
+    "a tab": ("  method: ptq", "\tmethod: ptq", 15, "the document", ["no YAML"]),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, digits):
+    """A folder with a recipe and what it names."""
+    (tmp_path / "zoo.py").write_text(ZOO)
+    (tmp_path / "recipe.yaml").write_text(GOOD)
+    images, labels = digits.train
+    np.savez(tmp_path / "digits.npz", x=images[:256], y=labels[:256])
+    return tmp_path
+
+
+def test_there_are_25_kinds_of_mistakes():
+    assert len(MISTAKES) >= 25
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_is_told_with_its_line_its_key_and_what_is_valid(kind):
+    old, new, line, key, words = MISTAKES[kind]
+    assert GOOD.count(old) == 1, "the row replaces one place"
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(GOOD.replace(old, new), source="recipe.yaml")
+    told = str(caught.value).splitlines()
+    mine = [text for text in told if text.startswith(f"recipe.yaml:{line}: {key}: ")]
+    assert mine, told
+    assert all(word in mine[0] for word in words), mine
+
+
+def test_all_mistakes_are_told_at_once():
+    text = GOOD.replace("seed: 5", "seed: -1").replace("fuse: true", "fuse: 1").replace(
+        "format: pdmodel", "format: pdmodle")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text, source="r.yaml")
+    assert [line for line, _, _ in caught.value.problems] == [2, 18, 24]
+
+
+def test_an_empty_and_a_missing_recipe(tmp_path):
+    with pytest.raises(RecipeError, match="empty"):
+        Recipe.parse("")
+    with pytest.raises(RecipeError, match="mapping"):
+        Recipe.parse("- 1")
+    with pytest.raises(FormatError, match="nowhere"):
+        Recipe.load(str(tmp_path / "nowhere.yaml"))
+
+
+def test_a_recipe_does_what_the_same_calls_do(folder, digits):
+    done = run(Recipe.load(str(folder / "recipe.yaml")))
+    assert [os.path.relpath(path, folder) for path in done.files] == [
+        "out/net.pdmodel", "out/net.pdiparams", "out/net.paddleq.yaml"]
+    rows = paddleq.summary(done.model)
+    assert "excluded by name '0'" in rows and "folded into 0" in rows
+    parts = {name: dict(layer.quantizers()) for name, layer in done.model.named_sublayers()
+             if hasattr(layer, "quantizers")}
+    assert sorted(parts) == ["3", "6"]
+    assert str(parts["6"]["weight_quantizer"].spec) == "int8 per_tensor"
+    assert str(parts["3"]["weight_quantizer"].spec) == "int8 per_channel(0)"
+    assert parts["3"]["activation_quantizer"].observer.bins == 512
+    assert type(parts["6"]["activation_quantizer"].observer).__name__ == "HistogramObserver"
+    images = digits.test[0]
+    found = paddle_inference(str(folder / "out" / "net"), [images])[0]
+    assert relative_error(found, done.model(paddle.to_tensor(images)).numpy()) < 1e-6
+
+
+def digests(folder):
+    return {name: hashlib.sha256((folder / "out" / name).read_bytes()).hexdigest()
+            for name in ("net.pdmodel", "net.pdiparams")}
+
+
+def test_what_lies_beside_an_export_makes_it_again_byte_by_byte(folder):
+    """In this process, whose names are counted on, and in a fresh one."""
+    run(Recipe.load(str(folder / "recipe.yaml")))
+    first = digests(folder)
+    record = yaml.safe_load((folder / "out" / "net.paddleq.yaml").read_text())
+    assert record["files"] == first
+    assert record["versions"]["paddle"] == paddle.__version__
+    assert record["recipe"] == yaml.safe_load(GOOD)
+    for name in first:
+        (folder / "out" / name).unlink()
+    paddle.nn.Linear(2, 2)
+    run(Recipe.load(str(folder / "out" / "net.paddleq.yaml")))
+    assert digests(folder) == first
+    script = ("from paddleq.recipes import Recipe, run\n"
+              "run(Recipe.load('out/net.paddleq.yaml'))")
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, env={
+        **os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
+    assert digests(folder) == first
+
+
+def test_a_recipe_leaves_the_generators_alone(folder):
+    paddle.seed(11)
+    np.random.seed(11)
+    expected = paddle.rand([3]).tolist(), np.random.rand(3).tolist()
+    paddle.seed(11)
+    np.random.seed(11)
+    run(Recipe.load(str(folder / "recipe.yaml")))
+    assert (paddle.rand([3]).tolist(), np.random.rand(3).tolist()) == expected
+
+
+def test_a_saved_model_by_either_method(folder, digits):
+    net = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(64, 32), paddle.nn.ReLU(),
+                               paddle.nn.Linear(32, 10))
+    net.eval()
+    paddle.jit.save(net, str(folder / "float" / "net"), [
+        paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    images = digits.test[0]
+    expected = net(paddle.to_tensor(images)).numpy()
+    for method, data in (
+            ("ptq, activation_quantizer: AbsmaxQuantizer",
+             "data: {calibration: {source: digits.npz, labels: y}}"), ("dynamic", "")):
+        text = textwrap.dedent(f"""\
+            paddleq: 1
+            model: {{path: float/net}}
+            {data}
+            quantize: {{method: {method}}}
+            export: {{path: out/{method[:3]}}}
+            """)
+        run(Recipe.parse(text, folder=str(folder)))
+        found = paddle_inference(str(folder / "out" / method[:3]), [images])[0]
+        assert 1e-4 < relative_error(found, expected) < 0.03
+    assert (folder / "out" / "ptq.pdiparams").stat().st_size < 4500
+
+
+@pytest.mark.parametrize("old, new, error, words", [
+    ("zoo.py:build", "zoo.py:biuld", ConfigError, ["biuld", "'build'"]),
+    ("zoo.py:build", "zoos.py:build", ConfigError, ["zoos.py"]),
+    ("zoo.py:build", "zoo.py:nothing", ConfigError, ["nothing", "channels"]),
+    ("{channels: 6}", "{chanels: 6}", ConfigError, ["chanels"]),
+    ("source: digits.npz", "source: digit.npz", FormatError, ["digit.npz"]),
+    ("labels: y", "labels: z", ConfigError, ["'z'", "x, y"]),
+    ("source: digits.npz", "source: recipe.yaml", FormatError, ["recipe.yaml"]),
+    ('{name: "0", skip: true}', '{name: "conv", skip: true}', RecipeError,
+     ["recipe.yaml:20", "quantize.rules[0].name", "'conv'"]),
+    ('"^3$"', '"^conv$"', ConfigError, ["'^conv$'", "matches no layer"]),
+])
+def test_what_only_running_shows(folder, old, new, error, words):
+    assert GOOD.count(old) == 1
+    (folder / "recipe.yaml").write_text(GOOD.replace(old, new))
+    with pytest.raises(error) as caught:
+        run(Recipe.load(str(folder / "recipe.yaml")))
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert not (folder / "out").exists()
+
+
+def test_a_function_that_returns_no_layer(folder):
+    text = GOOD.replace("zoo.py:build", "zoo.py:nothing").replace("  arguments: {channels: 6}\n",
+                                                                  "")
+    with pytest.raises(ModelError, match="returns a int"):
+        run(Recipe.parse(text, folder=str(folder)))
+
+
+def test_weights_of_a_file(folder):
+    net = paddle.nn.Sequential(paddle.nn.Linear(3, 2))
+    paddle.save(net.state_dict(), str(folder / "net.pdparams"))
+    (folder / "small.py").write_text("from paddle import nn\n\n\ndef build():\n"
+                                     "    return nn.Sequential(nn.Linear(3, 2))\n")
+    np.save(folder / "x.npy", np.random.RandomState(0).randn(8, 3).astype("float32"))
+    text = ("paddleq: 1\nmodel: {build: small.py:build, weights: net.pdparams}\n"
+            "data: {calibration: {source: x.npy}}\nquantize: {}\nexport: {path: out/net}\n")
+    done = run(Recipe.parse(text, folder=str(folder)))
+    np.testing.assert_array_equal(done.model[0].weight.numpy(), net[0].weight.numpy())
+
+
+def test_data_of_functions_arrays_and_images(folder):
+    from PIL import Image
+
+    batches = list(Data("zoo.py:batches", str(folder), batches=2))
+    assert len(batches) == 2 and batches[0][0].shape == (4, 1, 8, 8)
+    data = Data("digits.npz", str(folder), batch_size=100, keys=["x"], labels="y")
+    assert data.has_labels and len(data) == 3
+    sizes = [(inputs[0].shape, labels.shape) for inputs, labels in data.labelled()]
+    assert sizes == [((100, 1, 8, 8), (100,)), ((100, 1, 8, 8), (100,)), ((56, 1, 8, 8), (56,))]
+    for name in ("cat", "dog"):
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (20 + number, 16), (number * 40, 10, 200)).save(
+                folder / "images" / name / f"{number}.png")
+    data = Data("images", str(folder), batch_size=4, labels=True, transform=[
+        {"Resize": {"size": [12, 12]}}, "ToTensor", {"Normalize": {"mean": 0.5, "std": 0.5}}])
+    (first, labels), (second, _) = data.labelled()
+    assert first[0].shape == (4, 3, 12, 12) and second[0].shape == (2, 3, 12, 12)
+    assert first[0].dtype == np.float32 and set(labels) == {0, 1}
+    assert first[0].min() >= -1.0 and abs(first[0][0, 2].max() - (200 / 255 - 0.5) / 0.5) < 1e-6
+    with pytest.raises(ConfigError, match="one shape"):
+        list(Data("images", str(folder), batch_size=6))
+    with pytest.raises(ConfigError, match="folder for each class"):
+        Data("images/cat", str(folder), labels=True)
+    (folder / "images" / "cat" / "9.png").write_bytes(b"no image")
+    with pytest.raises(FormatError, match=r"9\.png"):
+        list(Data("images/cat", str(folder), batch_size=1))
+
+
+def test_arrays_that_do_not_fit(folder):
+    np.savez(folder / "bad.npz", x=np.zeros([3, 2]), y=np.zeros([2]))
+    with pytest.raises(FormatError, match="same number"):
+        Data("bad.npz", str(folder))
+    np.save(folder / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(FormatError, match="object.npy"):
+        Data("object.npy", str(folder))
+    (folder / "broken.npz").write_bytes((folder / "digits.npz").read_bytes()[:1000])
+    with pytest.raises(FormatError, match="broken.npz"):
+        Data("broken.npz", str(folder))
+
+
+def test_a_transform_is_refused_by_its_name():
+    with pytest.raises(ConfigError, match="'Resize'"):
+        image_transform(["Resise"])
+    with pytest.raises(ConfigError, match="CenterCrop"):
+        image_transform([{"CenterCrop": {"sizes": 3}}])
