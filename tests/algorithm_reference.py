@@ -30,3 +30,55 @@ def numpy_grid(weight, spec, clip=1.0):
     scale = np.where(high == low, 1.0, (high - low) / (spec.qmax - spec.qmin))
     scale = np.maximum(scale, 1e-8 / spec.levels)
     return scale, np.rint(np.clip(spec.qmin - low / scale, spec.qmin, spec.qmax)), rows_of
+
+
+def numpy_levels(steps, spec, zero):
+    """Rounded and clipped, counting from the zero point (ties to even)."""
+    return np.clip(np.rint(steps), spec.qmin - zero, spec.qmax - zero)
+
+
+def numpy_gptq(weight, hessian, spec, damping=0.01, act_order=False, static_groups=False, clip=1.0,
+               given=None):
+    """GPTQ as algorithm 1 of arXiv:2210.17323 states it, by the inverse of the Hessian.
+
+    Args:
+        given: integers of another implementation, rows in the order of quantization. Each row is
+            then made up for with these, so that one value on a border of rounding does not send
+            all that follows another way.
+
+    Returns:
+        dict: integers, scale and zero point [groups, N], order, steps (what was rounded; counted
+        from the zero point), all rows in the order of quantization.
+    """
+    weight, hessian = np.array(weight, np.float64), np.array(hessian, np.float64)
+    rows = len(weight)
+    dead = np.diag(hessian) == 0
+    mean = np.diag(hessian)[~dead].mean() if not dead.all() else 1.0
+    hessian[dead, dead] = mean
+    order = np.argsort(-np.where(dead, 0, np.diag(hessian))) if act_order else np.arange(rows)
+    grouped = isinstance(spec.granularity, PerGroup)
+    moving = grouped and not static_groups
+    scale, zero, group_of = numpy_grid(weight, spec, clip)
+    factor = np.broadcast_to(clip, scale.shape)
+    if moving:
+        scale, zero = scale.copy(), zero.copy()
+    else:
+        group_of = group_of[order]
+    weight = weight[order]
+    inverse = np.linalg.inv(hessian[np.ix_(order, order)] + damping * mean * np.eye(rows))
+    upper = np.linalg.cholesky(inverse).T
+    updated = weight.copy()
+    steps, integers = np.zeros_like(weight), np.zeros_like(weight)
+    for i in range(rows):
+        group = group_of[i]
+        if moving and i % spec.granularity.size == 0:
+            part = updated[i:i + spec.granularity.size]
+            found, zero_found, _ = numpy_grid(part, spec, factor[group])
+            scale[group], zero[group] = found[0], zero_found[0]
+        steps[i] = updated[i] / scale[group]
+        integers[i] = numpy_levels(steps[i], spec, zero[group]) + zero[group]
+        used = integers[i] if given is None else given[i]
+        error = (updated[i] - (used - zero[group]) * scale[group]) / upper[i, i]
+        updated[i:] -= np.outer(upper[i, i:], error)
+    return {"integers": integers, "scale": scale, "zero": zero, "order": order, "steps": steps,
+            "group_of": group_of}

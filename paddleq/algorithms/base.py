@@ -1,5 +1,6 @@
 """What rounds a weight gives back, and what it may be given."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -42,6 +43,38 @@ class QuantizedWeight:
             if self.permutation is None:
                 return weight
             return weight.index_select(paddle.argsort(self.permutation))
+
+
+class Rounder(ABC):
+    """What turns the weights of Linear layers into integers.
+
+    Attributes:
+        name: what a summary calls it.
+        needs: which :class:`Statistics` of the input it takes.
+    """
+
+    name = ""
+    needs = frozenset()
+
+    @abstractmethod
+    def quantize_all(self, weights, spec, stats=None, clips=None):
+        """A :class:`QuantizedWeight` of each of several weights that read the same input.
+
+        Args:
+            weights: list of float [K, N_i]. They are left as they are.
+            spec: a :class:`~paddleq.QuantSpec`, granularity PerTensor, PerChannel(1) or PerGroup.
+            stats: :class:`Statistics` of the input, with what ``needs`` names.
+            clips: for each weight None or a factor in (0, 1] by which the range shrinks,
+                broadcasting to the grid's scale. Default: None for all.
+
+        Raises:
+            ConfigError, ModelError: the spec or a weight is of another kind.
+            CalibrationError: the statistics saw no data.
+        """
+
+    def quantize(self, weight, spec, stats=None, clip=None):
+        """A :class:`QuantizedWeight` of one weight; see :meth:`quantize_all`."""
+        return self.quantize_all([weight], spec, stats, [clip])[0]
 
 
 def checked_weight(weight, spec):

@@ -133,10 +133,10 @@ def quantize_linears(weights, policy, stats):
         input_scale = smoother.scales(weights, stats, spec)
         weights = [weight * input_scale.unsqueeze(1) for weight in weights]
         stats = stats.divided_by(input_scale)
-    quantized = []
-    for weight in weights:
-        clip = smoother.clips(weight, stats, spec) if hasattr(smoother, "clips") else None
-        quantized.append(policy.rounder.quantize(weight, spec, stats, clip))
+    clips = None
+    if hasattr(smoother, "clips"):
+        clips = [smoother.clips(weight, stats, spec) for weight in weights]
+    quantized = policy.rounder.quantize_all(weights, spec, stats, clips)
     activation = _activation(policy.activation, stats) if policy._static else None
     return Outcome(quantized, input_scale, activation)
 

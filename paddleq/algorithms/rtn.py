@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from ..functional import grid_of
-from .base import QuantizedWeight, checked_weight
+from .base import QuantizedWeight, Rounder, checked_weight
 
 
 @dataclass(frozen=True)
-class RoundToNearest:
+class RoundToNearest(Rounder):
     """Each weight becomes the nearest integer of the grid.
 
     Examples:
@@ -20,21 +20,9 @@ class RoundToNearest:
         ([128, 8], [2, 8])
     """
 
-    name = ""
-    needs = frozenset()
-
-    def quantize(self, weight, spec, stats=None, clip=None):
-        """A :class:`QuantizedWeight`.
-
-        Args:
-            weight: float [K, N].
-            spec: a :class:`~paddleq.QuantSpec`, granularity PerTensor, PerChannel(1) or PerGroup.
-            stats: not used.
-            clip: factor in (0, 1] by which the range shrinks, broadcasting to the grid's scale.
-
-        Raises:
-            ConfigError, ModelError: the spec or the weight is of another kind.
-        """
-        weight = checked_weight(weight, spec)
-        grid = grid_of(weight, spec, clip)
-        return QuantizedWeight(grid.quantize(weight).astype(spec.storage), grid)
+    def quantize_all(self, weights, spec, stats=None, clips=None):
+        weights = [checked_weight(weight, spec) for weight in weights]
+        grids = [grid_of(weight, spec, clip)
+                 for weight, clip in zip(weights, clips or [None] * len(weights))]
+        return [QuantizedWeight(grid.quantize(weight).astype(spec.storage), grid)
+                for grid, weight in zip(grids, weights)]

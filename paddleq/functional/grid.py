@@ -51,7 +51,7 @@ class Grid:
         """Integers nearest to ``weight`` [K, N], as float32 of that shape."""
         rows = weight.shape[0]
         with paddle.no_grad():
-            steps = _in_groups(as_dtype(weight, paddle.float32), self.spec)
+            steps = in_groups(as_dtype(weight, paddle.float32), self.spec)
             # Out of place: what is divided may be the weight itself.
             steps = steps / self.scale.unsqueeze(1)
             if self.zero_point is None:
@@ -65,7 +65,7 @@ class Grid:
         paddle.jit can trace it, in a layer that has the scale and the zero point as buffers.
         """
         rows = integers.shape[0]
-        steps = _in_groups(as_dtype(integers, paddle.float32), self.spec)
+        steps = in_groups(as_dtype(integers, paddle.float32), self.spec)
         if self.zero_point is not None:
             steps = steps - self.zero_point.unsqueeze(1)
         return _as_rows(steps * self.scale.unsqueeze(1), rows)
@@ -107,7 +107,7 @@ def grid_of(weight, spec, clip=None):
     if len(weight.shape) != 2 or 0 in weight.shape:
         raise wrong_value("weight", list(weight.shape), "a matrix [in_features, out_features]")
     with paddle.no_grad():
-        groups = _in_groups(as_dtype(weight.detach(), paddle.float32), spec)
+        groups = in_groups(as_dtype(weight.detach(), paddle.float32), spec)
         axes = [1, 2] if isinstance(spec.granularity, PerTensor) else [1]
         if spec.symmetric:
             largest = _all_of(groups.abs().max(axis=axes), spec)
@@ -157,8 +157,16 @@ def group_size(spec, rows):
     return spec.granularity.size if isinstance(spec.granularity, PerGroup) else rows
 
 
-def _in_groups(x, spec):
-    """[K, N] as [groups, rows of a group, N]; zeros, which every range contains, fill the last."""
+def in_groups(x, spec):
+    """[K, N] as [groups, rows of a group, N]; zeros, which every range contains, fill the last.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import PerGroup, QuantSpec
+        >>> from paddleq.functional.grid import in_groups
+        >>> in_groups(paddle.ones([3, 1]), QuantSpec(granularity=PerGroup(2))).tolist()
+        [[[1.0], [1.0]], [[1.0], [0.0]]]
+    """
     rows, columns = x.shape
     size = group_size(spec, rows)
     if rows % size:

@@ -1,0 +1,129 @@
+"""AWQ (arXiv:2306.00978): rows of the weight whose input is large are rounded more finely."""
+
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+
+from .._checks import check_bool, check_int
+from ..functional import grid_of
+from ..functional.grid import group_size, in_groups
+from ..spec import PerTensor
+from .base import checked_statistics, checked_weight
+
+_SMALLEST = 1e-4  # of the mean magnitude: what a feature that is nearly always 0 counts as
+
+
+@dataclass(frozen=True)
+class AWQ:
+    """A factor s for each input feature, and ranges that are clipped: both by search.
+
+    s = mean|x| ** ratio, for ``grids_num`` ratios 0, 1 / grids_num, ...; the layer computes
+    (x / s) @ (W * s). Ratio 0 is rounding to nearest. The ratio and the clipping are those that
+    lose least of x @ W, reckoned from the Hessian H of the input: with d the change of the
+    weight, the sum of (H @ d) * d.
+
+    Args:
+        grids_num: how many ratios are tried, and into how many parts a range is divided. Default
+            20.
+        clip: search for ranges that leave out the largest weights of a group, down to half of
+            the range. Default True.
+
+    Raises:
+        ConfigError, ConfigTypeError: an argument is out of range or of the wrong type.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import PerChannel, QuantSpec
+        >>> from paddleq.algorithms import AWQ, Statistics
+        >>> x = paddle.randn([64, 8]) * paddle.to_tensor([30.0] + [1.0] * 7)
+        >>> statistics, spec = Statistics(AWQ.needs), QuantSpec(4, granularity=PerChannel(1))
+        >>> statistics.observe(x)
+        >>> s = AWQ().scales([paddle.randn([8, 16])], statistics, spec)
+        >>> bool(s[0] > 2 * s[1:].max())
+        True
+    """
+
+    grids_num: int = 20
+    clip: bool = True
+
+    name = "AWQ"
+    needs = frozenset({"mean_abs", "hessian"})
+
+    def __post_init__(self):
+        check_int("grids_num", self.grids_num, 1)
+        check_bool("clip", self.clip)
+
+    def scales(self, weights, stats, spec):
+        """The factor s, float32 [K]; ones where no ratio is better than rounding to nearest.
+
+        Args:
+            weights: list of float [K, N_i] that read the same input; their losses are added up.
+            stats: :class:`Statistics` of that input.
+            spec: how the weights will be quantized.
+        """
+        weights = [checked_weight(weight, spec) for weight in weights]
+        hessian = checked_statistics(stats.hessian, weights[0], "the Hessian")
+        with paddle.no_grad():
+            magnitude = stats.mean_abs
+            magnitude = (magnitude / magnitude.mean().clip(min=1e-30)).clip(min=_SMALLEST)
+            best, least = None, float("inf")
+            for i in range(self.grids_num):
+                s = magnitude ** (i / self.grids_num)
+                s = s / (s.max() * s.min()).sqrt()
+                column = s.unsqueeze(1)
+                loss = 0.0
+                for weight in weights:
+                    change = _rounded(weight * column, spec).divide_(
+                        column.expand(weight.shape)).subtract_(weight)
+                    loss += paddle.matmul(hessian, change).multiply_(change).sum().item()
+                if loss < least:
+                    best, least = s, loss
+        return best
+
+    def clips(self, weight, stats, spec):
+        """The factor in [0.5, 1] by which each range shrinks, of the grid's scale's shape; or None.
+
+        A group is judged by its own rows, as if the others were exact.
+
+        Args:
+            weight: float [K, N], multiplied by the factor s.
+            stats: :class:`Statistics` of the input divided by s.
+            spec: how the weight will be quantized.
+        """
+        if not self.clip:
+            return None
+        weight = checked_weight(weight, spec)
+        hessian = checked_statistics(stats.hessian, weight, "the Hessian")
+        with paddle.no_grad():
+            blocks = _diagonal_blocks(hessian, group_size(spec, weight.shape[0]))
+            best = least = None
+            whole = isinstance(spec.granularity, PerTensor)
+            for i in range(max(1, self.grids_num // 2)):
+                factor = 1.0 - i / self.grids_num
+                change = in_groups(_rounded(weight, spec, factor).subtract_(weight), spec)
+                loss = paddle.matmul(blocks, change).multiply_(change).sum(axis=1)
+                if whole:
+                    loss = loss.sum().reshape([1, 1])
+                factors = paddle.full_like(loss, factor)
+                if best is None:
+                    best, least = factors, loss
+                else:
+                    best = paddle.where(loss < least, factors, best)
+                    least = paddle.minimum(loss, least)
+        return best
+
+
+def _diagonal_blocks(hessian, size):
+    """[groups, size, size]: the part of the Hessian that each group has to itself."""
+    rows = hessian.shape[0]
+    blocks = [hessian[start:start + size, start:start + size] for start in range(0, rows, size)]
+    missing = -rows % size
+    if missing:
+        blocks[-1] = F.pad(blocks[-1], [0, missing, 0, missing])
+    return paddle.stack(blocks)
+
+
+def _rounded(weight, spec, clip=None):
+    grid = grid_of(weight, spec, clip)
+    return grid.dequantize(grid.quantize(weight))
