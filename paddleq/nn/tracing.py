@@ -48,6 +48,13 @@ class Recorder(abc.ABC):
     def weight(self, weight, layer, name):
         """The parameter ``name`` of ``layer``, as it is to be traced."""
 
+    @abc.abstractmethod
+    def stored_weight(self, layer):
+        """The float weight of a layer that holds integers, or None.
+
+        None: the operators that make it of the integers are to be traced.
+        """
+
 
 @contextmanager
 def recording(recorder):
@@ -59,11 +66,15 @@ def recording(recorder):
         _current.recorder = None
 
 
+def recorder():
+    """The recorder of this thread, None where no export is traced."""
+    return getattr(_current, "recorder", None)
+
+
 def run_activation(x, preprocess, quantizer, layer, slot):
     """Input number ``slot`` of ``layer`` on its way through preprocess and quantizer."""
-    recorder = getattr(_current, "recorder", None)
-    if recorder is not None:
-        return recorder.activation(x, layer, slot)
+    if recorder() is not None:
+        return recorder().activation(x, layer, slot)
     if (PACT.clips(preprocess) and isinstance(quantizer, FakeQuantize)
             and quantizer.bounded and quantizer.spec.symmetric):
         if layer.training:
@@ -81,15 +92,13 @@ def run_activation(x, preprocess, quantizer, layer, slot):
 def run_output(y, quantizer, layer):
     """The output ``y`` of ``layer``, or of the block it begins, on its way through the quantizer.
     """
-    recorder = getattr(_current, "recorder", None)
-    return quantizer(y) if recorder is None else recorder.output(y, layer)
+    return quantizer(y) if recorder() is None else recorder().output(y, layer)
 
 
 def run_weight(weight, preprocess, quantizer, layer, name):
     """The parameter ``name`` of ``layer`` on its way through preprocess and quantizer."""
-    recorder = getattr(_current, "recorder", None)
-    if recorder is not None:
-        return recorder.weight(weight, layer, name)
+    if recorder() is not None:
+        return recorder().weight(weight, layer, name)
     if preprocess is not None:
         weight = preprocess(weight)
     return weight if quantizer is None else quantizer(weight)

@@ -1,0 +1,326 @@
+"""``IntegerLinear``: the linear layer that a quantized transformer is deployed with."""
+
+import paddle
+from paddle import nn
+
+from .._bytecode import keep_from_translation
+from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
+from ..functional import EPS, dequantize, fake_quantize
+from ..functional.grid import Grid, check_weight_spec
+from ..functional.packing import pack_int4, unpack_int4
+from ..functional.ranges import as_dtype
+from ..spec import PerGroup, PerTensor, PerToken, QuantSpec
+from . import tracing
+from .deployable import (
+    DeployableLayer,
+    check_fields,
+    deployable,
+    describe_spec,
+    spec_from,
+    spec_name,
+)
+
+_FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
+           "dtype")
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+_PACKED_BITS = 4  # up to this many, two integers share a byte
+
+# Weights that are made float at once: what stays in a processor's own memory. Larger matrices are
+# multiplied in blocks of columns.
+_BLOCK = 1 << 20
+
+
+@keep_from_translation
+@deployable
+class IntegerLinear(nn.Layer, DeployableLayer):
+    """A linear layer whose weight is held as integers: y = x W + b, W = (q - zero point) * scale.
+
+    The constructor makes the empty structure, for a checkpoint to be loaded; :meth:`from_linear`
+    makes a layer of integers. Of 2 to 4 bits, two integers are held in a byte. The float weight
+    exists while the layer runs only, of a large matrix a block of columns at a time.
+
+    With ``smoothed`` the input is divided by ``input_scale`` first, with ``permuted`` it is put
+    into the order ``permutation`` then. Quantized activations:
+
+    - per tensor, static: ``activation_scale`` and ``activation_zero_point`` are stored.
+    - per token, dynamic: the scale of a token is max|x| / 127 over its features (of 8 bits). It
+      multiplies what comes out of the matrix product, which so is one of integers.
+
+    Args:
+        in_features, out_features: K and N.
+        weight: a :class:`~paddleq.QuantSpec` of 2 to 8 bits; ``PerTensor()``, ``PerChannel(1)``
+            or ``PerGroup(size)``, groups of consecutive input features (the last may be smaller).
+        bias: whether there is one. Default True.
+        activation: a :class:`~paddleq.QuantSpec` of 2 to 8 bits; ``PerTensor()``, or ``PerToken()``
+            and symmetric. None (default): activations stay float.
+        smoothed, permuted: see above. Default False.
+        dtype: of the bias: "float32" (default), "float16", "bfloat16" or "float64". Whatever it
+            is, the layer computes in float32 and returns the dtype of what it is given. Casting
+            the model casts the bias only.
+
+    Shapes: x [..., K], y [..., N]. In ``state_dict``, where they apply: ``weight`` [K, N] int8 or
+    uint8, or [ceil(K / 2), N] uint8 of two integers each; ``weight_scale`` float32 and
+    ``weight_zero_point`` of [1, 1], [1, N] or [groups, N]; ``bias`` [N]; ``input_scale`` float32
+    [K]; ``activation_scale`` float32 [1]; ``activation_zero_point`` int64 [1]; ``permutation``
+    int64 [K]. A scale is a step: the float value of an integer 1.
+
+    Raises:
+        ConfigError, ConfigTypeError: a scheme that the layer does not compute.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> from paddleq.nn import IntegerLinear
+        >>> layer = IntegerLinear(256, 64, paddleq.QuantSpec(4, granularity=paddleq.PerGroup(64)))
+        >>> list(layer.weight.shape), list(layer.weight_scale.shape), layer.quant_type()
+        ([128, 64], [4, 64], 'W4-per_group')
+        >>> list(layer(paddle.rand([2, 256])).shape)
+        [2, 64]
+    """
+
+    def __init__(self, in_features, out_features, weight, bias=True, activation=None,
+                 smoothed=False, permuted=False, dtype="float32"):
+        super().__init__()
+        self.in_features = check_int("in_features", in_features, 1)
+        self.out_features = check_int("out_features", out_features, 1)
+        self.weight_spec = _check_weight(weight)
+        self.activation_spec = _check_activation(activation)
+        self.smoothed, self.permuted = (check_bool("smoothed", smoothed),
+                                        check_bool("permuted", permuted))
+        check_choice("dtype", dtype, _DTYPES)
+        rows = (in_features + 1) // 2 if self.packed else in_features
+        self._hold("weight", [rows, out_features], "uint8" if self.packed else weight.storage)
+        scales = _scale_shape(weight, in_features, out_features)
+        self._hold("weight_scale", scales, "float32")
+        if not weight.symmetric:
+            self._hold("weight_zero_point", scales, weight.storage)
+        self.bias = self.create_parameter(
+            [out_features], dtype=dtype, is_bias=True) if check_bool("bias", bias) else None
+        if smoothed:
+            self._hold("input_scale", [in_features], "float32")
+        if activation is not None and not self.per_token:
+            self._hold("activation_scale", [1], "float32")
+            if not activation.symmetric:
+                self._hold("activation_zero_point", [1], "int64")
+        if permuted:
+            self._hold("permutation", [in_features], "int64")
+
+    def _hold(self, name, shape, dtype):
+        self.register_buffer(name, paddle.zeros(shape, dtype))
+
+    @classmethod
+    def from_linear(cls, linear, quantized_weight, activation=None, activation_qparams=None,
+                    input_scale=None):
+        """The layer that takes the place of ``linear``, which is not changed.
+
+        Args:
+            linear: a ``paddle.nn.Linear``; its bias becomes this layer's.
+            quantized_weight: an object with ``integers`` (int8 or uint8 [K, N]), ``grid`` (with
+                ``spec``, ``scale``, ``zero_point``) and ``permutation`` (int64 [K] or None), as
+                the algorithms return it.
+            activation: a :class:`~paddleq.QuantSpec`, or None (default).
+            activation_qparams: (scale [1], zero point [1] or None) of static activations.
+            input_scale: float32 [K], or None (default).
+        """
+        grid, order = quantized_weight.grid, quantized_weight.permutation
+        rows, columns = quantized_weight.integers.shape
+        bias = linear.bias
+        dtype = "float32" if bias is None else _name_of(bias.dtype)
+        layer = cls(rows, columns, grid.spec, bias is not None, activation,
+                    input_scale is not None, order is not None, dtype)
+        layer.training = linear.training
+        with paddle.no_grad():
+            integers = quantized_weight.integers
+            if layer.packed:
+                integers = pack_int4(integers, grid.spec.signed)
+            layer._put("weight", integers)
+            layer._put("weight_scale", grid.scale)
+            layer._put("weight_zero_point", grid.zero_point)
+            layer._put("input_scale", input_scale)
+            layer._put("permutation", order)
+            for name, value in zip(("scale", "zero_point"), activation_qparams or (None, None)):
+                layer._put(f"activation_{name}", value)
+        if bias is not None:
+            layer.bias = bias
+        return layer
+
+    def _put(self, name, value):
+        held = self._buffers.get(name)
+        if (held is None) != (value is None):
+            what = "none" if held is None else f"a tensor of {list(held.shape)}"
+            raise wrong_value(name, value, f"{what}, as the specs say")
+        if held is not None:
+            if list(value.shape) != list(held.shape):
+                raise wrong_value(f"the shape of {name}", list(value.shape), list(held.shape))
+            self._buffers[name] = as_dtype(value.detach(), held.dtype).clone()
+
+    @property
+    def packed(self):
+        """Whether two integers share a byte."""
+        return self.weight_spec.bits <= _PACKED_BITS
+
+    @property
+    def per_token(self):
+        """Whether activations are quantized with a scale for each token."""
+        spec = self.activation_spec
+        return spec is not None and isinstance(spec.granularity, PerToken)
+
+    @paddle.jit.not_to_static
+    def forward(self, x):
+        """x W + b."""
+        dtype = x.dtype
+        if paddle.in_dynamic_mode() and 0 in x.shape:
+            return paddle.zeros([*x.shape[:-1], self.out_features], dtype)
+        x = as_dtype(x, paddle.float32)
+        if self.smoothed:
+            x = x / as_dtype(self.input_scale, paddle.float32)
+        if self.permuted:
+            x = paddle.gather(x, self.permutation, axis=len(x.shape) - 1)
+        step = _token_step(x, self.activation_spec) if self.per_token else None
+        y = self._product(self._quantized(x if step is None else x / step))
+        if step is not None:
+            y = y * step
+        if self.bias is not None:
+            y = y + as_dtype(self.bias, paddle.float32)
+        return as_dtype(y, dtype)
+
+    def _quantized(self, x):
+        if self.activation_spec is None:
+            return x
+        recorder = tracing.recorder()
+        if recorder is not None:
+            return recorder.activation(x, self, 0)
+        zero_point = None if self.activation_spec.symmetric else self.activation_zero_point
+        return fake_quantize(x, self.activation_threshold(), self.activation_spec,
+                             zero_point=zero_point)
+
+    def activation_threshold(self):
+        """What quantizes to the highest level: float32 [1]. Per token x is in steps already."""
+        levels = float(self.activation_spec.levels)
+        if self.per_token:
+            return paddle.full([1], levels, "float32")
+        return as_dtype(self.activation_scale, paddle.float32) * levels
+
+    def _product(self, x):
+        recorder = tracing.recorder()
+        stored = None if recorder is None else recorder.stored_weight(self)
+        if stored is not None:
+            return paddle.matmul(x, stored)
+        columns = max(_BLOCK // self.in_features, 1)
+        if not paddle.in_dynamic_mode() or columns >= self.out_features:
+            return paddle.matmul(x, self.dequantized_weight())
+        return paddle.concat([paddle.matmul(x, self.dequantized_weight(start, start + columns))
+                              for start in range(0, self.out_features, columns)], axis=-1)
+
+    def dequantized_weight(self, start=None, stop=None):
+        """The float32 weight [K, N] that the integers stand for, or some of its columns."""
+        with paddle.no_grad():
+            integers = self.integers(start, stop)
+            scale = as_dtype(self._columns("weight_scale", start, stop), paddle.float32)
+            if self.quantized_linearly:
+                # As dequantize_linear computes it, which is what an export has.
+                return dequantize(integers, self.weight_threshold(scale), self.weight_spec)
+            zero_point = None if self.weight_spec.symmetric else as_dtype(
+                self._columns("weight_zero_point", start, stop), paddle.float32)
+            return Grid(self.weight_spec, scale, zero_point).dequantize(integers)
+
+    @property
+    def quantized_linearly(self):
+        """Whether the operator ``dequantize_linear`` makes the weight of what is held."""
+        spec = self.weight_spec
+        return (spec.symmetric and spec.signed and not self.packed
+                and not isinstance(spec.granularity, PerGroup))
+
+    def weight_threshold(self, scale=None):
+        """What the highest level stands for: float32 [1] or [N]; ``scale``: of some columns."""
+        scale = self.weight_scale if scale is None else scale
+        return scale.reshape([-1]) * float(self.weight_spec.levels)
+
+    def integers(self, start=None, stop=None):
+        """The integers as float32 [K, N], or some of their columns."""
+        held = self._columns("weight", start, stop)
+        if self.packed:
+            return unpack_int4(held, self.in_features, self.weight_spec.signed)
+        return held.astype("float32")
+
+    def _columns(self, name, start, stop):
+        # Attribute access, not _buffers: it is what turns a buffer into a variable of a program.
+        held = getattr(self, name)
+        return held if start is None or held.shape[1] == 1 else held[:, start:stop]
+
+    def description(self):
+        """A dict of plain values from which :meth:`from_description` builds an empty layer."""
+        return {"in_features": self.in_features, "out_features": self.out_features,
+                "weight": describe_spec(self.weight_spec), "bias": self.bias is not None,
+                "activation": describe_spec(self.activation_spec), "smoothed": self.smoothed,
+                "permuted": self.permuted,
+                "dtype": "float32" if self.bias is None else _name_of(self.bias.dtype)}
+
+    @classmethod
+    def from_description(cls, description):
+        """The empty layer of a :meth:`description`.
+
+        Raises:
+            ConfigError, ConfigTypeError, FormatError: no layer is described so.
+        """
+        fields = dict(check_fields("an IntegerLinear", description, _FIELDS))
+        for name in ("weight", "activation"):
+            fields[name] = spec_from(fields[name])
+        return cls(**fields)
+
+    def quant_type(self):
+        """How it is quantized: ``W4-per_group``, ``W8-per_channel-A8-per_tensor``."""
+        kind = f"W{spec_name(self.weight_spec)}"
+        return kind if self.activation_spec is None else (
+            f"{kind}-A{spec_name(self.activation_spec)}")
+
+    def _apply(self, func, device, dtype, blocking, include_sublayers=True):
+        # Layer.to casts every buffer, indices and packed bytes too: here only the bias.
+        buffers = {id(held) for held in self._buffers.values()}
+
+        def keep(held, device, dtype, blocking):
+            return func(held, device, held.dtype if id(held) in buffers else dtype, blocking)
+
+        super()._apply(keep, device, dtype, blocking, include_sublayers)
+
+    def extra_repr(self):
+        parts = [f"in_features={self.in_features}", f"out_features={self.out_features}",
+                 self.quant_type()]
+        parts += [name for name in ("smoothed", "permuted") if getattr(self, name)]
+        return ", ".join(parts)
+
+
+def _check_weight(spec):
+    if not isinstance(spec, QuantSpec):
+        raise wrong_type("weight", spec, "a QuantSpec")
+    check_int("weight.bits", spec.bits, 2, 8)
+    return check_weight_spec("weight", spec)
+
+
+def _check_activation(spec):
+    if spec is None:
+        return None
+    if not isinstance(spec, QuantSpec):
+        raise wrong_type("activation", spec, "a QuantSpec or None")
+    check_int("activation.bits", spec.bits, 2, 8)
+    per_token = isinstance(spec.granularity, PerToken)
+    if not per_token and spec.granularity != PerTensor():
+        raise wrong_value("activation.granularity", spec.granularity, "PerTensor() or PerToken()")
+    if per_token and not (spec.symmetric and spec.signed):
+        raise wrong_value("activation", spec, "symmetric and signed where it is per token")
+    return spec
+
+
+def _name_of(dtype):
+    return str(dtype).replace("paddle.", "")
+
+
+def _scale_shape(spec, rows, columns):
+    if isinstance(spec.granularity, PerGroup):
+        return [-(-rows // spec.granularity.size), columns]
+    return [1, 1 if isinstance(spec.granularity, PerTensor) else columns]
+
+
+def _token_step(x, spec):
+    """The step of each token, with a last axis of 1."""
+    largest = x.detach().abs().max(axis=-1, keepdim=True)
+    return largest.clip(min=EPS) / float(spec.levels)

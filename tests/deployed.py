@@ -1,0 +1,71 @@
+"""Models whose Linears are IntegerLinear, rounded to nearest, for tests."""
+
+from types import SimpleNamespace
+
+import paddle
+from paddle import nn
+
+from paddleq import PerToken
+from paddleq.functional import affine_qparams, grid_of
+from paddleq.nn import IntegerLinear
+from paddleq.nn.replace import replace_layers
+
+
+def rounded(weight, spec, permutation=None):
+    """What an algorithm returns of a weight [K, N]: rounded to nearest."""
+    if permutation is not None:
+        weight = paddle.index_select(weight, permutation, axis=0)
+    grid = grid_of(weight, spec)
+    return SimpleNamespace(integers=grid.quantize(weight).astype(spec.storage), grid=grid,
+                           permutation=permutation)
+
+
+def static_qparams(spec, low, high):
+    """(scale, zero point or None) of a static activation in [low, high]."""
+    low, high = paddle.to_tensor([float(low)]), paddle.to_tensor([float(high)])
+    if spec.symmetric:
+        return paddle.maximum(high, -low) / float(spec.levels), None
+    threshold, zero_point = affine_qparams(low, high, spec)
+    return threshold / float(spec.levels), zero_point
+
+
+def deploy(model, weight, activation=None, inputs=(), smoothed=False, permuted=False):
+    """Replace every Linear of ``model`` by an IntegerLinear, in place; returns the model.
+
+    Static activations get the range that ``inputs`` show.
+    """
+    model.eval()
+    linears = [layer for layer in model.sublayers(include_self=True)
+               if isinstance(layer, nn.Linear)]
+    ranges = _ranges(model, linears, inputs) if activation is not None else {}
+    replacements = []
+    for layer in linears:
+        qparams, factor, order, held = None, None, None, layer.weight
+        if smoothed:
+            factor = paddle.rand([layer.weight.shape[0]]) + 0.5
+            held = held * factor.unsqueeze(1)
+        if permuted:
+            order = paddle.randperm(layer.weight.shape[0])
+        if activation is not None and not isinstance(activation.granularity, PerToken):
+            low, high = ranges[id(layer)]
+            reach = 1.0 if factor is None else (1.0 / factor).max().item()
+            qparams = static_qparams(activation, low * reach, high * reach)
+        replacements.append((layer, IntegerLinear.from_linear(
+            layer, rounded(held, weight, order), activation, qparams, factor)))
+    replace_layers(model, replacements)
+    return model
+
+
+def _ranges(model, linears, inputs):
+    found, hooks = {}, []
+    for layer in linears:
+        def observe(layer, args):
+            low, high = found.get(id(layer), (0.0, 0.0))
+            found[id(layer)] = (min(low, args[0].min().item()), max(high, args[0].max().item()))
+        hooks.append(layer.register_forward_pre_hook(observe))
+    with paddle.no_grad():
+        for batch in inputs:
+            model(*batch)
+    for hook in hooks:
+        hook.remove()
+    return found
