@@ -403,11 +403,17 @@ def test_runs_in_a_transformer_and_in_its_copy():
     assert np.array_equal(copy.deepcopy(model)(x).numpy(), y.numpy())
 
 
+# Translated from the syntax tree, and from bytecode; that of Paddle 2.6 writes the result of a
+# division into its input, whatever layer divides.
+FULL_GRAPH = [True] if paddle.__version__.startswith("2.") else [True, False]
+
+
+@pytest.mark.parametrize("full_graph", FULL_GRAPH)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_runs_in_a_traced_program(activation):
+def test_runs_in_a_traced_program(activation, full_graph):
     layer, compute, x = build(np.random.RandomState(9), 64, 8, WEIGHTS["W4 g32"],
                               ACTIVATIONS[activation], True, True)
-    traced = paddle.jit.to_static(nn.Sequential(layer, nn.ReLU()))
+    traced = paddle.jit.to_static(nn.Sequential(layer, nn.ReLU()), full_graph=full_graph)
     expected = np.maximum(compute(x), 0.0)
     assert close(traced(paddle.to_tensor(x)), expected)
 
@@ -424,8 +430,8 @@ def test_casting_a_model_leaves_it_working():
 def test_says_what_it_is():
     layer = IntegerLinear(64, 8, WEIGHTS["W4 g32"], activation=ACTIVATIONS["A8 token"],
                           smoothed=True)
-    assert layer.quant_type() == "W4-per_group-A8-per_token"
+    assert layer.quant_type == "W4-per_group-A8-per_token"
     assert "in_features=64" in repr(layer) and "smoothed" in repr(layer)
-    assert IntegerLinear(4, 2, QuantSpec(), activation=QuantSpec()).quant_type() == (
+    assert IntegerLinear(4, 2, QuantSpec(), activation=QuantSpec()).quant_type == (
         "W8-per_tensor-A8-per_tensor")
-    assert IntegerLinear(4, 2, WEIGHTS["W8 channel"]).quant_type() == "W8-per_channel"
+    assert IntegerLinear(4, 2, WEIGHTS["W8 channel"]).quant_type == "W8-per_channel"

@@ -96,6 +96,9 @@ class _ExportRecorder(Recorder):
         mark = self._weights.get((id(layer), name))
         return weight if mark is None else self.mark(weight, mark)
 
+    def stored_weight(self, layer):
+        return None
+
 
 def _refuse_untrained(model):
     missing = [f"{name}.{attribute}" if name else attribute

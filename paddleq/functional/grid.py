@@ -60,15 +60,27 @@ class Grid:
             return _as_rows(round_and_clip_(steps, self.spec, zero) + zero, rows)
 
     def dequantize(self, integers):
-        """The float32 weight [K, N] that ``integers``, of any dtype, stand for.
+        """The float32 weight [K, N] that ``integers``, of any dtype, stand for."""
+        return dequantize_on_grid(integers, self.spec, self.scale, self.zero_point)
 
-        paddle.jit can trace it, in a layer that has the scale and the zero point as buffers.
-        """
-        rows = integers.shape[0]
-        steps = in_groups(as_dtype(integers, paddle.float32), self.spec)
-        if self.zero_point is not None:
-            steps = steps - self.zero_point.unsqueeze(1)
-        return _as_rows(steps * self.scale.unsqueeze(1), rows)
+
+
+def dequantize_on_grid(integers, spec, scale, zero_point=None):
+    """:meth:`Grid.dequantize` without the object, which Paddle 2.6 cannot trace the making of.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.grid import dequantize_on_grid
+        >>> dequantize_on_grid(paddle.to_tensor([[3], [-2]]), QuantSpec(),
+        ...                    paddle.to_tensor([[0.5]])).tolist()
+        [[1.5], [-1.0]]
+    """
+    rows = integers.shape[0]
+    steps = in_groups(as_dtype(integers, paddle.float32), spec)
+    if zero_point is not None:
+        steps = steps - zero_point.unsqueeze(1)
+    return _as_rows(steps * scale.unsqueeze(1), rows)
 
 
 def grid_of(weight, spec, clip=None):

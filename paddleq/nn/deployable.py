@@ -32,6 +32,7 @@ class DeployableLayer(abc.ABC):
             ConfigError, ConfigTypeError, FormatError: no layer is described so.
         """
 
+    @property
     @abc.abstractmethod
     def quant_type(self):
         """How it is quantized, in short: ``W8-per_channel-A8-per_tensor``."""

@@ -5,9 +5,8 @@ from paddle import nn
 
 from .._bytecode import keep_from_translation
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
-from ..functional import EPS, dequantize, fake_quantize
-from ..functional.grid import Grid, check_weight_spec
-from ..functional.packing import pack_int4, unpack_int4
+from ..functional import dequantize, fake_quantize, pack_int4, token_steps, unpack_int4
+from ..functional.grid import check_weight_spec, dequantize_on_grid
 from ..functional.ranges import as_dtype
 from ..spec import PerGroup, PerTensor, PerToken, QuantSpec
 from . import tracing
@@ -71,7 +70,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         >>> import paddle, paddleq
         >>> from paddleq.nn import IntegerLinear
         >>> layer = IntegerLinear(256, 64, paddleq.QuantSpec(4, granularity=paddleq.PerGroup(64)))
-        >>> list(layer.weight.shape), list(layer.weight_scale.shape), layer.quant_type()
+        >>> list(layer.weight.shape), list(layer.weight_scale.shape), layer.quant_type
         ([128, 64], [4, 64], 'W4-per_group')
         >>> list(layer(paddle.rand([2, 256])).shape)
         [2, 64]
@@ -175,10 +174,11 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             x = x / as_dtype(self.input_scale, paddle.float32)
         if self.permuted:
             x = paddle.gather(x, self.permutation, axis=len(x.shape) - 1)
-        step = _token_step(x, self.activation_spec) if self.per_token else None
-        y = self._product(self._quantized(x if step is None else x / step))
-        if step is not None:
-            y = y * step
+        if self.per_token:
+            step = token_steps(x.detach(), self.activation_spec)
+            y = self._product(self._quantized(x / step)) * step
+        else:
+            y = self._product(self._quantized(x))
         if self.bias is not None:
             y = y + as_dtype(self.bias, paddle.float32)
         return as_dtype(y, dtype)
@@ -221,7 +221,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
                 return dequantize(integers, self.weight_threshold(scale), self.weight_spec)
             zero_point = None if self.weight_spec.symmetric else as_dtype(
                 self._columns("weight_zero_point", start, stop), paddle.float32)
-            return Grid(self.weight_spec, scale, zero_point).dequantize(integers)
+            return dequantize_on_grid(integers, self.weight_spec, scale, zero_point)
 
     @property
     def quantized_linearly(self):
@@ -267,6 +267,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             fields[name] = spec_from(fields[name])
         return cls(**fields)
 
+    @property
     def quant_type(self):
         """How it is quantized: ``W4-per_group``, ``W8-per_channel-A8-per_tensor``."""
         kind = f"W{spec_name(self.weight_spec)}"
@@ -284,7 +285,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     def extra_repr(self):
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}",
-                 self.quant_type()]
+                 self.quant_type]
         parts += [name for name in ("smoothed", "permuted") if getattr(self, name)]
         return ", ".join(parts)
 
@@ -318,9 +319,3 @@ def _scale_shape(spec, rows, columns):
     if isinstance(spec.granularity, PerGroup):
         return [-(-rows // spec.granularity.size), columns]
     return [1, 1 if isinstance(spec.granularity, PerTensor) else columns]
-
-
-def _token_step(x, spec):
-    """The step of each token, with a last axis of 1."""
-    largest = x.detach().abs().max(axis=-1, keepdim=True)
-    return largest.clip(min=EPS) / float(spec.levels)
