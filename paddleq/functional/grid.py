@@ -64,7 +64,6 @@ class Grid:
         return dequantize_on_grid(integers, self.spec, self.scale, self.zero_point)
 
 
-
 def dequantize_on_grid(integers, spec, scale, zero_point=None):
     """:meth:`Grid.dequantize` without the object, which Paddle 2.6 cannot trace the making of.
 
