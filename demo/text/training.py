@@ -33,8 +33,8 @@ class Recipe:
     maker: str
     sizes: tuple = ()
     steps: int = 900
-    batch: int = 12
-    rate: float = 3e-3
+    batch: int = 8
+    rate: float = 4e-3
     decay: float = 0.1
 
     def make(self):
@@ -47,26 +47,27 @@ RECIPES = {
     "llama": Recipe("Llama"),
     # For tests: trained in seconds, it knows words but not what they are for.
     "tiny": Recipe("Llama", (("layers", 2), ("width", 64), ("hidden", 128), ("heads", 4),
-                             ("context", 64)), steps=200),
+                             ("context", 64)), steps=300, batch=8),
 }
 
 
 def initialize(model, rng):
-    """Normal weights: a Linear keeps the size of what it reads; those that add to the residual
-    stream are smaller, the more of them there are (as in GPT-2).
+    """Normal weights. A Linear halves the size of what it reads; those that add to the residual
+    stream are smaller, the more of them there are (as in GPT-2), so that the embedding, which is
+    all that the model has at first, is not drowned in them.
     """
     adders = 2 * len(model.layers)
     for name, parameter in model.named_parameters():
         if len(parameter.shape) < 2:
             continue
-        deviation = 0.02 if "embed" in name else 0.5 * parameter.shape[0] ** -0.5
+        deviation = 0.5 if "embed" in name else 0.5 * parameter.shape[0] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight", "fc_out.weight")):
             deviation /= math.sqrt(adders)
         parameter.set_value((deviation * rng.standard_normal(parameter.shape)).astype("float32"))
 
 
-def train(recipe, seed, progress=False):
-    """A trained model."""
+def train(recipe, seed, quiet=True):
+    """A trained model; if not ``quiet``, a terminal sees progress."""
     rng, model = np.random.default_rng(seed), recipe.make()
     initialize(model, rng)
     rate = paddle.optimizer.lr.LinearWarmup(
@@ -77,7 +78,7 @@ def train(recipe, seed, progress=False):
         rate, beta1=0.9, beta2=0.99, parameters=model.parameters(), weight_decay=recipe.decay,
         apply_decay_param_fun=matrices.__contains__, grad_clip=nn.ClipGradByGlobalNorm(1.0))
     model.train()
-    steps = tqdm(range(recipe.steps), f"training {recipe.maker}", disable=None if progress else True)
+    steps = tqdm(range(recipe.steps), f"training {recipe.maker}", disable=quiet or None)
     for _ in steps:
         windows = random_windows(training_tokens(), recipe.batch, model.context + 1, rng)
         loss = F.cross_entropy(model(paddle.to_tensor(windows[:, :-1])),
@@ -94,7 +95,7 @@ def train(recipe, seed, progress=False):
 
 def main(name, seed, path):
     """Train a model of :data:`RECIPES` and save its weights, arrays by name."""
-    model = train(RECIPES[name], int(seed), progress=True)
+    model = train(RECIPES[name], int(seed), quiet=False)
     np.savez(path, **{key: value.numpy() for key, value in model.state_dict().items()})
 
 
