@@ -1,11 +1,12 @@
 """AWQ (arXiv:2306.00978): rows of the weight whose input is large are rounded more finely."""
 
 from dataclasses import dataclass
+from typing import Optional, Tuple
 
 import paddle
 import paddle.nn.functional as F
 
-from .._checks import check_bool, check_int
+from .._checks import check_bool, check_float, check_int, wrong_type
 from ..functional import grid_of
 from ..functional.grid import group_size, in_groups
 from ..spec import PerTensor
@@ -28,6 +29,12 @@ class AWQ:
             20.
         clip: search for ranges that leave out the largest weights of a group, down to half of
             the range. Default True.
+        ratios: a tuple of the ratios to try, each in [0, 1]. Default None: those above.
+        clip_factors: a tuple of the shares of a range to try, each in (0, 1]. Default None: those
+            above.
+        duo_scaling: s = mean|x| ** ratio / w ** (1 - ratio), where w is the mean magnitude of a
+            feature's weights, each as a share of the largest weight that has the same scale. The
+            factor 1 is tried as well. Default False.
 
     Raises:
         ConfigError, ConfigTypeError: an argument is out of range or of the wrong type.
@@ -46,6 +53,9 @@ class AWQ:
 
     grids_num: int = 20
     clip: bool = True
+    ratios: Optional[Tuple[float, ...]] = None
+    clip_factors: Optional[Tuple[float, ...]] = None
+    duo_scaling: bool = False
 
     name = "AWQ"
     needs = frozenset({"mean_abs", "hessian"})
@@ -53,6 +63,10 @@ class AWQ:
     def __post_init__(self):
         check_int("grids_num", self.grids_num, 1)
         check_bool("clip", self.clip)
+        check_bool("duo_scaling", self.duo_scaling)
+        for name, above_zero in (("ratios", False), ("clip_factors", True)):
+            if getattr(self, name) is not None:
+                _check_shares(name, getattr(self, name), above_zero)
 
     def scales(self, weights, stats, spec):
         """The factor s, float32 [K]; ones where no ratio is better than rounding to nearest.
@@ -68,9 +82,7 @@ class AWQ:
             magnitude = stats.mean_abs
             magnitude = (magnitude / magnitude.mean().clip(min=1e-30)).clip(min=_SMALLEST)
             best, least = None, float("inf")
-            for i in range(self.grids_num):
-                s = magnitude ** (i / self.grids_num)
-                s = s / (s.max() * s.min()).sqrt()
+            for s in self._candidates(magnitude, weights, spec):
                 column = s.unsqueeze(1)
                 loss = 0.0
                 for weight in weights:
@@ -80,6 +92,25 @@ class AWQ:
                 if loss < least:
                     best, least = s, loss
         return best
+
+    def _candidates(self, magnitude, weights, spec):
+        """The factors to try, one after the other."""
+        ratios = self.ratios
+        if ratios is None:
+            ratios = [i / self.grids_num for i in range(self.grids_num)]
+        shares = _shares_of_range(weights, spec) if self.duo_scaling else None
+        if shares is not None:
+            yield paddle.ones_like(magnitude)
+        for ratio in ratios:
+            s = magnitude ** ratio
+            if shares is not None:
+                s = s / shares ** (1.0 - ratio)
+            yield s / (s.max() * s.min()).sqrt()
+
+    def _clip_factors(self):
+        if self.clip_factors is not None:
+            return self.clip_factors
+        return [1.0 - i / self.grids_num for i in range(max(1, self.grids_num // 2))]
 
     def clips(self, weight, stats, spec):
         """The factor in [0.5, 1] by which each range shrinks, of the grid's scale's shape; or None.
@@ -99,8 +130,7 @@ class AWQ:
             blocks = _diagonal_blocks(hessian, group_size(spec, weight.shape[0]))
             best = least = None
             whole = isinstance(spec.granularity, PerTensor)
-            for i in range(max(1, self.grids_num // 2)):
-                factor = 1.0 - i / self.grids_num
+            for factor in self._clip_factors():
                 change = in_groups(_rounded(weight, spec, factor).subtract_(weight), spec)
                 loss = paddle.matmul(blocks, change).multiply_(change).sum(axis=1)
                 if whole:
@@ -112,6 +142,27 @@ class AWQ:
                     best = paddle.where(loss < least, factors, best)
                     least = paddle.minimum(loss, least)
         return best
+
+
+def _shares_of_range(weights, spec):
+    """Mean of |w| / max|w| over the outputs of all weights, max among those that share a scale."""
+    shares = [_rows_of_groups(paddle.abs(weight), spec) for weight in weights]
+    columns = sum(weight.shape[1] for weight in weights)
+    return (paddle.add_n([each.sum(axis=1) for each in shares]) / columns).clip(min=_SMALLEST)
+
+
+def _rows_of_groups(magnitude, spec):
+    groups = in_groups(magnitude, spec)
+    axes = [0, 1, 2] if isinstance(spec.granularity, PerTensor) else [1]
+    largest = groups.max(axis=axes, keepdim=True).clip(min=1e-30)
+    return (groups / largest).reshape([-1, magnitude.shape[1]])[:magnitude.shape[0]]
+
+
+def _check_shares(name, values, above_zero):
+    if not isinstance(values, tuple) or not values:
+        raise wrong_type(name, values, "a tuple of at least one float, or None")
+    for value in values:
+        check_float(name, value, 0.0, 1.0, open_low=above_zero)
 
 
 def _diagonal_blocks(hessian, size):
