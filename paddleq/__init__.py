@@ -25,6 +25,7 @@ from .engine import (
     summary,
 )
 from .fake_quantize import FakeQuantize, State
+from .frontends.amct import convert, quantize
 from .frontends.golden_stick import QuantDtype, SimulatedQuantizationAwareTraining
 from .frontends.paddleslim import PTQ, QAT
 from .frontends.post_dynamic import quant_post_dynamic
@@ -47,7 +48,7 @@ __all__ = [
     "LSQ", "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
     "LSQPlus", "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
     "QuantDtype", "QuantSpec", "QuantizableFunction", "SimulatedQuantizationAwareTraining", "State",
-    "calibrate", "disable_fake_quant", "disable_observer", "enable_fake_quant", "enable_observer",
-    "errors", "extra_state_keys", "quant_post_dynamic", "quant_post_static", "register_layer",
-    "set_fake_quantize", "summary",
+    "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
+    "enable_observer", "errors", "extra_state_keys", "quant_post_dynamic", "quant_post_static",
+    "quantize", "register_layer", "set_fake_quantize", "summary",
 ]

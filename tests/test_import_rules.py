@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "graph": set(),
     "engine": {"config", "nn", "graph"},
     "algorithms": {"engine", "functional"},
-    "frontends": {"engine", "config", "delayed"},
+    "frontends": {"engine", "config", "delayed", "algorithms"},
     "export": {"nn", "spec"},
     "analysis": {"engine"},
     "recipes": {"frontends", "analysis", "export"},

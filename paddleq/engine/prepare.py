@@ -8,7 +8,9 @@ from paddle.static import InputSpec
 
 from .._checks import wrong_type
 from ..errors import ModelError
-from ..nn.quantized import LayerPlan, is_quantized
+from ..nn.calibrating import CalibratingLinear
+from ..nn.deployable import DeployableLayer
+from ..nn.quantized import LayerPlan, QuantizedLayer
 from ..nn.registry import has_own_forward, kind_of
 
 _logger = logging.getLogger("paddleq")
@@ -19,7 +21,7 @@ def check_model(model):
     if not isinstance(model, nn.Layer):
         raise wrong_type("model", model, "a paddle.nn.Layer")
     for name, layer in model.named_sublayers(include_self=True):
-        if is_quantized(layer):
+        if isinstance(layer, (QuantizedLayer, CalibratingLinear, DeployableLayer)):
             raise ModelError(f"model must be a float model, but its layer {name or 'itself'!r} "
                              "is already quantized; quantize a fresh copy of the float model")
 

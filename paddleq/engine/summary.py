@@ -8,6 +8,8 @@ from .._checks import wrong_type
 from ..fake_quantize import FakeQuantize
 from ..graph import FoldedNorm
 from ..nn.blocks import BlockMember
+from ..nn.calibrating import CalibratingLinear
+from ..nn.deployable import DeployableLayer
 from ..nn.quantized import QuantizedLayer
 
 
@@ -49,6 +51,12 @@ def summary(model):
             rows.append((name, type(layer)._paddleq_float_class.__name__, "fused", "", "", note))
         elif isinstance(layer, FoldedNorm):
             rows.append((name, "BatchNorm", "folded", "", "", note))
+        elif isinstance(layer, CalibratingLinear):
+            rows.append((name, type(layer)._paddleq_float_class.__name__, "calibrating", "", "",
+                         str(layer.watcher)))
+        elif isinstance(layer, DeployableLayer):
+            rows.append((name or "(model)", type(layer).__name__, "deployed",
+                         *_specs(layer), note or layer.quant_type))
         elif _counts(layer, name, model):
             rows.append((name or "(model)", type(layer).__name__, "left", "", "",
                          note or "the model was not quantized"))
@@ -76,6 +84,13 @@ def _inside_quantized(name, model):
             return True
         layer = layer._sub_layers.get(part, layer)
     return isinstance(layer, QuantizedLayer) and bool(name)
+
+
+def _specs(layer):
+    """(weight, activation) of a deployable layer; empty for what has no weight, a KV cache."""
+    if not hasattr(layer, "weight_spec"):
+        return "", ""
+    return tuple(str(spec or "float") for spec in (layer.weight_spec, layer.activation_spec))
 
 
 def _described(quantizer, layer, attribute):

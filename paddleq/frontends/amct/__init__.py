@@ -1,1 +1,5 @@
 """The front door of AMCT: ``quantize(model, config)`` and ``convert(model)``."""
+
+from .quantize import convert, quantize
+
+__all__ = ["convert", "quantize"]
