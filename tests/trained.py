@@ -6,9 +6,6 @@ change of either, they are not found and the training runs again.
 """
 
 import functools
-import hashlib
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +15,8 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.vision import models
 from sklearn.datasets import load_digits
+
+from demo.text.kept import kept
 
 TRAINING = 1500  # of the 1797 digits; training draws from no others
 SETTLING = 10  # batches for the statistics of norms, after the training
@@ -135,27 +134,8 @@ def train(recipe, seed):
     return {key: value.numpy() for key, value in net.state_dict().items()}
 
 
-def _folder():
-    """Where trained weights are kept; git does not see them."""
-    default = Path(__file__).resolve().parents[1] / ".test-cache"
-    folder = Path(os.environ.get("PADDLEQ_TEST_CACHE", default))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("*\n")
-    return folder
-
-
 @functools.lru_cache(maxsize=1)
 def trained_state(name, recipe, seed=0):
     """What :func:`train` returns, from disk if it is there."""
-    digest = hashlib.sha256(Path(__file__).read_bytes() + repr(recipe).encode()).hexdigest()
-    path = _folder() / f"{name}-{seed}-{digest[:16]}.npz"
-    if not path.exists():
-        beside = path.with_name(f"{uuid.uuid4().hex}.tmp.npz")
-        try:
-            np.savez(beside, **train(recipe, seed))
-            os.replace(beside, path)
-        finally:
-            if beside.exists():
-                beside.unlink()
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return kept(f"{name}-{seed}", [Path(__file__).read_bytes(), repr(recipe).encode()],
+                lambda path: np.savez(path, **train(recipe, seed)))

@@ -1,12 +1,16 @@
-"""How the weights of Linear layers become integers: rounding, GPTQ, AWQ, SmoothQuant."""
+"""How the weights of Linear layers become integers: rounding, GPTQ, AWQ, SmoothQuant; and the
+driver that takes a network through it, decoder layer by decoder layer."""
 
 from .awq import AWQ
 from .base import QuantizedWeight
 from .gptq import GPTQ
+from .layerwise import Quantized, quantize_layer_by_layer
 from .linear import LinearPolicy, Outcome, quantize_linears
+from .network_helper import NetworkHelper, StackHelper
 from .rtn import RoundToNearest
 from .smoothquant import SmoothQuant
 from .statistics import Statistics
 
-__all__ = ["AWQ", "GPTQ", "LinearPolicy", "Outcome", "QuantizedWeight", "RoundToNearest",
-           "SmoothQuant", "Statistics", "quantize_linears"]
+__all__ = ["AWQ", "GPTQ", "LinearPolicy", "NetworkHelper", "Outcome", "Quantized",
+           "QuantizedWeight", "RoundToNearest", "SmoothQuant", "StackHelper", "Statistics",
+           "quantize_layer_by_layer", "quantize_linears"]

@@ -123,7 +123,7 @@ def find_edges(run, producers, consumers, why_refused=lambda *_: None, called_ag
         else:
             reason = why_refused(producer, consumer, tensor, pair)
         if reason is None:
-            candidates.append((producer, consumer, pair))
+            candidates.append((producer, [consumer], pair))
         else:
             pairs.refused[pair] = reason
     calls.outputs.clear()
@@ -194,12 +194,14 @@ def _run_spoiled(candidates, run, spoil):
         return spoiled
 
     def restore_input(layer, inputs):
+        if not inputs:  # it came by keyword
+            return None
         _, output = true.get(id(inputs[0]), (None, inputs[0]))
         return (output, *inputs[1:])
 
-    for producer, consumer, _ in candidates:
+    for producer, consumers, _ in candidates:
         handles.append(producer.register_forward_post_hook(spoil_output))
-        handles.append(consumer.register_forward_pre_hook(restore_input))
+        handles += [each.register_forward_pre_hook(restore_input) for each in consumers]
     with observed(handles):
         return run()
 
@@ -212,6 +214,17 @@ def _values(output):
     if isinstance(output, (list, tuple)):
         return [value for item in output for value in _values(item)]
     return []
+
+
+def only_read_by(run, producer, consumers):
+    """Whether what ``producer`` gives goes into ``consumers`` and nowhere else.
+
+    Args:
+        run: as for :func:`find_pairs`.
+        producer: a layer that is called once, and gives a tensor.
+        consumers: layers whose first argument that tensor is.
+    """
+    return _unchanged([(producer, consumers, None)], run, _values(run()))
 
 
 def _same(a, b):

@@ -38,6 +38,11 @@ class DeployableLayer(abc.ABC):
         """How it is quantized, in short: ``W8-per_channel-A8-per_tensor``."""
 
     @classmethod
+    def make_place(cls, model, name):
+        """Called before the layer ``name`` of a float ``model`` is looked up, which may lack it."""
+        return None
+
+    @classmethod
     def in_place_of(cls, layer, description):
         """The layer of this structure that takes the place of ``layer``, which is not changed.
 

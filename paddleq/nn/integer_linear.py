@@ -164,9 +164,9 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return spec is not None and isinstance(spec.granularity, PerToken)
 
     @paddle.jit.not_to_static
-    def forward(self, x):
-        """x W + b."""
-        dtype = x.dtype
+    def forward(self, input):
+        """x W + b; the argument has the name that Linear's has."""
+        x, dtype = input, input.dtype
         if paddle.in_dynamic_mode() and 0 in x.shape:
             return paddle.zeros([*x.shape[:-1], self.out_features], dtype)
         x = as_dtype(x, paddle.float32)

@@ -9,6 +9,7 @@ from ..errors import CalibrationError, ConfigError
 from ..functional import from_steps, to_steps, token_steps
 from ..functional.ranges import EPS, as_dtype
 from ..spec import QuantSpec
+from .deployable import DeployableLayer, check_fields, deployable
 
 PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
 _SPEC = QuantSpec(bits=8)
@@ -72,7 +73,8 @@ class KVCache(nn.Layer):
 
 
 @keep_from_translation
-class Int8KVCache(KVCache):
+@deployable
+class Int8KVCache(KVCache, DeployableLayer):
     """Keys and values kept as int8, symmetric: q = clip(round(x / scale), -128, 127).
 
     What is attended to is what the integers stand for, of new tokens too, whether or not a
@@ -139,18 +141,33 @@ class Int8KVCache(KVCache):
 
     @property
     def quant_type(self):
-        """ "C8-per_channel" or "C8-per_token"."""
+        """How it is quantized: ``C8-per_channel``, ``C8-per_token``."""
         return f"C8-{self.granularity}"
 
     def description(self):
-        """What :meth:`from_description` makes an empty cache of, for a JSON file."""
+        """A dict of plain values from which :meth:`from_description` builds an empty cache."""
         return {"granularity": self.granularity, "kv_heads": self.kv_heads,
                 "head_dim": self.head_dim, "token_axis": self.token_axis}
 
     @classmethod
     def from_description(cls, description):
-        """A cache without scales, as :meth:`description` says."""
-        return cls(**description)
+        """A cache without scales, as :meth:`description` says.
+
+        Raises:
+            ConfigError, ConfigTypeError, FormatError: no cache is described so.
+        """
+        return cls(**check_fields("an Int8KVCache", description, (
+            "granularity", "kv_heads", "head_dim", "token_axis")))
+
+    @classmethod
+    def make_place(cls, model, name):
+        """Let an attention of Paddle's hold the cache that is about to be replaced."""
+        from .attention import hold_cache, takes_cache
+
+        attention, _, last = name.rpartition(".")
+        layer = dict(model.named_sublayers(include_self=True)).get(attention)
+        if last == "kv_cache" and layer is not None and takes_cache(layer):
+            hold_cache(layer)
 
     @paddle.jit.not_to_static
     def forward(self, k, v, past=None):

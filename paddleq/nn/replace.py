@@ -1,13 +1,18 @@
 """Putting other layers into a model in place of its own."""
 
+_HOOKS = ("_forward_pre_hooks", "_forward_post_hooks")
+
 
 def replace_layers(model, replacements):
-    """Put layers in place of others, wherever ``model`` holds them, in place.
+    """Put layers in place of others, wherever those are held, in place.
+
+    The old layer object becomes what the new one is: it gets its class and its attributes. So it
+    is replaced for whoever holds it: two parents, a plain list, a hook. Its own hooks stay.
 
     Args:
         model: a ``paddle.nn.Layer``.
-        replacements: (layer of the model, what takes its place) pairs. A layer that several
-            parents hold, or one under several names, is replaced in all of these places.
+        replacements: (layer of the model, what takes its place) pairs. The latter is not to be
+            used by itself any more.
 
     Returns:
         A function without arguments that puts the old layers back.
@@ -23,15 +28,19 @@ def replace_layers(model, replacements):
         >>> type(model[1]).__name__
         'ReLU'
     """
-    # The old layers are kept by the pairs, so that no other one gets their ids.
-    pairs = {id(old): (old, new) for old, new in replacements}
-    places = [(parent, name, child) for parent in model.sublayers(include_self=True)
-              for name, child in parent._sub_layers.items() if id(child) in pairs]
-    for parent, name, child in places:
-        parent._sub_layers[name] = pairs[id(child)][1]
+    before = []
+    for old, new in replacements:
+        before.append((old, type(old), old.__dict__))
+        _become(old, type(new), {**new.__dict__, **{name: old.__dict__[name] for name in _HOOKS}})
 
     def undo():
-        for parent, name, child in places:
-            parent._sub_layers[name] = child
+        for old, cls, attributes in reversed(before):
+            _become(old, cls, attributes)
 
     return undo
+
+
+def _become(layer, cls, attributes):
+    layer.__class__ = cls
+    # Not layer.__dict__ = ...: that goes through the layer's own rules for attributes.
+    object.__setattr__(layer, "__dict__", attributes)

@@ -1,0 +1,167 @@
+"""Finished decoder layers on disk, so that a run that was killed goes on where it was."""
+
+import hashlib
+import json
+import os
+import tempfile
+
+import paddle
+
+from .._checks import wrong_type
+from ..errors import ConfigError, FormatError
+from ..nn.deployable import deployable_class, deployable_layers
+from ..nn.replace import replace_layers
+
+_RUN = "run.json"
+
+
+def fingerprint(network, layers, policies, kinds, inputs):
+    """What decides the bits of a run, as plain values.
+
+    Args:
+        network: still float.
+        layers: names of the decoder layers, in order.
+        policies: name -> LinearPolicy.
+        kinds: name -> kind of KV cache.
+        inputs: the (args, kwargs) of each batch.
+    """
+    return {
+        "versions": {"paddle": paddle.__version__, "resume_dir": 1},
+        "configuration": {
+            "decoder layers": list(layers),
+            **{f"the policy of {name}": repr(policy) for name, policy in policies.items()},
+            **{f"the KV cache of {name}": kind for name, kind in kinds.items()}},
+        "model": {name: _digest(value) for name, value in network.state_dict().items()},
+        "data": {"batches": len(inputs),
+                 **{f"batch {number}": _digest(each) for number, each in enumerate(inputs)}},
+    }
+
+
+class Resume:
+    """A folder with what is finished of one run.
+
+    Args:
+        folder: made if it is not there.
+        run: the :func:`fingerprint`.
+
+    Attributes:
+        finished: how many decoder layers, from the first one on, are in it.
+
+    Raises:
+        ConfigError: the folder is of another run; says what differs.
+        FormatError: it cannot be read.
+    """
+
+    def __init__(self, folder, run):
+        if not isinstance(folder, (str, os.PathLike)):
+            raise wrong_type("resume_dir", folder, "a path or None")
+        self.folder = os.fspath(folder)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            old = self._old_run()
+            if old is None:
+                _write(os.path.join(self.folder, _RUN), json.dumps(run, indent=1).encode())
+        except OSError as error:
+            raise FormatError(f"cannot use resume_dir {self.folder}: {error}") from error
+        if old is not None:
+            _check_same(self.folder, old, run)
+        self.finished = 0
+        while os.path.exists(self._path(self.finished) + ".json"):
+            self.finished += 1
+
+    def _old_run(self):
+        path = os.path.join(self.folder, _RUN)
+        if not os.path.exists(path):
+            return None
+        with open(path, "rb") as file:
+            try:
+                return json.loads(file.read().decode())
+            except ValueError as error:
+                raise FormatError(f"{path} is damaged: {error}") from error
+
+    def _path(self, number):
+        return os.path.join(self.folder, f"layer-{number:04d}")
+
+    def save(self, number, layer):
+        """Write decoder layer ``number``."""
+        _save_layer(layer, self._path(number))
+
+    def load(self, number, layer):
+        """Make a float decoder layer what :meth:`save` wrote.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        _load_layer(layer, self._path(number))
+
+
+def _check_same(folder, old, new):
+    for part in new:
+        before, now = (each.get(part) if isinstance(each, dict) else None for each in (old, new))
+        if before == now:
+            continue
+        if not isinstance(before, dict):
+            raise FormatError(f"{folder}/{_RUN} does not describe a run: it has no {part!r}")
+        names = [name for name in [*now, *before] if now.get(name) != before.get(name)]
+        what = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r} now"
+                         for name in names[:1])
+        more = f" (and {len(set(names)) - 1} more)" if len(set(names)) > 1 else ""
+        raise ConfigError(f"resume_dir {folder} is of a run with another {part}: {what}{more}; "
+                          "use another folder or remove this one")
+
+
+def _digest(structure):
+    digest = hashlib.sha256()
+    _feed(digest, structure)
+    return digest.hexdigest()
+
+
+def _feed(digest, structure):
+    if isinstance(structure, paddle.Tensor):
+        array = structure.detach().cpu().numpy()
+        digest.update(f"{structure.dtype} {list(array.shape)}".encode())
+        digest.update(array.tobytes())
+    elif isinstance(structure, (list, tuple)):
+        digest.update(f"{len(structure)}".encode())
+        for each in structure:
+            _feed(digest, each)
+    elif isinstance(structure, dict):
+        for name in structure:
+            digest.update(repr(name).encode())
+            _feed(digest, structure[name])
+    else:
+        digest.update(repr(structure).encode())
+
+
+def _write(path, content):
+    handle, beside = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".paddleq-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.replace(beside, path)
+
+
+def _save_layer(layer, path):
+    from safetensors.numpy import save
+
+    arrays = {name: value.numpy() for name, value in layer.state_dict().items()}
+    _write(path + ".safetensors", save(arrays))
+    kinds = {name: [type(part).__name__, part.description()]
+             for name, part in deployable_layers(layer)}
+    _write(path + ".json", json.dumps(kinds).encode())
+
+
+def _load_layer(layer, path):
+    from safetensors.numpy import load_file
+
+    with open(path + ".json", encoding="utf-8") as file:
+        kinds = json.load(file)
+    for name, (kind, description) in kinds.items():
+        cls = deployable_class(kind)
+        cls.make_place(layer, name)
+        old = dict(layer.named_sublayers(include_self=True))[name]
+        replace_layers(layer, [(old, cls.in_place_of(old, description))])
+    state, arrays = layer.state_dict(), load_file(path + ".safetensors")
+    if set(state) != set(arrays):
+        raise FormatError(f"{path}.safetensors does not hold the tensors of this layer")
+    for name, value in state.items():
+        value.set_value(paddle.to_tensor(arrays[name]))

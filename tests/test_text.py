@@ -1,0 +1,239 @@
+"""demo.text: the text, the models that read it, and how they are judged."""
+
+import numpy as np
+import paddle
+import pytest
+import text_reference as reference
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo.text import (
+    GPT,
+    Llama,
+    calibration_batches,
+    decode,
+    encode,
+    generate,
+    held_out_tokens,
+    perplexity,
+    plant_outliers,
+    trained,
+    training_tokens,
+)
+from demo.text.data import CHARACTERS, HELD_OUT, UNKNOWN, VOCABULARY, modules, read_modules
+from demo.text.training import RECIPES, Recipe, initialize, train
+
+CONTEXT = 24
+MODELS = {
+    "gpt": lambda: GPT(layers=2, width=32, heads=4, context=CONTEXT),
+    "llama": lambda: Llama(layers=2, width=32, hidden=48, heads=4, kv_heads=2, context=CONTEXT),
+}
+REFERENCES = {"gpt": lambda w, tokens: reference.gpt(w, tokens, heads=4),
+              "llama": lambda w, tokens: reference.llama(w, tokens, heads=4, kv_heads=2)}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    """A small model with weights of which each matters."""
+    made = MODELS[request.param]()
+    made.kind, rng = request.param, np.random.default_rng(7)
+    for parameter in made.parameters():
+        parameter.set_value((0.5 * rng.standard_normal(parameter.shape)).astype("float32"))
+    made.eval()
+    return made
+
+
+def some_tokens(*shape, seed=3):
+    return np.random.default_rng(seed).integers(0, VOCABULARY, shape)
+
+
+# The text
+
+def test_no_module_is_in_both_parts():
+    training = decode(training_tokens())
+    for name in HELD_OUT:
+        assert modules()[name].strip() not in training
+    assert "class NodeVisitor(object):" in training  # of ast
+    assert "def heapify(x):" not in training
+    assert "def heapify(x):" in decode(held_out_tokens())
+    assert len(training_tokens()) > 3e6
+    assert len(held_out_tokens()) > 2e5
+
+
+def test_a_part_of_the_held_out_text_has_something_of_each_module():
+    part = held_out_tokens(30_000)
+    assert 29_900 < len(part) <= 30_100
+    text = decode(part)
+    for name in HELD_OUT:
+        assert modules()[name][:200].strip() in text
+
+
+def test_modules_may_be_missing_and_files_of_one_machine_are_not_read(tmp_path):
+    for name in ("heapq", "ast", "_sysconfigdata__linux_", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(name)
+    assert read_modules(tmp_path) == {"ast": "ast", "heapq": "heapq"}
+    (tmp_path / "heapq.py").unlink()
+    with pytest.raises(FileNotFoundError, match="has 1 modules.*heapq"):
+        read_modules(tmp_path)
+    (tmp_path / "ast.py").rename(tmp_path / "heapq.py")
+    with pytest.raises(FileNotFoundError, match="has 1 modules"):
+        read_modules(tmp_path)
+
+
+@given(st.text(alphabet=CHARACTERS))
+def test_tokens_are_the_text(text):
+    assert decode(encode(text)) == text
+
+
+@given(st.characters())
+def test_every_character_has_a_token(character):
+    token = encode(character).item()
+    assert (token == UNKNOWN) == (character not in CHARACTERS)
+    assert 0 <= token < VOCABULARY
+
+
+def test_calibration_batches_are_training_text():
+    batches = calibration_batches(batches=2, batch_size=3, length=50)
+    text = decode(training_tokens())
+    assert [each.shape for each in batches] == [(3, 50)] * 2
+    assert all(decode(row) in text for batch in batches for row in batch)
+    again, other = (calibration_batches(2, 3, 50, seed=seed) for seed in (0, 1))
+    assert np.array_equal(batches, again)
+    assert not np.array_equal(batches, other)
+
+
+# The models
+
+def test_a_model_computes_what_the_papers_say(model):
+    tokens = some_tokens(2, CONTEXT)
+    found = model(paddle.to_tensor(tokens)).numpy()
+    weights = reference.weights_of(model)
+    expected = np.stack([REFERENCES[model.kind](weights, row) for row in tokens])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_default_models_have_the_names_and_shapes_of_their_families():
+    llama, gpt = Llama(), GPT()
+    shapes = {key: list(value.shape) for key, value in llama.state_dict().items()}
+    assert shapes["layers.3.self_attn.q_proj.weight"] == [192, 192]
+    assert shapes["layers.3.self_attn.k_proj.weight"] == [192, 64]
+    assert shapes["layers.3.self_attn.v_proj.weight"] == [192, 64]
+    assert shapes["layers.3.self_attn.o_proj.weight"] == [192, 192]
+    assert shapes["layers.0.mlp.gate_proj.weight"] == [192, 512]
+    assert shapes["layers.0.mlp.up_proj.weight"] == [192, 512]
+    assert shapes["layers.0.mlp.down_proj.weight"] == [512, 192]
+    assert shapes["layers.0.input_layernorm.weight"] == [192]
+    assert shapes["layers.0.post_attention_layernorm.weight"] == [192]
+    assert shapes["norm.weight"] == [192]
+    assert shapes["lm_head.weight"] == [192, VOCABULARY]
+    assert not any(key.endswith("bias") for key in shapes)
+    biased = {key.rpartition(".")[0] for key in gpt.state_dict() if key.endswith("bias")}
+    assert {"layers.0.self_attn.q_proj", "layers.0.mlp.fc_in", "layers.0.input_layernorm",
+            "lm_head"} <= biased
+
+
+@pytest.mark.parametrize("pieces", [[CONTEXT], [1] * CONTEXT, [5, 1, 10, 8]])
+def test_with_a_cache_the_logits_are_the_same(model, pieces):
+    tokens = some_tokens(2, CONTEXT)
+    expected = model(paddle.to_tensor(tokens)).numpy()
+    past, start, found = model.empty_past(), 0, []
+    for count in pieces:
+        logits, past = model(paddle.to_tensor(tokens[:, start:start + count]), past)
+        found.append(logits.numpy())
+        start += count
+        assert past.length == start
+    np.testing.assert_allclose(np.concatenate(found, axis=1), expected,
+                               rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+# Outliers
+
+def test_planted_outliers_leave_the_output_as_it_was(model):
+    tokens = paddle.to_tensor(some_tokens(2, CONTEXT))
+    inputs = []
+    model.layers[1].mlp.register_forward_pre_hook(lambda _, args: inputs.append(args[0].numpy()))
+    before = model(tokens).numpy()
+    assert plant_outliers(model, channels=3, factor=64.0) is model
+    after = model(tokens).numpy()
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5 * np.abs(before).max())
+    ratio = np.abs(inputs[1]).max((0, 1)) / np.abs(inputs[0]).max((0, 1))
+    assert np.sum(ratio > 50) == 3
+    np.testing.assert_allclose(np.sort(ratio)[:-3], 1.0, rtol=1e-3)
+
+
+# Judging
+
+def test_perplexity_is_exp_of_the_mean_cross_entropy(model):
+    tokens = some_tokens(5 * CONTEXT + 7)
+    pieces = tokens[:5 * CONTEXT].reshape([5, CONTEXT])
+    losses, weights = [], reference.weights_of(model)
+    for piece in pieces:
+        logits = REFERENCES[model.kind](weights, piece)[:-1]
+        logits -= logits.max(-1, keepdims=True)
+        shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        losses.append(-np.log(shares[np.arange(CONTEXT - 1), piece[1:]]))
+    assert perplexity(model, tokens, batch_size=2) == pytest.approx(
+        np.exp(np.mean(losses)), rel=1e-4)
+    with pytest.raises(ValueError, match="tokens are 23; one piece has 24"):
+        perplexity(model, tokens[:CONTEXT - 1])
+
+
+def test_greedy_generation_writes_the_likeliest(model):
+    prompt = some_tokens(5)
+    written, speed = generate(model, prompt, CONTEXT - 5)
+    text = list(prompt)
+    for _ in range(CONTEXT - 5):
+        logits = REFERENCES[model.kind](reference.weights_of(model), np.array(text))
+        text.append(int(logits[-1].argmax()))
+    assert written.tolist() == text[5:]
+    assert speed > 0
+
+
+def test_generation_goes_on_when_the_context_is_full(model):
+    prompt = some_tokens(CONTEXT + 3)
+    written, _ = generate(model, prompt, 2 * CONTEXT)
+    assert len(written) == 2 * CONTEXT
+    # The first is read with all of the context; the second anew, with half of it.
+    first = model(paddle.to_tensor(prompt[None, -CONTEXT:]))[0, -1].argmax().item()
+    text = np.append(prompt, first)
+    second = model(paddle.to_tensor(text[None, -(CONTEXT // 2):]))[0, -1].argmax().item()
+    assert written[:2].tolist() == [first, second]
+
+
+def test_generation_with_a_temperature_obeys_its_seed(model):
+    prompt = some_tokens(4)
+    draws = [generate(model, prompt, 12, temperature=20.0, seed=seed)[0].tolist()
+             for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    cold = generate(model, prompt, 12, temperature=1e-3)[0].tolist()
+    assert cold == generate(model, prompt, 12)[0].tolist()
+    with pytest.raises(ValueError, match="tokens are empty"):
+        generate(model, prompt[:0], 1)
+
+
+# Training
+
+def test_training_is_the_same_each_time():
+    recipe = Recipe("Llama", (("layers", 1), ("width", 16), ("hidden", 16), ("heads", 2),
+                              ("kv_heads", 1), ("context", 16)), steps=5, batch=2)
+    first, again, other = (reference.weights_of(train(recipe, seed)) for seed in (3, 3, 4))
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    assert any(not np.array_equal(first[key], other[key]) for key in first)
+
+
+def test_a_model_learns_the_language_and_is_kept_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("PADDLEQ_TEST_CACHE", str(tmp_path))
+    model = trained("tiny")
+    files = sorted(tmp_path.glob("*.npz"))
+    assert len(files) == 1
+    assert files[0].name.startswith("tiny-0-")
+    made = files[0].stat().st_mtime_ns
+    tokens = held_out_tokens(20_000)
+    untrained = RECIPES["tiny"].make()
+    initialize(untrained, np.random.default_rng(0))
+    assert perplexity(untrained, tokens) > 60
+    assert perplexity(model, tokens) < 14
+    again = trained("tiny")
+    assert sorted(tmp_path.glob("*.npz"))[0].stat().st_mtime_ns == made
+    assert all(np.array_equal(value.numpy(), again.state_dict()[key].numpy())
+               for key, value in model.state_dict().items())
