@@ -227,7 +227,6 @@ def test_what_is_quantized_and_why_the_rest_is_not():
 @pytest.mark.parametrize("model, part", [
     (nn.Sequential(nn.ReLU()), r"ReLU \(only Linear is quantized\)"),
     (nn.Sequential(Doubling(2, 2)), r"Doubling \(its class overrides forward"),
-    (nn.Linear(2, 2), r"Linear \(it is the model itself; put it into a Sequential\)"),
 ])
 def test_model_error_nothing_to_quantize(model, part):
     with pytest.raises(ModelError, match=f"model has no layer to quantize.*{part}"):
@@ -407,9 +406,17 @@ def test_a_layer_under_two_names_is_replaced_at_both():
     assert isinstance(model[0], IntegerLinear) and model[0] is model[2]
 
 
+def test_the_model_may_be_a_linear_itself():
+    model = nn.Linear(4, 2)
+    paddleq.quantize(model, config(batch_num=1))
+    model(paddle.rand([3, 4]))
+    paddleq.convert(model)
+    assert isinstance(model, IntegerLinear)
+
+
 def test_the_float_weights_are_gone_after_convert():
     model = observed(config())
-    left = [weakref.ref(layer) for layer in linears(model, nn.Linear).values()]
+    left = [weakref.ref(layer.weight) for layer in linears(model, nn.Linear).values()]
     gc.collect()
     gc.disable()
     try:

@@ -33,7 +33,7 @@ def start(model, policies, batch_num):
         policies: name of a ``paddle.nn.Linear`` in the model -> its :class:`LinearPolicy`.
         batch_num: batches after which a layer quantizes its weight.
     """
-    layers = dict(model.named_sublayers())
+    layers = dict(model.named_sublayers(include_self=True))
     calibration = _Calibration()
     for name, policy in policies.items():
         watcher = _Watcher(name, layers[name], policy, batch_num, calibration)
@@ -56,15 +56,12 @@ def finish(model):
     if calibration is None:
         raise ModelError("model is not being calibrated; call quantize() on it first")
     calibration.check_complete()
-    watchers = calibration.watchers
-    replace_layers(model, [(watcher.layer, watcher.deployed) for watcher in watchers])
+    del model.__dict__[_ATTRIBUTE]
     for hooks in (model._forward_pre_hooks, model._forward_post_hooks):
         for key in [key for key, hook in hooks.items()
                     if getattr(hook, "__self__", None) is calibration]:
             del hooks[key]
-    del model.__dict__[_ATTRIBUTE]
-    for watcher in watchers:
-        watcher.layer = None  # or the float weights would wait for the garbage collector
+    replace_layers(model, [(watcher.layer, watcher.deployed) for watcher in calibration.watchers])
 
 
 class _Calibration:
@@ -117,7 +114,8 @@ class _Watcher:
     """
 
     def __init__(self, name, layer, policy, batch_num, calibration):
-        self.name, self.layer, self.policy, self.batch_num = name, layer, policy, batch_num
+        self.name, self.layer = name or "(model)", layer
+        self.policy, self.batch_num = policy, batch_num
         self.batches, self.saw_batch, self.deployed = 0, False, None
         self._statistics = Statistics(policy.needs)
         self._calibration = calibration
@@ -157,7 +155,7 @@ class _Watcher:
         self.deployed = IntegerLinear.from_linear(
             self.layer, outcome.weights[0], self.policy.activation, outcome.activation,
             outcome.input_scale)
-        self._statistics = None
+        self._statistics = None  # a Hessian is as large as the weight, or larger
 
     def __str__(self):
         if self.deployed is not None:

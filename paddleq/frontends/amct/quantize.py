@@ -147,7 +147,7 @@ def _layers(model, config):
     layers, notes, names = {}, [], []
     for name, layer in model.named_sublayers(include_self=True):
         names.append(name)
-        why = _why_left(layer, config.skipped_by(name), name)
+        why = _why_left(layer, config.skipped_by(name))
         if why is None:
             layers[name] = layer
         elif not layer._sub_layers:
@@ -158,15 +158,13 @@ def _layers(model, config):
     return layers, notes
 
 
-def _why_left(layer, part, name):
+def _why_left(layer, part):
     if not isinstance(layer, nn.Linear):
         return "only Linear is quantized"
     if kind_of(layer) is None or "forward" in layer.__dict__:
         return "its class overrides forward, so its weights are not known to be used as usual"
     if part is not None:
         return f"skip_layers has {part!r}"
-    if not name:
-        return "it is the model itself; put it into a Sequential"
     return None
 
 
