@@ -5,14 +5,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-
-class KVCache(nn.Layer):
-    """Keys and values of the past, in float."""
-
-    def forward(self, k, v, past=None):
-        if past is not None:
-            k, v = (paddle.concat(pair, axis=1) for pair in zip(past, (k, v)))
-        return k, v, (k, v)
+from paddleq.nn import KVCache
 
 
 def constant(array):
@@ -24,27 +17,24 @@ class Rotary(nn.Layer):
     """Rotary position embedding (arXiv:2104.09864) that pairs channel i with i + head_dim / 2.
 
     Args:
-        heads: at most how many an input has.
         head_dim: channels of a head, an even number.
         context: positions that there are.
         base: of the wavelengths.
     """
 
-    def __init__(self, heads, head_dim, context, base=10000.0):
+    def __init__(self, head_dim, context, base=10000.0):
         super().__init__()
         frequencies = base ** (-np.arange(0, head_dim, 2) / head_dim)
         angles = np.arange(context)[:, None] * np.tile(frequencies, 2)
-        for name, table in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
-            # Once for each head: Paddle is slow where the axis that repeats is not the first.
-            table = np.repeat(table[:, None], heads, axis=1)
-            self.register_buffer(name, constant(table), persistable=False)
+        self.register_buffer("cos", constant(np.cos(angles)), persistable=False)
+        self.register_buffer("sin", constant(np.sin(angles)), persistable=False)
 
     def forward(self, x, start):
-        """``x`` [batch, tokens, heads, head_dim], the first token of which is at ``start``."""
-        at = slice(start, start + x.shape[1]), slice(x.shape[2])
+        """``x`` [batch, heads, tokens, head_dim], the first token of which is at ``start``."""
+        stop = start + x.shape[2]
         first, second = paddle.chunk(x, 2, axis=-1)
         turned = paddle.concat([-second, first], axis=-1)
-        return x * self.cos[at] + turned * self.sin[at]
+        return x * self.cos[start:stop] + turned * self.sin[start:stop]
 
 
 class CausalAttention(nn.Layer):
@@ -68,8 +58,8 @@ class CausalAttention(nn.Layer):
         self.k_proj = nn.Linear(width, kv_width, bias_attr=bias)
         self.v_proj = nn.Linear(width, kv_width, bias_attr=bias)
         self.o_proj = nn.Linear(width, width, bias_attr=bias)
-        self.rotary = Rotary(heads, self.head_dim, context) if rotary else None
-        self.kv_cache = KVCache()
+        self.rotary = Rotary(self.head_dim, context) if rotary else None
+        self.kv_cache = KVCache(token_axis=2)
         later = np.triu(np.full([context, context], -1e4), 1)
         self.register_buffer("mask", constant(later), persistable=False)
 
@@ -77,21 +67,21 @@ class CausalAttention(nn.Layer):
         """``x`` [batch, tokens, width], ``start`` the position of its first token, ``past`` what
         the call before returned: (output like ``x``, past).
         """
-        batch, tokens = x.shape[0], x.shape[1]
-        q = self.q_proj(x).reshape([batch, tokens, self.heads, self.head_dim])
-        k = self.k_proj(x).reshape([batch, tokens, self.kv_heads, self.head_dim])
-        v = self.v_proj(x).reshape([batch, tokens, self.kv_heads, self.head_dim])
+        tokens, stop = x.shape[1], start + x.shape[1]
+        q = self._split(self.q_proj(x) * self.head_dim ** -0.5, self.heads)
+        k = self._split(self.k_proj(x), self.kv_heads)
+        v = self._split(self.v_proj(x), self.kv_heads)
         if self.rotary is not None:
             q, k = self.rotary(q, start), self.rotary(k, start)
         k, v, past = self.kv_cache(k, v, past)
-        q, k, v = (each.transpose([0, 2, 1, 3]) for each in (q, self._shared(k), self._shared(v)))
-        stop = start + tokens
-        scores = paddle.matmul(q * self.head_dim ** -0.5, k, transpose_y=True)
-        weights = F.softmax(scores + self.mask[start:stop, :stop])
-        mixed = paddle.matmul(weights, v).transpose([0, 2, 1, 3])
-        return self.o_proj(mixed.reshape([batch, tokens, self.heads * self.head_dim])), past
+        # The queries that share a head of keys stand one below the other: one product for all.
+        together = [0, self.kv_heads, -1, self.head_dim]
+        scores = paddle.matmul(q.reshape(together), k, transpose_y=True)
+        scores = scores.reshape([0, self.heads, tokens, stop]) + self.mask[start:stop, :stop]
+        weights = F.softmax(scores).reshape([0, self.kv_heads, -1, stop])
+        mixed = paddle.matmul(weights, v).reshape([0, self.heads, tokens, self.head_dim])
+        return self.o_proj(mixed.transpose([0, 2, 1, 3]).flatten(2)), past
 
-    def _shared(self, x):
-        """A copy of each head of keys or values for each query that reads it."""
-        copies = self.heads // self.kv_heads
-        return x if copies == 1 else paddle.repeat_interleave(x, copies, axis=2)
+    def _split(self, x, heads):
+        """[batch, tokens, channels] -> [batch, heads, tokens, head_dim]"""
+        return x.reshape([0, 0, heads, self.head_dim]).transpose([0, 2, 1, 3])

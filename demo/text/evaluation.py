@@ -53,14 +53,15 @@ def generate(model, tokens, count, temperature=0.0, seed=0):
     if len(tokens) == 0:
         raise ValueError("tokens are empty; a text to continue has at least one")
     rng = np.random.default_rng(seed)
-    text, unread, past = list(tokens), list(tokens)[-model.context:], model.empty_past()
+    text, unread, past, read = list(tokens), list(tokens)[-model.context:], None, 0
     model.eval()
     started = time.perf_counter()
     with paddle.no_grad():
         for _ in range(count):
-            if past.length + len(unread) > model.context:
-                unread, past = text[-(model.context // 2):], model.empty_past()
-            logits, past = model(paddle.to_tensor([unread], dtype="int64"), past)
+            if read + len(unread) > model.context:
+                unread, past, read = text[-(model.context // 2):], None, 0
+            logits, past = model(paddle.to_tensor([unread], dtype="int64"), past, use_cache=True)
+            read += len(unread)
             unread = [_choose(logits[0, -1].numpy().astype("float64"), temperature, rng)]
             text += unread
     seconds = time.perf_counter() - started

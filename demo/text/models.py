@@ -1,20 +1,11 @@
 """Two small decoders that read characters: one as GPT-2 has it, one as Llama has it."""
 
-from typing import NamedTuple
-
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
 from .attention import CausalAttention
 from .data import VOCABULARY
-
-
-class Past(NamedTuple):
-    """What a model keeps of the tokens that it has read: how many, and each layer's cache."""
-
-    length: int
-    layers: tuple
 
 
 class RMSNorm(nn.Layer):
@@ -52,33 +43,28 @@ class LanguageModel(nn.Layer):
         embed_tokens, layers, norm, lm_head: its parts, in the order in which they run.
     """
 
-    def forward(self, tokens, past=None):
+    def forward(self, tokens, past=None, use_cache=False):
         """Logits [batch, tokens, vocabulary] of what follows each token.
 
         Args:
             tokens: int64 [batch, tokens].
-            past: ``None``, or a :class:`Past` (:meth:`empty_past` at first): then ``tokens`` are
-                those that follow it, and the result is (logits, new past).
+            past: what the call before returned, whose tokens these follow.
+            use_cache: return (logits, past): the cache of each layer.
         """
-        start = 0 if past is None else past.length
-        x = self.embed(tokens, start)
-        if past is None:
-            for layer in self.layers:
+        start = 0 if past is None else past[0][0].shape[2]
+        x, caches = self.embed(tokens, start), []
+        for number, layer in enumerate(self.layers):
+            if use_cache:
+                x, cache = layer(x, start, None if past is None else past[number], use_cache=True)
+                caches.append(cache)
+            else:
                 x = layer(x)
-            return self.lm_head(self.norm(x))
-        caches = []
-        for layer, cache in zip(self.layers, past.layers):
-            x, cache = layer(x, start, cache, use_cache=True)
-            caches.append(cache)
-        return self.lm_head(self.norm(x)), Past(start + tokens.shape[1], tuple(caches))
+        logits = self.lm_head(self.norm(x))
+        return (logits, caches) if use_cache else logits
 
     def embed(self, tokens, start):
         """What the first layer reads: [batch, tokens, width]."""
         return self.embed_tokens(tokens)
-
-    def empty_past(self):
-        """The past before any token."""
-        return Past(0, (None,) * len(self.layers))
 
 
 class GPTLayer(DecoderLayer):
