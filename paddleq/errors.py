@@ -54,6 +54,18 @@ class NonFiniteError(CalibrationError):
     """A calibration batch produced NaN or infinity at the input of a layer."""
 
 
+class AccuracyError(PaddleqError, RuntimeError):
+    """No model within a stated drop of a metric was found.
+
+    Attributes:
+        report: the :class:`~paddleq.analysis.AccuracyReport` of what came nearest.
+    """
+
+    def __init__(self, message, report=None):
+        super().__init__(message)
+        self.report = report
+
+
 class ExportError(PaddleqError, RuntimeError):
     """The model cannot be written in the format that was asked for."""
 

@@ -1,9 +1,10 @@
 """prepare -> calibrate -> simulate: the one engine behind every front door."""
 
 from .arrange import arrange, blocks_of, find_arrangement, same_parameters
-from .calibrate import calibrate, model_inputs
+from .calibrate import batches_of, calibrate, model_inputs
 from .checkpoint import load_state, read_state
 from .convert import convert, copy_of
+from .leave import check_can_leave, leave_float
 from .prepare import check_model, prepare
 from .states import (
     check_quantized,
@@ -16,15 +17,17 @@ from .states import (
     finalize,
     quantization_off,
     quantized_layers,
+    quantizing_only,
     set_fake_quantize,
     set_state,
 )
 from .summary import extra_state_keys, summary
 
 __all__ = [
-    "arrange", "blocks_of", "calibrate", "check_model", "check_quantized", "convert", "copy_of",
-    "disable_fake_quant", "disable_observer", "enable_fake_quant", "enable_observer", "evaluation",
-    "extra_state_keys", "fake_quantizers", "finalize", "find_arrangement", "load_state",
-    "model_inputs", "prepare", "quantization_off", "quantized_layers", "read_state",
-    "same_parameters", "set_fake_quantize", "set_state", "summary",
+    "arrange", "batches_of", "blocks_of", "calibrate", "check_can_leave", "check_model",
+    "check_quantized", "convert", "copy_of", "disable_fake_quant", "disable_observer",
+    "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys", "fake_quantizers",
+    "finalize", "find_arrangement", "leave_float", "load_state", "model_inputs", "prepare",
+    "quantization_off", "quantized_layers", "quantizing_only", "read_state", "same_parameters",
+    "set_fake_quantize", "set_state", "summary",
 ]

@@ -43,34 +43,47 @@ def calibrate(model, loader, batch_num=None, desc="calibrating"):
         >>> net[0].activation_quantizer.threshold.tolist()
         [3.0]
     """
-    from tqdm import tqdm
-
     check_quantized(model)
+    batches = batches_of(model, loader, batch_num, desc)
+    set_state(model, "calibration")
+    used = 0
+    with evaluation(model), paddle.no_grad():
+        for args, kwargs in batches:
+            try:
+                model(*args, **kwargs)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error} (batch {used} of this loader)") from None
+            used += 1
+    finalize(model)
+    set_state(model, "validation")
+    return used
+
+
+def batches_of(model, loader, batch_num=None, desc=None):
+    """(args, kwargs) of a call of ``model`` for each batch of ``loader``, behind a progress bar.
+
+    Args and errors are those of :func:`calibrate`; the arguments are checked at once.
+    """
     if batch_num is not None:
         check_int("batch_num", batch_num, 1)
     try:
         batches = iter(loader)
     except TypeError:
         raise wrong_type("loader", loader, "an iterable of batches") from None
-    set_state(model, "calibration")
     total = batch_num
     if hasattr(loader, "__len__"):
         total = len(loader) if batch_num is None else min(batch_num, len(loader))
-    used = 0
-    with evaluation(model), paddle.no_grad():
-        for batch in tqdm(itertools.islice(batches, batch_num), desc=desc, total=total,
-                          disable=None, leave=False):
-            args, kwargs = model_inputs(model, batch)
-            try:
-                model(*args, **kwargs)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{error} (batch {used} of this loader)") from None
-            used += 1
-    if not used:
+    return _calls(model, itertools.islice(batches, batch_num), desc, total)
+
+
+def _calls(model, batches, desc, total):
+    from tqdm import tqdm
+
+    batch = None
+    for batch in tqdm(batches, desc=desc, total=total, disable=None, leave=False):
+        yield model_inputs(model, batch)
+    if batch is None:
         raise CalibrationError("loader must yield at least one batch, but is empty")
-    finalize(model)
-    set_state(model, "validation")
-    return used
 
 
 def model_inputs(model, batch):

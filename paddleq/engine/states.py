@@ -4,8 +4,8 @@ from contextlib import contextmanager
 
 from paddle import nn
 
-from .._checks import wrong_type
-from ..errors import CalibrationError, ModelError
+from .._checks import hint, wrong_type
+from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quantize import FakeQuantize, State
 from ..nn.quantized import QuantizedLayer
 
@@ -136,6 +136,31 @@ def quantization_off(model):
         for quantizer, state, observes, quantizes in found:
             quantizer.set_state(state)
             quantizer.observer_enabled, quantizer.fake_quant_enabled = observes, quantizes
+
+
+@contextmanager
+def quantizing_only(model, names):
+    """While open, the quantized layers of ``model`` other than ``names`` compute in float.
+
+    Such a layer uses neither its quantizers nor what comes before them (PACT, hooks). A copy of
+    the model, or an export, that is made meanwhile computes likewise.
+
+    Raises:
+        ConfigError: a name is none of a quantized layer.
+    """
+    layers = dict(quantized_layers(model))
+    names = list(names)
+    for name in names:
+        if name not in layers:
+            raise ConfigError(f"the model has no quantized layer {name!r}{hint(name, layers)}")
+    kept = {name: layer._paddleq_as_float for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer._paddleq_as_float = name not in names
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer._paddleq_as_float = kept[name]
 
 
 @contextmanager

@@ -1,10 +1,9 @@
 """What was done to each layer, or why it was left alone."""
 
-import io
-
 from paddle import nn
 
 from .._checks import wrong_type
+from .._text import table
 from ..fake_quantize import FakeQuantize
 from ..graph import FoldedNorm
 from ..nn.blocks import BlockMember
@@ -60,13 +59,7 @@ def summary(model):
         elif _counts(layer, name, model):
             rows.append((name or "(model)", type(layer).__name__, "left", "", "",
                          note or "the model was not quantized"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    out = io.StringIO()
-    for number, row in enumerate(rows):
-        out.write(" | ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() + "\n")
-        if number == 0:
-            out.write("-+-".join("-" * width for width in widths) + "\n")
-    return out.getvalue().rstrip("\n")
+    return table(rows)
 
 
 def _counts(layer, name, model):

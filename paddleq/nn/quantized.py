@@ -36,9 +36,11 @@ class QuantizedLayer:
     """
 
     _paddleq_block = None  # the Block that the layer begins
+    _paddleq_as_float = False  # compute as the float layer (engine.quantizing_only)
 
-    def _quantized_forward(self, args, kwargs):
-        args, kwargs = self._quantize_inputs(args, kwargs)
+    def quantized_forward(self, args, kwargs):
+        """What the layer's forward computes, whatever was put in the place of that."""
+        args, kwargs = self.quantize_inputs(args, kwargs)
         folding = getattr(self, "norm_folding", None)
         if folding is not None and folding.norm is not None:
             y = folding.compute(self, args, kwargs)
@@ -55,7 +57,10 @@ class QuantizedLayer:
                 return inner(*args, **kwargs)
             return self._paddleq_float_class.forward(self, *args, **kwargs)
 
-    def _quantize_inputs(self, args, kwargs):
+    def quantize_inputs(self, args, kwargs):
+        """The arguments of a call, with those that are quantized on their way through it."""
+        if self._paddleq_as_float:
+            return args, kwargs
         args = list(args)
         for slot, position in enumerate(self._paddleq_kind.inputs):
             if position < len(args):
@@ -78,8 +83,9 @@ class QuantizedLayer:
     def quantize_output(self, y):
         """The output of the layer, or of the block it begins, on its way through its quantizer."""
         quantizer = getattr(self, "output_quantizer", None)
-        return y if quantizer is None or not _is_float(y) else tracing.run_output(
-            y, quantizer, self)
+        if quantizer is None or self._paddleq_as_float or not _is_float(y):
+            return y
+        return tracing.run_output(y, quantizer, self)
 
     def drop_part(self, attribute):
         """Take the quantizer or preprocess ``attribute`` away."""
@@ -100,6 +106,8 @@ class QuantizedLayer:
         # Attribute access, not _parameters: it is what turns a parameter into a variable of a
         # program that is being traced.
         weight = getattr(self, name) if weight is None else weight
+        if self._paddleq_as_float:
+            return weight
         preprocess, quantizer = self.weight_parts(name)
         return tracing.run_weight(weight, preprocess, quantizer, self, name)
 
@@ -166,7 +174,7 @@ def quantized_class(base):
     """The quantized subclass of a float layer class (one for each class)."""
     if base not in _CLASSES:
         _CLASSES[base] = subclass("Quantized", QuantizedLayer, base,
-                                  QuantizedLayer._quantized_forward)
+                                  QuantizedLayer.quantized_forward)
     return _CLASSES[base]
 
 
@@ -229,6 +237,18 @@ class LayerPlan:
                 for each in [part, *part.sublayers()]:
                     each.training = layer.training
             setattr(layer, attribute, part)
+
+
+def make_float(layer):
+    """Take all quantization from a layer, in place: what :class:`LayerPlan` did, undone."""
+    for attribute in layer._paddleq_parts:
+        delattr(layer, attribute)
+    patched = layer.__dict__.pop("_paddleq_forward", None)
+    for name in ("_paddleq_kind", "_paddleq_arguments", "_paddleq_name", "_paddleq_parts"):
+        delattr(layer, name)
+    layer.__class__ = layer._paddleq_float_class
+    if patched is not None:
+        layer.__dict__["forward"] = patched
 
 
 def _build(config, quantize, preprocess, label, axis=None, channels=None):

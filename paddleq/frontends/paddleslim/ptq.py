@@ -6,6 +6,7 @@ from paddle import nn
 
 from ... import engine, export
 from ..._checks import check_bool, check_known_keys, hint, wrong_type
+from ...analysis.accuracy import AccuracySearch
 from ...config import LayerPolicy
 from ...errors import ConfigError
 from ...nn.functions import QuantizableFunction
@@ -114,6 +115,53 @@ class PTQ:
         engine.finalize(model)
         engine.set_state(model, "validation")
         return model
+
+    def quantize_with_accuracy(self, model, loader, metric, max_drop, batch_num=None,
+                               max_float=1.0, ranking_batches=4, evaluations=30, **options):
+        """Quantize and calibrate ``model``, but leave layers float that cost too much accuracy.
+
+        The worst layers first, as few as the search finds:
+        :func:`paddleq.analysis.keep_accuracy` says how.
+
+        Args:
+            model: a float ``paddle.nn.Layer``.
+            loader: batches to calibrate and to rank the layers with, as for
+                :func:`paddleq.calibrate`; iterated more than once.
+            metric: called as ``metric(model)`` in evaluation mode, returns a number, larger is
+                better. Measure it on other data than ``loader``'s.
+            max_drop: how much less than the float model's the metric may be, in its own unit.
+            batch_num: calibrate on this many batches. Default: all.
+            max_float, ranking_batches, evaluations: see :func:`paddleq.analysis.keep_accuracy`.
+            **options: of :meth:`quantize`: ``inplace``, ``fuse``, ``fuse_list``, ``inputs``,
+                ``skip``, ``quantizable_layer_type``.
+
+        Returns:
+            (the quantized model, calibrated; :class:`paddleq.analysis.AccuracyReport`: layers left
+            float, the metric before and after, how often it was asked).
+
+        Raises:
+            AccuracyError: the drop cannot be met; says how near it came.
+            CalibrationError, ModelError, ConfigError, ConfigTypeError: see :meth:`quantize`,
+                :meth:`calibrate` and :func:`paddleq.analysis.keep_accuracy`.
+
+        Examples:
+            >>> import paddle, paddleq
+            >>> net = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.Linear(2, 1))
+            >>> net[0].weight.set_value(paddle.to_tensor([[500.0, 0.0], [0.0, 1.0]]))
+            >>> net[1].weight.set_value(paddle.to_tensor([[0.001], [1.0]]))
+            >>> x = paddle.linspace(0, 1, 32).reshape([16, 2])
+            >>> expected = net(x)
+            >>> def metric(model):
+            ...     return -(model(x) - expected).abs().max()
+            >>> quantized, report = paddleq.PTQ("AbsmaxQuantizer").quantize_with_accuracy(
+            ...     net, [x], metric, max_drop=0.05)
+            >>> list(report.left_float), type(quantized[1]).__name__
+            (['1'], 'Linear')
+        """
+        search = AccuracySearch(loader, metric, max_drop, max_float, ranking_batches, evaluations)
+        quantized = self.quantize(model, **options)
+        self.calibrate(quantized, loader, batch_num)
+        return quantized, search.run(quantized)
 
     def save_quantized_model(self, model, path, input_spec=None, onnx_format=True,
                              format="pdmodel"):
