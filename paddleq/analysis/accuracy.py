@@ -170,10 +170,13 @@ class AccuracySearch:
         self.report.metric = self._ask(left)
         return self.report.met
 
-    def _search(self):
+    def _rank(self):
         ranking = sensitivity(self.model, self.loader, batch_num=self.ranking_batches).ranking()
         self.sqnr = {row.name: row.sqnr for row in ranking}
-        worst = list(self.sqnr)
+        return list(self.sqnr)
+
+    def _search(self):
+        worst = self._rank()
         most = min(int(self.max_float * len(self.names)), len(self.names) - 1, len(worst))
         low, high = 0, min(1, most)  # low fails
         while not (high and self._passes(worst[:high])):

@@ -88,7 +88,9 @@ def _calls(model, batches, desc, total):
 
 def model_inputs(model, batch):
     """(args, kwargs) with which ``model`` is called for one batch."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    # What to_static put in a forward's place has no signature.
+    forward = getattr(model.forward, "dygraph_function", model.forward)
+    parameters = list(inspect.signature(forward).parameters.values())
     if isinstance(batch, dict):
         names = {p.name for p in parameters}
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
