@@ -82,3 +82,41 @@ def numpy_gptq(weight, hessian, spec, damping=0.01, act_order=False, static_grou
         updated[i:] -= np.outer(upper[i, i:], error)
     return {"integers": integers, "scale": scale, "zero": zero, "order": order, "steps": steps,
             "group_of": group_of}
+
+
+def numpy_rounded(weight, spec, clip=1.0):
+    """The weight that is left of ``weight`` after rounding to nearest."""
+    scale, zero, group_of = numpy_grid(weight, spec, clip)
+    scale, zero = scale[group_of], zero[group_of]
+    return numpy_levels(np.asarray(weight, np.float64) / scale, spec, zero) * scale
+
+
+def numpy_awq_losses(weights, x, spec, grids_num=20):
+    """[(factor s, mean squared change of the outputs)] of each ratio, from the samples."""
+    x = np.asarray(x, np.float64)
+    magnitude = np.abs(x).mean(axis=0)
+    magnitude = np.maximum(magnitude / magnitude.mean(), 1e-4)
+    found = []
+    for i in range(grids_num):
+        s = magnitude ** (i / grids_num)
+        s = s / np.sqrt(s.max() * s.min())
+        found.append((s, sum(
+            ((x / s @ numpy_rounded(weight * s[:, None], spec) - x @ weight) ** 2).sum()
+            for weight in weights) / len(x)))
+    return found
+
+
+def numpy_clip_losses(weight, x, spec, grids_num=20):
+    """[(factor, loss of each group, [groups, N] or [1, 1])], from the samples."""
+    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    rows = len(weight)
+    size = spec.granularity.size if isinstance(spec.granularity, PerGroup) else rows
+    found = []
+    for i in range(max(1, grids_num // 2)):
+        change = numpy_rounded(weight, spec, 1 - i / grids_num) - weight
+        losses = np.stack([((x[:, start:start + size] @ change[start:start + size]) ** 2).mean(0)
+                           for start in range(0, rows, size)])
+        if isinstance(spec.granularity, PerTensor):
+            losses = losses.sum().reshape(1, 1)
+        found.append((1 - i / grids_num, losses))
+    return found

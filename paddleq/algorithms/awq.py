@@ -10,19 +10,20 @@ from .._checks import check_bool, check_float, check_int, wrong_type
 from ..functional import grid_of
 from ..functional.grid import group_size, in_groups
 from ..spec import PerTensor
-from .base import checked_statistics, checked_weight
+from .base import Smoother, checked_statistics, checked_weight
 
 _SMALLEST = 1e-4  # of the mean magnitude: what a feature that is nearly always 0 counts as
 
 
 @dataclass(frozen=True)
-class AWQ:
+class AWQ(Smoother):
     """A factor s for each input feature, and ranges that are clipped: both by search.
 
     s = mean|x| ** ratio, for ``grids_num`` ratios 0, 1 / grids_num, ...; the layer computes
-    (x / s) @ (W * s). Ratio 0 is rounding to nearest. The ratio and the clipping are those that
-    lose least of x @ W, reckoned from the Hessian H of the input: with d the change of the
-    weight, the sum of (H @ d) * d.
+    (x / s) @ (W * s). Ratio 0 is rounding to nearest: s is 1. The ratio and the clipping are those
+    that lose least of x @ W, reckoned from the Hessian H of the input: with d the change of the
+    weights, the sum of (H @ d) * d. For clipping, each group is judged by its own rows, as if the
+    others were exact.
 
     Args:
         grids_num: how many ratios are tried, and into how many parts a range is divided. Default
@@ -69,13 +70,6 @@ class AWQ:
                 _check_shares(name, getattr(self, name), above_zero)
 
     def scales(self, weights, stats, spec):
-        """The factor s, float32 [K]; ones where no ratio is better than rounding to nearest.
-
-        Args:
-            weights: list of float [K, N_i] that read the same input; their losses are added up.
-            stats: :class:`Statistics` of that input.
-            spec: how the weights will be quantized.
-        """
         weights = [checked_weight(weight, spec) for weight in weights]
         hessian = checked_statistics(stats.hessian, weights[0], "the Hessian")
         with paddle.no_grad():
@@ -113,15 +107,6 @@ class AWQ:
         return [1.0 - i / self.grids_num for i in range(max(1, self.grids_num // 2))]
 
     def clips(self, weight, stats, spec):
-        """The factor in [0.5, 1] by which each range shrinks, of the grid's scale's shape; or None.
-
-        A group is judged by its own rows, as if the others were exact.
-
-        Args:
-            weight: float [K, N], multiplied by the factor s.
-            stats: :class:`Statistics` of the input divided by s.
-            spec: how the weight will be quantized.
-        """
         if not self.clip:
             return None
         weight = checked_weight(weight, spec)

@@ -1,4 +1,4 @@
-"""What rounds a weight gives back, and what it may be given."""
+"""What the algorithms have in common: rounders, smoothers, and a weight that has been rounded."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -45,6 +45,45 @@ class QuantizedWeight:
             return weight.index_select(paddle.argsort(self.permutation))
 
 
+class Smoother(ABC):
+    """What finds a factor s for each input feature: the layer computes (x / s) @ (W * s).
+
+    Attributes:
+        name: what a summary calls it.
+        needs: which :class:`Statistics` of the input it takes.
+    """
+
+    name = ""
+    needs = frozenset()
+
+    @abstractmethod
+    def scales(self, weights, stats, spec):
+        """The factor s, float32 [K].
+
+        Args:
+            weights: list of float [K, N_i] that read the same input. They are left as they are.
+            stats: :class:`Statistics` of that input.
+            spec: how the weights will be quantized.
+
+        Raises:
+            ConfigError, ModelError: the spec or a weight is of another kind.
+            CalibrationError: the statistics saw no data.
+        """
+
+    def clips(self, weight, stats, spec):
+        """By which factors the ranges of the smoothed weight should shrink, or None.
+
+        Args:
+            weight: float [K, N], multiplied by s.
+            stats: :class:`Statistics` of the input divided by s.
+            spec: how the weight will be quantized.
+
+        Returns:
+            None, or a float32 tensor of the grid's scale's shape, in (0, 1].
+        """
+        return None
+
+
 class Rounder(ABC):
     """What turns the weights of Linear layers into integers.
 
@@ -71,6 +110,10 @@ class Rounder(ABC):
             ConfigError, ModelError: the spec or a weight is of another kind.
             CalibrationError: the statistics saw no data.
         """
+
+    def takes_clips(self, spec):
+        """Whether the groups that a clip was found for are those that this makes."""
+        return True
 
     def quantize(self, weight, spec, stats=None, clip=None):
         """A :class:`QuantizedWeight` of one weight; see :meth:`quantize_all`."""

@@ -68,7 +68,7 @@ class GPTQ(Rounder):
     def quantize_all(self, weights, spec, stats, clips=None):
         weights = [checked_weight(weight, spec) for weight in weights]
         clips = clips or [None] * len(weights)
-        regrouped = self.act_order and self._groups_move(spec)
+        regrouped = not self.takes_clips(spec)
         if regrouped and any(clip is not None for clip in clips):
             raise wrong_value("clip", "a factor of each group", "None where act_order forms new "
                               "groups; static_groups=True keeps them")
@@ -87,6 +87,9 @@ class GPTQ(Rounder):
                     integers = integers.astype("float32").index_select(back).astype(spec.storage)
                 quantized.append(QuantizedWeight(integers, grid, order if regrouped else None))
         return quantized
+
+    def takes_clips(self, spec):
+        return not (self.act_order and self._groups_move(spec))
 
     def _groups_move(self, spec):
         """Whether the grid of a group is found when its turn comes."""

@@ -5,11 +5,11 @@ from typing import Any, List, Optional
 
 import paddle
 
-from .._checks import wrong_value
+from .._checks import wrong_type, wrong_value
 from ..functional.grid import check_weight_spec
 from ..functional.ranges import EPS, affine_steps
 from ..spec import PerTensor, PerToken, QuantSpec
-from .base import QuantizedWeight, checked_weight
+from .base import QuantizedWeight, Rounder, Smoother, checked_weight
 from .rtn import RoundToNearest
 
 
@@ -29,7 +29,7 @@ class LinearPolicy:
         needs: the statistics that this takes.
 
     Raises:
-        ConfigError: parts that do not go together.
+        ConfigError, ConfigTypeError: parts that do not go together, or are of the wrong type.
 
     Examples:
         >>> from paddleq import PerChannel, PerToken, QuantSpec
@@ -50,6 +50,15 @@ class LinearPolicy:
             check_weight_spec("weight", self.weight)
         elif self.activation is not None:
             raise wrong_value("activation", self.activation, "None where weight is")
+        if not (self.smoother is None or isinstance(self.smoother, Smoother)):
+            raise wrong_type("smoother", self.smoother, "None, a SmoothQuant or an AWQ")
+        if not isinstance(self.rounder, Rounder):
+            raise wrong_type("rounder", self.rounder, "a RoundToNearest or a GPTQ")
+        if (self.weight is not None and getattr(self.smoother, "clip", False)
+                and not self.rounder.takes_clips(self.weight)):
+            raise wrong_value("rounder", self.rounder, "with static_groups=True, because AWQ "
+                              "clips the ranges of groups which act_order would form anew (or "
+                              "give AWQ clip=False)")
         if self.activation is not None:
             dynamic = isinstance(self.activation.granularity, PerToken)
             if not (dynamic or isinstance(self.activation.granularity, PerTensor)):
@@ -128,13 +137,11 @@ def quantize_linears(weights, policy, stats):
     if not weights:
         raise wrong_value("weights", weights, "a list of at least one weight")
     weights = [checked_weight(weight, spec) for weight in weights]
-    smoother, input_scale = policy.smoother, None
+    smoother, input_scale, clips = policy.smoother, None, None
     if smoother is not None:
         input_scale = smoother.scales(weights, stats, spec)
         weights = [weight * input_scale.unsqueeze(1) for weight in weights]
         stats = stats.divided_by(input_scale)
-    clips = None
-    if hasattr(smoother, "clips"):
         clips = [smoother.clips(weight, stats, spec) for weight in weights]
     quantized = policy.rounder.quantize_all(weights, spec, stats, clips)
     activation = _activation(policy.activation, stats) if policy._static else None

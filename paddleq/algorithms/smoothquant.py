@@ -6,13 +6,13 @@ from functools import reduce
 import paddle
 
 from .._checks import check_float
-from .base import checked_statistics, checked_weight
+from .base import Smoother, checked_statistics, checked_weight
 
 _SMALLEST = 1e-5
 
 
 @dataclass(frozen=True)
-class SmoothQuant:
+class SmoothQuant(Smoother):
     """A factor s for each input feature: the layer computes (x / s) @ (W * s).
 
     s = max|x| ** strength / max|W| ** (1 - strength), with max|W| over a feature's row of all
@@ -45,13 +45,6 @@ class SmoothQuant:
         check_float("strength", self.strength, 0.0, 1.0)
 
     def scales(self, weights, stats, spec):
-        """The factor s, float32 [K].
-
-        Args:
-            weights: list of float [K, N_i] that read the same input.
-            stats: :class:`Statistics` of that input.
-            spec: how the weights will be quantized.
-        """
         weights = [checked_weight(weight, spec) for weight in weights]
         x_max = checked_statistics(stats.abs_max, weights[0], "abs_max")
         with paddle.no_grad():

@@ -43,8 +43,11 @@ class Statistics:
         """Take in a batch of inputs, [..., K]; one without tokens changes nothing.
 
         Raises:
-            NonFiniteError: it holds NaN or infinity. The statistics stay as they were.
+            NonFiniteError: it holds NaN or infinity, or numbers whose squares are too large for
+                float32 where the Hessian is asked for.
             ConfigError: its K is not that of the batches before.
+
+        The statistics then stay as they were.
         """
         if 0 in x.shape:
             return
@@ -55,6 +58,7 @@ class Statistics:
             for old in self._found.values():
                 if old.shape[0] != x.shape[1]:
                     raise wrong_value("x", list(x.shape), f"[..., {old.shape[0]}] as it was before")
+            hessian = _mean_square(x) if "hessian" in self.needs else None
             self.tokens += x.shape[0]
             magnitude = x.abs() if self.needs & {"abs_max", "mean_abs"} else None
             if "abs_max" in self.needs:
@@ -66,8 +70,7 @@ class Statistics:
                 self._extend("min", x.min(axis=0), paddle.minimum)
                 self._extend("max", x.max(axis=0), paddle.maximum)
             if "hessian" in self.needs:
-                x = x * x.shape[0] ** -0.5
-                self._average("hessian", paddle.matmul(x, x, transpose_x=True), x.shape[0])
+                self._average("hessian", hessian, x.shape[0])
 
     def _extend(self, name, new, extreme):
         old = self._found.get(name)
@@ -131,3 +134,14 @@ class Statistics:
                 else:
                     quotient._found[name] = value / s
         return quotient
+
+
+def _mean_square(x):
+    """Mean of x xT over the rows of x."""
+    x = x * x.shape[0] ** -0.5
+    square = paddle.matmul(x, x, transpose_x=True)
+    # Of such a matrix no element is larger than the largest of its diagonal.
+    if not bool(paddle.isfinite(paddle.diagonal(square)).all()):
+        raise NonFiniteError("an input of the layer is so large that its square is not finite in "
+                             "float32")
+    return square
