@@ -21,6 +21,8 @@ from .engine import (
     enable_fake_quant,
     enable_observer,
     extra_state_keys,
+    load_checkpoint,
+    save_checkpoint,
     set_fake_quantize,
     summary,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "LSQPlus", "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
     "QuantDtype", "QuantSpec", "QuantizableFunction", "SimulatedQuantizationAwareTraining", "State",
     "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
-    "enable_observer", "errors", "extra_state_keys", "quant_post_dynamic", "quant_post_static",
-    "quantize", "register_layer", "set_fake_quantize", "summary",
+    "enable_observer", "errors", "extra_state_keys", "load_checkpoint", "quant_post_dynamic",
+    "quant_post_static", "quantize", "register_layer", "save_checkpoint", "set_fake_quantize",
+    "summary",
 ]

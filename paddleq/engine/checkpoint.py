@@ -1,15 +1,17 @@
-"""Reading what ``paddle.save(layer.state_dict(), path)`` wrote, and giving it to a model.
+"""Reading a saved ``layer.state_dict()``, and giving it to a model.
 
-Such a file is a pickle. It is not unpickled: the instructions in it are read as data
-(``pickletools`` executes none), and those that build dicts, numbers, strings and numpy arrays are
-followed. Anything else is an error.
+What ``paddle.save`` writes is a pickle. It is not unpickled: the instructions in it are read as
+data (``pickletools`` executes none), and those that build dicts, numbers, strings and numpy arrays
+are followed. Anything else is an error.
 """
 
+import os
 import pickletools
 
 import numpy as np
 
 from ..errors import FormatError, ModelError
+from .tensors import parse_tensors, read_bytes
 
 _NAMES_KEY = "StructuredToParameterName@@"  # Paddle's own entry beside the tensors
 _MARK = object()
@@ -20,16 +22,14 @@ _SIMPLE_TYPES = "biufc"  # kinds of numpy dtypes that hold numbers only
 
 
 def read_state(path):
-    """The arrays of a ``.pdparams`` file, by their names.
+    """The arrays of a ``.pdparams`` or ``.safetensors`` file, by their names.
 
     Raises:
         FormatError: the file cannot be read, is damaged or holds more than arrays.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise FormatError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    data = read_bytes(path)
+    if os.fspath(path).endswith(".safetensors"):
+        return parse_tensors(data, path)
     try:
         state = _Reader().run(data)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
@@ -47,8 +47,15 @@ def read_state(path):
     return state
 
 
-def load_state(model, state, path):
+_HINT = ("save net.state_dict() of the network that apply() returned, and apply with the same "
+         "configuration")
+
+
+def load_state(model, state, path, hint=_HINT):
     """Give the arrays of ``state`` to the parameters and buffers of ``model``.
+
+    Args:
+        hint: what the message of an error tells to do.
 
     Raises:
         ModelError: a tensor is missing, left over, or of another shape or dtype; names all of
@@ -61,9 +68,8 @@ def load_state(model, state, path):
         ([key for key in own if key in state and not _fits(state[key], own[key])],
          "of another shape or dtype")) if keys]
     if wrong:
-        raise ModelError(f"the checkpoint {path} is not of this network: {'; '.join(wrong)}; save "
-                         "net.state_dict() of the network that apply() returned, and apply with "
-                         "the same configuration")
+        raise ModelError(f"the checkpoint {path} is not of this network: {'; '.join(wrong)}; "
+                         f"{hint}")
     for key, tensor in own.items():
         tensor.set_value(state[key])
 

@@ -5,6 +5,7 @@ from paddle import nn
 
 from .._bytecode import keep_from_translation
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
+from ..errors import ModelError
 from ..functional import dequantize, fake_quantize, pack_int4, token_steps, unpack_int4
 from ..functional.grid import check_weight_spec, dequantize_on_grid
 from ..functional.ranges import as_dtype
@@ -18,6 +19,7 @@ from .deployable import (
     spec_from,
     spec_name,
 )
+from .registry import kind_of
 
 _FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
            "dtype")
@@ -266,6 +268,25 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         for name in ("weight", "activation"):
             fields[name] = spec_from(fields[name])
         return cls(**fields)
+
+    @classmethod
+    def in_place_of(cls, layer, description):
+        """The empty layer of a :meth:`description` that takes the place of a Linear.
+
+        Raises:
+            ModelError: ``layer`` is not such a Linear.
+        """
+        new = cls.from_description(description)
+        what = f"a Linear from {new.in_features} to {new.out_features} features"
+        if not isinstance(layer, nn.Linear) or kind_of(layer) is None:
+            raise ModelError(f"it must be {what}, but is a {type(layer).__name__}")
+        if list(layer.weight.shape) != [new.in_features, new.out_features]:
+            raise ModelError(f"it must be {what}, but is one from {layer.weight.shape[0]} to "
+                             f"{layer.weight.shape[1]}")
+        if (layer.bias is None) != (new.bias is None):
+            raise ModelError(f"it must {'not ' if new.bias is None else ''}have a bias")
+        new.training = layer.training
+        return new
 
     @property
     def quant_type(self):

@@ -1,0 +1,32 @@
+"""Changes to a model's structure that are taken back when something goes wrong."""
+
+from contextlib import contextmanager
+
+# What a Layer keeps its parts in; these dicts are changed in place.
+_HOLDERS = ("_parameters", "_buffers", "_sub_layers", "_non_persistable_buffer_names_set",
+            "_loaddict_holder", "_forward_pre_hooks", "_forward_post_hooks")
+
+
+@contextmanager
+def whole_or_not_at_all(model):
+    """While open, layers of ``model`` may be replaced, or get another class or other parts.
+
+    If an exception leaves the context, every layer is what it was. (Values of tensors are not
+    looked at.)
+    """
+    before = [(layer, type(layer), layer.__dict__, dict(layer.__dict__),
+               {name: layer.__dict__[name].copy() for name in _HOLDERS if name in layer.__dict__})
+              for layer in model.sublayers(include_self=True)]
+    try:
+        yield
+    except BaseException:
+        for layer, cls, attributes, values, holders in before:
+            layer.__class__ = cls
+            for name, copy in holders.items():
+                values[name].clear()
+                values[name].update(copy)
+            attributes.clear()
+            attributes.update(values)
+            # (layer.__dict__ = ... goes through the layer's own rules for attributes.)
+            object.__setattr__(layer, "__dict__", attributes)
+        raise
