@@ -22,7 +22,7 @@ setup(
     entry_points={"console_scripts": ["paddleq = paddleq.cli.main:main"]},
     python_requires=">=3.8",
     # Paddle is not here: its CPU and GPU wheels exclude each other. See the extras.
-    install_requires=["numpy", "pyyaml", "tqdm", "protobuf", "safetensors"],
+    install_requires=["numpy", "pyyaml", "tqdm", "protobuf", "safetensors", "click>=8.0"],
     extras_require={
         "cpu": ["paddlepaddle>=2.6.2", "setuptools"],
         "gpu": ["paddlepaddle-gpu>=2.6.2", "setuptools"],

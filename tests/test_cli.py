@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import paddle
@@ -13,6 +15,7 @@ from paddle import nn
 from runtimes import paddle_inference, relative_error
 
 import paddleq
+from paddleq.cli.main import COMMANDS, main
 from paddleq.export import params
 from paddleq.export.program import Program, framework_proto
 
@@ -169,11 +172,12 @@ def test_a_target_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    ([], "the following arguments are required: COMMAND"),
-    (["to-onnx", "m.json"], "invalid choice: 'to-onnx'"),
-    (["to-pdmodel", "m.json"], "the following arguments are required: -o/--output"),
+    ([], "Missing command"),
+    (["to-pdmodl", "m.json"], "did you mean 'to-pdmodel'?"),
+    (["to-pdmodel", "m.json"], "Missing option '-o' / '--output'"),
+    (["to-pdmodel", "m.json", "--outptu", "x"], "No such option '--outptu'"),
     (["to-pdmodel", "m.json", "-o", "."], "output must be the prefix of files"),
-], ids=["nothing", "unknown command", "no output", "a folder"])
+], ids=["nothing", "unknown command", "no output", "unknown option", "a folder"])
 def test_a_wrong_command_line(arguments, said, tmp_path):
     assert said in refused(run(tmp_path, *arguments), 2)
     assert content(tmp_path) == {}
@@ -185,8 +189,229 @@ def test_version(tmp_path):
     assert done.stdout == f"paddleq {paddleq.__version__} (Paddle {paddle.__version__})\n"
 
 
-@pytest.mark.parametrize("command", [[], ["to-pdmodel"]], ids=["paddleq", "to-pdmodel"])
-def test_help_has_examples(command, tmp_path):
-    done = run(tmp_path, *command, "--help")
-    assert done.returncode == 0
-    assert "example" in done.stdout and "  paddleq to-pdmodel model.json -o " in done.stdout
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_examples(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "examples:" in said and f"  paddleq {command or 'run'} " in said
+
+
+def test_completion(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMP_WORDS": "paddleq to-",
+                   "COMP_CWORD": "1", "_PADDLEQ_COMPLETE": "bash_complete"}
+    script = "import sys; from paddleq.cli.main import paddleq; paddleq(prog_name='paddleq')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment,
+                          stdout=subprocess.PIPE, text=True, check=False)
+    assert "plain,to-pdmodel" in done.stdout
+
+
+ZOO = """\
+import time
+
+import numpy as np
+import paddle
+from paddle import nn
+
+
+def build(classes=10):
+    paddle.seed(3)
+    return nn.Sequential(nn.Conv2D(1, 4, 3, bias_attr=False), nn.BatchNorm2D(4), nn.ReLU(),
+                         nn.Flatten(), nn.Linear(144, classes))
+
+
+def endless():
+    yield [np.ones([2, 1, 8, 8], "float32")]
+    open("started", "w").close()
+    while True:
+        time.sleep(0.01)
+        yield [np.ones([2, 1, 8, 8], "float32")]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, digits):
+    """A folder with a function that builds a net, and data."""
+    (tmp_path / "zoo.py").write_text(ZOO)
+    images, labels = digits.train
+    np.savez(tmp_path / "digits.npz", x=images[:64], y=labels[:64])
+    np.save(tmp_path / "images.npy", images[:64])
+    return tmp_path
+
+
+def build(folder):
+    sys.path.insert(0, str(folder))
+    try:
+        from zoo import build as function
+        return function()
+    finally:
+        sys.path.remove(str(folder))
+        del sys.modules["zoo"]
+
+
+def written(done, path):
+    """That the last line says what was written, and that it is there."""
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    for ending in (".pdmodel", ".pdiparams", ".paddleq.yaml"):
+        assert f"{path}{ending}" in last
+    return Program.load(f"{path}.pdmodel", f"{path}.pdiparams")
+
+
+def integers(program):
+    return sum(array.dtype == np.int8 for array in program.arrays.values())
+
+
+def test_ptq_of_a_layer(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    done = run(folder, "ptq", "zoo.py:build", "-d", "digits.npz", "--labels", "y", "--batches", 2,
+               "--input", "image:?x1x8x8", "--skip", "^0$", "--algo", "abs_max", "-o", "out/net")
+    assert integers(written(done, "out/net")) == 1
+    first = content(folder / "out")
+    done = run(folder, "ptq", "zoo:build", "-d", "images.npy", "--batches", 2,
+               "--arg", "classes=7", "--input", "image:?x1x8x8", "-o", "out/seven")
+    assert integers(written(done, "out/seven")) == 2
+    (found,) = paddle_inference("out/seven", [np.ones([3, 1, 8, 8], "float32")])
+    assert found.shape == (3, 7)
+    # What lies beside the first one makes it again.
+    done = run(folder, "run", "out/net.paddleq.yaml")
+    written(done, "out/net")
+    assert {name: data for name, data in content(folder / "out").items() if name in first} == first
+
+
+def test_ptq_and_dynamic_of_a_saved_model(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net = build(folder)
+    net.eval()
+    paddle.jit.save(net, "float/net", [paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    x = np.load("images.npy")
+    expected = net(paddle.to_tensor(x)).numpy()
+    for command, more in (("ptq", ["-d", "images.npy", "--algo", "abs_max"]), ("dynamic", [])):
+        for model in ("float", "float/net"):
+            done = run(folder, command, model, *more, "-o", f"out/{command}")
+            assert integers(written(done, f"out/{command}")) == 2
+        (found,) = paddle_inference(f"out/{command}", [x])
+        assert 1e-5 < relative_error(found, expected) < 0.03
+    done = run(folder, "dynamic", "float", "--bits", "16", "-o", "out/16")
+    written(done, "out/16")
+    (found,) = paddle_inference("out/16", [x])
+    assert relative_error(found, expected) < 1e-4
+    done = run(folder, "ptq", "float", "-d", "images.npy", "--skip", net[4].weight.name,
+               "-o", "out/some")
+    assert integers(written(done, "out/some")) == 1
+
+
+def test_qat_export(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net, qat = build(folder), paddleq.QAT({"weight_quantize_type": "abs_max"})
+    qat.quantize(net)
+    x = paddle.to_tensor(np.load("images.npy"))
+    net(x).mean().backward()
+    net.eval()
+    paddle.save(net.state_dict(), "trained.pdparams")
+    (folder / "qat.yaml").write_text("weight_quantize_type: abs_max\n")
+    done = run(folder, "qat-export", "zoo.py:build", "--weights", "trained.pdparams", "--config",
+               "qat.yaml", "--input", "image:?x1x8x8", "-o", "out/net")
+    assert integers(written(done, "out/net")) == 2
+    (found,) = paddle_inference("out/net", [x.numpy()])
+    assert relative_error(found, net(x).numpy()) < 1e-6
+    line = refused(run(folder, "qat-export", "zoo.py:build", "--weights", "trained.pdparams",
+                       "--arg", "classes=7", "--input", "image:?x1x8x8", "-o", "out/7"), 1)
+    assert "4.weight" in line
+
+
+def test_inspect(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    written(run(folder, "ptq", "zoo.py:build", "-d", "images.npy", "--algo", "abs_max",
+                "--input", "image:?x1x8x8", "-o", "net"), "net")
+    program = Program.load("net.pdmodel", "net.pdiparams")
+    done = run(folder, "inspect", "net", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["inputs"] == [{"name": "image", "shape": [-1, 1, 8, 8], "dtype": "float32"}]
+    assert found["operators"]["quantize_linear"] == 2 and found["operators"]["conv2d"] == 1
+    assert found["parameters"]["count"] == len(program.arrays)
+    weight = next(row for row in found["weights"] if row["shape"] == [144, 10])
+    array = program.arrays[weight["name"]]
+    assert weight["histogram"] == np.histogram(array, 16, (-128, 128))[0].tolist()
+    assert sum(weight["histogram"]) == 1440 and weight["bits"] == 8 and weight["axis"] == 1
+    assert {row["reader"] for row in found["activations"]} == {"conv2d", "matmul_v2"}
+    first = next(row for row in found["activations"] if row["name"] == "image")
+    assert abs(first["threshold"] - np.load("images.npy").max()) < 1e-6
+    text = run(folder, "inspect", "net.pdmodel").stdout
+    assert "conv2d" in text and "per" not in text.split("axis 0")[0].splitlines()[-1]
+    assert weight["name"] in text and "█" in text
+
+
+@pytest.mark.parametrize("arguments, status, said", [
+    (["ptq", "zoo.py:build"], 2, "Missing option '--data' / '-d'"),
+    (["ptq", "zoo.py:build", "-d", "no.npy", "-o", "o"], 1, "no.npy"),
+    (["ptq", "zoo.py:biuld", "-d", "images.npy", "-o", "o"], 2, "'build'"),
+    (["ptq", "nowhere", "-d", "images.npy", "-o", "o"], 1, "nowhere"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--algo", "kl", "-o", "o"], 2, "'kl'"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--weight-bits", "0", "-o", "o"], 2,
+     "quant_bits"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "(", "-o", "o"], 2,
+     "regular expression"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "conv", "-o", "o"], 2,
+     "matches no layer"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--input", "x", "-o", "o"], 2, "--input"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--arg", "classes", "-o", "o"], 2, "--arg"),
+    (["ptq", "zoo.py:build", "-d", "digits.npz", "--labels", "z", "-o", "o"], 2, "'z'"),
+    (["ptq", "float", "--weights", "w", "-d", "images.npy", "-o", "o"], 2, "--weights"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--hist-percent", "0.9", "-o", "o"], 2,
+     "hist_percent"),
+    (["dynamic", "nowhere", "-o", "o"], 1, "nowhere"),
+    (["dynamic", "zoo.py:build", "--bits", "4", "-o", "o"], 2, "'4'"),
+    (["dynamic", "zoo.py:build", "--op-type", "conv", "-o", "o"], 2, "'conv'"),
+    (["qat-export", "float", "--weights", "w", "-o", "o"], 2, "MODULE:FUNCTION"),
+    (["qat-export", "zoo.py:build", "--input", "x:?x1", "-o", "o"], 2, "--weights"),
+    (["qat-export", "zoo.py:build", "--input", "x:?x1", "--weights", "no.pdparams", "-o", "o"], 1,
+     "no.pdparams"),
+    (["run", "no.yaml"], 1, "no.yaml"),
+    (["run", "zoo.py"], 2, "zoo.py:"),
+    (["inspect", "nowhere"], 1, "nowhere"),
+    (["inspect", "images.npy"], 1, "images.npy"),
+])
+def test_bad_input(folder, monkeypatch, capsys, arguments, status, said):
+    """In this process: importing Paddle takes seconds. The next test starts processes."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = content(folder)
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("paddleq: error: ") and said in last
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("command, arguments, status", [
+    ("ptq", ["zoo.py:biuld", "-d", "images.npy", "-o", "o"], 2),
+    ("dynamic", ["nowhere", "-o", "o"], 1),
+    ("qat-export", ["zoo.py:build", "--input", "x:?x1", "--weights", "no", "-o", "o"], 1),
+    ("run", ["zoo.py"], 2),
+    ("inspect", ["images.npy"], 1),
+])
+def test_bad_input_in_a_process_of_every_command(folder, command, arguments, status):
+    before = content(folder)
+    refused(run(folder, command, *arguments), status)
+    assert {name: data for name, data in content(folder).items() if "cache" not in name} == before
+
+
+def test_ctrl_c_leaves_what_was_there(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "net.pdmodel").write_text("what was there")
+    before = content(folder / "out")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paddleq", "ptq", "zoo.py:build", "-d", "zoo.py:endless", "-o",
+         "out/net"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (folder / "started").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "paddleq: error: interrupted" and "Traceback" not in said
+    assert content(folder / "out") == before

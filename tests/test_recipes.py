@@ -16,7 +16,7 @@ from test_cli import ROOT
 import paddleq
 from paddleq.errors import ConfigError, FormatError, ModelError, RecipeError
 from paddleq.recipes import Recipe, run
-from paddleq.recipes.sources import Data, image_transform
+from paddleq.recipes.sources import image_transform, open_data
 
 GOOD = """\
 paddleq: 1
@@ -290,9 +290,9 @@ def test_weights_of_a_file(folder):
 def test_data_of_functions_arrays_and_images(folder):
     from PIL import Image
 
-    batches = list(Data("zoo.py:batches", str(folder), batches=2))
+    batches = list(open_data("zoo.py:batches", str(folder), batches=2))
     assert len(batches) == 2 and batches[0][0].shape == (4, 1, 8, 8)
-    data = Data("digits.npz", str(folder), batch_size=100, keys=["x"], labels="y")
+    data = open_data("digits.npz", str(folder), batch_size=100, keys=["x"], labels="y")
     assert data.has_labels and len(data) == 3
     sizes = [(inputs[0].shape, labels.shape) for inputs, labels in data.labelled()]
     assert sizes == [((100, 1, 8, 8), (100,)), ((100, 1, 8, 8), (100,)), ((56, 1, 8, 8), (56,))]
@@ -301,31 +301,31 @@ def test_data_of_functions_arrays_and_images(folder):
         for number in range(3):
             Image.new("RGB", (20 + number, 16), (number * 40, 10, 200)).save(
                 folder / "images" / name / f"{number}.png")
-    data = Data("images", str(folder), batch_size=4, labels=True, transform=[
+    data = open_data("images", str(folder), batch_size=4, labels=True, transform=[
         {"Resize": {"size": [12, 12]}}, "ToTensor", {"Normalize": {"mean": 0.5, "std": 0.5}}])
     (first, labels), (second, _) = data.labelled()
     assert first[0].shape == (4, 3, 12, 12) and second[0].shape == (2, 3, 12, 12)
     assert first[0].dtype == np.float32 and set(labels) == {0, 1}
     assert first[0].min() >= -1.0 and abs(first[0][0, 2].max() - (200 / 255 - 0.5) / 0.5) < 1e-6
     with pytest.raises(ConfigError, match="one shape"):
-        list(Data("images", str(folder), batch_size=6))
+        list(open_data("images", str(folder), batch_size=6))
     with pytest.raises(ConfigError, match="folder for each class"):
-        Data("images/cat", str(folder), labels=True)
+        open_data("images/cat", str(folder), labels=True)
     (folder / "images" / "cat" / "9.png").write_bytes(b"no image")
     with pytest.raises(FormatError, match=r"9\.png"):
-        list(Data("images/cat", str(folder), batch_size=1))
+        list(open_data("images/cat", str(folder), batch_size=1))
 
 
 def test_arrays_that_do_not_fit(folder):
     np.savez(folder / "bad.npz", x=np.zeros([3, 2]), y=np.zeros([2]))
     with pytest.raises(FormatError, match="same number"):
-        Data("bad.npz", str(folder))
+        open_data("bad.npz", str(folder))
     np.save(folder / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(FormatError, match="object.npy"):
-        Data("object.npy", str(folder))
+        open_data("object.npy", str(folder))
     (folder / "broken.npz").write_bytes((folder / "digits.npz").read_bytes()[:1000])
     with pytest.raises(FormatError, match="broken.npz"):
-        Data("broken.npz", str(folder))
+        open_data("broken.npz", str(folder))
 
 
 def test_a_transform_is_refused_by_its_name():

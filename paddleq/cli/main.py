@@ -1,27 +1,65 @@
-"""The ``paddleq`` command: for each subcommand a function that describes it and one that runs it.
+"""The ``paddleq`` command: its group, its errors and its exit status."""
 
-It stands on argparse, so that installing paddleq brings no package for it.
-"""
-
-import argparse
-import os
+import importlib
 import sys
 
+import click
 import paddle
 
 from .. import __version__
 from ..errors import ConfigError, PaddleqError
-from ..export import to_program_desc
-from ..export.program import Program
 
-_DONE, _FAILED, _WRONG_USE = 0, 1, 2
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
-_STATUS = """\
+STATUS = """\b
 exit status:
-  0  done; one line on standard output says what was written
-  1  the model cannot be converted or written; one line on standard error says why
-  2  the command line is wrong
-Nothing is written unless the status is 0. Paddle itself may warn on standard error."""
+  0    done; the last line on standard output says what was written
+  1    the model or the data cannot be used, or a check failed; standard
+       error says why
+  2    the command line or a recipe is wrong
+  130  interrupted
+What a command writes is there as a whole or not at all."""
+
+# Command -> the module that has it: one that needs a package of an extra is imported when it runs.
+COMMANDS = {
+    "ptq": "quantize", "dynamic": "quantize", "qat-export": "quantize", "run": "quantize",
+    "to-pdmodel": "convert", "inspect": "look",
+}
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx):
+        return list(COMMANDS)
+
+    def get_command(self, ctx, name):
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"..{COMMANDS[name]}", __name__)
+        return getattr(module, name.replace("-", "_"))
+
+    def resolve_command(self, ctx, args):
+        name = args[0]
+        if not name.startswith("-") and name not in COMMANDS:
+            from .._checks import hint
+            ctx.fail(f"there is no command {name!r}{hint(name, COMMANDS)}; "
+                     f"valid: {', '.join(COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, no_args_is_help=False,
+             context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+             epilog="""\b
+examples:
+  paddleq ptq float/model -d images.npy -o out/model
+  paddleq run recipe.yaml
+  paddleq inspect out/model
+  paddleq to-pdmodel model.json -o out/model
+
+'paddleq COMMAND --help' has more on each command. Completion: eval "$(_PADDLEQ_COMPLETE=bash_source
+paddleq)", or zsh_source, fish_source.""")
+@click.version_option(__version__, message=f"%(prog)s %(version)s (Paddle {paddle.__version__})")
+def paddleq():
+    """Quantization of PaddlePaddle models, and their export."""
 
 
 def main(arguments=None):
@@ -31,71 +69,34 @@ def main(arguments=None):
         arguments: list of texts; None for those of the process.
 
     Returns:
-        The exit status. A wrong command line raises ``SystemExit(2)``, as argparse does.
+        The exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 
     Examples:
         >>> from paddleq.cli.main import main
         >>> main(["to-pdmodel", "missing.json", "-o", "out"])
         1
     """
-    options = _parser().parse_args(arguments)
     try:
-        done = options.run(options)
+        return paddleq.main(arguments, prog_name="paddleq", standalone_mode=False) or DONE
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        if error.ctx is not None:
+            sys.stderr.write(error.ctx.get_usage() + "\n")
+        return _said(error.format_message(), WRONG_USE)
+    except click.ClickException as error:
+        return _said(error.format_message(), FAILED)
     except PaddleqError as error:
-        # One line, whatever the message holds.
-        sys.stderr.write(f"paddleq: error: {' '.join(str(error).split())}\n")
-        return _WRONG_USE if isinstance(error, ConfigError) else _FAILED
-    sys.stdout.write(f"{done}\n")
-    return _DONE
+        return _said(str(error), WRONG_USE if isinstance(error, ConfigError) else FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        return _said("interrupted", INTERRUPTED)
 
 
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="paddleq", description="Quantization of PaddlePaddle models, and their export.",
-        epilog="example:\n  paddleq to-pdmodel model.json -o out/model\n\n"
-               "'paddleq COMMAND --help' has more on each command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version",
-                        version=f"paddleq {__version__} (Paddle {paddle.__version__})")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    commands.required = True
-    for describe in COMMANDS:
-        describe(commands)
-    return parser
-
-
-def _describe_to_pdmodel(commands):
-    parser = commands.add_parser(
-        "to-pdmodel", help="write a model that Paddle 3 saved (.json) as a .pdmodel",
-        description="Write a model that Paddle 3 saved as PIR (.json and .pdiparams) in the "
-                    "format that Paddle-Lite,\nOpenVINO and the int8 mode of Paddle Inference "
-                    "read (.pdmodel and .pdiparams).",
-        epilog="examples:\n"
-               "  paddleq to-pdmodel model.json -o out/model\n"
-               "      reads model.json and model.pdiparams,\n"
-               "      writes out/model.pdmodel and out/model.pdiparams\n"
-               "  paddleq to-pdmodel model.json --params weights.pdiparams -o out/model\n\n"
-               + _STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="the .json that paddle.jit.save wrote")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT",
-                        help="prefix of the two files to write; folders are made")
-    parser.add_argument("--params", metavar="FILE",
-                        help="the parameters (default: the .pdiparams beside the .json)")
-    parser.set_defaults(run=_to_pdmodel)
-
-
-def _to_pdmodel(options):
-    # "-o out.pdmodel" can only mean this.
-    output = options.output
-    if output.endswith(".pdmodel"):
-        output = output[:-len(".pdmodel")]
-    to_program_desc(options.model, output, options.params)
-    written = [f"{output}.pdmodel", f"{output}.pdiparams"]
-    blocks = Program.load(written[0], None).desc.blocks
-    count = sum(op.type not in ("feed", "fetch") for block in blocks for op in block.ops)
-    size = sum(os.path.getsize(path) for path in written)
-    return f"wrote {' and '.join(written)}: {count} operators, {size:,} bytes"
-
-
-COMMANDS = [_describe_to_pdmodel]
+def _said(message, status):
+    # One line for each mistake, whatever the message holds.
+    lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
+    if status == WRONG_USE and len(lines) > 1:
+        sys.stderr.write("\n".join(lines[:-1]) + "\n")
+        lines = lines[-1:]
+    sys.stderr.write(f"paddleq: error: {' '.join(lines)}\n")
+    return status

@@ -174,6 +174,11 @@ def _dtype(var):
     return params.DTYPES.get(_tensor(var).data_type, "?")
 
 
+def tensor_dtype(var):
+    """Name of the dtype of a variable, "?" where numpy has none for it."""
+    return _dtype(var)
+
+
 def shape_of(var):
     """Dimensions of a variable, -1 where they are not known."""
     return list(_tensor(var).dims)

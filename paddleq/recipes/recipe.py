@@ -279,6 +279,9 @@ class Recipe:
             inside = located.value.get("folder")
             folder = os.path.normpath(os.path.join(folder, inside.plain() if inside else "."))
             located = located.value["recipe"]
+        elif isinstance(located.value, dict) and "made_by" in located.value:
+            raise RecipeError([(located.value["made_by"].line, "made_by",
+                                "this export was not made by a recipe")], source)
         problems = []
         values = SCHEMA.read(located, problems)
         if problems:

@@ -21,7 +21,7 @@ from ..frontends.post_dynamic import weights_as_integers
 from ..frontends.post_static import quant_post_static
 from ..frontends.saved_models import check_op_types, find_files
 from ..nn.registry import known_classes
-from .sources import Data, build_model
+from .sources import build_model, open_data
 
 _logger = logging.getLogger("paddleq")
 _ALGORITHMS = {"KLQuantizer": "KL", "HistQuantizer": "hist", "AbsmaxQuantizer": "abs_max"}
@@ -74,7 +74,7 @@ def _run(recipe):
 def _run_on_layer(recipe, done):
     model, quantize = recipe.values["model"], recipe.values["quantize"]
     net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
-    spec = _input_spec(model["input_spec"])
+    spec = input_specs(model["input_spec"])
     if quantize["method"] == "dynamic":
         for number in range(len(recipe.values["export"])):
             _dynamic(recipe, lambda: trace_float(net, spec), number, done)
@@ -182,20 +182,25 @@ def _dynamic(recipe, load, number, done):
 
 
 def _record(recipe, path, format, done):
+    beside = os.path.dirname(os.path.abspath(path))
+    folder = os.path.relpath(recipe.folder, beside).replace(os.sep, "/")
+    done.files += record(path, format, folder=folder, recipe=recipe.plain)
+
+
+def record(path, format, **fields):
+    """Write what lies beside an export; returns all files of it."""
     endings = {"pdmodel": (".pdmodel", ".pdiparams"), "pir": (".json", ".pdiparams"),
                "onnx": (".onnx",)}[format]
     files = [path + ending for ending in endings]
-    beside = os.path.dirname(os.path.abspath(path))
-    folder = os.path.relpath(recipe.folder, beside)
-    done.files += [*files, write_record(path, files, format=format,
-                                        folder=folder.replace(os.sep, "/"), recipe=recipe.plain)]
-    _logger.info("wrote %s", ", ".join(files))
+    written = [*files, write_record(path, files, format=format, **fields)]
+    _logger.info("wrote %s", ", ".join(written))
+    return written
 
 
 def data_of(recipe, which):
-    """The :class:`~.sources.Data` of ``data.calibration`` or ``data.evaluation``, or None."""
+    """The batches of ``data.calibration`` or ``data.evaluation``, or None."""
     given = (recipe.values["data"] or {}).get(which)
-    return None if given is None else Data(folder=recipe.folder, **given)
+    return None if given is None else open_data(folder=recipe.folder, **given)
 
 
 def saved_model(path):
@@ -209,7 +214,8 @@ def saved_model(path):
     return folder or ".", name + ".pdmodel"
 
 
-def _input_spec(given):
+def input_specs(given):
+    """The InputSpecs of a recipe's ``input_spec``, or None."""
     if given is None:
         return None
     return [paddle.static.InputSpec(each["shape"], each["dtype"], each["name"])

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import os
 import sys
 
@@ -115,10 +116,9 @@ def load_weights(model, path):
     load_state(model, read_state(path), path)
 
 
-class Data:
-    """Batches of a recipe's data; each iteration starts anew.
-
-    A batch is a list of arrays, the model's inputs, or what a user's function yields.
+def open_data(source, folder=".", batch_size=32, batches=None, keys=None, labels=None,
+              transform=None):
+    """The batches of a recipe's data.
 
     Args:
         source: path of a ``.npy``, a ``.npz`` or a folder of images, or "module:function".
@@ -130,53 +130,57 @@ class Data:
         labels: name of the labels in a ``.npz``; ``True`` for images in a folder for each class.
         transform: see :func:`image_transform`, for images.
 
+    Returns:
+        An iterable of batches that starts anew each time. A batch is a list of arrays, the
+        model's inputs, or what a user's function yields. ``labelled()`` gives pairs of (batch,
+        labels or None), ``has_labels`` says whether there are any.
+
     Raises:
         ConfigError, FormatError: there is no such thing, or it is damaged.
     """
+    path = os.path.join(folder, source)
+    if ":" in source and not os.path.exists(path):
+        return _FunctionData(find_function(source, folder), batches)
+    if os.path.isdir(path):
+        return _FileData(_ImageFolder(path, labels, transform, folder), batch_size, batches)
+    return _FileData(_Arrays(path, keys, labels), batch_size, batches)
 
-    def __init__(self, source, folder=".", batch_size=32, batches=None, keys=None, labels=None,
-                 transform=None):
-        self.source, self.batch_size, self.limit = source, batch_size, batches
-        self._labels, self._transform = labels, transform
-        path = os.path.join(folder, source)
-        if ":" in source and not os.path.exists(path):
-            self._function = find_function(source, folder)
-            self._items = None
-        elif os.path.isdir(path):
-            self._function, self._items = None, _ImageFolder(path, labels, transform, folder)
-        else:
-            self._function, self._items = None, _Arrays(path, keys, labels)
 
-    @property
-    def has_labels(self):
-        """Whether batches say what is right."""
-        return self._items is not None and self._items.labels is not None
+class _FunctionData:
+    """Batches of a user's function, whose number nobody knows."""
 
-    def __len__(self):
-        if self._items is None:
-            raise TypeError("a function's batches have no length")
-        count = -(-len(self._items) // self.batch_size)
-        return count if self.limit is None else min(count, self.limit)
+    has_labels = False
 
-    def __length_hint__(self):
-        return 0 if self._items is None else len(self)
+    def __init__(self, function, limit):
+        self._function, self._limit = function, limit
 
     def __iter__(self):
-        for inputs, _ in self.labelled():
-            yield inputs
+        return itertools.islice(iter(self._function()), self._limit)
 
     def labelled(self):
-        """Pairs of (inputs, labels or None)."""
-        if self._items is None:
-            for number, batch in enumerate(self._function()):
-                if number == self.limit:
-                    return
-                yield batch, None
-            return
+        """Pairs of (batch, None)."""
+        return ((batch, None) for batch in self)
+
+
+class _FileData:
+    """Batches of files."""
+
+    def __init__(self, items, batch_size, limit):
+        self._items, self._batch_size, self._limit = items, batch_size, limit
+        self.has_labels = items.labels is not None
+
+    def __len__(self):
+        count = -(-len(self._items) // self._batch_size)
+        return count if self._limit is None else min(count, self._limit)
+
+    def __iter__(self):
+        return (inputs for inputs, _ in self.labelled())
+
+    def labelled(self):
+        """Pairs of (list of arrays, labels or None)."""
         for number in range(len(self)):
-            chosen = range(number * self.batch_size,
-                           min((number + 1) * self.batch_size, len(self._items)))
-            yield self._items.take(chosen)
+            first = number * self._batch_size
+            yield self._items.take(range(first, min(first + self._batch_size, len(self._items))))
 
 
 class _Arrays:

@@ -1,0 +1,110 @@
+"""What several commands take."""
+
+import functools
+
+import click
+import yaml
+
+from ..errors import ConfigError, RecipeError
+from ..recipes import Recipe
+
+
+def _several(*options):
+    def add(function):
+        return functools.reduce(lambda made, option: option(made), reversed(options), function)
+    return add
+
+
+# A model: what a path cannot say of a Layer.
+layer_options = _several(
+    click.option("--weights", metavar="FILE", help="weights for a Layer (.pdparams, .safetensors)"),
+    click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE",
+                 help="argument of the function that builds the Layer; may be repeated"),
+    click.option("--input", "inputs", multiple=True, metavar="NAME:SHAPE[:DTYPE]",
+                 help="an input of the Layer, such as image:?x3x224x224, ? where a size is open; "
+                      "may be repeated (default: what it was calibrated with, the first size "
+                      "open)"),
+)
+
+data_options = _several(
+    click.option("--data", "-d", "source", required=True, metavar="SOURCE",
+                 help="a .npy or .npz, a folder of images, or MODULE:FUNCTION that yields batches"),
+    click.option("--labels", metavar="KEY",
+                 help="labels: the name of an array of the .npz; 'folders' for a folder of images "
+                      "for each class"),
+    click.option("--keys", multiple=True, metavar="KEY",
+                 help="array of the .npz that is an input; may be repeated (default: all)"),
+    click.option("--transform", multiple=True, metavar="STEP",
+                 help="step from an image to an array: a name in paddle.vision.transforms, "
+                      "'{Resize: {size: 256}}', or MODULE:FUNCTION; may be repeated"),
+    click.option("--batch-size", type=int, default=32, show_default=True),
+    click.option("--batches", type=int, metavar="N", help="stop after N batches (default: all)"),
+)
+
+output_option = click.option("-o", "--output", required=True, metavar="OUT",
+                             help="prefix of the files to write; folders are made")
+
+
+def model_section(model, weights=None, arguments=(), inputs=()):
+    """The section ``model`` of a recipe."""
+    if ":" not in model:
+        given = {"weights": weights, "arg": arguments, "input": inputs}
+        for name, value in given.items():
+            if value:
+                raise ConfigError(f"--{name} has an effect with MODULE:FUNCTION only, but the "
+                                  f"model is the saved one {model!r}")
+        return {"path": model}
+    section = {"build": model}
+    if weights:
+        section["weights"] = weights
+    if arguments:
+        section["arguments"] = dict(_argument(text) for text in arguments)
+    if inputs:
+        section["input_spec"] = [_input(text) for text in inputs]
+    return section
+
+
+def data_section(source, labels, keys, transform, batch_size, batches):
+    """The section ``data.calibration`` or ``data.evaluation`` of a recipe."""
+    section = {"source": source, "batch_size": batch_size, "batches": batches,
+               "labels": True if labels == "folders" else labels, "keys": list(keys),
+               "transform": [_yaml("--transform", text) for text in transform]}
+    return {key: value for key, value in section.items() if value not in (None, [])}
+
+
+def recipe_of(sections):
+    """A :class:`~paddleq.recipes.Recipe` of what the command line says, for this folder.
+
+    Raises:
+        ConfigError: a mistake; it names the key, which is what the option is called.
+    """
+    text = yaml.safe_dump({"paddleq": 1, **sections}, sort_keys=False)
+    try:
+        return Recipe.parse(text, source="command line")
+    except RecipeError as error:
+        raise ConfigError("; ".join(f"{key} {what}" for _, key, what in error.problems)) from None
+
+
+def _argument(text):
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ConfigError(f"--arg must be NAME=VALUE, but is {text!r}")
+    return name, _yaml("--arg", value)
+
+
+def _input(text):
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not parts[0]:
+        raise ConfigError(f"--input must be NAME:SHAPE or NAME:SHAPE:DTYPE, but is {text!r}")
+    sizes = parts[1].split("x")
+    if not all(size == "?" or size.isdigit() for size in sizes):
+        raise ConfigError(f"--input must have a shape such as ?x3x224x224, but is {text!r}")
+    found = {"name": parts[0], "shape": [None if size == "?" else int(size) for size in sizes]}
+    return {**found, "dtype": parts[2] if len(parts) == 3 else "float32"}
+
+
+def _yaml(option, text):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{option} must be YAML, but is {text!r}") from error

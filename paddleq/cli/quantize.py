@@ -1,0 +1,172 @@
+"""Commands that quantize. Each is a recipe that is written on the command line."""
+
+import os
+
+import click
+import yaml
+
+from ..errors import ConfigError, FormatError
+from ..frontends.paddleslim import QAT
+from ..recipes import Recipe
+from ..recipes import run as run_recipe
+from ..recipes.run import input_specs, record
+from ..recipes.sources import build_model, load_weights
+from .main import FAILED, STATUS
+from .options import (
+    data_options,
+    data_section,
+    layer_options,
+    model_section,
+    output_option,
+    recipe_of,
+)
+
+_ALGORITHMS = {"KL": "KLQuantizer", "hist": "HistQuantizer", "abs_max": "AbsmaxQuantizer"}
+_FORMATS = click.Choice(["pdmodel", "onnx", "pir"])
+
+
+@click.command(epilog="""\b
+examples:
+  paddleq ptq float/model -d images.npy --batches 8 -o out/model
+  paddleq ptq zoo.py:build --weights net.pdparams -d photos/ \\
+      --transform '{Resize: {size: 256}}' --transform '{CenterCrop: {size: 224}}' \\
+      --input image:?x3x224x224 --skip '^head$' -o out/model
+
+""" + STATUS)
+@click.argument("model")
+@data_options
+@layer_options
+@output_option
+@click.option("--format", "formats", type=_FORMATS, multiple=True, default=["pdmodel"],
+              show_default=True, help="may be repeated for a Layer")
+@click.option("--algo", type=click.Choice(list(_ALGORITHMS)), default="KL", show_default=True,
+              help="how thresholds of activations are found")
+@click.option("--hist-percent", type=float, help="share below the threshold, for --algo hist")
+@click.option("--weight-bits", type=int, default=8, show_default=True)
+@click.option("--activation-bits", type=int, default=8, show_default=True)
+@click.option("--per-tensor", is_flag=True, help="one scale for a weight, not one a channel")
+@click.option("--no-fuse", is_flag=True, help="do not fold batch norms")
+@click.option("--skip", multiple=True, metavar="NAME",
+              help="leave alone: a regular expression for names of layers, a name of a tensor of "
+                   "a saved model; may be repeated")
+@click.option("--seed", type=int, default=0, show_default=True)
+def ptq(model, output, formats, algo, hist_percent, weight_bits, activation_bits, per_tensor,
+        no_fuse, skip, seed, weights, arguments, inputs, **data):
+    """Quantize after training, with a few batches of data.
+
+    MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
+    returns a paddle.nn.Layer.
+    """
+    activation = {"name": _ALGORITHMS[algo], "quant_bits": activation_bits}
+    if hist_percent is not None:
+        activation["hist_percent"] = hist_percent
+    weight = "AbsmaxQuantizer" if per_tensor else "PerChannelAbsmaxQuantizer"
+    kind = "pattern" if ":" in model else "name"
+    quantize = {"method": "ptq", "activation_quantizer": activation,
+                "weight_quantizer": {"name": weight, "quant_bits": weight_bits},
+                "fuse": not no_fuse}
+    if skip:
+        quantize["rules"] = [{kind: name, "skip": True} for name in skip]
+    _run(recipe_of({
+        "seed": seed, "model": model_section(model, weights, arguments, inputs),
+        "data": {"calibration": data_section(**data)}, "quantize": quantize,
+        "export": [{"format": each, "path": _prefix(output, formats, each)}
+                   for each in dict.fromkeys(formats)]}))
+
+
+@click.command(epilog="""\b
+examples:
+  paddleq dynamic float/model -o out/model
+  paddleq dynamic float/model --bits 16 --per-tensor -o out/model
+
+""" + STATUS)
+@click.argument("model")
+@layer_options
+@output_option
+@click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True)
+@click.option("--per-tensor", is_flag=True, help="one scale for a weight, not one a channel")
+@click.option("--op-type", "op_types", multiple=True, metavar="TYPE",
+              help="operators whose weights are quantized, 'mul' means Linear; may be repeated")
+def dynamic(model, output, bits, per_tensor, op_types, weights, arguments, inputs):
+    """Store weights as integers; no data is needed.
+
+    MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
+    returns a paddle.nn.Layer.
+    """
+    quantize = {"method": "dynamic", "weight_bits": int(bits),
+                "weight_quantize_type": "abs_max" if per_tensor else "channel_wise_abs_max"}
+    if op_types:
+        quantize["quantizable_op_type"] = list(op_types)
+    _run(recipe_of({"model": model_section(model, weights, arguments, inputs),
+                    "quantize": quantize, "export": [{"path": output}]}))
+
+
+@click.command("qat-export", epilog="""\b
+examples:
+  paddleq qat-export zoo.py:build --weights trained.pdparams --input x:?x3x224x224 -o out/model
+  paddleq qat-export zoo.py:build --weights trained.pdparams --config qat.yaml \\
+      --input x:?x3x224x224 -o out/model
+
+""" + STATUS)
+@click.argument("model")
+@layer_options
+@output_option
+@click.option("--config", metavar="FILE", help="the dict that QAT was given, as YAML")
+@click.option("--format", type=_FORMATS, default="pdmodel", show_default=True)
+def qat_export(model, output, config, format, weights, arguments, inputs):
+    """Export what quantization-aware training gave.
+
+    MODEL is MODULE:FUNCTION or FILE.py:FUNCTION that returns the float Layer; --weights are the
+    state_dict of the quantized one, as trained.
+    """
+    if ":" not in model:
+        raise ConfigError(f"MODEL must be MODULE:FUNCTION that builds a Layer, but is {model!r}")
+    for name, value in (("--weights", weights), ("--input", inputs)):
+        if not value:
+            raise ConfigError(f"{name} is missing")
+    section = model_section(model, None, arguments, inputs)
+    net = build_model(model, ".", section.get("arguments"))
+    settings = {} if config is None else _yaml_file(config)
+    qat = QAT(settings)
+    net = qat.quantize(net)
+    load_weights(net, weights)
+    qat.save_quantized_model(net, output, input_specs(section["input_spec"]), format=format)
+    written = record(output, format, made_by={"command": "qat-export", "model": section,
+                                              "config": settings})
+    click.echo(f"wrote {', '.join(written)}")
+
+
+@click.command("run", epilog="""\b
+examples:
+  paddleq run recipe.yaml
+  paddleq run out/model.paddleq.yaml    # what lies beside an export makes it again
+
+""" + STATUS)
+@click.argument("recipe")
+def run(recipe):
+    """Do what a RECIPE says: one YAML file for model, data, quantization, export and checks."""
+    _run(Recipe.load(recipe))
+
+
+def _run(recipe):
+    done = run_recipe(recipe)
+    for report in done.reports:
+        click.echo(str(report))
+    size = sum(os.path.getsize(path) for path in done.files)
+    click.echo(f"wrote {', '.join(os.path.relpath(path) for path in done.files)}: {size:,} bytes")
+    if not done.ok:
+        click.echo("paddleq: error: a check failed", err=True)
+        click.get_current_context().exit(FAILED)
+
+
+def _prefix(output, formats, each):
+    """Formats that would write one .pdiparams over another get paths of their own."""
+    return output if len(set(formats)) == 1 or each != "pir" else f"{output}_pir"
+
+
+def _yaml_file(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FormatError(f"cannot read {path}: {error}") from error
