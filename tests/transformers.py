@@ -231,7 +231,8 @@ def build(name, seed=0):
     network = NETWORKS[name]()
     for layer in network.sublayers():
         if isinstance(layer, (nn.LayerNorm, RMSNorm)):
-            layer.weight.set_value(layer.weight * paddle.exp(0.5 * paddle.randn(layer.weight.shape)))
+            factor = paddle.exp(0.5 * paddle.randn(layer.weight.shape))
+            layer.weight.set_value(layer.weight * factor)
     network.eval()
     return network
 

@@ -121,7 +121,8 @@ class Quantized:
 class _Stage:
     """A decoder layer, or what is outside of all of them, and what is to be done in it.
 
-    ``linears`` and ``caches`` are name -> (layer, policy).
+    ``linears`` and ``caches`` are name -> (layer, policy); ``shared`` are the names of those that
+    several decoder layers hold.
     """
 
     number: Optional[int]
@@ -129,6 +130,7 @@ class _Stage:
     layer: Any
     linears: dict
     caches: dict
+    shared: list = field(default_factory=list)
 
     @property
     def hungry(self):
@@ -176,7 +178,10 @@ class _Driver:
 
     def quantize(self, stage):
         if stage.needs_data:
-            self.walk.enter(stage.number)
+            if stage.shared:
+                self.walk.run_everything(f"several decoder layers hold {stage.shared[0]}")
+            self.walk.enter(stage.number, {name: layer for name, (layer, _) in [
+                *stage.linears.items(), *stage.caches.items()]})
         for names, statistics in self.statistics(stage):
             self.quantize_group(stage, names, statistics)
         if stage.caches:
@@ -334,14 +339,28 @@ def _chosen(network, helper, policy_of, kv_policy_of):
 
 
 def _stages(layers, network, linears, caches):
-    """The decoder layers in their order, and then the rest of the network, if it has any policy."""
-    stages = []
-    linears, caches = dict(linears), dict(caches)
-    for number, (name, layer) in enumerate(layers):
-        parts = {id(part) for part in layer.sublayers(include_self=True)}
-        mine = [{n: each.pop(n) for n in [n for n, (part, _) in each.items() if id(part) in parts]}
-                for each in (linears, caches)]
-        stages.append(_Stage(number, name, layer, *mine))
-    if linears or caches:
-        stages.append(_Stage(None, "outside", None, linears, caches))
+    """The decoder layers in their order, and then the rest of the network, if it has any policy.
+
+    What several of them hold is part of the rest: its statistics are those of all its calls.
+    """
+    held_by = {}  # id -> the numbers of the decoder layers that hold it; None: outside
+    stage_of = {id(part): number for number, (_, layer) in enumerate(layers)
+                for part in layer.sublayers(include_self=True)}
+    for parent in network.sublayers(include_self=True):
+        for part in parent._sub_layers.values():
+            held_by.setdefault(id(part), set()).add(stage_of.get(id(parent)))
+
+    def part_of(number, chosen):
+        return {name: each for name, each in chosen.items()
+                if held_by.get(id(each[0])) == {number}}
+
+    stages = [_Stage(number, name, layer, part_of(number, linears), part_of(number, caches))
+              for number, (name, layer) in enumerate(layers)]
+    in_layers = {name for stage in stages for name in [*stage.linears, *stage.caches]}
+    rest = [{name: each for name, each in chosen.items() if name not in in_layers}
+            for chosen in (linears, caches)]
+    if any(rest):
+        shared = [name for chosen in rest for name, (layer, _) in chosen.items()
+                  if held_by.get(id(layer), {None}) != {None}]
+        stages.append(_Stage(None, "the rest", None, *rest, shared))
     return stages

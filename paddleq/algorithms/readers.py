@@ -1,14 +1,13 @@
 """Which Linears read the very same tensor, and gathering statistics of it once for all of them."""
 
 import weakref
-from contextlib import ExitStack, contextmanager
 
 import paddle
 
 from ..errors import CalibrationError, NonFiniteError
 from ..functional.ranges import as_dtype
 from .statistics import Statistics
-from .walk import patched_forward
+from .walk import watched
 
 
 class Marks:
@@ -26,25 +25,6 @@ class Marks:
             number = self._count
             self._known[id(x)] = (weakref.ref(x), number)
         return number, x.inplace_version
-
-
-@contextmanager
-def watched(layers, saw):
-    """While open, ``saw(name, x)`` is called with the first argument of every call.
-
-    Args:
-        layers: name -> layer.
-    """
-    def watching(name):
-        def forward(original, *args, **kwargs):
-            saw(name, args[0] if args else next(iter(kwargs.values())))
-            return original(*args, **kwargs)
-        return forward
-
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.enter_context(patched_forward(layer, watching(name)))
-        yield
 
 
 def readings(layers, run):

@@ -42,6 +42,25 @@ def patched_forward(layer, forward):
             layer.__dict__["forward"] = own
 
 
+@contextmanager
+def watched(layers, saw):
+    """While open, ``saw(name, x)`` is called with the first argument of every call.
+
+    Args:
+        layers: name -> layer.
+    """
+    def watching(name):
+        def forward(original, *args, **kwargs):
+            saw(name, args[0] if args else next(iter(kwargs.values())))
+            return original(*args, **kwargs)
+        return forward
+
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.enter_context(patched_forward(layer, watching(name)))
+        yield
+
+
 class Walk:
     """Batches on their way through the decoder layers of a network.
 
@@ -81,10 +100,11 @@ class Walk:
         self.layers = [self.layers[number] for number in order]
         self._stacks = [self._stacks[number] for number in order]
         if len(calls) > len(set(calls)):
-            self._run_everything("a decoder layer is called several times in a forward pass")
+            self.run_everything("a decoder layer is called several times in a forward pass")
 
-    def _run_everything(self, why):
-        _logger.info("%s: the layers before the one that is quantized are run anew each time", why)
+    def run_everything(self, why):
+        """Run the decoder layers before the one that is quantized, instead of playing back."""
+        _logger.info("%s: decoder layers that are finished are run anew each time", why)
         self._plays_back = False
         self._given.clear()
 
@@ -93,18 +113,28 @@ class Walk:
         with paddle.no_grad():
             return self.network(*args, **kwargs)
 
-    def enter(self, number):
+    def enter(self, number, readers):
         """Find out whether what is kept is all that layer ``number`` depends on.
 
         Played back, layers before the last finished one give what that one gave. Here they give
         NaN, which must not get there.
+
+        Args:
+            number: None for what is outside of the decoder layers.
+            readers: name -> layer, those of the stage whose inputs matter.
         """
         if not (self._plays_back and self._given):
             return
-        if _has_nan(self._forward(number, 0, self._spoiled, only_inputs=True)):
-            self._run_everything(
-                "what reads " + (f"{self.layers[number][0]} reads" if number is not None else
-                                 "the last decoder layer reads") + " other layers too")
+        found = []
+        if number is not None:
+            name = self.layers[number][0]
+            found = [name] if _has_nan(self._forward(number, 0, self._spoiled, True)) else []
+        else:
+            with watched(readers, lambda name, x: found.append(name) if _has_nan(x) else None):
+                self._forward(None, 0, self._spoiled)
+        if found:
+            self.run_everything(f"{found[0]} reads what other decoder layers than the last one "
+                                "before it gave")
 
     def run(self, number, batch):
         """Run a batch as far as layer ``number``, or to the end where that is None.
