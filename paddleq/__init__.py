@@ -26,6 +26,7 @@ from .engine import (
     set_fake_quantize,
     summary,
 )
+from .export import save_quantized_model
 from .fake_quantize import FakeQuantize, State
 from .frontends.amct import convert, quantize
 from .frontends.golden_stick import QuantDtype, SimulatedQuantizationAwareTraining
@@ -52,6 +53,6 @@ __all__ = [
     "QuantDtype", "QuantSpec", "QuantizableFunction", "SimulatedQuantizationAwareTraining", "State",
     "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
     "enable_observer", "errors", "extra_state_keys", "load_checkpoint", "quant_post_dynamic",
-    "quant_post_static", "quantize", "register_layer", "save_checkpoint", "set_fake_quantize",
-    "summary",
+    "quant_post_static", "quantize", "register_layer", "save_checkpoint",
+    "save_quantized_model", "set_fake_quantize", "summary",
 ]

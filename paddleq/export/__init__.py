@@ -1,6 +1,6 @@
 """Ways out: from a quantized model to files that runtimes load."""
 
 from .program_desc import to_program_desc
-from .save import save
+from .save import save, save_quantized_model
 
-__all__ = ["save", "to_program_desc"]
+__all__ = ["save", "save_quantized_model", "to_program_desc"]

@@ -94,6 +94,7 @@ class _Rewriter:
                 float_uses.update(value["%"] for value in op.get("I", ()))
         self.taken = float_uses  # parameters whose value something else needs as it is
         self.renamed = {}
+        self.placeholders = set()  # constants in the places of weights that are integers
 
     def number(self, op):
         """The number of a marker, None for any other operation."""
@@ -104,10 +105,15 @@ class _Rewriter:
     def run(self):
         for block in list(_blocks(self.files.top)):
             block["ops"] = [new for op in block["ops"] for new in self.replace(op)]
+        for block in _blocks(self.files.top):
+            block["ops"] = [op for op in block["ops"] if not self.makes_placeholder(op)]
         self.files.top["ops"][:0] = self.files.added
         for op in _operations(self.files.top):
             for value in op.get("I", ()):
                 value["%"] = self.renamed.get(value["%"], value["%"])
+
+    def makes_placeholder(self, op):
+        return any(value["%"] in self.placeholders for value in _results(op))
 
     def replace(self, op):
         number = self.number(op)
@@ -129,6 +135,10 @@ class _Rewriter:
 
     def weight(self, mark, source, target):
         value = simulated_weight(mark)
+        if source not in self.names:
+            self.placeholders.add(source)
+            self.renamed[target] = self.files.parameter(f"{mark.layer}.weight", value)
+            return
         if source in self.taken:
             self.renamed[target] = self.files.parameter(f"{self.names[source]}.simulated", value)
             return

@@ -27,11 +27,11 @@ class WeightMark:
     """A quantized weight.
 
     ``integers`` is None where the weight is on no grid that integers can hold; then ``value``
-    goes into the file.
+    goes into the file. ``value`` is None where there are integers only.
     """
 
     layer: str
-    value: np.ndarray  # float32, after preprocess, before quantization
+    value: Optional[np.ndarray]  # float32, after preprocess, before quantization
     integers: Optional[np.ndarray]
     threshold: Optional[np.ndarray]
     spec: Optional[QuantSpec]
@@ -51,6 +51,7 @@ class _Rewriter:
         self.taken = set()  # parameters whose own name the file uses for something else by now
         self.folded = {}  # parameter -> name of the float value that takes its place
         self.renamed = {}
+        self.placeholders = set()  # constants in the places of weights that are integers
         self.float_uses = {
             name for block in program.desc.blocks for op in block.ops
             if marker_number(op) is None for slot in op.inputs for name in slot.arguments}
@@ -68,7 +69,7 @@ class _Rewriter:
                 write = self.activation if isinstance(mark, ActivationMark) else self.weight
                 ops += write(block, mark, source, target)
             self.rename_inputs(ops)
-            replace_ops(block, ops)
+            replace_ops(block, [op for op in ops if not self.makes_placeholder(op)])
         self.program.remove_unused_parameters()
 
     def activation(self, block, mark, source, target):
@@ -81,36 +82,43 @@ class _Rewriter:
 
     def weight(self, block, mark, source, target):
         if mark.integers is None:
-            return self.float_weight(source, target, mark.value)
+            return self.float_weight(mark, source, target, mark.value)
         bits, axis = mark.spec.bits, mark.spec.channel_axis
         if self.onnx_format:
-            name = self.store(source, ".integers", mark.integers)
+            name = self.store(mark.layer, source, ".integers", mark.integers)
             scale = self.emit.parameter(f"{name}.scale", mark.threshold)
             return self.emit.dequantize_weight(block, name, scale, target, bits, axis)
         if mark.spec.binary or not mark.dynamic:
             # The fake_* operators find max|weight| themselves; where that is not the threshold
             # the weight goes into the file as it looks after quantization.
-            return self.float_weight(source, target, simulated_weight(mark))
-        name = self.store(source, ".folded", mark.value)
+            return self.float_weight(mark, source, target, simulated_weight(mark))
+        name = self.store(mark.layer, source, ".folded", mark.value)
         return self.emit.fake_quantize_weight(name, target, mark.threshold, bits, axis)
 
-    def float_weight(self, source, target, value):
+    def float_weight(self, mark, source, target, value):
         if source not in self.folded:
-            self.folded[source] = self.store(source, ".folded", value)
+            self.folded[source] = self.store(mark.layer, source, ".folded", value)
         self.renamed[target] = self.folded[source]
         return []
 
-    def store(self, source, suffix, array):
+    def store(self, layer, source, suffix, array):
         """Put ``array`` into the file, under the parameter's own name if that is free.
 
         A weight that is read twice is put there twice: Paddle Inference's int8 mode and
         Paddle-Lite dequantize a weight in place for each op that reads it.
         """
+        if source not in self.program.arrays:
+            self.placeholders.add(source)
+            return self.emit.parameter(f"{layer}.weight", array)
         if source in self.float_uses or source in self.taken:
             return self.emit.parameter(source + suffix, array)
         self.taken.add(source)
         self.program.set_parameter(source, array)
         return source
+
+    def makes_placeholder(self, op):
+        made = {name for slot in op.outputs for name in slot.arguments}
+        return bool(made) and made <= self.placeholders - self.float_uses
 
     def rename_inputs(self, ops):
         for op in ops:

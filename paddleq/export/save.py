@@ -6,11 +6,56 @@ import types
 from .._checks import check_choice, wrong_type
 from ..engine import finalize, quantized_layers
 from ..errors import ModelError
+from ..nn.deployable import deployable_layers
 from .pir import PirFiles, rewrite_pir
 from .rewrite import rewrite
 from .trace import trace
 
 FORMATS = ("pdmodel", "pir")
+
+
+def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
+    """Write any quantized model for deployment, as ``path.pdmodel`` and ``path.pdiparams``.
+
+    The model may have been quantized by any front door, and hold :class:`~paddleq.nn.IntegerLinear`
+    as well as layers that simulate quantization. What an IntegerLinear becomes:
+
+    - int8 weights, symmetric, per tensor or per channel: int8 in the file, with
+      ``dequantize_linear``. Activations, static or per token, go through ``quantize_linear`` and
+      ``dequantize_linear``. Paddle Inference and OpenVINO use their int8 kernels for these.
+    - Weights of 4 bits and fewer, in groups, or with zero points: the integers in the file as they
+      are held, two of 4 bits in a byte, with the operators that make the float weight of them.
+      Runtimes may do that once, when they load the model.
+
+    Args:
+        model: a quantized ``paddle.nn.Layer``. It is not changed.
+        path: prefix of the files; folders are made.
+        input_spec: list of ``paddle.static.InputSpec`` or example tensors. Dimensions of None may
+            be of any size. Default: what a model with simulated layers was last called with, the
+            batch dimension left open.
+        format: "pdmodel" (default) for every runtime, or "pir" (``path.json``), which Paddle 3
+            loads itself and which has no int8 kernels.
+
+    Raises:
+        ModelError: the model is not quantized.
+        ConfigError, ConfigTypeError: a wrong format, path or input_spec.
+        ExportError: activations that are quantized with a zero point, or to less than all integers
+            of their bits: no runtime takes these from a .pdmodel. Names the layer.
+        CalibrationError: names the layers that saw no calibration data.
+        TraceError: Paddle could not trace the model into a program.
+
+    Examples:
+        >>> import os, tempfile
+        >>> import paddle, paddleq
+        >>> from paddleq.nn import IntegerLinear
+        >>> model = paddle.nn.Sequential(IntegerLinear(8, 4, paddleq.QuantSpec(4)))
+        >>> spec = [paddle.static.InputSpec([None, 8], "float32")]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paddleq.save_quantized_model(model, os.path.join(folder, "model"), spec)
+        ...     sorted(os.listdir(folder))
+        ['model.pdiparams', 'model.pdmodel']
+    """
+    save(model, path, input_spec, format=format)
 
 
 def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
@@ -43,13 +88,16 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
                          f"folder {path!r}")
     if not hasattr(model, "sublayers"):
         raise wrong_type("model", model, "a quantized paddle.nn.Layer")
-    if not quantized_layers(model):
+    if not (quantized_layers(model) or deployable_layers(model)):
         raise ModelError("model must be quantized before save_quantized_model, but has no "
                          "quantized layer; call quantize() first")
     finalize(model)
     if input_spec is None and isinstance(model.forward, types.MethodType):
         # (A forward that to_static wrapped knows its own.)
         input_spec = model.__dict__.get("_paddleq_input_spec")
+        if input_spec is None:
+            raise wrong_type("input_spec", None, "a list of paddle.static.InputSpec or of example "
+                             "tensors: this model was not seen running")
     if format == "pir":
         program, marks = trace(model, input_spec, PirFiles.load)
         rewrite_pir(program, marks)

@@ -11,6 +11,8 @@ from ..engine.states import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
 from ..fake_quantize import FakeQuantize
 from ..functional import abs_max, quantize
+from ..nn.deployable import deployable_layers
+from ..nn.integer_linear import IntegerLinear
 from ..nn.tracing import Recorder, recording
 from ..preprocess import PACT
 from ..spec import PerChannel, QuantSpec
@@ -82,6 +84,21 @@ class _ExportRecorder(Recorder):
                     if id(parameter) not in shared:
                         shared[id(parameter)] = _weight_mark(layer, name, parameter)
                     self._weights[id(layer), name] = shared[id(parameter)]
+            for name, layer in deployable_layers(model):
+                if isinstance(layer, IntegerLinear):
+                    self._plan_integer_linear(name, layer)
+
+    def _plan_integer_linear(self, name, layer):
+        spec = layer.activation_spec
+        if spec is not None:
+            _check_spec(f"the input of {name}", spec, False)
+            threshold = _float32(layer.activation_threshold())
+            self._inputs[id(layer), 0] = [], ActivationMark(name, threshold, spec)
+        if layer.quantized_linearly:
+            integers = layer.weight.numpy().copy()
+            threshold = _float32(layer.weight_threshold())
+            self._weights[id(layer), "weight"] = WeightMark(
+                name, None, integers, threshold, layer.weight_spec, dynamic=False)
 
     def activation(self, x, layer, slot):
         hooks, mark = self._inputs[id(layer), slot]
@@ -97,7 +114,11 @@ class _ExportRecorder(Recorder):
         return weight if mark is None else self.mark(weight, mark)
 
     def stored_weight(self, layer):
-        return None
+        mark = self._weights.get((id(layer), "weight"))
+        if mark is None:
+            return None
+        # A constant that the rewriting replaces: no float weight is made of the integers.
+        return self.mark(paddle.zeros([layer.in_features, layer.out_features]), mark)
 
 
 def _refuse_untrained(model):

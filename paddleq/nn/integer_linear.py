@@ -229,7 +229,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
     def quantized_linearly(self):
         """Whether the operator ``dequantize_linear`` makes the weight of what is held."""
         spec = self.weight_spec
-        return (spec.symmetric and spec.signed and not self.packed
+        return (spec.symmetric and spec.signed and spec.limits is None and not self.packed
                 and not isinstance(spec.granularity, PerGroup))
 
     def weight_threshold(self, scale=None):
