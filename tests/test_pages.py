@@ -1,0 +1,138 @@
+"""Every code block of the documentation runs, page by page, in the order in which it stands.
+
+Python blocks of a page share their names. Bash blocks run in the page's folder with ``paddleq`` on
+the path. A block whose first line is a comment that is a file's name (``# recipe.yaml``) is that
+file. What a page needs and a reader has already (data, a trained net) is in a comment that begins
+with ``<!-- setup``. A block that must not run here is preceded by ``<!-- not run: why -->``.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import stat
+import subprocess
+import sys
+
+import paddle
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [
+    *ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("demo/*.md"),
+    *ROOT.glob("benchmarks/*.md")])
+PIECES = re.compile(
+    r"^<!--\s*not run: (?P<why>[^\n]+?)\s*-->\n+^```(?P<skipped>\w*)\n.*?^```$"
+    r"|^<!-- setup\n(?P<setup>.*?)^-->$"
+    r"|^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^(?:#|//) ([\w./-]+\.\w+)\n")
+RUN = ("python", "bash")
+SHOWN = ("", "text", "yaml", "json", "mermaid")  # nothing to run
+
+
+def pieces(page):
+    """(language, code) of what is to run, in order; ``file:NAME`` for what is to be written."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for found in PIECES.finditer(text):
+        if found["why"] is not None:
+            continue
+        if found["setup"] is not None:
+            yield "python", found["setup"]
+            continue
+        language, code = found["language"], found["code"]
+        name = FILE.match(code)
+        if name:
+            yield f"file:{name[1]}", code
+        elif language in RUN:
+            yield language, code
+        else:
+            assert language in SHOWN, f"{page} has a block of {language!r}"
+
+
+RUNNING = [page for page in PAGES if any(True for _ in pieces(page))]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder with ``paddleq`` on the path."""
+    command = tmp_path / "bin" / "paddleq"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore -m paddleq "$@"\n')
+    command.chmod(command.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    here = tmp_path / "page"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend(str(here))
+    return here
+
+
+@pytest.mark.parametrize("page", RUNNING)
+def test_every_block_runs(page, folder):
+    paddle.seed(0)
+    names = {"__name__": "page"}
+    for language, code in pieces(page):
+        if language.startswith("file:"):
+            target = folder / language[5:]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(code, encoding="utf-8")
+        elif language == "python":
+            exec(compile(code, page, "exec"), names)
+        else:
+            done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=folder, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+            assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_pages_that_must_run_do():
+    assert {"README.md", "README_cn.md", "docs/recipes.md", "docs/command_line.md"} <= set(RUNNING)
+
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def anchors(path):
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"),
+                  flags=re.MULTILINE | re.DOTALL)
+    plain = (re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", title).strip().lower()
+             for title in HEADING.findall(text))
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    wrong = []
+    for link in LINK.findall(path.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        target, _, anchor = link.partition("#")
+        there = (path.parent / target).resolve() if target else path
+        if not there.exists():
+            wrong.append(link)
+        elif anchor and there.suffix == ".md" and anchor not in anchors(there):
+            wrong.append(link)
+    assert wrong == []
+
+
+def test_no_page_is_left_over():
+    """Each page of docs/ can be reached from the index."""
+    seen, todo = set(), [ROOT / "docs" / "index.md"]
+    while todo:
+        path = todo.pop().resolve()
+        if path in seen or path.suffix != ".md" or not path.exists():
+            continue
+        seen.add(path)
+        todo += [path.parent / link.partition("#")[0]
+                 for link in LINK.findall(path.read_text(encoding="utf-8"))
+                 if not link.startswith("http")]
+    assert [page for page in PAGES if page.startswith("docs/")
+            and (ROOT / page).resolve() not in seen] == []
+
+
+def test_bash_is_there():
+    """What runs the blocks is the real one."""
+    assert shutil.which("bash")
