@@ -133,8 +133,10 @@ def test_what_cannot_be_is_refused():
         Int8KVCache("per_head")
     with pytest.raises(ConfigError, match="token_axis must be one of 1, 2"):
         KVCache(0)
-    with pytest.raises(TypeError, match="kv_heads must be an int"):
-        Int8KVCache("per_channel")
+    with pytest.raises(TypeError, match="head_dim must be an int"):
+        Int8KVCache("per_channel", 2)
+    with pytest.raises(CalibrationError, match="no scales yet"):
+        Int8KVCache("per_channel")(k, v)
     with pytest.raises(ConfigError, match=r"2 kv_heads of 8 features.*shape \[1, 4, 1, 8\]"):
         cache_for("per_channel", k, v)(k[:, :, :1], v[:, :, :1])
 

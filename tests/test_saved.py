@@ -301,10 +301,18 @@ def test_another_model_is_refused_and_stays_as_it_was(tmp_path, files):
     refused(path, ModelError, "body.1.weight", other_dtype)
     # Quantized, but otherwise.
     refused(path, ModelError, "weight", quantized(W8))
-    refused(path, ModelError, "smoothed", quantized(W4, smoothed=True))
     more_quantized = quantized(W4)
     more_quantized.extra = IntegerLinear(32, 32, W4)
     refused(path, ModelError, "extra", more_quantized)
+
+
+@pytest.mark.parametrize("saved, own", [({}, {"smoothed": True}), ({"smoothed": True}, {}),
+                                        ({"permuted": True}, {})])
+def test_what_only_data_decide_is_as_the_file_says(tmp_path, saved, own):
+    model, other = quantized(W4, **saved), quantized(W4, **own)
+    paddleq.save_checkpoint(model, tmp_path / "model")
+    paddleq.load_checkpoint(other, tmp_path / "model")
+    same_state(other, model)
 
 
 def test_sharing_that_is_not_the_models_own(tmp_path, files):

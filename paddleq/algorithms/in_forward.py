@@ -154,7 +154,7 @@ class _Watcher:
             raise type(error)(f"{error}; layer: {self.name}") from error
         self.deployed = IntegerLinear.from_linear(
             self.layer, outcome.weights[0], self.policy.activation, outcome.activation,
-            outcome.input_scale)
+            outcome.input_scale, self.policy.algorithm)
         self._statistics = None  # a Hessian is as large as the weight, or larger
 
     def __str__(self):

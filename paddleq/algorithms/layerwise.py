@@ -74,7 +74,7 @@ def quantize_layer_by_layer(network, helper=None, policy_of=None, kv_policy_of=N
         ...     network, None, lambda name: None if "out_proj" in name else policy,
         ...     lambda name: "per_token", [paddle.rand([1, 4, 32])])
         >>> network.layers[0].linear1.quant_type, done.absorbed["layers.0.linear1"]
-        ('W4-per_group', 'layers.0.norm2')
+        ('SmoothQuant-W4-per_group', 'layers.0.norm2')
     """
     helper = _checked(network, helper)
     layers = _decoder_layers(network, helper)
@@ -223,7 +223,7 @@ class _Driver:
                 self.done.absorbed.update(dict.fromkeys(names, self.names[id(norm)]))
         replace_layers(self.network, [
             (linear, IntegerLinear.from_linear(linear, weight, policy.activation,
-                                               outcome.activation, input_scale))
+                                               outcome.activation, input_scale, policy.algorithm))
             for linear, weight in zip(linears, outcome.weights)])
 
     def norm_before(self, stage, linears):

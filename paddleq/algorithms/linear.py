@@ -27,6 +27,7 @@ class LinearPolicy:
 
     Attributes:
         needs: the statistics that this takes.
+        algorithm: the names of what is done, such as "SmoothQuant" or "AWQ-GPTQ"; "" for rounding.
 
     Raises:
         ConfigError, ConfigTypeError: parts that do not go together, or are of the wrong type.
@@ -73,6 +74,12 @@ class LinearPolicy:
         if self.smoother is not None:
             needs = needs | self.smoother.needs
         return needs | {"range"} if self._static else needs
+
+    @property
+    def algorithm(self):
+        """The names of what is done, "AWQ-GPTQ"; "" for plain rounding."""
+        parts = (self.smoother, self.rounder)
+        return "-".join(part.name for part in parts if part is not None and part.name)
 
     @property
     def _static(self):

@@ -185,10 +185,10 @@ def _take_structure(model, layers):
             if old is None:
                 raise ModelError(f"the model has no layer {name!r}, which the checkpoint describes "
                                  f"as {described['kind']}")
-            if type(old) is cls:
-                _check_same(name, old.description(), description)
-            else:
+            if type(old) is not cls:
                 replace_layers(model, [(old, cls.in_place_of(old, description))])
+            elif _check_same(name, old, description) != description:
+                replace_layers(model, [(old, cls.from_description(description))])
         except (ConfigError, ConfigTypeError) as error:
             raise FormatError(f"the description of {name!r} is not one of this paddleq: "
                               f"{error}") from error
@@ -198,11 +198,14 @@ def _take_structure(model, layers):
                          "checkpoint")
 
 
-def _check_same(name, own, theirs):
+def _check_same(name, layer, theirs):
+    """The layer's description, which may differ from ``theirs`` in what is undecided only."""
+    own = layer.description()
     for key in own:
-        if own[key] != theirs.get(key):
+        if own[key] != theirs.get(key) and key not in layer.undecided:
             raise ModelError(f"{key} of the layer {name!r} is {own[key]!r} in the model and "
                              f"{theirs.get(key)!r} in the checkpoint")
+    return own
 
 
 def _check_shared(state, shared, path):

@@ -37,6 +37,11 @@ class DeployableLayer(abc.ABC):
     def quant_type(self):
         """How it is quantized, in short: ``W8-per_channel-A8-per_tensor``."""
 
+    @property
+    def undecided(self):
+        """Names in :meth:`description` of what a checkpoint may say otherwise."""
+        return ()
+
     @classmethod
     def make_place(cls, model, name):
         """Called before the layer ``name`` of a float ``model`` is looked up, which may lack it."""

@@ -22,7 +22,7 @@ from .deployable import (
 from .registry import kind_of
 
 _FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
-           "dtype")
+           "dtype", "algorithm")
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PACKED_BITS = 4  # up to this many, two integers share a byte
 
@@ -58,6 +58,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         dtype: of the bias: "float32" (default), "float16", "bfloat16" or "float64". Whatever it
             is, the layer computes in float32 and returns the dtype of what it is given. Casting
             the model casts the bias only.
+        algorithm: name of what found the integers, such as "GPTQ", for ``quant_type``. Default "".
 
     Shapes: x [..., K], y [..., N]. In ``state_dict``, where they apply: ``weight`` [K, N] int8 or
     uint8, or [ceil(K / 2), N] uint8 of two integers each; ``weight_scale`` float32 and
@@ -79,7 +80,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
     """
 
     def __init__(self, in_features, out_features, weight, bias=True, activation=None,
-                 smoothed=False, permuted=False, dtype="float32"):
+                 smoothed=False, permuted=False, dtype="float32", algorithm=""):
         super().__init__()
         self.in_features = check_int("in_features", in_features, 1)
         self.out_features = check_int("out_features", out_features, 1)
@@ -88,6 +89,9 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         self.smoothed, self.permuted = (check_bool("smoothed", smoothed),
                                         check_bool("permuted", permuted))
         check_choice("dtype", dtype, _DTYPES)
+        if not isinstance(algorithm, str):
+            raise wrong_type("algorithm", algorithm, "a str")
+        self.algorithm = algorithm
         rows = (in_features + 1) // 2 if self.packed else in_features
         self._hold("weight", [rows, out_features], "uint8" if self.packed else weight.storage)
         scales = _scale_shape(weight, in_features, out_features)
@@ -110,7 +114,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     @classmethod
     def from_linear(cls, linear, quantized_weight, activation=None, activation_qparams=None,
-                    input_scale=None):
+                    input_scale=None, algorithm=""):
         """The layer that takes the place of ``linear``, which is not changed.
 
         Args:
@@ -121,13 +125,14 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             activation: a :class:`~paddleq.QuantSpec`, or None (default).
             activation_qparams: (scale [1], zero point [1] or None) of static activations.
             input_scale: float32 [K], or None (default).
+            algorithm: name of what found the integers. Default "".
         """
         grid, order = quantized_weight.grid, quantized_weight.permutation
         rows, columns = quantized_weight.integers.shape
         bias = linear.bias
         dtype = "float32" if bias is None else _name_of(bias.dtype)
         layer = cls(rows, columns, grid.spec, bias is not None, activation,
-                    input_scale is not None, order is not None, dtype)
+                    input_scale is not None, order is not None, dtype, algorithm)
         layer.training = linear.training
         with paddle.no_grad():
             integers = quantized_weight.integers
@@ -254,7 +259,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return {"in_features": self.in_features, "out_features": self.out_features,
                 "weight": describe_spec(self.weight_spec), "bias": self.bias is not None,
                 "activation": describe_spec(self.activation_spec), "smoothed": self.smoothed,
-                "permuted": self.permuted,
+                "permuted": self.permuted, "algorithm": self.algorithm,
                 "dtype": "float32" if self.bias is None else _name_of(self.bias.dtype)}
 
     @classmethod
@@ -289,11 +294,17 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return new
 
     @property
+    def undecided(self):
+        """What data decide, not a configuration."""
+        return ("smoothed", "permuted", "algorithm")
+
+    @property
     def quant_type(self):
-        """How it is quantized: ``W4-per_group``, ``W8-per_channel-A8-per_tensor``."""
-        kind = f"W{spec_name(self.weight_spec)}"
-        return kind if self.activation_spec is None else (
-            f"{kind}-A{spec_name(self.activation_spec)}")
+        """How it is quantized: ``W4-per_group``, ``SmoothQuant-W8-per_channel-A8-per_tensor``."""
+        parts = [self.algorithm, f"W{spec_name(self.weight_spec)}"]
+        if self.activation_spec is not None:
+            parts.append(f"A{spec_name(self.activation_spec)}")
+        return "-".join(filter(None, parts))
 
     def _apply(self, func, device, dtype, blocking, include_sublayers=True):
         # Layer.to casts every buffer, indices and packed bytes too: here only the bias.

@@ -13,6 +13,8 @@ from .deployable import DeployableLayer, check_fields, deployable
 
 PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
 _SPEC = QuantSpec(bits=8)
+_NO_SCALES = ("this KV cache has no scales yet: calibrate the model, or load a checkpoint of one "
+              "that was")
 
 
 @keep_from_translation
@@ -89,7 +91,7 @@ class Int8KVCache(KVCache, DeployableLayer):
             each token and head, computed when the token comes; ``past`` is (k, v, k_scale,
             v_scale), the scales float32 with 1 in place of head_dim. (A head's scale does not
             depend on other heads, so that the heads may be split over devices.)
-        kv_heads, head_dim: sizes, needed per channel. Default None.
+        kv_heads, head_dim: sizes, per channel. Default None: a checkpoint says them.
         token_axis: see :class:`KVCache`.
 
     Attributes:
@@ -115,7 +117,7 @@ class Int8KVCache(KVCache, DeployableLayer):
         self.granularity = check_choice("granularity", granularity, (PER_CHANNEL, PER_TOKEN))
         self.kv_heads, self.head_dim = kv_heads, head_dim
         self._has_scales = False
-        if granularity == PER_CHANNEL:
+        if granularity == PER_CHANNEL and (kv_heads, head_dim) != (None, None):
             sizes = [check_int("kv_heads", kv_heads, 1), check_int("head_dim", head_dim, 1)]
             for name in ("k_scale", "v_scale"):
                 self.register_buffer(name, paddle.full(sizes, float("nan"), "float32"))
@@ -143,6 +145,11 @@ class Int8KVCache(KVCache, DeployableLayer):
     def quant_type(self):
         """How it is quantized: ``C8-per_channel``, ``C8-per_token``."""
         return f"C8-{self.granularity}"
+
+    @property
+    def undecided(self):
+        """Sizes that are not known yet."""
+        return ("kv_heads", "head_dim") if self.kv_heads is None else ()
 
     def description(self):
         """A dict of plain values from which :meth:`from_description` builds an empty cache."""
@@ -211,6 +218,8 @@ class Int8KVCache(KVCache, DeployableLayer):
     def _check(self, k, v):
         if self.granularity == PER_TOKEN:
             return
+        if self.kv_heads is None:
+            raise CalibrationError(_NO_SCALES)
         for name, x in (("k", k), ("v", v)):
             sizes = (x.shape[3 - self.token_axis], x.shape[-1])
             # (-1 is what a trace does not know.)
@@ -221,8 +230,7 @@ class Int8KVCache(KVCache, DeployableLayer):
                     f"which this cache has scales, but has the shape {list(x.shape)}")
         if not self._has_scales and paddle.in_dynamic_mode():
             if not bool(paddle.isfinite(self.k_scale.sum() + self.v_scale.sum())):
-                raise CalibrationError("this KV cache has no scales yet: calibrate the model, or "
-                                       "load a checkpoint of one that was")
+                raise CalibrationError(_NO_SCALES)
             self._has_scales = True
 
     def extra_repr(self):

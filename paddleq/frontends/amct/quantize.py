@@ -91,7 +91,7 @@ def quantize(model, config):
         ...     _ = model(paddle.rand([16, 64]))
         >>> paddleq.convert(model)
         >>> model[0]
-        IntegerLinear(in_features=64, out_features=8, W4-per_group, smoothed)
+        IntegerLinear(in_features=64, out_features=8, AWQ-W4-per_group, smoothed)
     """
     config = AmctConfig.parse(config)
     engine.check_model(model)
