@@ -50,6 +50,10 @@ class CalibrationError(PaddleqError, RuntimeError):
     """Calibration is missing, saw no data or saw data that cannot be used."""
 
 
+class StateError(PaddleqError, RuntimeError):
+    """A method is called on an object that is not ready for it."""
+
+
 class NonFiniteError(CalibrationError):
     """A calibration batch produced NaN or infinity at the input of a layer."""
 

@@ -9,7 +9,16 @@ from collections import OrderedDict
 import paddle
 import pytest
 
-from paddleq import QuantDtype
+from paddleq import (
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    QuantDtype,
+    QuantSpec,
+    algorithms,
+)
+from paddleq.algorithms import SmoothQuant
 from paddleq.errors import ConfigError, ConfigTypeError, PaddleqError
 from paddleq.frontends.golden_stick import (
     AWQConfig,
@@ -22,6 +31,7 @@ from paddleq.frontends.golden_stick import (
     QuantGranularity,
     SmoothQuantConfig,
 )
+from paddleq.frontends.golden_stick.ptq_plan import linear_policy
 from paddleq.frontends.golden_stick.ptq_policies import LayerPolicies
 
 INT4, INT8 = QuantDtype.INT4, QuantDtype.INT8
@@ -200,9 +210,17 @@ def test_combination(combination):
               "outliers_suppression": suppression, "precision_recovery": recovery,
               "group_size": 64 if grain is PER_GROUP else 0}
     if is_valid(*combination):
-        assert PTQConfig(**config).algorithm() == "-".join(filter(None, (
-            {SMOOTH: "SmoothQuant", AWQ: "AWQ"}.get(suppression),
-            "GPTQ" if recovery is GPTQ else "")))
+        policy = linear_policy(PTQConfig(**config))
+        assert (policy is None) == (weight is None)
+        if policy is not None:
+            assert policy.weight == QuantSpec(
+                4 if weight is INT4 else 8,
+                granularity=PerGroup(64) if grain is PER_GROUP else PerChannel(1))
+            assert policy.activation == (None if act is None else QuantSpec(
+                8, granularity=PerToken() if act_grain is PER_TOKEN else PerTensor()))
+            assert policy.algorithm == "-".join(filter(None, (
+                {SMOOTH: "SmoothQuant", AWQ: "AWQ"}.get(suppression),
+                "GPTQ" if recovery is GPTQ else "")))
     else:
         with raises(ConfigError, "must be .*but is"):
             PTQConfig(**config)
@@ -299,6 +317,7 @@ def test_type_error_of_an_option(cls, option, value):
     (AWQConfig, "weight_clip_ratio", [1.0, -0.5]),
     (GPTQQuantConfig, "block_size", 0),
     (GPTQQuantConfig, "block_size", -1),
+    (GPTQQuantConfig, "damp_percent", 0.0),
     (GPTQQuantConfig, "damp_percent", -0.01),
     (GPTQQuantConfig, "damp_percent", 1.01),
 ])
@@ -345,6 +364,40 @@ def test_algo_args(given, config, options):
 def test_value_error_algo_args(given, config, parts):
     with raises(ConfigError, *parts):
         PTQConfig(algo_args=given, **config)
+
+
+@pytest.mark.parametrize("change, valid", [
+    ({}, False),
+    ({"desc_act": False}, True),
+    ({"static_groups": True}, True),
+    ({"weight_clip_ratio": 1.0}, True),
+])
+def test_value_error_awq_clips_groups_that_desc_act_forms_anew(change, valid):
+    config = {"outliers_suppression": AWQ, "precision_recovery": GPTQ, "weight_quant_dtype": INT4,
+              **GROUPS, "algo_args": {"desc_act": True, **change}}
+    if valid:
+        assert PTQConfig(**config).group_size == 64
+    else:
+        with raises(ConfigError, "static_groups must be True with desc_act, PER_GROUP and AWQ"):
+            PTQConfig(**config)
+        assert PTQConfig(**{**config, "weight_quant_granularity": PER_CHANNEL, "group_size": 0})
+
+
+@pytest.mark.parametrize("config, part, expected", [
+    ({"outliers_suppression": SMOOTH, "algo_args": {"alpha": 0.8}}, "smoother", SmoothQuant(0.8)),
+    ({"outliers_suppression": AWQ}, "smoother",
+     algorithms.AWQ(ratios=tuple(i / 20 for i in range(20)), duo_scaling=True,
+                    clip_factors=tuple(1 - i / 20 for i in range(10)))),
+    ({"outliers_suppression": AWQ, "algo_args": AWQConfig(False, 0.5, 1.0)}, "smoother",
+     algorithms.AWQ(ratios=(0.5,), clip_factors=(1.0,), clip=False)),
+    ({"precision_recovery": GPTQ}, "rounder", algorithms.GPTQ(128, 0.01)),
+    ({"precision_recovery": GPTQ, "algo_args": GPTQQuantConfig(32, True, 0.1, True)}, "rounder",
+     algorithms.GPTQ(32, 0.1, act_order=True, static_groups=True)),
+    ({}, "rounder", algorithms.RoundToNearest()),
+    ({}, "smoother", None),
+])
+def test_options_reach_the_algorithms(config, part, expected):
+    assert getattr(linear_policy(PTQConfig(**config)), part) == expected
 
 
 # Policies for layers

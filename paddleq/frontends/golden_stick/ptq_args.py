@@ -69,8 +69,8 @@ class GPTQQuantConfig:
         block_size: rows that are rounded before what they leave is passed on to the rest; a
             matter of speed, not of the result. Default 128.
         desc_act: round the rows with the largest activations first. Default False.
-        damp_percent: what is added to the diagonal of the Hessian, as a share of its mean, in
-            [0, 1]. Default 0.01.
+        damp_percent: what is added to the diagonal of the Hessian, as a share of its mean: above
+            0 and at most 1. Default 0.01.
         static_groups: fix the scales of all groups before any row is rounded. Default False.
 
     Raises:
@@ -91,7 +91,7 @@ class GPTQQuantConfig:
         check_int("block_size", self.block_size, 1)
         check_bool("desc_act", self.desc_act)
         object.__setattr__(self, "damp_percent",
-                           check_float("damp_percent", self.damp_percent, 0, 1))
+                           check_float("damp_percent", self.damp_percent, 0, 1, open_low=True))
         check_bool("static_groups", self.static_groups)
 
 

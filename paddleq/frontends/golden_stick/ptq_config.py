@@ -109,7 +109,7 @@ class PTQConfig:
         for wrong, message in _contradictions(self):
             if wrong:
                 raise ConfigError(message)
-        self.options()
+        _check_groups_stay(self.weight_quant_granularity, self.options())
 
     @classmethod
     def parse(cls, given):
@@ -131,13 +131,6 @@ class PTQConfig:
             (self.precision_recovery is PrecisionRecovery.GPTQ, GPTQQuantConfig)) if asked]
         return parse_algo_args(self.algo_args, wanted)
 
-    def algorithm(self):
-        """The algorithms' names as ``summary`` writes them, "" for plain rounding."""
-        names = {OutliersSuppressionType.SMOOTH: "SmoothQuant", OutliersSuppressionType.AWQ: "AWQ",
-                 PrecisionRecovery.GPTQ: "GPTQ"}
-        found = (names.get(self.outliers_suppression), names.get(self.precision_recovery))
-        return "-".join(filter(None, found))
-
 
 def _names(given):
     if isinstance(given, str) or not isinstance(given, (list, tuple)):
@@ -149,6 +142,15 @@ def _names(given):
             raise wrong_value("opname_blacklist", given,
                               "a list of parts of names; every name contains the empty one")
     return tuple(given)
+
+
+def _check_groups_stay(granularity, options):
+    gptq, awq = options.get(GPTQQuantConfig), options.get(AWQConfig)
+    if None not in (gptq, awq) and granularity is PER_GROUP and (
+            gptq.desc_act and not gptq.static_groups and awq.weight_clip_ratio != (1.0,)):
+        raise ConfigError("static_groups must be True with desc_act, PER_GROUP and AWQ, but is "
+                          "False: AWQ clips the ranges of groups which desc_act would form anew "
+                          "(or set weight_clip_ratio to 1.0)")
 
 
 def _contradictions(c):

@@ -1,0 +1,222 @@
+"""``PTQ``: weights, activations and KV caches of transformers, with policies for layers."""
+
+import itertools
+import os
+import sys
+
+import paddle
+from paddle import nn
+
+from ... import engine
+from ..._checks import wrong_type, wrong_value
+from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
+from ...algorithms.network_helper import is_linear
+from ...algorithms.structure import build_structure
+from ...errors import ConfigError, ModelError, StateError
+from ...nn.deployable import DeployableLayer, deployable_layers
+from .ptq_config import PTQConfig
+from .ptq_enums import PTQMode
+from .ptq_plan import make_plan
+from .ptq_policies import LayerPolicies
+
+
+class PTQ:
+    """Post-training quantization with MindSpore Golden Stick's interface.
+
+    ``paddle.nn.Linear`` in the decoder layers of a network, and its KV caches, are quantized as
+    ``config`` says; ``layer_policies`` says otherwise for layers of some names. Linears outside
+    of the decoder layers, such as a ``lm_head``, are quantized only where a pattern matches them.
+
+    Args:
+        config: a :class:`PTQConfig`, a dict with its fields, or None (default) for its defaults.
+        layer_policies: an OrderedDict of regular expression -> :class:`PTQConfig`, or None to
+            leave what it matches alone. An expression is matched from the start of a layer's name
+            in ``network.named_sublayers()``; a KV cache has the name of its
+            ``paddle.nn.MultiHeadAttention`` or ``paddleq.nn.KVCache``. Default None: no patterns.
+
+    Raises:
+        ConfigTypeError: (a TypeError) ``config`` or an element of ``layer_policies`` is no
+            PTQConfig; ``layer_policies`` is no OrderedDict.
+        ConfigError: (a ValueError) see :class:`PTQConfig`; a pattern is no regular expression or
+            its policy of another mode; ``PTQMode.QUANTIZE`` in static graph mode.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.frontends.golden_stick import PTQ, PTQConfig
+        >>> network = paddle.nn.TransformerEncoder(
+        ...     paddle.nn.TransformerEncoderLayer(64, 2, 128), num_layers=2)
+        >>> ptq = PTQ(PTQConfig(weight_quant_dtype="int4", precision_recovery="gptq",
+        ...                     opname_blacklist=["self_attn"]))
+        >>> network = ptq.apply(network, datasets=[paddle.rand([2, 8, 64]) for _ in range(4)])
+        >>> _ = ptq.summary(ptq.convert(network))
+        layer_name                  | quant_type
+        ----------------------------+--------------------
+        layers.0.self_attn          | NA
+        layers.0.self_attn.q_proj   | NA
+        ...
+        layers.1.linear1            | GPTQ-W4-per_channel
+        layers.1.linear2            | GPTQ-W4-per_channel
+    """
+
+    def __init__(self, config=None, layer_policies=None):
+        config = PTQConfig.parse(config)
+        if config.mode is PTQMode.QUANTIZE and not paddle.in_dynamic_mode():
+            raise ConfigError("config.mode must be PTQMode.DEPLOY in static graph mode, but is "
+                              "PTQMode.QUANTIZE; call paddle.disable_static() first")
+        self._policies = LayerPolicies(config, layer_policies)
+
+    @property
+    def config(self):
+        """The :class:`PTQConfig` of layers that no pattern matches."""
+        return self._policies.config
+
+    def apply(self, network, network_helper=None, datasets=None, resume_dir=None):
+        """Quantize ``network``, or build the structure of the quantized one, in place.
+
+        In ``PTQMode.QUANTIZE`` decoder layer by decoder layer: outliers are suppressed, weights
+        rounded, the ranges of KV caches found, and the next decoder layer sees what this one then
+        gives. Linears that read the very same tensor share their smoothing factor, which goes into
+        the norm before them where that is possible. In ``PTQMode.DEPLOY`` there are no data; load
+        a checkpoint with :meth:`convert`.
+
+        Args:
+            network: a float ``paddle.nn.Layer``.
+            network_helper: a :class:`NetworkHelper`, which says where the decoder layers are.
+                Default None: those in a ``LayerList`` or ``Sequential`` of layers of one class.
+            datasets: an iterable of batches to calibrate on: a tensor, the arguments of
+                ``network.forward`` as a list or tuple, or a dict. Not used in DEPLOY mode.
+            resume_dir: folder for finished decoder layers; a run that was killed goes on after the
+                last of them, to the same bits. Default None. (Not in Golden Stick.)
+
+        Returns:
+            The network, which computes as the deployed one.
+
+        Raises:
+            StateError: (a RuntimeError) a subclass did not call ``PTQ.__init__``.
+            ConfigTypeError: (a TypeError) ``network`` is no ``paddle.nn.Layer``, or
+                ``network_helper`` no NetworkHelper.
+            ConfigError: (a ValueError) no ``network_helper`` in DEPLOY mode; no or empty
+                ``datasets`` in QUANTIZE mode; two patterns match one layer.
+            ModelError: the network is quantized already, or has nothing to quantize.
+            CalibrationError: a layer saw no data, or NaN or infinity; names it.
+        """
+        policies = self._initialized()
+        engine.check_model(network)
+        deploy = policies.config.mode is PTQMode.DEPLOY
+        if network_helper is None and deploy:
+            raise wrong_value("network_helper", None, "a NetworkHelper in PTQMode.DEPLOY")
+        helper = StackHelper() if network_helper is None else network_helper
+        if not isinstance(helper, NetworkHelper):
+            raise wrong_type("network_helper", helper, "a NetworkHelper or None")
+        batches = None if deploy else _not_empty(datasets)
+        plan = make_plan(network, helper, policies)
+        if deploy:
+            build_structure(network, plan.linears, plan.kv_caches)
+        else:
+            quantize_layer_by_layer(network, helper, plan.linears.get, plan.kv_caches.get,
+                                    batches, resume_dir=resume_dir)
+        layers = dict(network.named_sublayers(include_self=True))
+        for name, why in plan.left.items():
+            layers[name].__dict__["_paddleq_note"] = why
+        return network
+
+    def convert(self, net_opt, ckpt_path=""):
+        """The network to deploy, in place.
+
+        What :meth:`apply` quantized is that already; with ``ckpt_path`` it becomes the network
+        that :func:`paddleq.save_checkpoint` wrote. It is exported with
+        :func:`paddleq.save_quantized_model`.
+
+        Args:
+            net_opt: what :meth:`apply` returned.
+            ckpt_path: prefix of the files that :func:`paddleq.save_checkpoint` wrote, or the path
+                of one of the two; "" (default): none. Nothing in them is unpickled.
+
+        Returns:
+            The network, in evaluation mode.
+
+        Raises:
+            ConfigTypeError: (a TypeError) ``net_opt`` is no ``paddle.nn.Layer``, or ``ckpt_path``
+                no str.
+            ConfigError: (a ValueError) ``ckpt_path`` is no path of a checkpoint.
+            FormatError: the checkpoint is damaged or of another kind. The network is as it was.
+            ModelError: :meth:`apply` was not called on it, or the checkpoint is of another
+                network or quantized in another way. The network is as it was.
+        """
+        self._initialized()
+        if not isinstance(net_opt, nn.Layer):
+            raise wrong_type("net_opt", net_opt, "a paddle.nn.Layer that apply() returned")
+        if not isinstance(ckpt_path, str):
+            raise wrong_type("ckpt_path", ckpt_path, "a str, empty for no checkpoint")
+        if not deployable_layers(net_opt):
+            raise ModelError("net_opt has no quantized layer; give it to apply() first")
+        if ckpt_path:
+            engine.load_checkpoint(net_opt, _prefix(ckpt_path))
+        net_opt.eval()
+        return net_opt
+
+    def summary(self, network):
+        """Print a table of the layers and how each is quantized.
+
+        Args:
+            network: a ``paddle.nn.Layer``.
+
+        Returns:
+            What was printed: lines ``layer_name | quant_type`` for each Linear and each KV cache.
+            The type names the algorithms, the bits of weights, activations and KV caches and
+            their granularity, such as ``SmoothQuant-W8-per_channel-A8-per_tensor``,
+            ``AWQ-W4-per_group``, ``C8-per_channel``; ``NA`` for a layer that is not quantized.
+
+        Raises:
+            ConfigTypeError: (a TypeError) ``network`` is no ``paddle.nn.Layer``.
+        """
+        if not isinstance(network, nn.Layer):
+            raise wrong_type("network", network, "a paddle.nn.Layer")
+        rows = [("layer_name", "quant_type")]
+        caches = {id(layer): getattr(layer, "kv_cache", layer)
+                  for _, layer in StackHelper().kv_caches(network)}
+        inner = {id(cache) for cache in caches.values()} - set(caches)
+        for name, layer in network.named_sublayers(include_self=True):
+            if id(layer) in caches:
+                rows.append((name, getattr(caches[id(layer)], "quant_type", "NA")))
+            elif is_linear(layer) or isinstance(layer, DeployableLayer) and id(layer) not in inner:
+                rows.append((name, getattr(layer, "quant_type", "NA")))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name.ljust(width)} | {kind}" for name, kind in rows]
+        lines.insert(1, "-" * width + "-+-" + "-" * max(len(kind) for _, kind in rows))
+        table = "\n".join(lines)
+        sys.stdout.write(table + "\n")
+        return table
+
+    def _initialized(self):
+        policies = getattr(self, "_policies", None)
+        if policies is None:
+            raise StateError(f"{type(self).__name__} is not initialized: its __init__ must call "
+                             "PTQ.__init__")
+        return policies
+
+
+def _not_empty(datasets):
+    """The batches of ``datasets``, of which there is at least one."""
+    expected = "an iterable of at least one batch in PTQMode.QUANTIZE"
+    if datasets is None:
+        raise wrong_value("datasets", None, expected)
+    try:
+        batches = iter(datasets)
+    except TypeError:
+        raise wrong_type("datasets", datasets, expected) from None
+    for first in batches:
+        return itertools.chain([first], batches)
+    raise wrong_value("datasets", datasets, expected)
+
+
+def _prefix(path):
+    """The prefix that a checkpoint's two files have in common."""
+    for ending in (".safetensors", ".json"):
+        if path.endswith(ending) and os.path.isfile(path):
+            path = path[:-len(ending)]
+    if not os.path.isfile(f"{path}.json"):
+        raise wrong_value("ckpt_path", path, "the prefix of a checkpoint that save_checkpoint() "
+                          "wrote (there must be a .json of that name), or empty")
+    return path
+
