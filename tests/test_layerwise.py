@@ -256,7 +256,8 @@ def test_one_tensor_and_two_policies():
         q, k, v = (after.self_attn._sub_layers[f"{n}_proj"] for n in "qkv")
         np.testing.assert_array_equal(q.input_scale.numpy(), v.input_scale.numpy())
         assert np.abs(q.input_scale.numpy() / k.input_scale.numpy() - 1).max() > 0.01
-        assert (q.quant_type, k.quant_type) == ("W8-per_channel-A8-per_tensor", "W4-per_group")
+        assert (q.quant_type, k.quant_type) == (
+            "SmoothQuant-W8-per_channel-A8-per_tensor", "SmoothQuant-W4-per_group")
         np.testing.assert_array_equal(before.input_layernorm.weight.numpy(),
                                       after.input_layernorm.weight.numpy())
     assert set(done.absorbed) == {"lm_head"}
