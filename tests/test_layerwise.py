@@ -707,4 +707,4 @@ def test_per_token_policies():
     final, _ = quantized("llama", LinearPolicy(W8, QuantSpec(8, granularity=PerToken()),
                                                SmoothQuant(0.5)))
     assert {layer.quant_type for layer in linears_of(final).values()} == {
-        "W8-per_channel-A8-per_token"}
+        "SmoothQuant-W8-per_channel-A8-per_token"}
