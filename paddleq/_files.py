@@ -4,6 +4,9 @@ import errno
 import os
 import tempfile
 
+LEFT_OVER = ".paddleq-"
+"""What names of folders begin with that a killed process may leave beside its targets."""
+
 
 def write_together(writers):
     """Write files beside their targets, then rename them into place one after another.
@@ -22,7 +25,7 @@ def write_together(writers):
         os.makedirs(_folder(path), exist_ok=True)
     first = next(iter(writers))
     # A folder of its own on the same file system: whatever happens, it goes as a whole.
-    with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=_folder(first)) as beside:
+    with tempfile.TemporaryDirectory(prefix=LEFT_OVER, dir=_folder(first)) as beside:
         written = {path: os.path.join(beside, str(number)) for number, path in enumerate(writers)}
         for path, write in writers.items():
             write(written[path])

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import os
-import tempfile
+import shutil
 
 import paddle
 
 from .._checks import wrong_type
+from .._files import LEFT_OVER, write_bytes, write_together
+from ..engine import load_checkpoint, save_checkpoint
 from ..errors import ConfigError, FormatError
-from ..nn.deployable import deployable_class, deployable_layers
-from ..nn.replace import replace_layers
 
 _RUN = "run.json"
 
@@ -25,8 +25,10 @@ def fingerprint(network, layers, policies, kinds, inputs):
         kinds: name -> kind of KV cache.
         inputs: the (args, kwargs) of each batch.
     """
+    from .. import __version__
+
     return {
-        "versions": {"paddle": paddle.__version__, "resume_dir": 1},
+        "versions": {"paddle": paddle.__version__, "paddleq": __version__},
         "configuration": {
             "decoder layers": list(layers),
             **{f"the policy of {name}": repr(policy) for name, policy in policies.items()},
@@ -58,9 +60,13 @@ class Resume:
         self.folder = os.fspath(folder)
         try:
             os.makedirs(self.folder, exist_ok=True)
+            for name in os.listdir(self.folder):
+                if name.startswith(LEFT_OVER):  # by a process that was killed
+                    shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
             old = self._old_run()
             if old is None:
-                _write(os.path.join(self.folder, _RUN), json.dumps(run, indent=1).encode())
+                content = json.dumps(run, indent=1).encode()
+                write_together({os.path.join(self.folder, _RUN): write_bytes(content)})
         except OSError as error:
             raise FormatError(f"cannot use resume_dir {self.folder}: {error}") from error
         if old is not None:
@@ -84,7 +90,7 @@ class Resume:
 
     def save(self, number, layer):
         """Write decoder layer ``number``."""
-        _save_layer(layer, self._path(number))
+        save_checkpoint(layer, self._path(number))
 
     def load(self, number, layer):
         """Make a float decoder layer what :meth:`save` wrote.
@@ -92,7 +98,7 @@ class Resume:
         Raises:
             FormatError: the file is damaged.
         """
-        _load_layer(layer, self._path(number))
+        load_checkpoint(layer, self._path(number))
 
 
 def _check_same(folder, old, new):
@@ -131,37 +137,3 @@ def _feed(digest, structure):
             _feed(digest, structure[name])
     else:
         digest.update(repr(structure).encode())
-
-
-def _write(path, content):
-    handle, beside = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".paddleq-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(beside, path)
-
-
-def _save_layer(layer, path):
-    from safetensors.numpy import save
-
-    arrays = {name: value.numpy() for name, value in layer.state_dict().items()}
-    _write(path + ".safetensors", save(arrays))
-    kinds = {name: [type(part).__name__, part.description()]
-             for name, part in deployable_layers(layer)}
-    _write(path + ".json", json.dumps(kinds).encode())
-
-
-def _load_layer(layer, path):
-    from safetensors.numpy import load_file
-
-    with open(path + ".json", encoding="utf-8") as file:
-        kinds = json.load(file)
-    for name, (kind, description) in kinds.items():
-        cls = deployable_class(kind)
-        cls.make_place(layer, name)
-        old = dict(layer.named_sublayers(include_self=True))[name]
-        replace_layers(layer, [(old, cls.in_place_of(old, description))])
-    state, arrays = layer.state_dict(), load_file(path + ".safetensors")
-    if set(state) != set(arrays):
-        raise FormatError(f"{path}.safetensors does not hold the tensors of this layer")
-    for name, value in state.items():
-        value.set_value(paddle.to_tensor(arrays[name]))
