@@ -11,8 +11,8 @@ from side_by_side import heading, interleaved, median, table
 # isort: split
 import paddle
 from paddle import nn
-from paddle.quantization import ImperativeQuantAware
 from paddle.vision.models import mobilenet_v1
+from paddles_own import ReferencePACT, reference
 
 import paddleq
 from paddleq import FakeQuantize
@@ -22,24 +22,10 @@ from paddleq.preprocess import PACT
 CLIPPING = 2.0  # an alpha that clips part of every activation
 
 
-class ReferencePACT(nn.Layer):
-    """PACT as PaddleSlim writes it."""
-
-    def __init__(self, init=100.0):
-        super().__init__()
-        self.alpha = self.create_parameter([1], attr=paddle.ParamAttr(
-            initializer=nn.initializer.Constant(init), learning_rate=1000.0), dtype="float32")
-
-    def forward(self, x):
-        relu = nn.functional.relu
-        return x - relu(x - self.alpha) + relu(-self.alpha - x)
-
-
 class ReferenceClippingPACT(ReferencePACT):
     """The same with an alpha that clips."""
 
-    def __init__(self):
-        super().__init__(CLIPPING)
+    init = CLIPPING
 
 
 def _clipping_pact():
@@ -49,17 +35,6 @@ def _clipping_pact():
 def ours(**arguments):
     """A function that quantizes a model with paddleq."""
     return lambda model: paddleq.QAT(**arguments).quantize(model)
-
-
-def reference(preprocess=None):
-    """A function that quantizes a model with paddle.quantization."""
-    quanter = ImperativeQuantAware(weight_quantize_type="channel_wise_abs_max",
-                                   act_preprocess_layer=preprocess, onnx_format=True)
-
-    def quantize(model):
-        quanter.quantize(model)
-        return model
-    return quantize
 
 
 VARIANTS = {
