@@ -11,13 +11,16 @@ up its shares in float32, and may stop a bin too early or too late where a bin e
 rounding of ``hist_percent``. Such cases are printed.
 """
 
+import copy
+
 import numpy as np
 import paddle
 import pytest
 from paddle.nn.quant.quant_layers import FakeQuantMovingAverageAbsMax
-from paddle.quantization import ImperativePTQ, PTQConfig
+from paddle.quantization import ImperativePTQ, ImperativeQuantAware, PTQConfig
 from paddle.quantization.imperative import ptq_quantizer as reference
 from paddle.static.quantization import cal_kl_threshold as reference_kl
+from runtimes import relative_error
 
 from paddleq import (
     PTQ,
@@ -298,6 +301,49 @@ def test_qat_of_a_model_on_digits(digits):
     for layer, theirs in pairs:
         assert layer.activation_quantizer.threshold.item() == pytest.approx(
             theirs._scale.item(), rel=1e-6)
+
+
+def normed(inputs, outputs):
+    # A sum of products of few integers is often 0, but for float's rounding: a ReLU right behind
+    # it would pass its gradient or not by chance.
+    return (paddle.nn.Conv2D(inputs, outputs, 3, stride=2, bias_attr=False),
+            paddle.nn.BatchNorm2D(outputs), paddle.nn.ReLU())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_training_step_has_the_loss_and_the_gradients_of_paddle_s(digits, bits):
+    """With few bits too: where the trained models differ, it is by chance."""
+    ours = paddle.nn.Sequential(*normed(1, 8), *normed(8, 16), paddle.nn.Flatten(),
+                                paddle.nn.Linear(16, 10))
+    theirs = copy.deepcopy(ours)
+    pairs = list(zip(ours.parameters(), theirs.parameters()))  # both go on with these
+    ImperativeQuantAware(
+        weight_quantize_type="channel_wise_abs_max", weight_bits=bits, activation_bits=bits,
+        onnx_format=True).quantize(theirs)
+    QAT({"weight_bits": bits, "activation_bits": bits}).quantize(ours)
+    optimizer = paddle.optimizer.Adam(1e-2, parameters=ours.parameters())
+    images, labels = digits.train
+    for step in range(12):
+        take = slice(step * 64, step * 64 + 64)
+        losses = []
+        for model in (ours, theirs):
+            losses.append(paddle.nn.functional.cross_entropy(
+                model(paddle.to_tensor(images[take])), paddle.to_tensor(labels[take])))
+            losses[-1].backward()
+        # Ties, and what the last place decides: a value in a hundred thousand is a step off.
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-3), step
+        for mine, other in pairs:
+            if mine.trainable:
+                assert relative_error(mine.grad.numpy(), other.grad.numpy()) < 2e-2, step
+        optimizer.step()
+        optimizer.clear_grad()
+        for mine, other in pairs:
+            other.set_value(mine)
+            other.clear_gradient()
+    ours.eval()
+    theirs.eval()
+    x = paddle.to_tensor(digits.test[0])
+    assert relative_error(ours(x).numpy(), theirs(x).numpy()) < 1e-3
 
 
 def test_one_observer_for_one_bit_differs_on_purpose():
