@@ -342,6 +342,48 @@ def test_inspect(folder, monkeypatch):
     assert weight["name"] in text and "█" in text
 
 
+def test_sensitivity(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net = build(folder)
+    net.eval()
+    paddle.jit.save(net, "float/net", [paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    for model, names in (("zoo.py:build", {"0", "4"}),
+                         ("float", {net[0].weight.name, net[4].weight.name})):
+        done = run(folder, "sensitivity", model, "-d", "images.npy", "--algo", "abs_max", "--json")
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(done.stdout)
+        assert {row["layer"] for row in rows} == names
+        assert 20 < rows[0]["sqnr"] < rows[1]["sqnr"] < 60
+    done = run(folder, "sensitivity", "float", "-d", "images.npy", "--algo", "abs_max")
+    assert rows[0]["layer"] in done.stdout.splitlines()[2] and "dB" in done.stdout
+
+
+@pytest.mark.browser  # where VisualDL is
+def test_serve_vdl(folder):
+    import socket
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "logs").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paddleq", "serve-vdl", "logs", "--port", str(port)], cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n"
+    for attempt in range(300):
+        try:
+            page = urllib.request.urlopen(f"http://127.0.0.1:{port}/app").read()
+            break
+        except OSError:
+            assert attempt < 299 and process.poll() is None
+            time.sleep(0.1)
+    assert b"VisualDL" in page
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
+    assert process.wait(timeout=30) == 0
+
+
 @pytest.mark.parametrize("arguments, status, said", [
     (["ptq", "zoo.py:build"], 2, "Missing option '--data' / '-d'"),
     (["ptq", "zoo.py:build", "-d", "no.npy", "-o", "o"], 1, "no.npy"),
@@ -370,6 +412,8 @@ def test_inspect(folder, monkeypatch):
     (["run", "no.yaml"], 1, "no.yaml"),
     (["run", "zoo.py"], 2, "zoo.py:"),
     (["inspect", "nowhere"], 1, "nowhere"),
+    (["sensitivity", "nowhere", "-d", "images.npy"], 1, "nowhere"),
+    (["sensitivity", "zoo.py:build", "-d", "images.npy", "--skip", "."], 1, "no layer to quantize"),
     (["inspect", "images.npy"], 1, "images.npy"),
 ])
 def test_bad_input(folder, monkeypatch, capsys, arguments, status, said):
@@ -391,6 +435,8 @@ def test_bad_input(folder, monkeypatch, capsys, arguments, status, said):
     ("qat-export", ["zoo.py:build", "--input", "x:?x1", "--weights", "no", "-o", "o"], 1),
     ("run", ["zoo.py"], 2),
     ("inspect", ["images.npy"], 1),
+    ("sensitivity", ["nowhere", "-d", "images.npy"], 1),
+    ("serve-vdl", ["nowhere"], 1),
 ])
 def test_bad_input_in_a_process_of_every_command(folder, command, arguments, status):
     before = content(folder)

@@ -49,7 +49,8 @@ MAY_IMPORT = {
 }
 
 DEVIATIONS = {
-    ("frontends", "analysis"): "PTQ.quantize_with_accuracy searches by layers' sensitivities",
+    ("frontends", "analysis"): "PTQ.quantize_with_accuracy searches by sensitivities; those of a "
+                               "saved model are found where it is quantized",
     ("frontends", "export"): "QAT and PTQ have save_quantized_model, which the table forgot",
     ("export", "engine"): "walks over quantized layers, evaluation mode, thresholds at the end",
 }

@@ -22,6 +22,7 @@ from paddleq.errors import (
 from paddleq.export.fold_norms import fold_norms
 from paddleq.export.load import load_saved
 from paddleq.export.program import Program
+from paddleq.frontends.post_static import sensitivity_post_static
 
 
 class Norms(nn.Layer):
@@ -204,3 +205,33 @@ def test_what_is_wrong_is_said_and_nothing_is_written(saved, options, error, wor
         paddleq.quant_post_static(**{**arguments, **options})
     assert all(word in str(caught.value) for word in words), caught.value
     assert not os.path.exists(out)
+
+
+def test_sensitivity_finds_the_bad_operator(saved):
+    """One channel of a convolution's input times 100, its weights divided by 100."""
+    net, folder, _, batches, _ = saved
+    with paddle.no_grad():
+        net.bn2.weight[3] *= 100.0
+        net.bn2.bias[3] *= 100.0
+        net.conv3.weight[:, 3] /= 100.0
+    save_float(net, f"{folder}/net", [1, 8, 8])
+    found = sensitivity_post_static(folder, batches)
+    assert found.worst() == [net.conv3.weight.name] and len(found) == 4
+    others = [row.sqnr for row in found.ranking()[1:]]
+    assert found.ranking()[0].sqnr < min(others) - 6
+    # A loader that can be gone through only once will do.
+    again = sensitivity_post_static(folder, iter(batches))
+    assert [row.sqnr for row in again] == [row.sqnr for row in found]
+
+
+def test_sensitivity_is_that_of_the_live_model(saved):
+    net, folder, _, batches, _ = saved
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    live = ptq.quantize(net, fuse=True, inputs=batches[0])
+    ptq.calibrate(live, batches)
+    expected = paddleq.analysis.sensitivity(live, batches)
+    found = sensitivity_post_static(folder, batches, algo="abs_max")
+    names = {layer.weight.name: name for name, layer in live.named_sublayers()
+             if name in ("conv1", "conv2", "conv3", "fc")}
+    for row in found:
+        assert abs(row.sqnr - expected[names[row.name]].sqnr) < 0.3

@@ -1,14 +1,29 @@
 """Commands that look at models."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import click
 
+from ..errors import DependencyError, FormatError
 from ..export.inspect import inspect as describe
 from ..export.load import load_saved
 from ..frontends.saved_models import find_files
-from ..recipes.run import saved_model
+from ..recipes.run import saved_model, sensitivities
 from .main import STATUS
+from .options import (
+    data_options,
+    data_section,
+    layer_options,
+    model_section,
+    ptq_options,
+    ptq_section,
+    recipe_of,
+    split_options,
+)
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -50,6 +65,68 @@ def inspect(model, as_json):
         ("tensor", lambda row: row["name"]), ("read by", lambda row: row["reader"]),
         ("bits", lambda row: str(row["bits"])),
         ("threshold", lambda row: f"{row['threshold']:.4g}")])
+
+
+@click.command(epilog="""\b
+examples:
+  paddleq sensitivity float/model -d images.npy --batches 4
+  paddleq sensitivity zoo.py:build --weights net.pdparams -d images.npy --algo hist
+
+""" + STATUS)
+@click.argument("model")
+@data_options
+@layer_options
+@ptq_options
+@click.option("--json", "as_json", is_flag=True, help="as JSON, worst first")
+def sensitivity(model, weights, arguments, inputs, as_json, **options):
+    """Tell which layers lose most when each is quantized alone, worst first.
+
+    MODEL is as for 'paddleq ptq'. The number is the signal-to-quantization-noise ratio of the
+    model's output in dB: 6 dB less is one bit less.
+    """
+    data, how = split_options(options)
+    found = sensitivities(recipe_of({
+        "model": model_section(model, weights, arguments, inputs),
+        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(model, **how),
+        "export": [{"path": "unused"}]}))
+    if as_json:
+        click.echo(json.dumps([{"layer": row.name, "type": row.type, "sqnr": row.sqnr}
+                               for row in found.ranking()], indent=1))
+    else:
+        click.echo(found.table())
+
+
+@click.command("serve-vdl", epilog="""\b
+examples:
+  paddleq serve-vdl logs
+  paddleq serve-vdl logs --model out/model.pdmodel --port 8040
+
+""" + STATUS)
+@click.argument("logdir")
+@click.option("--model", metavar="FILE", help="a .pdmodel whose graph is shown too")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8040, show_default=True)
+def serve_vdl(logdir, model, host, port):
+    """Show what was logged, and a model's graph, in VisualDL. Ctrl-C ends it."""
+    if importlib.util.find_spec("visualdl") is None:
+        raise DependencyError("serve-vdl needs visualdl: pip install 'paddleq[viz]'")
+    if not os.path.isdir(logdir):
+        raise FormatError(f"there is no folder {logdir}")
+    if model is not None and not os.path.isfile(model):
+        raise FormatError(f"there is no file {model}")
+    # Without a language it answers clients that ask for none with an error.
+    command = [sys.executable, "-m", "visualdl.server.app", "--logdir", logdir, "--host", host,
+               "--port", str(port), "--language", "en"]
+    if model is not None:
+        command += ["--model", model]
+    click.echo(f"http://{host}:{port}/")
+    with subprocess.Popen(command) as server:
+        try:
+            status = server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            return
+    click.get_current_context().exit(status)
 
 
 def _table(title, rows, columns):

@@ -41,6 +41,21 @@ data_options = _several(
     click.option("--batches", type=int, metavar="N", help="stop after N batches (default: all)"),
 )
 
+ALGORITHMS = {"KL": "KLQuantizer", "hist": "HistQuantizer", "abs_max": "AbsmaxQuantizer"}
+
+ptq_options = _several(
+    click.option("--algo", type=click.Choice(list(ALGORITHMS)), default="KL", show_default=True,
+                 help="how thresholds of activations are found"),
+    click.option("--hist-percent", type=float, help="share below the threshold, for --algo hist"),
+    click.option("--weight-bits", type=int, default=8, show_default=True),
+    click.option("--activation-bits", type=int, default=8, show_default=True),
+    click.option("--per-tensor", is_flag=True, help="one scale for a weight, not one a channel"),
+    click.option("--no-fuse", is_flag=True, help="do not fold batch norms"),
+    click.option("--skip", multiple=True, metavar="NAME",
+                 help="leave alone: a regular expression for names of layers, a name of a tensor "
+                      "of a saved model; may be repeated"),
+)
+
 output_option = click.option("-o", "--output", required=True, metavar="OUT",
                              help="prefix of the files to write; folders are made")
 
@@ -70,6 +85,31 @@ def data_section(source, labels, keys, transform, batch_size, batches):
                "labels": True if labels == "folders" else labels, "keys": list(keys),
                "transform": [_yaml("--transform", text) for text in transform]}
     return {key: value for key, value in section.items() if value not in (None, [])}
+
+
+_DATA = ("source", "labels", "keys", "transform", "batch_size", "batches")
+
+
+def split_options(options):
+    """(those of :data:`data_options`, those of :data:`ptq_options`)."""
+    data = {name: options.pop(name) for name in _DATA}
+    return data, options
+
+
+def ptq_section(model, algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse,
+                skip):
+    """The section ``quantize`` of a recipe for the method ptq."""
+    activation = {"name": ALGORITHMS[algo], "quant_bits": activation_bits}
+    if hist_percent is not None:
+        activation["hist_percent"] = hist_percent
+    weight = "AbsmaxQuantizer" if per_tensor else "PerChannelAbsmaxQuantizer"
+    section = {"method": "ptq", "activation_quantizer": activation,
+               "weight_quantizer": {"name": weight, "quant_bits": weight_bits},
+               "fuse": not no_fuse}
+    if skip:
+        kind = "pattern" if ":" in model else "name"
+        section["rules"] = [{kind: name, "skip": True} for name in skip]
+    return section
 
 
 def recipe_of(sections):

@@ -18,10 +18,12 @@ from .options import (
     layer_options,
     model_section,
     output_option,
+    ptq_options,
+    ptq_section,
     recipe_of,
+    split_options,
 )
 
-_ALGORITHMS = {"KL": "KLQuantizer", "hist": "HistQuantizer", "abs_max": "AbsmaxQuantizer"}
 _FORMATS = click.Choice(["pdmodel", "onnx", "pir"])
 
 
@@ -39,37 +41,18 @@ examples:
 @output_option
 @click.option("--format", "formats", type=_FORMATS, multiple=True, default=["pdmodel"],
               show_default=True, help="may be repeated for a Layer")
-@click.option("--algo", type=click.Choice(list(_ALGORITHMS)), default="KL", show_default=True,
-              help="how thresholds of activations are found")
-@click.option("--hist-percent", type=float, help="share below the threshold, for --algo hist")
-@click.option("--weight-bits", type=int, default=8, show_default=True)
-@click.option("--activation-bits", type=int, default=8, show_default=True)
-@click.option("--per-tensor", is_flag=True, help="one scale for a weight, not one a channel")
-@click.option("--no-fuse", is_flag=True, help="do not fold batch norms")
-@click.option("--skip", multiple=True, metavar="NAME",
-              help="leave alone: a regular expression for names of layers, a name of a tensor of "
-                   "a saved model; may be repeated")
+@ptq_options
 @click.option("--seed", type=int, default=0, show_default=True)
-def ptq(model, output, formats, algo, hist_percent, weight_bits, activation_bits, per_tensor,
-        no_fuse, skip, seed, weights, arguments, inputs, **data):
+def ptq(model, output, formats, seed, weights, arguments, inputs, **options):
     """Quantize after training, with a few batches of data.
 
     MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
     returns a paddle.nn.Layer.
     """
-    activation = {"name": _ALGORITHMS[algo], "quant_bits": activation_bits}
-    if hist_percent is not None:
-        activation["hist_percent"] = hist_percent
-    weight = "AbsmaxQuantizer" if per_tensor else "PerChannelAbsmaxQuantizer"
-    kind = "pattern" if ":" in model else "name"
-    quantize = {"method": "ptq", "activation_quantizer": activation,
-                "weight_quantizer": {"name": weight, "quant_bits": weight_bits},
-                "fuse": not no_fuse}
-    if skip:
-        quantize["rules"] = [{kind: name, "skip": True} for name in skip]
+    data, how = split_options(options)
     _run(recipe_of({
         "seed": seed, "model": model_section(model, weights, arguments, inputs),
-        "data": {"calibration": data_section(**data)}, "quantize": quantize,
+        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(model, **how),
         "export": [{"format": each, "path": _prefix(output, formats, each)}
                    for each in dict.fromkeys(formats)]}))
 

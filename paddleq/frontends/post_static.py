@@ -2,16 +2,19 @@
 
 import os
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import paddle
 
 from .._checks import check_bool, check_choice, check_float, check_int, wrong_type
+from ..analysis import Sensitivities, Sensitivity
+from ..analysis.sqnr import SQNR
 from ..errors import CalibrationError, ConfigError, NonFiniteError
 from ..export.fold_norms import fold_norms
 from ..export.load import load_saved
 from ..export.mend import mend
-from ..export.static_quantization import StaticQuantizer
+from ..export.static_quantization import StaticQuantizer, run_program
 from ..observers import AbsMaxObserver, HistogramObserver, KLObserver, MSEObserver
 from ..spec import QuantSpec
 from .saved_models import check_op_types, find_files
@@ -75,6 +78,81 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
         >>> len(names), sorted(os.listdir(folder + "/int8"))
         (1, ['model.pdiparams', 'model.pdmodel'])
     """
+    if not isinstance(quantize_model_path, (str, os.PathLike)):
+        raise wrong_type("quantize_model_path", quantize_model_path, "a folder")
+    quantizer = _calibrated(
+        model_dir, data_loader, model_filename, params_filename, batch_nums, algo, hist_percent,
+        quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
+        skip_tensor_list)
+    names = quantizer.finish()
+    mend(quantizer.program)
+    folder = os.fspath(quantize_model_path)
+    quantizer.program.save(os.path.join(folder, save_model_filename),
+                           os.path.join(folder, save_params_filename))
+    return names
+
+
+def sensitivity_post_static(model_dir, data_loader, model_filename=None, params_filename=None,
+                            batch_nums=None, algo="hist", hist_percent=0.9999,
+                            quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
+                            weight_quantize_type="channel_wise_abs_max", optimize_model=True,
+                            skip_tensor_list=None):
+    """Which operators of a saved model lose most when each is quantized alone.
+
+    Args:
+        model_dir, and all others: as for :func:`quant_post_static`. The batches are run twice.
+
+    Returns:
+        :class:`~paddleq.analysis.Sensitivities`; an operator is named by its weight, and its
+        ``sqnr`` is that of the model's first output, in dB.
+
+    Raises:
+        PaddleqError: as :func:`quant_post_static`.
+
+    Examples:
+        >>> import tempfile, paddle, paddleq
+        >>> from paddle.static import InputSpec
+        >>> from paddleq.frontends.post_static import sensitivity_post_static
+        >>> folder = tempfile.mkdtemp()
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4), paddle.nn.Linear(4, 4))
+        >>> _ = net.eval()
+        >>> paddle.jit.save(net, folder + "/net", [InputSpec([None, 8], "float32", "x")])
+        >>> len(sensitivity_post_static(folder, [paddle.rand([16, 8])]))
+        2
+    """
+    batches = _Kept(data_loader, batch_nums)
+    quantizer = _calibrated(
+        model_dir, batches, model_filename, params_filename, batch_nums, algo, hist_percent,
+        quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
+        skip_tensor_list)
+    arrays = [_arrays(batch, quantizer.feeds) for batch in batches]
+    expected = [outputs[0] for outputs in run_program(quantizer.program, arrays)]
+    rows = []
+    for weight, kind, program in quantizer.alone():
+        ratio = SQNR(f"the model's output with {weight} quantized")
+        for reference, found in zip(expected, run_program(program, arrays)):
+            ratio.add(paddle.to_tensor(reference), paddle.to_tensor(found[0]))
+        rows.append(Sensitivity(weight, kind, sqnr=ratio.db))
+    return Sensitivities(rows)
+
+
+class _Kept:
+    """Batches that can be gone through twice, whatever they come from."""
+
+    def __init__(self, loader, limit):
+        try:
+            self._batches = list(islice(iter(loader), limit))
+        except TypeError:
+            raise wrong_type("data_loader", loader, "an iterable of batches") from None
+
+    def __iter__(self):
+        return iter(self._batches)
+
+
+def _calibrated(model_dir, data_loader, model_filename, params_filename, batch_nums, algo,
+                hist_percent, quantizable_op_type, weight_bits, activation_bits,
+                weight_quantize_type, optimize_model, skip_tensor_list):
+    """A :class:`~paddleq.export.static_quantization.StaticQuantizer` that has seen the data."""
     for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
         check_int(name, bits, 2, 8)
     check_choice("algo", algo, _OBSERVERS)
@@ -82,9 +160,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     check_choice("weight_quantize_type", weight_quantize_type,
                  ("channel_wise_abs_max", "abs_max"))
     check_bool("optimize_model", optimize_model)
-    for name, value in (("model_dir", model_dir), ("quantize_model_path", quantize_model_path)):
-        if not isinstance(value, (str, os.PathLike)):
-            raise wrong_type(name, value, "a folder")
+    if not isinstance(model_dir, (str, os.PathLike)):
+        raise wrong_type("model_dir", model_dir, "a folder")
     if batch_nums is not None:
         check_int("batch_nums", batch_nums, 1)
     skip = [] if skip_tensor_list is None else skip_tensor_list
@@ -94,24 +171,16 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     program = load_saved(*find_files(os.fspath(model_dir), model_filename, params_filename))
     if optimize_model:
         fold_norms(program)
-    spec = QuantSpec(activation_bits)
-    make = partial(_OBSERVERS[algo], spec)
+    make = partial(_OBSERVERS[algo], QuantSpec(activation_bits))
     if algo == "hist":
         make = partial(make, hist_percent=hist_percent)
     quantizer = StaticQuantizer(program, op_types, make, weight_bits,
                                 weight_quantize_type == "channel_wise_abs_max", skip)
     _calibrate(quantizer, data_loader, batch_nums)
-    names = quantizer.finish()
-    mend(program)
-    folder = os.fspath(quantize_model_path)
-    program.save(os.path.join(folder, save_model_filename),
-                 os.path.join(folder, save_params_filename))
-    return names
+    return quantizer
 
 
 def _calibrate(quantizer, loader, batch_nums):
-    from itertools import islice
-
     from tqdm import tqdm
 
     try:

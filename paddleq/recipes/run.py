@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from .. import engine, export
+from ..analysis import sensitivity
 from ..config import LayerPolicy
 from ..export.load import load_saved
 from ..export.record import write_record
@@ -18,7 +19,7 @@ from ..frontends.fusing import fuse_now_or_later
 from ..frontends.paddleslim import PTQ
 from ..frontends.paddleslim.shared import rules_for
 from ..frontends.post_dynamic import weights_as_integers
-from ..frontends.post_static import quant_post_static
+from ..frontends.post_static import quant_post_static, sensitivity_post_static
 from ..frontends.saved_models import check_op_types, find_files
 from ..nn.registry import known_classes
 from .sources import build_model, open_data
@@ -123,6 +124,25 @@ def _policy(ptq, rule):
     weight = rule.get("weight_quantizer") or ptq.weight_quantizer
     activation = rule.get("activation_quantizer") or ptq.activation_quantizer
     return LayerPolicy(weight=weight.weight(), activation=activation.activation())
+
+
+def sensitivities(recipe):
+    """What each layer, or each operator of a saved model, costs when it is quantized alone.
+
+    Args:
+        recipe: a :class:`Recipe` of the method ptq; its exports are not written.
+
+    Returns:
+        :class:`~paddleq.analysis.Sensitivities`.
+    """
+    model = recipe.values["model"]
+    with _seeded(recipe.values["seed"]):
+        if not model["build"]:
+            folder, name = saved_model(recipe.resolve(model["path"]))
+            return sensitivity_post_static(folder, data_of(recipe, "calibration"),
+                                           model_filename=name, **_static_options(recipe))
+        net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
+        return sensitivity(quantized_by_ptq(recipe, net), data_of(recipe, "calibration"))
 
 
 def _run_on_saved(recipe, done):
