@@ -141,12 +141,12 @@ def test_computes_the_formula_for_any_shape(rows, columns, size, bits, affine, b
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_a_matrix_in_blocks_of_columns_is_the_same(weight, monkeypatch):
+def test_a_matrix_in_blocks_is_the_same(weight, monkeypatch):
     layer, compute, x = build(np.random.RandomState(2), 100, 37, WEIGHTS[weight], None, False,
                               False)
-    monkeypatch.setattr(integer_linear, "_BLOCK", 1000)  # 10 columns at a time
+    monkeypatch.setattr(integer_linear, "_BLOCK", 1300)  # 34 rows at a time, or 32
     assert close(layer(paddle.to_tensor(x)), compute(x))
-    monkeypatch.setattr(integer_linear, "_BLOCK", 1)  # fewer than one: one
+    monkeypatch.setattr(integer_linear, "_BLOCK", 1)  # fewer than can be: 2, or 32
     assert close(layer(paddle.to_tensor(x)), compute(x))
 
 

@@ -82,6 +82,32 @@ def dequantize_on_grid(integers, spec, scale, zero_point=None):
     return _as_rows(steps * scale.unsqueeze(1), rows)
 
 
+def dequantize_on_grid_(integers, spec, scale, zero_point=None):
+    """:func:`dequantize_on_grid` in dynamic mode, in place of ``integers``, which are float32 and
+    which nobody else holds.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import PerGroup, QuantSpec
+        >>> from paddleq.functional.grid import dequantize_on_grid_
+        >>> integers = paddle.to_tensor([[3.0], [-2.0], [1.0]])
+        >>> dequantize_on_grid_(integers, QuantSpec(4, granularity=PerGroup(2)),
+        ...                     paddle.to_tensor([[0.5], [2.0]])).tolist()
+        [[1.5], [-1.0], [2.0]]
+    """
+    with paddle.no_grad():
+        def aligned(parameter):
+            if scale.shape[0] == 1:
+                return parameter.flatten()  # a vector is broadcast several times faster than a row
+            # And a whole tensor is faster than what is broadcast along a middle axis.
+            rows = paddle.arange(integers.shape[0]) // spec.granularity.size
+            return paddle.index_select(parameter, rows, axis=0)
+
+        if zero_point is not None:
+            integers.subtract_(aligned(zero_point))
+        return integers.multiply_(aligned(scale))
+
+
 def grid_of(weight, spec, clip=None):
     """The grid that spans a weight from its lowest to its highest value.
 

@@ -144,6 +144,35 @@ def dequantize(q, threshold, spec, zero_point=None):
     return (q * _aligned(threshold, q, spec)) / levels
 
 
+def dequantize_(q, threshold, spec):
+    """:func:`dequantize` in dynamic mode without a zero point, in place of ``q``, which is float32
+    and which nobody else holds.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.numerics import dequantize_
+        >>> dequantize_(paddle.to_tensor([127.0]), paddle.to_tensor([2.0]), QuantSpec()).tolist()
+        [2.0]
+    """
+    _times_(q, threshold, spec)
+    if spec.levels != 1:
+        # A true division: multiplying by 1/127 would be one unit in the last place off what
+        # dequantize_linear computes, enough to move values across the next rounding border.
+        q.divide_(paddle.full([], float(spec.levels), dtype="float32"))
+    return q
+
+
+def _times_(q, factor, spec):
+    axis = spec.channel_axis
+    if axis is None:
+        q.scale_(factor)
+    else:
+        # In place, broadcasting a vector along the last axis is faster than expanding it.
+        last = axis % len(q.shape) == len(q.shape) - 1
+        q.multiply_(factor if last else _aligned(factor, q, spec))
+
+
 def _of_numbers(spec, zero):
     """Whether all of a tensor has the same limits, and they are numbers."""
     return spec.channel_axis is None and not spec.binary and isinstance(zero, int)
@@ -155,15 +184,10 @@ def _simulate(x, threshold, spec, zero, exact=True, in_place=False):
     q = _steps(x, threshold, spec, zero, in_place)
     if not paddle.in_dynamic_mode():
         return dequantize(q, threshold, spec)
-    factor = threshold if exact else threshold * (1.0 / spec.levels)
-    if spec.channel_axis is None:
-        q.scale_(factor)
+    if exact:
+        q = dequantize_(q, threshold, spec)
     else:
-        q.multiply_(_aligned(factor, q, spec))
-    if exact and spec.levels != 1:
-        # A true division: multiplying by 1/127 would be one unit in the last place off what
-        # dequantize_linear computes, enough to move values across the next rounding border.
-        q.divide_(paddle.full([], float(spec.levels), dtype="float32"))
+        _times_(q, threshold * (1.0 / spec.levels), spec)
     return paddle.assign(q, x) if in_place and q is not x else q
 
 

@@ -67,9 +67,14 @@ def unpack_int4(packed, rows, signed=True):
         [[1.0], [2.0]]
     """
     offset = -8.0 if signed else 0.0
-    both = packed.astype("float32")
-    high = paddle.floor(both / 16.0)
-    low = both - high * 16.0
-    integers = paddle.stack([low + offset, high + offset], axis=1)
-    integers = integers.reshape([-1, packed.shape[1]])
+    low = packed.astype("float32")
+    if paddle.in_dynamic_mode():
+        with paddle.no_grad():  # in place: fresh tensors cost more than all of the arithmetic
+            high = low.scale(1.0 / 16.0).floor_()
+            low.subtract_(high.scale_(16.0)).scale_(1.0, offset)
+            high.scale_(1.0 / 16.0, offset)
+    else:
+        high = paddle.floor(low / 16.0)
+        low, high = (low - high * 16.0) + offset, high + offset
+    integers = paddle.stack([low, high], axis=1).reshape([-1, packed.shape[1]])
     return integers[:rows] if rows % 2 else integers

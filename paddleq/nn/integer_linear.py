@@ -7,7 +7,8 @@ from .._bytecode import keep_from_translation
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
 from ..errors import ModelError
 from ..functional import dequantize, fake_quantize, pack_int4, token_steps, unpack_int4
-from ..functional.grid import check_weight_spec, dequantize_on_grid
+from ..functional.grid import check_weight_spec, dequantize_on_grid, dequantize_on_grid_
+from ..functional.numerics import dequantize_
 from ..functional.ranges import as_dtype
 from ..spec import PerGroup, PerTensor, PerToken, QuantSpec
 from . import tracing
@@ -26,9 +27,7 @@ _FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoot
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PACKED_BITS = 4  # up to this many, two integers share a byte
 
-# Weights that are made float at once: what stays in a processor's own memory. Larger matrices are
-# multiplied in blocks of columns.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 20  # weights of a matrix that are float at a time
 
 
 @keep_from_translation
@@ -38,7 +37,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     The constructor makes the empty structure, for a checkpoint to be loaded; :meth:`from_linear`
     makes a layer of integers. Of 2 to 4 bits, two integers are held in a byte. The float weight
-    exists while the layer runs only, of a large matrix a block of columns at a time.
+    exists while the layer runs only, of a large matrix a block of rows at a time.
 
     With ``smoothed`` the input is divided by ``input_scale`` first, with ``permuted`` it is put
     into the order ``permutation`` then. Quantized activations:
@@ -212,23 +211,38 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         stored = None if recorder is None else recorder.stored_weight(self)
         if stored is not None:
             return paddle.matmul(x, stored)
-        columns = max(_BLOCK // self.in_features, 1)
-        if not paddle.in_dynamic_mode() or columns >= self.out_features:
+        rows = self._rows_at_once()
+        if not paddle.in_dynamic_mode() or rows >= self.in_features:
             return paddle.matmul(x, self.dequantized_weight())
-        return paddle.concat([paddle.matmul(x, self.dequantized_weight(start, start + columns))
-                              for start in range(0, self.out_features, columns)], axis=-1)
+        y = 0.0
+        for start in range(0, self.in_features, rows):
+            stop = min(start + rows, self.in_features)
+            y = y + paddle.matmul(x[..., start:stop], self.dequantized_weight(start, stop))
+        return y
+
+    def _rows_at_once(self):
+        # Whole bytes and whole groups.
+        group = self.weight_spec.granularity
+        unit = 2
+        if isinstance(group, PerGroup):
+            unit = group.size * (1 + group.size % 2)
+        return max(_BLOCK // self.out_features // unit, 1) * unit
 
     def dequantized_weight(self, start=None, stop=None):
-        """The float32 weight [K, N] that the integers stand for, or some of its columns."""
+        """The float32 weight [K, N] that the integers stand for, or some of its rows: of whole
+        groups, from an even one on."""
+        spec, dynamic = self.weight_spec, paddle.in_dynamic_mode()
         with paddle.no_grad():
             integers = self.integers(start, stop)
-            scale = as_dtype(self._columns("weight_scale", start, stop), paddle.float32)
+            scale = as_dtype(self._of_rows("weight_scale", start, stop), paddle.float32)
             if self.quantized_linearly:
                 # As dequantize_linear computes it, which is what an export has.
-                return dequantize(integers, self.weight_threshold(scale), self.weight_spec)
-            zero_point = None if self.weight_spec.symmetric else as_dtype(
-                self._columns("weight_zero_point", start, stop), paddle.float32)
-            return dequantize_on_grid(integers, self.weight_spec, scale, zero_point)
+                threshold = self.weight_threshold()
+                return (dequantize_ if dynamic else dequantize)(integers, threshold, spec)
+            zero_point = None if spec.symmetric else as_dtype(
+                self._of_rows("weight_zero_point", start, stop), paddle.float32)
+            return (dequantize_on_grid_ if dynamic else dequantize_on_grid)(
+                integers, spec, scale, zero_point)
 
     @property
     def quantized_linearly(self):
@@ -237,22 +251,27 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return (spec.symmetric and spec.signed and spec.limits is None and not self.packed
                 and not isinstance(spec.granularity, PerGroup))
 
-    def weight_threshold(self, scale=None):
-        """What the highest level stands for: float32 [1] or [N]; ``scale``: of some columns."""
-        scale = self.weight_scale if scale is None else scale
+    def weight_threshold(self):
+        """What the highest level stands for: float32 [1] or [N]."""
+        scale = as_dtype(self.weight_scale, paddle.float32)
         return scale.reshape([-1]) * float(self.weight_spec.levels)
 
     def integers(self, start=None, stop=None):
-        """The integers as float32 [K, N], or some of their columns."""
-        held = self._columns("weight", start, stop)
-        if self.packed:
-            return unpack_int4(held, self.in_features, self.weight_spec.signed)
-        return held.astype("float32")
+        """The integers as float32 [K, N], or some of their rows, from an even one on."""
+        if not self.packed:
+            held = self.weight if start is None else self.weight[start:stop]
+            return held.astype("float32")
+        if start is None:
+            return unpack_int4(self.weight, self.in_features, self.weight_spec.signed)
+        return unpack_int4(self.weight[start // 2:(stop + 1) // 2], stop - start,
+                           self.weight_spec.signed)
 
-    def _columns(self, name, start, stop):
+    def _of_rows(self, name, start, stop):
         # Attribute access, not _buffers: it is what turns a buffer into a variable of a program.
-        held = getattr(self, name)
-        return held if start is None or held.shape[1] == 1 else held[:, start:stop]
+        held, group = getattr(self, name), self.weight_spec.granularity
+        if start is None or not isinstance(group, PerGroup):
+            return held
+        return held[start // group.size:-(-stop // group.size)]
 
     def description(self):
         """A dict of plain values from which :meth:`from_description` builds an empty layer."""
