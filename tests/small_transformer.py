@@ -12,19 +12,23 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from paddleq.nn import KVCache
+
 WIDTH, HEADS, INNER = 96, 4, 160
 
 
 class Attention(nn.Layer):
-    """Causal, with the place of a KV cache that paddleq.nn.KVCache describes."""
+    """Causal, with a place for a KV cache."""
 
     def __init__(self):
         super().__init__()
         self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.kv_cache = KVCache()
 
     def forward(self, x):
         shape = [x.shape[0], x.shape[1], HEADS, WIDTH // HEADS]
         q, k, v = (layer(x).reshape(shape) for layer in (self.q, self.k, self.v))
+        k, v, _ = self.kv_cache(k, v)
         q, k, v = (each.transpose([0, 2, 1, 3]) for each in (q, k, v))
         scores = paddle.matmul(q, k, transpose_y=True) / math.sqrt(shape[-1])
         ahead = paddle.triu(paddle.full([shape[1], shape[1]], -1e9), 1)
@@ -70,30 +74,41 @@ def in_numpy(state, x, linear):
         x: float64 [batch, 8, 8].
         linear: called as ``linear(name, x, weight, bias)`` for each Linear.
     """
-    def run(name, value):
-        return linear(name, value, state[f"{name}.weight"], state[f"{name}.bias"])
+    x = _run(state, "stem", x, linear)
+    for i in range(len({name.split(".")[1] for name in state if name.startswith("layers.")})):
+        x = block_in_numpy(state, f"layers.{i}", x, linear)
+    return _run(state, "head", x, linear)
+
+
+def block_in_numpy(state, name, x, linear, cache=lambda k, v: (k, v)):
+    """What the :class:`Block` of that name computes.
+
+    Args:
+        cache: called with keys and values [batch, tokens, heads, features]; what is attended to.
+    """
+    def heads(value):
+        return value.reshape(*value.shape[:2], HEADS, -1)
 
     def norm(name, value):
         centred = value - value.mean(-1, keepdims=True)
         scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
         return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
-    def heads(value):
-        return value.reshape(*value.shape[:2], HEADS, -1).transpose(0, 2, 1, 3)
+    inner = norm(f"{name}.norm1", x)
+    q, k, v = (heads(_run(state, f"{name}.attention.{each}", inner, linear)) for each in "qkv")
+    q, k, v = (each.transpose(0, 2, 1, 3) for each in (q, *cache(k, v)))
+    scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(WIDTH // HEADS)
+    scores = scores + np.triu(np.full(scores.shape[-2:], -1e9), 1)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed = (shares / shares.sum(-1, keepdims=True)) @ v
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(x.shape)
+    x = x + _run(state, f"{name}.attention.out", mixed, linear)
+    inner = np.maximum(_run(state, f"{name}.up", norm(f"{name}.norm2", x), linear), 0.0)
+    return x + _run(state, f"{name}.down", inner, linear)
 
-    x = run("stem", x)
-    for i in range(len({name.split(".")[1] for name in state if name.startswith("layers.")})):
-        name = f"layers.{i}"
-        inner = norm(f"{name}.norm1", x)
-        q, k, v = (heads(run(f"{name}.attention.{each}", inner)) for each in "qkv")
-        scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(WIDTH // HEADS)
-        scores = scores + np.triu(np.full(scores.shape[-2:], -1e9), 1)
-        shares = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = (shares / shares.sum(-1, keepdims=True)) @ v
-        x = x + run(f"{name}.attention.out", mixed.transpose(0, 2, 1, 3).reshape(x.shape))
-        inner = np.maximum(run(f"{name}.up", norm(f"{name}.norm2", x)), 0.0)
-        x = x + run(f"{name}.down", inner)
-    return run("head", x)
+
+def _run(state, name, x, linear):
+    return linear(name, x, state[f"{name}.weight"], state[f"{name}.bias"])
 
 
 def plain(name, x, weight, bias):
@@ -129,9 +144,11 @@ def _trained():
     return net, images
 
 
-def decoder():
-    """A trained :class:`Decoder`, the caller's own."""
-    return copy.deepcopy(_trained()[0])
+def decoder(layers=2):
+    """A trained :class:`Decoder`, the caller's own; with one layer, without the second one."""
+    net = copy.deepcopy(_trained()[0])
+    del net.layers[layers:]
+    return net
 
 
 def batches(count, size=16, held_out=False):

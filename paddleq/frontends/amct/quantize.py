@@ -96,7 +96,7 @@ def quantize(model, config):
     config = AmctConfig.parse(config)
     engine.check_model(model)
     layers, notes = _layers(model, config)
-    policy = _policy(config)
+    policy = linear_policy(config)
     for name in layers:
         config.check_group_size(name, layers[name].weight.shape[0])
     if not layers:
@@ -168,7 +168,8 @@ def _why_left(layer, part):
     return None
 
 
-def _policy(config):
+def linear_policy(config):
+    """The :class:`~paddleq.algorithms.LinearPolicy` of an :class:`~.config.AmctConfig`."""
     options = config.options
     smoother = {
         "smoothquant": lambda: SmoothQuant(options.get("smooth_strength", 0.5)),

@@ -58,24 +58,13 @@ class LayerPolicies:
         """The patterns that match ``name`` from its start."""
         return [pattern for pattern in self.policies if re.match(pattern, name)]
 
-    def warn_of_unmatched(self, names, others=()):
-        """Log a warning for each pattern that matches none of ``names``.
-
-        Args:
-            names: of the layers that may be quantized.
-            others: of layers that are not quantized wherever they are, which a pattern may be
-                meant for.
-        """
-        for pattern, policy in self.policies.items():
-            if any(re.match(pattern, name) for name in names):
-                continue
-            elsewhere = [name for name in others if re.match(pattern, name)]
-            if not elsewhere:
-                _logger.warning("layer_policies[%r] matches no layer", pattern)
-            elif policy is not None:
-                _logger.warning(
-                    "layer_policies[%r] matches no layer that can be quantized; it matches %s, "
-                    "outside of the decoder layers", pattern, ", ".join(elsewhere))
+    def warn_of_unmatched(self, names):
+        """Log a warning for each pattern that matches none of ``names``, those of layers that can
+        be quantized."""
+        for pattern in self.policies:
+            if not any(re.match(pattern, name) for name in names):
+                _logger.warning("layer_policies[%r] matches no layer that can be quantized",
+                                pattern)
 
 
 def _checked(pattern, policy, config):
