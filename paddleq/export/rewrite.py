@@ -20,6 +20,7 @@ class ActivationMark:
     layer: str
     threshold: np.ndarray  # float32 [1]
     spec: QuantSpec
+    zero_point: Optional[np.ndarray] = None  # int64, of the threshold's shape; None for 0
 
 
 @dataclass
@@ -36,6 +37,7 @@ class WeightMark:
     threshold: Optional[np.ndarray]
     spec: Optional[QuantSpec]
     dynamic: bool = True  # the threshold is max|value|, which fake_* operators compute themselves
+    zero_point: Optional[np.ndarray] = None
 
 
 def rewrite(program, marks, onnx_format=True):

@@ -1,17 +1,17 @@
 """From a quantized model in memory to files."""
 
 import os
-import types
 
 from .._checks import check_choice, wrong_type
 from ..engine import finalize, quantized_layers
 from ..errors import ModelError
 from ..nn.deployable import deployable_layers
+from .onnx import to_onnx
 from .pir import PirFiles, rewrite_pir
 from .rewrite import rewrite
-from .trace import trace
+from .trace import known_spec, trace
 
-FORMATS = ("pdmodel", "pir")
+FORMATS = ("pdmodel", "pir", "onnx")
 
 
 def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
@@ -72,12 +72,14 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
             ``path.pdiparams`` (so give each format a path of its own), the program that Paddle 3
             loads with ``paddle.jit.load`` and Paddle Inference. PIR has no int8 path: this
             simulates quantization in float, with float weights. The file is as large as the
-            float model's and runs slower than it.
+            float model's and runs slower than it. "onnx": ``path.onnx``, as
+            :func:`paddleq.export.to_onnx` writes it.
 
     Raises:
         ModelError: the model is not quantized.
         ConfigError: there is no such format.
         CalibrationError, ExportError, TraceError: see ``save_quantized_model``.
+        DependencyError: "onnx" needs packages that are not installed.
     """
     check_choice("format", format, FORMATS)
     if not isinstance(path, (str, os.PathLike)) or not str(path):
@@ -92,12 +94,10 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
         raise ModelError("model must be quantized before save_quantized_model, but has no "
                          "quantized layer; call quantize() first")
     finalize(model)
-    if input_spec is None and isinstance(model.forward, types.MethodType):
-        # (A forward that to_static wrapped knows its own.)
-        input_spec = model.__dict__.get("_paddleq_input_spec")
-        if input_spec is None:
-            raise wrong_type("input_spec", None, "a list of paddle.static.InputSpec or of example "
-                             "tensors: this model was not seen running")
+    input_spec = known_spec(model, input_spec)
+    if format == "onnx":
+        to_onnx(model, path + ".onnx", input_spec)
+        return
     if format == "pir":
         program, marks = trace(model, input_spec, PirFiles.load)
         rewrite_pir(program, marks)

@@ -4,9 +4,11 @@ import contextlib
 import logging
 import os
 import tempfile
+import types
 
 import paddle
 
+from .._checks import wrong_type
 from ..engine.states import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
 from ..fake_quantize import FakeQuantize
@@ -15,25 +17,29 @@ from ..nn.deployable import deployable_layers
 from ..nn.integer_linear import IntegerLinear
 from ..nn.tracing import Recorder, recording
 from ..preprocess import PACT
-from ..spec import PerChannel, QuantSpec
+from ..spec import PerChannel, PerGroup, QuantSpec
+from .limits import PaddleTarget
 from .load import load_saved
 from .rewrite import ActivationMark, WeightMark
 
 _logger = logging.getLogger("paddleq")
 
 
-def trace(model, input_spec, read=load_saved):
+def trace(model, input_spec, read=load_saved, target=None):
     """(program, marks): the float program of ``model`` and what the markers in it stand for.
 
-    The model is left as it was. ``read(model_path, params_path)`` makes the program of the files
-    that Paddle writes.
+    The model is left as it was.
+
+    Args:
+        read: ``read(model_path, params_path)`` makes the program of the files that Paddle writes.
+        target: a :class:`~paddleq.export.limits.Target`. Default: Paddle's operators.
 
     Raises:
         ExportError: quantizers without a scale; names them.
         TraceError: Paddle could not trace the model.
     """
     with evaluation(model):
-        recorder = _ExportRecorder(model)
+        recorder = _ExportRecorder(model, target or PaddleTarget())
         with recording(recorder):
             program = trace_float(model, input_spec, read)
     return program, recorder.marks
@@ -60,11 +66,22 @@ def trace_float(model, input_spec, read=load_saved):
         return read(path + ending, path + ".pdiparams" if has_params else None)
 
 
+def known_spec(model, input_spec):
+    """``input_spec``, or else what ``model`` was last called with while it was quantized."""
+    if input_spec is None and isinstance(model.forward, types.MethodType):
+        # (A forward that to_static wrapped knows its own.)
+        input_spec = model.__dict__.get("_paddleq_input_spec")
+        if input_spec is None:
+            raise wrong_type("input_spec", None, "a list of paddle.static.InputSpec or of example "
+                             "tensors: this model was not seen running")
+    return input_spec
+
+
 class _ExportRecorder(Recorder):
     """Leaves markers. What they stand for is computed before the trace: in it nothing has a value.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, target):
         super().__init__()
         _refuse_untrained(model)
         _refuse_unfolded(model)
@@ -72,33 +89,31 @@ class _ExportRecorder(Recorder):
         with paddle.no_grad():
             for _, layer in quantized_layers(model):
                 for slot in range(len(layer._paddleq_kind.inputs)):
-                    self._inputs[id(layer), slot] = _input_plan(layer, slot)
+                    self._inputs[id(layer), slot] = _input_plan(layer, slot, target)
                 output = getattr(layer, "output_quantizer", None)
                 if output is not None:
-                    _check_spec(f"the output of {layer._paddleq_name}", output.spec, False)
+                    target.check(f"the output of {layer._paddleq_name}", output.spec, False)
                     self._outputs[id(layer)] = _activation_mark(layer, output, output.threshold)
                 for name in layer._paddleq_kind.weights:
                     if layer.weight_parts(name)[1] is None:
                         continue
                     parameter = getattr(layer, name)
                     if id(parameter) not in shared:
-                        shared[id(parameter)] = _weight_mark(layer, name, parameter)
+                        shared[id(parameter)] = _weight_mark(layer, name, parameter, target)
                     self._weights[id(layer), name] = shared[id(parameter)]
             for name, layer in deployable_layers(model):
                 if isinstance(layer, IntegerLinear):
-                    self._plan_integer_linear(name, layer)
+                    self._plan_integer_linear(name, layer, target)
 
-    def _plan_integer_linear(self, name, layer):
+    def _plan_integer_linear(self, name, layer, target):
         spec = layer.activation_spec
         if spec is not None:
-            _check_spec(f"the input of {name}", spec, False)
+            target.check(f"the input of {name}", spec, False)
+            zero_point = None if spec.symmetric else layer.activation_zero_point.numpy()
             threshold = _float32(layer.activation_threshold())
-            self._inputs[id(layer), 0] = [], ActivationMark(name, threshold, spec)
-        if layer.quantized_linearly:
-            integers = layer.weight.numpy().copy()
-            threshold = _float32(layer.weight_threshold())
-            self._weights[id(layer), "weight"] = WeightMark(
-                name, None, integers, threshold, layer.weight_spec, dynamic=False)
+            self._inputs[id(layer), 0] = [], ActivationMark(name, threshold, spec, zero_point)
+        if target.holds_weight_of(layer):
+            self._weights[id(layer), "weight"] = _stored_weight_mark(name, layer)
 
     def activation(self, x, layer, slot):
         hooks, mark = self._inputs[id(layer), slot]
@@ -142,7 +157,7 @@ def _refuse_unfolded(model):
             f"{', '.join(training)}; export what convert() returns")
 
 
-def _input_plan(layer, slot):
+def _input_plan(layer, slot, target):
     """(callables that stay in the exported graph, mark or None) of one input of a layer."""
     preprocess, quantizer = layer.input_parts(slot)
     hooks = [] if preprocess is None else [preprocess]
@@ -153,9 +168,9 @@ def _input_plan(layer, slot):
                         "consists of; runtimes compute this layer in float",
                         layer._paddleq_name, type(quantizer).__name__)
         return [*hooks, quantizer], None
-    _check_spec(f"the input of {layer._paddleq_name}", quantizer.spec, False)
+    target.check(f"the input of {layer._paddleq_name}", quantizer.spec, False)
     threshold = quantizer.threshold
-    if PACT.clips(preprocess) and quantizer.bounded:
+    if PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric:
         threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
     elif preprocess is not None and _changes_nothing(preprocess, quantizer):
         hooks = []
@@ -163,21 +178,8 @@ def _input_plan(layer, slot):
 
 
 def _activation_mark(layer, quantizer, threshold):
-    return ActivationMark(layer._paddleq_name, _float32(threshold), quantizer.spec)
-
-
-def _check_spec(what, spec, narrow):
-    """Raise unless quantize_linear and dequantize_linear of Paddle compute what ``spec`` says."""
-    if not spec.symmetric:
-        raise ExportError(f"{what} is quantized with a zero point, which Paddle Inference and "
-                          "OpenVINO do not take from a .pdmodel; make it symmetric "
-                          "(symmetric=True, a qscheme that ends in _symmetric, or 'lsq' in place "
-                          "of 'lsq_plus')")
-    plain = QuantSpec(spec.bits, narrow_range=narrow)
-    if (spec.qmin, spec.qmax) != (plain.qmin, plain.qmax):
-        raise ExportError(f"{what} is quantized to [{spec.qmin}, {spec.qmax}], but the operators "
-                          f"of a .pdmodel quantize to [{plain.qmin}, {plain.qmax}]; use signed "
-                          "integers and all of their range")
+    return ActivationMark(layer._paddleq_name, _float32(threshold), quantizer.spec,
+                          _zero_point(quantizer.zero_point, quantizer.spec))
 
 
 def _changes_nothing(preprocess, quantizer):
@@ -187,6 +189,7 @@ def _changes_nothing(preprocess, quantizer):
     values across eight times the range, in steps finer than the quantizer's.
     """
     spec, threshold = quantizer.spec, quantizer.threshold
+    zero_point = None if spec.symmetric else quantizer.zero_point
     reach = 8.0 * threshold.item()
     points = min(16 * spec.levels, 1 << 18)
     values = paddle.linspace(-reach, reach, 2 * points + 1).reshape([1, -1, 1, 1])
@@ -196,21 +199,37 @@ def _changes_nothing(preprocess, quantizer):
         return False
     if after.shape != values.shape:
         return False
-    return (quantize(after, threshold, spec) == quantize(values, threshold, spec)).all().item()
+    after, values = (quantize(each, threshold, spec, zero_point) for each in (after, values))
+    return (after == values).all().item()
 
 
-def _weight_mark(layer, name, parameter):
+def _weight_mark(layer, name, parameter, target):
     layer_name = layer._paddleq_name
     preprocess, quantizer = layer.weight_parts(name)
     value = parameter if preprocess is None else preprocess(parameter)
     if isinstance(quantizer, FakeQuantize):
-        _check_spec(f"{layer_name}.{name}", quantizer.spec, quantizer.spec.narrow_range)
-        threshold, _ = quantizer.qparams_of(value)
-        integers = quantize(value, threshold, quantizer.spec)
-        return WeightMark(layer_name, _float32(value), _integers(integers, quantizer.spec),
-                          _float32(threshold), quantizer.spec, quantizer.observer.dynamic)
+        spec = quantizer.spec
+        target.check(f"{layer_name}.{name}", spec, True)
+        threshold, zero_point = quantizer.qparams_of(value)
+        integers = quantize(value, threshold, spec, zero_point)
+        return WeightMark(layer_name, _float32(value), _integers(integers, spec),
+                          _float32(threshold), spec, quantizer.observer.dynamic,
+                          _zero_point(zero_point, spec))
     return _own_weight_mark(layer_name, name, quantizer, quantizer(value),
                             layer._paddleq_kind.weights[name])
+
+
+def _stored_weight_mark(name, layer):
+    """The weight of an IntegerLinear, of which there is no float value."""
+    spec = layer.weight_spec
+    threshold, zero_point = layer.weight_scale * float(spec.levels), None
+    if not spec.symmetric:
+        zero_point = layer.weight_zero_point.astype("int64").numpy()
+    if not isinstance(spec.granularity, PerGroup):  # [1, 1] or [1, N]
+        threshold = threshold.reshape([-1])
+        zero_point = None if zero_point is None else zero_point.reshape(-1)
+    return WeightMark(name, None, _integers(layer.integers(), spec), _float32(threshold), spec,
+                      dynamic=False, zero_point=zero_point)
 
 
 def _own_weight_mark(layer_name, name, quantizer, value, axis):
@@ -236,6 +255,10 @@ def _own_weight_mark(layer_name, name, quantizer, value, axis):
 
 def _integers(levels, spec):
     return levels.numpy().astype(spec.storage)
+
+
+def _zero_point(zero_point, spec):
+    return None if spec.symmetric else zero_point.astype("int64").numpy()
 
 
 def _float32(tensor):

@@ -1,0 +1,100 @@
+"""The way out to ONNX: a float graph with QuantizeLinear and DequantizeLinear put in."""
+
+import os
+
+from ..._checks import check_choice, check_int, wrong_type
+from ...engine import finalize, quantized_layers
+from ...errors import FormatError
+from ..from_program import to_marks
+from ..limits import OnnxTarget
+from ..load import load_saved
+from ..trace import known_spec, trace
+from .float_graph import require_onnx
+
+TARGETS = ("onnxruntime", "plain")
+
+
+def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
+    """Write a model as ONNX, its quantization as QuantizeLinear and DequantizeLinear.
+
+    The file holds integer weights, with a scale for each channel where there are such, and zero
+    points. Names of inputs, outputs and parameters are those of a ``.pdmodel``; dimensions that
+    the model leaves open stay open.
+
+    Args:
+        model: a ``paddle.nn.Layer``, quantized or float; or the prefix of a saved model, whose
+            ``.pdmodel`` (or else ``.json``) and ``.pdiparams`` are read: what
+            ``save_quantized_model``, ``quant_post_dynamic`` or ``paddle.jit.save`` wrote.
+        path: the file to write; ``.onnx`` is added if it is missing.
+        input_spec: for a Layer: list of InputSpec or example tensors. None: what the model was
+            last called with, the batch dimension left open.
+        opset: 13 to 21. None: 17, or what the model needs: 16-bit integers need 21. From 21 on
+            weights of at most 4 bits are stored as int4, two in a byte.
+        target: "onnxruntime": arranged so that ONNX Runtime computes in integers (unsigned
+            activations, a relu as a limit of integers, biases in convolutions). The numbers are
+            the same. "plain": signed integers and quantizers where training had them, for
+            compilers that look for that form, such as TensorRT's.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        DependencyError: paddle2onnx or onnx is not installed.
+        ConfigError, ConfigTypeError: a wrong argument.
+        FormatError: the saved model is missing or damaged.
+        CalibrationError: the model was not calibrated.
+        ExportError: quantizers without a scale; a setting that the opset does not hold; the
+            target cannot be written.
+        UnsupportedOperatorError: paddle2onnx does not know an operator of the model.
+        TraceError: Paddle could not trace the model.
+
+    References: the operators at https://onnx.ai/onnx/operators/.
+
+    Examples:
+        >>> import os, tempfile, paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(64, 64), paddle.nn.ReLU())
+        >>> ptq = paddleq.PTQ()
+        >>> quantized = ptq.quantize(net)
+        >>> ptq.calibrate(quantized, [paddle.rand([8, 64])])
+        >>> folder = tempfile.mkdtemp()
+        >>> path = paddleq.export.to_onnx(quantized, folder + "/int8")
+        >>> os.path.basename(path), os.path.getsize(path) < 0.5 * 4 * 64 * 64
+        ('int8.onnx', True)
+    """
+    from .opset import HIGHEST, LOWEST
+
+    check_choice("target", target, TARGETS)
+    if opset is not None:
+        check_int("opset", opset, LOWEST, HIGHEST)
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise wrong_type("path", path, "a file such as 'out/model.onnx'")
+    require_onnx()
+    from .export import onnx_model, write_onnx
+
+    path = os.fspath(path)
+    path = path if path.endswith(".onnx") else path + ".onnx"
+    program, marks = _marked_program(model, input_spec)
+    write_onnx(onnx_model(program, marks, opset, arranged=target == "onnxruntime"), path)
+    return path
+
+
+def _marked_program(model, input_spec):
+    if isinstance(model, (str, os.PathLike)):
+        program = load_saved(*_files(os.fspath(model)))
+        return program, to_marks(program)
+    if not hasattr(model, "sublayers"):
+        raise wrong_type("model", model, "a paddle.nn.Layer or the prefix of a saved model")
+    if quantized_layers(model):
+        finalize(model)
+    return trace(model, known_spec(model, input_spec), target=OnnxTarget())
+
+
+def _files(prefix):
+    """(model, parameters or None) of a saved model."""
+    for ending in (".pdmodel", ".json"):
+        prefix = prefix[:-len(ending)] if prefix.endswith(ending) else prefix
+    for ending in (".pdmodel", ".json"):
+        if os.path.exists(prefix + ending):
+            params = prefix + ".pdiparams"
+            return prefix + ending, params if os.path.exists(params) else None
+    raise FormatError(f"there is neither {prefix}.pdmodel nor {prefix}.json")

@@ -1,0 +1,75 @@
+"""From a program with markers to an ONNX file."""
+
+import os
+import tempfile
+
+import onnx
+
+from ...errors import ExportError
+from .arrange import arrange
+from .biases import join_biases
+from .float_graph import float_graph
+from .graph import OnnxGraph
+from .integers import check_opset, opset_for
+from .norms import fold_norms
+from .opset import CONVERTER_HIGHEST, raise_opset
+from .quantize import put_in
+from .tidy import tidy
+from .views import fold_views
+
+_MOST_BYTES = 2 ** 31 - 1  # of a protobuf message
+
+
+def onnx_model(program, marks, opset, arranged):
+    """The ``onnx.ModelProto`` of a program, its markers replaced by what ``marks`` says.
+
+    ``opset`` None: the lowest usual one that holds the marks.
+
+    Raises:
+        DependencyError, UnsupportedOperatorError, ExportError: see :func:`.float_graph`; or a
+            mark that the opset does not hold.
+    """
+    opset = opset_for(marks) if opset is None else opset
+    for mark in marks:
+        check_opset(mark, opset)
+    model = float_graph(program, min(opset, CONVERTER_HIGHEST))
+    if opset > CONVERTER_HIGHEST:
+        raise_opset(model)
+    opset = max(opset, model.opset_import[0].version)
+    graph = OnnxGraph(model)
+    tidy(graph)
+    put_in(graph, marks, opset)
+    fold_views(graph)
+    join_biases(graph)
+    fold_norms(graph)
+    if arranged:
+        arrange(graph)
+    return graph.finish(opset)
+
+
+def write_onnx(model, path):
+    """Check a model and write it beside ``path``, then rename it into place.
+
+    Raises:
+        ExportError: it is too large for one file, or the target cannot be written.
+    """
+    content = _serialized(model)
+    # (Its full check infers shapes, which kills the process on some graphs.)
+    onnx.checker.check_model(content)
+    try:
+        folder = os.path.dirname(os.path.abspath(path))
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as beside:
+            new = os.path.join(beside, "model.onnx")
+            with open(new, "wb") as file:
+                file.write(content)
+            os.replace(new, path)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error}") from error
+
+
+def _serialized(model):
+    if model.ByteSize() > _MOST_BYTES:
+        raise ExportError(f"the model has {model.ByteSize()} bytes, and one ONNX file holds at "
+                          f"most {_MOST_BYTES}; write format='pdmodel'")
+    return model.SerializeToString()

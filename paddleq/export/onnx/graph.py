@@ -1,0 +1,153 @@
+"""An ONNX graph that can be edited."""
+
+from collections import Counter
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+
+class OnnxGraph:
+    """The nodes of a model in order, and its constants.
+
+    Attributes:
+        model: the ``onnx.ModelProto`` that it came from, whose inputs and outputs it keeps.
+        nodes: list of NodeProto, each behind those that it reads.
+        constants: name -> numpy array: initializers, and the values of Constant nodes.
+        types: name -> element type, for constants whose type numpy cannot say (int4).
+    """
+
+    def __init__(self, model):
+        self.model, self.types = model, {}
+        self.constants = {each.name: numpy_helper.to_array(each)
+                          for each in model.graph.initializer}
+        self.nodes = []
+        for node in model.graph.node:
+            value = _constant(node)
+            if value is None:
+                self.nodes.append(node)
+            else:
+                self.constants[node.output[0]] = value
+        self._names = {name for node in model.graph.node for name in [*node.input, *node.output]}
+        self._names.update(self.inputs, self.outputs, self.constants)
+        self._numbers = Counter()
+
+    @property
+    def inputs(self):
+        """Names of what the model reads."""
+        return [value.name for value in self.model.graph.input]
+
+    @property
+    def outputs(self):
+        """Names of what the model returns."""
+        return [value.name for value in self.model.graph.output]
+
+    def fresh(self, name):
+        """``name``, or it with a number where it is taken."""
+        unique = name
+        while unique in self._names:
+            self._numbers[name] += 1
+            unique = f"{name}_{self._numbers[name]}"
+        self._names.add(unique)
+        return unique
+
+    def constant(self, name, array, element_type=None):
+        """A new constant; returns its name."""
+        name = self.fresh(name)
+        self.constants[name] = np.asarray(array)
+        if element_type is not None:
+            self.types[name] = element_type
+        return name
+
+    def scalar(self, name):
+        """The number that the constant ``name`` holds, or None."""
+        array = self.constants.get(name)
+        return array.reshape(-1)[0].item() if array is not None and array.size == 1 else None
+
+    def makers(self):
+        """Name -> the node that makes it."""
+        return {name: node for node in self.nodes for name in node.output}
+
+    def readers(self):
+        """Name -> the nodes that read it, once for each time; None for the model's outputs."""
+        readers = {}
+        for node in self.nodes:
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+        for name in self.outputs:
+            readers.setdefault(name, []).append(None)
+        return readers
+
+    def rename_inputs(self, renamed):
+        """Let all nodes read ``renamed[name]`` in place of ``name``."""
+        for node in self.nodes:
+            for i, name in enumerate(node.input):
+                if name in renamed:
+                    node.input[i] = _last(renamed, name)
+
+    def drop(self, nodes):
+        """Take these nodes out."""
+        gone = {id(node) for node in nodes}
+        self.nodes = [node for node in self.nodes if id(node) not in gone]
+
+    def drop_unread(self):
+        """Take out nodes and constants that nothing reads."""
+        needed, kept = set(self.outputs), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        self.nodes = kept[::-1]
+        self.constants = {name: array for name, array in self.constants.items()
+                          if name in needed}
+
+    def finish(self, opset):
+        """Write nodes and constants back; returns the model."""
+        self.drop_unread()
+        graph = self.model.graph
+        nodes = [type(node).FromString(node.SerializeToString()) for node in self.nodes]
+        for field in (graph.node, graph.initializer, graph.value_info):
+            del field[:]
+        graph.node.extend(nodes)
+        graph.initializer.extend(self._tensor(name, array)
+                                 for name, array in self.constants.items())
+        del self.model.opset_import[1:]
+        self.model.opset_import[0].domain, self.model.opset_import[0].version = "", opset
+        self.model.ir_version = max(self.model.ir_version, helper.find_min_ir_version_for(
+            self.model.opset_import))
+        return self.model
+
+    def _tensor(self, name, array):
+        if name not in self.types:
+            return numpy_helper.from_array(np.ascontiguousarray(array), name)
+        # Two values in a byte, the first one in the lower half.
+        flat = array.reshape(-1).astype(np.uint8) & 15
+        pairs = np.append(flat, np.zeros(flat.size % 2, np.uint8)).reshape(-1, 2)
+        return TensorProto(name=name, dims=array.shape, data_type=self.types[name],
+                           raw_data=(pairs[:, 0] | pairs[:, 1] << 4).tobytes())
+
+
+def make_node(kind, inputs, output, **attributes):
+    """A node with one output, named after it."""
+    return helper.make_node(kind, list(inputs), [output], name=f"{kind}:{output}",
+                            **attributes)
+
+
+def attribute(node, name, default=None):
+    """Value of an attribute."""
+    for each in node.attribute:
+        if each.name == name:
+            return helper.get_attribute_value(each)
+    return default
+
+
+def _constant(node):
+    if node.op_type != "Constant":
+        return None
+    value = attribute(node, "value")
+    return None if value is None else numpy_helper.to_array(value)
+
+
+def _last(renamed, name):
+    while name in renamed:
+        name = renamed[name]
+    return name

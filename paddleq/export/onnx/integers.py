@@ -1,0 +1,61 @@
+"""Which integers of ONNX hold those of a :class:`~paddleq.QuantSpec`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from ...errors import ExportError
+from .opset import USUAL
+
+INT4_OPSET = WIDE_OPSET = 21  # the first with four and with sixteen bits
+
+
+@dataclass(frozen=True)
+class Holder:
+    """An integer type of ONNX.
+
+    Attributes:
+        dtype: numpy's name of the type that an array of them has here.
+        low, high: the least and the greatest of them.
+        element_type: of TensorProto, where numpy has no such type.
+    """
+
+    dtype: str
+    low: int
+    high: int
+    element_type: int = None
+
+
+def _plain(dtype):
+    limits = np.iinfo(dtype)
+    return Holder(dtype, int(limits.min), int(limits.max))
+
+
+_INT4 = {True: Holder("int8", -8, 7, TensorProto.INT4),
+         False: Holder("uint8", 0, 15, TensorProto.UINT4)}
+
+
+def holder_of(spec, opset, weight):
+    """The smallest type that holds the integers of ``spec``.
+
+    Four bits are for weights only: no runtime computes with them in activations.
+    """
+    if weight and spec.bits <= 4 and not spec.binary and opset >= INT4_OPSET:
+        return _INT4[spec.signed]
+    return _plain(spec.storage)
+
+
+def opset_for(marks):
+    """The usual opset, or the one that these marks need."""
+    wide = any(mark.spec is not None and mark.spec.bits > 8 for mark in marks)
+    return WIDE_OPSET if wide else USUAL
+
+
+def check_opset(mark, opset):
+    """Raise where a mark has integers that no type of ``opset`` holds."""
+    if mark.spec is not None and mark.spec.bits > 8 and opset < WIDE_OPSET:
+        raise ExportError(
+            f"{mark.layer} is quantized to {mark.spec.bits} bits, and QuantizeLinear has integers "
+            f"of more than 8 bits from opset {WIDE_OPSET} on, but opset is {opset}; leave opset "
+            f"out, or give {WIDE_OPSET} or at most 8 bits")
