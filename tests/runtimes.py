@@ -27,7 +27,27 @@ def paddle_inference(path, inputs, ir_optim=False, int8=False, threads=1):
             for name in predictor.get_output_names()]
 
 
-def openvino(path, inputs, as_is=True):
+def onnxruntime(path, inputs, as_is=True, saved_as=None):
+    """Outputs of ``path.onnx`` in ONNX Runtime; as it stands, or as it optimizes the graph.
+
+    ``saved_as``: write the graph that it makes of it there.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    if as_is:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if saved_as is not None:
+        options.optimized_model_filepath = str(saved_as)
+    session = ort.InferenceSession(f"{path}.onnx", options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    assert len(names) == len(inputs), (names, len(inputs))
+    return session.run(None, dict(zip(names, inputs)))
+
+
+def openvino(path, inputs, as_is=True, ending="pdmodel"):
     """Outputs of ``path.pdmodel`` in OpenVINO.
 
     ``as_is``: it computes the graph that is in the file. Otherwise it may, as is its default,
@@ -37,7 +57,7 @@ def openvino(path, inputs, as_is=True):
 
     settings = {"EXECUTION_MODE_HINT": "ACCURACY"} if as_is else {}
     settings["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = ov.Core().compile_model(f"{path}.pdmodel", "CPU", settings)
+    compiled = ov.Core().compile_model(f"{path}.{ending}", "CPU", settings)
     return [np.array(value) for value in compiled(list(inputs)).values()]
 
 

@@ -9,7 +9,9 @@ it computes in float, with weights that it dequantizes in each run. So:
    relu is a lower limit of theirs. Rounding is monotonic, so that each value stays what it was.
 3. A weight whose operator is computed in float all the same is dequantized by Cast and Mul, which
    ONNX Runtime computes when it loads the model. (DequantizeLinear it computes in each run.)
-4. A bias behind an integer product is subtracted, negated: of an addition behind a product ONNX
+4. The bias of an integer convolution is 32-bit integers, which ONNX Runtime before 1.21 needs and
+   later ones make themselves. It is rounded to what the smallest two factors give.
+5. A bias behind an integer product is subtracted, negated: of an addition behind a product ONNX
    Runtime makes a Gemm, before it looks for integers, and that one is computed in float.
 """
 
@@ -26,6 +28,7 @@ def arrange(graph):
     _count_from_the_middle(graph)
     _Advance(graph).run()
     _dequantize_when_loaded(graph)
+    _round_biases(graph)
     _subtract_biases(graph)
 
 
@@ -125,13 +128,16 @@ class _Products:
         activation, weight = (self.makers.get(name) for name in node.input[:2])
         if not (self.is_quantized(activation) and _dequantizes(weight)):
             return False
-        if node.op_type == "MatMul":
-            return True
-        zeros = self.graph.constants[weight.input[2]]
-        readers = self.readers[node.output[0]]
-        return (bool((zeros == zeros.flat[0]).all()) and len(readers) == 1
-                and readers[0] is not None and readers[0].op_type == "QuantizeLinear"
-                and self.graph.constants[readers[0].input[2]].dtype == np.uint8)
+        zeros = self.graph.constants[weight.input[2]].reshape(-1)
+        return node.op_type == "MatMul" or (
+            bool((zeros == zeros[0]).all()) and self.is_between_integers(node))
+
+    def is_between_integers(self, node):
+        """Whether it reads dequantized values and is read by one quantizer of 8 bits."""
+        (reader, *others) = self.readers[node.output[0]]
+        return (self.is_quantized(self.makers.get(node.input[0])) and not others
+                and reader is not None and reader.op_type == "QuantizeLinear"
+                and self.graph.constants[reader.input[2]].dtype == np.uint8)
 
     def is_quantized(self, node):
         """Whether it dequantizes an activation of 8 bits that has one scale."""
@@ -152,7 +158,9 @@ def _dequantize_when_loaded(graph):
         if not _dequantizes(node) or not _is_plain_weight(graph, node):
             continue
         readers = products.readers[node.output[0]]
-        in_float = [each for each in readers if each is None or not products.in_integers(each)]
+        # Between integers ONNX Runtime would quantize float weights anew, in its own way.
+        in_float = [each for each in readers if each is None or not (
+            products.in_integers(each) or products.is_between_integers(each))]
         if not in_float:
             continue
         if len(in_float) == len(readers):
@@ -187,6 +195,32 @@ def _cast_and_multiply(graph, node, target):
                                graph.fresh(f"{name}.shifted")))
     factor = graph.constant(f"{name}.factor", scale.reshape(shape))
     return [*steps, make_node("Mul", [steps[-1].output[0], factor], target)]
+
+
+def _round_biases(graph):
+    products, nodes = _Products(graph), []
+    for node in graph.nodes:
+        if (node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in graph.constants
+                and products.in_integers(node)):
+            nodes += _rounded_bias(graph, products, node)
+        nodes.append(node)
+    graph.nodes = nodes
+
+
+def _rounded_bias(graph, products, conv):
+    """Turns a convolution's bias into integers; returns the nodes that this needs."""
+    activation, weight = (products.makers[name] for name in conv.input[:2])
+    bias = graph.constants[conv.input[2]]
+    steps = (graph.constants[activation.input[1]].reshape([1])
+             * graph.constants[weight.input[1]].reshape(-1))
+    integers = np.rint(bias.astype(np.float64) / steps)
+    if not (np.abs(integers) <= np.iinfo(np.int32).max).all():
+        return []
+    name = conv.input[2]
+    scale = graph.constant(f"{name}.scale", np.broadcast_to(steps, bias.shape).copy())
+    numbers = graph.constant(f"{name}.integers", integers.astype(np.int32))
+    conv.input[2] = graph.fresh(f"{name}.dequantized")
+    return [make_node("DequantizeLinear", [numbers, scale], conv.input[2], axis=0)]
 
 
 def _subtract_biases(graph):

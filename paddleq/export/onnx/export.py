@@ -6,6 +6,7 @@ import tempfile
 import onnx
 
 from ...errors import ExportError
+from ..channels_first import put_channels_first
 from .arrange import arrange
 from .biases import join_biases
 from .float_graph import float_graph
@@ -32,6 +33,7 @@ def onnx_model(program, marks, opset, arranged):
     opset = opset_for(marks) if opset is None else opset
     for mark in marks:
         check_opset(mark, opset)
+    put_channels_first(program)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))
     if opset > CONVERTER_HIGHEST:
         raise_opset(model)
