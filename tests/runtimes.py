@@ -47,6 +47,16 @@ def onnxruntime(path, inputs, as_is=True, saved_as=None):
     return session.run(None, dict(zip(names, inputs)))
 
 
+def onnx_graph(path):
+    """(nodes, constants by name, opset) of an ONNX file, which is checked on the way."""
+    import onnx
+
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(str(path))
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    return list(model.graph.node), constants, model.opset_import[0].version
+
+
 def openvino(path, inputs, as_is=True, ending="pdmodel"):
     """Outputs of ``path.pdmodel`` in OpenVINO.
 

@@ -9,7 +9,9 @@ from ..from_program import to_marks
 from ..limits import OnnxTarget
 from ..load import load_saved
 from ..trace import known_spec, trace
+from .export import onnx_model, write_onnx
 from .float_graph import require_onnx
+from .opset import HIGHEST, LOWEST
 
 TARGETS = ("onnxruntime", "plain")
 
@@ -61,16 +63,12 @@ def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
         >>> os.path.basename(path), os.path.getsize(path) < 0.5 * 4 * 64 * 64
         ('int8.onnx', True)
     """
-    from .opset import HIGHEST, LOWEST
-
     check_choice("target", target, TARGETS)
     if opset is not None:
         check_int("opset", opset, LOWEST, HIGHEST)
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise wrong_type("path", path, "a file such as 'out/model.onnx'")
     require_onnx()
-    from .export import onnx_model, write_onnx
-
     path = os.fspath(path)
     path = path if path.endswith(".onnx") else path + ".onnx"
     program, marks = _marked_program(model, input_spec)

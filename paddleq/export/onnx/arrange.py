@@ -16,9 +16,9 @@ it computes in float, with weights that it dequantizes in each run. So:
 """
 
 import numpy as np
-from onnx import TensorProto
 
 from .graph import attribute, make_node
+from .integers import FLOAT
 
 _MOVES = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -188,7 +188,7 @@ def _cast_and_multiply(graph, node, target):
     if scale.size != 1:
         shape[attribute(node, "axis", 1)] = -1
     name, steps = f"{node.output[0]}.number", []
-    steps.append(make_node("Cast", [node.input[0]], graph.fresh(name), to=TensorProto.FLOAT))
+    steps.append(make_node("Cast", [node.input[0]], graph.fresh(name), to=FLOAT))
     if zero.any():
         zeros = graph.constant(f"{name}.zero", zero.astype(np.float32).reshape(shape))
         steps.append(make_node("Sub", [steps[-1].output[0], zeros],
@@ -215,7 +215,7 @@ def _rounded_bias(graph, products, conv):
              * graph.constants[weight.input[1]].reshape(-1))
     integers = np.rint(bias.astype(np.float64) / steps)
     if not (np.abs(integers) <= np.iinfo(np.int32).max).all():
-        return []
+        return []  # a weight that others read too, whose steps could not be enlarged
     name = conv.input[2]
     scale = graph.constant(f"{name}.scale", np.broadcast_to(steps, bias.shape).copy())
     numbers = graph.constant(f"{name}.integers", integers.astype(np.int32))

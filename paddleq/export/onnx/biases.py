@@ -3,7 +3,6 @@
 It is the same sum. Runtimes look for quantized convolutions in the form input, weight, bias.
 """
 
-import numpy as np
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 

@@ -3,12 +3,11 @@
 import os
 import tempfile
 
-import onnx
-
 from ...errors import ExportError
 from ..channels_first import put_channels_first
 from .arrange import arrange
 from .biases import join_biases
+from .dead_channels import enlarge_steps
 from .float_graph import float_graph
 from .graph import OnnxGraph
 from .integers import check_opset, opset_for
@@ -44,6 +43,7 @@ def onnx_model(program, marks, opset, arranged):
     fold_views(graph)
     join_biases(graph)
     fold_norms(graph)
+    enlarge_steps(graph)
     if arranged:
         arrange(graph)
     return graph.finish(opset)
@@ -55,6 +55,8 @@ def write_onnx(model, path):
     Raises:
         ExportError: it is too large for one file, or the target cannot be written.
     """
+    import onnx
+
     content = _serialized(model)
     # (Its full check infers shapes, which kills the process on some graphs.)
     onnx.checker.check_model(content)

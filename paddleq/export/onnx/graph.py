@@ -3,7 +3,8 @@
 from collections import Counter
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+
+# (onnx is imported where it is needed: it is optional, importing this file is not.)
 
 
 class OnnxGraph:
@@ -17,6 +18,8 @@ class OnnxGraph:
     """
 
     def __init__(self, model):
+        from onnx import numpy_helper
+
         self.model, self.types = model, {}
         self.constants = {each.name: numpy_helper.to_array(each)
                           for each in model.graph.initializer}
@@ -102,6 +105,8 @@ class OnnxGraph:
 
     def finish(self, opset):
         """Write nodes and constants back; returns the model."""
+        from onnx import helper
+
         self.drop_unread()
         graph = self.model.graph
         nodes = [type(node).FromString(node.SerializeToString()) for node in self.nodes]
@@ -117,6 +122,8 @@ class OnnxGraph:
         return self.model
 
     def _tensor(self, name, array):
+        from onnx import TensorProto, numpy_helper
+
         if name not in self.types:
             return numpy_helper.from_array(np.ascontiguousarray(array), name)
         # Two values in a byte, the first one in the lower half.
@@ -128,19 +135,34 @@ class OnnxGraph:
 
 def make_node(kind, inputs, output, **attributes):
     """A node with one output, named after it."""
+    from onnx import helper
+
     return helper.make_node(kind, list(inputs), [output], name=f"{kind}:{output}",
                             **attributes)
 
 
 def attribute(node, name, default=None):
     """Value of an attribute."""
+    from onnx import helper
+
     for each in node.attribute:
         if each.name == name:
             return helper.get_attribute_value(each)
     return default
 
 
+def set_attribute(node, name, value):
+    """Give an attribute another value."""
+    from onnx import helper
+
+    for each in [each for each in node.attribute if each.name == name]:
+        node.attribute.remove(each)
+    node.attribute.append(helper.make_attribute(name, value))
+
+
 def _constant(node):
+    from onnx import numpy_helper
+
     if node.op_type != "Constant":
         return None
     value = attribute(node, "value")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
 from ...errors import ExportError
 from .opset import USUAL
 
+FLOAT, _UINT4, _INT4 = 1, 21, 22  # onnx.TensorProto.DataType
 INT4_OPSET = WIDE_OPSET = 21  # the first with four and with sixteen bits
 
 
@@ -32,8 +32,7 @@ def _plain(dtype):
     return Holder(dtype, int(limits.min), int(limits.max))
 
 
-_INT4 = {True: Holder("int8", -8, 7, TensorProto.INT4),
-         False: Holder("uint8", 0, 15, TensorProto.UINT4)}
+_FOUR_BITS = {True: Holder("int8", -8, 7, _INT4), False: Holder("uint8", 0, 15, _UINT4)}
 
 
 def holder_of(spec, opset, weight):
@@ -42,7 +41,7 @@ def holder_of(spec, opset, weight):
     Four bits are for weights only: no runtime computes with them in activations.
     """
     if weight and spec.bits <= 4 and not spec.binary and opset >= INT4_OPSET:
-        return _INT4[spec.signed]
+        return _FOUR_BITS[spec.signed]
     return _plain(spec.storage)
 
 

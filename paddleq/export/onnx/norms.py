@@ -5,9 +5,8 @@ function is the same; what changes is in which order the same factors are multip
 """
 
 import numpy as np
-from onnx import helper
 
-from .graph import attribute
+from .graph import attribute, set_attribute
 
 
 def fold_norms(graph):
@@ -68,7 +67,7 @@ def _scale(graph, weight, factor):
                                           scale.astype(np.float32), zero.astype(integers.dtype))):
         graph.constants[name] = value
     if attribute(weight, "axis") is None:
-        weight.attribute.append(helper.make_attribute("axis", 0))
+        set_attribute(weight, "axis", 0)
     return True
 
 

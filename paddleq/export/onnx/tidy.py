@@ -3,15 +3,18 @@
 None of it changes what the graph computes. What stays has the names that it had in Paddle.
 """
 
+import numpy as np
+
 from .views import TURNS
 
-_SMALL = 1 << 16  # numbers
+_SMALL = 1 << 12  # numbers
 
 
 def tidy(graph):
     """Take out identities and compute what depends on constants only, in place."""
     _drop_identities(graph)
     _fold_constants(graph)
+    _shorten_flattening(graph)
     graph.drop_unread()
 
 
@@ -56,6 +59,33 @@ def _fold_constants(graph):
             if folded is not None:
                 graph.constants[node.output[0]] = folded
     graph.drop([node for node in graph.nodes if node.output[0] in graph.constants])
+
+
+def _shorten_flattening(graph):
+    """Where a new shape begins with dimensions of the old one, zeros say so: nothing needs to look
+    at the tensor for that."""
+    makers = graph.makers()
+    for node in graph.nodes:
+        concat = makers.get(node.input[1]) if node.op_type == "Reshape" else None
+        if concat is None or concat.op_type != "Concat":
+            continue
+        kept = _leading(graph, makers, makers.get(concat.input[0]), node.input[0])
+        rest = [graph.constants.get(name) for name in concat.input[1:]]
+        if kept and all(part is not None and 0 not in part for part in rest):
+            shape = np.concatenate([np.zeros(kept, np.int64), *(part.reshape(-1)
+                                                                for part in rest)])
+            node.input[1] = graph.constant(f"{node.output[0]}.shape", shape)
+
+
+def _leading(graph, makers, node, source):
+    """How many dimensions of ``source``, counted from the first, a node takes; 0: none so."""
+    if node is None or node.op_type != "Slice":
+        return 0
+    shape = makers.get(node.input[0])
+    if shape is None or shape.op_type != "Shape" or shape.input[0] != source:
+        return 0
+    starts, ends, *axes = (graph.scalar(name) for name in node.input[1:])
+    return ends if starts == 0 and axes == [0] and ends is not None and ends > 0 else 0
 
 
 def _reshape(node, value, shape):

@@ -5,9 +5,8 @@ DequantizeLinear and the operator such a step hides from runtimes that the weigh
 """
 
 import numpy as np
-from onnx import helper
 
-from .graph import attribute
+from .graph import attribute, set_attribute
 
 
 def _transpose(node, value):
@@ -48,8 +47,7 @@ def fold_views(graph):
             sizes = [1] * integers.ndim
             sizes[axis] = 2  # the only one that is not 1
             turned = turn(node, np.broadcast_to(marked, sizes), *rest).shape
-            del weight.attribute[:]
-            weight.attribute.append(helper.make_attribute("axis", turned.index(2)))
+            set_attribute(weight, "axis", turned.index(2))
         weight.output[0] = node.output[0]
         makers[node.output[0]] = weight
         gone.append(node)
