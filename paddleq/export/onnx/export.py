@@ -33,13 +33,14 @@ def onnx_model(program, marks, opset, arranged):
     for mark in marks:
         check_opset(mark, opset)
     put_channels_first(program)
+    parameters = set(program.arrays)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))
     if opset > CONVERTER_HIGHEST:
         raise_opset(model)
     opset = max(opset, model.opset_import[0].version)
     graph = OnnxGraph(model)
     tidy(graph)
-    put_in(graph, marks, opset)
+    put_in(graph, marks, opset, parameters)
     fold_views(graph)
     join_biases(graph)
     fold_norms(graph)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import ExportError
+from ...spec import PerGroup
 from .opset import USUAL
 
 FLOAT, _UINT4, _INT4 = 1, 21, 22  # onnx.TensorProto.DataType
@@ -47,14 +48,25 @@ def holder_of(spec, opset, weight):
 
 def opset_for(marks):
     """The usual opset, or the one that these marks need."""
-    wide = any(mark.spec is not None and mark.spec.bits > 8 for mark in marks)
-    return WIDE_OPSET if wide else USUAL
+    return WIDE_OPSET if any(map(_needs, marks)) else USUAL
 
 
 def check_opset(mark, opset):
     """Raise where a mark has integers that no type of ``opset`` holds."""
-    if mark.spec is not None and mark.spec.bits > 8 and opset < WIDE_OPSET:
+    need = _needs(mark)
+    if need and opset < WIDE_OPSET:
         raise ExportError(
-            f"{mark.layer} is quantized to {mark.spec.bits} bits, and QuantizeLinear has integers "
-            f"of more than 8 bits from opset {WIDE_OPSET} on, but opset is {opset}; leave opset "
-            f"out, or give {WIDE_OPSET} or at most 8 bits")
+            f"{mark.layer} is quantized {need[0]}, which DequantizeLinear knows from opset "
+            f"{WIDE_OPSET} on, but opset is {opset}; leave opset out, or give {WIDE_OPSET} or "
+            f"{need[1]}")
+
+
+def _needs(mark):
+    """What a mark has that needs a newer opset, and what would not; or None."""
+    if mark.spec is None:
+        return None
+    if mark.spec.bits > 8:
+        return f"to {mark.spec.bits} bits", "at most 8 bits"
+    if isinstance(mark.spec.granularity, PerGroup):
+        return f"in groups of {mark.spec.granularity.size}", "one scale for each channel"
+    return None

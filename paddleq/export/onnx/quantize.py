@@ -3,19 +3,23 @@
 import numpy as np
 
 from ...nn.tracing import MARKER_FACTOR
+from ...spec import PerGroup
 from ..rewrite import ActivationMark, mark_of
 from .graph import make_node
 from .integers import holder_of
 
 
-def put_in(graph, marks, opset):
-    """Replace the markers of ``graph`` by what ``marks`` says they stand for, in place."""
-    _Rewriter(graph, marks, opset).run()
+def put_in(graph, marks, opset, parameters):
+    """Replace the markers of ``graph`` by what ``marks`` says they stand for, in place.
+
+    ``parameters``: names of the model's own; other constants are placeholders of weights.
+    """
+    _Rewriter(graph, marks, opset, parameters).run()
 
 
 class _Rewriter:
-    def __init__(self, graph, marks, opset):
-        self.graph, self.marks, self.opset = graph, marks, opset
+    def __init__(self, graph, marks, opset, parameters):
+        self.graph, self.marks, self.opset, self.parameters = graph, marks, opset, parameters
         self.markers = _markers(graph)
         inside = {id(node) for pair in self.markers.values() for node in pair[1:]}
         self.float_uses = {name for node in graph.nodes if id(node) not in inside
@@ -53,13 +57,13 @@ class _Rewriter:
             self.renamed[target] = self.made[key]
             return []
         self.made[key] = target
-        axis = {} if mark.spec.channel_axis is None else {"axis": mark.spec.channel_axis}
-        parameters = self.parameters(target, mark, step, zero, holder)
+        along = _along(mark.spec)
+        parameters = self.scale_and_zero(target, step, zero, holder, along)
         source, nodes = self.clipped(mark, source, target, step, zero, holder)
         quantized = self.graph.fresh(f"{target}.quantized")
         return [*nodes,
-                make_node("QuantizeLinear", [source, *parameters], quantized, **axis),
-                make_node("DequantizeLinear", [quantized, *parameters], target, **axis)]
+                make_node("QuantizeLinear", [source, *parameters], quantized, **along),
+                make_node("DequantizeLinear", [quantized, *parameters], target, **along)]
 
     def clipped(self, mark, source, target, step, zero, holder):
         """Where the type has more integers than the spec: the values are kept in range."""
@@ -86,13 +90,13 @@ class _Rewriter:
         self.made[key] = target
         step, zero = step_of(mark), zero_of(mark)
         name = self.store(mark, source, ".integers", mark.integers, holder.element_type)
-        axis = {} if mark.spec.channel_axis is None else {"axis": mark.spec.channel_axis}
-        parameters = self.parameters(name, mark, step, zero, holder)
-        return [make_node("DequantizeLinear", [name, *parameters], target, **axis)]
+        along = _along(mark.spec)
+        parameters = self.scale_and_zero(name, step, zero, holder, along)
+        return [make_node("DequantizeLinear", [name, *parameters], target, **along)]
 
-    def parameters(self, name, mark, step, zero, holder):
+    def scale_and_zero(self, name, step, zero, holder, along):
         """Names of step and zero point."""
-        shape = [] if mark.spec.channel_axis is None else [-1]
+        shape = step.shape if along else []
         return [self.graph.constant(f"{name}.scale", step.reshape(shape)),
                 self.graph.constant(f"{name}.zero_point",
                                     zero.astype(holder.dtype).reshape(shape),
@@ -101,9 +105,10 @@ class _Rewriter:
     def store(self, mark, source, suffix, array, element_type=None):
         """Put ``array`` into the file, under the parameter's own name if that is free."""
         graph = self.graph
-        if source not in graph.constants or source in self.float_uses or source in self.taken:
-            name = source if source in graph.constants else f"{mark.layer}.weight"
-            return graph.constant(name + suffix, array, element_type)
+        if source not in self.parameters:  # a placeholder
+            return graph.constant(f"{mark.layer}.weight", array, element_type)
+        if source in self.float_uses or source in self.taken:
+            return graph.constant(source + suffix, array, element_type)
         self.taken.add(source)
         graph.constants[source] = array
         if element_type is not None:
@@ -118,6 +123,13 @@ class _Rewriter:
         negative = fresh(f"{target}.negative")
         return [make_node("Less", [source, zero], negative),
                 make_node("Where", [negative, below, above], target)]
+
+
+def _along(spec):
+    """Attributes that say which elements share a scale."""
+    if isinstance(spec.granularity, PerGroup):
+        return {"axis": 0, "block_size": spec.granularity.size}
+    return {} if spec.channel_axis is None else {"axis": spec.channel_axis}
 
 
 def step_of(mark):
