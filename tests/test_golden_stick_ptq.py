@@ -2,6 +2,7 @@
 and each error of its specification. Configurations have tests of their own:
 test_golden_stick_ptq_config."""
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -439,9 +440,8 @@ for name, config in RUNS.items():
 
 
 def deploy_policies():
-    return OrderedDict({pattern: policy and PTQConfig(
-        "deploy", weight_quant_dtype=policy.weight_quant_dtype)
-        for pattern, policy in POLICIES.items()})
+    return OrderedDict((pattern, policy and dataclasses.replace(policy, mode="deploy"))
+                       for pattern, policy in POLICIES.items())
 
 
 def test_deploy_in_another_process_gives_the_same_logits_bit_for_bit(tmp_path, capsys):
