@@ -62,7 +62,8 @@ test-browser: env env-3.3
 lint: env
 	$(BIN)/ruff check .
 
-BENCHMARKS := bench_qat bench_fake_quantize bench_calibration bench_deploy
+BENCHMARKS := bench_qat bench_fake_quantize bench_calibration bench_deploy \
+	bench_memory_llm
 
 bench: env
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done

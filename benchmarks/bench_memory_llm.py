@@ -23,9 +23,9 @@ import paddle
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from demo.text.models import Llama  # noqa: E402
-from paddleq import PerChannel, PerGroup, PerToken, QuantSpec  # noqa: E402
-from paddleq.algorithms import (  # noqa: E402
+from demo.text.models import Llama
+from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
+from paddleq.algorithms import (
     AWQ,
     GPTQ,
     LinearPolicy,

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paddle import nn
 from paddle.nn import functional as F
+from runtimes import openvino, paddle_inference, relative_error
 
+import paddleq
 from paddleq.errors import CalibrationError, ConfigError
 from paddleq.nn import Int8KVCache, KVCache
 from paddleq.nn.attention import hold_cache, takes_cache
@@ -327,8 +329,8 @@ class GroupedAttention(nn.Layer):
         k, v = self.kv_proj(x).reshape([0, 0, 2 * self.kv_heads, self.head_dim]).split(2, axis=2)
         offset = 0 if past is None else past[0].shape[1]
         k, v, past = self.kv_cache(k, v, past)
-        repeat = self.heads // self.kv_heads
-        k, v = (paddle.repeat_interleave(each, repeat, axis=2).transpose([0, 2, 1, 3])
+        k, v = (paddle.tile(each.unsqueeze(3), [1, 1, 1, self.heads // self.kv_heads, 1])
+                .reshape([0, 0, self.heads, self.head_dim]).transpose([0, 2, 1, 3])
                 for each in (k, v))
         scores = q.transpose([0, 2, 1, 3]) @ k.transpose([0, 1, 3, 2]) / self.head_dim ** 0.5
         hidden = paddle.triu(paddle.full([scores.shape[2], offset + scores.shape[2]], -1e9),
@@ -355,20 +357,49 @@ def test_an_attention_of_our_own(kind):
 # -- programs ------------------------------------------------------------------------------------
 
 
+class Looking(nn.Layer):
+    def __init__(self, own):
+        super().__init__()
+        self.own, self.linear = own, nn.Linear(16, 16)
+        self.attention = GroupedAttention() if own else nn.MultiHeadAttention(16, 4)
+
+    def forward(self, x):
+        y = self.attention(self.linear(x))
+        return y[0] if self.own else y
+
+
+def looking(own, kind):
+    paddle.seed(3)
+    model, x = Looking(own), paddle.randn([2, 9, 16])
+    attention, y = model.attention, model.linear(x)
+    if own:
+        attention.kv_cache = cache_for(kind, *attention(y)[1])
+    else:
+        quantize_caches(attention, kind, lambda: attention(y))
+    model.eval()
+    return model, x
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("own", [True, False])
 def test_a_traced_model_simulates_the_same(kind, own, tmp_path):
-    x = paddle.randn([2, 9, 16])
-    if own:
-        model = nn.Sequential(nn.Linear(16, 16), GroupedAttention())
-        model[1].kv_cache = cache_for(kind, *model(x)[1])
-    else:
-        model = nn.Sequential(nn.Linear(16, 16), nn.MultiHeadAttention(16, 2))
-        quantize_caches(model, kind, lambda: model(x))
-    model.eval()
-    y = model(x)
-    spec = [paddle.static.InputSpec([None, None, 16], name="x")]
+    model, x = looking(own, kind)
+    spec = [paddle.static.InputSpec([None, 9, 16], name="x")]
     paddle.jit.save(model, str(tmp_path / "model"), input_spec=spec)
     z = paddle.jit.load(str(tmp_path / "model"))(x)
-    y, z = (each[0] if own else each for each in (y, z))
-    np.testing.assert_allclose(z.numpy(), y.numpy(), atol=1e-6)
+    np.testing.assert_allclose(z.numpy(), model(x).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("own", [True, False])
+def test_an_exported_model_computes_the_same(kind, own, tmp_path):
+    model, x = looking(own, kind)
+    path = str(tmp_path / "model")
+    paddleq.save_quantized_model(model, path, [paddle.static.InputSpec([None, 9, 16], name="x")])
+    y = model(x).numpy()
+    assert relative_error(paddle_inference(path, [x.numpy()])[0], y) < 1e-6
+    assert relative_error(paddle_inference(path, [x.numpy()], ir_optim=True)[0], y) < 1e-5
+    assert relative_error(openvino(path, [x.numpy()])[0], y) < 1e-5
+    float_one = Looking(own)
+    float_one.set_state_dict(model.state_dict())
+    assert relative_error(float_one(x).numpy(), y) > 1e-4

@@ -6,7 +6,12 @@ and plain numpy computes from what the layer's Linears read there what they shou
 """
 
 import copy
+import json
 import logging
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import paddle
@@ -708,3 +713,20 @@ def test_per_token_policies():
                                                SmoothQuant(0.5)))
     assert {layer.quant_type for layer in linears_of(final).values()} == {
         "SmoothQuant-W8-per_channel-A8-per_token"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["W4 g64, round to nearest", "W4 g64, GPTQ",
+                                    "W8A8 per token, SmoothQuant"])
+def test_peak_memory(scheme):
+    """The float model, one decoder layer, its activations and 15 %, in a process of its own."""
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, str(root / "benchmarks" / "bench_memory_llm.py"), "--scheme", scheme,
+         "--layers", "8"], env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True,
+        text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["float model"] > 90 and found["peak"] > found["float model"]
+    assert found["peak"] <= found["allowed"], found
+    assert found["afterwards"] < found["float model"], found  # the float weights are gone

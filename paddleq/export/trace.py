@@ -6,6 +6,7 @@ import os
 import tempfile
 import types
 
+import numpy as np
 import paddle
 
 from .._checks import wrong_type
@@ -15,6 +16,7 @@ from ..fake_quantize import FakeQuantize
 from ..functional import abs_max, quantize
 from ..nn.deployable import deployable_layers
 from ..nn.integer_linear import IntegerLinear
+from ..nn.kv_cache import SPEC, Int8KVCache
 from ..nn.tracing import Recorder, recording
 from ..preprocess import PACT
 from ..spec import PerChannel, PerGroup, QuantSpec
@@ -104,6 +106,10 @@ class _ExportRecorder(Recorder):
             for name, layer in deployable_layers(model):
                 if isinstance(layer, IntegerLinear):
                     self._plan_integer_linear(name, layer, target)
+                elif isinstance(layer, Int8KVCache):
+                    for slot in (0, 1):  # keys and values, in steps already
+                        mark = ActivationMark(name, np.float32([SPEC.levels]), SPEC)
+                        self._inputs[id(layer), slot] = [], mark
 
     def _plan_integer_linear(self, name, layer, target):
         spec = layer.activation_spec

@@ -9,10 +9,11 @@ from ..errors import CalibrationError, ConfigError
 from ..functional import from_steps, to_steps, token_steps
 from ..functional.ranges import EPS, as_dtype
 from ..spec import QuantSpec
+from . import tracing
 from .deployable import DeployableLayer, check_fields, deployable
 
 PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
-_SPEC = QuantSpec(bits=8)
+SPEC = QuantSpec(bits=8)
 _NO_SCALES = ("this KV cache has no scales yet: calibrate the model, or load a checkpoint of one "
               "that was")
 
@@ -138,7 +139,7 @@ class Int8KVCache(KVCache, DeployableLayer):
         """
         cache = cls(PER_CHANNEL, *k_max.shape, token_axis=token_axis)
         for scale, most in ((cache.k_scale, k_max), (cache.v_scale, v_max)):
-            scale.set_value(as_dtype(most, paddle.float32).clip(min=EPS) / float(_SPEC.levels))
+            scale.set_value(as_dtype(most, paddle.float32).clip(min=EPS) / float(SPEC.levels))
         return cache
 
     @property
@@ -180,13 +181,20 @@ class Int8KVCache(KVCache, DeployableLayer):
     def forward(self, k, v, past=None):
         self._check(k, v)
         k_steps, v_steps = self._steps(k, v)
-        integers = [to_steps(k, k_steps, _SPEC), to_steps(v, v_steps, _SPEC)]
+        integers = [self._integers(k, k_steps, 0), self._integers(v, v_steps, 1)]
         new = self._kept(integers, k_steps, v_steps)
         if past is None:
             # Not read back from int8: a graph that keeps nothing has no casts then.
             return (*self._read(integers, k_steps, v_steps, k.dtype), new)
         past = self.joined(past, new)
         return (*self.read(past, k.dtype), past)
+
+    def _integers(self, x, steps, slot):
+        recorder = tracing.recorder()
+        if recorder is None:
+            return to_steps(x, steps, SPEC)
+        # The operators that the marker becomes quantize in steps of 1.
+        return recorder.activation(as_dtype(x, paddle.float32) / steps, self, slot)
 
     def store(self, k, v):
         """The keys and values as they are kept: int8, and per token their scales."""
@@ -207,7 +215,7 @@ class Int8KVCache(KVCache, DeployableLayer):
     def _steps(self, k, v):
         if self.granularity == PER_CHANNEL:
             return self._channel_steps()
-        return token_steps(k, _SPEC), token_steps(v, _SPEC)
+        return token_steps(k, SPEC), token_steps(v, SPEC)
 
     def _channel_steps(self):
         shape = [1, 1, self.kv_heads, self.head_dim]
