@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := installed.stamp
 DEFAULT := not slow and not lite and not paddle26 and not browser and not two_versions
 
-.PHONY: help demo test test-slow test-lite test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 \
+.PHONY: help docs demo test test-slow test-lite test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 \
 	test-versions test-browser lint bench bench-2.6 \
 	env env-2.6 env-3.3 lite-env clean
 
@@ -59,6 +59,17 @@ test-browser: env env-3.3
 	for python in $(BIN) .venv-3.3/bin; do \
 		OMP_NUM_THREADS=1 $$python/python -m pytest -q -m browser || exit 1; done
 
+# The site of docs/, in out/site. Warnings are errors: a page, a link or an anchor that is missing.
+docs: .venv-docs/$(STAMP)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build -q --strict
+
+.venv-docs/$(STAMP): requirements-docs.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	echo '*' > $(@D)/.gitignore
+	$(@D)/bin/python -m pip install -q -r requirements-docs.txt
+	touch $@
+
 lint: env
 	$(BIN)/ruff check .
 
@@ -105,6 +116,6 @@ lite-env: .venv-lite/$(STAMP)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-2.6 .venv-3.3 .venv-lite out build dist paddleq.egg-info .pytest_cache \
+	rm -rf .venv .venv-2.6 .venv-3.3 .venv-docs .venv-lite out build dist paddleq.egg-info .pytest_cache \
 		.ruff_cache .hypothesis .test-cache
 	find paddleq tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,11 +7,11 @@ import numpy as np
 import paddle
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from paddleq import PerChannel, QuantSpec  # noqa: E402
-from paddleq.functional import abs_max, fake_quantize, quantize  # noqa: E402
-from paddleq.observers import AbsMaxObserver, HistogramObserver, KLObserver  # noqa: E402
+from paddleq import PerChannel, QuantSpec
+from paddleq.functional import abs_max, fake_quantize, quantize
+from paddleq.observers import AbsMaxObserver, HistogramObserver, KLObserver
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "images"
 BLUE, ORANGE, GREEN, GREY = "#1f6feb", "#d1570b", "#1a7f37", "#8c959f"

@@ -124,6 +124,7 @@ def test_no_page_is_left_over():
         if path in seen or path.suffix != ".md" or not path.exists():
             continue
         seen.add(path)
+        todo += path.parent.glob(f"{path.stem}.*.md")  # in other languages
         todo += [path.parent / link.partition("#")[0]
                  for link in LINK.findall(path.read_text(encoding="utf-8"))
                  if not link.startswith("http")]
