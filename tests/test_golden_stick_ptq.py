@@ -25,10 +25,11 @@ from small_transformer import (
     in_numpy,
     plain,
 )
+from transformers import NETWORKS, build, sentences
 
 import paddleq
 from paddleq import PerChannel, PerGroup, QuantSpec
-from paddleq.algorithms import AWQ, LinearPolicy, Statistics
+from paddleq.algorithms import AWQ, LinearPolicy, StackHelper, Statistics
 from paddleq.errors import (
     CalibrationError,
     ConfigError,
@@ -556,6 +557,28 @@ def test_deploy_of_paddles_encoder(tmp_path):
     network.eval()
     np.testing.assert_array_equal(loaded(x).numpy(), network(x).numpy())
     assert quantized(loaded) == quantized(network)
+
+
+def outputs(structure):
+    """The tensors in what a network gives."""
+    if isinstance(structure, paddle.Tensor):
+        return [structure.numpy()]
+    parts = structure.values() if isinstance(structure, dict) else structure or ()
+    return [each for part in parts for each in outputs(part)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_deploy_of_other_architectures(name, tmp_path):
+    """Grouped-query attention, an encoder and a decoder, experts, a layer that is used twice."""
+    config = {**W4A8, "outliers_suppression": "smooth", **KV}
+    network = PTQ(PTQConfig(**config)).apply(build(name), datasets=sentences())
+    paddleq.save_checkpoint(network, tmp_path / "net")
+    ptq = PTQ(PTQConfig("deploy", **config))
+    loaded = ptq.convert(ptq.apply(build(name, seed=1), StackHelper()), str(tmp_path / "net"))
+    found, expected = (outputs(each(sentences()[0])) for each in (loaded, network))
+    assert len(found) == len(expected) > 0
+    for each, other in zip(found, expected):
+        assert np.array_equal(each, other)
 
 
 # Errors

@@ -9,7 +9,6 @@ before it give.
 import logging
 
 import paddle
-from tqdm import tqdm
 
 from ..errors import CalibrationError, ModelError, NonFiniteError, PaddleqError
 from ..nn.calibrating import watch
@@ -85,6 +84,8 @@ class _Calibration:
             self._count([watcher])
 
     def _count(self, watchers):
+        from tqdm import tqdm
+
         ready = [watcher for watcher in watchers if watcher.count_batch()]
         # Silent where there is no terminal; one layer needs no bar.
         for watcher in tqdm(ready, desc="quantizing", disable=None if len(ready) > 1 else True,
