@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from runtimes import openvino, paddle_inference, relative_error
 from scheme_reference import Scheme
 from small_transformer import (
     WIDTH,
@@ -735,3 +736,24 @@ def test_convert_value_error_ckpt_path_is_no_path(tmp_path):
 def test_convert_model_error_not_applied():
     with raises(ModelError, "no quantized layer; give it to apply"):
         PTQ().convert(decoder())
+
+
+@pytest.mark.parametrize("config", [{}, W8A8, W4, KV], ids=["W8", "W8A8", "W4", "C8"])
+def test_what_convert_returns_is_exported_as_it_is(config, tmp_path):
+    network = PTQ(config).convert(applied(config))
+    x, path = batches(1, held_out=True)[0], str(tmp_path / "net")
+    paddleq.save_quantized_model(
+        network, path, [paddle.static.InputSpec([None, 8, 8], "float32")])
+    for runtime in (paddle_inference, openvino):
+        assert relative_error(runtime(path, [x.numpy()])[0], network(x).numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("config, name", [
+    ({}, "layers.0.attention.q"), (ONLY_KV, "layers.0.attention.kv_cache")], ids=["W8", "C8"])
+def test_a_structure_without_numbers_is_not_written(config, name, tmp_path):
+    _, network = deployed(**config)
+    for write in (paddleq.save_checkpoint, lambda *args: paddleq.save_quantized_model(
+            *args, [paddle.static.InputSpec([None, 8, 8], "float32")])):
+        with raises(CalibrationError, f"have no numbers yet: {name}"):
+            write(network, str(tmp_path / "net"))
+    assert os.listdir(tmp_path) == []

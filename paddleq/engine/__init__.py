@@ -8,6 +8,7 @@ from .leave import check_can_leave, leave_float
 from .prepare import check_model, prepare
 from .saved import load_checkpoint, save_checkpoint
 from .states import (
+    check_filled,
     check_quantized,
     disable_fake_quant,
     disable_observer,
@@ -25,11 +26,11 @@ from .states import (
 from .summary import extra_state_keys, summary
 
 __all__ = [
-    "arrange", "batches_of", "blocks_of", "calibrate", "check_can_leave", "check_model",
-    "check_quantized", "convert", "copy_of", "disable_fake_quant", "disable_observer",
-    "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys", "fake_quantizers",
-    "finalize", "find_arrangement", "leave_float", "load_checkpoint", "load_state",
-    "model_inputs", "prepare", "quantization_off", "quantized_layers", "quantizing_only",
-    "read_state", "same_parameters", "save_checkpoint", "set_fake_quantize", "set_state",
-    "summary",
+    "arrange", "batches_of", "blocks_of", "calibrate", "check_can_leave", "check_filled",
+    "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
+    "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
+    "fake_quantizers", "finalize", "find_arrangement", "leave_float", "load_checkpoint",
+    "load_state", "model_inputs", "prepare", "quantization_off", "quantized_layers",
+    "quantizing_only", "read_state", "same_parameters", "save_checkpoint", "set_fake_quantize",
+    "set_state", "summary",
 ]

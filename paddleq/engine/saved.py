@@ -13,6 +13,7 @@ from ..errors import ConfigError, ConfigTypeError, FormatError, ModelError
 from ..nn.deployable import check_fields, deployable_class, deployable_layers
 from ..nn.replace import replace_layers
 from .checkpoint import load_state
+from .states import check_filled
 from .tensors import parse_tensors, read_bytes, write_tensors
 from .undo import whole_or_not_at_all
 
@@ -36,6 +37,7 @@ def save_checkpoint(model, path):
     Raises:
         ConfigTypeError: ``model`` is no ``paddle.nn.Layer``, or ``path`` no path.
         ModelError: the files cannot be written, or the model holds what they cannot hold.
+        CalibrationError: a layer awaits the numbers of a checkpoint itself; names it.
 
     Examples:
         >>> import os, tempfile
@@ -48,6 +50,7 @@ def save_checkpoint(model, path):
         ['model.json', 'model.safetensors']
     """
     path = _checked(model, path)
+    check_filled(model)
     state, shared = _without_shared(model.state_dict())
     layers = {name: {"kind": type(layer).__name__, "description": layer.description()}
               for name, layer in deployable_layers(model)}

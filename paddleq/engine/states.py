@@ -7,6 +7,7 @@ from paddle import nn
 from .._checks import hint, wrong_type
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quantize import FakeQuantize, State
+from ..nn.deployable import deployable_layers
 from ..nn.quantized import QuantizedLayer
 
 
@@ -190,3 +191,16 @@ def finalize(model):
             f"{', '.join(unseen)}; run calibrate() or forward passes on real inputs first")
     for _, quantizer in pending:
         quantizer.finalize()
+
+
+def check_filled(model):
+    """Raise for deployable layers without numbers, of a structure that awaits a checkpoint.
+
+    Raises:
+        CalibrationError: names them.
+    """
+    empty = [name or "(model)" for name, layer in deployable_layers(model) if not layer.filled]
+    if empty:
+        raise CalibrationError(
+            f"{len(empty)} quantized layers have no numbers yet: {', '.join(empty)}; load a "
+            "checkpoint (load_checkpoint(), or convert() with ckpt_path) first")

@@ -3,7 +3,7 @@
 import os
 
 from .._checks import check_choice, wrong_type
-from ..engine import finalize, quantized_layers
+from ..engine import check_filled, finalize, quantized_layers
 from ..errors import ModelError
 from ..nn.deployable import deployable_layers
 from .onnx import to_onnx
@@ -94,6 +94,7 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
         raise ModelError("model must be quantized before save_quantized_model, but has no "
                          "quantized layer; call quantize() first")
     finalize(model)
+    check_filled(model)
     input_spec = known_spec(model, input_spec)
     if format == "onnx":
         to_onnx(model, path + ".onnx", input_spec)

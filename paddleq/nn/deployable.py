@@ -38,6 +38,11 @@ class DeployableLayer(abc.ABC):
         """How it is quantized, in short: ``W8-per_channel-A8-per_tensor``."""
 
     @property
+    def filled(self):
+        """Whether it has its numbers: not a structure that awaits a checkpoint."""
+        return True
+
+    @property
     def undecided(self):
         """Names in :meth:`description` of what a checkpoint may say otherwise."""
         return ()

@@ -313,6 +313,11 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return new
 
     @property
+    def filled(self):
+        """Whether the scales are numbers."""
+        return bool(paddle.isfinite(self.weight_scale.sum()))
+
+    @property
     def undecided(self):
         """What data decide, not a configuration."""
         return ("smoothed", "permuted", "algorithm")

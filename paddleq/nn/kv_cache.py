@@ -148,6 +148,14 @@ class Int8KVCache(KVCache, DeployableLayer):
         return f"C8-{self.granularity}"
 
     @property
+    def filled(self):
+        """Whether the scales, if it has any, are numbers."""
+        if self.granularity == PER_TOKEN:
+            return True
+        return self.kv_heads is not None and bool(
+            paddle.isfinite(self.k_scale.sum() + self.v_scale.sum()))
+
+    @property
     def undecided(self):
         """Sizes that are not known yet."""
         return ("kv_heads", "head_dim") if self.kv_heads is None else ()
@@ -237,7 +245,7 @@ class Int8KVCache(KVCache, DeployableLayer):
                     f"{name} must have {self.kv_heads} kv_heads of {self.head_dim} features, for "
                     f"which this cache has scales, but has the shape {list(x.shape)}")
         if not self._has_scales and paddle.in_dynamic_mode():
-            if not bool(paddle.isfinite(self.k_scale.sum() + self.v_scale.sum())):
+            if not self.filled:
                 raise CalibrationError(_NO_SCALES)
             self._has_scales = True
 
