@@ -275,6 +275,102 @@ def test_a_function_that_returns_no_layer(folder):
         run(Recipe.parse(text, folder=str(folder)))
 
 
+STACK = """\
+import numpy as np
+import paddle
+
+
+class Stack(paddle.nn.Layer):
+    def __init__(self):
+        super().__init__()
+        layer = paddle.nn.TransformerEncoderLayer(64, 4, 96, dropout=0.0, normalize_before=True)
+        self.encoder = paddle.nn.TransformerEncoder(layer, num_layers=2)
+        self.head = paddle.nn.Linear(64, 5)
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+def batches():
+    for seed in range(3):
+        yield [np.random.RandomState(seed).randn(2, 8, 64).astype("float32")]
+"""
+
+TRANSFORMER = """\
+paddleq: 1
+model:
+  build: stack.py:Stack
+  input_spec: [{shape: [null, 8, 64], name: x}]
+data: {calibration: {source: "stack.py:batches"}}
+"""
+
+GOLDEN_STICK = TRANSFORMER + """\
+quantize:
+  method: golden_stick
+  config: {weight_quant_dtype: int8, opname_blacklist: [head], outliers_suppression: smooth,
+           act_quant_dtype: int8, act_quant_granularity: per_token}
+  layer_policies:
+    ".*linear2$": {weight_quant_dtype: int4, weight_quant_granularity: per_group, group_size: 64,
+                   precision_recovery: gptq}
+    "encoder.layers.0.self_attn.out_proj": null
+export:
+  - {format: pdmodel, path: out/stack}
+  - {format: checkpoint, path: out/kept}
+"""
+
+AMCT = TRANSFORMER + """\
+quantize:
+  method: amct
+  config:
+    batch_num: 2
+    quant_cfg: {weights: {type: int8, symmetric: true, strategy: channel}}
+    algorithm: awq
+    skip_layers: head
+export: {path: out/stack}
+"""
+
+
+@pytest.mark.parametrize("text, kinds", [
+    (GOLDEN_STICK, {"SmoothQuant-W8-per_channel-A8-per_token": 9, "GPTQ-W4-per_group": 2}),
+    (AMCT, {"AWQ-W8-per_channel": 12})], ids=["golden_stick", "amct"])
+def test_a_transformer_by_either_front_door(folder, text, kinds):
+    (folder / "stack.py").write_text(STACK)
+    done = run(Recipe.parse(text, folder=str(folder)))
+    found = [layer.quant_type for layer in done.model.sublayers() if hasattr(layer, "quant_type")]
+    assert {kind: found.count(kind) for kind in set(found)} == kinds
+    x = np.random.RandomState(9).randn(3, 8, 64).astype("float32")
+    expected = done.model(paddle.to_tensor(x)).numpy()
+    (given,) = paddle_inference(str(folder / "out" / "stack"), [x])
+    assert relative_error(given, expected) < 1e-6
+    if text is GOLDEN_STICK:
+        from paddleq.recipes.sources import find_function
+        fresh = find_function("stack.py:Stack", str(folder))()
+        paddleq.load_checkpoint(fresh, str(folder / "out" / "kept"))
+        fresh.eval()
+        np.testing.assert_array_equal(fresh(paddle.to_tensor(x)).numpy(), expected)
+
+
+@pytest.mark.parametrize("text, old, new, line, key, words", [
+    (GOLDEN_STICK, "int8, opname", "int9, opname", 8, "quantize.config",
+     ["weight_quant_dtype", "int9"]),
+    (GOLDEN_STICK, "opname_blacklist", "opname_blaklist", 8, "quantize.config",
+     ["opname_blacklist"]),
+    (GOLDEN_STICK, "group_size: 64", "group_size: 63", 10, "quantize.layer_policies", ["63"]),
+    (GOLDEN_STICK, '".*linear2$"', '"(linear2"', 10, "quantize.layer_policies", ["(linear2"]),
+    (AMCT, "type: int8", "type: int5", 8, "quantize.config", ["'int8'", "'int5'"]),
+    (AMCT, "batch_num: 2", "batch_nmu: 2", 8, "quantize.config", ["'batch_num'"]),
+    (AMCT, "build: stack.py:Stack\n  input_spec: [{shape: [null, 8, 64], name: x}]", "path: net",
+     5, "quantize", ["model.build"]),
+])
+def test_the_front_doors_check_their_part(text, old, new, line, key, words):
+    assert text.count(old) == 1
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text.replace(old, new), source="r.yaml")
+    told = str(caught.value).splitlines()
+    mine = [each for each in told if each.startswith(f"r.yaml:{line}: {key}: ")]
+    assert mine and all(word in mine[0] for word in words), told
+
+
 def test_weights_of_a_file(folder):
     net = paddle.nn.Sequential(paddle.nn.Linear(3, 2))
     paddle.save(net.state_dict(), str(folder / "net.pdparams"))

@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+from collections import OrderedDict
 
 from .._checks import (
     check_bool,
@@ -13,7 +14,10 @@ from .._checks import (
     wrong_type,
     wrong_value,
 )
-from ..errors import ConfigError, FormatError, RecipeError
+from ..errors import ConfigError, FormatError, PaddleqError, RecipeError
+from ..frontends.amct.config import AmctConfig
+from ..frontends.golden_stick import PTQ as GoldenStickPTQ
+from ..frontends.golden_stick import PTQConfig
 from ..frontends.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from ..frontends.saved_models import check_op_types
 from ..nn.registry import known_classes
@@ -22,8 +26,8 @@ from .schema import Entries, Section, Value
 from .sources import check_function_name
 
 FORMAT_VERSION = 1
-METHODS = ("ptq", "dynamic")
-FORMATS = ("pdmodel", "onnx", "pir")
+METHODS = ("ptq", "dynamic", "golden_stick", "amct")
+FORMATS = ("pdmodel", "onnx", "pir", "checkpoint")
 RUNTIMES = ("paddle_inference", "openvino", "onnxruntime", "paddlelite")
 
 
@@ -164,15 +168,37 @@ _RULE = Section({
     "activation_quantizer": Value(_quantizer(ACTIVATION_QUANTIZERS), None),
 }, one_of=("name", "type", "pattern"), together=_rule_together)
 
-_PTQ_KEYS = ("activation_quantizer", "weight_quantizer", "fuse", "rules")
-_DYNAMIC_KEYS = ("weight_bits", "weight_quantize_type", "quantizable_op_type")
+_KEYS = {
+    "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules"),
+    "dynamic": ("weight_bits", "weight_quantize_type", "quantizable_op_type"),
+    "golden_stick": ("config", "layer_policies"),
+    "amct": ("config",),
+}
 
 
 def _method_together(quantize):
-    other = {"ptq": _DYNAMIC_KEYS, "dynamic": _PTQ_KEYS}[quantize["method"]]
-    for key in other:
+    method = quantize["method"]
+    for key in sorted({key for keys in _KEYS.values() for key in keys} - set(_KEYS[method])):
         if quantize[key] is not None:
-            yield key, f"has no effect with the method {quantize['method']}"
+            yield key, f"has no effect with the method {method}"
+    checks = {
+        "amct": {"config": lambda: AmctConfig.parse(quantize["config"])},
+        "golden_stick": {"config": lambda: PTQConfig.parse(quantize["config"]),
+                         "layer_policies": lambda: GoldenStickPTQ(None, policies_of(quantize))},
+    }
+    for key, check in checks.get(method, {}).items():
+        try:
+            check()
+        except PaddleqError as error:
+            yield key, str(error)
+
+
+def policies_of(quantize):
+    """``layer_policies`` as Golden Stick's PTQ takes them: patterns to configurations."""
+    given = quantize["layer_policies"]
+    return None if given is None else OrderedDict(
+        (pattern, None if config is None else PTQConfig.parse(config))
+        for pattern, config in given.items())
 
 
 _QUANTIZE = Section({
@@ -184,6 +210,8 @@ _QUANTIZE = Section({
     "weight_bits": Value(lambda name, value: check_choice(name, value, (8, 16)), None),
     "weight_quantize_type": Value(_choice("channel_wise_abs_max", "abs_max"), None),
     "quantizable_op_type": Value(_op_types, None),
+    "config": Value(_mapping, None),
+    "layer_policies": Value(_mapping, None),
 }, together=_method_together)
 
 _EXPORT = Section({
@@ -204,8 +232,11 @@ _CHECKS = Section({
 def _together(recipe):
     calibration = (recipe["data"] or {}).get("calibration")
     evaluation = (recipe["data"] or {}).get("evaluation")
-    if recipe["quantize"]["method"] == "ptq" and calibration is None:
-        yield "data", "must have calibration batches for the method ptq"
+    method = recipe["quantize"]["method"]
+    if method != "dynamic" and calibration is None:
+        yield "data", f"must have calibration batches for the method {method}"
+    if method in ("golden_stick", "amct") and recipe["model"]["path"]:
+        yield "quantize", f"the method {method} is for a Layer: say model.build"
     checks = recipe["checks"]
     if checks is not None:
         if evaluation is None and calibration is None:

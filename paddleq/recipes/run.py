@@ -5,6 +5,7 @@ import logging
 import os
 import random
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import paddle
@@ -15,13 +16,16 @@ from ..config import LayerPolicy
 from ..export.load import load_saved
 from ..export.record import write_record
 from ..export.trace import trace_float
+from ..frontends.amct import convert, quantize
 from ..frontends.fusing import fuse_now_or_later
+from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.paddleslim import PTQ
 from ..frontends.paddleslim.shared import rules_for
 from ..frontends.post_dynamic import weights_as_integers
 from ..frontends.post_static import quant_post_static, sensitivity_post_static
 from ..frontends.saved_models import check_op_types, find_files
 from ..nn.registry import known_classes
+from .recipe import policies_of
 from .sources import build_model, open_data
 
 _logger = logging.getLogger("paddleq")
@@ -80,11 +84,35 @@ def _run_on_layer(recipe, done):
         for number in range(len(recipe.values["export"])):
             _dynamic(recipe, lambda: trace_float(net, spec), number, done)
         return
-    done.model = quantized_by_ptq(recipe, net)
-    for each in recipe.values["export"]:
+    done.model = {"ptq": quantized_by_ptq, "golden_stick": _by_golden_stick,
+                  "amct": _by_amct}[quantize["method"]](recipe, net)
+    for number, each in enumerate(recipe.values["export"]):
         path = recipe.resolve(each["path"])
-        export.save(done.model, path, spec, format=each["format"])
+        if each["format"] == "checkpoint":
+            if quantize["method"] == "ptq":
+                raise recipe.mistake(f"export[{number}].format", "checkpoint is for the methods "
+                                     "golden_stick and amct, which leave integers in the Layer")
+            engine.save_checkpoint(done.model, path)
+        else:
+            export.save_quantized_model(done.model, path, spec, format=each["format"])
         _record(recipe, path, each["format"], done)
+
+
+def _by_golden_stick(recipe, net):
+    quantize = recipe.values["quantize"]
+    ptq = GoldenStickPTQ(quantize["config"], policies_of(quantize))
+    return ptq.convert(ptq.apply(net, datasets=data_of(recipe, "calibration")))
+
+
+def _by_amct(recipe, net):
+    config = recipe.values["quantize"]["config"]
+    quantize(net, config)
+    with paddle.no_grad():
+        for batch in islice(data_of(recipe, "calibration"), config["batch_num"]):
+            args, kwargs = engine.model_inputs(net, batch)
+            net(*args, **kwargs)
+    convert(net)
+    return net
 
 
 def quantized_by_ptq(recipe, net):
@@ -210,7 +238,7 @@ def _record(recipe, path, format, done):
 def record(path, format, **fields):
     """Write what lies beside an export; returns all files of it."""
     endings = {"pdmodel": (".pdmodel", ".pdiparams"), "pir": (".json", ".pdiparams"),
-               "onnx": (".onnx",)}[format]
+               "onnx": (".onnx",), "checkpoint": (".safetensors", ".json")}[format]
     files = [path + ending for ending in endings]
     written = [*files, write_record(path, files, format=format, **fields)]
     _logger.info("wrote %s", ", ".join(written))
