@@ -44,20 +44,22 @@ def feedback_matrix(hessian, damping, order=None):
         [[0.0, 0.0], [0.25, 0.0]]
     """
     # Backwards, because a Cholesky decomposition starts with the first row and this with the last.
-    rows = hessian.shape[0]
-    backwards = (paddle.arange(rows - 1, -1, -1) if order is None else order.flip([0]))
-    diagonal = paddle.diagonal(hessian).index_select(backwards)
+    if order is None:
+        hessian = hessian.flip([0, 1])
+    else:
+        backwards = order.flip([0])
+        hessian = hessian.index_select(backwards).index_select(backwards, axis=1)
+    diagonal = paddle.diagonal(hessian).clone()
     mean = diagonal.sum() / (diagonal > 0.0).astype("float32").sum().clip(min=1.0)
     # A feature that was always 0 tells nothing, and has no part in the feedback.
     dead = diagonal <= 0.0
     diagonal = paddle.where(dead, paddle.ones_like(diagonal), diagonal / mean)
-    hessian = hessian.index_select(backwards).index_select(backwards, axis=1)
     if mean.item() > 0.0:
         hessian.divide_(mean)
     factor = _damped_cholesky(hessian, diagonal, damping)
     del hessian
     factor.divide_(paddle.diagonal(factor).clone().unsqueeze(1).expand(factor.shape))
-    return paddle.tril(factor.flip([0, 1]), -1)
+    return factor.flip([0, 1]).fill_diagonal_(0.0)
 
 
 def _damped_cholesky(matrix, diagonal, damping):

@@ -79,12 +79,12 @@ class RowByRow:
         stop = start + target.shape[0]
         # Of a column, the rows that have been rounded are zero: no slices need to be taken.
         columns = self.feedback[start:stop, start:stop].unsqueeze(2).unbind(1)
-        levels, errors = [], []
+        rows, levels, errors = self.weight[start:stop].unbind(0), [], []
         for i, (scale, zero) in enumerate(self._steps[start:stop]):
             if i:
                 target = paddle.addmm(target, columns[i - 1], errors[-1].unsqueeze(0))
             level = round_and_clip_(target[i] / scale, self.spec, 0 if zero is None else zero)
-            errors.append(self.weight[start + i] - level * scale)
+            errors.append(rows[i] - level * scale)
             levels.append(level if zero is None else level + zero)
         self._errors[start:stop] = paddle.stack(errors)
         self._integers.append(paddle.stack(levels).astype(self.spec.storage))
