@@ -289,6 +289,9 @@ def test_damping_is_raised_until_the_hessian_can_be_decomposed(caplog):
     with caplog.at_level(logging.WARNING, logger="paddleq"):
         quantized = GPTQ(damping=1e-12).quantize(tensor, spec, statistics)
     assert "not positive definite with a damping of 1e-12" in caplog.text
+    steps = [record.args for record in caplog.records]
+    assert len(steps) > 2 and all(later == 10.0 * sooner for sooner, later in steps)
+    assert [later for _, later in steps[:-1]] == [sooner for sooner, _ in steps[1:]]
     assert loss(quantized, weight, x) < 0.5 * loss(RoundToNearest().quantize(tensor, spec),
                                                    weight, x)
     caplog.clear()
