@@ -48,7 +48,8 @@ def feedback_matrix(hessian, damping, order=None):
         hessian = hessian.flip([0, 1])
     else:
         backwards = order.flip([0])
-        hessian = hessian.index_select(backwards).index_select(backwards, axis=1)
+        # (Of columns gather() is three times as fast as index_select(), of rows half.)
+        hessian = paddle.gather(hessian.index_select(backwards), backwards, axis=1)
     diagonal = paddle.diagonal(hessian).clone()
     mean = diagonal.sum() / (diagonal > 0.0).astype("float32").sum().clip(min=1.0)
     # A feature that was always 0 tells nothing, and has no part in the feedback.
@@ -58,7 +59,7 @@ def feedback_matrix(hessian, damping, order=None):
         hessian.divide_(mean)
     factor = _damped_cholesky(hessian, diagonal, damping)
     del hessian
-    factor.divide_(paddle.diagonal(factor).clone().unsqueeze(1).expand(factor.shape))
+    factor.divide_(paddle.diagonal(factor).clone().unsqueeze(1))
     return factor.flip([0, 1]).fill_diagonal_(0.0)
 
 
