@@ -405,6 +405,53 @@ def test_shared_layers_and_weights():
     assert len(set(network.state_dict())) == len(network.state_dict())
 
 
+class Mixed(nn.Layer):
+    def __init__(self, mixer, norm):
+        super().__init__()
+        self.mixer, self.norm, self.up = mixer, norm, nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return x + self.mixer(x) + self.up(self.norm(x))
+
+
+class SharedParts(nn.Layer):
+    """Two decoder layers that hold one mixer, and one norm."""
+
+    def __init__(self):
+        super().__init__()
+        mixer, norm = Block(), gamma(nn.LayerNorm(WIDTH))
+        self.layers = nn.LayerList([Mixed(mixer, norm), Mixed(mixer, norm)])
+
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x) * 4.0)
+
+
+def test_parts_that_several_decoder_layers_hold():
+    paddle.seed(0)
+    network, x = SharedParts(), paddle.randn([5, WIDTH])
+    exact, norm = network(x).numpy(), network.layers[0].norm.weight.numpy()
+    done = quantize_layer_by_layer(network, None, lambda _: STATIC, None, [x])
+    # Its norm gives to another decoder layer too, which no run of this one shows.
+    assert done.absorbed == {} and all(layer.up.smoothed for layer in network.layers)
+    np.testing.assert_array_equal(network.layers[0].norm.weight.numpy(), norm)
+    mixer = network.layers[0].mixer
+    assert mixer is network.layers[1].mixer and mixer.up.smoothed
+    read = inputs_of(network, {"down": mixer.down}, [x])["down"]
+    assert len(read) == 2
+    most = np.abs(np.concatenate(read) / mixer.down.input_scale.numpy()).max()
+    np.testing.assert_allclose(mixer.down.activation_scale.numpy(), [most / 127], rtol=0.02)
+    assert np.abs(network(x).numpy() - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_a_network_of_to_static():
+    """What is compiled is not looked at, but the layers that it was compiled from."""
+    network = paddle.jit.to_static(build("pre-norm"))
+    quantize_layer_by_layer(network, None, lambda _: STATIC, None, sentences())
+    expected, _ = quantized("pre-norm", STATIC)
+    for name, value in expected.state_dict().items():
+        np.testing.assert_array_equal(network.state_dict()[name].numpy(), value.numpy())
+
+
 def test_an_embedding_that_is_a_linears_weight_stays_float():
     class TransposedTie(nn.Layer):
         def __init__(self):
@@ -644,6 +691,15 @@ def test_wrong_helpers(layers, error, words):
     with pytest.raises(error, match=words):
         quantize_layer_by_layer(build("recurring"), Wrong(layers), lambda _: STATIC, None,
                                 sentences())
+
+
+def test_a_helper_that_names_no_cache():
+    class Caches(StackHelper):
+        def kv_caches(self, network):
+            return [("encoder", network.encoder)]
+
+    with pytest.raises(ConfigError, match=r"kv_caches\(\) must be layers of .*, but is 'encoder'"):
+        quantize_layer_by_layer(build("bert"), Caches(), None, lambda _: "per_token")
 
 
 # -- errors --------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 
 import paddle
 
+from ..engine import patched_forward, watched
 from ..functional.ranges import as_dtype
 from ..graph.probe import only_read_by
 from .network_helper import is_linear
 from .readers import Marks
-from .walk import patched_forward, watched
 
 
 def norm_before(network, candidates, linears, run):

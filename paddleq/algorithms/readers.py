@@ -2,12 +2,9 @@
 
 import weakref
 
-import paddle
-
+from ..engine import watched
 from ..errors import CalibrationError, NonFiniteError
-from ..functional.ranges import as_dtype
 from .statistics import Statistics
-from .walk import watched
 
 
 class Marks:
@@ -131,26 +128,3 @@ def _observe(layers, of, statistics, run, batch):
     with watched(layers, saw):
         run(batch)
     return {name: tuple(keys) for name, keys in read.items()}
-
-
-class Ranges:
-    """max|x| of keys and values, for each of kv_heads x head_dim.
-
-    Args:
-        token_axis: see :class:`~paddleq.nn.KVCache`.
-    """
-
-    def __init__(self, token_axis):
-        self.token_axis = token_axis
-        self.found = None
-
-    def observe(self, k, v):
-        """Take in the keys and values of one call, 4 axes each."""
-        if 0 in k.shape or 0 in v.shape:
-            return
-        k, v = (as_dtype(x.detach(), paddle.float32) for x in (k, v))
-        if not all(bool(paddle.isfinite(x).all()) for x in (k, v)):
-            raise NonFiniteError("keys or values hold NaN or infinity")
-        new = [x.abs().max(axis=[0, self.token_axis]) for x in (k, v)]
-        self.found = new if self.found is None else [
-            paddle.maximum(old, x) for old, x in zip(self.found, new)]

@@ -6,10 +6,11 @@ cheap, and it is what the network itself does.
 """
 
 import logging
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import paddle
 
+from ..engine import patched_forward, watched
 from ..errors import CalibrationError
 from ..functional.ranges import as_dtype
 
@@ -20,52 +21,11 @@ class _Reached(BaseException):
     """Ends a forward pass. No Exception: a network may catch those."""
 
 
-@contextmanager
-def patched_forward(layer, forward):
-    """While open, ``layer`` calls ``forward(original, *args, **kwargs)``.
-
-    Hooks see no keyword arguments (nor do all Paddle versions have hooks that do); this does.
-    """
-    own = layer.__dict__.get("forward")
-    original = layer.forward
-
-    def patch(*args, **kwargs):
-        return forward(original, *args, **kwargs)
-
-    layer.__dict__["forward"] = patch
-    try:
-        yield
-    finally:
-        if own is None:
-            del layer.__dict__["forward"]
-        else:
-            layer.__dict__["forward"] = own
-
-
-@contextmanager
-def watched(layers, saw):
-    """While open, ``saw(name, x)`` is called with the first argument of every call.
-
-    Args:
-        layers: name -> layer.
-    """
-    def watching(name):
-        def forward(original, *args, **kwargs):
-            saw(name, args[0] if args else next(iter(kwargs.values())))
-            return original(*args, **kwargs)
-        return forward
-
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.enter_context(patched_forward(layer, watching(name)))
-        yield
-
-
 class Walk:
     """Batches on their way through the decoder layers of a network.
 
     Args:
-        network: in evaluation mode.
+        network: in evaluation mode, as within :func:`paddleq.engine.looking`.
         layers: list of (name, layer).
         inputs: the (args, kwargs) of each batch.
 
@@ -110,8 +70,7 @@ class Walk:
 
     def _call(self, batch):
         args, kwargs = self.inputs[batch]
-        with paddle.no_grad():
-            return self.network(*args, **kwargs)
+        return self.network(*args, **kwargs)
 
     def enter(self, number, readers):
         """Find out whether what is kept is all that layer ``number`` depends on.

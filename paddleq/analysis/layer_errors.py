@@ -3,11 +3,18 @@
 from dataclasses import dataclass
 from typing import Optional
 
-from ..engine import batches_of, check_model, quantized_layers, quantizing_only
+from ..engine import (
+    batches_of,
+    check_model,
+    intercepted,
+    looking,
+    quantized_layers,
+    quantizing_only,
+)
 from ..errors import ModelError
 from ..graph import FoldedNorm
 from .ranked import Ranked
-from .running import check_simulates, intercepted, looking
+from .running import check_simulates
 from .sqnr import SQNR, shown, tensors_in
 
 

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Optional
 
-from ..engine import batches_of, quantized_layers, quantizing_only
+from ..engine import batches_of, looking, quantized_layers, quantizing_only
 from ..errors import ConfigError, ConfigTypeError
 from .ranked import Ranked
-from .running import check_simulates, looking
+from .running import check_simulates
 from .sqnr import SQNR, shown
 
 

@@ -6,6 +6,7 @@ from .checkpoint import load_state, read_state
 from .convert import convert, copy_of
 from .leave import check_can_leave, leave_float
 from .prepare import check_model, prepare
+from .running import intercepted, looking, patched_forward, watched
 from .saved import load_checkpoint, save_checkpoint
 from .states import (
     check_filled,
@@ -29,8 +30,8 @@ __all__ = [
     "arrange", "batches_of", "blocks_of", "calibrate", "check_can_leave", "check_filled",
     "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
     "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
-    "fake_quantizers", "finalize", "find_arrangement", "leave_float", "load_checkpoint",
-    "load_state", "model_inputs", "prepare", "quantization_off", "quantized_layers",
-    "quantizing_only", "read_state", "same_parameters", "save_checkpoint", "set_fake_quantize",
-    "set_state", "summary",
+    "fake_quantizers", "finalize", "find_arrangement", "intercepted", "leave_float",
+    "load_checkpoint", "load_state", "looking", "model_inputs", "patched_forward", "prepare",
+    "quantization_off", "quantized_layers", "quantizing_only", "read_state", "same_parameters",
+    "save_checkpoint", "set_fake_quantize", "set_state", "summary", "watched",
 ]
