@@ -738,14 +738,17 @@ def test_convert_model_error_not_applied():
         PTQ().convert(decoder())
 
 
-@pytest.mark.parametrize("config", [{}, W8A8, W4, KV], ids=["W8", "W8A8", "W4", "C8"])
-def test_what_convert_returns_is_exported_as_it_is(config, tmp_path):
+# What is rounded while the model runs may lie in the middle of two integers, and be a step apart
+# where sums come in another order.
+@pytest.mark.parametrize("config, tolerance", [({}, 1e-5), (W8A8, 2e-3), (W4, 1e-5), (KV, 2e-3)],
+                         ids=["W8", "W8A8", "W4", "C8"])
+def test_what_convert_returns_is_exported_as_it_is(config, tolerance, tmp_path):
     network = PTQ(config).convert(applied(config))
     x, path = batches(1, held_out=True)[0], str(tmp_path / "net")
     paddleq.save_quantized_model(
         network, path, [paddle.static.InputSpec([None, 8, 8], "float32")])
     for runtime in (paddle_inference, openvino):
-        assert relative_error(runtime(path, [x.numpy()])[0], network(x).numpy()) < 1e-5
+        assert relative_error(runtime(path, [x.numpy()])[0], network(x).numpy()) < tolerance
 
 
 @pytest.mark.parametrize("config, name", [
