@@ -13,6 +13,7 @@ except ImportError as _error:
         "installs neither by itself: pip install 'paddleq[cpu]' or pip install 'paddleq[gpu]'"
     ) from _error
 
+from . import deploy as deploy
 from . import errors
 from .engine import (
     calibrate,

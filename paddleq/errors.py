@@ -82,6 +82,10 @@ class FormatError(PaddleqError, ValueError):
     """A saved model on disk is missing, damaged or of an unsupported kind."""
 
 
+class InferenceError(PaddleqError, RuntimeError):
+    """A runtime refused to load or to run a model."""
+
+
 class DependencyError(PaddleqError, ImportError):
     """A package that the call needs is not installed."""
 

@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "algorithms": {"engine", "functional"},
     "frontends": {"engine", "config", "delayed", "algorithms"},
     "export": {"nn", "spec"},
+    "deploy": {"export"},
     "analysis": {"engine"},
     "recipes": {"frontends", "analysis", "export"},
     "cli": {"recipes", "frontends", "analysis", "export"},

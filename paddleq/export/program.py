@@ -131,7 +131,7 @@ class Program:
         var.name = name
         var.type.type = _KINDS[kind]
         if kind in ("tensor", "array"):
-            tensor = _tensor(var)
+            tensor = tensor_of(var)
             tensor.data_type = params.CODES[dtype]
             tensor.dims.extend(shape)
         var.persistable = persistable
@@ -143,7 +143,7 @@ class Program:
         """Give a parameter another value, of another dtype if need be."""
         self.arrays[name] = array
         var = self.variables()[name]
-        tensor = _tensor(var)
+        tensor = tensor_of(var)
         tensor.data_type = params.CODES[array.dtype.name]
         del tensor.dims[:]
         tensor.dims.extend(array.shape)
@@ -161,7 +161,7 @@ class Program:
         self.desc.blocks[0].vars.extend(keep)
 
 
-def _tensor(var):
+def tensor_of(var):
     """TensorDesc of a variable; Paddle 3 renamed the field that holds it, not its number."""
     kind = var.type
     if kind.type == _TENSOR_ARRAY:
@@ -171,7 +171,7 @@ def _tensor(var):
 
 
 def _dtype(var):
-    return params.DTYPES.get(_tensor(var).data_type, "?")
+    return params.DTYPES.get(tensor_of(var).data_type, "?")
 
 
 def tensor_dtype(var):
@@ -181,7 +181,7 @@ def tensor_dtype(var):
 
 def shape_of(var):
     """Dimensions of a variable, -1 where they are not known."""
-    return list(_tensor(var).dims)
+    return list(tensor_of(var).dims)
 
 
 def inputs(op, slot):

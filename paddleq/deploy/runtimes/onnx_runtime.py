@@ -1,0 +1,65 @@
+"""ONNX Runtime."""
+
+from ..files import Port
+from .base import Runtime, Session, reported
+
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
+           "tensor(bool)": "bool"}
+
+
+class OnnxRuntime(Runtime):
+    """Runs ``.onnx`` on the processor."""
+
+    name, title, module = "onnxruntime", "ONNX Runtime", "onnxruntime"
+    kinds = (".onnx",)
+    remedy = "pip install 'paddleq[onnx]' (or onnxruntime)"
+
+    def version(self):
+        import onnxruntime
+
+        return onnxruntime.__version__
+
+    def load(self, file, threads, as_is=False):
+        import onnxruntime as ort
+        file.check()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3  # errors; its warnings are about names in the graph
+        if as_is:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        with reported(self.title, file, *_errors()):
+            return _Session(ort.InferenceSession(file.path, options,
+                                                 providers=["CPUExecutionProvider"]), file)
+
+
+class _Session(Session):
+    def __init__(self, session, file):
+        self._session, self._file = session, file
+        self.ports = [Port(each.name, _dtype(each.type), _shape(each.shape))
+                      for each in session.get_inputs()]
+        self.results = [each.name for each in session.get_outputs()]
+
+    def run(self, arrays):
+        names = [port.name for port in self.ports]
+        with reported("ONNX Runtime", self._file, *_errors()):
+            return self._session.run(None, dict(zip(names, arrays)))
+
+    def clone(self):
+        return self  # its sessions may be run by several threads at once
+
+
+def _dtype(name):
+    return _DTYPES.get(name, name[len("tensor("):-1])
+
+
+def _shape(dims):
+    return tuple(size if isinstance(size, int) and size >= 0 else None for size in dims)
+
+
+def _errors():
+    """(types that tell of a damaged file, other types); none of them is a RuntimeError."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+    return ((states.InvalidProtobuf, states.InvalidGraph, states.NoSuchFile),
+            (states.Fail, states.InvalidArgument, states.NotImplemented, states.RuntimeException,
+             states.NoModel, states.EPFail))

@@ -1,0 +1,163 @@
+"""Paddle-Lite, by way of an interpreter that has it."""
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from ...errors import InferenceError
+from . import lite_child
+from .base import Runtime, Session
+
+INTERPRETER = "PADDLEQ_LITE_PYTHON"  # environment variable that names it
+_CHILD = str(Path(__file__).with_name("lite_child.py"))
+_LAST_BYTES = 2000  # of what it printed before it died
+_PROBE = ("import importlib.util, os, sysconfig; print(importlib.util.find_spec('paddlelite') and "
+          "os.path.join(sysconfig.get_path('platlib'), 'paddlelite', 'libs'))")
+
+
+class PaddleLite(Runtime):
+    """Runs ``.pdmodel`` on x86 in a process of the interpreter that ``PADDLEQ_LITE_PYTHON`` names.
+
+    Its kernels for x86 are exact for convolutions with weights of at most 7 bits only, and compute
+    no quantized Linear: it is never chosen, only named.
+    """
+
+    name, title, module = "paddlelite", "Paddle-Lite", "paddlelite"
+    kinds = (".pdmodel",)
+    remedy = (f"set {INTERPRETER} to a Python 3.6 or 3.7 that has it "
+              "(pip install numpy paddlelite==2.12)")
+
+    def installed(self):
+        return self._libraries() is not None
+
+    def version(self):
+        script = ("import pkg_resources; "
+                  "print(pkg_resources.get_distribution('paddlelite').version)")
+        return self._python("-c", script).stdout.strip()
+
+    def load(self, file, threads, as_is=False):
+        file.check()
+        return _Session(file, self.command("run", file.path, file.params or "", threads),
+                        self.environment())
+
+    def command(self, *arguments):
+        """How a script of Paddle-Lite is started."""
+        return [_interpreter(), _CHILD, *map(str, arguments)]
+
+    def environment(self):
+        """Environment of such a process: it finds Paddle-Lite's libraries, and no other Python."""
+        kept = {name: value for name, value in os.environ.items()
+                if not name.startswith("PYTHON")}
+        return {**kept, "LD_LIBRARY_PATH": self._libraries()}
+
+    def _python(self, *arguments):
+        return subprocess.run([_interpreter(), *arguments], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True, check=False,
+                              env=self.environment() if arguments[1] != _PROBE else None)
+
+    def _libraries(self):
+        if importlib.util.find_spec("paddlelite") is None and INTERPRETER not in os.environ:
+            return None
+        try:
+            done = self._python("-c", _PROBE)
+        except OSError:
+            return None
+        found = done.stdout.strip()
+        return found if done.returncode == 0 and found != "None" else None
+
+
+def _interpreter():
+    return os.environ.get(INTERPRETER, sys.executable)
+
+
+class _Session(Session):
+    def __init__(self, file, command, environment):
+        self.ports, self.results = file.ports, file.results
+        self._file, self._lock = file, threading.Lock()
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         stderr=self._printed, env=environment)
+        self._answer("load")
+
+    def run(self, arrays):
+        with self._lock:
+            with contextlib.suppress(OSError):  # it is dead, as the answer will show
+                lite_child.send(self._process.stdin, arrays)
+            return self._answer("run")
+
+    def clone(self):
+        return self  # one process, one thread at a time
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.kill()
+        self._process.wait()
+        self._printed.close()
+
+    def _answer(self, doing):
+        arrays = lite_child.receive(self._process.stdout)
+        if arrays is None:
+            code = self._process.wait()
+            self._printed.seek(0, os.SEEK_END)
+            self._printed.seek(max(self._printed.tell() - _LAST_BYTES, 0))
+            said = self._printed.read().decode(errors="replace").strip().splitlines()
+            raise InferenceError(f"Paddle-Lite ended with {code} when it was to {doing} "
+                                 f"{self._file}: {' '.join(said[-3:])[-500:]}")
+        return arrays
+
+
+def to_lite(path, out=None, places="arm"):
+    """Convert a ``.pdmodel`` to Paddle-Lite's ``.nb``.
+
+    It runs in the interpreter that the environment variable ``PADDLEQ_LITE_PYTHON`` names.
+
+    Args:
+        path: prefix of the ``.pdmodel`` and ``.pdiparams``.
+        out: prefix of the file to write. Default: ``path``.
+        places: "arm" (default), "x86", "opencl" or another that Paddle-Lite's ``opt`` knows.
+
+    Returns:
+        The path of the ``.nb``.
+
+    Raises:
+        DependencyError: Paddle-Lite is not installed.
+        FormatError: the model is missing or damaged.
+        InferenceError: Paddle-Lite does not convert it.
+
+    Examples:
+        >>> import paddleq
+        >>> try:
+        ...     paddleq.deploy.to_lite("out/no_such_model")
+        ... except (paddleq.errors.DependencyError, paddleq.errors.FormatError) as error:
+        ...     print("refused")
+        refused
+    """
+    from ..files import model_files
+
+    lite = PaddleLite()
+    lite.require()
+    prefix = os.fspath(path)
+    prefix = prefix[:-len(".pdmodel")] if prefix.endswith(".pdmodel") else prefix
+    (file,) = model_files(prefix + ".pdmodel")
+    file.check()
+    out = prefix if out is None else os.fspath(out)
+    folder = os.path.dirname(os.path.abspath(out))
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as beside:
+        new = os.path.join(beside, "model")
+        done = subprocess.run(lite.command("opt", file.path, file.params or "", places, new),
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              universal_newlines=True, errors="replace", check=False,
+                              env=lite.environment())
+        if done.returncode != 0 or not os.path.exists(new + ".nb"):
+            said = " ".join(done.stdout.strip().splitlines()[-3:])[-500:]
+            raise InferenceError(f"Paddle-Lite's opt ended with {done.returncode} on {file}: "
+                                 f"{said}")
+        os.replace(new + ".nb", out + ".nb")
+    return out + ".nb"
