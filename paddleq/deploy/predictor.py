@@ -51,7 +51,7 @@ class Predictor:
         >>> net = paddle.nn.Sequential(paddle.nn.Linear(16, 4))
         >>> ptq = paddleq.PTQ()
         >>> quantized = ptq.quantize(net)
-        >>> ptq.calibrate(quantized, [paddle.rand([8, 16])])
+        >>> _ = ptq.calibrate(quantized, [paddle.rand([8, 16])])
         >>> path = tempfile.mkdtemp() + "/net"
         >>> ptq.save_quantized_model(quantized, path)
         >>> with paddleq.deploy.Predictor(path, "paddle", threads=1) as predictor:

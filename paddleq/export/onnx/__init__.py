@@ -57,7 +57,7 @@ def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
         >>> net = paddle.nn.Sequential(paddle.nn.Linear(64, 64), paddle.nn.ReLU())
         >>> ptq = paddleq.PTQ()
         >>> quantized = ptq.quantize(net)
-        >>> ptq.calibrate(quantized, [paddle.rand([8, 64])])
+        >>> _ = ptq.calibrate(quantized, [paddle.rand([8, 64])])
         >>> folder = tempfile.mkdtemp()
         >>> path = paddleq.export.to_onnx(quantized, folder + "/int8")
         >>> os.path.basename(path), os.path.getsize(path) < 0.5 * 4 * 64 * 64
