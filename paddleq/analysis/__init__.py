@@ -1,8 +1,10 @@
-"""What quantization does to a model: errors, sensitivities, and a search within a stated drop."""
+"""What quantization does to a model: errors, sensitivities, pictures, a search within a drop."""
 
 from .accuracy import AccuracyReport, keep_accuracy
+from .history import Scale, ScaleHistory
 from .layer_errors import LayerError, LayerErrors, layer_errors
 from .sensitivity import Sensitivities, Sensitivity, sensitivity
+from .visualdl_logger import VisualDLLogger
 
-__all__ = ["AccuracyReport", "LayerError", "LayerErrors", "Sensitivities", "Sensitivity",
-           "keep_accuracy", "layer_errors", "sensitivity"]
+__all__ = ["AccuracyReport", "LayerError", "LayerErrors", "Scale", "ScaleHistory", "Sensitivities",
+           "Sensitivity", "VisualDLLogger", "keep_accuracy", "layer_errors", "sensitivity"]

@@ -24,14 +24,15 @@ from .states import (
     set_fake_quantize,
     set_state,
 )
-from .summary import extra_state_keys, summary
+from .summary import SummaryRow, extra_state_keys, qparams_in, summary, summary_rows
 
 __all__ = [
-    "arrange", "batches_of", "blocks_of", "calibrate", "check_can_leave", "check_filled",
-    "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
+    "SummaryRow", "arrange", "batches_of", "blocks_of", "calibrate", "check_can_leave",
+    "check_filled", "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
     "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
     "fake_quantizers", "finalize", "find_arrangement", "intercepted", "leave_float",
     "load_checkpoint", "load_state", "looking", "model_inputs", "patched_forward", "prepare",
-    "quantization_off", "quantized_layers", "quantizing_only", "read_state", "same_parameters",
-    "save_checkpoint", "set_fake_quantize", "set_state", "summary", "watched",
+    "qparams_in", "quantization_off", "quantized_layers", "quantizing_only", "read_state",
+    "same_parameters", "save_checkpoint", "set_fake_quantize", "set_state", "summary",
+    "summary_rows", "watched",
 ]

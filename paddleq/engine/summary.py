@@ -1,5 +1,8 @@
 """What was done to each layer, or why it was left alone."""
 
+from typing import NamedTuple
+
+import paddle
 from paddle import nn
 
 from .._checks import wrong_type
@@ -30,9 +33,29 @@ def summary(model):
         0 | Linear | quantized | int8 per_channel(1) | int8 per_tensor | quantized by type Linear
         1 | ReLU | left |  |  | no rule matches
     """
+    return table([("layer", "type", "done", "weight", "activation", "why"), *summary_rows(model)])
+
+
+class SummaryRow(NamedTuple):
+    """What was done to one layer: the cells of its line in :func:`summary`."""
+
+    name: str
+    type: str
+    done: str
+    weight: str
+    activation: str
+    why: str
+
+
+def summary_rows(model):
+    """A :class:`SummaryRow` for each layer that :func:`summary` shows.
+
+    Raises:
+        ConfigTypeError: ``model`` is no ``paddle.nn.Layer``.
+    """
     if not isinstance(model, nn.Layer):
         raise wrong_type("model", model, "a paddle.nn.Layer")
-    rows = [("layer", "type", "done", "weight", "activation", "why")]
+    rows = []
     for name, layer in model.named_sublayers(include_self=True):
         note = layer.__dict__.get("_paddleq_note", "")
         if isinstance(layer, QuantizedLayer):
@@ -59,7 +82,7 @@ def summary(model):
         elif _counts(layer, name, model):
             rows.append((name or "(model)", type(layer).__name__, "left", "", "",
                          note or "the model was not quantized"))
-    return table(rows)
+    return [SummaryRow(*row) for row in rows]
 
 
 def _counts(layer, name, model):
@@ -89,16 +112,27 @@ def _specs(layer):
 def _described(quantizer, layer, attribute):
     if not isinstance(quantizer, FakeQuantize):
         return type(quantizer).__name__
-    if quantizer.observer.dynamic:
-        weight = layer.weight_to_quantize(attribute[: -len("_quantizer")])
-        scale, _ = quantizer.qparams_of(weight)
-    elif not quantizer.initialized:
+    found = qparams_in(layer, attribute, quantizer)
+    if found is None:
         return f"{quantizer.spec}, no scale yet"
-    else:
-        scale = quantizer.threshold
+    scale, _ = found
     low, high = scale.min().item(), scale.max().item()
     span = f"{high:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
     return f"{quantizer.spec}, scale {span}"
+
+
+def qparams_in(layer, attribute, quantizer):
+    """(threshold, zero point or None) of a FakeQuantize of ``layer``; None while it has none.
+
+    Args:
+        attribute: the name under which ``layer`` has it.
+    """
+    if quantizer.observer.dynamic:
+        name = attribute[: -len("_quantizer")]
+        weight, (preprocess, _) = layer.weight_to_quantize(name), layer.weight_parts(name)
+        with paddle.no_grad():
+            return quantizer.qparams_of(weight if preprocess is None else preprocess(weight))
+    return quantizer.qparams_of(None) if quantizer.initialized else None
 
 
 def extra_state_keys(model):

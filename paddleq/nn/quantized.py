@@ -94,8 +94,8 @@ class QuantizedLayer:
 
     def input_parts(self, slot):
         """(preprocess or None, quantizer or None) of input number ``slot``."""
-        return (getattr(self, _slot_name("activation_preprocess", slot), None),
-                getattr(self, _slot_name("activation_quantizer", slot), None))
+        return (getattr(self, slot_name("activation_preprocess", slot), None),
+                getattr(self, slot_name("activation_quantizer", slot), None))
 
     def quantized_weight(self, name, weight=None):
         """The weight as the layer computes with it: preprocessed, then quantized.
@@ -140,7 +140,7 @@ class QuantizedLayer:
     def quantizers(self):
         """(attribute name, quantizer) of every quantizer, FakeQuantize or a user's own."""
         kind = self._paddleq_kind
-        names = [_slot_name("activation_quantizer", slot) for slot in range(len(kind.inputs))]
+        names = [slot_name("activation_quantizer", slot) for slot in range(len(kind.inputs))]
         names += [quantizer_name(name) for name in kind.weights] + ["output_quantizer"]
         return [(n, getattr(self, n)) for n in names if getattr(self, n, None) is not None]
 
@@ -151,7 +151,8 @@ class QuantizedLayer:
         return ", ".join([inner] * bool(inner) + parts)
 
 
-def _slot_name(stem, slot):
+def slot_name(stem, slot):
+    """Attribute under which the quantizer or preprocess of input number ``slot`` is kept."""
     return stem if slot == 0 else f"{stem}_{slot}"
 
 
@@ -200,8 +201,8 @@ class LayerPlan:
         self.parts = {}
         if policy.activation is not None:
             for slot in range(len(self.kind.inputs)):
-                attribute = _slot_name("activation_quantizer", slot)
-                self.parts[attribute], self.parts[_slot_name("activation_preprocess", slot)] = (
+                attribute = slot_name("activation_quantizer", slot)
+                self.parts[attribute], self.parts[slot_name("activation_preprocess", slot)] = (
                     _build(policy.activation, policy.activation_quantize,
                            policy.activation_preprocess, f"{name}.{attribute}"))
         if policy.weight is not None:
