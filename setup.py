@@ -30,7 +30,7 @@ setup(
         # first that computes what to_onnx writes in integers, as far as it was tried.
         "onnx": ["paddle2onnx==1.3.1", "onnx>=1.16", "onnxruntime>=1.17"],
         "openvino": ["openvino"],
-        "viz": ["visualdl"],
+        "viz": ["visualdl", "matplotlib"],
         "dev": ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "ruff", "rich",
                 "openvino", "selenium", "visualdl"],
     },

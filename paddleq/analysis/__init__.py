@@ -3,8 +3,10 @@
 from .accuracy import AccuracyReport, keep_accuracy
 from .history import Scale, ScaleHistory
 from .layer_errors import LayerError, LayerErrors, layer_errors
+from .report import report
 from .sensitivity import Sensitivities, Sensitivity, sensitivity
 from .visualdl_logger import VisualDLLogger
 
 __all__ = ["AccuracyReport", "LayerError", "LayerErrors", "Scale", "ScaleHistory", "Sensitivities",
-           "Sensitivity", "VisualDLLogger", "keep_accuracy", "layer_errors", "sensitivity"]
+           "Sensitivity", "VisualDLLogger", "keep_accuracy", "layer_errors", "report",
+           "sensitivity"]

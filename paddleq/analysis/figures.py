@@ -21,7 +21,7 @@ def histograms(distributions, title):
     figure.subplots_adjust(left=0.45 / width, right=1 - 0.1 / width, bottom=0.12, top=0.8,
                            wspace=0.2)
     figure.suptitle(title, fontsize=10)
-    for number, found in enumerate(distributions, start=1):
+    for number, found in enumerate(sorted(distributions, key=lambda each: each.name), start=1):
         axes = figure.add_subplot(1, len(distributions), number)
         counts, edges = found.histogram.shown(found.low, found.high, BARS)
         axes.set_yscale("log")

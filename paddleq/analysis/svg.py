@@ -1,14 +1,11 @@
 """Plots as SVG text that stands in a page: bars, histograms, lines.
 
-Colours are CSS variables of the page (``--first``, ``--second``, ``--limit``, ``--grid``), so that they
-follow its light or dark scheme. Each plot has a title and a description, which is what a screen
-reader says.
+Colours are those of classes in the page's style, so that they follow its light or dark scheme. Each
+plot has a title and a description, which is what a screen reader says.
 """
 
 import math
 from html import escape
-
-import numpy as np
 
 ROW, LABEL_WIDTH = 26, 6.6  # height of a row of bars; width of a letter
 
@@ -27,7 +24,7 @@ def bars(rows, names, title, unit):
               if value is not None and math.isfinite(value)]
     ticks = _ticks(min([0.0, *finite]), max([1.0, *finite]))
     left = 16 + LABEL_WIDTH * max((len(label) for label, _ in rows), default=0)
-    width, height = left + 640, 34 + ROW * len(rows)
+    width, height = left + 880, 34 + ROW * len(rows)
     at = _scale(ticks[0], ticks[-1], left, width - 60)
     parts = [_legend(names, left)]
     for tick in ticks:
@@ -48,7 +45,7 @@ def bars(rows, names, title, unit):
                 f'<rect class="series{series}" x="{start:.1f}" y="{y:.1f}" '
                 f'width="{abs(end - at(0.0)):.1f}" height="{thick - 1:.1f}">'
                 f"<title>{escape(f'{label}, {names[series]}: {shown} {unit}')}</title></rect>")
-            parts.append(_text(max(end, at(0.0)) + 4, y + thick - 1.5, shown, "value"))
+            parts.append(_text(max(end, at(0.0)) + 4, y + thick / 2 + 3, shown, "value"))
     return _svg(width, height, title, f"{len(rows)} groups of bars, in {unit}", parts)
 
 
@@ -116,7 +113,7 @@ def lines(series, title):
     ends = {min(steps), max(steps)}
     parts += [_text(at(step), bottom + 15, f"{step}", "tick middle") for step in sorted(ends)]
     parts.append(_text((left + width) / 2, bottom + 15, "step", "tick middle"))
-    about = f"from {values[0]:.4g} to {series[0][2][-1]:.4g} over steps {min(steps)} to {max(steps)}"
+    about = f"from {values[0]:.4g} to {series[0][2][-1]:.4g}, steps {min(steps)} to {max(steps)}"
     return _svg(width, height, title, about, parts)
 
 

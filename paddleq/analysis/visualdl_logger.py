@@ -51,7 +51,7 @@ class VisualDLLogger(paddle.callbacks.Callback):
             :func:`~paddleq.analysis.report` takes.
 
     Raises:
-        DependencyError: VisualDL is not installed.
+        DependencyError: VisualDL or matplotlib is not installed.
         ConfigError, ConfigTypeError, ModelError: an argument is wrong.
 
     Examples:
@@ -101,7 +101,7 @@ class VisualDLLogger(paddle.callbacks.Callback):
         self.close()
 
     def log_errors(self, errors, step=None):
-        """Write an image and a table of the errors of layers.
+        """Write an image of the errors of layers, as bars, and the SQNR of the output as a scalar.
 
         Args:
             errors: what :func:`~paddleq.analysis.layer_errors` returned.
@@ -116,7 +116,6 @@ class VisualDLLogger(paddle.callbacks.Callback):
             raise wrong_type("errors", errors, "what layer_errors() returns")
         step = self._step if step is None else check_int("step", step, 0)
         self._writer.add_image("errors of layers/SQNR", error_bars(errors), step)
-        self._writer.add_text("errors of layers/table", str(errors), step)
         if errors.output is not None and math.isfinite(errors.output):
             self._writer.add_scalar("SQNR/output", errors.output, step)
         self._settle()
@@ -140,7 +139,6 @@ class VisualDLLogger(paddle.callbacks.Callback):
         """Look no more, and write what is left."""
         self._release()
         if self._watch is not None:
-            self._step = self._watch.step
             self._watch.close()
             self._watch = None
         self._write_images()
@@ -166,6 +164,7 @@ class VisualDLLogger(paddle.callbacks.Callback):
 
     def _after(self, step):
         self._release()
+        self._step = step + 1
         if step % self.every == 0:
             self.history.record(self.network, step)
             for name, scales in self.history.scales.items():
@@ -233,9 +232,11 @@ def _tag(group, name):
 
 def _log_writer(logdir):
     try:
+        import matplotlib  # noqa: F401  (for the images at the end)
         from visualdl import LogWriter
     except ImportError as error:
-        raise DependencyError("VisualDLLogger needs VisualDL, which is not installed: "
+        raise DependencyError("VisualDLLogger needs VisualDL and matplotlib, but "
+                              f"{error.name or 'one of them'} is not installed: "
                               "pip install 'paddleq[viz]'") from error
     # One file for one logger, however often it is opened: of several in a folder VisualDL shows
     # the last only.

@@ -2,25 +2,15 @@
 
 import hashlib
 import os
-import platform
 import tempfile
 
-import numpy as np
-import paddle
 import yaml
 
+from .._versions import versions
 from ..errors import ExportError
 
 _HEAD = "# Beside an exported model: how it was made."
 ENDING = ".paddleq.yaml"
-
-
-def versions():
-    """Versions of what takes part in an export."""
-    from .. import __version__
-
-    return {"paddleq": __version__, "paddle": paddle.__version__, "numpy": np.__version__,
-            "python": platform.python_version()}
 
 
 def write_record(path, files, **fields):
