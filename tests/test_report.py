@@ -17,7 +17,7 @@ from paddle import nn
 import paddleq
 from paddleq.analysis import ScaleHistory, layer_errors, report, sensitivity, svg
 from paddleq.analysis.distributions import Distributions, Histogram
-from paddleq.analysis.running import intercepted, looking
+from paddleq.engine import intercepted, looking
 from paddleq.errors import (
     CalibrationError,
     ConfigError,

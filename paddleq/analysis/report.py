@@ -6,14 +6,21 @@ import os
 from .._checks import check_int, wrong_type
 from .._files import write_bytes, write_together
 from .._versions import versions
-from ..engine import batches_of, check_quantized, extra_state_keys, quantized_layers, summary_rows
+from ..engine import (
+    batches_of,
+    check_quantized,
+    extra_state_keys,
+    intercepted,
+    looking,
+    quantized_layers,
+    summary_rows,
+)
 from ..errors import ConfigError, ExportError
 from ..fake_quantize import FakeQuantize
 from . import page, svg
 from .distributions import Distributions
 from .history import ScaleHistory, part_of
 from .layer_errors import LayerComparison
-from .running import intercepted, looking
 from .sensitivity import Sensitivities
 from .sqnr import shown
 

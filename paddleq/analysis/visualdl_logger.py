@@ -11,12 +11,11 @@ from itertools import chain
 import paddle
 
 from .._checks import check_int, wrong_type
-from ..engine import check_quantized
+from ..engine import check_quantized, intercepted
 from ..errors import DependencyError, FormatError, ModelError
 from .distributions import Distributions
 from .history import ScaleHistory, StepWatch, part_of
 from .layer_errors import LayerErrors
-from .running import intercepted
 
 BUCKETS = 64  # of a histogram on VisualDL's page
 
