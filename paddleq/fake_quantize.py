@@ -213,7 +213,7 @@ class FakeQuantize(nn.Layer, WithArgs):
             and spec.rounding == HALF_EVEN))
 
     @paddle.jit.not_to_static
-    def forward(self, x, clipping=None):
+    def forward(self, x, clipping=None, bound=None):
         """``x`` as it looks after a trip through integers.
 
         Args:
@@ -221,6 +221,9 @@ class FakeQuantize(nn.Layer, WithArgs):
             clipping: the :class:`~paddleq.preprocess.pact.Clipping` of a PACT that ``x`` did not
                 go through, because this quantizer :meth:`takes` it. The maximum is observed in
                 place of ``x`` where that comes to the same.
+            bound: what a PACT did clip ``x`` to, float32 of one element. Beyond it, or beyond that
+                of ``clipping``, no level is spent, as in :meth:`clipped`: an observer that
+                remembers a wider range does not make training coarser than evaluation.
         """
         calibrating = self.state is State.CALIBRATION
         observing = self.observer_enabled and (self.training or calibrating)
@@ -238,12 +241,15 @@ class FakeQuantize(nn.Layer, WithArgs):
         usable = observing and self.observer.online or self._usable()
         if not self.fake_quant_enabled or not usable:
             return x
+        bound = bound if clipping is None else clipping.bound
+        if bound is not None:
+            qparams = paddle.minimum(qparams[0], bound), qparams[1]
         return self._fake_quantize(x, qparams, clipping)
 
     def _observe(self, x, clipping):
         seen = x
         if clipping is not None and self.observer.takes_largest:
-            seen = clipping.largest if clipping.idle else clipping.alpha.detach()
+            seen = clipping.largest if clipping.idle else clipping.bound
         if not self.observer.online:
             self.observer.observe(seen)
             return self._qparams()

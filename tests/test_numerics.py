@@ -7,6 +7,8 @@ time:
     y = (q * threshold) / levels
 """
 
+import copy
+
 import numpy as np
 import paddle
 import pytest
@@ -427,6 +429,33 @@ def test_pact_gradients_are_those_of_float64(alpha, dtype):
     assert (side > 0).any() and (side < 0).any()
     np.testing.assert_allclose(pact.alpha.grad.numpy(), [(g * side).sum()], rtol=1e-4)
     np.testing.assert_array_equal(x.grad.astype("float32").numpy(), g * (side == 0))
+
+
+@pytest.mark.parametrize("alpha", [-1.5, 0.0])
+def test_an_alpha_that_training_carried_past_zero_goes_on_as_its_magnitude(alpha):
+    """In each way that a model goes: training, evaluation, and a program of to_static."""
+    values = tensor(np.random.RandomState(0).randn(16, 8).astype(F) * 2)
+    found = []
+    for start in alpha, max(abs(alpha), EPS):
+        paddle.seed(0)
+        net = paddleq.QAT(act_preprocess=lambda value=start: pact_at(value)).quantize(
+            nn.Sequential(nn.Linear(8, 3)))
+        trained = net(values)
+        trained.sum().backward()
+        clip_to = net[0].activation_preprocess
+        gradient = clip_to.alpha.grad.item()
+        net.eval()
+        traced = paddle.jit.to_static(copy.deepcopy(clip_to), full_graph=True)
+        found.append([trained.numpy(), net(values).numpy(), traced(values).numpy(),
+                      -gradient if start < 0 else gradient])
+    for mine, expected in zip(*found):
+        np.testing.assert_allclose(mine, expected, rtol=1e-6, atol=1e-7)
+
+
+def pact_at(alpha):
+    pact = PACT()
+    pact.alpha.set_value(tensor(np.array([alpha], F)))
+    return pact
 
 
 def test_pact_takes_a_tensor_without_elements():

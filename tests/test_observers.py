@@ -26,7 +26,7 @@ from paddleq.observers import (
     Observer,
     RangeAbsMaxObserver,
 )
-from paddleq.preprocess.pact import Clipping
+from paddleq.preprocess import PACT
 
 ONLINE = [AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, MinMaxObserver,
           MovingAverageAbsMaxObserver, RangeAbsMaxObserver]
@@ -155,15 +155,17 @@ def test_some_find_the_same_from_the_largest_magnitude_alone(cls):
 def test_an_idle_clip_s_maximum_changes_no_result(cls):
     """PACT hands on the maximum that it found; whoever needs all of x looks at all of x."""
     quantizers = [FakeQuantize(make(cls)) for _ in range(2)]
-    alpha = paddle.create_parameter([1], "float32")
+    pact = PACT(init=1000.0)
     for batch in stream(3):
         x = paddle.to_tensor(batch, stop_gradient=False)
         plain = quantizers[0](x)
-        handed = quantizers[1](x, Clipping(alpha, x.detach().abs().max(), idle=True))
+        clipping = pact.clipping(x)
+        assert clipping.idle
+        handed = quantizers[1](x, clipping)
         np.testing.assert_array_equal(handed.numpy(), plain.numpy())
     if quantizers[1].initialized:
         handed.sum().backward()
-        assert alpha.grad.tolist() == [0.0]
+        assert pact.alpha.grad.tolist() == [0.0]
     for mine, other in zip(*(q.state_dict().values() for q in quantizers)):
         np.testing.assert_array_equal(mine.numpy(), other.numpy())
 

@@ -171,6 +171,38 @@ def test_low_precision_activations_come_back_in_their_own_dtype():
     assert quantizer.threshold.dtype == paddle.float32
 
 
+KINDS = {
+    "moving average": {"config": {}},
+    "window": {"config": {"activation_quantize_type": "range_abs_max"}},
+    "largest": {"config": {"activation_quantize_type": "abs_max"}},
+    "saturating": {"act_quantize": paddleq.FakeQuantize},
+}
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_pact_clips_training_uses_the_levels_that_evaluation_uses(kind, bits):
+    """alpha moves ahead of an observer that remembers wider ranges."""
+    arguments = copy.deepcopy(KINDS[kind])
+    if "config" in arguments:
+        arguments["config"]["activation_bits"] = bits
+    net = paddleq.QAT(act_preprocess=lambda: PACT(3.0), **arguments).quantize(
+        nn.Sequential(nn.Linear(8, 3)))
+    layer, x = net[0], paddle.rand([16, 8]) * 4.0
+    for alpha in (3.0, 3.0, 0.9):
+        layer.activation_preprocess.alpha.set_value(paddle.to_tensor([alpha]))
+        net.train()
+        trained = net(x).numpy()
+        traced = paddle.jit.to_static(copy.deepcopy(net), full_graph=True)
+        threshold = layer.activation_quantizer.threshold.item()
+        net.eval()
+        np.testing.assert_allclose(net(x).numpy(), trained, rtol=1e-5, atol=1e-6)
+    assert kind == "largest" or threshold > 1.0
+    # A traced program observes this batch once more, which moves an average.
+    if kind != "moving average":
+        np.testing.assert_allclose(traced(x).numpy(), trained, rtol=1e-5, atol=1e-6)
+
+
 def test_quantize_twice_is_an_error():
     net = quantized()
     for again in (paddleq.QAT().quantize, paddleq.PTQ().quantize):

@@ -3,13 +3,31 @@
 import paddle
 from paddle.autograd import PyLayer
 
+from .learned_step import constant
 from .numerics import simulate_in_three_passes
+from .ranges import EPS
+
+
+def bound_of(alpha):
+    """The largest magnitude that a trained alpha lets pass: its own, at least EPS.
+
+    An optimizer may carry alpha past zero: PaddleSlim's learning rate moves it by whole units. It
+    goes on from there as if it had been reflected, as a learned step does.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional.clipping import bound_of
+        >>> bound_of(paddle.to_tensor([-2.0])).tolist()
+        [2.0]
+    """
+    return constant(alpha).abs().clip(min=EPS)
 
 
 class _Clip(PyLayer):
     @staticmethod
     def forward(ctx, x, alpha, simulate):
-        ctx.limit = alpha.item()
+        given = alpha.item()
+        ctx.limit, ctx.sign = max(abs(given), EPS), -1.0 if given < 0 else 1.0
         # Paddle insists on None for what wants no gradient: a batch of images, a frozen alpha.
         ctx.constant = x.stop_gradient, alpha.stop_gradient
         ctx.save_for_backward(x)
@@ -25,7 +43,7 @@ class _Clip(PyLayer):
         x_constant, alpha_constant = ctx.constant
         d_alpha = None
         if not alpha_constant:
-            d_alpha = paddle.dot(grad.reshape([-1]), side.reshape([-1])).reshape([1])
+            d_alpha = paddle.dot(grad.reshape([-1]), side.reshape([-1])).reshape([1]) * ctx.sign
         return None if x_constant else side.abs_().scale_(-1.0, 1.0).multiply_(grad), d_alpha
 
 
@@ -35,7 +53,8 @@ def clip(x, alpha):
     Args:
         x: float32 tensor.
         alpha: float32 parameter of shape [1]. Its gradient is +1 for values at or above alpha, -1
-            for values at or below -alpha; ``x`` gets none there.
+            for values at or below -alpha; ``x`` gets none there. Of an alpha below zero the
+            magnitude counts, see :func:`bound_of`.
 
     Examples:
         >>> import paddle
@@ -47,7 +66,7 @@ def clip(x, alpha):
         ([0.0, 1.0, 0.0], [0.0])
     """
     if not paddle.in_dynamic_mode():
-        relu = paddle.nn.functional.relu
+        relu, alpha = paddle.nn.functional.relu, alpha.abs()
         return x - relu(x - alpha) + relu(-alpha - x)
     return _Clip.apply(x, alpha, lambda x, limit: x.clip(-limit, limit))
 
@@ -72,6 +91,6 @@ def clip_and_fake_quantize(x, alpha, threshold, spec):
         >>> clip_and_fake_quantize(x, alpha, paddle.to_tensor([3.0]), QuantSpec(bits=3)).tolist()
         [-2.0, 0.0, 2.0]
     """
-    bound = alpha.detach()
+    bound = bound_of(alpha)
     return _Clip.apply(x, alpha, lambda x, _: simulate_in_three_passes(x, threshold, spec,
                                                                     bound=bound))

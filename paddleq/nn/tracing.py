@@ -81,7 +81,7 @@ def run_activation(x, preprocess, quantizer, layer, slot):
             clipping = preprocess.clipping(x)
             if quantizer.takes(clipping):
                 return quantizer(x, clipping)
-            return quantizer(preprocess(x))
+            return quantizer(preprocess(x), bound=preprocess.bound())
         # Outside of training alpha is part of the threshold: that is what is exported.
         return quantizer.clipped(x, preprocess.bound())
     if preprocess is not None:

@@ -110,7 +110,9 @@ class RangeAbsMaxObserver(Observer):
 
     def _update(self, x):
         current = self._abs_max(x).reshape([1, -1])
-        self._assign("window", paddle.concat([self.window[1:], current]))
+        # (Not a slice of the buffer: to_static assigns to none that has a view.)
+        older = paddle.roll(self.window, -1, axis=0)[:-1]
+        self._assign("window", paddle.concat([older, current]))
 
     def _merge(self, other):
         # The two streams have no common order: the windows are taken to have run side by side.

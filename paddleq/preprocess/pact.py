@@ -7,7 +7,8 @@ import paddle
 from paddle import nn
 
 from .._checks import check_float
-from ..functional import EPS, clip
+from ..functional import clip
+from ..functional.clipping import bound_of
 from ..functional.ranges import as_dtype
 
 
@@ -16,11 +17,13 @@ class Clipping(NamedTuple):
 
     Attributes:
         alpha: the parameter.
-        largest: max|x|, a float32 tensor of one element.
+        bound: its magnitude, the largest that passes.
+        largest: max|x|, as bound a float32 tensor of one element.
         idle: alpha clips nothing.
     """
 
     alpha: paddle.Tensor
+    bound: paddle.Tensor
     largest: paddle.Tensor
     idle: bool
 
@@ -29,7 +32,8 @@ class PACT(nn.Layer):
     """Clips to [-alpha, alpha] with a trainable alpha (arXiv:1805.06085).
 
     The gradient with respect to alpha is +1 for values at or above alpha and -1 for values at
-    or below -alpha. When the model is exported, alpha goes into the quantizer's threshold.
+    or below -alpha. When the model is exported, alpha goes into the quantizer's threshold. If an
+    optimizer carries alpha past zero, its magnitude goes on as alpha.
 
     Args:
         init: first alpha. Default 100.
@@ -79,7 +83,8 @@ class PACT(nn.Layer):
             return None
         with paddle.no_grad():
             largest = as_dtype(paddle.maximum(x.max(), -x.min()), paddle.float32)
-        return Clipping(self.alpha, largest, largest.item() < self.alpha.item())
+        bound = self.bound()
+        return Clipping(self.alpha, bound, largest, largest.item() < bound.item())
 
     @classmethod
     def clips(cls, preprocess):
@@ -89,4 +94,4 @@ class PACT(nn.Layer):
 
     def bound(self):
         """The largest magnitude that passes: a float32 tensor of shape [1]."""
-        return self.alpha.detach().clip(min=EPS)
+        return bound_of(self.alpha)
