@@ -358,6 +358,30 @@ def test_sensitivity(folder, monkeypatch):
     assert rows[0]["layer"] in done.stdout.splitlines()[2] and "dB" in done.stdout
 
 
+def test_export(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net = build(folder)
+    net.eval()
+    x = np.load("images.npy")
+    spec = ["--input", "image:?x1x8x8"]
+    done = run(folder, "export", "zoo.py:build", *spec, "--format", "pdmodel", "-o", "out/float")
+    assert done.returncode == 0, done.stderr
+    (found,) = paddle_inference("out/float", [x])
+    assert relative_error(found, net(paddle.to_tensor(x)).numpy()) < 1e-6
+    done = run(folder, "export", "out/float", "--format", "onnx", "-o", "out/float")
+    assert done.returncode == 0 and "wrote out/float.onnx" in done.stdout, done.stderr
+    (found,) = paddleq.deploy.Predictor("out/float.onnx", "onnxruntime").run(x)
+    assert relative_error(found, net(paddle.to_tensor(x)).numpy()) < 1e-5
+
+
+def test_report(folder):
+    done = run(folder, "report", "zoo.py:build", "-d", "images.npy", "--algo", "abs_max", "-o",
+               "out/page.html")
+    assert done.returncode == 0, done.stderr
+    page = (folder / "out" / "page.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 2 and "Conv2D" in page and "src=\"http" not in page
+
+
 @pytest.mark.browser  # where VisualDL is
 def test_serve_vdl(folder):
     import socket
@@ -412,6 +436,10 @@ def test_serve_vdl(folder):
     (["run", "no.yaml"], 1, "no.yaml"),
     (["run", "zoo.py"], 2, "zoo.py:"),
     (["inspect", "nowhere"], 1, "nowhere"),
+    (["export", "nowhere", "--format", "onnx", "-o", "o"], 1, "nowhere"),
+    (["export", "zoo.py:build", "--format", "onnx", "-o", "o"], 2, "--input"),
+    (["export", "zoo.py:build", "--format", "pdmodel", "--opset", "17", "-o", "o"], 2, "--opset"),
+    (["report", "float", "-d", "images.npy", "-o", "o.html"], 2, "MODULE:FUNCTION"),
     (["sensitivity", "nowhere", "-d", "images.npy"], 1, "nowhere"),
     (["sensitivity", "zoo.py:build", "-d", "images.npy", "--skip", "."], 1, "no layer to quantize"),
     (["inspect", "images.npy"], 1, "images.npy"),
@@ -436,6 +464,8 @@ def test_bad_input(folder, monkeypatch, capsys, arguments, status, said):
     ("run", ["zoo.py"], 2),
     ("inspect", ["images.npy"], 1),
     ("sensitivity", ["nowhere", "-d", "images.npy"], 1),
+    ("export", ["nowhere", "--format", "onnx", "-o", "o"], 1),
+    ("report", ["zoo.py:build", "-d", "no.npy", "-o", "o.html"], 1),
     ("serve-vdl", ["nowhere"], 1),
 ])
 def test_bad_input_in_a_process_of_every_command(folder, command, arguments, status):

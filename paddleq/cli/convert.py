@@ -4,10 +4,15 @@ import os
 
 import click
 
-from ..export import to_program_desc
+from ..errors import ConfigError
+from ..export import to_onnx, to_program_desc
+from ..export.mend import mend
 from ..export.program import Program
+from ..export.trace import trace_float
+from ..recipes.run import input_specs, saved_model
+from ..recipes.sources import build_model
 from .main import STATUS
-from .options import output_option
+from .options import layer_options, model_section, output_option
 
 
 @click.command("to-pdmodel", epilog="""\b
@@ -37,3 +42,47 @@ def to_pdmodel(model, output, params):
     count = sum(op.type not in ("feed", "fetch") for block in blocks for op in block.ops)
     size = sum(os.path.getsize(path) for path in written)
     click.echo(f"wrote {' and '.join(written)}: {count} operators, {size:,} bytes")
+
+
+@click.command(epilog="""\b
+examples:
+  paddleq export out/model --format onnx -o out/model
+  paddleq export zoo.py:build --weights net.pdparams --input image:?x3x224x224 \\
+      --format onnx -o out/float
+
+""" + STATUS)
+@click.argument("model")
+@layer_options
+@output_option
+@click.option("--format", type=click.Choice(["onnx", "pdmodel"]), required=True)
+@click.option("--opset", type=int, help="of ONNX, 13 to 21 (default: 17, or what the model needs)")
+def export(model, output, format, opset, weights, arguments, inputs):
+    """Write a model, quantized or not, in another format.
+
+    MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
+    returns a paddle.nn.Layer; it is written as it is.
+    """
+    if opset is not None and format != "onnx":
+        raise ConfigError("--opset is for --format onnx")
+    section = model_section(model, weights, arguments, inputs)
+    written = [f"{output}.pdmodel", f"{output}.pdiparams"]
+    if "build" in section:
+        if "input_spec" not in section:
+            raise ConfigError("--input is missing")
+        net = build_model(section["build"], ".", section.get("arguments"), section.get("weights"))
+        spec = input_specs(section["input_spec"])
+        if format == "onnx":
+            written = [to_onnx(net, output, spec, opset=opset)]
+        else:
+            program = trace_float(net, spec)
+            mend(program)
+            program.save(*written)
+    elif format == "onnx":
+        folder, name = saved_model(model)
+        path = os.path.join(folder, name) if name else folder
+        written = [to_onnx(os.path.splitext(path)[0] if name else path, output, opset=opset)]
+    else:
+        folder, name = saved_model(model)
+        to_program_desc(os.path.join(folder, name or ""), output)
+    size = sum(os.path.getsize(path) for path in written)
+    click.echo(f"wrote {' and '.join(written)}: {size:,} bytes")

@@ -8,11 +8,11 @@ import sys
 
 import click
 
-from ..errors import DependencyError, FormatError
+from ..errors import ConfigError, DependencyError, FormatError
 from ..export.inspect import inspect as describe
 from ..export.load import load_saved
 from ..frontends.saved_models import find_files
-from ..recipes.run import saved_model, sensitivities
+from ..recipes.run import saved_model, sensitivities, write_report
 from .main import STATUS
 from .options import (
     data_options,
@@ -94,6 +94,32 @@ def sensitivity(model, weights, arguments, inputs, as_json, **options):
                                for row in found.ranking()], indent=1))
     else:
         click.echo(found.table())
+
+
+@click.command(epilog="""\b
+examples:
+  paddleq report zoo.py:build --weights net.pdparams -d images.npy -o report.html
+
+""" + STATUS)
+@click.argument("model")
+@data_options
+@layer_options
+@ptq_options
+@click.option("-o", "--output", required=True, metavar="FILE", help="the .html to write")
+def report(model, output, weights, arguments, inputs, **options):
+    """Write an HTML page about what quantization does to a Layer; it needs no network.
+
+    MODEL is MODULE:FUNCTION or FILE.py:FUNCTION. It is quantized as 'paddleq ptq' does it.
+    """
+    if ":" not in model:
+        raise ConfigError(f"MODEL must be MODULE:FUNCTION that builds a Layer, but is {model!r}; "
+                          "'paddleq inspect' and 'paddleq sensitivity' look at saved models")
+    data, how = split_options(options)
+    write_report(recipe_of({
+        "model": model_section(model, weights, arguments, inputs),
+        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(model, **how),
+        "export": [{"path": "unused"}]}), output)
+    click.echo(f"wrote {output}: {os.path.getsize(output):,} bytes")
 
 
 @click.command("serve-vdl", epilog="""\b

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 
 from .. import engine, export
-from ..analysis import sensitivity
+from ..analysis import report, sensitivity
 from ..config import LayerPolicy
 from ..export.load import load_saved
 from ..export.record import write_record
@@ -171,6 +171,16 @@ def sensitivities(recipe):
                                            model_filename=name, **_static_options(recipe))
         net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
         return sensitivity(quantized_by_ptq(recipe, net), data_of(recipe, "calibration"))
+
+
+def write_report(recipe, path):
+    """Write :func:`paddleq.analysis.report` of the Layer that a recipe of the method ptq makes."""
+    with _seeded(recipe.values["seed"]):
+        model, data = recipe.values["model"], data_of(recipe, "calibration")
+        net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
+        quantized = quantized_by_ptq(recipe, net)
+        report(quantized, path, data, sensitivities=sensitivity(quantized, data),
+               title=model["build"])
 
 
 def _run_on_saved(recipe, done):
