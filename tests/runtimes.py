@@ -4,10 +4,16 @@ import numpy as np
 import paddle.inference as inference
 
 
-def paddle_inference(path, inputs, ir_optim=False, int8=False, threads=1):
-    """Outputs of ``path.pdmodel`` in Paddle Inference; as it stands unless ``ir_optim``.
+def paddle_inference(path, inputs, **how):
+    """Outputs of ``path.pdmodel`` in Paddle Inference; see :func:`predictor`."""
+    return predictor(path, **how)(inputs)
 
-    One thread, as in dygraph: with another number of them large sums are added in another order.
+
+def predictor(path, ir_optim=False, int8=False, threads=1):
+    """``path.pdmodel`` in Paddle Inference, as a function from arrays to arrays.
+
+    As it stands unless ``ir_optim``. One thread, as in dygraph: with another number of them large
+    sums are added in another order.
     """
     config = inference.Config(f"{path}.pdmodel", f"{path}.pdiparams")
     config.disable_gpu()
@@ -17,14 +23,17 @@ def paddle_inference(path, inputs, ir_optim=False, int8=False, threads=1):
     if int8:
         config.enable_mkldnn()
         config.enable_mkldnn_int8()
-    predictor = inference.create_predictor(config)
-    names = predictor.get_input_names()
-    assert len(names) == len(inputs), (names, len(inputs))
-    for name, value in zip(names, inputs):
-        predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(value))
-    predictor.run()
-    return [predictor.get_output_handle(name).copy_to_cpu()
-            for name in predictor.get_output_names()]
+    made = inference.create_predictor(config)
+
+    def run(inputs):
+        names = made.get_input_names()
+        assert len(names) == len(inputs), (names, len(inputs))
+        for name, value in inputs.items() if isinstance(inputs, dict) else zip(names, inputs):
+            made.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(value))
+        made.run()
+        return [made.get_output_handle(name).copy_to_cpu() for name in made.get_output_names()]
+
+    return run
 
 
 def onnxruntime(path, inputs, as_is=True, saved_as=None):
@@ -58,17 +67,26 @@ def onnx_graph(path):
 
 
 def openvino(path, inputs, as_is=True, ending="pdmodel"):
-    """Outputs of ``path.pdmodel`` in OpenVINO.
+    """Outputs of ``path.pdmodel`` in OpenVINO; see :func:`compiled`."""
+    return compiled(path, as_is, ending)(inputs)
+
+
+def compiled(path, as_is=True, ending="pdmodel"):
+    """``path.pdmodel`` in OpenVINO, as a function from arrays to arrays.
+
+    Several inputs are a dict by their names: OpenVINO has an order of its own.
 
     ``as_is``: it computes the graph that is in the file. Otherwise it may, as is its default,
-    compute in bfloat16 and move scales through the graph, which costs accuracy of its own.
+    quantize what goes into a matrix product with integer weights, and move scales through the
+    graph, which costs accuracy of its own.
     """
     import openvino as ov
 
     settings = {"EXECUTION_MODE_HINT": "ACCURACY"} if as_is else {}
     settings["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = ov.Core().compile_model(f"{path}.{ending}", "CPU", settings)
-    return [np.array(value) for value in compiled(list(inputs)).values()]
+    made = ov.Core().compile_model(f"{path}.{ending}", "CPU", settings)
+    return lambda inputs: [np.array(value) for value in made(
+        inputs if isinstance(inputs, dict) else list(inputs)).values()]
 
 
 def relative_error(found, expected):

@@ -21,11 +21,16 @@ def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
     as well as layers that simulate quantization. What an IntegerLinear becomes:
 
     - int8 weights, symmetric, per tensor or per channel: int8 in the file, with
-      ``dequantize_linear``. Activations, static or per token, go through ``quantize_linear`` and
-      ``dequantize_linear``. Paddle Inference and OpenVINO use their int8 kernels for these.
+      ``dequantize_linear``.
     - Weights of 4 bits and fewer, in groups, or with zero points: the integers in the file as they
       are held, two of 4 bits in a byte, with the operators that make the float weight of them.
       Runtimes may do that once, when they load the model.
+    - Quantized activations: ``quantize_linear`` and ``dequantize_linear``; per token with the
+      operators around them that compute and apply the scale of each token.
+
+    Paddle Inference, with its int8 mode switched on, runs int8 kernels where activations are
+    static. OpenVINO holds the int8 weights as they are; it rounds activations as the file says, in
+    float, and when left to itself it quantizes what goes into a product with int8 weights.
 
     Args:
         model: a quantized ``paddle.nn.Layer``. It is not changed.

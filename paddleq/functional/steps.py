@@ -31,7 +31,8 @@ def token_steps(x, spec):
     if paddle.in_dynamic_mode() and 0 in x.shape:  # Paddle 2.6 finds no maxima there
         return paddle.full([*x.shape[:-1], 1], EPS, dtype="float32")
     most = as_dtype(x, paddle.float32).abs().max(axis=-1, keepdim=True)
-    return most.clip(min=EPS) / float(spec.levels)
+    # By a tensor: a division by a number is one here and a multiplication there, as Paddle likes.
+    return most.clip(min=EPS) / paddle.full([1], float(spec.levels), dtype="float32")
 
 
 def to_steps(x, step, spec):
