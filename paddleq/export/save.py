@@ -38,8 +38,9 @@ def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
         input_spec: list of ``paddle.static.InputSpec`` or example tensors. Dimensions of None may
             be of any size. Default: what a model with simulated layers was last called with, the
             batch dimension left open.
-        format: "pdmodel" (default) for every runtime, or "pir" (``path.json``), which Paddle 3
-            loads itself and which has no int8 kernels.
+        format: "pdmodel" (default) for every runtime; "pir" (``path.json``), which Paddle 3 loads
+            itself and which has no int8 kernels; or "onnx" (``path.onnx``), which holds zero
+            points too: see :func:`paddleq.export.to_onnx`.
 
     Raises:
         ModelError: the model is not quantized.
