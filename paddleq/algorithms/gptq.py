@@ -23,8 +23,9 @@ class GPTQ(Rounder):
     that were always 0 during calibration are rounded to nearest.
 
     Args:
-        block_size: rows that are rounded one by one between two matrix products. It matters for
-            the speed only. Default 16.
+        block_size: how many rows at most are rounded one by one before a matrix product passes on
+            what they leave. It matters for the speed only, and above 16 not even for that: halves
+            within halves are faster than the paper's blocks. Default 128, as there.
         damping: added to the Hessian's diagonal, in units of its mean, above 0 and at most 1.
             Default 0.01. If the Hessian cannot be decomposed it is raised tenfold, with a warning.
         act_order: quantize the rows with the largest inputs first. Groups are then made of
@@ -51,7 +52,7 @@ class GPTQ(Rounder):
         True
     """
 
-    block_size: int = 16
+    block_size: int = 128
     damping: float = 0.01
     act_order: bool = False
     static_groups: bool = False
