@@ -18,6 +18,7 @@ import paddleq
 from paddleq.cli.main import COMMANDS, main
 from paddleq.export import params
 from paddleq.export.program import Program, framework_proto
+from paddleq.recipes.sources import find_function
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -239,13 +240,17 @@ def folder(tmp_path, digits):
 
 
 def build(folder):
-    sys.path.insert(0, str(folder))
-    try:
-        from zoo import build as function
-        return function()
-    finally:
-        sys.path.remove(str(folder))
-        del sys.modules["zoo"]
+    return find_function("zoo.py:build", str(folder))()
+
+
+def started(folder, *arguments, **options):
+    """``paddleq`` in a process of its own that Ctrl-C reaches, even if it does not reach us."""
+    def listen():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "paddleq", *arguments], cwd=folder, text=True, preexec_fn=listen,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, **options)
 
 
 def written(done, path):
@@ -391,21 +396,22 @@ def test_serve_vdl(folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (folder / "logs").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paddleq", "serve-vdl", "logs", "--port", str(port)], cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    process = started(folder, "serve-vdl", "logs", "--port", str(port), stdout=subprocess.PIPE,
+                      stderr=subprocess.DEVNULL, start_new_session=True)
     assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n"
-    for attempt in range(300):
+    for attempt in range(1200):
         try:
             page = urllib.request.urlopen(f"http://127.0.0.1:{port}/app").read()
             break
         except OSError:
-            assert attempt < 299 and process.poll() is None
+            assert attempt < 1199 and process.poll() is None
             time.sleep(0.1)
     assert b"VisualDL" in page
     os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
-    assert process.wait(timeout=30) == 0
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("arguments, status, said", [
@@ -478,16 +484,17 @@ def test_ctrl_c_leaves_what_was_there(folder):
     (folder / "out").mkdir()
     (folder / "out" / "net.pdmodel").write_text("what was there")
     before = content(folder / "out")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paddleq", "ptq", "zoo.py:build", "-d", "zoo.py:endless", "-o",
-         "out/net"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    process = started(folder, "ptq", "zoo.py:build", "-d", "zoo.py:endless", "-o", "out/net",
+                      stderr=subprocess.PIPE)
     for _ in range(600):
         if (folder / "started").exists():
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert said.splitlines()[-1] == "paddleq: error: interrupted" and "Traceback" not in said
     assert content(folder / "out") == before

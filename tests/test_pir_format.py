@@ -101,5 +101,5 @@ def test_blocks_and_weights_that_are_read_twice(tmp_path):
 def test_unknown_format(tmp_path):
     x = paddle.rand([4, 1, 8, 8])
     qat, net = quantized({}, SmallNet(), x)
-    with pytest.raises(ConfigError, match="format must be one of 'pdmodel', 'pir', but is 'onxx'"):
+    with pytest.raises(ConfigError, match="format must be one of .*, but is 'onxx' .*'onnx'"):
         qat.save_quantized_model(net, str(tmp_path / "m"), format="onxx")
