@@ -26,8 +26,8 @@ setup(
     extras_require={
         "cpu": ["paddlepaddle>=2.6.2", "setuptools"],
         "gpu": ["paddlepaddle-gpu>=2.6.2", "setuptools"],
-        # paddle2onnx: the one release that reads a .pdmodel beside any Paddle. onnxruntime: the
-        # first that computes what to_onnx writes in integers, as far as it was tried.
+        # paddle2onnx: the release that works beside any Paddle. onnxruntime: the first that
+        # computes what to_onnx writes in integers, as far as it was tried.
         "onnx": ["paddle2onnx==1.3.1", "onnx>=1.16", "onnxruntime>=1.17"],
         "openvino": ["openvino"],
         "viz": ["visualdl", "matplotlib"],

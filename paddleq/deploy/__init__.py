@@ -1,6 +1,8 @@
 """Running what was exported."""
 
 from .predictor import Predictor
+from .report import Finding, Report
 from .runtimes.paddle_lite import to_lite
+from .verify import verify
 
-__all__ = ["Predictor", "to_lite"]
+__all__ = ["Finding", "Predictor", "Report", "to_lite", "verify"]

@@ -1,20 +1,19 @@
 """Which runtime runs a model: the one that is named, or the fastest."""
 
 import logging
-import time
 
 import numpy as np
 
 from .._checks import check_choice
 from ..errors import ConfigError, DependencyError, InferenceError
 from .runtimes import RUNTIMES
+from .timing import latencies
 
 _logger = logging.getLogger("paddleq")
 
 # In this order where nothing can be measured; OpenVINO computes most kinds of layers in integers.
 AUTOMATIC = ("openvino", "onnxruntime", "paddle")
 _SECONDS = 0.2  # that each runtime is given
-_LEAST_RUNS = 3
 
 
 def named(name, files):
@@ -78,15 +77,17 @@ def _choose(sessions):
     if inputs is None:
         return next(iter(sessions)), ("the first of " + ", ".join(sessions) + ": sizes of inputs "
                                       "are open, so that nothing could be measured")
-    times = {}
+    able = {}
     for name, session in sessions.items():
         try:
-            times[name] = _latency(session, inputs)
+            session.run(inputs)
+            able[name] = session
         except InferenceError as error:
             _logger.warning("%s", error)
-    if not times:
+    if not able:
         raise InferenceError(f"none of {', '.join(sessions)} runs the model on random numbers")
-    listed = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
+    times = latencies(able, inputs, _SECONDS)
+    listed = ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
     return min(times, key=times.get), f"the fastest on a batch of one: {listed}"
 
 
@@ -103,13 +104,3 @@ def sample(ports):
                       else np.zeros(shape, port.dtype))
     return arrays
 
-
-def _latency(session, inputs):
-    """Seconds of a run, the median."""
-    session.run(inputs)
-    times, end = [], time.perf_counter() + _SECONDS
-    while time.perf_counter() < end or len(times) < _LEAST_RUNS:
-        start = time.perf_counter()
-        session.run(inputs)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import FormatError
 from ..export.load import load_saved
+from ..export.onnx.float_graph import require_onnx
 from ..export.params import DTYPES
 from ..export.program import inputs, outputs, tensor_of
 
@@ -49,8 +50,9 @@ class ModelFile:
         params: path of the ``.pdiparams``, or None.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, trusted=False):
         self.path, self.kind = path, os.path.splitext(path)[1]
+        self._trusted = trusted  # it was just written here, perhaps without shapes
         params = os.path.splitext(path)[0] + ".pdiparams"
         self.params = params if self.kind != ".onnx" and os.path.exists(params) else None
 
@@ -69,6 +71,8 @@ class ModelFile:
             raise FormatError(f"{self.path} is empty")
         if self.kind != ".onnx":
             return self.program
+        if self._trusted:
+            return None
         with contextlib.suppress(ImportError):  # without onnx the runtime has to say so
             import onnx
 
@@ -88,6 +92,14 @@ class ModelFile:
         """
         return load_saved(self.path, self.params)
 
+    def onnx_model(self):
+        """The ``onnx.ModelProto`` of an ``.onnx``, read anew.
+
+        Raises:
+            DependencyError: the package onnx is not installed.
+        """
+        return require_onnx().load(self.path)
+
     @functools.cached_property
     def quantized(self):
         """Whether operators of a Paddle file compute with integers."""
@@ -96,7 +108,9 @@ class ModelFile:
 
     @functools.cached_property
     def ports(self):
-        """List of the :class:`Port` of a Paddle file."""
+        """List of the :class:`Port` of the model."""
+        if self.kind == ".onnx":
+            return [_onnx_port(value) for value in self.onnx_model().graph.input]
         block = self.program.desc.blocks[0]
         tensors = {var.name: tensor_of(var) for var in block.vars}
         names = [outputs(op, "Out")[0] for op in block.ops if op.type == "feed"]
@@ -112,6 +126,15 @@ class ModelFile:
 
     def __str__(self):
         return self.path
+
+
+def _onnx_port(value):
+    import onnx
+
+    tensor = value.type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return Port(value.name, np.dtype(dtype).name, tuple(dims))
 
 
 def model_files(path):
@@ -131,6 +154,11 @@ def model_files(path):
         raise FormatError(f"there is no model at {path}: none of "
                           f"{', '.join(path + each for each in ENDINGS)} exists")
     return [ModelFile(each) for each in found]
+
+
+def most_readable(files):
+    """The one of ``files`` about which most is known without another package: Paddle's own."""
+    return min(files, key=lambda file: (".pdmodel", ".json", ".onnx").index(file.kind))
 
 
 def as_numpy(value):

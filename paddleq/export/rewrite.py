@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import ExportError
 from ..nn.tracing import MARKER_FACTOR
-from ..spec import QuantSpec
+from ..spec import PerGroup, QuantSpec
 from .emit import Emitter, replace_ops
 from .mend import mend
 from .program import attribute, inputs, outputs
@@ -42,11 +42,13 @@ class WeightMark:
 
 def rewrite(program, marks, onnx_format=True):
     """Replace the markers of ``program`` by what ``marks`` says they stand for, in place."""
-    _Rewriter(program, marks, onnx_format).run()
+    Rewriter(program, marks, onnx_format).run()
     mend(program)
 
 
-class _Rewriter:
+class Rewriter:
+    """Goes over a program; a subclass may write other things in the places of markers."""
+
     def __init__(self, program, marks, onnx_format):
         self.program, self.marks, self.onnx_format = program, marks, onnx_format
         self.emit = Emitter(program)
@@ -133,11 +135,22 @@ def simulated_weight(mark):
     """The float weight that a :class:`WeightMark` stands for."""
     if mark.integers is None:
         return mark.value
+    threshold, zero = _along_weight(mark.threshold, mark), mark.zero_point
+    integers = mark.integers.astype(np.float32)
+    if zero is not None:
+        integers = integers - _along_weight(zero, mark).astype(np.float32)
+    return integers * threshold / np.float32(mark.spec.levels)
+
+
+def _along_weight(values, mark):
+    """Numbers for each group or channel, in a shape that goes with the integers."""
+    rows = mark.integers.shape[0]
+    if isinstance(mark.spec.granularity, PerGroup):
+        return np.repeat(values, mark.spec.granularity.size, axis=0)[:rows]
     shape = [1] * mark.integers.ndim
     if mark.spec.channel_axis is not None:
         shape[mark.spec.channel_axis] = -1
-    return (mark.integers.astype(np.float32) * mark.threshold.reshape(shape)
-            / np.float32(mark.spec.levels))
+    return values.reshape(shape)
 
 
 def marker_number(op):

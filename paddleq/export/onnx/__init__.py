@@ -72,8 +72,17 @@ def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
     path = os.fspath(path)
     path = path if path.endswith(".onnx") else path + ".onnx"
     program, marks = _marked_program(model, input_spec)
-    write_onnx(onnx_model(program, marks, opset, arranged=target == "onnxruntime"), path)
+    write_program(program, marks, path, opset, target)
     return path
+
+
+def write_program(program, marks, path, opset=None, target="onnxruntime"):
+    """Write a :class:`~paddleq.export.program.Program` whose markers stand for ``marks``.
+
+    Raises:
+        DependencyError, ExportError, UnsupportedOperatorError: see :func:`to_onnx`.
+    """
+    write_onnx(onnx_model(program, marks, opset, arranged=target == "onnxruntime"), path)
 
 
 def _marked_program(model, input_spec):

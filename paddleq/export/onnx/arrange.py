@@ -11,7 +11,7 @@ it computes in float, with weights that it dequantizes in each run. So:
    ONNX Runtime computes when it loads the model. (DequantizeLinear it computes in each run.)
 4. The bias of an integer convolution is 32-bit integers, which ONNX Runtime before 1.21 needs and
    later ones make themselves. It is rounded to what the smallest two factors give.
-5. A bias behind an integer product is subtracted, negated: of an addition behind a product ONNX
+5. A bias behind a product of integers is subtracted, negated: of an addition behind a product ONNX
    Runtime makes a Gemm, before it looks for integers, and that one is computed in float.
 """
 
@@ -132,6 +132,11 @@ class _Products:
         return node.op_type == "MatMul" or (
             bool((zeros == zeros[0]).all()) and self.is_between_integers(node))
 
+    def in_blocks(self, node):
+        """Whether its weight is dequantized in blocks, of which ONNX Runtime makes one operator."""
+        weight = self.makers.get(node.input[1])
+        return _dequantizes(weight) and attribute(weight, "block_size") is not None
+
     def is_between_integers(self, node):
         """Whether it reads dequantized values and is read by one quantizer of 8 bits."""
         (reader, *others) = self.readers[node.output[0]]
@@ -231,7 +236,7 @@ def _subtract_biases(graph):
         for x, bias in (node.input, node.input[::-1]):
             product = products.makers.get(x)
             if (bias in graph.constants and product is not None and product.op_type == "MatMul"
-                    and products.in_integers(product)):
+                    and (products.in_integers(product) or products.in_blocks(product))):
                 negative = graph.constant(f"{bias}.negative", -graph.constants[bias])
                 node.op_type = "Sub"
                 node.input[:] = [x, negative]

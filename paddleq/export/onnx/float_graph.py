@@ -79,8 +79,8 @@ def _module():
     version = _version()
     if version != VERSION:
         raise DependencyError(
-            f"export to ONNX needs paddle2onnx {VERSION}, but {version} is installed, which reads "
-            f"only what the Paddle it was built for saves: pip install paddle2onnx=={VERSION}")
+            f"export to ONNX needs paddle2onnx {VERSION}, which works beside any Paddle, but "
+            f"{version} is installed: pip install paddle2onnx=={VERSION}")
     return str(found[-1])
 
 

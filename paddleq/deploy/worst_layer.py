@@ -1,0 +1,151 @@
+"""Where a runtime begins to compute something else than the file says.
+
+The model is cut behind its layers, one cut after another. Each piece is computed by the runtime, as
+it likes, and operator by operator. So what the runtime joins and moves is as in the whole model, up
+to the cut.
+"""
+
+import os
+import tempfile
+
+from ..export.emit import replace_ops
+from ..export.program import Program, inputs, outputs
+from .agreement import relative_error
+from .files import ModelFile
+from .references import as_it_stands
+
+_MOST = 16  # cuts in each of two passes
+# What belongs to the layer whose product is before it.
+_PASSED = {"QuantizeLinear", "DequantizeLinear", "Clip", "MaxPool", "Relu", "Add", "Sub"}
+
+
+def worst_layer(file, runtime, threads, batch):
+    """(name of the layer's weight, error before, error behind); None where there is no layer.
+
+    Args:
+        file: a :class:`~paddleq.deploy.files.ModelFile`.
+        runtime: a :class:`~paddleq.deploy.runtimes.base.Runtime` that reads it.
+        batch: list of arrays.
+    """
+    places = (_onnx_places if file.kind == ".onnx" else _paddle_places)(file)
+    if not places:
+        return None
+    errors = {}
+
+    def measure(numbers):
+        for number in numbers:
+            if number not in errors:
+                errors[number] = _error(file, places[number][1], runtime, threads, batch)
+
+    measure(_spread(0, len(places) - 1))
+    before, behind = _steepest(errors)
+    measure(_spread(before, behind))
+    before, behind = _steepest(errors)
+    return places[behind][0], errors.get(before, 0.0), errors[behind]
+
+
+def _spread(first, last):
+    first = max(first, 0)
+    count = min(_MOST, last - first + 1)
+    return sorted({round(first + i * (last - first) / max(count - 1, 1)) for i in range(count)})
+
+
+def _steepest(errors):
+    """The neighbours between which the error grows most; -1 is in front of the first layer."""
+    numbers = sorted(errors)
+    pairs = list(zip([-1, *numbers], numbers))
+    return max(pairs, key=lambda pair: errors[pair[1]] - errors.get(pair[0], 0.0))
+
+
+def _error(file, tensor, runtime, threads, batch):
+    with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+        piece = (_cut_onnx if file.kind == ".onnx" else _cut_paddle)(file, tensor, folder)
+        found = []
+        for session in (runtime.load(piece, threads), as_it_stands(piece)):
+            given = {port.name: array for port, array in zip(file.ports, batch)}
+            found.append([session.run([given[port.name] for port in session.ports])])
+            session.close()
+        return relative_error(*found)
+
+
+def _paddle_places(file):
+    """(name of a weight, tensor that its operator makes) in order."""
+    block, places, made_of = file.program.desc.blocks[0], [], {}
+    for op in block.ops:
+        if op.type == "dequantize_linear" and inputs(op, "X")[0] in file.program.arrays:
+            made_of[outputs(op, "Y")[0]] = inputs(op, "X")[0]
+            continue
+        read = [name for slot in op.inputs for name in slot.arguments if name in made_of]
+        if read:
+            made = next(name for slot in op.outputs for name in slot.arguments)
+            if op.type in ("unsqueeze2", "transpose2", "reshape2", "assign"):
+                made_of[made] = made_of[read[0]]
+            else:
+                places.append((made_of[read[0]], made))
+    return places
+
+
+def _cut_paddle(file, tensor, folder):
+    program = file.program
+    desc = type(program.desc).FromString(program.desc.SerializeToString())
+    block, needed, kept = desc.blocks[0], {tensor}, []
+    for op in reversed(block.ops):
+        if op.type == "fetch":
+            if kept and kept[-1].type == "fetch":
+                continue
+            next(slot for slot in op.inputs if slot.parameter == "X").arguments[0] = tensor
+            next(each for each in op.attrs if each.name == "col").i = 0
+        elif not any(name in needed for slot in op.outputs for name in slot.arguments):
+            continue
+        needed.update(name for slot in op.inputs for name in slot.arguments)
+        kept.append(op)
+    replace_ops(block, kept[::-1])
+    piece = Program(desc, dict(program.arrays))
+    piece.remove_unused_parameters()
+    path = os.path.join(folder, "piece")
+    piece.save(path + ".pdmodel", path + ".pdiparams")
+    return ModelFile(path + ".pdmodel")
+
+
+def _onnx_places(file):
+    from ..export.onnx.graph import OnnxGraph
+
+    graph = OnnxGraph(file.onnx_model())
+    readers, places, made_of = graph.readers(), [], {}
+    for node in graph.nodes:
+        weights = [name for name in node.input if name in made_of or (
+            node.op_type in ("DequantizeLinear", "Cast") and name in graph.constants
+            and graph.constants[name].ndim > 1 and graph.constants[name].dtype.kind != "f")]
+        if not weights:
+            continue
+        weight = made_of.get(weights[0], weights[0])
+        if node.op_type in ("DequantizeLinear", "Cast", "Mul", "Sub", "Transpose"):
+            made_of[node.output[0]] = weight
+            continue
+        name = node.output[0]
+        while len(readers.get(name, ())) == 1 and readers[name][0] is not None and (
+                readers[name][0].op_type in _PASSED):
+            name = readers[name][0].output[0]
+            if graph.makers()[name].op_type == "DequantizeLinear":
+                break
+        places.append((weight, name))
+    return places
+
+
+def _cut_onnx(file, tensor, folder):
+    from onnx import TensorProto, helper
+
+    from ..export.onnx.graph import OnnxGraph
+
+    model = file.onnx_model()
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+    graph = OnnxGraph(model)
+    graph.drop_unread()
+    read = {name for node in graph.nodes for name in node.input}
+    for each in [each for each in model.graph.input if each.name not in read]:
+        model.graph.input.remove(each)
+    path = os.path.join(folder, "piece.onnx")
+    with open(path, "wb") as out:
+        out.write(graph.finish(model.opset_import[0].version).SerializeToString())
+    return ModelFile(path, trusted=True)
