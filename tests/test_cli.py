@@ -379,6 +379,18 @@ def test_export(folder, monkeypatch):
     assert relative_error(found, net(paddle.to_tensor(x)).numpy()) < 1e-5
 
 
+def test_verify(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    written(run(folder, "ptq", "zoo.py:build", "-d", "images.npy", "--algo", "abs_max",
+                "--input", "image:?x1x8x8", "-o", "net"), "net")
+    done = run(folder, "verify", "net", "-d", "images.npy", "--top1", "0.9", "--error", "0.2",
+               "--runtime", "openvino", "--runtime", "paddle")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "openvino" in done.stdout and "paddle" in done.stdout
+    done = run(folder, "verify", "net", "-d", "images.npy", "--error", "0", "--runtime", "paddle")
+    assert done.returncode == 1 and "too far off" in done.stderr
+
+
 def test_report(folder):
     done = run(folder, "report", "zoo.py:build", "-d", "images.npy", "--algo", "abs_max", "-o",
                "out/page.html")
@@ -471,6 +483,7 @@ def test_bad_input(folder, monkeypatch, capsys, arguments, status, said):
     ("inspect", ["images.npy"], 1),
     ("sensitivity", ["nowhere", "-d", "images.npy"], 1),
     ("export", ["nowhere", "--format", "onnx", "-o", "o"], 1),
+    ("verify", ["nowhere", "-d", "images.npy"], 1),
     ("report", ["zoo.py:build", "-d", "no.npy", "-o", "o.html"], 1),
     ("serve-vdl", ["nowhere"], 1),
 ])

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "export": {"nn", "spec"},
     "deploy": {"export"},
     "analysis": {"engine"},
-    "recipes": {"frontends", "analysis", "export"},
+    "recipes": {"frontends", "analysis", "export", "deploy"},
     "cli": {"recipes", "frontends", "analysis", "export"},
     "__main__": {"cli"},
 }

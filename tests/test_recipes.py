@@ -188,6 +188,14 @@ def test_a_recipe_does_what_the_same_calls_do(folder, digits):
     assert relative_error(found, done.model(paddle.to_tensor(images)).numpy()) < 1e-6
 
 
+def test_checks_run_the_export(folder):
+    text = GOOD + "checks: {runtimes: [paddle, openvino], top1_agreement: 0.9}\n"
+    done = run(Recipe.parse(text, folder=str(folder)))
+    assert done.ok and len(done.reports) == 1
+    done = run(Recipe.parse(text.replace("0.9}", "0.9, relative_error: 0}"), folder=str(folder)))
+    assert not done.ok
+
+
 def digests(folder):
     return {name: hashlib.sha256((folder / "out" / name).read_bytes()).hexdigest()
             for name in ("net.pdmodel", "net.pdiparams")}

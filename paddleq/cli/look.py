@@ -8,12 +8,14 @@ import sys
 
 import click
 
+from .. import deploy
 from ..errors import ConfigError, DependencyError, FormatError
 from ..export.inspect import inspect as describe
 from ..export.load import load_saved
 from ..frontends.saved_models import find_files
 from ..recipes.run import saved_model, sensitivities, write_report
-from .main import STATUS
+from ..recipes.sources import open_data
+from .main import FAILED, STATUS
 from .options import (
     data_options,
     data_section,
@@ -94,6 +96,44 @@ def sensitivity(model, weights, arguments, inputs, as_json, **options):
                                for row in found.ranking()], indent=1))
     else:
         click.echo(found.table())
+
+
+@click.command(epilog="""\b
+examples:
+  paddleq verify out/model -d images.npy
+  paddleq verify out/model -d images.npy --reference out/other --float float/model \\
+      --runtime openvino --runtime paddle
+
+""" + STATUS)
+@click.argument("model")
+@data_options
+@click.option("--reference", metavar="MODEL",
+              help="saved model to compare with, computed as it stands (default: MODEL itself, "
+                   "operator by operator)")
+@click.option("--float", "float_model", metavar="MODEL",
+              help="the float model, to measure speed and size against")
+@click.option("--runtime", "runtimes", multiple=True, metavar="NAME",
+              help="paddle, openvino, onnxruntime or paddlelite; may be repeated (default: all of "
+                   "the first three that are installed)")
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--top1", type=float, default=0.99, show_default=True,
+              help="least share of samples with the same answer")
+@click.option("--error", type=float, default=0.1, show_default=True,
+              help="greatest relative L2 distance of the outputs")
+def verify(model, reference, float_model, runtimes, threads, top1, error, **data):
+    """Run a saved model in every installed runtime and compare what they answer.
+
+    Prints for each runtime how many answers agree, how far the outputs are, how fast and how large
+    it is, and fails if one is too far off.
+    """
+    section = data_section(**data)
+    found = deploy.verify(model, reference, open_data(**section), float_model=float_model,
+                          runtimes=list(runtimes) or None, threads=threads, top1=top1,
+                          error=error)
+    click.echo(str(found))
+    if not found.ok:
+        click.echo("paddleq: error: a runtime is too far off", err=True)
+        click.get_current_context().exit(FAILED)
 
 
 @click.command(epilog="""\b

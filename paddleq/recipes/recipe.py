@@ -28,7 +28,7 @@ from .sources import check_function_name
 FORMAT_VERSION = 1
 METHODS = ("ptq", "dynamic", "golden_stick", "amct")
 FORMATS = ("pdmodel", "onnx", "pir", "checkpoint")
-RUNTIMES = ("paddle_inference", "openvino", "onnxruntime", "paddlelite")
+RUNTIMES = ("paddle", "openvino", "onnxruntime", "paddlelite")
 
 
 def _choice(*valid):
@@ -222,10 +222,8 @@ _EXPORT = Section({
 _CHECKS = Section({
     "runtimes": Value(lambda name, value: [check_choice(name, each, RUNTIMES)
                                            for each in _texts(name, value)], None),
-    "top1_agreement": Value(_float(0.0, 1.0), None),
-    "relative_error": Value(_float(0.0, 10.0), None),
-    "size_ratio": Value(_float(0.0, 10.0), None),
-    "accuracy_drop": Value(_float(0.0, 1.0), None),
+    "top1_agreement": Value(_float(0.0, 1.0), 0.99),
+    "relative_error": Value(_float(0.0, 10.0), 0.1),
 }, default=None)
 
 
@@ -237,12 +235,8 @@ def _together(recipe):
         yield "data", f"must have calibration batches for the method {method}"
     if method in ("golden_stick", "amct") and recipe["model"]["path"]:
         yield "quantize", f"the method {method} is for a Layer: say model.build"
-    checks = recipe["checks"]
-    if checks is not None:
-        if evaluation is None and calibration is None:
-            yield "checks", "need data: say data.evaluation"
-        if checks["accuracy_drop"] is not None and not (evaluation or {}).get("labels"):
-            yield "checks", "accuracy_drop needs data.evaluation with labels"
+    if recipe["checks"] is not None and evaluation is None and calibration is None:
+        yield "checks", "need data: say data.evaluation"
     paths = [export["path"] for export in recipe["export"]]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         yield "export", f"has the path {path!r} twice"

@@ -13,6 +13,7 @@ import paddle
 from .. import engine, export
 from ..analysis import report, sensitivity
 from ..config import LayerPolicy
+from ..deploy import verify
 from ..export.load import load_saved
 from ..export.record import write_record
 from ..export.trace import trace_float
@@ -73,7 +74,20 @@ def _run(recipe):
         _run_on_layer(recipe, done)
     else:
         _run_on_saved(recipe, done)
+    if values["checks"] is not None:
+        _check(recipe, done)
     return done
+
+
+def _check(recipe, done):
+    checks = recipe.values["checks"]
+    for each in recipe.values["export"]:
+        if each["format"] == "checkpoint":
+            continue
+        data = data_of(recipe, "evaluation") or data_of(recipe, "calibration")
+        done.reports.append(verify(
+            recipe.resolve(each["path"]), done.model, data, runtimes=checks["runtimes"],
+            top1=checks["top1_agreement"], error=checks["relative_error"], seconds=0.0))
 
 
 def _run_on_layer(recipe, done):
