@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+import vision
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import SmallNet, warmed
@@ -407,25 +408,12 @@ def settled(net, x):
 
 
 PLACES = {"separable": ("blocks.2.1", "blocks.2.3"),
-          "resnet18": ("layer2.0.bn1", "layer2.0.conv2"),
-          "mobilenet_v1": ("conv4_1._depthwise_conv.1", "conv4_1._pointwise_conv.0")}
+          "ResNet18": ("layer2.0.bn1", "layer2.0.conv2"),
+          "MobileNetV1": ("conv4_1._depthwise_conv.1", "conv4_1._pointwise_conv.0")}
 
 
-@pytest.mark.parametrize("name, quantizer", [
-    *(("separable", f"{kind}Quantizer") for kind in ("Absmax", "Hist", "KL")),
-    ("mobilenet_v1", "AbsmaxQuantizer"), ("resnet18", "AbsmaxQuantizer"),
-    *(pytest.param(name, f"{kind}Quantizer", marks=pytest.mark.slow)
-      for name in ("mobilenet_v1", "resnet18") for kind in ("Hist", "KL"))])
-def test_sensitivity_finds_a_planted_layer(name, quantizer, separable, digits):
-    """One convolution whose input has a channel a hundred times as large."""
-    if name == "separable":
-        net, batches = separable, digits.batches(32, 4)
-    else:
-        make, size = {"resnet18": (resnet18, 32),
-                      "mobilenet_v1": (partial(mobilenet_v1, scale=0.25), 64)}[name]
-        batches = [F.interpolate(x, [size, size], mode="bilinear").expand([-1, 3, -1, -1])
-                   for x in digits.batches(4, 2)]
-        net = settled(make(num_classes=10), batches[0])
+def finds(net, batches, name, quantizer):
+    """The layer planted in ``net`` is the first of both rankings."""
     norm, conv = PLACES[name]
     bad = planted(net, [(norm, conv)])
     with paddle.no_grad():
@@ -435,6 +423,51 @@ def test_sensitivity_finds_a_planted_layer(name, quantizer, separable, digits):
     errors = layer_errors(quantized, batches)
     assert errors.worst() == [conv]
     assert errors[conv].input < errors[conv].weight  # the activation is to blame
+
+
+QUANTIZERS = ["AbsmaxQuantizer", "HistQuantizer", "KLQuantizer"]
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_sensitivity_finds_a_planted_layer(quantizer, separable, digits):
+    """One convolution whose input has a channel a hundred times as large."""
+    finds(separable, digits.batches(32, 4), "separable", quantizer)
+
+
+@pytest.mark.parametrize("name, make, size", [
+    ("ResNet18", resnet18, 32), ("MobileNetV1", partial(mobilenet_v1, scale=0.25), 64)])
+def test_sensitivity_finds_a_planted_layer_among_random_ones(name, make, size, digits):
+    batches = [F.interpolate(x, [size, size], mode="bilinear").expand([-1, 3, -1, -1])
+               for x in digits.batches(4, 2)]
+    finds(settled(make(num_classes=10), batches[0]), batches, name, "AbsmaxQuantizer")
+
+
+TRAINED = [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.xdist_group(name)])
+           for name in ("ResNet18", "MobileNetV1")]
+
+
+def trained(name):
+    """(network that knows digits, batches)"""
+    net, recipe = vision.network(name), vision.MODELS[name]
+    net.eval()
+    return net, [recipe.pictures(np.arange(i, i + 16)) for i in (0, 16)]
+
+
+@pytest.mark.parametrize("quantizer", ["AbsmaxQuantizer", "HistQuantizer"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_sensitivity_finds_a_planted_layer_in_trained_networks(name, quantizer):
+    finds(*trained(name), name, quantizer)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_was_planted_is_what_got_worse_under_kl(name):
+    """KL clips sparse activations of the last layers, which costs a trained ResNet more."""
+    net, batches = trained(name)
+    norm, conv = PLACES[name]
+    before, after = (sensitivity(calibrated(each, batches, "KLQuantizer", fuse=True), batches[:1])
+                     for each in (net, planted(net, [(norm, conv)])))
+    lost = {row.name: before[row.name].sqnr - row.sqnr for row in after}
+    assert max(lost, key=lost.get) == conv and lost[conv] > 6
 
 
 # --- leaving layers float

@@ -56,9 +56,12 @@ def test_a_streamed_histogram_is_that_of_all_values_at_once(parts):
     if values.any():
         assert top / 2 <= np.abs(values).max() < top
     for bars in (1, 7, 64):
-        counts, edges = histogram.shown(None, 2.0 * top, bars)
-        assert counts.sum() == values.size and len(counts) <= bars and len(edges) == len(counts) + 1
-        assert edges[0] <= values.min() and values.max() <= edges[-1]
+        for low, high in ((None, 2.0 * top), (-9.0 * top, None), (values.min(), values.max())):
+            counts, edges = histogram.shown(low, high, bars)
+            assert counts.sum() == values.size and 0 < len(counts) <= bars
+            assert len(edges) == len(counts) + 1
+            assert edges[0] <= values.min() and (low is None or edges[0] <= low)
+            assert edges[-1] >= values.max() and (high is None or edges[-1] >= high)
 
 
 def seen(model, batches):

@@ -302,6 +302,19 @@ def test_a_pass_that_raises_leaves_the_layers_as_they_were(tmp_path):
     assert len(logged(tmp_path).get_data("histogram", "values/conv1 activation")) == 1
 
 
+def test_a_step_that_overflows_does_not_stop_the_training(tmp_path, caplog):
+    net = paddleq.QAT().quantize(paddle.nn.Sequential(paddle.nn.Linear(2, 2)))
+    with VisualDLLogger(tmp_path, net, every=1, histograms=1) as logger:
+        for value in (1.0, float("inf"), float("nan"), 2.0):
+            net(paddle.full([1, 2], value))
+    reader = logged(tmp_path)
+    assert [each.id for each in reader.get_data("histogram", "values/0 activation")] == [0, 3]
+    assert "0.activation_quantizer met NaN or infinite values at step 1" in caplog.text
+    assert [step for step, _ in scalars(reader, "scale/0 activation")] == [0, 1]  # then it is NaN
+    report(net, tmp_path / "r.html", history=logger.history)
+    assert ">nan<" not in (tmp_path / "r.html").read_text("utf-8")
+
+
 def test_a_compiled_model_has_scales_but_no_histograms(tmp_path):
     net = paddle.nn.Sequential(paddle.nn.Linear(4, 2))
     net = paddle.jit.to_static(paddleq.QAT().quantize(net))

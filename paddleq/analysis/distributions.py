@@ -51,16 +51,13 @@ class Histogram:
         self.total += values.size
 
     def _widen(self, top):
-        bins = len(self.counts)
-        while self.top and self.top < top:
-            joined = self.counts.reshape(-1, 2).sum(1)
-            self.counts = np.zeros(bins, np.int64)
-            self.counts[bins // 4:3 * bins // 4] = joined
-            self.top *= 2.0
-        if not self.top:
-            zeros, self.top = self.counts.sum(), top
-            self.counts[:] = 0
-            self.counts[bins // 2] = zeros
+        if self.top:
+            self.counts, self.top = _over(self.counts, self.top, top)
+            return
+        # Only zeros so far.
+        zeros, self.top = self.counts.sum(), top
+        self.counts[:] = 0
+        self.counts[len(self.counts) // 2] = zeros
 
     def shown(self, low, high, bars):
         """(counts, edges) in at most ``bars`` equal bins over the values and low and high.
@@ -69,13 +66,24 @@ class Histogram:
         """
         low = self.low if low is None else min(low, self.low)
         high = self.high if high is None else max(high, self.high)
-        edges = np.linspace(-(self.top or 1.0), self.top or 1.0, len(self.counts) + 1)
+        counts, top = _over(self.counts, self.top or 1.0, max(-low, high))
+        edges = np.linspace(-top, top, len(counts) + 1)
         first = max(int(np.searchsorted(edges, low, "right")) - 1, 0)
-        last = min(int(np.searchsorted(edges, high, "left")), len(self.counts))
-        width = max(1, -(-(last - first) // bars))
-        last = min(first + -(-(last - first) // width) * width, len(self.counts))
+        last = min(int(np.searchsorted(edges, high, "right")), len(counts))
+        width = -(-(last - first) // bars)
+        last = min(first + -(-(last - first) // width) * width, len(counts))
         starts = np.arange(first, last, width)
-        return np.add.reduceat(self.counts[:last], starts), np.append(edges[starts], edges[last])
+        return np.add.reduceat(counts[:last], starts), np.append(edges[starts], edges[last])
+
+
+def _over(counts, top, wanted):
+    """(counts, top) of a histogram over [-top, top), joined until that covers ``wanted``."""
+    bins = len(counts)
+    while top < wanted:
+        joined, counts = counts.reshape(-1, 2).sum(1), np.zeros(bins, np.int64)
+        counts[bins // 4:3 * bins // 4] = joined
+        top *= 2.0
+    return counts, top
 
 
 @dataclass
@@ -164,8 +172,8 @@ class Distributions:
         for tensor in tensors_in(value):
             values = tensor.detach().astype("float32").numpy()
             if not np.isfinite(values).all():
-                raise NonFiniteError(f"{label} meets NaN or infinite values; remove that batch or "
-                                     "mend the model")
+                self.not_finite(label)
+                continue
             distribution.histogram.add(values)
             limits = _limits(layer, attribute, quantizer)
             if limits is not None:
@@ -175,9 +183,16 @@ class Distributions:
     def added(self, label, values):
         """Called with each array that was taken in."""
 
+    def not_finite(self, label):
+        """Called instead where an array has NaN or infinity in it."""
+        raise NonFiniteError(f"{label} meets NaN or infinite values; remove that batch or mend the "
+                             "model")
+
 
 def _limits(layer, attribute, quantizer):
-    """(low, high) of what is not clipped, arrays; None where there is no scale yet."""
+    """(low, high) of what is not clipped, arrays; None where there is no scale, or none that is a
+    number, as after a step that overflowed.
+    """
     found = qparams_now(layer, attribute, quantizer)
     if found is None:
         return None
@@ -187,7 +202,8 @@ def _limits(layer, attribute, quantizer):
     if PACT.clips(preprocess):
         bound = preprocess.bound()
         low, high = paddle.maximum(low, -bound), paddle.minimum(high, bound)
-    return low.detach().numpy(), high.detach().numpy()
+    low, high = low.detach().numpy(), high.detach().numpy()
+    return (low, high) if np.isfinite(low).all() and np.isfinite(high).all() else None
 
 
 def _count_clipped(distribution, values, low, high, axis):

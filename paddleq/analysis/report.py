@@ -236,7 +236,8 @@ def _histogram(found):
 def _scales(history):
     plots = []
     for name, scales in history.scales.items():
-        if len({(scale.low, scale.high) for scale in scales}) == 1:
+        scales = [scale for scale in scales if math.isfinite(scale.low + scale.high)]
+        if len({(scale.low, scale.high) for scale in scales}) < 2:
             continue
         steps = [scale.step for scale in scales]
         series = [("largest", steps, [scale.high for scale in scales])]

@@ -1,5 +1,6 @@
 """A calibration or a training run, for VisualDL to show."""
 
+import logging
 import math
 import os
 import shutil
@@ -16,6 +17,8 @@ from ..errors import DependencyError, FormatError, ModelError
 from .distributions import Distributions
 from .history import ScaleHistory, StepWatch, part_of
 from .layer_errors import LayerErrors
+
+_logger = logging.getLogger("paddleq")
 
 BUCKETS = 64  # of a histogram on VisualDL's page
 
@@ -219,6 +222,10 @@ class _LoggedDistributions(Distributions):
         again = f", call {self._calls[label]}" if self._calls[label] > 1 else ""
         self._writer.add_histogram(_quantizer_tag("values", label, again), values, self.step,
                                    buckets=BUCKETS)
+
+    def not_finite(self, label):
+        # A step that overflows is no reason to stop the training.
+        _logger.warning("%s met NaN or infinite values at step %d: no histogram", label, self.step)
 
 
 def _quantizer_tag(group, quantizer, more=""):
