@@ -26,18 +26,17 @@ import sys
 import time
 import zlib  # noqa: F401  (Paddle 2.6 crashes in zlib unless it was loaded first)
 
-# Tensors of this size gain nothing from a second thread: it makes a step five times slower. Paddle
-# looks when it is imported.
-os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+# Tensors of this size gain nothing from a second thread: it makes a step five times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # isort: split
 import numpy as np
 import paddle
 from paddle import nn
 from paddles_own import ReferencePACT, reference
-from side_by_side import table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold
+from tables import table
 
 import paddleq
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: fixed threads, interleaved timing, tables.
+"""What the benchmarks of time share: fixed threads, interleaved timing, tables.
 
 Import it before paddle: it fixes the number of threads.
 """
@@ -20,6 +20,7 @@ import zlib  # noqa: E402, F401  (Paddle 2.6 crashes in zlib unless it was loade
 warnings.filterwarnings("ignore", message="No ccache found")
 
 import paddle  # noqa: E402
+from tables import table  # noqa: E402, F401  (for those who import all from here)
 
 
 def interleaved(variants, rounds, runs=1, warmup=1):
@@ -80,16 +81,3 @@ def heading(text):
           f"{load:.1f} on {os.cpu_count()} CPUs")
     if load > 0.5:
         print("Something else is running: absolute times are not to be trusted, ratios less so.")
-
-
-def table(rows):
-    """Print rows of cells; the first row is the head, the first column is text."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        cells = [cell.rjust(width) for cell, width in zip(row, widths)]
-        cells[0] = row[0].ljust(widths[0])
-        print("  ".join(cells).rstrip())
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
-    sys.stdout.flush()
