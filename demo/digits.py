@@ -12,28 +12,24 @@ import zlib  # noqa: F401  (before paddle: Paddle 2.6 crashes in zlib otherwise)
 
 import numpy as np
 import paddle
-from common import (
+from common import DigitsNet, batches, digits, predict, train
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from runtimes import (
     ROOT,
-    TIMED_BATCH,
-    DigitsNet,
-    batches,
-    digits,
     lite_python,
     openvino,
     paddle_inference,
     paddle_lite,
-    predict,
     save_float,
     size_kb,
-    train,
 )
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import paddleq
 
 OUT = ROOT / "out" / "demo"
+TIMED_BATCH = 64
 SPEC = [paddle.static.InputSpec([None, 1, 8, 8], "float32")]
 MAX_TOP1_POINTS = 0.5
 MIN_AGREEMENT = 99.0
@@ -70,7 +66,7 @@ def quantize_qat(net, images, labels, weight_bits, skip):
 def export_all(net, data, suffix="", weight_bits=8, skip=None):
     """Quantize in every way and export: name -> labels that the simulation gives."""
     train_x, train_y, test_x, _ = data
-    save_float(net, OUT / f"float{suffix}")
+    save_float(net, OUT / f"float{suffix}", SPEC)
     simulated = {"float": predict(net, test_x)}
     for name in [*PTQ_VARIANTS, "qat"]:
         if name == "qat":
@@ -111,7 +107,8 @@ def compare(groups, images, labels):
             path, expected = OUT / f"{name}{suffix}", simulated[name]
             cells += [f"{size_kb(path):.0f}", f"{top1(expected, labels):.2f}"]
             for runtime, run in runtimes.items():
-                found, ms = run(path, images, quantized=name != "float")
+                logits, ms = run(path, images, name != "float", TIMED_BATCH)
+                found = logits.argmax(1)
                 agreement = top1(found, expected)
                 off = abs(top1(found, labels) - top1(expected, labels))
                 if off > MAX_TOP1_POINTS or agreement < MIN_AGREEMENT:

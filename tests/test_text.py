@@ -115,17 +115,17 @@ def test_a_model_computes_what_the_papers_say(model):
 def test_default_models_have_the_names_and_shapes_of_their_families():
     llama, gpt = Llama(), GPT()
     shapes = {key: list(value.shape) for key, value in llama.state_dict().items()}
-    assert shapes["layers.3.self_attn.q_proj.weight"] == [192, 192]
-    assert shapes["layers.3.self_attn.k_proj.weight"] == [192, 64]
-    assert shapes["layers.3.self_attn.v_proj.weight"] == [192, 64]
-    assert shapes["layers.3.self_attn.o_proj.weight"] == [192, 192]
-    assert shapes["layers.0.mlp.gate_proj.weight"] == [192, 512]
-    assert shapes["layers.0.mlp.up_proj.weight"] == [192, 512]
-    assert shapes["layers.0.mlp.down_proj.weight"] == [512, 192]
-    assert shapes["layers.0.input_layernorm.weight"] == [192]
-    assert shapes["layers.0.post_attention_layernorm.weight"] == [192]
-    assert shapes["norm.weight"] == [192]
-    assert shapes["lm_head.weight"] == [192, VOCABULARY]
+    assert shapes["layers.3.self_attn.q_proj.weight"] == [128, 128]
+    assert shapes["layers.3.self_attn.k_proj.weight"] == [128, 64]
+    assert shapes["layers.3.self_attn.v_proj.weight"] == [128, 64]
+    assert shapes["layers.3.self_attn.o_proj.weight"] == [128, 128]
+    assert shapes["layers.0.mlp.gate_proj.weight"] == [128, 320]
+    assert shapes["layers.0.mlp.up_proj.weight"] == [128, 320]
+    assert shapes["layers.0.mlp.down_proj.weight"] == [320, 128]
+    assert shapes["layers.0.input_layernorm.weight"] == [128]
+    assert shapes["layers.0.post_attention_layernorm.weight"] == [128]
+    assert shapes["norm.weight"] == [128]
+    assert shapes["lm_head.weight"] == [128, VOCABULARY]
     assert not any(key.endswith("bias") for key in shapes)
     biased = {key.rpartition(".")[0] for key in gpt.state_dict() if key.endswith("bias")}
     assert {"layers.0.self_attn.q_proj", "layers.0.mlp.fc_in", "layers.0.input_layernorm",

@@ -6,9 +6,11 @@ They are what the demo of transformers, its benchmark and the tests quantize.
 
 from .data import calibration_batches, decode, encode, held_out_tokens, training_tokens
 from .evaluation import generate, perplexity
+from .helper import DecoderHelper
 from .models import GPT, Llama, RMSNorm
 from .outliers import plant_outliers
 from .trained import trained
 
-__all__ = ["GPT", "Llama", "RMSNorm", "calibration_batches", "decode", "encode", "generate",
-           "held_out_tokens", "perplexity", "plant_outliers", "trained", "training_tokens"]
+__all__ = ["GPT", "DecoderHelper", "Llama", "RMSNorm", "calibration_batches", "decode", "encode",
+           "generate", "held_out_tokens", "perplexity", "plant_outliers", "trained",
+           "training_tokens"]

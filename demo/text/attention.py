@@ -26,14 +26,17 @@ class Rotary(nn.Layer):
         super().__init__()
         frequencies = base ** (-np.arange(0, head_dim, 2) / head_dim)
         angles = np.arange(context)[:, None] * np.tile(frequencies, 2)
-        self.register_buffer("cos", constant(np.cos(angles)), persistable=False)
-        self.register_buffer("sin", constant(np.sin(angles)), persistable=False)
+        # A product with this turns by a quarter: (first half, second half) -> (-second, first).
+        quarter = np.roll(np.eye(head_dim), head_dim // 2, axis=1)
+        quarter[head_dim // 2:] *= -1.0
+        for name, table in (("cos", np.cos(angles)), ("sin", np.sin(angles)),
+                            ("quarter", quarter)):
+            self.register_buffer(name, constant(table), persistable=False)
 
     def forward(self, x, start):
         """``x`` [batch, heads, tokens, head_dim], the first token of which is at ``start``."""
         stop = start + x.shape[2]
-        first, second = paddle.chunk(x, 2, axis=-1)
-        turned = paddle.concat([-second, first], axis=-1)
+        turned = paddle.matmul(x, self.quarter)
         return x * self.cos[start:stop] + turned * self.sin[start:stop]
 
 
@@ -80,8 +83,10 @@ class CausalAttention(nn.Layer):
         scores = scores.reshape([0, self.heads, tokens, stop]) + self.mask[start:stop, :stop]
         weights = F.softmax(scores).reshape([0, self.kv_heads, -1, stop])
         mixed = paddle.matmul(weights, v).reshape([0, self.heads, tokens, self.head_dim])
-        return self.o_proj(mixed.transpose([0, 2, 1, 3]).flatten(2)), past
+        mixed = paddle.concat([mixed[:, head] for head in range(self.heads)], axis=-1)
+        return self.o_proj(mixed), past
 
     def _split(self, x, heads):
         """[batch, tokens, channels] -> [batch, heads, tokens, head_dim]"""
-        return x.reshape([0, 0, heads, self.head_dim]).transpose([0, 2, 1, 3])
+        # (A transpose, which does the same, takes six times as long on a processor.)
+        return paddle.stack(paddle.split(x, heads, axis=-1), axis=1)

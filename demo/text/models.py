@@ -82,7 +82,7 @@ class GPTLayer(DecoderLayer):
 class GPT(LanguageModel):
     """Learned positions, LayerNorm, GELU, biases everywhere."""
 
-    def __init__(self, layers=4, width=192, heads=6, context=128):
+    def __init__(self, layers=4, width=128, heads=4, context=128):
         super().__init__()
         self.context = context
         self.embed_tokens = nn.Embedding(VOCABULARY, width)
@@ -123,7 +123,7 @@ class LlamaLayer(DecoderLayer):
 class Llama(LanguageModel):
     """RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases."""
 
-    def __init__(self, layers=4, width=192, hidden=512, heads=6, kv_heads=2, context=128):
+    def __init__(self, layers=4, width=128, hidden=320, heads=4, kv_heads=2, context=128):
         super().__init__()
         self.context = context
         self.embed_tokens = nn.Embedding(VOCABULARY, width)

@@ -70,9 +70,9 @@ def train(recipe, seed, quiet=True):
     """A trained model; if not ``quiet``, a terminal sees progress."""
     rng, model = np.random.default_rng(seed), recipe.make()
     initialize(model, rng)
-    rate = paddle.optimizer.lr.LinearWarmup(
-        paddle.optimizer.lr.CosineAnnealingDecay(recipe.rate, recipe.steps),
-        warmup_steps=max(1, recipe.steps // 20), start_lr=0.0, end_lr=recipe.rate)
+    rising = max(1, recipe.steps // 20)
+    falling = paddle.optimizer.lr.CosineAnnealingDecay(recipe.rate, recipe.steps - rising)
+    rate = paddle.optimizer.lr.LinearWarmup(falling, rising, start_lr=0.0, end_lr=recipe.rate)
     matrices = {each.name for each in model.parameters() if len(each.shape) > 1}
     optimizer = paddle.optimizer.AdamW(
         rate, beta1=0.9, beta2=0.99, parameters=model.parameters(), weight_decay=recipe.decay,
