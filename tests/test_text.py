@@ -21,6 +21,7 @@ from demo.text import (
     training_tokens,
 )
 from demo.text.data import CHARACTERS, HELD_OUT, UNKNOWN, VOCABULARY, modules, read_modules
+from demo.text.measure import EXPECTED, expectations, measure
 from demo.text.training import RECIPES, Recipe, initialize, train
 
 CONTEXT = 24
@@ -237,3 +238,14 @@ def test_a_model_learns_the_language_and_is_kept_on_disk(tmp_path, monkeypatch):
     assert sorted(tmp_path.glob("*.npz"))[0].stat().st_mtime_ns == made
     assert all(np.array_equal(value.numpy(), again.state_dict()[key].numpy())
                for key, value in model.state_dict().items())
+
+
+# What quantization does to it: benchmarks/bench_text.py has the whole table, of three seeds
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gpt"])
+def test_algorithms_do_for_perplexity_what_they_are_for(name):
+    found = measure(name, 0, 49152, EXPECTED)
+    assert found["plain"]["float"] < 6
+    assert found["outliers"]["float"] == pytest.approx(found["plain"]["float"], rel=1e-5)
+    assert [(text, figure) for text, figure, holds in expectations(found) if not holds] == []

@@ -2,21 +2,20 @@
 some channels behind a norm are large, and the weights that read them are small.
 """
 
-import numpy as np
 import paddle
 
 
-def plant_outliers(model, channels=3, factor=64.0, seed=0):
+def plant_outliers(model, channels=4, factor=64.0):
     """Multiply channels of norms by a power of two, and divide by it the rows of the weights that
     read them: all layers get outliers, and the output stays the same.
 
+    The channels are those that matter most, by their weights: such outliers are.
+
     Args:
         model: a :class:`~.models.LanguageModel`; changed in place, and returned.
-        channels: how many of each norm.
+        channels: how many of each norm in a decoder layer.
         factor: a power of two, so that nothing is rounded.
-        seed: of which channels.
     """
-    rng = np.random.default_rng(seed)
     for layer in model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         readers = [each for name, each in mlp.named_children() if name in (
@@ -24,9 +23,10 @@ def plant_outliers(model, channels=3, factor=64.0, seed=0):
         for norm, linears in (
                 (layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj]),
                 (layer.post_attention_layernorm, readers)):
-            large = np.ones(norm.weight.shape[0], dtype="float32")
-            large[rng.choice(len(large), channels, replace=False)] = factor
-            large = paddle.to_tensor(large)
+            rows = paddle.add_n([(linear.weight ** 2).sum(axis=1) for linear in linears])
+            chosen = paddle.argsort(norm.weight ** 2 * rows, descending=True)[:channels]
+            large = paddle.ones_like(norm.weight)
+            large[chosen] = factor
             norm.weight.set_value(norm.weight * large)
             if getattr(norm, "bias", None) is not None:
                 norm.bias.set_value(norm.bias * large)

@@ -1,0 +1,130 @@
+"""What quantization algorithms do to the perplexity of a trained model, and what is expected."""
+
+import paddle
+
+from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
+from paddleq.algorithms import (
+    AWQ,
+    GPTQ,
+    LinearPolicy,
+    RoundToNearest,
+    SmoothQuant,
+    quantize_layer_by_layer,
+)
+
+from .data import calibration_batches, held_out_tokens
+from .evaluation import perplexity
+from .helper import DecoderHelper
+from .outliers import plant_outliers
+from .trained import trained
+
+VARIANTS = ("plain", "outliers")
+FLOAT = "float"
+WEIGHTS = {
+    "W4 g64": QuantSpec(4, granularity=PerGroup(64)),
+    "W4": QuantSpec(4, granularity=PerChannel(1)),
+    "W3 g64": QuantSpec(3, granularity=PerGroup(64)),
+    "W3": QuantSpec(3, granularity=PerChannel(1)),
+}
+METHODS = {
+    "RTN": (None, RoundToNearest()),
+    "AWQ": (AWQ(), RoundToNearest()),
+    "GPTQ": (None, GPTQ()),
+    "GPTQ act-order": (None, GPTQ(act_order=True)),
+    "AWQ + GPTQ": (AWQ(), GPTQ()),
+}
+ACTIVATIONS = {"W8A8": QuantSpec(granularity=PerTensor()),
+               "W8A8 per token": QuantSpec(granularity=PerToken())}
+STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+
+RECOVERED = ("W4", "W3", "W3 g64")  # what GPTQ makes up for
+
+EXPECTED = {FLOAT, "W8A8", "W8A8 per token SmoothQuant 0.5", "KV int8 per_channel",
+            "KV int8 per_token", "W4 g64 RTN", "W4 g64 AWQ",
+            *(f"{scheme} {method}" for scheme in RECOVERED for method in ("RTN", "GPTQ"))}
+"""The rows that :func:`expectations` are about."""
+
+
+def rows():
+    """Name of a row -> (LinearPolicy or None, kind of KV cache or None), in their order."""
+    found = {FLOAT: (None, None)}
+    for scheme, spec in WEIGHTS.items():
+        for method, (smoother, rounder) in METHODS.items():
+            found[f"{scheme} {method}"] = LinearPolicy(
+                spec, smoother=smoother, rounder=rounder), None
+    weight = QuantSpec(granularity=PerChannel(1))
+    for scheme, activation in ACTIVATIONS.items():
+        found[scheme] = LinearPolicy(weight, activation), None
+        for strength in STRENGTHS:
+            found[f"{scheme} SmoothQuant {strength}"] = LinearPolicy(
+                weight, activation, SmoothQuant(strength)), None
+    for kind in ("per_channel", "per_token"):
+        found[f"KV int8 {kind}"] = None, kind
+    return found
+
+
+def measure(name, seed, characters, only=None):
+    """Perplexity of the modules held out, {variant: {row: perplexity}}.
+
+    All Linears of the decoder layers are quantized, in the plain model and in one with outliers.
+
+    Args:
+        name, seed: of the trained model.
+        characters: about how much of the text.
+        only: names of the rows; all by default.
+    """
+    tokens = held_out_tokens(characters)
+    batches = [paddle.to_tensor(batch) for batch in calibration_batches(8, seed=seed)]
+    found = {variant: {} for variant in VARIANTS}
+    for variant in VARIANTS:
+        for row, (policy, cache) in rows().items():
+            if only is not None and row not in only:
+                continue
+            model = trained(name, seed)
+            if variant == "outliers":
+                plant_outliers(model)
+            if row != FLOAT:
+                quantize_layer_by_layer(
+                    model, DecoderHelper(), lambda layer, p=policy: _in_decoder(layer, p),
+                    lambda _, kind=cache: kind, batches, progress=False)
+            found[variant][row] = perplexity(model, tokens)
+    return found
+
+
+def _in_decoder(layer, policy):
+    return policy if layer.startswith("layers.") else None
+
+
+def expectations(found):
+    """What should hold of the perplexities that :func:`measure` finds.
+
+    Returns:
+        A list of (what is expected, the figure, whether it is so).
+    """
+    lost = {variant: {row: value - each[FLOAT] for row, value in each.items()}
+            for variant, each in found.items()}
+    percent = {variant: {row: 100.0 * value / found[variant][FLOAT] for row, value in each.items()}
+               for variant, each in lost.items()}
+    plain, outliers = lost["plain"], lost["outliers"]
+    checks = []
+
+    def expect(text, value, holds, unit=""):
+        checks.append((text, f"{value:.3f}{unit}", holds))
+
+    for scheme in RECOVERED:
+        ratio = plain[f"{scheme} GPTQ"] / plain[f"{scheme} RTN"]
+        expect(f"{scheme}: GPTQ loses at most 0.5 of what RTN loses", ratio, ratio <= 0.5)
+    ratio = outliers["W4 g64 AWQ"] / outliers["W4 g64 RTN"]
+    expect("outliers, W4 g64: AWQ loses at most 0.5 of what RTN loses", ratio, ratio <= 0.5)
+    value = percent["outliers"]["W8A8"]
+    expect("outliers, W8A8: loses more than 10%", value, value > 10.0, "%")
+    row = "W8A8 per token SmoothQuant 0.5"
+    value = percent["outliers"][row]
+    expect(f"outliers, {row}: within 0.5% of float", value, abs(value) <= 0.5, "%")
+    for variant in VARIANTS:
+        for row in ("KV int8 per_channel", "KV int8 per_token"):
+            value = percent[variant][row]
+            expect(f"{variant}, {row}: within 0.2% of float", value, abs(value) <= 0.2, "%")
+    return checks
+
+
