@@ -32,9 +32,9 @@ class Recipe:
 
     maker: str
     sizes: tuple = ()
-    steps: int = 900
-    batch: int = 8
-    rate: float = 4e-3
+    steps: int = 4000
+    batch: int = 4
+    rate: float = 2e-3
     decay: float = 0.1
 
     def make(self):
@@ -47,7 +47,7 @@ RECIPES = {
     "llama": Recipe("Llama"),
     # For tests: trained in seconds, it knows words but not what they are for.
     "tiny": Recipe("Llama", (("layers", 2), ("width", 64), ("hidden", 128), ("heads", 4),
-                             ("context", 64)), steps=300, batch=8),
+                             ("context", 64)), steps=500),
 }
 
 
