@@ -12,24 +12,28 @@ import zlib  # noqa: F401  (before paddle: Paddle 2.6 crashes in zlib otherwise)
 
 import numpy as np
 import paddle
-from common import DigitsNet, batches, digits, predict, train
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from runtimes import (
+from common import (
     ROOT,
+    TIMED_BATCH,
+    DigitsNet,
+    batches,
+    digits,
     lite_python,
     openvino,
     paddle_inference,
     paddle_lite,
+    predict,
     save_float,
     size_kb,
+    train,
 )
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 import paddleq
 
 OUT = ROOT / "out" / "demo"
-TIMED_BATCH = 64
 SPEC = [paddle.static.InputSpec([None, 1, 8, 8], "float32")]
 MAX_TOP1_POINTS = 0.5
 MIN_AGREEMENT = 99.0
@@ -107,8 +111,7 @@ def compare(groups, images, labels):
             path, expected = OUT / f"{name}{suffix}", simulated[name]
             cells += [f"{size_kb(path):.0f}", f"{top1(expected, labels):.2f}"]
             for runtime, run in runtimes.items():
-                logits, ms = run(path, images, name != "float", TIMED_BATCH)
-                found = logits.argmax(1)
+                found, ms = run(path, images, quantized=name != "float")
                 agreement = top1(found, expected)
                 off = abs(top1(found, labels) - top1(expected, labels))
                 if off > MAX_TOP1_POINTS or agreement < MIN_AGREEMENT:

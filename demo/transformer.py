@@ -9,17 +9,18 @@ import argparse
 import sys
 import time
 import zlib  # noqa: F401  (before paddle: Paddle 2.6 crashes in zlib otherwise)
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import paddle
+from common import ROOT, median_ms, output_to, save_float, size_kb
 from rich import box
 from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from runtimes import ROOT, openvino, paddle_inference, save_float, size_kb
 from text import (
     DecoderHelper,
     calibration_batches,
@@ -33,12 +34,13 @@ from text import (
 from text.training import RECIPES
 
 import paddleq
+from paddleq.deploy import Predictor
 from paddleq.frontends.golden_stick import PTQ, PTQConfig, PTQMode
 
 OUT = ROOT / "out" / "demo-text"
 MIN_AGREEMENT = 99.0
 MAX_PERPLEXITY_PERCENT = 3.0
-RUNTIMES = {"Paddle Inference": paddle_inference, "OpenVINO": openvino}
+RUNTIMES = {"Paddle Inference": "paddle", "OpenVINO": "openvino"}
 
 W4 = {"weight_quant_dtype": "int4", "weight_quant_granularity": "per_group", "group_size": 64,
       "outliers_suppression": "awq", "precision_recovery": "gptq"}
@@ -114,9 +116,10 @@ def compare(models, tokens, texts, failures):
                  f"{texts[title][1]:.0f}", f"{size_kb(path):.0f}"]
         windows = tokens[:8 * model.context].reshape([8, model.context])
         expected = logits(model, windows).argmax(-1)
-        for runtime, run in RUNTIMES.items():
-            # (Weights only: no activation is quantized, there is nothing for int8 kernels.)
-            output, ms = run(path, windows, quantized=False, timed=1)
+        for runtime, short in RUNTIMES.items():
+            with output_to(OUT / "runtimes.log"), Predictor(path, short) as predictor:
+                output, = predictor.run(windows)
+                ms = median_ms(partial(predictor.run, windows[:1]), repeats=30)
             agreement = 100.0 * float(np.mean(output.argmax(-1) == expected))
             if agreement < MIN_AGREEMENT:
                 failures.append(f"{title} in {runtime}: {agreement:.2f}% of the characters agree")
@@ -143,8 +146,8 @@ def main():
     texts = {title: generate(model, prompt, options.characters, options.temperature, options.seed)
              for title, (model, _, _) in models.items()}
     console.print(Columns([
-        Panel(Text(options.prompt, "bold") + Text(decode(text)), title=title, width=40)
-        for title, (text, _) in texts.items()]))
+        Panel(Text(options.prompt, "bold", no_wrap=True, overflow="ellipsis") + decode(text),
+              title=title, width=41) for title, (text, _) in texts.items()]))
     console.print(f"{options.model}: perplexity per character of modules that it has not seen; "
                   "characters whose likeliest successor the runtime agrees on, median ms for "
                   f"{models['float'][0].context} tokens")

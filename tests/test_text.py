@@ -233,7 +233,7 @@ def test_a_model_learns_the_language_and_is_kept_on_disk(tmp_path, monkeypatch):
     untrained = RECIPES["tiny"].make()
     initialize(untrained, np.random.default_rng(0))
     assert perplexity(untrained, tokens) > 60
-    assert perplexity(model, tokens) < 14
+    assert perplexity(model, tokens) < 16
     again = trained("tiny")
     assert sorted(tmp_path.glob("*.npz"))[0].stat().st_mtime_ns == made
     assert all(np.array_equal(value.numpy(), again.state_dict()[key].numpy())

@@ -1,5 +1,7 @@
 """Attention of a decoder: grouped queries, rotary or no positions, and a cache."""
 
+import functools
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -8,9 +10,28 @@ from paddle import nn
 from paddleq.nn import KVCache
 
 
-def constant(array):
-    """A tensor for ``register_buffer(..., persistable=False)``."""
+def _constant(array):
     return paddle.to_tensor(array.astype("float32"))
+
+
+# One tensor for all layers: an export holds it once.
+@functools.lru_cache(maxsize=None)
+def _later_tokens(context):
+    """What is added to attention scores [context, context]: later tokens are not looked at."""
+    return _constant(np.triu(np.full([context, context], -1e4), 1))
+
+
+@functools.lru_cache(maxsize=None)
+def _rotary_tables(head_dim, context, base):
+    """Cosines and sines [context, head_dim], and the matrix of a quarter turn, which makes
+    (-second half, first half) of the channels.
+    """
+    frequencies = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    angles = np.arange(context)[:, None] * np.tile(frequencies, 2)
+    quarter = np.roll(np.eye(head_dim), head_dim // 2, axis=1)
+    quarter[head_dim // 2:] *= -1.0
+    return {"cos": _constant(np.cos(angles)), "sin": _constant(np.sin(angles)),
+            "quarter": _constant(quarter)}
 
 
 class Rotary(nn.Layer):
@@ -24,14 +45,8 @@ class Rotary(nn.Layer):
 
     def __init__(self, head_dim, context, base=10000.0):
         super().__init__()
-        frequencies = base ** (-np.arange(0, head_dim, 2) / head_dim)
-        angles = np.arange(context)[:, None] * np.tile(frequencies, 2)
-        # A product with this turns by a quarter: (first half, second half) -> (-second, first).
-        quarter = np.roll(np.eye(head_dim), head_dim // 2, axis=1)
-        quarter[head_dim // 2:] *= -1.0
-        for name, table in (("cos", np.cos(angles)), ("sin", np.sin(angles)),
-                            ("quarter", quarter)):
-            self.register_buffer(name, constant(table), persistable=False)
+        for name, table in _rotary_tables(head_dim, context, base).items():
+            self.register_buffer(name, table, persistable=False)
 
     def forward(self, x, start):
         """``x`` [batch, heads, tokens, head_dim], the first token of which is at ``start``."""
@@ -63,8 +78,7 @@ class CausalAttention(nn.Layer):
         self.o_proj = nn.Linear(width, width, bias_attr=bias)
         self.rotary = Rotary(self.head_dim, context) if rotary else None
         self.kv_cache = KVCache(token_axis=2)
-        later = np.triu(np.full([context, context], -1e4), 1)
-        self.register_buffer("mask", constant(later), persistable=False)
+        self.register_buffer("mask", _later_tokens(context), persistable=False)
 
     def forward(self, x, start=0, past=None):
         """``x`` [batch, tokens, width], ``start`` the position of its first token, ``past`` what

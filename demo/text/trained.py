@@ -44,7 +44,7 @@ def trained_state(name, seed=0):
                for module in (attention, data, models, training)]
     reasons = [*sources, repr(RECIPES[name]).encode(), training_tokens().tobytes()]
     return kept(f"{name}-{seed}", reasons, lambda path: subprocess.run(
-        [sys.executable, "-m", "demo.text.training", name, str(seed), str(path)],
+        [sys.executable, "-m", "demo.text", name, str(seed), str(path)],
         env=environment(), check=True))
 
 
