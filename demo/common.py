@@ -95,6 +95,7 @@ def predict(model, images):
 
 def save_float(model, path, input_spec):
     """``path.pdmodel`` of a float model; Paddle 3 writes PIR ``.json``, which is converted."""
+    Path(f"{path}.pdmodel").unlink(missing_ok=True)  # of an earlier run
     paddle.jit.save(model, str(path), input_spec)
     if not Path(f"{path}.pdmodel").exists():
         paddleq.export.to_program_desc(path, path)

@@ -38,7 +38,7 @@ from paddleq.deploy import Predictor
 from paddleq.frontends.golden_stick import PTQ, PTQConfig, PTQMode
 
 OUT = ROOT / "out" / "demo-text"
-MIN_AGREEMENT = 99.0
+MIN_AGREEMENT = 98.0
 MAX_PERPLEXITY_PERCENT = 3.0
 RUNTIMES = {"Paddle Inference": "paddle", "OpenVINO": "openvino"}
 
@@ -146,8 +146,8 @@ def main():
     texts = {title: generate(model, prompt, options.characters, options.temperature, options.seed)
              for title, (model, _, _) in models.items()}
     console.print(Columns([
-        Panel(Text(options.prompt, "bold", no_wrap=True, overflow="ellipsis") + decode(text),
-              title=title, width=41) for title, (text, _) in texts.items()]))
+        Panel(Text(options.prompt, "bold", no_wrap=True, overflow="crop") + decode(text),
+              title=title, width=40) for title, (text, _) in texts.items()]))
     console.print(f"{options.model}: perplexity per character of modules that it has not seen; "
                   "characters whose likeliest successor the runtime agrees on, median ms for "
                   f"{models['float'][0].context} tokens")
