@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from paddle import nn
 
 from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
-from paddleq.errors import ConfigError, ConfigTypeError, FormatError
-from paddleq.nn import IntegerLinear, integer_linear
+from paddleq.errors import ConfigError, ConfigTypeError, FormatError, ModelError
+from paddleq.functional import pack_int4
+from paddleq.nn import IntegerLinear, gpu_linear, integer_linear
 
 AFFINE = {"signed": False, "symmetric": False}
 WEIGHTS = {
@@ -435,3 +436,74 @@ def test_says_what_it_is():
     assert IntegerLinear(4, 2, QuantSpec(), activation=QuantSpec()).quant_type == (
         "W8-per_tensor-A8-per_tensor")
     assert IntegerLinear(4, 2, WEIGHTS["W8 channel"]).quant_type == "W8-per_channel"
+
+
+def filled(spec, activation=None, rows=128, columns=32):
+    """A layer in whose weight each column reaches the highest level."""
+    random = np.random.RandomState(12)
+    layer, _, _ = build(random, rows, columns, spec, activation, False, False)
+    top = spec.levels
+    integers = random.randint(-top, top + 1, [rows, columns])
+    integers[random.randint(0, rows, columns), np.arange(columns)] = top
+    packed = paddle.to_tensor(integers)
+    layer._put("weight", pack_int4(packed, spec.signed) if layer.packed else packed)
+    return layer, integers
+
+
+@pytest.mark.parametrize("architecture", [70, 80])
+@pytest.mark.parametrize("spec", ["W8 channel", "W4 channel"])
+def test_gpu_kernels_get_these_integers(spec, architecture):
+    """As a processor puts them in order: each byte, or half of one, with an offset."""
+    layer, integers = filled(WEIGHTS[spec])
+    assert gpu_linear.why_not(layer) == ""
+    kernel = gpu_linear.Kernel(layer, "float16", architecture)
+    held = kernel.weight.numpy().view("uint8").ravel()
+    bits = WEIGHTS[spec].bits
+    if bits == 4:
+        held = np.concatenate([held & 15, held >> 4])
+    found = held.astype(int) - 2 ** (bits - 1)
+    assert np.array_equal(np.sort(found), np.sort(integers.ravel()))
+    assert kernel.scale.dtype == paddle.float16 and list(kernel.scale.shape) == [32]
+
+
+def test_the_kernel_for_activations_per_token_gets_these_integers():
+    layer, integers = filled(WEIGHTS["W8 channel"], ACTIVATIONS["A8 token"])
+    kernel = gpu_linear.Kernel(layer, "bfloat16", 80)
+    assert np.array_equal(kernel.weight.numpy(), integers.T)
+    assert np.array_equal(kernel.scale.numpy(), layer.weight_scale.flatten().numpy())
+
+
+@pytest.mark.parametrize("spec, activation, sizes, why", [
+    ("W8 channel affine", "A16", (128, 32), "symmetric"),
+    ("W5 channel", "A16", (128, 32), "4 or 8 bits"),
+    ("W8 tensor", "A16", (128, 32), "per channel"),
+    ("W4 g32", "A16", (128, 32), "groups of 64"),
+    ("W8 channel", "A8 tensor", (128, 32), "activations"),
+    ("W4 channel", "A8 token", (128, 32), "activations"),
+    ("W8 channel", "A16", (100, 32), "multiples"),
+    ("W8 channel", "A16", (128, 24), "multiples"),
+])
+def test_what_does_not_fit_the_gpu_kernels_says_why(spec, activation, sizes, why):
+    layer, _ = filled(WEIGHTS[spec], ACTIVATIONS[activation], *sizes)
+    assert why in gpu_linear.why_not(layer)
+
+
+def test_columns_below_the_highest_level_do_not_fit():
+    layer, integers = filled(WEIGHTS["W8 channel"])
+    integers[:, 3] = integers[:, 3] // 2
+    layer._put("weight", paddle.to_tensor(integers))
+    assert "highest level" in gpu_linear.why_not(layer)
+
+
+def test_gpu_kernels_without_a_gpu():
+    model = nn.Sequential(IntegerLinear(64, 16, WEIGHTS["W8 channel"]))
+    with pytest.raises(ConfigTypeError, match="float32"):
+        gpu_linear.use_gpu_kernels(model, "float32")
+    with pytest.raises(ModelError, match="no GPU"):
+        gpu_linear.use_gpu_kernels(model)
+    # A kernel takes nothing that is not on a GPU, so that the layer computes as ever.
+    layer, _ = filled(WEIGHTS["W8 channel"])
+    x = paddle.randn([2, 128]).astype("float16")
+    before = layer(x)
+    layer._paddleq_kernel = gpu_linear.Kernel(layer, "float16", 80)
+    assert np.array_equal(layer(x).numpy(), before.numpy())

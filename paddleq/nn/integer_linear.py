@@ -78,6 +78,8 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         [2, 64]
     """
 
+    _paddleq_kernel = None  # see gpu_linear.py
+
     def __init__(self, in_features, out_features, weight, bias=True, activation=None,
                  smoothed=False, permuted=False, dtype="float32", algorithm=""):
         super().__init__()
@@ -172,7 +174,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
     @paddle.jit.not_to_static
     def forward(self, input):
         """x W + b; the argument has the name that Linear's has."""
-        x, dtype = input, input.dtype
+        x, dtype, kernel = input, input.dtype, self._paddleq_kernel
         if paddle.in_dynamic_mode() and 0 in x.shape:
             return paddle.zeros([*x.shape[:-1], self.out_features], dtype)
         x = as_dtype(x, paddle.float32)
@@ -180,7 +182,9 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             x = x / as_dtype(self.input_scale, paddle.float32)
         if self.permuted:
             x = paddle.gather(x, self.permutation, axis=len(x.shape) - 1)
-        if self.per_token:
+        if kernel is not None and kernel.takes(input):
+            y = as_dtype(kernel(as_dtype(x, dtype)), paddle.float32)
+        elif self.per_token:
             step = token_steps(x.detach(), self.activation_spec)
             y = self._product(self._quantized(x / step)) * step
         else:

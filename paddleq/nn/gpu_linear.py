@@ -1,0 +1,131 @@
+"""Paddle's own matrix products of half-precision activations and integer weights, on a GPU.
+
+``paddle.nn.quant.weight_only_linear`` and ``llm_int8_linear`` (Paddle's builds with CUDA) read
+weights in an order of their own, which ``weight_quantize`` makes of float weights. Given the
+integers as floats, whose largest magnitude in each column is the highest level, it finds a scale of
+1 and leaves them as they are.
+
+What is here was written from Paddle's documentation and sources and tested as far as a processor
+goes: the order of the weights and which layers fit. The products themselves were not run on a GPU.
+"""
+
+import logging
+
+import paddle
+
+from .._checks import wrong_type
+from ..errors import ModelError
+from ..functional.ranges import as_dtype
+from ..spec import PerChannel, PerGroup
+
+_logger = logging.getLogger("paddleq")
+_HALF = (paddle.float16, paddle.bfloat16)
+_ARCHITECTURES = (70, 75, 80, 86, 89, 90)
+_GROUPS = (64, 128)
+_NO_OUTLIERS = 65504.0  # llm_int8_linear computes what lies above it in half precision
+
+
+def use_gpu_kernels(model, dtype="float16"):
+    """Let the IntegerLinear layers of ``model`` compute with Paddle's GPU kernels where they fit.
+
+    Call it when the weights are loaded and on the GPU, and again after they change: the kernels'
+    copy of them is made here. Those fit that have symmetric weights of 8 or of 4 bits, per channel
+    or (activations float) in groups of 64 or 128, whose sizes are multiples of 64 and 16, and in
+    which each column reaches the highest level, as round-to-nearest per channel makes them.
+    Activations are float, or of 8 bits per token. The others go on dequantizing.
+
+    Not run on a GPU yet. The kernels compute in half precision, and ``llm_int8_linear`` rounds ties
+    away from zero; results differ from the model's own by that.
+
+    Args:
+        model: a ``paddle.nn.Layer`` with :class:`~paddleq.nn.IntegerLinear` layers, on a GPU.
+        dtype: of the activations, "float16" (default) or "bfloat16".
+
+    Returns:
+        dict from the name of each IntegerLinear to "" or to why it goes on dequantizing.
+
+    Raises:
+        ConfigTypeError: another dtype.
+        ModelError: this Paddle has no such kernels, or no GPU that they run on.
+    """
+    from .integer_linear import IntegerLinear
+
+    if dtype not in ("float16", "bfloat16"):
+        raise wrong_type("dtype", dtype, "'float16' or 'bfloat16'")
+    if not paddle.device.is_compiled_with_cuda() or paddle.device.cuda.device_count() == 0:
+        raise ModelError("this Paddle has no GPU to run on; the model computes without its kernels")
+    major, minor = paddle.device.cuda.get_device_capability()
+    if 10 * major + minor not in _ARCHITECTURES:
+        raise ModelError(f"the kernels are for GPUs of the architectures {_ARCHITECTURES}, but "
+                         f"this one is {10 * major + minor}")
+    found = {}
+    for name, layer in model.named_sublayers(include_self=True):
+        if isinstance(layer, IntegerLinear):
+            found[name] = why_not(layer)
+            layer.__dict__["_paddleq_kernel"] = None if found[name] else Kernel(layer, dtype)
+    _logger.info("%d of %d layers use GPU kernels", list(found.values()).count(""), len(found))
+    return found
+
+
+def why_not(layer):
+    """Why an IntegerLinear does not fit the kernels, "" if it does."""
+    spec, activation = layer.weight_spec, layer.activation_spec
+    if not (spec.symmetric and spec.signed and spec.bits in (4, 8) and spec.limits is None):
+        return "its weights are not symmetric integers of 4 or 8 bits"
+    if not (spec.granularity in (PerChannel(1), PerChannel(-1))
+            or isinstance(spec.granularity, PerGroup) and spec.granularity.size in _GROUPS):
+        return "its weights are not per channel or in groups of 64 or 128"
+    if activation is not None and not (layer.per_token and activation.bits == 8
+                                       and spec.bits == 8
+                                       and not isinstance(spec.granularity, PerGroup)):
+        return "its activations are not float, nor of 8 bits per token with weights per channel"
+    if layer.in_features % 64 or layer.out_features % 16:
+        return "its sizes are no multiples of 64 and 16"
+    if (layer.integers().abs().max(axis=0) != float(spec.levels)).any().item():
+        return "its integers do not reach the highest level in each column"
+    return ""
+
+
+class Kernel:
+    """The weights of an IntegerLinear as Paddle's kernels read them.
+
+    Args:
+        layer: one for which :func:`why_not` is "".
+        dtype: "float16" or "bfloat16".
+        architecture: of the GPU. Default: that of this machine.
+    """
+
+    def __init__(self, layer, dtype, architecture=None):
+        from paddle.nn.quant import weight_quantize
+
+        spec = layer.weight_spec
+        self.dtype, self.architecture = dtype, architecture
+        self.per_token, self.bits = layer.per_token, spec.bits
+        self.group = spec.granularity.size if isinstance(spec.granularity, PerGroup) else -1
+        algorithm = "llm.int8" if self.per_token else f"weight_only_int{spec.bits}"
+        with paddle.no_grad():
+            # Numbers up to 127 are exact in both dtypes.
+            self.weight, _ = weight_quantize(layer.integers().astype(dtype), algo=algorithm,
+                                             arch=architecture)
+            scale = as_dtype(layer.weight_scale, paddle.float32)
+            self.scale = scale if self.group > 0 else scale.flatten()
+            if not self.per_token:
+                self.scale = self.scale.astype(dtype)
+
+    def takes(self, x):
+        """Whether it computes the product of ``x``, without a gradient."""
+        return (paddle.in_dynamic_mode() and x.place.is_gpu_place() and x.dtype in _HALF
+                and str(x.dtype).endswith(self.dtype)
+                and (x.stop_gradient or not paddle.is_grad_enabled()))
+
+    def __call__(self, x):
+        """x W, in the dtype of ``x``."""
+        from paddle.nn.quant import llm_int8_linear, weight_only_linear
+
+        if self.per_token:
+            return llm_int8_linear(x, self.weight, weight_scale=self.scale,
+                                   threshold=_NO_OUTLIERS)
+        # (Paddle 2.6 has no argument for groups.)
+        group = {"group_size": self.group} if self.group > 0 else {}
+        return weight_only_linear(x, self.weight, weight_scale=self.scale,
+                                  weight_dtype=f"int{self.bits}", arch=self.architecture, **group)
