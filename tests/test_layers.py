@@ -365,3 +365,33 @@ def test_weight_that_the_forward_also_reads_as_float(tmp_path):
     quanter.quantize(net)
     train_steps(net, x)
     exported_equals_simulated(quanter, net, [x], str(tmp_path / "m"))
+
+
+def test_float_weights_of_whole_numbers_in_int8_inference(tmp_path):
+    """Paddle Inference takes them for integers without a scale, and refuses the file."""
+
+    class Whole(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2D(1, 8, 3)
+            self.pruned = nn.Conv2D(8, 8, 3, groups=8)
+            self.linear, self.pruned_linear = nn.Linear(8, 6), nn.Linear(6, 6)
+            self.register_buffer("turn", paddle.to_tensor(np.eye(6, dtype="float32")[::-1].copy()))
+            for layer in (self.pruned, self.pruned_linear):
+                layer.weight.set_value(paddle.round(layer.weight * 4))
+                layer.skip_quant = True
+
+        def forward(self, x):
+            x = self.linear(F.relu(self.pruned(F.relu(self.conv(x)))).mean([2, 3]))
+            return x + self.pruned_linear(paddle.matmul(x, self.turn))
+
+    x = paddle.rand([4, 1, 8, 8])
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    net = ptq.quantize(Whole())
+    ptq.calibrate(net, [x])
+    path = str(tmp_path / "m")
+    ptq.save_quantized_model(net, path)
+    expected = net(x).numpy()
+    assert relative_error(paddle_inference(path, [x.numpy()])[0], expected) < 1e-6
+    found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
+    assert relative_error(found, expected) < 0.05

@@ -4,9 +4,14 @@ None of it changes what the graph computes as it stands. What it says of the mac
 traced (Paddle 2.6 writes the Python stack of each operator) goes: the same model is the same bytes.
 """
 
+import numpy as np
+
 from .emit import Emitter, replace_ops
 from .program import attribute, inputs, make_op, outputs, set_attribute, shape_of
 
+# Where Paddle Inference's int8 pass looks for a weight.
+_WEIGHTS = {"conv2d": "Filter", "depthwise_conv2d": "Filter",
+            "mul": "Y", "matmul": "Y", "matmul_v2": "Y"}
 _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
 
 
@@ -20,6 +25,7 @@ def mend(program):
                 # Paddle-Lite aborts without it. Paddle dropped it in 2.5.
                 set_attribute(op, "threshold", 6.0)
         ops = _direct_biases(program, block, list(block.ops))
+        ops = _shielded_integers(program, emit, block, ops)
         replace_ops(block, _shielded_ranges(emit, block, ops))
 
 
@@ -71,6 +77,31 @@ def _shielded_ranges(emit, block, ops):
             _replace_input(op, "X", shielded[source])
         kept.append(op)
     return kept
+
+
+def _shielded_integers(program, emit, block, ops):
+    """Put an ``assign`` behind a float weight all of whose values are whole numbers.
+
+    With int8 on, Paddle Inference takes such a weight for one that was quantized, looks for its
+    scale and refuses the file: a rotation of 0, 1 and -1, a layer that was pruned to zeros.
+    """
+    shielded, kept = {}, []
+    for op in ops:
+        slot = _WEIGHTS.get(op.type)
+        name = inputs(op, slot)[0] if slot else None
+        if name in program.arrays and _whole_floats(program.arrays[name]):
+            if name not in shielded:
+                array = program.arrays[name]
+                shielded[name] = emit.variable(block, f"{name}.assigned", array.shape,
+                                               str(array.dtype))
+                kept.append(make_op("assign", {"X": name}, {"Out": shielded[name]}))
+            _replace_input(op, slot, shielded[name])
+        kept.append(op)
+    return kept
+
+
+def _whole_floats(array):
+    return array.dtype.kind == "f" and not np.any(array % 1)
 
 
 def _changes_range(op):
