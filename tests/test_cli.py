@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from runtimes import paddle_inference, relative_error
+from runtimes import onnxruntime, paddle_inference, relative_error
 
 import paddleq
 from paddleq.cli.main import COMMANDS, main
@@ -296,8 +296,11 @@ def test_ptq_and_dynamic_of_a_saved_model(folder, monkeypatch):
             assert integers(written(done, f"out/{command}")) == 2
         (found,) = paddle_inference(f"out/{command}", [x])
         assert 1e-5 < relative_error(found, expected) < 0.03
-    done = run(folder, "dynamic", "float", "--bits", "16", "-o", "out/16")
+    done = run(folder, "dynamic", "float", "--bits", "16", "--format", "onnx", "--format",
+               "pdmodel", "-o", "out/16")
     written(done, "out/16")
+    (found,) = onnxruntime("out/16", [x])
+    assert relative_error(found, expected) < 1e-4
     (found,) = paddle_inference("out/16", [x])
     assert relative_error(found, expected) < 1e-4
     done = run(folder, "ptq", "float", "-d", "images.npy", "--skip", net[4].weight.name,

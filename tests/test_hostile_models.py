@@ -314,7 +314,8 @@ def test_killed_or_failing_export_leaves_the_old_model_whole(tmp_path, monkeypat
             paddleq.errors.ExportError, match="No space left"):
         patch.setattr(params, "write", disk_full)
         quanter.save_quantized_model(net, path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pdiparams", "m.pdmodel"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "m.paddleq.yaml", "m.pdiparams", "m.pdmodel"]
     np.testing.assert_array_equal(paddle_inference(path, [x.numpy()])[0], before)
     with pytest.raises(paddleq.errors.ExportError, match="cannot write"):
         quanter.save_quantized_model(net, path + ".pdmodel/below/a/file")

@@ -68,7 +68,7 @@ def test_it_computes_what_was_simulated(config, tmp_path):
     expected = net(x).numpy()
     before = {name: value.numpy() for name, value in net.state_dict().items()}
     qat.save_quantized_model(net, path, format="pir")
-    assert sorted(os.listdir(tmp_path)) == ["m.json", "m.pdiparams"]
+    assert sorted(os.listdir(tmp_path)) == ["m.json", "m.paddleq.yaml", "m.pdiparams"]
     for ir_optim in (False, True):
         found = pir_inference(path, [x.numpy()], ir_optim)[0]
         assert relative_error(found, expected) <= (1e-2 if ir_optim else 1e-6)

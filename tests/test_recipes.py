@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
-from runtimes import paddle_inference, relative_error
+from runtimes import onnxruntime, paddle_inference, relative_error
 from test_cli import ROOT
 
 import paddleq
@@ -206,6 +206,7 @@ def test_what_lies_beside_an_export_makes_it_again_byte_by_byte(folder):
     run(Recipe.load(str(folder / "recipe.yaml")))
     first = digests(folder)
     record = yaml.safe_load((folder / "out" / "net.paddleq.yaml").read_text())
+    (record,) = record["exports"]
     assert record["files"] == first
     assert record["versions"]["paddle"] == paddle.__version__
     assert record["recipe"] == yaml.safe_load(GOOD)
@@ -231,7 +232,8 @@ def test_a_recipe_leaves_the_generators_alone(folder):
     assert (paddle.rand([3]).tolist(), np.random.rand(3).tolist()) == expected
 
 
-def test_a_saved_model_by_either_method(folder, digits):
+@pytest.mark.parametrize("format", ["pdmodel", "onnx"])
+def test_a_saved_model_by_either_method(folder, digits, format):
     net = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(64, 32), paddle.nn.ReLU(),
                                paddle.nn.Linear(32, 10))
     net.eval()
@@ -247,12 +249,60 @@ def test_a_saved_model_by_either_method(folder, digits):
             model: {{path: float/net}}
             {data}
             quantize: {{method: {method}}}
-            export: {{path: out/{method[:3]}}}
+            export: {{path: out/{method[:3]}, format: {format}}}
             """)
-        run(Recipe.parse(text, folder=str(folder)))
-        found = paddle_inference(str(folder / "out" / method[:3]), [images])[0]
+        done = run(Recipe.parse(text, folder=str(folder)))
+        path = str(folder / "out" / method[:3])
+        found = (paddle_inference if format == "pdmodel" else onnxruntime)(path, [images])[0]
         assert 1e-4 < relative_error(found, expected) < 0.03
-    assert (folder / "out" / "ptq.pdiparams").stat().st_size < 4500
+        assert done.files[-1] == f"{path}.paddleq.yaml"
+        (record,) = yaml.safe_load((folder / "out" / f"{method[:3]}.paddleq.yaml").read_text())[
+            "exports"]
+        assert record["format"] == format and record["recipe"]["quantize"]["method"] == (
+            method.split(",")[0])
+        assert [row["type"] for row in record["layers"]] == ["matmul_v2"] * 2
+        assert [sorted(row["quantizers"]) for row in record["layers"]] == [
+            ["activation", "weight"] if method[:3] == "ptq" else ["weight"]] * 2
+    name, most = {"pdmodel": ("ptq.pdiparams", 4500), "onnx": ("ptq.onnx", 5500)}[format]
+    assert (folder / "out" / name).stat().st_size < most  # of float weights: 9,600 bytes and more
+
+
+def test_both_formats_of_a_saved_model_are_one_model(folder, digits):
+    """Calibrated once, written twice at one path, told of in one record that makes both again."""
+    net = paddle.nn.Sequential(paddle.nn.Conv2D(1, 4, 3), paddle.nn.BatchNorm2D(4),
+                               paddle.nn.ReLU(), paddle.nn.Flatten(), paddle.nn.Linear(144, 10))
+    net.eval()
+    paddle.jit.save(net, str(folder / "float" / "net"), [
+        paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    run(Recipe.parse(textwrap.dedent("""\
+        paddleq: 1
+        model: {path: float/net}
+        data: {calibration: {source: digits.npz, labels: y}}
+        quantize: {method: ptq}
+        export: [{path: out/net}, {path: out/net, format: onnx}]
+        """), folder=str(folder)))
+    images, path = digits.test[0], str(folder / "out" / "net")
+    found = paddle_inference(path, [images])[0], onnxruntime(path, [images])[0]
+    assert relative_error(*found) < 1e-5
+    first = {each.name: each.read_bytes() for each in (folder / "out").iterdir()}
+    assert sorted(first) == ["net.onnx", "net.paddleq.yaml", "net.pdiparams", "net.pdmodel"]
+    (folder / "out" / "net.onnx").unlink()
+    run(Recipe.load(path + ".paddleq.yaml"))
+    assert {each.name: each.read_bytes() for each in (folder / "out").iterdir()} == first
+
+
+def test_a_saved_model_cannot_become_pir(folder):
+    (folder / "float").mkdir()
+    export = "export: [{path: out/a}, {path: out/b, format: pir}]\n"
+    for source, quantize in (
+            ("path: float/net", "data: {calibration: {source: digits.npz, labels: y}}\n"
+                                "quantize: {method: ptq}\n"),
+            ("build: zoo.py:build", "quantize: {method: dynamic}\n")):
+        with pytest.raises(RecipeError, match=r"export\[1\].format: must be pdmodel or onnx for "
+                                              ".*, but is pir"):
+            run(Recipe.parse(f"paddleq: 1\nmodel: {{{source}}}\n{quantize}{export}",
+                             folder=str(folder)))
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.parametrize("old, new, error, words", [

@@ -6,10 +6,11 @@ import click
 import yaml
 
 from ..errors import ConfigError, FormatError
+from ..export import save
 from ..frontends.paddleslim import QAT
 from ..recipes import Recipe
 from ..recipes import run as run_recipe
-from ..recipes.run import input_specs, record
+from ..recipes.run import input_specs, written
 from ..recipes.sources import build_model, load_weights
 from .main import FAILED, STATUS
 from .options import (
@@ -25,6 +26,9 @@ from .options import (
 )
 
 _FORMATS = click.Choice(["pdmodel", "onnx", "pir"])
+_formats_option = click.option(
+    "--format", "formats", type=_FORMATS, multiple=True, default=["pdmodel"], show_default=True,
+    help="may be repeated; pir is for a Layer")
 
 
 @click.command(epilog="""\b
@@ -39,8 +43,7 @@ examples:
 @data_options
 @layer_options
 @output_option
-@click.option("--format", "formats", type=_FORMATS, multiple=True, default=["pdmodel"],
-              show_default=True, help="may be repeated for a Layer")
+@_formats_option
 @ptq_options
 @click.option("--seed", type=int, default=0, show_default=True)
 def ptq(model, output, formats, seed, weights, arguments, inputs, **options):
@@ -53,8 +56,7 @@ def ptq(model, output, formats, seed, weights, arguments, inputs, **options):
     _run(recipe_of({
         "seed": seed, "model": model_section(model, weights, arguments, inputs),
         "data": {"calibration": data_section(**data)}, "quantize": ptq_section(model, **how),
-        "export": [{"format": each, "path": _prefix(output, formats, each)}
-                   for each in dict.fromkeys(formats)]}))
+        "export": _exports(output, formats)}))
 
 
 @click.command(epilog="""\b
@@ -66,11 +68,12 @@ examples:
 @click.argument("model")
 @layer_options
 @output_option
+@_formats_option
 @click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True)
 @click.option("--per-tensor", is_flag=True, help="one scale for a weight, not one a channel")
 @click.option("--op-type", "op_types", multiple=True, metavar="TYPE",
               help="operators whose weights are quantized, 'mul' means Linear; may be repeated")
-def dynamic(model, output, bits, per_tensor, op_types, weights, arguments, inputs):
+def dynamic(model, output, formats, bits, per_tensor, op_types, weights, arguments, inputs):
     """Store weights as integers; no data is needed.
 
     MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
@@ -81,7 +84,7 @@ def dynamic(model, output, bits, per_tensor, op_types, weights, arguments, input
     if op_types:
         quantize["quantizable_op_type"] = list(op_types)
     _run(recipe_of({"model": model_section(model, weights, arguments, inputs),
-                    "quantize": quantize, "export": [{"path": output}]}))
+                    "quantize": quantize, "export": _exports(output, formats)}))
 
 
 @click.command("qat-export", epilog="""\b
@@ -113,10 +116,10 @@ def qat_export(model, output, config, format, weights, arguments, inputs):
     qat = QAT(settings)
     net = qat.quantize(net)
     load_weights(net, weights)
-    qat.save_quantized_model(net, output, input_specs(section["input_spec"]), format=format)
-    written = record(output, format, made_by={"command": "qat-export", "model": section,
-                                              "config": settings})
-    click.echo(f"wrote {', '.join(written)}")
+    save(net, output, input_specs(section["input_spec"]), qat.config["onnx_format"], format,
+         made_by={"command": "qat-export", "model": section, "weights": weights,
+                  "quantize": {"method": "qat", "config": settings}})
+    click.echo(f"wrote {', '.join(written(output, format))}")
 
 
 @click.command("run", epilog="""\b
@@ -142,9 +145,12 @@ def _run(recipe):
         click.get_current_context().exit(FAILED)
 
 
-def _prefix(output, formats, each):
-    """Formats that would write one .pdiparams over another get paths of their own."""
-    return output if len(set(formats)) == 1 or each != "pir" else f"{output}_pir"
+def _exports(output, formats):
+    """The section ``export``; "pir", whose .pdiparams is another one, gets a path of its own."""
+    formats = list(dict.fromkeys(formats))
+    return [{"format": each,
+             "path": f"{output}_pir" if each == "pir" and len(formats) > 1 else output}
+            for each in formats]
 
 
 def _yaml_file(path):

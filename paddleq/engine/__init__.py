@@ -5,6 +5,7 @@ from .calibrate import batches_of, calibrate, model_inputs
 from .checkpoint import load_state, read_state
 from .convert import convert, copy_of
 from .leave import check_can_leave, leave_float
+from .method import method_of, named, plain, say_method
 from .prepare import check_model, prepare
 from .running import intercepted, looking, patched_forward, watched
 from .saved import load_checkpoint, save_checkpoint
@@ -24,15 +25,23 @@ from .states import (
     set_fake_quantize,
     set_state,
 )
-from .summary import SummaryRow, extra_state_keys, qparams_in, summary, summary_rows
+from .summary import (
+    SummaryRow,
+    extra_state_keys,
+    layer_rows,
+    plain_spec,
+    qparams_in,
+    summary,
+    summary_rows,
+)
 
 __all__ = [
     "SummaryRow", "arrange", "batches_of", "blocks_of", "calibrate", "check_can_leave",
     "check_filled", "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
     "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
-    "fake_quantizers", "finalize", "find_arrangement", "intercepted", "leave_float",
-    "load_checkpoint", "load_state", "looking", "model_inputs", "patched_forward", "prepare",
-    "qparams_in", "quantization_off", "quantized_layers", "quantizing_only", "read_state",
-    "same_parameters", "save_checkpoint", "set_fake_quantize", "set_state", "summary",
-    "summary_rows", "watched",
+    "fake_quantizers", "finalize", "find_arrangement", "intercepted", "layer_rows", "leave_float",
+    "load_checkpoint", "load_state", "looking", "method_of", "model_inputs", "named",
+    "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off",
+    "quantized_layers", "quantizing_only", "read_state", "same_parameters", "save_checkpoint",
+    "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "watched",
 ]

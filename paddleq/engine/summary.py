@@ -11,8 +11,9 @@ from ..fake_quantize import FakeQuantize
 from ..graph import FoldedNorm
 from ..nn.blocks import BlockMember
 from ..nn.calibrating import CalibratingLinear
-from ..nn.deployable import DeployableLayer
+from ..nn.deployable import DeployableLayer, describe_spec
 from ..nn.quantized import QuantizedLayer
+from ..spec import QuantSpec
 
 
 def summary(model):
@@ -85,6 +86,55 @@ def summary_rows(model):
     return [SummaryRow(*row) for row in rows]
 
 
+def layer_rows(model):
+    """What :func:`summary` shows, as plain values: a dict for each layer.
+
+    It has ``name``, ``type``, ``done`` and ``why``, and where the layer is quantized
+    ``quantizers``: of each, what found its range, bits, granularity and the span of its scales.
+    """
+    layers = {name or "(model)": layer
+              for name, layer in model.named_sublayers(include_self=True)}
+    rows = []
+    for row in summary_rows(model):
+        quantizers = _plain_quantizers(layers[row.name])
+        rows.append({"name": row.name, "type": row.type, "done": row.done, "why": row.why,
+                     **({"quantizers": quantizers} if quantizers else {})})
+    return rows
+
+
+def _plain_quantizers(layer):
+    if isinstance(layer, DeployableLayer):
+        specs = {"weight": getattr(layer, "weight_spec", None),
+                 "activation": getattr(layer, "activation_spec", None)}
+        return {name: plain_spec(spec) for name, spec in specs.items() if spec is not None}
+    if not isinstance(layer, QuantizedLayer):
+        return {}
+    return {attribute.replace("_quantizer", ""): _plain_quantizer(quantizer, layer, attribute)
+            for attribute, quantizer in layer.quantizers()}
+
+
+def _plain_quantizer(quantizer, layer, attribute):
+    kind = type(quantizer)
+    if not isinstance(quantizer, FakeQuantize):
+        return {"quantizer": kind.__name__}
+    found = qparams_in(layer, attribute, quantizer)
+    return {**({} if kind is FakeQuantize else {"quantizer": kind.__name__}),
+            "observer": type(quantizer.observer).__name__,
+            **plain_spec(quantizer.spec, None if found is None else found[0])}
+
+
+def plain_spec(spec, scale=None):
+    """A :class:`~paddleq.QuantSpec` as plain values, and the span of the scales if there are any.
+
+    Beside bits and granularity only what differs from the default spec is said.
+    """
+    usual = describe_spec(QuantSpec())
+    unusual = {name: value for name, value in describe_spec(spec).items()
+               if value != usual[name] and name not in ("bits", "granularity")}
+    return {"bits": spec.bits, "granularity": str(spec.granularity), **unusual,
+            **({} if scale is None else {"scale": _span(scale)})}
+
+
 def _counts(layer, name, model):
     """Leaf layers, and containers that hold parameters of their own."""
     if isinstance(layer, FakeQuantize) or _inside_quantized(name, model):
@@ -115,10 +165,12 @@ def _described(quantizer, layer, attribute):
     found = qparams_in(layer, attribute, quantizer)
     if found is None:
         return f"{quantizer.spec}, no scale yet"
-    scale, _ = found
+    return f"{quantizer.spec}, scale {_span(found[0])}"
+
+
+def _span(scale):
     low, high = scale.min().item(), scale.max().item()
-    span = f"{high:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
-    return f"{quantizer.spec}, scale {span}"
+    return f"{high:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
 
 
 def qparams_in(layer, attribute, quantizer):

@@ -72,11 +72,11 @@ class _Reader:
 
     def activation(self, op):
         threshold = self.parameter(op, "Scale").astype(np.float32)
-        return ActivationMark("", threshold, _spec(op, threshold))
+        return ActivationMark("", threshold, spec_of(op, threshold))
 
     def weight(self, op, name):
         threshold, integers = self.parameter(op, "Scale").astype(np.float32), self.integers(name)
-        spec = _spec(op, threshold)
+        spec = spec_of(op, threshold)
         return WeightMark(name, None, integers, threshold, spec)
 
     def parameter(self, op, slot):
@@ -87,7 +87,8 @@ class _Reader:
         return self.program.arrays[name].reshape(-1)
 
 
-def _spec(op, threshold):
+def spec_of(op, threshold):
+    """The :class:`~paddleq.QuantSpec` of a dequantize_linear with these thresholds."""
     axis = attribute(op, "quant_axis", -1)
     per_channel = axis >= 0 and len(threshold) > 1
     return QuantSpec(attribute(op, "bit_length", 8),

@@ -54,10 +54,10 @@ class PirFiles:
             content = json.load(file)
         return cls(content, arrays, {name: value.dtype for name, value in dtypes.items()})
 
-    def save(self, model_path, params_path):
+    def save(self, model_path, params_path, record=None):
         """Write both files; see :func:`.files.write_model`."""
         write_model(model_path, json.dumps(self.content).encode(), params_path, self.arrays,
-                    self.dtypes, framework_proto())
+                    self.dtypes, framework_proto(), record)
 
     def value(self, tensor):
         """A new value of the type of ``tensor``."""

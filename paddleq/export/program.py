@@ -80,15 +80,19 @@ class Program:
             arrays = params.read(params_path, wanted, proto)
         return cls(desc, arrays)
 
-    def save(self, model_path, params_path):
+    def save(self, model_path, params_path, record=None):
         """Write both files beside their targets, then rename them into place.
+
+        Args:
+            model_path, params_path: the targets.
+            record: the :class:`~.record.Record` to lie beside them, if any.
 
         Raises:
             ExportError: the target cannot be written.
         """
         dtypes = dict.fromkeys(self._bfloat16, "bfloat16")
         write_model(model_path, self.desc.SerializeToString(), params_path, self.arrays, dtypes,
-                    framework_proto())
+                    framework_proto(), record)
 
     @classmethod
     def empty(cls):

@@ -6,8 +6,10 @@ from .._checks import check_choice, wrong_type
 from ..engine import check_filled, finalize, quantized_layers
 from ..errors import ModelError
 from ..nn.deployable import deployable_layers
-from .onnx import to_onnx
+from .limits import OnnxTarget
+from .onnx import require_onnx, write_program
 from .pir import PirFiles, rewrite_pir
+from .record import Record
 from .rewrite import rewrite
 from .trace import known_spec, trace
 
@@ -16,6 +18,10 @@ FORMATS = ("pdmodel", "pir", "onnx")
 
 def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
     """Write any quantized model for deployment, as ``path.pdmodel`` and ``path.pdiparams``.
+
+    ``path.paddleq.yaml`` beside them says how they were made: versions, SHA-256 of the files, how
+    the model was quantized, and what was done to each layer. Another format at the same ``path``
+    is told of in the same file.
 
     The model may have been quantized by any front door, and hold :class:`~paddleq.nn.IntegerLinear`
     as well as layers that simulate quantization. What an IntegerLinear becomes:
@@ -59,12 +65,12 @@ def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     paddleq.save_quantized_model(model, os.path.join(folder, "model"), spec)
         ...     sorted(os.listdir(folder))
-        ['model.pdiparams', 'model.pdmodel']
+        ['model.paddleq.yaml', 'model.pdiparams', 'model.pdmodel']
     """
     save(model, path, input_spec, format=format)
 
 
-def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
+def save(model, path, input_spec=None, onnx_format=True, format="pdmodel", made_by=None):
     """Write a quantized model as ``path.pdmodel`` or ``path.json``, and ``path.pdiparams``.
 
     Args:
@@ -80,6 +86,8 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
             simulates quantization in float, with float weights. The file is as large as the
             float model's and runs slower than it. "onnx": ``path.onnx``, as
             :func:`paddleq.export.to_onnx` writes it.
+        made_by: what ``path.paddleq.yaml`` is to say of how the model was made: a dict of plain
+            values. None: how its front door quantized it.
 
     Raises:
         ModelError: the model is not quantized.
@@ -102,14 +110,18 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel"):
     finalize(model)
     check_filled(model)
     input_spec = known_spec(model, input_spec)
+    asked = {} if onnx_format or format != "pdmodel" else {"onnx_format": False}
+    record = Record.of_layer(format, model, made_by, **asked)
     if format == "onnx":
-        to_onnx(model, path + ".onnx", input_spec)
+        require_onnx()
+        program, marks = trace(model, input_spec, target=OnnxTarget())
+        write_program(program, marks, path + ".onnx", record=record)
         return
     if format == "pir":
         program, marks = trace(model, input_spec, PirFiles.load)
         rewrite_pir(program, marks)
-        program.save(path + ".json", path + ".pdiparams")
+        program.save(path + ".json", path + ".pdiparams", record)
         return
     program, marks = trace(model, input_spec)
     rewrite(program, marks, onnx_format)
-    program.save(path + ".pdmodel", path + ".pdiparams")
+    program.save(path + ".pdmodel", path + ".pdiparams", record)

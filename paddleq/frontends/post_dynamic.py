@@ -9,6 +9,7 @@ from ..engine import check_model
 from ..errors import ConfigError, ModelError
 from ..export.load import load_saved
 from ..export.mend import mend
+from ..export.record import Record, digests
 from ..export.trace import trace_float
 from ..export.weight_only import quantize_weights
 from ..nn.integer import store_integer_weights
@@ -76,11 +77,16 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         raise ConfigError("save_model_dir must be a folder, but is None")
     if live:
         check_model(model_dir)
+        source = {"model": type(model_dir).__name__}
+    else:
+        files = find_files(os.fspath(model_dir), model_filename, params_filename)
+        source = {"made_from": digests(files)}
+    quantize = {"method": "dynamic", "weight_bits": weight_bits,
+                "weight_quantize_type": weight_quantize_type,
+                "quantizable_op_type": list(quantizable_op_type)}
 
     def load():
-        if live:
-            return trace_float(model_dir, input_spec)
-        return load_saved(*find_files(os.fspath(model_dir), model_filename, params_filename))
+        return trace_float(model_dir, input_spec) if live else load_saved(*files)
 
     if save_model_dir is not None:
         kinds = ["quantized_model"] + ["test_model"] * generate_test_model
@@ -89,8 +95,11 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                     for kind in kinds]
         for kind, program in programs:
             folder = os.path.join(os.fspath(save_model_dir), kind)
+            made_by = {**source, "quantize": quantize,
+                       **({"as_float": True} if kind == "test_model" else {})}
             program.save(os.path.join(folder, save_model_filename),
-                         os.path.join(folder, save_params_filename))
+                         os.path.join(folder, save_params_filename),
+                         Record.of_program("pdmodel", program, made_by))
     return store_integer_weights(model_dir, op_types, weight_bits, per_channel) if live else None
 
 

@@ -10,10 +10,12 @@ import paddle
 from .._checks import check_bool, check_choice, check_float, check_int, wrong_type
 from ..analysis import Sensitivities, Sensitivity
 from ..analysis.sqnr import SQNR
+from ..engine import plain
 from ..errors import CalibrationError, ConfigError, NonFiniteError
 from ..export.fold_norms import fold_norms
 from ..export.load import load_saved
 from ..export.mend import mend
+from ..export.record import Record, digests
 from ..export.static_quantization import StaticQuantizer, run_program
 from ..observers import AbsMaxObserver, HistogramObserver, KLObserver, MSEObserver
 from ..spec import QuantSpec
@@ -76,20 +78,40 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
         >>> batches = [paddle.rand([16, 8]) for _ in range(4)]
         >>> names = paddleq.quant_post_static(folder + "/float", folder + "/int8", batches)
         >>> len(names), sorted(os.listdir(folder + "/int8"))
-        (1, ['model.pdiparams', 'model.pdmodel'])
+        (1, ['model.paddleq.yaml', 'model.pdiparams', 'model.pdmodel'])
     """
     if not isinstance(quantize_model_path, (str, os.PathLike)):
         raise wrong_type("quantize_model_path", quantize_model_path, "a folder")
+    options = {
+        "batch_nums": batch_nums, "algo": algo, "hist_percent": hist_percent,
+        "quantizable_op_type": quantizable_op_type, "weight_bits": weight_bits,
+        "activation_bits": activation_bits, "weight_quantize_type": weight_quantize_type,
+        "optimize_model": optimize_model, "skip_tensor_list": skip_tensor_list}
+    program, names = quantized_statically(model_dir, data_loader, model_filename, params_filename,
+                                          **options)
+    made_by = {
+        "made_from": digests(find_files(os.fspath(model_dir), model_filename, params_filename)),
+        "quantize": {"method": "quant_post_static", **plain(options)}}
+    folder = os.fspath(quantize_model_path)
+    program.save(os.path.join(folder, save_model_filename),
+                 os.path.join(folder, save_params_filename),
+                 Record.of_program("pdmodel", program, made_by))
+    return names
+
+
+def quantized_statically(model_dir, data_loader, model_filename=None, params_filename=None,
+                         batch_nums=None, algo="hist", hist_percent=0.9999,
+                         quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
+                         weight_quantize_type="channel_wise_abs_max", optimize_model=True,
+                         skip_tensor_list=None):
+    """(program, names of the weights that are integers) as :func:`quant_post_static` writes it."""
     quantizer = _calibrated(
         model_dir, data_loader, model_filename, params_filename, batch_nums, algo, hist_percent,
         quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
         skip_tensor_list)
     names = quantizer.finish()
     mend(quantizer.program)
-    folder = os.fspath(quantize_model_path)
-    quantizer.program.save(os.path.join(folder, save_model_filename),
-                           os.path.join(folder, save_params_filename))
-    return names
+    return quantizer.program, names
 
 
 def sensitivity_post_static(model_dir, data_loader, model_filename=None, params_filename=None,

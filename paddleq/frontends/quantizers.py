@@ -3,6 +3,7 @@
 
 from .._checks import check_float, check_int
 from ..config import QuantizerConfig
+from ..engine import named
 from ..observers import AbsMaxObserver, CurrentAbsMaxObserver, HistogramObserver, KLObserver
 from ..spec import PerChannel, QuantSpec
 
@@ -12,6 +13,10 @@ class _Quantizer:
 
     def __init__(self, quant_bits=8):
         self.quant_bits = check_int("quant_bits", quant_bits, 1, 16)
+
+    def said(self):
+        """What a recipe says to have this quantizer."""
+        return named(type(self), vars(self))
 
     def __repr__(self):
         shown = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())

@@ -15,6 +15,7 @@ from .._checks import (
     wrong_value,
 )
 from ..errors import ConfigError, FormatError, PaddleqError, RecipeError
+from ..export.record import FILES
 from ..frontends.amct.config import AmctConfig
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
@@ -237,9 +238,10 @@ def _together(recipe):
         yield "quantize", f"the method {method} is for a Layer: say model.build"
     if recipe["checks"] is not None and evaluation is None and calibration is None:
         yield "checks", "need data: say data.evaluation"
-    paths = [export["path"] for export in recipe["export"]]
-    for path in sorted({path for path in paths if paths.count(path) > 1}):
-        yield "export", f"has the path {path!r} twice"
+    files = [export["path"] + ending for export in recipe["export"]
+             for ending in FILES[export["format"]]]
+    for path in sorted({path for path in files if files.count(path) > 1}):
+        yield "export", f"would write {path!r} twice"
 
 
 SCHEMA = Section({
@@ -299,14 +301,9 @@ class Recipe:
     def parse(cls, text, folder=".", source="recipe"):
         """Read the text of a recipe; paths in it are relative to ``folder``."""
         located = document.load(text, source)
-        if isinstance(located.value, dict) and "recipe" in located.value:
-            # What lies beside an export: the recipe is a part of it.
-            inside = located.value.get("folder")
-            folder = os.path.normpath(os.path.join(folder, inside.plain() if inside else "."))
-            located = located.value["recipe"]
-        elif isinstance(located.value, dict) and "made_by" in located.value:
-            raise RecipeError([(located.value["made_by"].line, "made_by",
-                                "this export was not made by a recipe")], source)
+        if isinstance(located.value, dict) and "exports" in located.value and (
+                "paddleq" not in located.value):  # else it is a recipe's key, misspelt
+            located, folder = _in_record(located.value["exports"], folder, source)
         problems = []
         values = SCHEMA.read(located, problems)
         if problems:
@@ -322,6 +319,21 @@ class Recipe:
     def mistake(self, key, what):
         """A :class:`RecipeError` about a key, found while the recipe runs."""
         return RecipeError([(self._lines.get(key, 1), key, what)], self.source)
+
+
+def _in_record(exports, folder, source):
+    """(recipe, what its paths are relative to) of what lies beside an export."""
+    found = [each.value for each in exports.value if isinstance(each.value, dict)
+             and "recipe" in each.value] if isinstance(exports.value, list) else []
+    if not found:
+        raise RecipeError([(exports.line, "exports", "none of them was made by a recipe")], source)
+    for other in found[1:]:
+        if other["recipe"].plain() != found[0]["recipe"].plain():
+            raise RecipeError([(other["recipe"].line, other["recipe"].path,
+                                "is another one than that of the first export")], source)
+    inside = found[0].get("folder")
+    inside = "." if inside is None else _text("folder", inside.plain())
+    return found[0]["recipe"], os.path.normpath(os.path.join(folder, inside))
 
 
 def _collect(located, lines):

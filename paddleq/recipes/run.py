@@ -14,8 +14,11 @@ from .. import engine, export
 from ..analysis import report, sensitivity
 from ..config import LayerPolicy
 from ..deploy import verify
+from ..export.from_program import to_marks
 from ..export.load import load_saved
-from ..export.record import write_record
+from ..export.onnx import require_onnx, write_program
+from ..export.record import FILES, Record, record_path
+from ..export.static_quantization import copy_of
 from ..export.trace import trace_float
 from ..frontends.amct import convert, quantize
 from ..frontends.fusing import fuse_now_or_later
@@ -23,7 +26,7 @@ from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.paddleslim import PTQ
 from ..frontends.paddleslim.shared import rules_for
 from ..frontends.post_dynamic import weights_as_integers
-from ..frontends.post_static import quant_post_static, sensitivity_post_static
+from ..frontends.post_static import quantized_statically, sensitivity_post_static
 from ..frontends.saved_models import check_op_types, find_files
 from ..nn.registry import known_classes
 from .recipe import policies_of
@@ -40,7 +43,7 @@ class Done:
     Attributes:
         files: paths that were written.
         model: the quantized Layer, None where the model was a saved one.
-        reports: what the checks found, one :class:`~paddleq.deploy.Report` for each export.
+        reports: what the checks found, one :class:`~paddleq.deploy.Report` for each path.
     """
 
     files: list = field(default_factory=list)
@@ -81,12 +84,12 @@ def _run(recipe):
 
 def _check(recipe, done):
     checks = recipe.values["checks"]
-    for each in recipe.values["export"]:
-        if each["format"] == "checkpoint":
-            continue
+    # At one path there may be several formats, which are verified together.
+    for path in dict.fromkeys(each["path"] for each in recipe.values["export"]
+                              if each["format"] != "checkpoint"):
         data = data_of(recipe, "evaluation") or data_of(recipe, "calibration")
         done.reports.append(verify(
-            recipe.resolve(each["path"]), done.model, data, runtimes=checks["runtimes"],
+            recipe.resolve(path), done.model, data, runtimes=checks["runtimes"],
             top1=checks["top1_agreement"], error=checks["relative_error"], seconds=0.0))
 
 
@@ -95,8 +98,8 @@ def _run_on_layer(recipe, done):
     net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
     spec = input_specs(model["input_spec"])
     if quantize["method"] == "dynamic":
-        for number in range(len(recipe.values["export"])):
-            _dynamic(recipe, lambda: trace_float(net, spec), number, done)
+        _check_formats(recipe, "the method dynamic")
+        _write_programs(recipe, _dynamic(recipe, trace_float(net, spec)), done)
         return
     done.model = {"ptq": quantized_by_ptq, "golden_stick": _by_golden_stick,
                   "amct": _by_amct}[quantize["method"]](recipe, net)
@@ -107,9 +110,11 @@ def _run_on_layer(recipe, done):
                 raise recipe.mistake(f"export[{number}].format", "checkpoint is for the methods "
                                      "golden_stick and amct, which leave integers in the Layer")
             engine.save_checkpoint(done.model, path)
+            Record.of_layer("checkpoint", done.model, _made_by(recipe, path)).write(path)
         else:
-            export.save_quantized_model(done.model, path, spec, format=each["format"])
-        _record(recipe, path, each["format"], done)
+            export.save(done.model, path, spec, format=each["format"],
+                        made_by=_made_by(recipe, path))
+        done.files += written(path, each["format"])
 
 
 def _by_golden_stick(recipe, net):
@@ -198,22 +203,14 @@ def write_report(recipe, path):
 
 
 def _run_on_saved(recipe, done):
-    quantize = recipe.values["quantize"]
+    _check_formats(recipe, "a saved model")
     folder, name = saved_model(recipe.resolve(recipe.values["model"]["path"]))
-    for number, each in enumerate(recipe.values["export"]):
-        if each["format"] != "pdmodel":
-            raise recipe.mistake(f"export[{number}].format",
-                                 f"must be pdmodel for a saved model, but is {each['format']}")
-        path = recipe.resolve(each["path"])
-        if quantize["method"] == "dynamic":
-            _dynamic(recipe, lambda: load_saved(*find_files(folder, name, None)), number, done)
-            continue
-        quant_post_static(
-            folder, os.path.dirname(path), data_of(recipe, "calibration"), model_filename=name,
-            save_model_filename=os.path.basename(path) + ".pdmodel",
-            save_params_filename=os.path.basename(path) + ".pdiparams",
-            **_static_options(recipe))
-        _record(recipe, path, "pdmodel", done)
+    if recipe.values["quantize"]["method"] == "dynamic":
+        program = _dynamic(recipe, load_saved(*find_files(folder, name, None)))
+    else:
+        program, _ = quantized_statically(folder, data_of(recipe, "calibration"), name,
+                                          **_static_options(recipe))
+    _write_programs(recipe, program, done)
 
 
 def _static_options(recipe):
@@ -238,35 +235,49 @@ def _static_options(recipe):
     return {**options, "skip_tensor_list": skip}
 
 
-def _dynamic(recipe, load, number, done):
-    """Weights as integers, of the program that ``load()`` makes."""
-    quantize, each = recipe.values["quantize"], recipe.values["export"][number]
-    if each["format"] != "pdmodel":
-        raise recipe.mistake(f"export[{number}].format",
-                             f"must be pdmodel for the method dynamic, but is {each['format']}")
+def _dynamic(recipe, program):
+    """The program with weights as integers."""
+    quantize = recipe.values["quantize"]
     op_types = quantize["quantizable_op_type"]
-    program = weights_as_integers(
-        load(), None if op_types is None else check_op_types(op_types),
+    return weights_as_integers(
+        program, None if op_types is None else check_op_types(op_types),
         quantize["weight_bits"] or 8, quantize["weight_quantize_type"] != "abs_max")
-    path = recipe.resolve(each["path"])
-    program.save(path + ".pdmodel", path + ".pdiparams")
-    _record(recipe, path, "pdmodel", done)
 
 
-def _record(recipe, path, format, done):
+def _check_formats(recipe, what):
+    """Only a Layer can be written in all formats; said before anything is computed."""
+    for number, each in enumerate(recipe.values["export"]):
+        if each["format"] not in ("pdmodel", "onnx"):
+            raise recipe.mistake(f"export[{number}].format", f"must be pdmodel or onnx for {what}, "
+                                                             f"but is {each['format']}")
+
+
+def _write_programs(recipe, program, done):
+    for each in recipe.values["export"]:
+        path = recipe.resolve(each["path"])
+        record = Record.of_program(each["format"], program, _made_by(recipe, path))
+        if each["format"] == "onnx":
+            require_onnx()
+            marked = copy_of(program)
+            write_program(marked, to_marks(marked), path + ".onnx", record=record)
+        else:
+            program.save(path + ".pdmodel", path + ".pdiparams", record)
+        done.files += written(path, each["format"])
+
+
+def _made_by(recipe, path):
+    """What lies beside an export at ``path``: the recipe, and the folder it is relative to."""
     beside = os.path.dirname(os.path.abspath(path))
-    folder = os.path.relpath(recipe.folder, beside).replace(os.sep, "/")
-    done.files += record(path, format, folder=folder, recipe=recipe.plain)
+    return {"folder": os.path.relpath(recipe.folder, beside).replace(os.sep, "/"),
+            "recipe": recipe.plain}
 
 
-def record(path, format, **fields):
-    """Write what lies beside an export; returns all files of it."""
-    endings = {"pdmodel": (".pdmodel", ".pdiparams"), "pir": (".json", ".pdiparams"),
-               "onnx": (".onnx",), "checkpoint": (".safetensors", ".json")}[format]
-    files = [path + ending for ending in endings]
-    written = [*files, write_record(path, files, format=format, **fields)]
-    _logger.info("wrote %s", ", ".join(written))
-    return written
+def written(path, format):
+    """The files of an export at the prefix ``path``, and what lies beside them."""
+    files = [path + ending for ending in FILES[format]]
+    files.append(record_path(files[0]))
+    _logger.info("wrote %s", ", ".join(files))
+    return files
 
 
 def data_of(recipe, which):

@@ -8,6 +8,7 @@ from ...errors import FormatError
 from ..from_program import to_marks
 from ..limits import OnnxTarget
 from ..load import load_saved
+from ..record import Record
 from ..trace import known_spec, trace
 from .export import onnx_model, write_onnx
 from .float_graph import require_onnx
@@ -71,29 +72,32 @@ def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
     require_onnx()
     path = os.fspath(path)
     path = path if path.endswith(".onnx") else path + ".onnx"
-    program, marks = _marked_program(model, input_spec)
-    write_program(program, marks, path, opset, target)
+    asked = {name: value for name, value in (("opset", opset), ("target", target))
+             if value not in (None, TARGETS[0])}
+    if isinstance(model, (str, os.PathLike)):
+        files = _files(os.fspath(model))
+        program = load_saved(*files)
+        record = Record.of_saved("onnx", program, files, **asked)
+        marks = to_marks(program)
+    elif hasattr(model, "sublayers"):
+        if quantized_layers(model):
+            finalize(model)
+        program, marks = trace(model, known_spec(model, input_spec), target=OnnxTarget())
+        record = Record.of_layer("onnx", model, **asked)
+    else:
+        raise wrong_type("model", model, "a paddle.nn.Layer or the prefix of a saved model")
+    write_program(program, marks, path, opset, target, record)
     return path
 
 
-def write_program(program, marks, path, opset=None, target="onnxruntime"):
+def write_program(program, marks, path, opset=None, target="onnxruntime", record=None):
     """Write a :class:`~paddleq.export.program.Program` whose markers stand for ``marks``.
 
     Raises:
         DependencyError, ExportError, UnsupportedOperatorError: see :func:`to_onnx`.
     """
-    write_onnx(onnx_model(program, marks, opset, arranged=target == "onnxruntime"), path)
-
-
-def _marked_program(model, input_spec):
-    if isinstance(model, (str, os.PathLike)):
-        program = load_saved(*_files(os.fspath(model)))
-        return program, to_marks(program)
-    if not hasattr(model, "sublayers"):
-        raise wrong_type("model", model, "a paddle.nn.Layer or the prefix of a saved model")
-    if quantized_layers(model):
-        finalize(model)
-    return trace(model, known_spec(model, input_spec), target=OnnxTarget())
+    model = onnx_model(program, marks, opset, arranged=target == "onnxruntime")
+    write_onnx(model, path, record)
 
 
 def _files(prefix):

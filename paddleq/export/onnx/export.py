@@ -1,10 +1,9 @@
 """From a program with markers to an ONNX file."""
 
-import os
-import tempfile
-
+from ..._files import write_bytes
 from ...errors import ExportError
 from ..channels_first import put_channels_first
+from ..files import write_export
 from .arrange import arrange
 from .biases import join_biases
 from .dead_channels import enlarge_steps
@@ -50,8 +49,11 @@ def onnx_model(program, marks, opset, arranged):
     return graph.finish(opset)
 
 
-def write_onnx(model, path):
+def write_onnx(model, path, record=None):
     """Check a model and write it beside ``path``, then rename it into place.
+
+    Args:
+        record: the :class:`~paddleq.export.record.Record` to lie beside it, if any.
 
     Raises:
         ExportError: it is too large for one file, or the target cannot be written.
@@ -61,16 +63,7 @@ def write_onnx(model, path):
     content = _serialized(model)
     # (Its full check infers shapes, which kills the process on some graphs.)
     onnx.checker.check_model(content)
-    try:
-        folder = os.path.dirname(os.path.abspath(path))
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as beside:
-            new = os.path.join(beside, "model.onnx")
-            with open(new, "wb") as file:
-                file.write(content)
-            os.replace(new, path)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error}") from error
+    write_export(path, {path: write_bytes(content)}, record)
 
 
 def _serialized(model):

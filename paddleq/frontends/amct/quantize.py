@@ -93,7 +93,7 @@ def quantize(model, config):
         >>> model[0]
         IntegerLinear(in_features=64, out_features=8, AWQ-W4-per_group, smoothed)
     """
-    config = AmctConfig.parse(config)
+    given, config = config, AmctConfig.parse(config)
     engine.check_model(model)
     layers, notes = _layers(model, config)
     policy = linear_policy(config)
@@ -105,6 +105,8 @@ def quantize(model, config):
     for layer, note in notes:
         layer.__dict__["_paddleq_note"] = note
     in_forward.start(model, dict.fromkeys(layers, policy), config.batch_num)
+    engine.say_method(model, "amct", config={
+        **given, "algorithm": {config.algorithm: config.options}})
 
 
 def convert(model):

@@ -118,6 +118,8 @@ class PTQ:
         layers = dict(network.named_sublayers(include_self=True))
         for name, why in plan.left.items():
             layers[name].__dict__["_paddleq_note"] = why
+        engine.say_method(network, "golden_stick", config=policies.config,
+                          layer_policies=policies.policies or None)
         return network
 
     def convert(self, net_opt, ckpt_path=""):

@@ -119,6 +119,7 @@ class SimulatedQuantizationAwareTraining:
         else:
             engine.prepare(network, _rules(config))
             look_now_or_later(network, None, partial(_look_and_arrange, look=look))
+        engine.say_method(network, "simulated_qat", config=self.config)
         return network
 
     def convert(self, net_opt, ckpt_path=""):

@@ -13,7 +13,7 @@ from ...nn.functions import QuantizableFunction
 from ...nn.registry import known_classes
 from ..fusing import fuse_now_or_later
 from ..quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from .shared import layer_classes, rules_for
+from .shared import layer_classes, rules_for, said_of_skip
 
 
 class PTQ:
@@ -88,6 +88,10 @@ class PTQ:
                        (lambda: fuse_now_or_later(model, inputs, fuse_list)) if fuse else None)
         model.eval()
         engine.set_state(model, "calibration")
+        engine.say_method(
+            model, "ptq", activation_quantizer=self.activation_quantizer.said(),
+            weight_quantizer=self.weight_quantizer.said(), fuse=fuse, fuse_list=fuse_list,
+            rules=said_of_skip(skip), quantizable_layer_type=quantizable_layer_type)
         return model
 
     def calibrate(self, model, loader, batch_num=None):

@@ -24,7 +24,7 @@ from ...observers import (
 from ...preprocess import LSQ, PACT, LSQPlus
 from ...spec import PerChannel, PerTensor, QuantSpec
 from ..fusing import fuse_now_or_later
-from .shared import layer_classes, rules_for
+from .shared import layer_classes, rules_for, said_of_skip
 
 _LEARNED = {"lsq": LSQ, "lsq_plus": LSQPlus}
 _ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max", *_LEARNED)
@@ -106,9 +106,9 @@ class QAT:
     def __init__(self, config=None, weight_preprocess=None, act_preprocess=None,
                  weight_quantize=None, act_quantize=None):
         self.config = _parse_qat_config(config)
-        for name, hook in (("weight_preprocess", weight_preprocess),
-                           ("act_preprocess", act_preprocess),
-                           ("weight_quantize", weight_quantize), ("act_quantize", act_quantize)):
+        self._hooks = {"weight_preprocess": weight_preprocess, "act_preprocess": act_preprocess,
+                       "weight_quantize": weight_quantize, "act_quantize": act_quantize}
+        for name, hook in self._hooks.items():
             _check_hook(name, hook)
         types = {None: None, "PACT": PACT}
         weight, activation = _qat_quantizers(self.config)
@@ -147,6 +147,8 @@ class QAT:
         fuse = (lambda: fuse_now_or_later(model, inputs)) if self.config["fuse_conv_bn"] else None
         engine.prepare(
             model, rules_for(self.config["quantizable_layer_type"], self._policy, skip), fuse)
+        engine.say_method(model, "qat", config=self.config, rules=said_of_skip(skip),
+                          **self._hooks)
         return model
 
     def save_quantized_model(self, model, path, input_spec=None, onnx_format=None,

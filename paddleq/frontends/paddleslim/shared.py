@@ -37,3 +37,10 @@ def rules_for(classes, policy, skip):
         rules.add_type(cls, policy)
     rules.exclude(skip)
     return rules
+
+
+def said_of_skip(skip):
+    """``skip`` as the ``rules`` of a recipe; None where nothing is skipped."""
+    entries = skip if isinstance(skip, (list, tuple, set)) else [] if skip is None else [skip]
+    return [{"pattern": each, "skip": True} if isinstance(each, str) else
+            {"type": each.__name__, "skip": True} for each in entries] or None
