@@ -77,10 +77,8 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         raise ConfigError("save_model_dir must be a folder, but is None")
     if live:
         check_model(model_dir)
-        source = {"model": type(model_dir).__name__}
     else:
         files = find_files(os.fspath(model_dir), model_filename, params_filename)
-        source = {"made_from": digests(files)}
     quantize = {"method": "dynamic", "weight_bits": weight_bits,
                 "weight_quantize_type": weight_quantize_type,
                 "quantizable_op_type": list(quantizable_op_type)}
@@ -93,6 +91,7 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         programs = [(kind, weights_as_integers(load(), op_types, weight_bits, per_channel,
                                                as_float=kind == "test_model"))
                     for kind in kinds]
+        source = {"model": type(model_dir).__name__} if live else {"made_from": digests(files)}
         for kind, program in programs:
             folder = os.path.join(os.fspath(save_model_dir), kind)
             made_by = {**source, "quantize": quantize,
