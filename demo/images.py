@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from common import ROOT, predict, size_kb, train
+from common import ROOT, output_to, predict, save_float, size_kb, train
 from PIL import Image
 from rich import box
 from rich.console import Console
@@ -76,7 +76,7 @@ def main():
     train(net, images[:half], labels[:half], options.epochs, learning_rate=3e-3)
     spec = [paddle.static.InputSpec([None, 3, options.size, options.size], "float32", "image")]
     net.eval()
-    paddle.jit.save(net, str(OUT / "float"), spec)
+    save_float(net, OUT / "float", spec)
     models = {"float": net}
 
     ptq = paddleq.PTQ("HistQuantizer", hist_percent=0.9999)
@@ -95,7 +95,7 @@ def main():
     for name, model in models.items():
         model.eval()
         expected = predict(model, images[half:])
-        with Predictor(OUT / name) as predictor:
+        with output_to(OUT / "runtimes.log"), Predictor(OUT / name) as predictor:
             found = np.concatenate([predictor.run(images[i:i + 32])[0].argmax(1)
                                     for i in range(half, len(images), 32)])
             begin = time.perf_counter()

@@ -1,26 +1,37 @@
 """Every code block of the documentation runs, page by page, in the order in which it stands.
 
 Python blocks of a page share their names. Bash blocks run in the page's folder with ``paddleq`` on
-the path. A block whose first line is a comment that is a file's name (``# recipe.yaml``) is that
-file. What a page needs and a reader has already (data, a trained net) is in a comment that begins
-with ``<!-- setup``. A block that must not run here is preceded by ``<!-- not run: why -->``.
+the path; where a block is nothing but calls of ``paddleq``, they are made in this process, because
+starting Paddle takes longer than what they do (tests/test_cli.py runs every command as a process).
+A block whose first line is a comment that is a file's name (``# recipe.yaml``) is that file. What a
+page needs and a reader has already (data, a trained net) is in a comment that begins with
+``<!-- setup``. A block that must not run here is preceded by ``<!-- not run: why -->``.
+
+A page in Chinese has the blocks of the page in English, and so is not run a second time.
 """
 
+import ast
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import stat
 import subprocess
 import sys
+import textwrap
 
 import paddle
 import pytest
+
+from paddleq.cli.main import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [
     *ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("demo/*.md"),
     *ROOT.glob("benchmarks/*.md")])
+TRANSLATIONS = {page: page.replace("_cn.md", ".md").replace(".zh.md", ".md") for page in PAGES
+                if page.endswith(("_cn.md", ".zh.md"))}
 PIECES = re.compile(
     r"^<!--\s*not run: (?P<why>[^\n]+?)\s*-->\n+^```(?P<skipped>\w*)\n.*?^```$"
     r"|^<!-- setup\n(?P<setup>.*?)^-->$"
@@ -49,7 +60,7 @@ def pieces(page):
             assert language in SHOWN, f"{page} has a block of {language!r}"
 
 
-RUNNING = [page for page in PAGES if any(True for _ in pieces(page))]
+RUNNING = [page for page in PAGES if page not in TRANSLATIONS and any(pieces(page))]
 
 
 @pytest.fixture
@@ -68,8 +79,20 @@ def folder(tmp_path, monkeypatch):
     return here
 
 
+SHELL = re.compile(r"""[$`"|&;<>*?\[{~#!\\]""")
+
+
+def own_calls(code):
+    """The arguments of each call of ``paddleq``; None for a block that asks more of a shell."""
+    lines = code.replace("\\\n", " ").splitlines()
+    calls = [shlex.split(line) for line in lines if line.strip()]
+    more = any(SHELL.search(re.sub("'[^']*'", "", line)) for line in lines)
+    return None if more or any(call[0] != "paddleq" for call in calls) else [
+        call[1:] for call in calls]
+
+
 @pytest.mark.parametrize("page", RUNNING)
-def test_every_block_runs(page, folder):
+def test_every_block_runs(page, folder, capsys):
     paddle.seed(0)
     names = {"__name__": "page"}
     for language, code in pieces(page):
@@ -79,14 +102,65 @@ def test_every_block_runs(page, folder):
             target.write_text(code, encoding="utf-8")
         elif language == "python":
             exec(compile(code, page, "exec"), names)
+        elif own_calls(code) is not None:
+            for arguments in own_calls(code):
+                assert main(arguments) == 0, f"paddleq {arguments}\n{capsys.readouterr()}"
         else:
             done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=folder, text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
             assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
+def test_what_is_left_to_the_shell():
+    assert own_calls("paddleq ptq 'a b' \\\n  --input 'x:?x3'\n\npaddleq run r.yaml\n") == [
+        ["ptq", "a b", "--input", "x:?x3"], ["run", "r.yaml"]]
+    for code in ("paddleq inspect m > m.json\n", "paddleq run $HOME/r.yaml\n", "grep a b\n",
+                 "paddleq run *.yaml\n", "paddleq run r.yaml || true\n"):
+        assert own_calls(code) is None
+
+
 def test_the_pages_that_must_run_do():
-    assert {"README.md", "README_cn.md", "docs/recipes.md", "docs/command_line.md"} <= set(RUNNING)
+    assert {"README.md", "docs/recipes.md", "docs/command_line.md"} <= set(RUNNING)
+
+
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"(^|\s+)(#|//) .*$", re.MULTILINE)
+
+
+def without_comments(language, code):
+    """What a block does, whatever the language of its comments."""
+    if language == "python":
+        return ast.dump(ast.parse(textwrap.dedent(code)))
+    return [line.rstrip() for line in COMMENT.sub("", code).splitlines() if line.strip()]
+
+
+def outline(page):
+    """What a translation keeps: levels of headings, rows and columns of tables, pictures."""
+    text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    shape = []
+    for line in text.splitlines():
+        if line.startswith("#"):
+            shape.append(line.partition(" ")[0])
+        elif line.startswith("|"):
+            shape.append(len(re.findall(r"(?<!\\)\|", line)) - 1)
+        elif line.startswith("!["):
+            shape.append(LINK.findall(line))
+    return shape
+
+
+@pytest.mark.parametrize("page", TRANSLATIONS)
+def test_a_translation_has_the_same_blocks_and_the_same_outline(page):
+    ours, theirs = ([(language, without_comments(language, code)) for language, code
+                     in FENCE.findall((ROOT / each).read_text(encoding="utf-8"))]
+                    for each in (page, TRANSLATIONS[page]))
+    assert ours == theirs
+    assert outline(page) == outline(TRANSLATIONS[page])
+
+
+def test_every_page_is_translated():
+    """But for the reference, which is made of docstrings."""
+    docs = {page for page in PAGES if page.startswith("docs/")}
+    assert docs - set(TRANSLATIONS) - set(TRANSLATIONS.values()) == {"docs/api.md"}
 
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
