@@ -8,7 +8,7 @@ from .._checks import wrong_type
 from ..errors import ModelError
 from ..nn import KVCache
 from ..nn.attention import takes_cache
-from ..nn.registry import kind_of
+from ..nn.integer_linear import why_no_linear
 
 
 class NetworkHelper(abc.ABC):
@@ -91,7 +91,7 @@ class StackHelper(NetworkHelper):
 
 def is_linear(layer):
     """Whether this is a ``paddle.nn.Linear`` that computes as one."""
-    return isinstance(layer, nn.Linear) and kind_of(layer) is not None
+    return not why_no_linear(layer)
 
 
 def _is_stack(layer):

@@ -2,10 +2,11 @@
 
 import paddle
 from paddle import nn
+from paddle.hapi.dynamic_flops import register_hooks
 
 from .._bytecode import keep_from_translation
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
-from ..errors import ModelError
+from ..errors import ConfigTypeError, ModelError
 from ..functional import dequantize, fake_quantize, pack_int4, token_steps, unpack_int4
 from ..functional.grid import check_weight_spec, dequantize_on_grid, dequantize_on_grid_
 from ..functional.numerics import dequantize_
@@ -66,7 +67,8 @@ class IntegerLinear(nn.Layer, DeployableLayer):
     int64 [K]. A scale is a step: the float value of an integer 1.
 
     Raises:
-        ConfigError, ConfigTypeError: a scheme that the layer does not compute.
+        ConfigError, ConfigTypeError: a scheme that the layer does not compute; an input that is
+            not of floats.
 
     Examples:
         >>> import paddle, paddleq
@@ -175,6 +177,10 @@ class IntegerLinear(nn.Layer, DeployableLayer):
     def forward(self, input):
         """x W + b; the argument has the name that Linear's has."""
         x, dtype, kernel = input, input.dtype, self._paddleq_kernel
+        if _name_of(dtype) not in _DTYPES:
+            raise ConfigTypeError(
+                f"input must be a tensor of floats, but is one of {_name_of(dtype)}; if the model "
+                "casts it to weight.dtype: the weight of this layer holds integers")
         if paddle.in_dynamic_mode() and 0 in x.shape:
             return paddle.zeros([*x.shape[:-1], self.out_features], dtype)
         x = as_dtype(x, paddle.float32)
@@ -306,8 +312,9 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         """
         new = cls.from_description(description)
         what = f"a Linear from {new.in_features} to {new.out_features} features"
-        if not isinstance(layer, nn.Linear) or kind_of(layer) is None:
-            raise ModelError(f"it must be {what}, but is a {type(layer).__name__}")
+        why = why_no_linear(layer)
+        if why:
+            raise ModelError(f"it must be {what}, but is a {type(layer).__name__}: {why}")
         if list(layer.weight.shape) != [new.in_features, new.out_features]:
             raise ModelError(f"it must be {what}, but is one from {layer.weight.shape[0]} to "
                              f"{layer.weight.shape[1]}")
@@ -348,6 +355,34 @@ class IntegerLinear(nn.Layer, DeployableLayer):
                  self.quant_type]
         parts += [name for name in ("smoothed", "permuted") if getattr(self, name)]
         return ", ".join(parts)
+
+
+def _count_flops(layer, inputs, output):
+    """As paddle.flops counts a Linear, whatever the shape in which the weight is held."""
+    layer.total_ops += layer.in_features * int(output.numel())
+
+
+register_hooks[IntegerLinear] = _count_flops
+
+
+def why_no_linear(layer):
+    """Why an :class:`IntegerLinear` cannot take the place of a layer; "" if it can.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.nn.integer_linear import why_no_linear
+        >>> why_no_linear(paddle.nn.utils.weight_norm(paddle.nn.Linear(2, 2)))
+        'its weight is computed by a hook (weight_norm, spectral_norm); remove that first'
+        >>> why_no_linear(paddle.nn.Linear(2, 2))
+        ''
+    """
+    if not isinstance(layer, nn.Linear):
+        return "only Linear is quantized"
+    if kind_of(layer) is None or "forward" in layer.__dict__:
+        return "its class overrides forward, so its weights are not known to be used as usual"
+    if layer._parameters.get("weight") is None:
+        return "its weight is computed by a hook (weight_norm, spectral_norm); remove that first"
+    return ""
 
 
 def _check_weight(spec):

@@ -8,7 +8,7 @@ from ... import engine
 from ..._checks import wrong_type
 from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant, in_forward
 from ...errors import ModelError
-from ...nn.registry import kind_of
+from ...nn.integer_linear import why_no_linear
 from .config import AmctConfig
 
 _logger = logging.getLogger("paddleq")
@@ -149,8 +149,9 @@ def _layers(model, config):
     layers, notes, names = {}, [], []
     for name, layer in model.named_sublayers(include_self=True):
         names.append(name)
-        why = _why_left(layer, config.skipped_by(name))
-        if why is None:
+        part = config.skipped_by(name)
+        why = why_no_linear(layer) or (part and f"skip_layers has {part!r}")
+        if not why:
             layers[name] = layer
         elif not layer._sub_layers:
             notes.append((layer, why))
@@ -158,16 +159,6 @@ def _layers(model, config):
         if not any(part in name for name in names):
             _logger.warning("config['skip_layers'] has %r, which no layer's name contains", part)
     return layers, notes
-
-
-def _why_left(layer, part):
-    if not isinstance(layer, nn.Linear):
-        return "only Linear is quantized"
-    if kind_of(layer) is None or "forward" in layer.__dict__:
-        return "its class overrides forward, so its weights are not known to be used as usual"
-    if part is not None:
-        return f"skip_layers has {part!r}"
-    return None
 
 
 def linear_policy(config):

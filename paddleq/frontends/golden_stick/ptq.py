@@ -10,7 +10,6 @@ from paddle import nn
 from ... import engine
 from ..._checks import wrong_type, wrong_value
 from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
-from ...algorithms.network_helper import is_linear
 from ...algorithms.structure import build_structure
 from ...errors import ConfigError, ModelError, StateError
 from ...nn.deployable import DeployableLayer, deployable_layers
@@ -83,8 +82,9 @@ class PTQ:
             network: a float ``paddle.nn.Layer``.
             network_helper: a :class:`NetworkHelper`, which says where the decoder layers are.
                 Default None: those in a ``LayerList`` or ``Sequential`` of layers of one class.
-            datasets: an iterable of batches to calibrate on: a tensor, the arguments of
-                ``network.forward`` as a list or tuple, or a dict. Not used in DEPLOY mode.
+            datasets: an iterable of batches to calibrate on: a tensor, a list or tuple that begins
+                with the arguments that ``network.forward`` needs (labels after them are left
+                out), or a dict of arguments. Not used in DEPLOY mode.
             resume_dir: folder for finished decoder layers; a run that was killed goes on after the
                 last of them, to the same bits. Default None. (Not in Golden Stick.)
 
@@ -99,6 +99,9 @@ class PTQ:
                 ``datasets`` in QUANTIZE mode; two patterns match one layer.
             ModelError: the network is quantized already, or has nothing to quantize.
             CalibrationError: a layer saw no data, or NaN or infinity; names it.
+
+        After an error in one of the decoder layers those before it are quantized: begin with a
+        float network again (and with ``resume_dir``, after the last layer that was finished).
         """
         policies = self._initialized()
         engine.check_model(network)
@@ -181,7 +184,7 @@ class PTQ:
         for name, layer in network.named_sublayers(include_self=True):
             if id(layer) in caches:
                 rows.append((name, getattr(caches[id(layer)], "quant_type", "NA")))
-            elif is_linear(layer) or isinstance(layer, DeployableLayer) and id(layer) not in inner:
+            elif isinstance(layer, (nn.Linear, DeployableLayer)) and id(layer) not in inner:
                 rows.append((name, getattr(layer, "quant_type", "NA")))
         width = max(len(name) for name, _ in rows)
         lines = [f"{name.ljust(width)} | {kind}" for name, kind in rows]

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, Dict
 
+from paddle import nn
+
 from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
-from ...algorithms.network_helper import is_linear
 from ...errors import ModelError
+from ...nn.integer_linear import why_no_linear
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from .ptq_args import AWQConfig, GPTQQuantConfig, SmoothQuantConfig
 from .ptq_enums import QuantGranularity
@@ -18,7 +20,7 @@ class Plan:
     Attributes:
         linears: name -> LinearPolicy.
         kv_caches: name of what holds keys and values -> "per_channel" or "per_token".
-        left: name -> why, of the Linears and caches that stay float.
+        left: name -> why, of the layers that stay float.
     """
 
     linears: Dict[str, Any] = field(default_factory=dict)
@@ -40,21 +42,26 @@ def make_plan(network, helper, policies):
               for part in layer.sublayers(include_self=True)}
     names = []
     for name, layer in network.named_sublayers(include_self=True):
-        if is_linear(layer):
-            names.append(name)
-            config, why = policies.of(name)
-            if config is not None and id(layer) not in inside and not policies.matching(name):
-                config, why = None, "outside of the decoder layers"
-            policy = None if config is None else linear_policy(config)
-            if policy is not None:
-                plan.linears[name] = policy
-            else:
-                plan.left[name] = why if config is None else "weight_quant_dtype is None"
+        why = why_no_linear(layer)
+        if why:
+            if isinstance(layer, nn.Linear) or not layer._sub_layers:
+                plan.left[name] = why
+            continue
+        names.append(name)
+        config, why = policies.of(name)
+        if config is not None and id(layer) not in inside and not policies.matching(name):
+            config, why = None, "outside of the decoder layers"
+        policy = None if config is None else linear_policy(config)
+        if policy is not None:
+            plan.linears[name] = policy
+        else:
+            plan.left[name] = why if config is None else "weight_quant_dtype is None"
     for name, _ in helper.kv_caches(network):
         names.append(name)
         config, why = policies.of(name)
         if config is not None and config.kvcache_quant_dtype is not None:
             plan.kv_caches[name] = config.kvcache_quant_granularity.value
+            plan.left.pop(name, None)
         else:
             plan.left[name] = why if config is None else "kvcache_quant_dtype is None"
     policies.warn_of_unmatched(names)
