@@ -6,6 +6,7 @@ cheap, and it is what the network itself does.
 """
 
 import logging
+from collections import OrderedDict
 from contextlib import ExitStack
 
 import paddle
@@ -15,6 +16,7 @@ from ..errors import CalibrationError
 from ..functional.ranges import as_dtype
 
 _logger = logging.getLogger("paddleq")
+_PLAIN = (paddle.Tensor, str, int, float, type(paddle.float32), type(None))
 
 
 class _Reached(BaseException):
@@ -108,8 +110,17 @@ class Walk:
 
     def advance(self, number, batch):
         """Run a batch through layer ``number`` and keep what it gives for the layers behind it."""
-        if self._plays_back:
-            output = self.run(number, batch)
+        if not self._plays_back:
+            return
+        output = self.run(number, batch)
+        unknown = _unknown_in(output)
+        if unknown is not None:
+            self.run_everything(f"{self.layers[number][0]} gives a {type(unknown).__name__}, whose "
+                                "tensors are not known")
+        elif not _tensors_in(output):
+            self.run_everything(f"{self.layers[number][0]} gives no tensor, so what it does must "
+                                "be done in what others hold")
+        else:
             self._given.setdefault(self._stacks[number], {})[batch] = (number, output)
 
     def _forward(self, number, batch, play, only_inputs=False):
@@ -171,6 +182,23 @@ def _map(function, structure):
     return structure
 
 
+def _unknown_in(structure):
+    """A part of a structure that may hold tensors which :func:`_map` does not find; or None."""
+    if isinstance(structure, (list, tuple)):
+        parts = structure
+    elif type(structure) is dict or isinstance(structure, OrderedDict):  # of models' outputs too
+        parts = structure.values()
+    else:
+        return None if isinstance(structure, _PLAIN) else structure
+    return next((found for found in map(_unknown_in, parts) if found is not None), None)
+
+
+def _tensors_in(structure):
+    found = []
+    _map(found.append, structure)
+    return found
+
+
 def _is_float(x):
     return x.dtype in (paddle.float32, paddle.float64, paddle.float16, paddle.bfloat16)
 
@@ -180,7 +208,5 @@ def _nan_like(x):
 
 
 def _has_nan(structure):
-    found = []
-    _map(lambda x: found.append(_is_float(x) and bool(
-        paddle.isnan(as_dtype(x, paddle.float32)).any())), structure)
-    return any(found)
+    return any(_is_float(x) and bool(paddle.isnan(as_dtype(x, paddle.float32)).any())
+               for x in _tensors_in(structure))
