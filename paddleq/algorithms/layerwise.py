@@ -10,7 +10,7 @@ from functools import partial
 from typing import Dict
 
 from .._checks import wrong_type
-from ..engine import looking, model_inputs
+from ..engine import inputs_of, looking
 from ..errors import CalibrationError, PaddleqError
 from ..nn import IntegerLinear
 from ..nn.kv_cache import PER_CHANNEL
@@ -211,4 +211,4 @@ def _inputs(network, batches):
         batches = iter(batches)
     except TypeError:
         raise wrong_type("batches", batches, "an iterable of batches") from None
-    return [model_inputs(network, batch) for batch in batches]
+    return list(inputs_of(network, batches))

@@ -1,7 +1,7 @@
 """prepare -> calibrate -> simulate: the one engine behind every front door."""
 
 from .arrange import arrange, blocks_of, find_arrangement, same_parameters
-from .calibrate import batches_of, calibrate, model_inputs
+from .calibrate import batches_of, calibrate, inputs_of, model_inputs
 from .checkpoint import load_state, read_state
 from .convert import convert, copy_of
 from .leave import check_can_leave, leave_float
@@ -39,8 +39,8 @@ __all__ = [
     "SummaryRow", "arrange", "batches_of", "blocks_of", "calibrate", "check_can_leave",
     "check_filled", "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
     "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
-    "fake_quantizers", "finalize", "find_arrangement", "intercepted", "layer_rows", "leave_float",
-    "load_checkpoint", "load_state", "looking", "method_of", "model_inputs", "named",
+    "fake_quantizers", "finalize", "find_arrangement", "inputs_of", "intercepted", "layer_rows",
+    "leave_float", "load_checkpoint", "load_state", "looking", "method_of", "model_inputs", "named",
     "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off",
     "quantized_layers", "quantizing_only", "read_state", "same_parameters", "save_checkpoint",
     "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "watched",

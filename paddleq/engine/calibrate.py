@@ -2,6 +2,8 @@
 
 import inspect
 import itertools
+import logging
+from collections.abc import Mapping
 
 import numpy as np
 import paddle
@@ -9,6 +11,8 @@ import paddle
 from .._checks import check_int, wrong_type
 from ..errors import CalibrationError, ConfigError, NonFiniteError
 from .states import check_quantized, evaluation, finalize, set_state
+
+_logger = logging.getLogger("paddleq")
 
 
 def calibrate(model, loader, batch_num=None, desc="calibrating"):
@@ -79,19 +83,51 @@ def batches_of(model, loader, batch_num=None, desc=None):
 def _calls(model, batches, desc, total):
     from tqdm import tqdm
 
-    batch = None
-    for batch in tqdm(batches, desc=desc, total=total, disable=None, leave=False):
-        yield model_inputs(model, batch)
-    if batch is None:
+    count = 0
+    for inputs in inputs_of(model, tqdm(batches, desc=desc, total=total, disable=None,
+                                        leave=False)):
+        count += 1
+        yield inputs
+    if not count:
         raise CalibrationError("loader must yield at least one batch, but is empty")
+
+
+def inputs_of(model, batches):
+    """(args, kwargs) with which ``model`` is called, for each of ``batches``.
+
+    What is left out of a batch, though ``forward`` could take it, is named in a warning.
+    """
+    for number, batch in enumerate(batches):
+        args, kwargs = model_inputs(model, batch)
+        if number == 0 and isinstance(batch, (list, tuple)) and len(batch) > len(args):
+            _warn_of_left_out(model, len(batch), len(args))
+        yield args, kwargs
+
+
+def _warn_of_left_out(model, given, taken):
+    optional = _positional(model)[taken:]
+    if optional:
+        _logger.warning(
+            "%s gets the first %d of the %d entries of a batch, those that it needs; if the next "
+            "one is no label but its argument %r, make each batch a dict of arguments",
+            type(model).__name__, taken, given, optional[0].name)
+
+
+def _parameters(model):
+    # What to_static put in a forward's place has no signature.
+    forward = getattr(model.forward, "dygraph_function", model.forward)
+    return list(inspect.signature(forward).parameters.values())
+
+
+def _positional(model):
+    return [p for p in _parameters(model)
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def model_inputs(model, batch):
     """(args, kwargs) with which ``model`` is called for one batch."""
-    # What to_static put in a forward's place has no signature.
-    forward = getattr(model.forward, "dygraph_function", model.forward)
-    parameters = list(inspect.signature(forward).parameters.values())
-    if isinstance(batch, dict):
+    parameters = _parameters(model)
+    if isinstance(batch, Mapping):
         names = {p.name for p in parameters}
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         unknown = [key for key in batch if key not in names and not takes_all]
@@ -105,13 +141,11 @@ def model_inputs(model, batch):
                               f"also needs {', '.join(map(repr, missing))}")
         return [], {key: _tensor(value) for key, value in batch.items()}
     if not isinstance(batch, (list, tuple)):
-        x = _tensor(batch)
+        x = paddle.to_tensor(batch) if isinstance(batch, (float, int)) else _tensor(batch)
         if not isinstance(x, paddle.Tensor):
             raise wrong_type("a batch", batch, "a tensor, an array, a list of arguments or a dict")
         return [x], {}
-    positional = [p for p in parameters
-                  if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = sum(p.default is p.empty for p in positional)
+    required = sum(p.default is p.empty for p in _positional(model))
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         required = max(required, 1)
     if len(batch) < required:
@@ -121,12 +155,12 @@ def model_inputs(model, batch):
 
 
 def _tensor(value):
-    if isinstance(value, paddle.Tensor):
-        return value
+    """``value`` with tensors in place of arrays, wherever they are in it."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_tensor(item) for item in value)
+        items = [_tensor(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         return {key: _tensor(item) for key, item in value.items()}
-    if isinstance(value, (np.ndarray, np.generic, float, int)):
+    if isinstance(value, (np.ndarray, np.generic)):
         return paddle.to_tensor(value)
     return value

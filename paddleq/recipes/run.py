@@ -127,8 +127,8 @@ def _by_amct(recipe, net):
     config = recipe.values["quantize"]["config"]
     quantize(net, config)
     with paddle.no_grad():
-        for batch in islice(data_of(recipe, "calibration"), config["batch_num"]):
-            args, kwargs = engine.model_inputs(net, batch)
+        batches = islice(data_of(recipe, "calibration"), config["batch_num"])
+        for args, kwargs in engine.inputs_of(net, batches):
             net(*args, **kwargs)
     convert(net)
     return net
