@@ -37,7 +37,8 @@ def save_checkpoint(model, path):
     Raises:
         ConfigTypeError: ``model`` is no ``paddle.nn.Layer``, or ``path`` no path.
         ModelError: the files cannot be written, or the model holds what they cannot hold.
-        CalibrationError: a layer awaits the numbers of a checkpoint itself; names it.
+        CalibrationError: a layer awaits the numbers of a checkpoint itself, or is still being
+            calibrated; names it.
 
     Examples:
         >>> import os, tempfile

@@ -7,6 +7,7 @@ from paddle import nn
 from .._checks import hint, wrong_type
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quantize import FakeQuantize, State
+from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import deployable_layers
 from ..nn.quantized import QuantizedLayer
 
@@ -194,11 +195,20 @@ def finalize(model):
 
 
 def check_filled(model):
-    """Raise for deployable layers without numbers, of a structure that awaits a checkpoint.
+    """Raise for layers that are not yet what they are to be deployed as.
+
+    Those are layers that calibrate, and deployable layers without numbers, of a structure that
+    awaits a checkpoint.
 
     Raises:
         CalibrationError: names them.
     """
+    waiting = [name or "(model)" for name, layer in model.named_sublayers(include_self=True)
+               if isinstance(layer, CalibratingLinear)]
+    if waiting:
+        raise CalibrationError(
+            f"{len(waiting)} layers are being calibrated: {', '.join(waiting)}; run the model on "
+            "all of its batches and call convert() first")
     empty = [name or "(model)" for name, layer in deployable_layers(model) if not layer.filled]
     if empty:
         raise CalibrationError(

@@ -104,11 +104,11 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel", made_
                          f"folder {path!r}")
     if not hasattr(model, "sublayers"):
         raise wrong_type("model", model, "a quantized paddle.nn.Layer")
+    check_filled(model)
     if not (quantized_layers(model) or deployable_layers(model)):
         raise ModelError("model must be quantized before save_quantized_model, but has no "
                          "quantized layer; call quantize() first")
     finalize(model)
-    check_filled(model)
     input_spec = known_spec(model, input_spec)
     asked = {} if onnx_format or format != "pdmodel" else {"onnx_format": False}
     record = Record.of_layer(format, model, made_by, **asked)
