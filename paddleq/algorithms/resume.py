@@ -12,7 +12,7 @@ from .._files import LEFT_OVER, write_bytes, write_together
 from ..engine import load_checkpoint, save_checkpoint
 from ..errors import ConfigError, FormatError
 
-_RUN = "run.json"
+_RUN, _LAYER = "run.json", "layer-"
 
 
 def fingerprint(network, layers, policies, kinds, inputs):
@@ -65,6 +65,7 @@ class Resume:
                     shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
             old = self._old_run()
             if old is None:
+                self._check_new()
                 content = json.dumps(run, indent=1).encode()
                 write_together({os.path.join(self.folder, _RUN): write_bytes(content)})
         except OSError as error:
@@ -85,8 +86,14 @@ class Resume:
             except ValueError as error:
                 raise FormatError(f"{path} is damaged: {error}") from error
 
+    def _check_new(self):
+        layers = sorted(name for name in os.listdir(self.folder) if name.startswith(_LAYER))
+        if layers:
+            raise FormatError(f"resume_dir {self.folder} holds {', '.join(layers[:2])}, but no "
+                              f"{_RUN} says of which run; use another folder or remove this one")
+
     def _path(self, number):
-        return os.path.join(self.folder, f"layer-{number:04d}")
+        return os.path.join(self.folder, f"{_LAYER}{number:04d}")
 
     def save(self, number, layer):
         """Write decoder layer ``number``."""
