@@ -6,8 +6,10 @@ import copy
 import pytest
 
 from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
+from paddleq.algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
 from paddleq.errors import ConfigError, ConfigTypeError, PaddleqError
 from paddleq.frontends.amct.config import AmctConfig
+from paddleq.frontends.amct.quantize import linear_policy
 
 WEIGHTS = "config['quant_cfg']['weights']"
 INPUTS = "config['quant_cfg']['inputs']"
@@ -127,6 +129,19 @@ def test_algorithm_of_weights(given, algorithm, options):
 def test_algorithm_smoothquant(given, options):
     parsed = AmctConfig.parse(config(given, inputs=TOKEN))
     assert (parsed.algorithm, parsed.options) == ("smoothquant", options)
+
+
+@pytest.mark.parametrize("given, inputs, policy", [
+    ("minmax", None, {}),
+    ("awq", None, {"smoother": AWQ(grids_num=20)}),
+    ({"awq": {"grids_num": 7}}, None, {"smoother": AWQ(grids_num=7)}),
+    ("gptq", None, {"rounder": GPTQ()}),
+    ("smoothquant", TOKEN, {"smoother": SmoothQuant(0.5)}),
+    ({"smoothquant": {"smooth_strength": 0.77}}, TOKEN, {"smoother": SmoothQuant(0.77)}),
+])
+def test_options_and_their_defaults_reach_the_algorithms(given, inputs, policy):
+    parsed = AmctConfig.parse(config(given, inputs=inputs))
+    assert linear_policy(parsed) == LinearPolicy(parsed.weight, parsed.activation, **policy)
 
 
 @pytest.mark.parametrize("given, skipped", [
