@@ -478,3 +478,13 @@ def test_a_pattern_that_matches_nothing_is_named_in_a_warning(caplog):
         found.warn_of_unmatched(["attn.q", "lm_head", "layers.mlp"])
     assert [record.getMessage() for record in caplog.records] == [
         "layer_policies['mlp'] matches no layer that can be quantized"]
+
+
+def test_an_entry_of_a_blacklist_that_is_in_no_name_is_named_in_a_warning(caplog):
+    found = LayerPolicies(PTQConfig(opname_blacklist=["head", "heads"]), OrderedDict(
+        {"attn": PTQConfig(weight_quant_dtype=INT4, opname_blacklist=["heads", "k", "q"])}))
+    with caplog.at_level(logging.WARNING, "paddleq"):
+        found.warn_of_unmatched(["attn.q", "lm_head"])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"opname_blacklist has {part!r}, which no name of a layer that can be quantized contains"
+        for part in ("heads", "k")]

@@ -59,12 +59,17 @@ class LayerPolicies:
         return [pattern for pattern in self.policies if re.match(pattern, name)]
 
     def warn_of_unmatched(self, names):
-        """Log a warning for each pattern that matches none of ``names``, those of layers that can
-        be quantized."""
+        """Log a warning for each pattern, and each entry of a blacklist, that matches none of
+        ``names``, those of layers that can be quantized."""
         for pattern in self.policies:
             if not any(re.match(pattern, name) for name in names):
                 _logger.warning("layer_policies[%r] matches no layer that can be quantized",
                                 pattern)
+        configs = [each for each in (self.config, *self.policies.values()) if each is not None]
+        for part in dict.fromkeys(part for each in configs for part in each.opname_blacklist):
+            if not any(part in name for name in names):
+                _logger.warning("opname_blacklist has %r, which no name of a layer that can be "
+                                "quantized contains", part)
 
 
 def _checked(pattern, policy, config):
