@@ -236,6 +236,7 @@ def folder(tmp_path, digits):
     images, labels = digits.train
     np.savez(tmp_path / "digits.npz", x=images[:64], y=labels[:64])
     np.save(tmp_path / "images.npy", images[:64])
+    np.save(tmp_path / "coloured.npy", np.zeros([4, 3, 8, 8], "float32"))
     return tmp_path
 
 
@@ -454,6 +455,9 @@ def test_serve_vdl(folder):
     (["qat-export", "zoo.py:build", "--input", "x:?x1", "-o", "o"], 2, "--weights"),
     (["qat-export", "zoo.py:build", "--input", "x:?x1", "--weights", "no.pdparams", "-o", "o"], 1,
      "no.pdparams"),
+    (["ptq", "zoo.py:build", "-d", "coloured.npy", "-o", "o"], 2,
+     "data.calibration: does not fit the model, which fails on its first batch, of the shapes "
+     "[[4, 3, 8, 8]]: ValueError: "),
     (["run", "no.yaml"], 1, "no.yaml"),
     (["run", "zoo.py"], 2, "zoo.py:"),
     (["inspect", "nowhere"], 1, "nowhere"),

@@ -470,6 +470,25 @@ def test_data_of_functions_arrays_and_images(folder):
         list(open_data("images/cat", str(folder), batch_size=1))
 
 
+def test_images_are_read_as_paddle_reads_them_for_training(tmp_path):
+    """Grey and coloured ones, ones with a palette and with transparency: three channels."""
+    from paddle.vision import transforms
+    from paddle.vision.datasets import DatasetFolder
+    from PIL import Image
+
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    noise = np.random.RandomState(0).randint(0, 256, [6, 5, 3], dtype=np.uint8)
+    for mode in ("L", "P", "RGB", "RGBA", "1"):
+        Image.fromarray(noise).convert(mode).save(tmp_path / "images" / "cat" / f"{mode}.png")
+    (found, _), = open_data("images", str(tmp_path), labels=True).labelled()
+    expected = np.stack([np.asarray(image) for image, _ in DatasetFolder(
+        str(tmp_path / "images"), transform=transforms.ToTensor())])
+    assert expected.shape == (5, 3, 6, 5)
+    assert sorted(map(bytes, found[0])) == sorted(map(bytes, expected))
+    grey = open_data("images", str(tmp_path), labels=True, transform=["Grayscale"])
+    assert [batch[0].shape for batch, _ in grey.labelled()] == [(5, 1, 6, 5)]
+
+
 def test_arrays_that_do_not_fit(folder):
     np.savez(folder / "bad.npz", x=np.zeros([3, 2]), y=np.zeros([2]))
     with pytest.raises(FormatError, match="same number"):

@@ -95,7 +95,7 @@ def _check(recipe, done):
 
 def _run_on_layer(recipe, done):
     model, quantize = recipe.values["model"], recipe.values["quantize"]
-    net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
+    net = _built(recipe)
     spec = input_specs(model["input_spec"])
     if quantize["method"] == "dynamic":
         _check_formats(recipe, "the method dynamic")
@@ -115,6 +115,24 @@ def _run_on_layer(recipe, done):
             export.save(done.model, path, spec, format=each["format"],
                         made_by=_made_by(recipe, path))
         done.files += written(path, each["format"])
+
+
+def _built(recipe):
+    """The Layer of a recipe, which takes its calibration data."""
+    model = recipe.values["model"]
+    net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
+    for batch in islice(data_of(recipe, "calibration") or (), 1):
+        args, kwargs = engine.model_inputs(net, batch)
+        try:
+            with paddle.no_grad():
+                net(*args, **kwargs)
+        except Exception as error:
+            shapes = [list(getattr(each, "shape", ())) for each in (*args, *kwargs.values())]
+            what = " ".join(str(error).split())
+            raise recipe.mistake(
+                "data.calibration", f"does not fit the model, which fails on its first batch, of "
+                f"the shapes {shapes}: {type(error).__name__}: {what[:300]}") from error
+    return net
 
 
 def _by_golden_stick(recipe, net):
@@ -188,16 +206,15 @@ def sensitivities(recipe):
             folder, name = saved_model(recipe.resolve(model["path"]))
             return sensitivity_post_static(folder, data_of(recipe, "calibration"),
                                            model_filename=name, **_static_options(recipe))
-        net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
-        return sensitivity(quantized_by_ptq(recipe, net), data_of(recipe, "calibration"))
+        quantized = quantized_by_ptq(recipe, _built(recipe))
+        return sensitivity(quantized, data_of(recipe, "calibration"))
 
 
 def write_report(recipe, path):
     """Write :func:`paddleq.analysis.report` of the Layer that a recipe of the method ptq makes."""
     with _seeded(recipe.values["seed"]):
         model, data = recipe.values["model"], data_of(recipe, "calibration")
-        net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
-        quantized = quantized_by_ptq(recipe, net)
+        quantized = quantized_by_ptq(recipe, _built(recipe))
         report(quantized, path, data, sensitivities=sensitivity(quantized, data),
                title=model["build"])
 

@@ -261,7 +261,8 @@ class _ImageFolder:
 
         try:
             with Image.open(path) as image:
-                image = image.convert("RGB") if image.mode not in ("RGB", "L") else image.copy()
+                # Grey ones too, as paddle.vision.datasets reads what a network is trained on.
+                image = image.convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
             raise FormatError(f"{path} is no image: {error}") from error
         return np.ascontiguousarray(self._transform(image), dtype=np.float32)
