@@ -29,7 +29,7 @@ from side_by_side import child, table
 from tqdm import tqdm
 
 from demo.text.measure import FLOAT, VARIANTS, expectations, measure
-from demo.text.trained import environment
+from demo.text.process import environment
 
 PROCESSES = 2
 

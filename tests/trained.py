@@ -6,7 +6,10 @@ change of either, they are not found and the training runs again.
 """
 
 import functools
-from dataclasses import dataclass
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from paddle.vision import models
 from sklearn.datasets import load_digits
 
 from demo.text.kept import kept
+from demo.text.process import environment
 
 TRAINING = 1500  # of the 1797 digits; training draws from no others
 SETTLING = 10  # batches for the statistics of norms, after the training
@@ -136,6 +140,15 @@ def train(recipe, seed):
 
 @functools.lru_cache(maxsize=1)
 def trained_state(name, recipe, seed=0):
-    """What :func:`train` returns, from disk if it is there."""
+    """What :func:`train` returns, from disk if it is there; else from a process of its own, whose
+    threads and memory do not depend on the caller's.
+    """
     return kept(f"{name}-{seed}", [Path(__file__).read_bytes(), repr(recipe).encode()],
-                lambda path: np.savez(path, **train(recipe, seed)))
+                lambda path: subprocess.run(
+                    [sys.executable, __file__, json.dumps(asdict(recipe)), str(seed), str(path)],
+                    env=environment(), check=True))
+
+
+if __name__ == "__main__":
+    given, number, target = sys.argv[1:]
+    np.savez(target, **train(Recipe(**json.loads(given)), int(number)))

@@ -1,0 +1,114 @@
+"""Trained models, quantized by PTQ, in both formats and every runtime, against the simulation.
+
+As a script it prints the tables: python tests/test_deploy_models.py [--models MobileNetV1,GPT].
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import vision  # noqa: E402
+import zoo  # noqa: E402
+from trained import TRAINING  # noqa: E402
+
+import paddleq  # noqa: E402
+from demo.common import DigitsNet, batches, digits, train  # noqa: E402
+from demo.text import held_out_tokens, trained  # noqa: E402
+from paddleq.deploy import verify  # noqa: E402
+
+pytestmark = pytest.mark.slow
+UNSEEN = np.arange(TRAINING, 1797)
+CONTEXT, WINDOWS = 128, 32
+
+
+@dataclass
+class Case:
+    """A float network, what it is calibrated with, and what it is compared on."""
+
+    net: paddle.nn.Layer
+    calibration: list
+    unseen: np.ndarray
+    fuse: bool = True
+
+
+def of_vision(name):
+    rng = np.random.RandomState(1)
+    recipe = vision.MODELS[name]
+    return Case(vision.network(name), [recipe.draw(rng)[0] for _ in range(4)],
+                recipe.pictures(UNSEEN).numpy())
+
+
+def demo():
+    train_x, train_y, test_x, _ = digits()
+    net = DigitsNet()
+    train(net, train_x, train_y, epochs=12, learning_rate=3e-3)
+    return Case(net, batches(train_x[:512]), test_x)
+
+
+def vit():
+    model = zoo.ZOO["ViT"]
+    return Case(zoo.trained("ViT"), [model.tensors(np.arange(128))], model.draw(UNSEEN)[0][0],
+                fuse=False)
+
+
+def gpt():
+    tokens = held_out_tokens()[:2 * WINDOWS * CONTEXT].reshape(2, WINDOWS, CONTEXT)
+    return Case(trained("gpt"), [tokens[0]], tokens[1], fuse=False)
+
+
+CASES = {"MobileNetV1": lambda: of_vision("MobileNetV1"), "ResNet18": lambda: of_vision("ResNet18"),
+         "demo": demo, "ViT": vit, "GPT": gpt}
+
+
+def report(name, folder, seconds=1.0):
+    """What :func:`paddleq.deploy.verify` says of a model, its files in ``folder``."""
+    paddle.seed(0)
+    case, path = CASES[name](), os.path.join(folder, name)
+    case.net.eval()
+    ptq = paddleq.PTQ("HistQuantizer")
+    quantized = ptq.quantize(case.net, fuse=case.fuse)
+    ptq.calibrate(quantized, case.calibration)
+    dtype = case.unseen.dtype.name
+    spec = [paddle.static.InputSpec([None, *case.unseen.shape[1:]], dtype, "x")]
+    for format in ("pdmodel", "onnx"):
+        ptq.save_quantized_model(quantized, path, spec, format=format)
+    return verify(path, quantized, np.array_split(case.unseen, 4), seconds=seconds)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_runtime_agrees_with_the_simulation(name, tmp_path):
+    found = report(name, tmp_path)
+    print(found)
+    assert len(found.rows) == 6 and found.ok, str(found)
+    for row in found.rows:
+        assert row.top1 >= 0.99
+        if row.runtime == "as it stands" and row.file.endswith(".pdmodel"):
+            assert row.error <= 1e-6
+        if row.runtime == "onnxruntime":
+            assert row.size <= 0.3 * row.float_size
+            assert row.speedup > 1.0, str(found)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=",".join(CASES))
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timing in each runtime")
+    options = parser.parse_args()
+    for name in options.models.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            print(f"\nPaddle {paddle.__version__}, {name}")
+            print(report(name, folder, options.seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
