@@ -22,7 +22,7 @@ _USUAL = ("openvino", "onnxruntime", "paddle")
 
 
 def verify(path, reference, data, float_model=None, runtimes=None, threads=1, top1=0.99,
-           error=0.1, seconds=0.5):
+           error=0.1, seconds=0.5, timed_samples=1):
     """Run an exported model in every installed runtime and compare it with its simulation.
 
     Each file of the model is also computed operator by operator, as it stands: what differs there
@@ -46,8 +46,8 @@ def verify(path, reference, data, float_model=None, runtimes=None, threads=1, to
             Default 0.99.
         error: greatest relative L2 distance of the outputs. Default 0.1. (Paddle Inference
             rounds between operators too, and so is a few per cents off.)
-        seconds: for each runtime, to measure how long a run of one sample takes. 0: not measured.
-            Default 0.5.
+        seconds: for each runtime, to measure how long a run takes. 0: not measured. Default 0.5.
+        timed_samples: how many samples of the first batch such a run has, at most. Default 1.
 
     Returns:
         A :class:`Report`: ``str`` of it is a table, ``ok`` says whether all of them agree,
@@ -77,10 +77,11 @@ def verify(path, reference, data, float_model=None, runtimes=None, threads=1, to
     check_float("top1", top1, 0.0, 1.0)
     check_float("error", error, 0.0, float("inf"))
     check_float("seconds", seconds, 0.0, float("inf"), open_high=True)
+    check_int("timed_samples", timed_samples, 1)
     files = model_files(_checked_path("path", path))
     names = _names(runtimes)
     with ExitStack() as stack:
-        check = _Check(files, reference, data, threads, top1, error, seconds)
+        check = _Check(files, reference, data, threads, top1, error, seconds, timed_samples)
         check.twins = stack.enter_context(_twins(files, reference, float_model))
         report = Report(os.fspath(path), sum(len(batch[0]) for batch in check.batches))
         for file in files:
@@ -135,8 +136,9 @@ class _Check:
 
     twins = None
 
-    def __init__(self, files, reference, data, threads, top1, error, seconds):
-        self.threads, self.top1, self.error, self.seconds = threads, top1, error, seconds
+    def __init__(self, files, reference, data, threads, top1, error, seconds, timed_samples):
+        self.threads, self.top1, self.error = threads, top1, error
+        self.seconds, self.timed_samples = seconds, timed_samples
         file = most_readable(files)
         self.batches = checked_batches(data, file.ports)
         self.expected = reference_outputs(reference, file, self.batches)
@@ -192,9 +194,9 @@ class _Check:
             finding.float_size = twin.size
             sessions["float"] = runtime.load(twin, self.threads)
             stack.callback(sessions["float"].close)
-        one = [array[:1] if port.shape is not None and port.shape[0] is None else array
-               for port, array in zip(session.ports, self.batches[0])]
-        times = latencies(sessions, one, self.seconds)
+        few = [array[:self.timed_samples] if port.shape is not None and port.shape[0] is None
+               else array for port, array in zip(session.ports, self.batches[0])]
+        times = latencies(sessions, few, self.seconds)
         finding.ms, finding.float_ms = times["this"], times.get("float")
 
 

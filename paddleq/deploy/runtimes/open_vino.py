@@ -5,6 +5,8 @@ import numpy as np
 from ..files import Port
 from .base import Runtime, Session, reported
 
+_GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+
 
 class OpenVino(Runtime):
     """Runs ``.onnx`` and ``.pdmodel`` on the processor."""
@@ -28,6 +30,9 @@ class OpenVino(Runtime):
             settings["EXECUTION_MODE_HINT"] = "ACCURACY"
         file.check()
         core = ov.Core()
+        # Left to itself it rounds float inputs of products with integers, in groups of its own.
+        if _GROUPS in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
+            settings[_GROUPS] = 0
         with reported(self.title, file):
             model = core.read_model(file.path)
             return _Session(core.compile_model(model, "CPU", settings), file)

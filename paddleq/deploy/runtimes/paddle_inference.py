@@ -1,13 +1,18 @@
 """Paddle Inference."""
 
+import contextlib
 import logging
 import os
 import tempfile
 
 import numpy as np
 
-from ..files import Port
+from ..._checks import wrong_type
+from ...errors import ConfigError
+from ...export.load import load_saved
+from ..files import Port, model_files
 from .base import Runtime, Session, reported
+from .int8_products import tell_steps
 
 _logger = logging.getLogger("paddleq")
 
@@ -36,7 +41,7 @@ class PaddleInference(Runtime):
     def _load(self, file, model, params, threads, as_is):
         from paddle import inference
 
-        def config(int8):
+        def config(int8, model=model, params=params):
             made = inference.Config(model, params)
             made.disable_gpu()
             made.disable_glog_info()
@@ -53,7 +58,8 @@ class PaddleInference(Runtime):
         with reported(self.title, file):
             int8 = file.quantized and not as_is
             try:
-                made = inference.create_predictor(config(int8))
+                with _told(model, params) if int8 else contextlib.nullcontext(()) as files:
+                    made = inference.create_predictor(config(int8, *files))
             except RuntimeError as error:
                 if not int8:
                     raise
@@ -61,6 +67,67 @@ class PaddleInference(Runtime):
                                 "in float: %s", file, str(error).strip().splitlines()[-1])
                 made = inference.create_predictor(config(int8=False))
             return _Session(made, file)
+
+
+@contextlib.contextmanager
+def _told(model, params):
+    """Paths of files that int8 kernels compute right; none where these are such files."""
+    program = load_saved(model, params or None)
+    if not tell_steps(program):
+        yield ()
+        return
+    with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+        files = [os.path.join(folder, name) for name in ("told.pdmodel", "told.pdiparams")]
+        program.save(*files)
+        yield files
+
+
+def to_paddle_int8(path, out):
+    """A copy of a ``.pdmodel`` for Paddle Inference with ``enable_mkldnn_int8()``, and for it only.
+
+    :class:`Predictor` makes such a copy by itself; for a program of your own, in C++ say, make it
+    once. Paddle Inference's int8 kernels give each column of a Linear's weight the step of another:
+    in a transformer a third of an output may be lost. The copy has the steps behind the products
+    (:mod:`~paddleq.deploy.runtimes.int8_products`). Without the int8 switch it cannot run.
+
+    Args:
+        path: prefix of the ``.pdmodel`` and ``.pdiparams``.
+        out: prefix of the copies; another than ``path``.
+
+    Returns:
+        How many Linears were changed. 0: the copy is equal to the model.
+
+    Raises:
+        FormatError: the model is missing or damaged.
+        ConfigError: ``out`` is ``path``.
+        ExportError: the copy cannot be written.
+
+    Examples:
+        >>> import tempfile, paddle, paddleq
+        >>> net, x = paddle.nn.Sequential(paddle.nn.Linear(16, 4)), paddle.rand([8, 16])
+        >>> ptq = paddleq.PTQ()
+        >>> quantized = ptq.quantize(net)
+        >>> _ = ptq.calibrate(quantized, [x])
+        >>> path = tempfile.mkdtemp() + "/net"
+        >>> ptq.save_quantized_model(quantized, path)
+        >>> paddleq.deploy.to_paddle_int8(path, path + "_int8")
+        1
+    """
+    paths = []
+    for name, value in (("path", path), ("out", out)):
+        if not isinstance(value, (str, os.PathLike)) or not str(value):
+            raise wrong_type(name, value, "the prefix of a saved model such as 'out/model'")
+        prefix = os.fspath(value)
+        paths.append(prefix[:-len(".pdmodel")] if prefix.endswith(".pdmodel") else prefix)
+    source, target = paths
+    if os.path.abspath(source) == os.path.abspath(target):
+        raise ConfigError(f"out must be another prefix than path, but both are {source!r}: the "
+                          "copy runs nowhere but in Paddle Inference's int8 mode")
+    (file,) = model_files(source + ".pdmodel")
+    program = load_saved(file.path, file.params)
+    count = tell_steps(program)
+    program.save(target + ".pdmodel", target + ".pdiparams")
+    return count
 
 
 class _Session(Session):

@@ -221,11 +221,17 @@ def _rounded_bias(graph, products, conv):
     integers = np.rint(bias.astype(np.float64) / steps)
     if not (np.abs(integers) <= np.iinfo(np.int32).max).all():
         return []  # a weight that others read too, whose steps could not be enlarged
-    name = conv.input[2]
-    scale = graph.constant(f"{name}.scale", np.broadcast_to(steps, bias.shape).copy())
+    name, nodes = conv.input[2], []
+    if steps.shape == bias.shape:
+        # The product of two that are there is folded at loading, and not in the file.
+        scale = graph.fresh(f"{name}.scale")
+        nodes.append(make_node("Mul", [activation.input[1], weight.input[1]], scale))
+    else:
+        scale = graph.constant(f"{name}.scale", np.broadcast_to(steps, bias.shape).copy())
     numbers = graph.constant(f"{name}.integers", integers.astype(np.int32))
     conv.input[2] = graph.fresh(f"{name}.dequantized")
-    return [make_node("DequantizeLinear", [numbers, scale], conv.input[2], axis=0)]
+    nodes.append(make_node("DequantizeLinear", [numbers, scale], conv.input[2], axis=0))
+    return nodes
 
 
 def _subtract_biases(graph):

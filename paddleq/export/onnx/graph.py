@@ -125,7 +125,7 @@ class OnnxGraph:
         from onnx import TensorProto, numpy_helper
 
         if name not in self.types:
-            return numpy_helper.from_array(np.ascontiguousarray(array), name)
+            return numpy_helper.from_array(np.asarray(array, order="C"), name)
         # Two values in a byte, the first one in the lower half.
         flat = array.reshape(-1).astype(np.uint8) & 15
         pairs = np.append(flat, np.zeros(flat.size % 2, np.uint8)).reshape(-1, 2)

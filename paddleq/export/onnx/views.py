@@ -17,8 +17,8 @@ def _unsqueeze(node, value, axes):
     return np.expand_dims(value, tuple(axes.reshape(-1).tolist()))
 
 
-def _squeeze(node, value, axes):
-    return np.squeeze(value, tuple(axes.reshape(-1).tolist()))
+def _squeeze(node, value, axes=None):
+    return np.squeeze(value, None if axes is None else tuple(axes.reshape(-1).tolist()))
 
 
 TURNS = {"Transpose": _transpose, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze}
@@ -36,7 +36,7 @@ def fold_views(graph):
                 or attribute(weight, "block_size") is not None):
             continue
         rest = [graph.constants.get(name) for name in node.input[1:]]
-        if any(value is None for value in rest):
+        if any(value is None for value in rest) or (turn is _squeeze and not rest):
             continue
         # What the numbers of the axes become shows where the axis of the scales goes.
         integers = graph.constants[weight.input[0]]
