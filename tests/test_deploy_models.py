@@ -19,11 +19,13 @@ sys.path.insert(0, str(ROOT))
 
 import vision  # noqa: E402
 import zoo  # noqa: E402
-from trained import TRAINING  # noqa: E402
+from trained import TRAINING, Recipe  # noqa: E402
+from trained import train as training  # noqa: E402
 
 import paddleq  # noqa: E402
 from demo.common import DigitsNet, batches, digits, train  # noqa: E402
 from demo.text import held_out_tokens, trained  # noqa: E402
+from demo.text.kept import kept  # noqa: E402
 from paddleq.deploy import verify  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -63,10 +65,21 @@ def demo():
     return Case(net, batches(train_x[:512]), test_x, timed_samples=64)
 
 
+@dataclass(frozen=True)
+class WideViT(Recipe):
+    """The zoo's, large enough for its weights to be most of its file."""
+
+    def make(self):
+        return zoo.ViT(width=128, heads=4, depth=4)
+
+
 def vit():
-    model = zoo.ZOO["ViT, wide"]
-    return Case(zoo.trained("ViT, wide"), [model.tensors(np.arange(128))],
-                model.draw(UNSEEN)[0][0], fuse=False, timed_samples=16)
+    recipe = WideViT("ViT", 500, batch=16, rate=2e-3, channels=1, size=16)
+    net = recipe.make()
+    net.set_state_dict(kept("ViT", [Path(zoo.__file__).read_bytes(), repr(recipe).encode()],
+                            lambda path: np.savez(path, **training(recipe, seed=0))))
+    return Case(net, [recipe.pictures(np.arange(128))], recipe.pictures(UNSEEN).numpy(),
+                fuse=False, timed_samples=16)
 
 
 def gpt():
