@@ -8,12 +8,13 @@ BIN := .venv/bin
 STAMP := installed.stamp
 DEFAULT := not slow and not lite and not paddle26 and not browser and not two_versions
 
-.PHONY: help docs demo demo-text demo-images test test-slow test-lite test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 \
-	test-versions test-browser lint bench bench-2.6 \
+.PHONY: help docs demo demo-text demo-deploy demo-images test test-slow test-lite test-2.6 \
+	test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser lint bench bench-2.6 \
 	env env-2.6 env-3.3 lite-env clean
 
 help:
-	@echo "make demo | demo-text | demo-images | test | lint | bench | lite-env | clean   (README.md says what each does)"
+	@echo "make demo | demo-text | demo-deploy | demo-images | test | lint | bench | lite-env | clean"
+	@echo "(README.md and demo/README.md say what each does)"
 
 demo: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
@@ -23,6 +24,10 @@ demo: env
 demo-text: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/transformer.py
+
+demo-deploy: env
+	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
+		$(BIN)/python demo/deploy.py
 
 # Images of one's own: make demo-images PHOTOS=folder, with a folder in it for each class.
 PHOTOS ?=

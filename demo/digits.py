@@ -15,7 +15,6 @@ import paddle
 from common import (
     ROOT,
     TIMED_BATCH,
-    DigitsNet,
     batches,
     digits,
     lite_python,
@@ -26,6 +25,7 @@ from common import (
     save_float,
     size_kb,
     train,
+    trained_net,
 )
 from rich import box
 from rich.console import Console
@@ -129,11 +129,9 @@ def main():
                         help="bits of weights for Paddle-Lite on x86 (7); 8 shows the overflow")
     options = parser.parse_args()
     console = Console(width=124)
-    paddle.seed(0)
     start = time.time()
     data = train_x, train_y, test_x, test_y = digits()
-    net = DigitsNet()
-    train(net, train_x, train_y, epochs=12, learning_rate=3e-3)
+    net = trained_net(train_x, train_y)
     console.print(f"trained on {len(train_x)} images in {time.time() - start:.0f} s, "
                   f"tested on {len(test_x)}")
 

@@ -26,7 +26,8 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                        input_spec=None):
     """Store a model's weights as integers; they are dequantized when the model runs.
 
-    No data is needed. The file becomes about a quarter (8 bits) or half (16 bits) the size.
+    No data is needed. The file becomes about a quarter (8 bits) or half (16 bits) the size. A
+    ``.paddleq.yaml`` beside it says how it was made.
 
     Args:
         model_dir: folder of a saved model, or a live ``paddle.nn.Layer``.

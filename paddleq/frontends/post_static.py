@@ -35,7 +35,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     """Quantize a saved model, of either format, with a few batches and without its Python class.
 
     What a ``paddleq.PTQ`` does to a ``Layer``, done to the program: the inputs of weighted
-    operators and their weights become integers, and so does the file.
+    operators and their weights become integers, and so does the file. A ``.paddleq.yaml`` beside it
+    says how it was made.
 
     Args:
         model_dir: folder of a saved model.

@@ -22,7 +22,7 @@ def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
 
     The file holds integer weights, with a scale for each channel where there are such, and zero
     points. Names of inputs, outputs and parameters are those of a ``.pdmodel``; dimensions that
-    the model leaves open stay open.
+    the model leaves open stay open. ``path.paddleq.yaml``, without ``.onnx``, says how it was made.
 
     Args:
         model: a ``paddle.nn.Layer``, quantized or float; or the prefix of a saved model, whose

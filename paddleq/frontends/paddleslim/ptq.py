@@ -171,6 +171,8 @@ class PTQ:
                              format="pdmodel"):
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
 
+        ``path.paddleq.yaml`` beside them says how they were made.
+
         The model is not changed.
 
         Args:

@@ -155,6 +155,8 @@ class QAT:
                              format="pdmodel"):
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
 
+        ``path.paddleq.yaml`` beside them says how they were made.
+
         The model is not changed: same mode, same outputs, still trainable.
 
         Args:
