@@ -29,10 +29,12 @@ demo-deploy: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/deploy.py
 
+# Else the allocator gives each large tensor back to the system at once, which clears it anew.
+KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776
 # Images of one's own: make demo-images PHOTOS=folder, with a folder in it for each class.
 PHOTOS ?=
 demo-images: env
-	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
+	$(KEEP_MEMORY) OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/images.py $(PHOTOS)
 
 # The suite for every change. What needs minutes, Python 3.7 or another Paddle is in .ci/run.

@@ -61,7 +61,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="images, in a folder for each class")
     parser.add_argument("--size", type=int, default=32, help="width and height to resize to (32)")
-    parser.add_argument("--epochs", type=int, default=6, help="of training (6)")
+    parser.add_argument("--epochs", type=int, default=2, help="of training (2)")
     options = parser.parse_args()
     console, start = Console(width=110), time.time()
     folder = options.folder or OUT / "digits"
@@ -72,8 +72,8 @@ def main():
     console.print(f"{len(images)} images of {len(classes)} classes; {half} to train on")
 
     paddle.seed(0)
-    net = paddle.vision.models.mobilenet_v1(scale=0.25, num_classes=len(classes))
-    train(net, images[:half], labels[:half], options.epochs, learning_rate=3e-3)
+    net = paddle.vision.models.resnet18(num_classes=len(classes))
+    train(net, images[:half], labels[:half], options.epochs, learning_rate=1e-3)
     spec = [paddle.static.InputSpec([None, 3, options.size, options.size], "float32", "image")]
     net.eval()
     save_float(net, OUT / "float", spec)
@@ -86,7 +86,7 @@ def main():
 
     qat = paddleq.QAT()
     models["qat"] = qat.quantize(copy.deepcopy(net))
-    train(models["qat"], images[:half], labels[:half], 2, learning_rate=1e-4, seed=1)
+    train(models["qat"], images[:half], labels[:half], 1, learning_rate=1e-4, seed=1)
     qat.save_quantized_model(models["qat"], OUT / "qat", spec)
 
     table = Table("model", "KB", "top-1", "deployed", "agree", "ms an image", "runtime",
