@@ -95,7 +95,7 @@ lint: env
 	$(BIN)/ruff check .
 
 BENCHMARKS := bench_qat bench_fake_quantize bench_calibration bench_deploy \
-	bench_memory_llm bench_gptq
+	bench_predictor bench_memory_llm bench_gptq
 
 bench: env
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
