@@ -9,7 +9,8 @@ import os
 import tempfile
 
 from ..export.emit import replace_ops
-from ..export.program import Program, inputs, outputs
+from ..export.program import Program
+from ..export.stored_weights import stored_weights
 from .agreement import relative_error
 from .files import ModelFile
 from .references import as_it_stands
@@ -70,11 +71,10 @@ def _error(file, tensor, runtime, threads, batch):
 
 def _paddle_places(file):
     """(name of a weight, tensor that its operator makes) in order."""
-    block, places, made_of = file.program.desc.blocks[0], [], {}
-    for op in block.ops:
-        if op.type == "dequantize_linear" and inputs(op, "X")[0] in file.program.arrays:
-            made_of[outputs(op, "Y")[0]] = inputs(op, "X")[0]
-            continue
+    ops, places = list(file.program.desc.blocks[0].ops), []
+    made_of = {target: weight.name
+               for target, weight in stored_weights(file.program, ops).items()}
+    for op in ops:
         read = [name for slot in op.inputs for name in slot.arguments if name in made_of]
         if read:
             made = next(name for slot in op.outputs for name in slot.arguments)

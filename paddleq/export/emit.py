@@ -4,7 +4,7 @@ import numpy as np
 
 from .program import make_op, shape_of
 
-_BOOL, _INT16, _FLOAT32 = 0, 1, 5  # paddle.framework.proto.VarType.Type, for cast
+_BOOL, _INT16, _FLOAT32, _INT8 = 0, 1, 5, 21  # paddle.framework.proto.VarType.Type, for cast
 
 
 class Emitter:
@@ -69,22 +69,30 @@ class Emitter:
 
     def dequantize_weight(self, block, integers, scale, target, bits, axis):
         """Ops that make a float weight from the parameters ``integers`` and ``scale``."""
-        channels = len(self.program.arrays[scale])
-        ops = []
-        if self.program.arrays[integers].dtype == np.int16:
-            # Paddle has no kernel that dequantizes int16: convert first.
-            converted = self.variable_like(block, target, f"{target}.converted")
-            ops.append(make_op("cast", {"X": integers}, {"Out": converted},
-                               in_dtype=_INT16, out_dtype=_FLOAT32))
-            integers = converted
-        axis = -1 if axis is None else axis
+        bits, axis = max(bits, 2), -1 if axis is None else axis
         # One bit is stored as -1 and +1, which two bits' levels / 1 give back.
+        if self.program.arrays[integers].dtype == np.int16:
+            # Paddle has no kernel that dequantizes it.
+            return self.multiply_weight(block, integers, scale, target, bits, axis)
         # A zero point of its own: Paddle-Lite removes it together with the op, and aborts when
         # another weight still needs it.
+        channels = len(self.program.arrays[scale])
         zero = self.parameter(f"{target}.zero_point", np.zeros([channels], np.float32))
-        ops.append(self._linear("dequantize_linear", integers, scale, zero, target,
-                                max(bits, 2), axis))
-        return ops
+        return [self._linear("dequantize_linear", integers, scale, zero, target, bits, axis)]
+
+    def multiply_weight(self, block, integers, scale, target, bits, axis):
+        """Ops that compute the same, to the bit, and are not known for quantization."""
+        array = self.program.arrays[integers]
+        code = _INT16 if array.dtype == np.int16 else _INT8
+        converted, product = (self.variable(block, f"{target}.{name}", array.shape)
+                              for name in ("converted", "product"))
+        return [
+            make_op("cast", {"X": integers}, {"Out": converted}, in_dtype=code,
+                    out_dtype=_FLOAT32),
+            make_op("elementwise_mul", {"X": converted, "Y": scale}, {"Out": product}, axis=axis),
+            make_op("elementwise_div", {"X": product, "Y": self._levels(bits)}, {"Out": target},
+                    axis=-1),
+        ]
 
     def sign(self, block, source, target, size):
         """-size below 0, +size from 0 on."""
@@ -107,9 +115,15 @@ class Emitter:
             is_test=True, only_observer=False)
 
     def _zero(self):
-        name = "paddleq.zero_point"
+        return self._constant("paddleq.zero_point", 0)
+
+    def _levels(self, bits):
+        levels = 2 ** (bits - 1) - 1
+        return self._constant(f"paddleq.levels_{levels}", levels)
+
+    def _constant(self, name, value):
         if name not in self.program.arrays:
-            self.parameter(name, np.zeros([1], np.float32))
+            self.parameter(name, np.array([value], np.float32))
         return name
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from ..errors import ExportError
 from ..nn.tracing import MARKER_FACTOR
-from ..spec import PerChannel, PerTensor, QuantSpec
 from .emit import replace_ops
 from .program import attribute, inputs, make_op, outputs
 from .rewrite import ActivationMark, WeightMark, simulated_weight
+from .stored_weights import spec_of, stored_weights
 
 
 def to_marks(program):
@@ -36,60 +36,49 @@ class _Reader:
 
     def marked(self, block):
         """The ops of a block, with markers in place of quantization."""
-        ops, quantized, converted = [], {}, {}
-        for op in block.ops:
-            if op.type == "quantize_linear":
+        before, ops, quantized = list(block.ops), [], {}
+        weights = stored_weights(self.program, before)
+        steps = {id(op) for weight in weights.values() for op in weight.ops[:-1]}
+        last = {id(weight.ops[-1]): weight for weight in weights.values()}
+        for op in before:
+            if id(op) in last:
+                weight = last[id(op)]
+                mark = self.weight(weight)
+                self.program.set_parameter(weight.name, simulated_weight(mark))
+                ops.append(self.marker(mark, weight.name, weight.target))
+            elif op.type == "quantize_linear":
                 quantized[outputs(op, "Y")[0]] = op
-            elif op.type == "cast" and self.integers(inputs(op, "X")[0]) is not None:
-                converted[outputs(op, "Out")[0]] = inputs(op, "X")[0]
             elif op.type == "dequantize_linear":
                 source = inputs(op, "X")[0]
-                pair = quantized.get(source)
-                source = converted.get(source, source)
-                if pair is not None:
-                    mark, source = self.activation(op), inputs(pair, "X")[0]
-                elif self.integers(source) is not None:
-                    mark = self.weight(op, source)
-                    self.program.set_parameter(source, simulated_weight(mark))
-                else:
+                if source not in quantized:
                     raise ExportError(f"dequantize_linear reads {source!r}, which is neither a "
                                       "parameter of integers nor made by quantize_linear")
-                self.marks.append(mark)
-                ops.append(make_op("scale", {"X": source}, {"Out": outputs(op, "Y")[0]},
-                                   scale=MARKER_FACTOR, bias=float(len(self.marks)),
-                                   bias_after_scale=True))
+                ops.append(self.marker(self.activation(op), inputs(quantized[source], "X")[0],
+                                       outputs(op, "Y")[0]))
             elif op.type.startswith("fake_"):
                 raise ExportError(f"the model has the operator {op.type}, which keeps weights in "
                                   "float; export it anew with onnx_format=True")
-            else:
+            elif id(op) not in steps:
                 ops.append(op)
         return ops
 
-    def integers(self, name):
-        """The parameter ``name`` if it holds integers."""
-        array = self.program.arrays.get(name)
-        return array if array is not None and array.dtype.name in ("int8", "int16") else None
+    def marker(self, mark, source, target):
+        self.marks.append(mark)
+        return make_op("scale", {"X": source}, {"Out": target}, scale=MARKER_FACTOR,
+                       bias=float(len(self.marks)), bias_after_scale=True)
 
     def activation(self, op):
-        threshold = self.parameter(op, "Scale").astype(np.float32)
-        return ActivationMark("", threshold, spec_of(op, threshold))
+        threshold = self.thresholds(inputs(op, "Scale")[0])
+        bits, axis = attribute(op, "bit_length", 8), attribute(op, "quant_axis", -1)
+        return ActivationMark("", threshold, spec_of(bits, axis, threshold))
 
-    def weight(self, op, name):
-        threshold, integers = self.parameter(op, "Scale").astype(np.float32), self.integers(name)
-        spec = spec_of(op, threshold)
-        return WeightMark(name, None, integers, threshold, spec)
+    def weight(self, weight):
+        threshold = self.thresholds(weight.scale)
+        return WeightMark(weight.name, None, self.program.arrays[weight.name], threshold,
+                          weight.spec(threshold))
 
-    def parameter(self, op, slot):
-        (name,) = inputs(op, slot)
+    def thresholds(self, name):
         if name not in self.program.arrays:
-            raise ExportError(f"the {slot} of {op.type} is computed by the program itself, which "
+            raise ExportError(f"the thresholds {name!r} are computed by the program itself, which "
                               "an integer format cannot hold")
-        return self.program.arrays[name].reshape(-1)
-
-
-def spec_of(op, threshold):
-    """The :class:`~paddleq.QuantSpec` of a dequantize_linear with these thresholds."""
-    axis = attribute(op, "quant_axis", -1)
-    per_channel = axis >= 0 and len(threshold) > 1
-    return QuantSpec(attribute(op, "bit_length", 8),
-                     granularity=PerChannel(axis) if per_channel else PerTensor())
+        return self.program.arrays[name].reshape(-1).astype(np.float32)

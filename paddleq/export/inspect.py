@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 
 from .program import attribute, inputs, outputs, shape_of, tensor_dtype
+from .stored_weights import stored_weights
 
 _FAKE = ("fake_quantize_dequantize_moving_average_abs_max", "fake_quantize_dequantize_abs_max",
          "fake_channel_wise_quantize_dequantize_abs_max")
@@ -56,10 +57,12 @@ def _quantizers(program, block):
         for slot in op.inputs:
             for name in slot.arguments:
                 readers.setdefault(name, []).append(op)
-    weights, activations = [], []
-    for op in block.ops:
-        if op.type == "dequantize_linear" and inputs(op, "X")[0] in program.arrays:
-            weights.append(_weight(program, op, inputs(op, "X")[0], inputs(op, "Scale")[0]))
+    ops, weights, activations = list(block.ops), [], []
+    stored = {id(weight.ops[-1]): weight for weight in stored_weights(program, ops).values()}
+    for op in ops:
+        if id(op) in stored:
+            weight = stored[id(op)]
+            weights.append(_weight(program, weight.name, weight.scale, weight.bits, weight.axis))
         elif op.type == "quantize_linear" or op.type == _FAKE[0]:
             slot = "Scale" if op.type == "quantize_linear" else "InScale"
             activations.append({
@@ -67,16 +70,16 @@ def _quantizers(program, block):
                 "reader": _reader(readers, op), "bits": attribute(op, "bit_length"),
                 "threshold": float(program.arrays[inputs(op, slot)[0]].reshape(-1)[0])})
         elif op.type in _FAKE[1:] and inputs(op, "X")[0] in program.arrays:
-            weights.append(_weight(program, op, inputs(op, "X")[0], outputs(op, "OutScale")[0]))
+            weights.append(_weight(program, inputs(op, "X")[0], outputs(op, "OutScale")[0],
+                                   attribute(op, "bit_length"), attribute(op, "quant_axis", -1)))
     return weights, activations
 
 
-def _weight(program, op, name, scale):
+def _weight(program, name, scale, bits, axis):
     array, thresholds = program.arrays[name], program.arrays[scale]
-    bits = attribute(op, "bit_length")
     edge = 2 ** (bits - 1)
     row = {"name": name, "shape": list(array.shape), "dtype": array.dtype.name, "bits": bits,
-           "axis": attribute(op, "quant_axis", -1),
+           "axis": axis,
            "threshold": [float(thresholds.min()), float(thresholds.max())]}
     if array.dtype.kind == "i":
         row["histogram"] = np.histogram(array, bins=_BINS, range=(-edge, edge))[0].tolist()

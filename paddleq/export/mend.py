@@ -7,11 +7,11 @@ traced (Paddle 2.6 writes the Python stack of each operator) goes: the same mode
 import numpy as np
 
 from .emit import Emitter, replace_ops
+from .links import Links, replace
 from .program import attribute, inputs, make_op, outputs, set_attribute, shape_of
+from .views import move_views
+from .weight_readers import INFERENCE_WEIGHTS, fit_weights
 
-# Where Paddle Inference's int8 pass looks for a weight.
-_WEIGHTS = {"conv2d": "Filter", "depthwise_conv2d": "Filter",
-            "mul": "Y", "matmul": "Y", "matmul_v2": "Y"}
 _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
 
 
@@ -24,6 +24,8 @@ def mend(program):
             if op.type == "relu6" and attribute(op, "threshold") is None:
                 # Paddle-Lite aborts without it. Paddle dropped it in 2.5.
                 set_attribute(op, "threshold", 6.0)
+        move_views(emit, block)
+        fit_weights(emit, block)
         ops = _direct_biases(program, block, list(block.ops))
         ops = _shielded_integers(program, emit, block, ops)
         replace_ops(block, _shielded_ranges(emit, block, ops))
@@ -36,7 +38,7 @@ def _direct_biases(program, block, ops):
     fuse the activation behind it either.
     """
     shapes = {var.name: shape_of(var) for var in block.vars}
-    made_by = _makers(ops)
+    made_by = Links(ops).makers
     replaced = set()
     for op in ops:
         if op.type != "elementwise_add" or attribute(op, "axis", -1) != -1:
@@ -45,14 +47,23 @@ def _direct_biases(program, block, ops):
         conv, reshape = made_by.get(x), made_by.get(y)
         if conv is None or not conv.type.startswith(_CONVOLUTIONS):
             continue
+        last = attribute(conv, "data_format") in ("NHWC", "NDHWC")
+        if last and y in program.arrays and program.arrays[y].ndim == 1:
+            # The same axis. oneDNN has turned the data and takes -1 for the last axis of that.
+            set_attribute(op, "axis", len(shapes[x]) - 1)
+            continue
         if reshape is None or reshape.type != "reshape2":
             continue
+        filter_maker = made_by.get(inputs(conv, "Filter")[0])
+        if filter_maker is not None and filter_maker.type == "elementwise_div":
+            # oneDNN fuses no bias with a weight that is computed, but the activation with the
+            # bias, and then forgets the axis.
+            continue
         (bias,) = inputs(reshape, "X")
-        last = attribute(conv, "data_format") in ("NHWC", "NDHWC")
         axis = len(shapes[y]) - 1 if last else 1
         if bias not in program.arrays or shapes[y][axis] != program.arrays[bias].size:
             continue
-        _replace_input(op, "Y", bias)
+        replace(op.inputs, "Y", bias)
         set_attribute(op, "axis", axis)
         replaced.add(y)
     read = {name for op in ops for slot in op.inputs for name in slot.arguments}
@@ -67,14 +78,14 @@ def _shielded_ranges(emit, block, ops):
     the scale of what goes into it, and clips that: a squeeze-and-excitation block loses all that
     lies above the largest mean. It does not look through an assign.
     """
-    made_by, shielded, kept = _makers(ops), {}, []
+    made_by, shielded, kept = Links(ops).makers, {}, []
     for op in ops:
         source = inputs(op, "X")[0] if op.type == "quantize_linear" else None
         if source in made_by and _changes_range(made_by[source]):
             if source not in shielded:
                 shielded[source] = emit.variable_like(block, source, f"{source}.assigned")
                 kept.append(make_op("assign", {"X": source}, {"Out": shielded[source]}))
-            _replace_input(op, "X", shielded[source])
+            replace(op.inputs, "X", shielded[source])
         kept.append(op)
     return kept
 
@@ -87,7 +98,7 @@ def _shielded_integers(program, emit, block, ops):
     """
     shielded, kept = {}, []
     for op in ops:
-        slot = _WEIGHTS.get(op.type)
+        slot = INFERENCE_WEIGHTS.get(op.type)
         name = inputs(op, slot)[0] if slot else None
         if name in program.arrays and _whole_floats(program.arrays[name]):
             if name not in shielded:
@@ -95,7 +106,7 @@ def _shielded_integers(program, emit, block, ops):
                 shielded[name] = emit.variable(block, f"{name}.assigned", array.shape,
                                                str(array.dtype))
                 kept.append(make_op("assign", {"X": name}, {"Out": shielded[name]}))
-            _replace_input(op, slot, shielded[name])
+            replace(op.inputs, slot, shielded[name])
         kept.append(op)
     return kept
 
@@ -108,16 +119,6 @@ def _changes_range(op):
     if op.type == "pool2d":
         return attribute(op, "pooling_type") == "avg"
     return op.type in ("scale", "dropout", "slice", "strided_slice", "split")
-
-
-def _makers(ops):
-    return {name: op for op in ops for slot in op.outputs for name in slot.arguments}
-
-
-def _replace_input(op, slot, name):
-    for entry in op.inputs:
-        if entry.parameter == slot:
-            entry.arguments[0] = name
 
 
 def _remove_attribute(op, name):

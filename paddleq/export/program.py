@@ -205,9 +205,11 @@ def outputs(op, slot):
 
 
 def attribute(op, name, default=None):
-    """Value of an attribute of one of the scalar types."""
+    """Value of an attribute: of a scalar type, or a list of integers."""
     for attr in op.attrs:
         if attr.name == name:
+            if attr.type == _INTS:
+                return list(attr.ints)
             return {_INT: attr.i, _FLOAT: attr.f, _STRING: attr.s, _BOOLEAN: attr.b,
                     _LONG: attr.l}.get(attr.type, default)
     return default

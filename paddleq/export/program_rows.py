@@ -1,8 +1,8 @@
 """What is done to each operator with a weight in a saved program: rows for a record."""
 
 from ..engine import plain_spec
-from .from_program import spec_of
-from .program import inputs
+from .program import attribute, inputs
+from .stored_weights import spec_of, stored_weights
 from .weight_only import WEIGHTED_OPS
 
 _PASSED = ("assign", "cast", "unsqueeze2")  # between a weight and its reader
@@ -17,32 +17,31 @@ def program_rows(program):
     rows = []
     for block in program.desc.blocks:
         made = {name: op for op in block.ops for slot in op.outputs for name in slot.arguments}
+        weights = stored_weights(program, list(block.ops))
         for op in block.ops:
             if op.type in WEIGHTED_OPS:
-                rows += _row(program, made, op)
+                rows += _row(program, made, weights, op)
     return rows
 
 
-def _row(program, made, op):
-    name, pair = _weight(made, inputs(op, WEIGHTED_OPS[op.type][0])[0])
+def _row(program, made, weights, op):
+    (name,) = inputs(op, WEIGHTED_OPS[op.type][0])
+    while name in made and made[name].type in _PASSED:
+        name = inputs(made[name], "X")[0]
+    weight, quantizers = weights.get(name), {}
+    if weight is not None:
+        name = weight.name
+        quantizers["weight"] = _described(program, weight.scale, weight.bits, weight.axis)
     if name not in program.arrays:
         return []  # the product of two activations
-    quantizers = {} if pair is None else {"weight": _described(program, pair)}
     pair = _activation(made, op)
     if pair is not None:
-        quantizers["activation"] = _described(program, pair)
+        quantizers["activation"] = _described(program, inputs(pair, "Scale")[0],
+                                              attribute(pair, "bit_length", 8),
+                                              attribute(pair, "quant_axis", -1))
     done = "quantized" if quantizers else "left"
     return [{"name": name, "type": op.type, "done": done,
              **({"quantizers": quantizers} if quantizers else {})}]
-
-
-def _weight(made, name):
-    """(the parameter behind ``name``, the dequantize_linear that reads it or None)."""
-    pair = None
-    while name in made and made[name].type in (*_PASSED, "dequantize_linear"):
-        pair = made[name] if made[name].type == "dequantize_linear" else pair
-        name = inputs(made[name], "X")[0]
-    return name, pair
 
 
 def _activation(made, op):
@@ -57,8 +56,8 @@ def _activation(made, op):
     return None
 
 
-def _described(program, op):
-    scale = program.arrays.get(inputs(op, "Scale")[0])
-    if scale is None:  # the program computes it
+def _described(program, scale, bits, axis):
+    thresholds = program.arrays.get(scale)
+    if thresholds is None:  # the program computes them
         return {}
-    return plain_spec(spec_of(op, scale.reshape(-1)), scale)
+    return plain_spec(spec_of(bits, axis, thresholds.reshape(-1)), thresholds)

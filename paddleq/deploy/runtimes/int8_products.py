@@ -8,12 +8,16 @@ rounded coarsely. In a trained transformer a Linear can lose a third of its outp
 Here the weight becomes its integers, in one step for all columns, and the steps of the columns are
 multiplied behind the product. The one step is told: Paddle Inference takes a quantize_linear that
 reads the weight for the source of its scale, and removes it with the other quantizers.
+
+Layers that it has no int8 kernel for (transposed convolutions) get their weights as floats.
 """
 
 import numpy as np
 
 from ...export.emit import Emitter, replace_ops
+from ...export.links import Links, replace
 from ...export.program import attribute, inputs, make_op, outputs, set_attribute, shape_of
+from ...export.weight_readers import float_weights
 
 _PRODUCTS = ("matmul_v2", "matmul", "mul")
 _TRANSPOSED = ("trans_x", "trans_y", "transpose_X", "transpose_Y")
@@ -26,11 +30,12 @@ def tell_steps(program):
     """Change ``program`` in place. It is then for int8 kernels only: as it stands it cannot run.
 
     Returns:
-        How many products were changed.
+        How many layers were changed.
     """
     emit, count = Emitter(program), 0
     for block in program.desc.blocks:
-        graph, replaced = _Links(block), {}
+        count += float_weights(program, block)
+        graph, replaced = Links(block.ops), {}
         for op in block.ops:
             product = _product_of(program, graph, block, op)
             if product is None:
@@ -47,19 +52,6 @@ def tell_steps(program):
             count += 1
         replace_ops(block, [new for op in block.ops for new in replaced.get(id(op), [op])])
     return count
-
-
-class _Links:
-    """Who makes and who reads each variable of a block."""
-
-    def __init__(self, block):
-        self.makers = {name: op for op in block.ops for slot in op.outputs
-                       for name in slot.arguments}
-        self.readers = {}
-        for op in block.ops:
-            for slot in op.inputs:
-                for name in slot.arguments:
-                    self.readers.setdefault(name, []).append(op)
 
 
 def _product_of(program, graph, block, op):
@@ -102,7 +94,7 @@ def _made_integers(emit, op):
     (scale,) = inputs(op, "Scale")
     columns = emit.program.arrays[inputs(op, "X")[0]].shape[1]
     thresholds = np.broadcast_to(emit.program.arrays[scale].reshape(-1), [columns])
-    _replace(op.inputs, "Scale", emit.parameter(f"{scale}.levels", np.array([_LEVELS])))
+    replace(op.inputs, "Scale", emit.parameter(f"{scale}.levels", np.array([_LEVELS])))
     set_attribute(op, "quant_axis", -1)
     return thresholds / _LEVELS
 
@@ -122,7 +114,7 @@ def _bias_behind(emit, graph, product, steps):
     if not (np.abs(bias) < _MOST_STEPS * input_step * steps).all():
         return None
     name = f"{outputs(product, 'Out')[0]}.bias_in_steps"
-    _replace(addition.inputs, "Y", emit.parameter(name, bias / steps))
+    replace(addition.inputs, "Y", emit.parameter(name, bias / steps))
     return addition
 
 
@@ -130,7 +122,7 @@ def _added(emit, block, product, bias):
     """An addition behind ``product``, with its result."""
     (result,) = outputs(product, "Out")
     raw = emit.variable_like(block, result, f"{result}.integers")
-    _replace(product.outputs, "Out", raw)
+    replace(product.outputs, "Out", raw)
     bias = emit.parameter(f"{result}.no_bias", bias)
     return make_op("elementwise_add", {"X": raw, "Y": bias}, {"Out": result},
                    axis=_last_axis(block, result))
@@ -140,7 +132,7 @@ def _multiplied(emit, block, addition, steps):
     """A multiplication behind ``addition``, with its result."""
     (result,) = outputs(addition, "Out")
     counted = emit.variable_like(block, result, f"{result}.in_steps")
-    _replace(addition.outputs, "Out", counted)
+    replace(addition.outputs, "Out", counted)
     factor = emit.parameter(f"{result}.steps", steps)
     return make_op("elementwise_mul", {"X": counted, "Y": factor}, {"Out": result},
                    axis=_last_axis(block, result))
@@ -148,9 +140,3 @@ def _multiplied(emit, block, addition, steps):
 
 def _last_axis(block, name):
     return len(shape_of(next(var for var in block.vars if var.name == name))) - 1
-
-
-def _replace(slots, parameter, name):
-    for slot in slots:
-        if slot.parameter == parameter:
-            slot.arguments[0] = name
