@@ -1,6 +1,7 @@
 """Paddle-Lite reads what save_quantized_model wrote: `opt` for arm, and running it on x86."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -149,6 +150,32 @@ def test_opt_converts_a_weight_that_is_read_twice(lite, prefix, weight):
     ptq.calibrate(quantized, [x])
     save(ptq, quantized, prefix, [4, 16, 16])
     lite.convert(prefix)
+
+
+def kernels(path):
+    """Names of the kernels that Paddle-Lite chose for ``path.nb``."""
+    return re.findall(rb"[a-z0-9_]+/[a-z0-9_]+(?=/\d+/\d+/\d+)", Path(f"{path}.nb").read_bytes())
+
+
+@pytest.mark.parametrize("make, shape, kernel", [
+    (lambda: nn.Conv1D(4, 6, 3), [4, 9], b"conv2d/fp32_out"),
+    (lambda: nn.Conv1DTranspose(4, 6, 3), [4, 9], b"conv2d_transpose/fp32_out"),
+    (lambda: nn.Conv2DTranspose(4, 6, 3), [4, 9, 9], b"conv2d_transpose/fp32_out"),
+])
+def test_opt_chooses_int8_kernels_for_arm(lite, prefix, make, shape, kernel):
+    x = paddle.randn([2, *shape])
+    ptq, quantized = calibrated(nn.Sequential(make()), [x])
+    save(ptq, quantized, prefix, shape)
+    lite.convert(prefix)
+    assert kernel in kernels(prefix) and b"calib_once/int8_to_fp32" not in kernels(prefix)
+
+
+def test_x86_reads_an_embedding(lite, prefix):
+    net = nn.Sequential(nn.Embedding(11, 6), nn.ReLU())
+    ids = paddle.randint(0, 11, [4, 3])
+    ptq, quantized = calibrated(net, [ids], layers=["Embedding"])
+    ptq.save_quantized_model(quantized, prefix, [paddle.static.InputSpec([None, 3], "int64")])
+    assert relative_error(lite.run(prefix, ids.numpy()), quantized(ids).numpy()) < 1e-6
 
 
 def test_opt_converts_a_qat_model(lite, prefix):

@@ -43,7 +43,7 @@ def float_weights(program, block):
     """Put the float weight into the file where Paddle Inference does not compute with integers.
 
     Returns:
-        How many weights there are.
+        The set of the weights' names.
     """
     ops, links = list(block.ops), Links(block.ops)
     weights = _left_alone(program, ops, lite=False)
@@ -59,7 +59,7 @@ def float_weights(program, block):
     gone = {id(op) for weight in weights for op in weight.ops}
     replace_ops(block, [op for op in ops if id(op) not in gone])
     program.remove_unused_parameters()
-    return len(weights)
+    return {weight.name for weight in weights}
 
 
 def _left_alone(program, ops, lite):

@@ -1,4 +1,4 @@
-"""Linears so that Paddle Inference's int8 kernels compute them right.
+"""Layers so that Paddle Inference's int8 mode computes them right: Linears above all.
 
 Paddle Inference (2.6 to 3.3) quantizes the weight of a Linear anew, in steps of its own. It means
 to take the largest value of each column of the [K, N] weight, but reads K values in a row of
@@ -9,7 +9,8 @@ Here the weight becomes its integers, in one step for all columns, and the steps
 multiplied behind the product. The one step is told: Paddle Inference takes a quantize_linear that
 reads the weight for the source of its scale, and removes it with the other quantizers.
 
-Layers that it has no int8 kernel for (transposed convolutions) get their weights as floats.
+Where it has no int8 kernel (transposed convolutions) the weight is put in as floats. It takes the
+threshold of any weight for that of the level 127; where there are fewer levels, that is put in.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from ...export.emit import Emitter, replace_ops
 from ...export.links import Links, replace
 from ...export.program import attribute, inputs, make_op, outputs, set_attribute, shape_of
+from ...export.stored_weights import stored_weights
 from ...export.weight_readers import float_weights
 
 _PRODUCTS = ("matmul_v2", "matmul", "mul")
@@ -32,9 +34,9 @@ def tell_steps(program):
     Returns:
         How many layers were changed.
     """
-    emit, count = Emitter(program), 0
+    emit, changed = Emitter(program), set()
     for block in program.desc.blocks:
-        count += float_weights(program, block)
+        changed |= float_weights(program, block) | _as_eight_bits(emit, block)
         graph, replaced = Links(block.ops), {}
         for op in block.ops:
             product = _product_of(program, graph, block, op)
@@ -49,9 +51,23 @@ def tell_steps(program):
             else:
                 replaced[id(bias)] = [bias, _multiplied(emit, block, bias, steps)]
             replaced[id(op)] = [_told(emit, op), op]
-            count += 1
+            changed.update(inputs(op, "X"))
         replace_ops(block, [new for op in block.ops for new in replaced.get(id(op), [op])])
-    return count
+    return len(changed)
+
+
+def _as_eight_bits(emit, block):
+    """Names of the weights that had fewer bits, and now have the threshold of the level 127."""
+    changed, ops = set(), list(block.ops)
+    for weight in stored_weights(emit.program, ops).values():
+        if weight.linear and weight.bits < 8:
+            levels = np.float32(2 ** (weight.bits - 1) - 1)
+            thresholds = emit.program.arrays[weight.scale] * (_LEVELS / levels)
+            replace(weight.ops[-1].inputs, "Scale",
+                    emit.parameter(f"{weight.scale}.of_127", thresholds))
+            set_attribute(weight.ops[-1], "bit_length", 8)
+            changed.add(weight.name)
+    return changed
 
 
 def _product_of(program, graph, block, op):

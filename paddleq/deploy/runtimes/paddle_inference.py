@@ -88,14 +88,15 @@ def to_paddle_int8(path, out):
     :class:`Predictor` makes such a copy by itself; for a program of your own, in C++ say, make it
     once. Paddle Inference's int8 kernels give each column of a Linear's weight the step of another:
     in a transformer a third of an output may be lost. The copy has the steps behind the products
-    (:mod:`~paddleq.deploy.runtimes.int8_products`). Without the int8 switch it cannot run.
+    (:mod:`~paddleq.deploy.runtimes.int8_products`), and the float weights of transposed
+    convolutions, which that mode fails on. Without the int8 switch it cannot run.
 
     Args:
         path: prefix of the ``.pdmodel`` and ``.pdiparams``.
         out: prefix of the copies; another than ``path``.
 
     Returns:
-        How many Linears were changed. 0: the copy is equal to the model.
+        How many layers were changed. 0: the copy is equal to the model.
 
     Raises:
         FormatError: the model is missing or damaged.
