@@ -18,7 +18,7 @@ MODELS = {
     "MobileNetV1": Recipe("mobilenet_v1", 350),
     "MobileNetV2": Recipe("mobilenet_v2", 200),
     "MobileNetV3-small": Recipe("mobilenet_v3_small", 300),
-    "MobileNetV3-large": Recipe("mobilenet_v3_large", 300),
+    "MobileNetV3-large": Recipe("mobilenet_v3_large", 340),
     "ResNet18": Recipe("resnet18", 94),
     "ResNet50": Recipe("resnet50", 100),
     "SqueezeNet": Recipe("squeezenet1_1", 400, rate=5e-4),
