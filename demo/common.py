@@ -209,3 +209,11 @@ def paddle_lite(path, images, quantized):
         labels = np.load(target).argmax(1)
         printed = run(images[:TIMED_BATCH], "100")
     return labels, float(printed.split()[-1])
+
+
+def ended(console, folder, start, failures=()):
+    """Say what failed, where the models are and how long it took; returns the exit code."""
+    for failure in failures:
+        console.print(f"FAILED: {failure}")
+    console.print(f"Models: {folder.relative_to(ROOT)}/. {time.time() - start:.0f} s in all.")
+    return 1 if failures else 0

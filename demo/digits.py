@@ -17,6 +17,7 @@ from common import (
     TIMED_BATCH,
     batches,
     digits,
+    ended,
     lite_python,
     openvino,
     paddle_inference,
@@ -153,10 +154,7 @@ def main():
                       "`make lite-env` builds one where a Python 3.7 is found.")
     if top1(groups[0][1]["float"], test_y) < MIN_TOP1:
         failures.append(f"the float model is below {MIN_TOP1}% top-1")
-    for failure in failures:
-        console.print(f"FAILED: {failure}")
-    console.print(f"Models: {OUT.relative_to(ROOT)}/. {time.time() - start:.0f} s in all.")
-    return 1 if failures else 0
+    return ended(console, OUT, start, failures)
 
 
 if __name__ == "__main__":

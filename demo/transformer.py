@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from common import ROOT, median_ms, output_to, save_float, size_kb
+from common import ROOT, ended, median_ms, output_to, save_float, size_kb
 from rich import box
 from rich.columns import Columns
 from rich.console import Console
@@ -152,10 +152,7 @@ def main():
                   "characters whose likeliest successor the runtime agrees on, median ms for "
                   f"{models['float'][0].context} tokens")
     console.print(compare(models, held_out_tokens(32768), texts, failures))
-    for failure in failures:
-        console.print(f"FAILED: {failure}")
-    console.print(f"Models: {OUT.relative_to(ROOT)}/. {time.time() - started:.0f} s in all.")
-    return 1 if failures else 0
+    return ended(console, OUT, started, failures)
 
 
 if __name__ == "__main__":

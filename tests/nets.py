@@ -4,6 +4,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+import paddleq
+
 
 class SmallNet(nn.Layer):
     """Conv-BN-ReLU, depthwise, a residual and a classifier."""
@@ -47,6 +49,14 @@ def warmed(net, x):
         net(x)
     net.eval()
     return net
+
+
+def calibrated(net, x, fuse=False):
+    """(the PTQ, a quantized copy of ``net`` that has seen ``x``)."""
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    net = ptq.quantize(net, fuse=fuse)
+    ptq.calibrate(net, [x])
+    return ptq, net
 
 
 def train_steps(net, x, steps=3, lr=1e-3, optimizer=None):

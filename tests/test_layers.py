@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from nets import OcrPACT, SmallNet, train_steps, warmed
+from nets import OcrPACT, SmallNet, calibrated, train_steps, warmed
 from paddle import nn
 from runtimes import openvino, paddle_inference, relative_error
 
@@ -342,9 +342,7 @@ def test_layer_used_twice_in_int8_inference(tmp_path):
             return F.relu(self.conv(x))
 
     x = paddle.rand([4, 1, 8, 8])
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
-    net = ptq.quantize(Twice())
-    ptq.calibrate(net, [x])
+    ptq, net = calibrated(Twice(), x)
     path = str(tmp_path / "m")
     ptq.save_quantized_model(net, path)
     found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
@@ -386,9 +384,7 @@ def test_float_weights_of_whole_numbers_in_int8_inference(tmp_path):
             return x + self.pruned_linear(paddle.matmul(x, self.turn))
 
     x = paddle.rand([4, 1, 8, 8])
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
-    net = ptq.quantize(Whole())
-    ptq.calibrate(net, [x])
+    ptq, net = calibrated(Whole(), x)
     path = str(tmp_path / "m")
     ptq.save_quantized_model(net, path)
     expected = net(x).numpy()

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import paddle
 import pytest
-from nets import SmallNet, warmed
+from nets import SmallNet, calibrated, warmed
 from paddle import nn
 from paddle.static import InputSpec
 from runtimes import relative_error
@@ -45,9 +45,7 @@ def model(tmp_path_factory):
     """(prefix of a .pdmodel and an .onnx, inputs, what was simulated)."""
     paddle.seed(0)
     x = paddle.rand([6, 1, 8, 8])
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
-    net = ptq.quantize(warmed(SmallNet(), x), fuse=True)
-    ptq.calibrate(net, [x])
+    ptq, net = calibrated(warmed(SmallNet(), x), x, fuse=True)
     path = str(tmp_path_factory.mktemp("model") / "net")
     spec = [InputSpec([None, 1, 8, 8], "float32", "picture")]
     ptq.save_quantized_model(net, path, spec)

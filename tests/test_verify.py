@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 from deployed import deploy
-from nets import SmallNet, warmed
+from nets import SmallNet, calibrated, warmed
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -20,9 +20,7 @@ def model(tmp_path_factory):
     """(prefix of .pdmodel and .onnx, quantized Layer, batches)."""
     paddle.seed(0)
     x = paddle.rand([16, 1, 8, 8])
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
-    net = ptq.quantize(warmed(SmallNet(), x), fuse=True)
-    ptq.calibrate(net, [x])
+    ptq, net = calibrated(warmed(SmallNet(), x), x, fuse=True)
     path = str(tmp_path_factory.mktemp("model") / "net")
     for format in ("pdmodel", "onnx"):
         ptq.save_quantized_model(net, path, [InputSpec([None, 1, 8, 8], "float32", "x")],

@@ -8,7 +8,7 @@ from .._checks import wrong_type
 from ..errors import ModelError
 from ..nn import KVCache
 from ..nn.attention import takes_cache
-from ..nn.integer_linear import why_no_linear
+from ..nn.replaceable import why_no_linear
 
 
 class NetworkHelper(abc.ABC):

@@ -1,10 +1,12 @@
 """Results that have a row for each layer and an order of badness."""
 
+import abc
+
 from .._checks import check_int
 from .._text import table
 
 
-class Ranked:
+class Ranked(abc.ABC):
     """Rows, one for each layer, in the order in which the model has them.
 
     Args:
@@ -27,9 +29,9 @@ class Ranked:
     def __str__(self):
         return self.table()
 
+    @abc.abstractmethod
     def ranking(self):
         """The rows, worst first; without those of layers that no data reached."""
-        raise NotImplementedError
 
     def worst(self, count=1):
         """The names of the ``count`` worst layers, worst first."""
@@ -42,10 +44,10 @@ class Ranked:
         rows = ranking + [row for row in self.rows if row not in ranking]
         return table([self._titles(), *map(self._cells, rows)])
 
+    @abc.abstractmethod
     def _titles(self):
         """The titles of the columns."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _cells(self, row):
         """The texts of a row."""
-        raise NotImplementedError

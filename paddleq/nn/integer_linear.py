@@ -8,10 +8,10 @@ from .._bytecode import keep_from_translation
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
 from ..errors import ConfigTypeError, ModelError
 from ..functional import dequantize, fake_quantize, pack_int4, token_steps, unpack_int4
-from ..functional.grid import check_weight_spec, dequantize_on_grid, dequantize_on_grid_
+from ..functional.grid import dequantize_on_grid, dequantize_on_grid_
 from ..functional.numerics import dequantize_
 from ..functional.ranges import as_dtype
-from ..spec import PerGroup, PerTensor, PerToken, QuantSpec
+from ..spec import PerGroup, PerToken
 from . import tracing
 from .deployable import (
     DeployableLayer,
@@ -21,7 +21,8 @@ from .deployable import (
     spec_from,
     spec_name,
 )
-from .registry import kind_of
+from .linear_schemes import check_activation, check_weight, scale_shape
+from .replaceable import why_no_linear
 
 _FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
            "dtype", "algorithm")
@@ -87,8 +88,8 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         super().__init__()
         self.in_features = check_int("in_features", in_features, 1)
         self.out_features = check_int("out_features", out_features, 1)
-        self.weight_spec = _check_weight(weight)
-        self.activation_spec = _check_activation(activation)
+        self.weight_spec = check_weight(weight)
+        self.activation_spec = check_activation(activation)
         self.smoothed, self.permuted = (check_bool("smoothed", smoothed),
                                         check_bool("permuted", permuted))
         check_choice("dtype", dtype, _DTYPES)
@@ -97,7 +98,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         self.algorithm = algorithm
         rows = (in_features + 1) // 2 if self.packed else in_features
         self._hold("weight", [rows, out_features], "uint8" if self.packed else weight.storage)
-        scales = _scale_shape(weight, in_features, out_features)
+        scales = scale_shape(weight, in_features, out_features)
         self._hold("weight_scale", scales, "float32")
         if not weight.symmetric:
             self._hold("weight_zero_point", scales, weight.storage)
@@ -365,52 +366,5 @@ def _count_flops(layer, inputs, output):
 register_hooks[IntegerLinear] = _count_flops
 
 
-def why_no_linear(layer):
-    """Why an :class:`IntegerLinear` cannot take the place of a layer; "" if it can.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.nn.integer_linear import why_no_linear
-        >>> why_no_linear(paddle.nn.utils.weight_norm(paddle.nn.Linear(2, 2)))
-        'its weight is computed by a hook (weight_norm, spectral_norm); remove that first'
-        >>> why_no_linear(paddle.nn.Linear(2, 2))
-        ''
-    """
-    if not isinstance(layer, nn.Linear):
-        return "only Linear is quantized"
-    if kind_of(layer) is None or "forward" in layer.__dict__:
-        return "its class overrides forward, so its weights are not known to be used as usual"
-    if layer._parameters.get("weight") is None:
-        return "its weight is computed by a hook (weight_norm, spectral_norm); remove that first"
-    return ""
-
-
-def _check_weight(spec):
-    if not isinstance(spec, QuantSpec):
-        raise wrong_type("weight", spec, "a QuantSpec")
-    check_int("weight.bits", spec.bits, 2, 8)
-    return check_weight_spec("weight", spec)
-
-
-def _check_activation(spec):
-    if spec is None:
-        return None
-    if not isinstance(spec, QuantSpec):
-        raise wrong_type("activation", spec, "a QuantSpec or None")
-    check_int("activation.bits", spec.bits, 2, 8)
-    per_token = isinstance(spec.granularity, PerToken)
-    if not per_token and spec.granularity != PerTensor():
-        raise wrong_value("activation.granularity", spec.granularity, "PerTensor() or PerToken()")
-    if per_token and not (spec.symmetric and spec.signed):
-        raise wrong_value("activation", spec, "symmetric and signed where it is per token")
-    return spec
-
-
 def _name_of(dtype):
     return str(dtype).replace("paddle.", "")
-
-
-def _scale_shape(spec, rows, columns):
-    if isinstance(spec.granularity, PerGroup):
-        return [-(-rows // spec.granularity.size), columns]
-    return [1, 1 if isinstance(spec.granularity, PerTensor) else columns]

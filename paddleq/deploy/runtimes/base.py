@@ -88,6 +88,7 @@ def reported(what, file, damaged=(), refused=()):
         raise
     except damaged as error:
         raise FormatError(f"{file} cannot be read: {_short(error)}") from error
+    # Paddle raises NotImplementedError for an operator that has no kernel for a dtype.
     except (RuntimeError, ValueError, OSError, NotImplementedError, *refused) as error:
         raise InferenceError(f"{what} refuses {file}: {_short(error)}") from error
 

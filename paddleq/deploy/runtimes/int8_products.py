@@ -46,10 +46,10 @@ def tell_steps(program):
             bias = _bias_behind(emit, graph, product, steps)
             if bias is None:
                 # Without a bias it would be another operator, with other mistakes.
-                bias = _added(emit, block, product, np.zeros_like(steps))
-                replaced[id(product)] = [product, bias, _multiplied(emit, block, bias, steps)]
+                bias = _behind(emit, block, product, "add", np.zeros_like(steps))
+                replaced[id(product)] = [product, bias, _behind(emit, block, bias, "mul", steps)]
             else:
-                replaced[id(bias)] = [bias, _multiplied(emit, block, bias, steps)]
+                replaced[id(bias)] = [bias, _behind(emit, block, bias, "mul", steps)]
             replaced[id(op)] = [_told(emit, op), op]
             changed.update(inputs(op, "X"))
         replace_ops(block, [new for op in block.ops for new in replaced.get(id(op), [op])])
@@ -134,23 +134,13 @@ def _bias_behind(emit, graph, product, steps):
     return addition
 
 
-def _added(emit, block, product, bias):
-    """An addition behind ``product``, with its result."""
-    (result,) = outputs(product, "Out")
-    raw = emit.variable_like(block, result, f"{result}.integers")
-    replace(product.outputs, "Out", raw)
-    bias = emit.parameter(f"{result}.no_bias", bias)
-    return make_op("elementwise_add", {"X": raw, "Y": bias}, {"Out": result},
-                   axis=_last_axis(block, result))
-
-
-def _multiplied(emit, block, addition, steps):
-    """A multiplication behind ``addition``, with its result."""
-    (result,) = outputs(addition, "Out")
-    counted = emit.variable_like(block, result, f"{result}.in_steps")
-    replace(addition.outputs, "Out", counted)
-    factor = emit.parameter(f"{result}.steps", steps)
-    return make_op("elementwise_mul", {"X": counted, "Y": factor}, {"Out": result},
+def _behind(emit, block, op, kind, value):
+    """``elementwise_{kind}`` with a vector behind ``op``; its result has the name of the old one."""
+    (result,) = outputs(op, "Out")
+    before = emit.variable_like(block, result, f"{result}.before_{kind}")
+    replace(op.outputs, "Out", before)
+    vector = emit.parameter(f"{result}.{kind}", value)
+    return make_op(f"elementwise_{kind}", {"X": before, "Y": vector}, {"Out": result},
                    axis=_last_axis(block, result))
 
 

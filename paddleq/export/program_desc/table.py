@@ -2,7 +2,8 @@
 
 Names, slots and types are those of Paddle's operator definitions and of the OpMakers of Paddle
 2.6; tests compare every row with what the installed Paddle says of both. How to read a row:
-:mod:`.rows`.
+:mod:`.rows`. The file is long because it is one table: families apart would be in several files what
+one looks up in one.
 """
 
 from .rows import row

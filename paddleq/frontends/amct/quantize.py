@@ -8,7 +8,7 @@ from ... import engine
 from ..._checks import wrong_type
 from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant, in_forward
 from ...errors import ModelError
-from ...nn.integer_linear import why_no_linear
+from ...nn.replaceable import why_no_linear
 from .config import AmctConfig
 
 _logger = logging.getLogger("paddleq")
