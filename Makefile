@@ -48,7 +48,7 @@ test: env
 SLOW := -m pytest -q -n $(WORKERS) --dist loadgroup
 test-slow: env
 	OMP_NUM_THREADS=1 $(BIN)/python $(SLOW) -m "slow and not lite" \
-		--ignore=tests/test_pir_models.py
+		--ignore=tests/models/test_pir_models.py
 
 test-lite: env lite-env
 	OMP_NUM_THREADS=1 PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
@@ -56,7 +56,7 @@ test-lite: env lite-env
 
 test-slow-2.6: env-2.6
 	OMP_NUM_THREADS=1 .venv-2.6/bin/python $(SLOW) -m "slow and not lite and not needs_pir" \
-		--ignore=tests/test_text.py
+		--ignore=tests/algorithms/test_text.py
 
 # The default suite, and what compares with the classes that ship in Paddle 2.6.2.
 test-2.6: env-2.6
@@ -68,7 +68,7 @@ test-3.3: env-3.3
 
 test-slow-3.3: env-3.3
 	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(SLOW) -m "slow and not lite" \
-		--ignore=tests/test_text.py --ignore=tests/test_models.py
+		--ignore=tests/algorithms/test_text.py --ignore=tests/models/test_models.py
 
 # Files of two Paddle versions side by side.
 test-versions: env-2.6 env-3.3

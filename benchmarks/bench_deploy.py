@@ -24,7 +24,7 @@ import paddle.inference as inference
 from paddle.static import InputSpec
 
 import paddleq
-from paddleq.export.program import Program
+from paddleq.export.program.program import Program
 
 MODELS = "mobilenet_v1,resnet50,mobilenet_v2,mobilenet_v3_small,squeezenet1_1"
 TARGET = 2.0  # below it, say why

@@ -16,8 +16,8 @@ from paddles_own import ReferencePACT, reference
 
 import paddleq
 from paddleq import FakeQuantize
+from paddleq.fake_quant import PACT
 from paddleq.observers import CurrentMinMaxObserver
-from paddleq.preprocess import PACT
 
 CLIPPING = 2.0  # an alpha that clips part of every activation
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from paddleq.export.program_desc.specials import SPECIALS
-from paddleq.export.program_desc.table import FAMILIES, ROWS
+from paddleq.export.pir_to_program.operator_table import FAMILIES, ROWS
+from paddleq.export.pir_to_program.special_operators import SPECIALS
 
 DOCS = Path(__file__).resolve().parent
 START, END = "<!-- operators: start -->\n", "<!-- operators: end -->\n"

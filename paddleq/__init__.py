@@ -15,6 +15,7 @@ except ImportError as _error:
 
 from . import deploy as deploy
 from . import errors
+from .checkpoint import load_checkpoint, save_checkpoint
 from .engine import (
     calibrate,
     disable_fake_quant,
@@ -22,26 +23,24 @@ from .engine import (
     enable_fake_quant,
     enable_observer,
     extra_state_keys,
-    load_checkpoint,
-    save_checkpoint,
     set_fake_quantize,
     summary,
 )
 from .export import save_quantized_model
-from .fake_quantize import FakeQuantize, State
+from .fake_quant import LSQ, PACT, LSQPlus
+from .fake_quant.fake_quantize import FakeQuantize, State
 from .frontends.amct import convert, quantize
 from .frontends.golden_stick import QuantDtype, SimulatedQuantizationAwareTraining
 from .frontends.paddleslim import PTQ, QAT
-from .frontends.post_dynamic import quant_post_dynamic
-from .frontends.post_static import quant_post_static
-from .frontends.quantizers import (
+from .frontends.paddleslim.post_dynamic import quant_post_dynamic
+from .frontends.paddleslim.post_static import quant_post_static
+from .frontends.paddleslim.quantizers import (
     AbsmaxQuantizer,
     HistQuantizer,
     KLQuantizer,
     PerChannelAbsmaxQuantizer,
 )
 from .nn import QuantizableFunction, register_layer
-from .preprocess import LSQ, PACT, LSQPlus
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 __version__ = "0.1.0"

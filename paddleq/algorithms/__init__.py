@@ -4,9 +4,9 @@ driver that takes a network through it, decoder layer by decoder layer."""
 from .awq import AWQ
 from .base import QuantizedWeight
 from .gptq import GPTQ
-from .layerwise import Quantized, quantize_layer_by_layer
+from .layerwise.driver import Quantized, quantize_layer_by_layer
+from .layerwise.network_helper import NetworkHelper, StackHelper
 from .linear import LinearPolicy, Outcome, quantize_linears
-from .network_helper import NetworkHelper, StackHelper
 from .rtn import RoundToNearest
 from .smoothquant import SmoothQuant
 from .statistics import Statistics

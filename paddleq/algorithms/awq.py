@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 
 from .._checks import check_bool, check_float, check_int, wrong_type
 from ..functional import grid_of
-from ..functional.grid import group_size, in_groups
+from ..functional.weight_qparams import group_size, in_groups
 from ..spec import PerTensor
 from .base import Smoother, checked_statistics, checked_weight
 

@@ -9,8 +9,8 @@ import paddle
 from .._checks import wrong_value
 from ..errors import ModelError
 from ..functional import Grid
-from ..functional.grid import check_weight_spec
-from ..functional.ranges import as_dtype
+from ..functional.qparams import as_dtype
+from ..functional.weight_qparams import check_weight_spec
 
 
 @dataclass

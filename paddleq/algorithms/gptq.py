@@ -6,11 +6,11 @@ import paddle
 
 from .._checks import check_bool, check_float, check_int, wrong_value
 from ..functional import Grid, grid_of
-from ..functional.grid import group_size
+from ..functional.weight_qparams import group_size
 from ..spec import PerGroup
 from .base import QuantizedWeight, Rounder, checked_statistics, checked_weight
 from .error_feedback import feedback_matrix
-from .row_by_row import RowByRow
+from .gptq_rows import RowByRow
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any, List, Optional
 import paddle
 
 from .._checks import wrong_type, wrong_value
-from ..functional.grid import check_weight_spec
-from ..functional.ranges import EPS, affine_steps
+from ..functional.qparams import EPS, affine_steps
+from ..functional.weight_qparams import check_weight_spec
 from ..spec import PerTensor, PerToken, QuantSpec
 from .base import QuantizedWeight, Rounder, Smoother, checked_weight
 from .rtn import RoundToNearest

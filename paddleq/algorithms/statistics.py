@@ -4,7 +4,7 @@ import paddle
 
 from .._checks import check_choice, wrong_value
 from ..errors import CalibrationError, NonFiniteError
-from ..functional.ranges import as_dtype
+from ..functional.qparams import as_dtype
 
 NEEDS = ("abs_max", "mean_abs", "hessian", "range")
 

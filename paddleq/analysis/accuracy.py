@@ -9,7 +9,7 @@ from .._checks import check_float, check_int, wrong_type, wrong_value
 from .._text import table
 from ..engine import check_can_leave, leave_float, quantized_layers, quantizing_only
 from ..errors import AccuracyError
-from .running import check_simulates
+from .check_deployable import check_simulates
 from .sensitivity import ask, sensitivity
 
 _logger = logging.getLogger("paddleq")

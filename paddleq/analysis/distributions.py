@@ -9,11 +9,11 @@ import paddle
 
 from ..engine import quantized_layers
 from ..errors import NonFiniteError
-from ..fake_quantize import FakeQuantize
+from ..fake_quant import PACT
+from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import representable
-from ..nn.quantized import quantizer_name, slot_name
-from ..preprocess import PACT
-from .history import part_of, qparams_now
+from ..nn.quantized_layer import quantizer_name, slot_name
+from .scale_history import part_of, qparams_now
 from .sqnr import tensors_in
 
 BINS = 4096  # of a streamed histogram; a multiple of 4

@@ -13,8 +13,8 @@ from ..engine import (
 )
 from ..errors import ModelError
 from ..graph import FoldedNorm
+from .check_deployable import check_simulates
 from .ranked import Ranked
-from .running import check_simulates
 from .sqnr import SQNR, shown, tensors_in
 
 

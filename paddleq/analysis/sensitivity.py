@@ -6,8 +6,8 @@ from typing import Optional
 
 from ..engine import batches_of, looking, quantized_layers, quantizing_only
 from ..errors import ConfigError, ConfigTypeError
+from .check_deployable import check_simulates
 from .ranked import Ranked
-from .running import check_simulates
 from .sqnr import SQNR, shown
 
 

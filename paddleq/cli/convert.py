@@ -6,8 +6,8 @@ import click
 
 from ..errors import ConfigError
 from ..export import to_onnx, to_program_desc
-from ..export.mend import mend
-from ..export.program import Program
+from ..export.program.passes.runtime_workarounds import mend
+from ..export.program.program import Program
 from ..export.trace import trace_float
 from ..recipes.run import input_specs, saved_model
 from ..recipes.sources import build_model

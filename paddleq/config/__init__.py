@@ -1,6 +1,6 @@
 """One language for all front doors: rules that map layers to policies."""
 
-from .policy import LayerPolicy, NormFold, QuantizerConfig
-from .rules import QuantConfig
+from .layer_config import LayerPolicy, NormFold, QuantizerConfig
+from .quant_config import QuantConfig
 
 __all__ = ["LayerPolicy", "NormFold", "QuantConfig", "QuantizerConfig"]

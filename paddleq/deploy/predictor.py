@@ -6,9 +6,9 @@ import queue
 
 from .._checks import check_int, wrong_type
 from ..errors import InferenceError
-from .choice import fastest, named
-from .feeding import arranged
-from .files import model_files
+from .inputs import arranged
+from .model_file import model_files
+from .select_runtime import fastest, named
 
 
 class Predictor:

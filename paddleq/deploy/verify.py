@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 
 from .._checks import check_choice, check_float, check_int, wrong_type
 from ..errors import ConfigError, PaddleqError
-from .agreement import relative_error, same_shapes, top1_agreement
-from .files import model_files, most_readable
-from .float_twin import float_twin
-from .references import as_it_stands, checked_batches, reference_outputs
-from .report import Finding, Report
+from .float_baseline import float_twin
+from .latency import latencies
+from .metrics import relative_error, same_shapes, top1_agreement
+from .model_file import model_files, most_readable
+from .reference_outputs import as_it_stands, checked_batches, reference_outputs
 from .runtimes import RUNTIMES
-from .timing import latencies
+from .verify_report import Finding, Report
 from .worst_layer import worst_layer
 
 _logger = logging.getLogger("paddleq")

@@ -8,12 +8,12 @@ to the cut.
 import os
 import tempfile
 
-from ..export.emit import replace_ops
-from ..export.program import Program
-from ..export.stored_weights import stored_weights
-from .agreement import relative_error
-from .files import ModelFile
-from .references import as_it_stands
+from ..export.program.op_builder import replace_ops
+from ..export.program.passes.stored_weights import stored_weights
+from ..export.program.program import Program
+from .metrics import relative_error
+from .model_file import ModelFile
+from .reference_outputs import as_it_stands
 
 _MOST = 16  # cuts in each of two passes
 # What belongs to the layer whose product is before it.
@@ -24,7 +24,7 @@ def worst_layer(file, runtime, threads, batch):
     """(name of the layer's weight, error before, error behind); None where there is no layer.
 
     Args:
-        file: a :class:`~paddleq.deploy.files.ModelFile`.
+        file: a :class:`~paddleq.deploy.model_file.ModelFile`.
         runtime: a :class:`~paddleq.deploy.runtimes.base.Runtime` that reads it.
         batch: list of arrays.
     """

@@ -1,15 +1,13 @@
 """prepare -> calibrate -> simulate: the one engine behind every front door."""
 
-from .arrange import arrange, blocks_of, find_arrangement, same_parameters
-from .calibrate import batches_of, calibrate, inputs_of, model_inputs
-from .checkpoint import load_state, read_state
-from .convert import convert, copy_of
-from .leave import check_can_leave, leave_float
-from .method import method_of, named, plain, say_method
+from .calibration import batches_of, calibrate, inputs_of, model_inputs
+from .freeze import convert, copy_of
+from .fuse_blocks import arrange, blocks_of, find_arrangement, same_parameters
+from .hooks import intercepted, looking, patched_forward, watched
 from .prepare import check_model, prepare
-from .running import intercepted, looking, patched_forward, watched
-from .saved import load_checkpoint, save_checkpoint
-from .states import (
+from .provenance import method_of, named, plain, say_method
+from .restore_float import check_can_leave, leave_float
+from .state import (
     check_filled,
     check_quantized,
     disable_fake_quant,
@@ -40,8 +38,7 @@ __all__ = [
     "check_filled", "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
     "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
     "fake_quantizers", "finalize", "find_arrangement", "inputs_of", "intercepted", "layer_rows",
-    "leave_float", "load_checkpoint", "load_state", "looking", "method_of", "model_inputs", "named",
+    "leave_float", "looking", "method_of", "model_inputs", "named",
     "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off",
-    "quantized_layers", "quantizing_only", "read_state", "same_parameters", "save_checkpoint",
-    "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "watched",
+    "quantized_layers", "quantizing_only", "same_parameters", "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "watched",
 ]

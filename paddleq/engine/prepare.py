@@ -10,8 +10,8 @@ from .._checks import wrong_type
 from ..errors import ModelError
 from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import DeployableLayer
-from ..nn.quantized import LayerPlan, QuantizedLayer
-from ..nn.registry import has_own_forward, kind_of
+from ..nn.layer_types import has_own_forward, kind_of
+from ..nn.quantized_layer import LayerPlan, QuantizedLayer
 
 _logger = logging.getLogger("paddleq")
 

@@ -7,12 +7,12 @@ from paddle import nn
 
 from .._checks import wrong_type
 from .._text import table
-from ..fake_quantize import FakeQuantize
+from ..fake_quant.fake_quantize import FakeQuantize
 from ..graph import FoldedNorm
-from ..nn.blocks import BlockMember
+from ..nn.block import BlockMember
 from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import DeployableLayer, describe_spec
-from ..nn.quantized import QuantizedLayer
+from ..nn.quantized_layer import QuantizedLayer
 from ..spec import QuantSpec
 
 

@@ -6,11 +6,11 @@ from .._checks import check_choice, wrong_type
 from ..engine import check_filled, finalize, quantized_layers
 from ..errors import ModelError
 from ..nn.deployable import deployable_layers
-from .limits import OnnxTarget
+from .format_limits import OnnxTarget
 from .onnx import require_onnx, write_program
-from .pir import PirFiles, rewrite_pir
-from .record import Record
-from .rewrite import rewrite
+from .paddle.lower import rewrite
+from .pir.lower import PirFiles, rewrite_pir
+from .provenance_file import Record
 from .trace import known_spec, trace
 
 FORMATS = ("pdmodel", "pir", "onnx")

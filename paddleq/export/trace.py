@@ -10,19 +10,19 @@ import numpy as np
 import paddle
 
 from .._checks import wrong_type
-from ..engine.states import evaluation, quantized_layers
+from ..engine.state import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
-from ..fake_quantize import FakeQuantize
+from ..fake_quant import PACT
+from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import abs_max, quantize
 from ..nn.deployable import deployable_layers
 from ..nn.integer_linear import IntegerLinear
 from ..nn.kv_cache import SPEC, Int8KVCache
 from ..nn.tracing import Recorder, recording
-from ..preprocess import PACT
 from ..spec import PerChannel, PerGroup, QuantSpec
-from .limits import PaddleTarget
-from .load import load_saved
-from .rewrite import ActivationMark, WeightMark
+from .format_limits import PaddleTarget
+from .paddle.lower import ActivationMark, WeightMark
+from .program.load import load_saved
 
 _logger = logging.getLogger("paddleq")
 
@@ -34,7 +34,7 @@ def trace(model, input_spec, read=load_saved, target=None):
 
     Args:
         read: ``read(model_path, params_path)`` makes the program of the files that Paddle writes.
-        target: a :class:`~paddleq.export.limits.Target`. Default: Paddle's operators.
+        target: a :class:`~paddleq.export.format_limits.Target`. Default: Paddle's operators.
 
     Raises:
         ExportError: quantizers without a scale; names them.

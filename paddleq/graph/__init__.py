@@ -1,6 +1,6 @@
 """What a model really does with an example input, and the fusion that rests on it."""
 
 from .blocks import Structure, find_structure
-from .fusion import FoldedNorm, check_fuse_list, fuse
+from .fold_batch_norm import FoldedNorm, check_fuse_list, fuse
 
 __all__ = ["FoldedNorm", "Structure", "check_fuse_list", "find_structure", "fuse"]

@@ -6,7 +6,7 @@ from typing import Dict, List, Optional, Tuple
 import paddle
 from paddle import nn
 
-from .probe import PRODUCERS, find_edges, find_pairs, observed
+from .dataflow import PRODUCERS, find_edges, find_pairs, observed
 
 
 @dataclass
@@ -32,7 +32,7 @@ def find_structure(model, run, layers, blocks=True):
     A ReLU is seen where it is a layer, ``nn.ReLU``; of ``F.relu`` a probe sees nothing.
 
     Args:
-        model, run: as for :func:`~paddleq.graph.probe.find_pairs`.
+        model, run: as for :func:`~paddleq.graph.dataflow.find_pairs`.
         layers: name -> layer.
         blocks: whether to look for blocks of more than one layer.
 

@@ -9,8 +9,8 @@ import collections
 import paddle
 from paddle import nn
 
+from .class_swap import subclass
 from .kv_cache import KVCache
-from .subclass import subclass
 
 _CLASSES = {}
 _Paddle = nn.MultiHeadAttention

@@ -15,7 +15,7 @@ import paddle
 
 from .._checks import wrong_type
 from ..errors import ModelError
-from ..functional.ranges import as_dtype
+from ..functional.qparams import as_dtype
 from ..spec import PerChannel, PerGroup
 
 _logger = logging.getLogger("paddleq")

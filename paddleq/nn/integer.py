@@ -8,7 +8,7 @@ from paddle import nn
 from ..errors import ModelError
 from ..functional import abs_max, dequantize, quantize
 from ..spec import PerChannel, PerTensor, QuantSpec
-from .registry import kind_of
+from .layer_types import kind_of
 from .substitute import substituted
 
 _CLASSES = {}

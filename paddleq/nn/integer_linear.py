@@ -8,9 +8,9 @@ from .._bytecode import keep_from_translation
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
 from ..errors import ConfigTypeError, ModelError
 from ..functional import dequantize, fake_quantize, pack_int4, token_steps, unpack_int4
-from ..functional.grid import dequantize_on_grid, dequantize_on_grid_
-from ..functional.numerics import dequantize_
-from ..functional.ranges import as_dtype
+from ..functional.fake_quant import dequantize_
+from ..functional.qparams import as_dtype
+from ..functional.weight_qparams import dequantize_on_grid, dequantize_on_grid_
 from ..spec import PerGroup, PerToken
 from . import tracing
 from .deployable import (
@@ -22,7 +22,7 @@ from .deployable import (
     spec_name,
 )
 from .linear_schemes import check_activation, check_weight, scale_shape
-from .replaceable import why_no_linear
+from .linear_support import why_no_linear
 
 _FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
            "dtype", "algorithm")

@@ -7,7 +7,7 @@ from .._bytecode import keep_from_translation
 from .._checks import check_choice, check_int
 from ..errors import CalibrationError, ConfigError
 from ..functional import from_steps, to_steps, token_steps
-from ..functional.ranges import EPS, as_dtype
+from ..functional.qparams import EPS, as_dtype
 from ..spec import QuantSpec
 from . import tracing
 from .deployable import DeployableLayer, check_fields, deployable

@@ -1,7 +1,7 @@
 """Which schemes an ``IntegerLinear`` computes."""
 
 from .._checks import check_int, wrong_type, wrong_value
-from ..functional.grid import check_weight_spec
+from ..functional.weight_qparams import check_weight_spec
 from ..spec import PerGroup, PerTensor, PerToken, QuantSpec
 
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 import paddle
 
-from ..fake_quantize import FakeQuantize
-from ..preprocess import PACT
+from ..fake_quant import PACT
+from ..fake_quant.fake_quantize import FakeQuantize
 
 MARKER_FACTOR = float(np.float32(0.7390851))
 

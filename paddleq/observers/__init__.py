@@ -2,9 +2,9 @@
 
 from .abs_max import AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, RangeAbsMaxObserver
 from .base import Observer
-from .first_step import DeviationObserver, MeanMagnitudeObserver
-from .fixed import FixedScaleObserver
+from .fixed_scale import FixedScaleObserver
 from .histogram import HistogramObserver, KLObserver, MSEObserver
+from .lsq_init import DeviationObserver, MeanMagnitudeObserver
 from .min_max import (
     CurrentMinMaxObserver,
     MinMaxObserver,

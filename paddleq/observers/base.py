@@ -8,7 +8,7 @@ from paddle import nn
 from .._factory import WithArgs
 from ..errors import CalibrationError
 from ..functional import EPS, abs_max, affine_qparams
-from ..functional.ranges import as_dtype
+from ..functional.qparams import as_dtype
 from ..spec import QuantSpec
 
 

@@ -4,7 +4,7 @@ import paddle
 
 from .._checks import check_float, check_int, wrong_value
 from ..functional import histogram, kl
-from ..functional.ranges import as_dtype
+from ..functional.qparams import as_dtype
 from ..spec import PerTensor
 from .base import Observer
 

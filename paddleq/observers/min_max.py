@@ -4,7 +4,7 @@ import paddle
 
 from .._checks import check_float
 from ..functional import EPS
-from ..functional.ranges import as_dtype
+from ..functional.qparams import as_dtype
 from ..spec import PerChannel, QuantSpec
 from .base import Observer
 

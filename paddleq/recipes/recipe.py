@@ -15,14 +15,14 @@ from .._checks import (
     wrong_value,
 )
 from ..errors import ConfigError, FormatError, PaddleqError, RecipeError
-from ..export.record import FILES
+from ..export.provenance_file import FILES
 from ..frontends.amct.config import AmctConfig
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
-from ..frontends.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from ..frontends.saved_models import check_op_types
-from ..nn.registry import known_classes
-from . import document
+from ..frontends.paddleslim.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from ..frontends.paddleslim.saved_models import check_op_types
+from ..nn.layer_types import known_classes
+from . import yaml_document as document
 from .schema import Entries, Section, Value
 from .sources import check_function_name
 

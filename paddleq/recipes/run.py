@@ -12,23 +12,24 @@ import paddle
 
 from .. import engine, export
 from ..analysis import report, sensitivity
+from ..checkpoint import save_checkpoint
 from ..config import LayerPolicy
 from ..deploy import verify
-from ..export.from_program import to_marks
-from ..export.load import load_saved
+from ..engine.example_inputs import fuse_now_or_later
 from ..export.onnx import require_onnx, write_program
-from ..export.record import FILES, Record, record_path
-from ..export.static_quantization import copy_of
+from ..export.paddle.markers_from_program import to_marks
+from ..export.program.load import load_saved
+from ..export.program.static_quantization import copy_of
+from ..export.provenance_file import FILES, Record, record_path
 from ..export.trace import trace_float
 from ..frontends.amct import convert, quantize
-from ..frontends.fusing import fuse_now_or_later
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.paddleslim import PTQ
+from ..frontends.paddleslim.post_dynamic import weights_as_integers
+from ..frontends.paddleslim.post_static import quantized_statically, sensitivity_post_static
+from ..frontends.paddleslim.saved_models import check_op_types, find_files
 from ..frontends.paddleslim.shared import rules_for
-from ..frontends.post_dynamic import weights_as_integers
-from ..frontends.post_static import quantized_statically, sensitivity_post_static
-from ..frontends.saved_models import check_op_types, find_files
-from ..nn.registry import known_classes
+from ..nn.layer_types import known_classes
 from .recipe import policies_of
 from .sources import build_model, open_data
 
@@ -109,7 +110,7 @@ def _run_on_layer(recipe, done):
             if quantize["method"] == "ptq":
                 raise recipe.mistake(f"export[{number}].format", "checkpoint is for the methods "
                                      "golden_stick and amct, which leave integers in the Layer")
-            engine.save_checkpoint(done.model, path)
+            save_checkpoint(done.model, path)
             Record.of_layer("checkpoint", done.model, _made_by(recipe, path)).write(path)
         else:
             export.save(done.model, path, spec, format=each["format"],

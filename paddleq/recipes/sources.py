@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 
 from .._checks import hint, wrong_type, wrong_value
-from ..engine.checkpoint import read_state
+from ..checkpoint import read_state
 from ..errors import ConfigError, FormatError, ModelError
 
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
@@ -111,7 +111,7 @@ def load_weights(model, path):
         FormatError: the file cannot be read.
         ModelError: a tensor is missing or has another shape; what is left over is an error too.
     """
-    from ..engine.checkpoint import load_state
+    from ..checkpoint import load_state
 
     load_state(model, read_state(path), path)
 

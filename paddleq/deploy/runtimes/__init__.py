@@ -1,7 +1,7 @@
 """The runtimes that are known, by what users call them."""
 
 from .onnx_runtime import OnnxRuntime
-from .open_vino import OpenVino
+from .openvino import OpenVino
 from .paddle_inference import PaddleInference
 from .paddle_lite import PaddleLite
 

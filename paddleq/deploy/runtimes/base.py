@@ -11,7 +11,7 @@ class Session(abc.ABC):
     """A model that is loaded; for one thread at a time.
 
     Attributes:
-        ports: list of :class:`~paddleq.deploy.files.Port`.
+        ports: list of :class:`~paddleq.deploy.model_file.Port`.
         results: names of what comes out.
     """
 
@@ -62,7 +62,7 @@ class Runtime(abc.ABC):
 
     @abc.abstractmethod
     def load(self, file, threads, as_is=False):
-        """A :class:`Session` of a :class:`~paddleq.deploy.files.ModelFile`.
+        """A :class:`Session` of a :class:`~paddleq.deploy.model_file.ModelFile`.
 
         Args:
             threads: of one run.

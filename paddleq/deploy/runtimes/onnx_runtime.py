@@ -1,6 +1,6 @@
 """ONNX Runtime."""
 
-from ..files import Port
+from ..model_file import Port
 from .base import Runtime, Session, reported
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",

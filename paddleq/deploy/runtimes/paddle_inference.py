@@ -9,10 +9,10 @@ import numpy as np
 
 from ..._checks import wrong_type
 from ...errors import ConfigError
-from ...export.load import load_saved
-from ..files import Port, model_files
+from ...export.program.load import load_saved
+from ..model_file import Port, model_files
 from .base import Runtime, Session, reported
-from .int8_products import tell_steps
+from .paddle_int8_fixes import tell_steps
 
 _logger = logging.getLogger("paddleq")
 
@@ -88,7 +88,7 @@ def to_paddle_int8(path, out):
     :class:`Predictor` makes such a copy by itself; for a program of your own, in C++ say, make it
     once. Paddle Inference's int8 kernels give each column of a Linear's weight the step of another:
     in a transformer a third of an output may be lost. The copy has the steps behind the products
-    (:mod:`~paddleq.deploy.runtimes.int8_products`), and the float weights of transposed
+    (:mod:`~paddleq.deploy.runtimes.paddle_int8_fixes`), and the float weights of transposed
     convolutions, which that mode fails on. Without the int8 switch it cannot run.
 
     Args:

@@ -138,7 +138,7 @@ def to_lite(path, out=None, places="arm"):
         ...     print("refused")
         refused
     """
-    from ..files import model_files
+    from ..model_file import model_files
 
     lite = PaddleLite()
     lite.require()

@@ -5,10 +5,10 @@ import os
 from ..._checks import check_choice, check_int, wrong_type
 from ...engine import finalize, quantized_layers
 from ...errors import FormatError
-from ..from_program import to_marks
-from ..limits import OnnxTarget
-from ..load import load_saved
-from ..record import Record
+from ..format_limits import OnnxTarget
+from ..paddle.markers_from_program import to_marks
+from ..program.load import load_saved
+from ..provenance_file import Record
 from ..trace import known_spec, trace
 from .export import onnx_model, write_onnx
 from .float_graph import require_onnx
@@ -91,7 +91,7 @@ def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
 
 
 def write_program(program, marks, path, opset=None, target="onnxruntime", record=None):
-    """Write a :class:`~paddleq.export.program.Program` whose markers stand for ``marks``.
+    """Write a :class:`~paddleq.export.program.program.Program` whose markers stand for ``marks``.
 
     Raises:
         DependencyError, ExportError, UnsupportedOperatorError: see :func:`to_onnx`.

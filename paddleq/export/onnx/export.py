@@ -1,20 +1,20 @@
 """From a program with markers to an ONNX file."""
 
-from ..._files import write_bytes
+from ..._atomic_write import write_bytes
 from ...errors import ExportError
-from ..channels_first import put_channels_first
-from ..files import write_export
-from .arrange import arrange
+from ..program.passes.channels_first import put_channels_first
+from ..program.write_files import write_export
 from .biases import join_biases
 from .dead_channels import enlarge_steps
 from .float_graph import float_graph
+from .fold_batch_norm import fold_norms
 from .graph import OnnxGraph
-from .integers import check_opset, opset_for
-from .norms import fold_norms
+from .integer_types import check_opset, opset_for
+from .lower import put_in
 from .opset import CONVERTER_HIGHEST, raise_opset
-from .quantize import put_in
-from .tidy import tidy
-from .views import fold_views
+from .qdq_placement import arrange
+from .simplify import tidy
+from .weight_views import fold_views
 
 _MOST_BYTES = 2 ** 31 - 1  # of a protobuf message
 
@@ -53,7 +53,7 @@ def write_onnx(model, path, record=None):
     """Check a model and write it beside ``path``, then rename it into place.
 
     Args:
-        record: the :class:`~paddleq.export.record.Record` to lie beside it, if any.
+        record: the :class:`~paddleq.export.provenance_file.Record` to lie beside it, if any.
 
     Raises:
         ExportError: it is too large for one file, or the target cannot be written.

@@ -30,7 +30,7 @@ def require_onnx():
 
 
 def float_graph(program, opset):
-    """The ``onnx.ModelProto`` of a float :class:`~paddleq.export.program.Program`.
+    """The ``onnx.ModelProto`` of a float :class:`~paddleq.export.program.program.Program`.
 
     Args:
         opset: of the operators. Where one of them needs a higher one, the model gets that.

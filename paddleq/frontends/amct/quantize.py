@@ -6,9 +6,10 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import wrong_type
-from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant, in_forward
+from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
+from ...algorithms import own_loop as in_forward
 from ...errors import ModelError
-from ...nn.replaceable import why_no_linear
+from ...nn.linear_support import why_no_linear
 from .config import AmctConfig
 
 _logger = logging.getLogger("paddleq")

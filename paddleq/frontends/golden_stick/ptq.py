@@ -10,7 +10,8 @@ from paddle import nn
 from ... import engine
 from ..._checks import wrong_type, wrong_value
 from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
-from ...algorithms.structure import build_structure
+from ...algorithms.layerwise.build_structure import build_structure
+from ...checkpoint import load_checkpoint
 from ...errors import ConfigError, ModelError, StateError
 from ...nn.deployable import DeployableLayer, deployable_layers
 from .ptq_config import PTQConfig
@@ -156,7 +157,7 @@ class PTQ:
         if not deployable_layers(net_opt):
             raise ModelError("net_opt has no quantized layer; give it to apply() first")
         if ckpt_path:
-            engine.load_checkpoint(net_opt, _prefix(ckpt_path))
+            load_checkpoint(net_opt, _prefix(ckpt_path))
         net_opt.eval()
         return net_opt
 

@@ -3,12 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Mapping, Optional, Tuple
 
-from ..._checks import (
-    check_int,
-    check_known_keys,
-    wrong_type,
-    wrong_value,
-)
+from ..._checks import check_int, check_known_keys, wrong_type, wrong_value
 from ...errors import ConfigError
 from .config import QuantDtype
 from .ptq_args import AWQConfig, GPTQQuantConfig, SmoothQuantConfig, parse_algo_args

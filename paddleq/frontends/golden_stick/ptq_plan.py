@@ -7,7 +7,7 @@ from paddle import nn
 
 from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
 from ...errors import ModelError
-from ...nn.replaceable import why_no_linear
+from ...nn.linear_support import why_no_linear
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from .ptq_args import AWQConfig, GPTQQuantConfig, SmoothQuantConfig
 from .ptq_enums import QuantGranularity

@@ -7,14 +7,15 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import wrong_type, wrong_value
+from ...checkpoint import load_state, read_state
 from ...config import LayerPolicy, NormFold, QuantConfig, QuantizerConfig
-from ...delayed import DelayedFakeQuantize
+from ...engine.example_inputs import look_now_or_later, pending
 from ...errors import ModelError
-from ...graph.probe import PRODUCERS
-from ...nn.functions import QuantizableFunction
+from ...fake_quant.delayed import DelayedFakeQuantize
+from ...graph.dataflow import PRODUCERS
+from ...nn.quantizable_function import QuantizableFunction
 from ...observers import CurrentMinMaxObserver, MovingAverageMinMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
-from ..fusing import look_now_or_later, pending
 from .config import SimulatedQATConfig
 
 
@@ -161,7 +162,7 @@ class SimulatedQuantizationAwareTraining:
                 "feeds which; give apply() example inputs (inputs=...), or run a batch first")
         network = engine.copy_of(net_opt)
         if ckpt_path:
-            engine.load_state(network, engine.read_state(ckpt_path), ckpt_path)
+            load_state(network, read_state(ckpt_path), ckpt_path)
         return engine.convert(network)
 
     def set_act_quant_delay(self, act_quant_delay):

@@ -8,11 +8,11 @@ from ... import engine, export
 from ..._checks import check_bool, check_known_keys, hint, wrong_type
 from ...analysis.accuracy import AccuracySearch
 from ...config import LayerPolicy
+from ...engine.example_inputs import fuse_now_or_later
 from ...errors import ConfigError
-from ...nn.functions import QuantizableFunction
-from ...nn.registry import known_classes
-from ..fusing import fuse_now_or_later
-from ..quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from ...nn.layer_types import known_classes
+from ...nn.quantizable_function import QuantizableFunction
+from .quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from .shared import layer_classes, rules_for, said_of_skip
 
 

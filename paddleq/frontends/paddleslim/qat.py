@@ -15,15 +15,15 @@ from ..._checks import (
     wrong_value,
 )
 from ...config import LayerPolicy, QuantizerConfig
+from ...engine.example_inputs import fuse_now_or_later
+from ...fake_quant import LSQ, PACT, LSQPlus
 from ...observers import (
     AbsMaxObserver,
     CurrentAbsMaxObserver,
     MovingAverageAbsMaxObserver,
     RangeAbsMaxObserver,
 )
-from ...preprocess import LSQ, PACT, LSQPlus
 from ...spec import PerChannel, PerTensor, QuantSpec
-from ..fusing import fuse_now_or_later
 from .shared import layer_classes, rules_for, said_of_skip
 
 _LEARNED = {"lsq": LSQ, "lsq_plus": LSQPlus}

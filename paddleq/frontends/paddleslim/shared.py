@@ -5,8 +5,8 @@ from paddle import nn
 from ..._checks import hint, wrong_type
 from ...config import QuantConfig
 from ...errors import ConfigError
-from ...nn.functions import QuantizableFunction
-from ...nn.registry import known_classes
+from ...nn.layer_types import known_classes
+from ...nn.quantizable_function import QuantizableFunction
 
 
 def layer_classes(name, value):

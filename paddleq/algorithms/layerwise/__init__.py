@@ -1,0 +1,1 @@
+"""Quantize a network one decoder layer at a time."""

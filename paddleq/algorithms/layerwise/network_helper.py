@@ -1,0 +1,110 @@
+"""What an algorithm must know about the architecture of a network."""
+
+import abc
+
+from paddle import nn
+
+from ..._checks import wrong_type
+from ...errors import ModelError
+from ...nn import KVCache
+from ...nn.attention import takes_cache
+from ...nn.linear_support import why_no_linear
+
+
+class NetworkHelper(abc.ABC):
+    """Tells the algorithms where the parts of a network are; derive one for your architecture.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.algorithms import NetworkHelper
+        >>> class Named(NetworkHelper):
+        ...     def decoder_layers(self, network):
+        ...         return [(name, getattr(network, name)) for name in ("first", "second")]
+        >>> network = paddle.nn.Layer()
+        >>> network.first, network.second = paddle.nn.Linear(2, 2), paddle.nn.Linear(2, 2)
+        >>> [name for name, _ in Named().decoder_layers(network)]
+        ['first', 'second']
+    """
+
+    @abc.abstractmethod
+    def decoder_layers(self, network):
+        """The layers that are quantized one after the other, of encoders too.
+
+        Returns:
+            A list of (name in ``network.named_sublayers()``, layer). None is part of another. The
+            order in which they run is found out, whatever their order here.
+        """
+
+    def kv_caches(self, network):
+        """Where keys and values are kept: ``MultiHeadAttention`` and ``paddleq.nn.KVCache``.
+
+        Returns:
+            A list of (name in ``network.named_sublayers()``, layer).
+        """
+        attentions = [(name, layer) for name, layer in network.named_sublayers(include_self=True)
+                      if takes_cache(layer)]
+        theirs = {id(getattr(attention, "kv_cache", None)) for _, attention in attentions}
+        return attentions + [
+            (name, layer) for name, layer in network.named_sublayers(include_self=True)
+            if isinstance(layer, KVCache) and id(layer) not in theirs]
+
+
+class StackHelper(NetworkHelper):
+    """The helper that is used where none is given: decoder layers are what stands in a stack.
+
+    A stack is a ``LayerList`` or ``Sequential`` whose layers are all of one class and hold
+    ``paddle.nn.Linear`` inside. Stacks within the layers of a stack (the experts of a mixture) are
+    not looked at. Where a network has several stacks, such as an encoder and a decoder, the layers
+    of all of them are decoder layers.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.algorithms import StackHelper
+        >>> encoder = paddle.nn.TransformerEncoder(
+        ...     paddle.nn.TransformerEncoderLayer(8, 2, 16), num_layers=2)
+        >>> [name for name, _ in StackHelper().decoder_layers(encoder)]
+        ['layers.0', 'layers.1']
+    """
+
+    def decoder_layers(self, network):
+        """The layers of all stacks.
+
+        Raises:
+            ModelError: there is no stack.
+        """
+        if not isinstance(network, nn.Layer):
+            raise wrong_type("network", network, "a paddle.nn.Layer")
+        inside, found = set(), []
+        # Parents come before their children.
+        for name, layer in network.named_sublayers(include_self=True):
+            if id(layer) not in inside and _is_stack(layer):
+                inside.update(id(each) for each in layer.sublayers())
+                found += [(f"{name}.{key}" if name else key, each)
+                          for key, each in layer.named_children()]
+        if not found:
+            raise ModelError(
+                f"no decoder layers found in {type(network).__name__}: there is no LayerList or "
+                "Sequential whose layers are of one class and hold paddle.nn.Linear; pass a "
+                "NetworkHelper whose decoder_layers() says where they are")
+        return found
+
+
+def is_linear(layer):
+    """Whether this is a ``paddle.nn.Linear`` that computes as one."""
+    return not why_no_linear(layer)
+
+
+def _is_stack(layer):
+    if not isinstance(layer, (nn.LayerList, nn.Sequential)):
+        return False
+    layers = list(layer.children())
+    if len({type(each) for each in layers}) != 1 or not all(map(_holds_linears, layers)):
+        return False
+    # The stages of a network, or a whole network wrapped up: look further inside.
+    if len(layers) == 1:
+        return not any(_is_stack(part) for part in layers[0].sublayers(include_self=True))
+    return not all(map(_is_stack, layers))
+
+
+def _holds_linears(layer):
+    return not is_linear(layer) and any(is_linear(part) for part in layer.sublayers())

@@ -1,0 +1,146 @@
+"""Finished decoder layers on disk, so that a run that was killed goes on where it was."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import paddle
+
+from ..._atomic_write import LEFT_OVER, write_bytes, write_together
+from ..._checks import wrong_type
+from ...checkpoint import load_checkpoint, save_checkpoint
+from ...errors import ConfigError, FormatError
+
+_RUN, _LAYER = "run.json", "layer-"
+
+
+def fingerprint(network, layers, policies, kinds, inputs):
+    """What decides the bits of a run, as plain values.
+
+    Args:
+        network: still float.
+        layers: names of the decoder layers, in order.
+        policies: name -> LinearPolicy.
+        kinds: name -> kind of KV cache.
+        inputs: the (args, kwargs) of each batch.
+    """
+    from ... import __version__
+
+    return {
+        "versions": {"paddle": paddle.__version__, "paddleq": __version__},
+        "configuration": {
+            "decoder layers": list(layers),
+            **{f"the policy of {name}": repr(policy) for name, policy in policies.items()},
+            **{f"the KV cache of {name}": kind for name, kind in kinds.items()}},
+        "model": {name: _digest(value) for name, value in network.state_dict().items()},
+        "data": {"batches": len(inputs),
+                 **{f"batch {number}": _digest(each) for number, each in enumerate(inputs)}},
+    }
+
+
+class Resume:
+    """A folder with what is finished of one run.
+
+    Args:
+        folder: made if it is not there.
+        run: the :func:`fingerprint`.
+
+    Attributes:
+        finished: how many decoder layers, from the first one on, are in it.
+
+    Raises:
+        ConfigError: the folder is of another run; says what differs.
+        FormatError: it cannot be read.
+    """
+
+    def __init__(self, folder, run):
+        if not isinstance(folder, (str, os.PathLike)):
+            raise wrong_type("resume_dir", folder, "a path or None")
+        self.folder = os.fspath(folder)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            for name in os.listdir(self.folder):
+                if name.startswith(LEFT_OVER):  # by a process that was killed
+                    shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
+            old = self._old_run()
+            if old is None:
+                self._check_new()
+                content = json.dumps(run, indent=1).encode()
+                write_together({os.path.join(self.folder, _RUN): write_bytes(content)})
+        except OSError as error:
+            raise FormatError(f"cannot use resume_dir {self.folder}: {error}") from error
+        if old is not None:
+            _check_same(self.folder, old, run)
+        self.finished = 0
+        while os.path.exists(self._path(self.finished) + ".json"):
+            self.finished += 1
+
+    def _old_run(self):
+        path = os.path.join(self.folder, _RUN)
+        if not os.path.exists(path):
+            return None
+        with open(path, "rb") as file:
+            try:
+                return json.loads(file.read().decode())
+            except ValueError as error:
+                raise FormatError(f"{path} is damaged: {error}") from error
+
+    def _check_new(self):
+        layers = sorted(name for name in os.listdir(self.folder) if name.startswith(_LAYER))
+        if layers:
+            raise FormatError(f"resume_dir {self.folder} holds {', '.join(layers[:2])}, but no "
+                              f"{_RUN} says of which run; use another folder or remove this one")
+
+    def _path(self, number):
+        return os.path.join(self.folder, f"{_LAYER}{number:04d}")
+
+    def save(self, number, layer):
+        """Write decoder layer ``number``."""
+        save_checkpoint(layer, self._path(number))
+
+    def load(self, number, layer):
+        """Make a float decoder layer what :meth:`save` wrote.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        load_checkpoint(layer, self._path(number))
+
+
+def _check_same(folder, old, new):
+    for part in new:
+        before, now = (each.get(part) if isinstance(each, dict) else None for each in (old, new))
+        if before == now:
+            continue
+        if not isinstance(before, dict):
+            raise FormatError(f"{folder}/{_RUN} does not describe a run: it has no {part!r}")
+        names = [name for name in [*now, *before] if now.get(name) != before.get(name)]
+        what = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r} now"
+                         for name in names[:1])
+        more = f" (and {len(set(names)) - 1} more)" if len(set(names)) > 1 else ""
+        raise ConfigError(f"resume_dir {folder} is of a run with another {part}: {what}{more}; "
+                          "use another folder or remove this one")
+
+
+def _digest(structure):
+    digest = hashlib.sha256()
+    _feed(digest, structure)
+    return digest.hexdigest()
+
+
+def _feed(digest, structure):
+    if isinstance(structure, paddle.Tensor):
+        array = structure.detach().cpu().numpy()
+        digest.update(f"{structure.dtype} {list(array.shape)}".encode())
+        digest.update(array.tobytes())
+    elif isinstance(structure, (list, tuple)):
+        digest.update(f"{len(structure)}".encode())
+        for each in structure:
+            _feed(digest, each)
+    elif isinstance(structure, dict):
+        for name in structure:
+            digest.update(repr(name).encode())
+            _feed(digest, structure[name])
+    else:
+        digest.update(repr(structure).encode())

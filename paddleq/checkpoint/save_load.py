@@ -1,0 +1,223 @@
+"""Checkpoints of models with deployable layers: tensors, and a description of the structure."""
+
+import hashlib
+import json
+import os
+
+import paddle
+from paddle import nn
+
+from .._atomic_write import write_bytes, write_together
+from .._checks import wrong_type
+from ..engine.rollback import whole_or_not_at_all
+from ..engine.state import check_filled
+from ..errors import ConfigError, ConfigTypeError, FormatError, ModelError
+from ..nn.deployable import check_fields, deployable_class, deployable_layers
+from ..nn.replace import replace_layers
+from .restricted_unpickler import load_state
+from .safetensors_io import parse_tensors, read_bytes, write_tensors
+
+_FORMAT, _VERSION = "paddleq checkpoint", 1
+_FIELDS = ("format", "version", "libraries", "layers", "shared", "tensors_sha256", "sha256")
+
+
+def save_checkpoint(model, path):
+    """Write a model with integer layers as ``path.safetensors`` and ``path.json``.
+
+    The first file holds the tensors of ``model.state_dict()``, of each the bits and the dtype; one
+    that several names share is in it once. The second one is JSON for :func:`load_checkpoint`: what
+    the integer layers (:class:`~paddleq.nn.IntegerLinear`, :class:`~paddleq.nn.Int8KVCache`) are
+    like, which names share a tensor, versions, and SHA-256 digests of both files. The same model
+    gives the same bytes. A process that is killed meanwhile leaves the old files whole.
+
+    Args:
+        model: a ``paddle.nn.Layer``. It is not changed.
+        path: prefix of the files; folders are made.
+
+    Raises:
+        ConfigTypeError: ``model`` is no ``paddle.nn.Layer``, or ``path`` no path.
+        ModelError: the files cannot be written, or the model holds what they cannot hold.
+        CalibrationError: a layer awaits the numbers of a checkpoint itself, or is still being
+            calibrated; names it.
+
+    Examples:
+        >>> import os, tempfile
+        >>> import paddle, paddleq
+        >>> from paddleq.nn import IntegerLinear
+        >>> model = paddle.nn.Sequential(IntegerLinear(8, 4, paddleq.QuantSpec()))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paddleq.save_checkpoint(model, os.path.join(folder, "model"))
+        ...     sorted(os.listdir(folder))
+        ['model.json', 'model.safetensors']
+    """
+    path = _checked(model, path)
+    check_filled(model)
+    state, shared = _without_shared(model.state_dict())
+    layers = {name: {"kind": type(layer).__name__, "description": layer.description()}
+              for name, layer in deployable_layers(model)}
+    digests = []
+    try:
+        write_together({
+            f"{path}.safetensors": lambda beside: digests.append(write_tensors(beside, state)),
+            f"{path}.json": lambda beside: write_bytes(
+                _described(layers, shared, digests[0]))(beside),
+        })
+    except OSError as error:
+        raise ModelError(f"cannot write the checkpoint {path}: {error}") from error
+
+
+def load_checkpoint(model, path):
+    """Make ``model`` the one that :func:`save_checkpoint` wrote, in place.
+
+    Its float layers become the integer layers that the file describes, then the tensors are
+    loaded. A model that has these layers already only gets the tensors. Nothing is unpickled.
+
+    Args:
+        model: a ``paddle.nn.Layer`` built as the saved one was before it was quantized.
+        path: prefix of the files.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigTypeError: ``model`` is no ``paddle.nn.Layer``, or ``path`` no path.
+        FormatError: a file is missing, truncated, edited or of another kind.
+        ModelError: the checkpoint is of another model; says what is missing or does not fit.
+
+    After an error the model is as it was.
+
+    Examples:
+        >>> import os, tempfile
+        >>> import paddle, paddleq
+        >>> from paddleq.nn import IntegerLinear
+        >>> saved = paddle.nn.Sequential(IntegerLinear(8, 4, paddleq.QuantSpec()))
+        >>> model = paddle.nn.Sequential(paddle.nn.Linear(8, 4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paddleq.save_checkpoint(saved, os.path.join(folder, "model"))
+        ...     paddleq.load_checkpoint(model, os.path.join(folder, "model"))
+        Sequential(
+          (0): IntegerLinear(in_features=8, out_features=4, W8-per_tensor)
+        )
+    """
+    path = _checked(model, path)
+    content = _read_description(f"{path}.json")
+    data = read_bytes(f"{path}.safetensors")
+    if hashlib.sha256(data).hexdigest() != content["tensors_sha256"]:
+        raise FormatError(f"{path}.safetensors is damaged or does not belong to {path}.json: its "
+                          "SHA-256 is another one")
+    arrays = parse_tensors(data, f"{path}.safetensors")
+    shared = content["shared"]
+    if any(other not in arrays for other in shared.values()):
+        raise FormatError(f"{path}.json shares a tensor that {path}.safetensors does not have")
+    arrays.update({name: arrays[other] for name, other in shared.items()})
+    with whole_or_not_at_all(model):
+        _take_structure(model, content["layers"])
+        _check_shared(model.state_dict(), shared, path)
+        load_state(model, arrays, f"{path}.safetensors",
+                   hint="build the model as it was when it was saved")
+    return model
+
+
+def _checked(model, path):
+    if not isinstance(model, nn.Layer):
+        raise wrong_type("model", model, "a paddle.nn.Layer")
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise wrong_type("path", path, "a file prefix such as 'out/model'")
+    return os.fspath(path)
+
+
+def _without_shared(state):
+    """(name -> tensor, each once; other name of a tensor -> its first one)"""
+    first, kept, shared = {}, {}, {}
+    for name, tensor in state.items():
+        if id(tensor) in first:
+            shared[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            kept[name] = tensor
+    return kept, shared
+
+
+def _described(layers, shared, digest):
+    """The bytes of the JSON file."""
+    from .. import __version__
+
+    content = {"format": _FORMAT, "version": _VERSION,
+               "libraries": {"paddleq": __version__, "paddle": paddle.__version__},
+               "layers": layers, "shared": shared, "tensors_sha256": digest}
+    content["sha256"] = hashlib.sha256(_text(content)).hexdigest()
+    return _text(content)
+
+
+def _text(content):
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _read_description(path):
+    data = read_bytes(path)
+    try:
+        content = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is no description of a checkpoint: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise FormatError(f"{path} is no description of a checkpoint: its format must be "
+                          f"{_FORMAT!r}")
+    if content.get("version") != _VERSION:
+        raise FormatError(f"{path} is of version {content.get('version')!r} of the format, but "
+                          f"this paddleq reads version {_VERSION}; use the paddleq that wrote it")
+    if tuple(content) != _FIELDS:
+        raise FormatError(f"{path} must have the fields {', '.join(_FIELDS)}, but has "
+                          f"{', '.join(content)}")
+    if not (isinstance(content["shared"], dict) and isinstance(content["layers"], dict)
+            and all(isinstance(name, str) for name in content["shared"].values())):
+        raise FormatError(f"{path} must say of layers and of shared tensors what names mean")
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    # The same text again: no byte of the file may be another one, not even between the values.
+    if _text(content) != data or hashlib.sha256(_text(rest)).hexdigest() != content["sha256"]:
+        raise FormatError(f"{path} was edited or is damaged: its SHA-256 is another one")
+    return content
+
+
+def _take_structure(model, layers):
+    """Put the described layers into ``model``."""
+    for name, described in layers.items():
+        try:
+            check_fields("a layer", described, ("kind", "description"))
+            cls, description = deployable_class(described["kind"]), described["description"]
+            cls.make_place(model, name)
+            old = dict(model.named_sublayers(include_self=True)).get(name)
+            if old is None:
+                raise ModelError(f"the model has no layer {name!r}, which the checkpoint describes "
+                                 f"as {described['kind']}")
+            if type(old) is not cls:
+                replace_layers(model, [(old, cls.in_place_of(old, description))])
+            elif _check_same(name, old, description) != description:
+                replace_layers(model, [(old, cls.from_description(description))])
+        except (ConfigError, ConfigTypeError) as error:
+            raise FormatError(f"the description of {name!r} is not one of this paddleq: "
+                              f"{error}") from error
+    left_over = [name for name, _ in deployable_layers(model) if name not in layers]
+    if left_over:
+        raise ModelError(f"the model's integer layers {', '.join(left_over)} are not in the "
+                         "checkpoint")
+
+
+def _check_same(name, layer, theirs):
+    """The layer's description, which may differ from ``theirs`` in what is undecided only."""
+    own = layer.description()
+    for key in own:
+        if own[key] != theirs.get(key) and key not in layer.undecided:
+            raise ModelError(f"{key} of the layer {name!r} is {own[key]!r} in the model and "
+                             f"{theirs.get(key)!r} in the checkpoint")
+    return own
+
+
+def _check_shared(state, shared, path):
+    """One tensor of the model must not be two in the checkpoint."""
+    names = {}
+    for name, tensor in state.items():
+        stored = shared.get(name, name)
+        other = names.setdefault(id(tensor), stored)
+        if other != stored:
+            raise ModelError(f"{name} and {other} are one tensor in the model and two in the "
+                             f"checkpoint {path}")

@@ -1,0 +1,94 @@
+"""What a file is compared with: the outputs of a simulation."""
+
+import os
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from .._checks import wrong_type
+from ..errors import ConfigError
+from .inputs import arranged
+from .model_file import as_numpy, model_files, most_readable
+from .runtimes import RUNTIMES
+
+# Each computes the operators of its kind of file one by one, as they stand.
+_AS_IS = {".onnx": "onnxruntime", ".pdmodel": "paddle", ".json": "paddle"}
+
+
+def as_it_stands(file):
+    """A session that computes the operators of a file one by one, in float.
+
+    Raises:
+        DependencyError: the runtime that can do so is not installed.
+    """
+    runtime = RUNTIMES[_AS_IS[file.kind]]
+    runtime.require()
+    return runtime.load(file, threads=1, as_is=True)
+
+
+def reference_outputs(reference, file, batches):
+    """What ``reference`` makes of each batch: a list of lists of arrays.
+
+    Args:
+        reference: a ``paddle.nn.Layer``; a callable on arrays; the path of a saved model; or None
+            for ``file`` itself.
+        batches: list of lists of arrays.
+    """
+    if reference is None:
+        return _outputs_of(as_it_stands(file), batches)
+    if isinstance(reference, (str, os.PathLike)):
+        return _outputs_of(as_it_stands(most_readable(model_files(reference))), batches)
+    if isinstance(reference, nn.Layer):
+        return _outputs_of_layer(reference, batches)
+    if callable(reference):
+        return [_flat(reference(*batch)) for batch in batches]
+    raise wrong_type("reference", reference, "a paddle.nn.Layer, a function of arrays, the path "
+                                             "of a saved model, or None for the file itself")
+
+
+def _outputs_of(session, batches):
+    try:
+        return [session.run(batch) for batch in batches]
+    finally:
+        session.close()
+
+
+def _outputs_of_layer(layer, batches):
+    training = [(each, each.training) for each in layer.sublayers(include_self=True)]
+    layer.eval()
+    try:
+        with paddle.no_grad():
+            return [_flat(layer(*map(paddle.to_tensor, batch))) for batch in batches]
+    finally:
+        for each, was in training:
+            each.training = was
+
+
+def _flat(value):
+    """Arrays of an output that may be nested."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [array for each in value for array in _flat(each)]
+    return [] if value is None else [as_numpy(value)]
+
+
+def checked_batches(data, ports):
+    """``data`` as a list of batches, each a list of arrays.
+
+    Raises:
+        ConfigError, ConfigTypeError: there is none, or one does not fit the model.
+    """
+    if hasattr(data, "shape") or isinstance(data, dict):
+        data = [data]
+    try:
+        data = iter(data)
+    except TypeError:
+        raise wrong_type("data", data, "a batch or an iterable of batches") from None
+    batches = [arranged(batch, ports) for batch in data]
+    if not batches:
+        raise ConfigError("data must hold at least one batch, but is empty")
+    if not all(np.size(array) for batch in batches for array in batch):
+        raise ConfigError("data must hold at least one sample in each batch")
+    return batches

@@ -1,0 +1,107 @@
+"""Quantized layers as the data connects them: blocks, and no tensor quantized twice."""
+
+import logging
+
+from ..fake_quant.fake_quantize import FakeQuantize
+from ..graph import Structure, find_structure
+from ..nn.block import Block
+from ..nn.layer_types import kind_of
+from ..nn.quantized_layer import is_quantized
+
+_logger = logging.getLogger("paddleq")
+
+
+def find_arrangement(model, run, blocks=True):
+    """What :func:`arrange` needs to know.
+
+    Args:
+        model: the model, in evaluation mode, float or quantized but with quantization off.
+        run: does a forward pass of the model on example inputs and returns its output.
+        blocks: whether to look for blocks of several layers.
+    """
+    layers = {name: layer for name, layer in model.named_sublayers(include_self=True)
+              if is_quantized(layer) or kind_of(layer) is not None}
+    return find_structure(model, run, layers, blocks)
+
+
+def arrange(model, structure: Structure):
+    """Join the quantized layers of ``model`` to the blocks of ``structure``, in place.
+
+    Where every tensor that reaches an input quantizer was quantized by a block's output quantizer
+    with the same parameters, the input quantizer goes.
+    """
+    layers = dict(model.named_sublayers(include_self=True))
+    for producer, (norm, relu) in structure.blocks.items():
+        if is_quantized(layers[producer]):
+            _join(layers, producer, norm, relu)
+    for (before, after), why in structure.refused.items():
+        _say(layers[after], f"not fused with {before}: {why}")
+    for layer in layers.values():
+        folding = getattr(layer, "norm_folding", None) if is_quantized(layer) else None
+        if folding is not None and folding.norm is None:
+            layer.drop_part("norm_folding")
+    for name, calls in structure.sources.items():
+        if is_quantized(layers[name]):
+            _drop_redundant(layers, layers[name], calls)
+
+
+def blocks_of(model):
+    """Every :class:`~paddleq.nn.block.Block` of ``model``."""
+    found = (layer.__dict__.get("_paddleq_block") for layer in model.sublayers(include_self=True)
+             if is_quantized(layer))
+    return [block for block in found if block is not None]
+
+
+def same_parameters(first, second):
+    """Whether two fake-quantizers were made alike: not only their classes, all they were given."""
+    return (isinstance(first, FakeQuantize) and isinstance(second, FakeQuantize)
+            and _parameters(first) == _parameters(second))
+
+
+def _parameters(quantizer):
+    plain = [{key: value for key, value in vars(part).items()
+              if isinstance(value, (bool, int, float, str)) and not key.startswith("_")
+              and key not in ("training", "label")}
+             for part in (quantizer, quantizer.observer)]
+    return type(quantizer), type(quantizer.observer), quantizer.spec, plain
+
+
+def _join(layers, producer, norm, relu):
+    first = layers[producer]
+    block = Block(first, layers.get(norm), layers.get(relu))
+    folding, how = getattr(first, "norm_folding", None), ""
+    if norm is not None and folding is not None:
+        refused = folding.why_not(layers[norm])
+        if refused is None:
+            folding.fold(layers[norm])
+            block.folded = True
+            how = f", folded while training ({folding.extra_repr()})"
+        else:
+            how = f", but not folded while training: {refused}"
+    block.join()
+    _say(first, f"fused with {' and '.join(filter(None, (norm, relu)))}")
+    for name, note in ((norm, how), (relu, "")):
+        if name is not None:
+            earlier = layers[name].__dict__.get("_paddleq_note", "")
+            again = earlier.startswith("fused with ")  # a ReLU that ends several blocks
+            layers[name].__dict__["_paddleq_note"] = (
+                f"{earlier}, {producer}" if again else f"fused with {producer}{note}")
+
+
+def _drop_redundant(layers, layer, calls):
+    for slot, position in enumerate(layer._paddleq_kind.inputs):
+        preprocess, quantizer = layer.input_parts(slot)
+        blocks = {call[position] if position < len(call) else None for call in calls}
+        if quantizer is None or preprocess is not None or not blocks or not all(
+                block is not None and is_quantized(layers[block]) and same_parameters(
+                    getattr(layers[block], "output_quantizer", None), quantizer)
+                for block in blocks):
+            continue
+        layer.drop_part(next(name for name, part in layer.quantizers() if part is quantizer))
+        _say(layer, f"its input is quantized by {', '.join(sorted(blocks))}")
+
+
+def _say(layer, note):
+    notes = layer.__dict__.get("_paddleq_note")
+    layer.__dict__["_paddleq_note"] = f"{notes}; {note}" if notes else note
+    _logger.info("%s", note)

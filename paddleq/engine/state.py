@@ -1,0 +1,216 @@
+"""The fake-quantizers of a model, and switching them."""
+
+from contextlib import contextmanager
+
+from paddle import nn
+
+from .._checks import hint, wrong_type
+from ..errors import CalibrationError, ConfigError, ModelError
+from ..fake_quant.fake_quantize import FakeQuantize, State
+from ..nn.calibrating import CalibratingLinear
+from ..nn.deployable import deployable_layers
+from ..nn.quantized_layer import QuantizedLayer
+
+
+def check_quantized(model):
+    """Raise unless ``model`` is a ``paddle.nn.Layer`` with quantized layers in it."""
+    if not isinstance(model, nn.Layer):
+        raise wrong_type("model", model, "a quantized paddle.nn.Layer")
+    if not quantized_layers(model):
+        raise ModelError("model has no quantized layer; call quantize() first and use what it "
+                         "returns")
+
+
+def quantized_layers(model):
+    """(name, layer) of every quantized layer, in order of definition."""
+    return [(name, layer) for name, layer in model.named_sublayers(include_self=True)
+            if isinstance(layer, QuantizedLayer)]
+
+
+def fake_quantizers(model):
+    """(name, FakeQuantize) of every fake-quantizer, each once."""
+    return [(name, layer) for name, layer in model.named_sublayers(include_self=True)
+            if isinstance(layer, FakeQuantize)]
+
+
+def set_state(model, state):
+    """Put every fake-quantizer of ``model`` into a :class:`~paddleq.fake_quant.fake_quantize.State`."""
+    for _, quantizer in fake_quantizers(model):
+        quantizer.set_state(State(state))
+
+
+def enable_fake_quant(layer):
+    """For ``model.apply``: fake-quantizers quantize.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, disable_fake_quant
+        >>> model = paddle.nn.Sequential(FakeQuantize())
+        >>> model.apply(disable_fake_quant)[0].fake_quant_enabled
+        False
+    """
+    if isinstance(layer, FakeQuantize):
+        layer.fake_quant_enabled = True
+
+
+def disable_fake_quant(layer):
+    """For ``model.apply``: fake-quantizers hand their input on unchanged.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, disable_fake_quant
+        >>> model = paddle.nn.Sequential(FakeQuantize())
+        >>> model.apply(disable_fake_quant)(paddle.to_tensor([0.25, 1.0])).tolist()
+        [0.25, 1.0]
+    """
+    if isinstance(layer, FakeQuantize):
+        layer.fake_quant_enabled = False
+
+
+def enable_observer(layer):
+    """For ``model.apply``: fake-quantizers observe.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, disable_observer, enable_observer
+        >>> model = paddle.nn.Sequential(FakeQuantize()).apply(disable_observer)
+        >>> model.apply(enable_observer)[0].observer_enabled
+        True
+    """
+    if isinstance(layer, FakeQuantize):
+        layer.observer_enabled = True
+
+
+def disable_observer(layer):
+    """For ``model.apply``: fake-quantizers keep the scale that they have.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, disable_observer
+        >>> paddle.nn.Sequential(FakeQuantize()).apply(disable_observer)[0].observer_enabled
+        False
+    """
+    if isinstance(layer, FakeQuantize):
+        layer.observer_enabled = False
+
+
+def set_fake_quantize(model, state):
+    """Put all fake-quantizers of a model into one :class:`State`.
+
+    Args:
+        model: a ``paddle.nn.Layer``.
+        state: ``State.QAT`` (the model must be in training mode), ``State.CALIBRATION`` or
+            ``State.VALIDATION`` (the model must be in evaluation mode), or its name.
+
+    Raises:
+        ModelError: the model is in the other mode. Nothing is changed.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize, State, set_fake_quantize
+        >>> model = paddle.nn.Sequential(FakeQuantize())
+        >>> _ = model.eval()
+        >>> set_fake_quantize(model, State.CALIBRATION)
+        >>> model[0].state
+        <State.CALIBRATION: 'calibration'>
+    """
+    if not isinstance(model, nn.Layer):
+        raise wrong_type("model", model, "a paddle.nn.Layer")
+    state = State.of(state)
+    if model.training != (state is State.QAT):
+        mode, right = ("training", "eval") if model.training else ("evaluation", "train")
+        raise ModelError(f"state {state} contradicts the model, which is in {mode} mode; call "
+                         f"model.{right}() first")
+    set_state(model, state)
+
+
+@contextmanager
+def quantization_off(model):
+    """While open, the model computes as if it were float and nothing is observed."""
+    found = [(q, q.state, q.observer_enabled, q.fake_quant_enabled)
+             for _, q in fake_quantizers(model)]
+    for quantizer, *_ in found:
+        quantizer.set_state(State.VALIDATION)
+        quantizer.fake_quant_enabled = False
+    try:
+        yield
+    finally:
+        for quantizer, state, observes, quantizes in found:
+            quantizer.set_state(state)
+            quantizer.observer_enabled, quantizer.fake_quant_enabled = observes, quantizes
+
+
+@contextmanager
+def quantizing_only(model, names):
+    """While open, the quantized layers of ``model`` other than ``names`` compute in float.
+
+    Such a layer uses neither its quantizers nor what comes before them (PACT, hooks). A copy of
+    the model, or an export, that is made meanwhile computes likewise.
+
+    Raises:
+        ConfigError: a name is none of a quantized layer.
+    """
+    layers = dict(quantized_layers(model))
+    names = list(names)
+    for name in names:
+        if name not in layers:
+            raise ConfigError(f"the model has no quantized layer {name!r}{hint(name, layers)}")
+    kept = {name: layer._paddleq_as_float for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer._paddleq_as_float = name not in names
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer._paddleq_as_float = kept[name]
+
+
+@contextmanager
+def evaluation(model):
+    """While open, the model and all its parts are in evaluation mode."""
+    modes = [(layer, layer.training) for _, layer in model.named_sublayers(include_self=True)]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def finalize(model):
+    """Compute every threshold that calibration observed.
+
+    Raises:
+        CalibrationError: names the quantizers that saw no data. No threshold is changed then.
+    """
+    pending = [(name, q) for name, q in fake_quantizers(model)
+               if not q.observer.dynamic and q.state is not State.QAT]
+    unseen = [name for name, q in pending if not q.observer.seen]
+    if unseen:
+        raise CalibrationError(
+            f"no calibration data reached {len(unseen)} of {len(pending)} quantizers: "
+            f"{', '.join(unseen)}; run calibrate() or forward passes on real inputs first")
+    for _, quantizer in pending:
+        quantizer.finalize()
+
+
+def check_filled(model):
+    """Raise for layers that are not yet what they are to be deployed as.
+
+    Those are layers that calibrate, and deployable layers without numbers, of a structure that
+    awaits a checkpoint.
+
+    Raises:
+        CalibrationError: names them.
+    """
+    waiting = [name or "(model)" for name, layer in model.named_sublayers(include_self=True)
+               if isinstance(layer, CalibratingLinear)]
+    if waiting:
+        raise CalibrationError(
+            f"{len(waiting)} layers are being calibrated: {', '.join(waiting)}; run the model on "
+            "all of its batches and call convert() first")
+    empty = [name or "(model)" for name, layer in deployable_layers(model) if not layer.filled]
+    if empty:
+        raise CalibrationError(
+            f"{len(empty)} quantized layers have no numbers yet: {', '.join(empty)}; load a "
+            "checkpoint (load_checkpoint(), or convert() with ckpt_path) first")

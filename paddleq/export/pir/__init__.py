@@ -1,0 +1,1 @@
+"""Lower markers in a PIR program (`.json`)."""

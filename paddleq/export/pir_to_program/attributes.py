@@ -1,0 +1,182 @@
+"""Attributes: reading PIR's, writing the legacy ones."""
+
+import math
+import struct
+
+from ...errors import FormatError
+from ..program.pdiparams import CODES
+from ..program.program import make_op, set_typed_attribute
+
+_KINDS = {"a_bool": bool, "a_i32": int, "a_i64": int, "a_index": int, "a_f32": float,
+          "a_f64": float, "a_str": str, "a_dtype": str}
+_SPECIAL = {"INF": math.inf, "-INF": -math.inf, "NaN": math.nan}
+_LIMITS = {"int": 2 ** 31, "ints": 2 ** 31, "long": 2 ** 63, "longs": 2 ** 63}
+_LISTS = ("ints", "longs", "floats", "bools", "float64s", "strs")
+
+
+def plain(attribute):
+    """The Python value of a PIR attribute: a number, a text or a list of them."""
+    kind, value = attribute
+    if kind == "a_array":
+        return [plain(each) for each in value]
+    if kind == "a_intarray":
+        return [_number(each, int) for each in _list(value)]
+    if kind == "a_scalar":
+        # [type, number]
+        value = _list(value)
+        if len(value) < 2:
+            raise FormatError(f"{value!r} is no scalar")
+        return value[1]
+    if kind not in _KINDS:
+        raise FormatError(f"attributes of the type {kind!r} are not supported")
+    if kind in ("a_f32", "a_f64"):
+        return _SPECIAL[value] if value in _SPECIAL else _number(value, (int, float)) * 1.0
+    return _number(value, _KINDS[kind])
+
+
+def _list(value):
+    if not isinstance(value, list):
+        raise FormatError(f"{str(value)[:50]!r} is no list")
+    return value
+
+
+def _number(value, kind):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise FormatError(f"{str(value)[:50]!r} is not of type {kind}")
+    return value
+
+
+def text(operation, name):
+    """An attribute that is a text."""
+    return get(operation, name, str)
+
+
+def get(operation, name, kind, *default):
+    """An attribute of a Python type."""
+    if name not in operation.attributes:
+        if default:
+            return default[0]
+        raise FormatError(f"has no attribute {name!r}")
+    return _number(plain(operation.attributes[name]), kind)
+
+
+def misfit(row, given):
+    """What a row says that an attribute must be, and is not; None if all is well."""
+    for entry in row.attributes:
+        if entry.fixed and entry.pir in given:
+            value = plain(given[entry.pir])
+            if value != entry.default:
+                return f"{entry.pir} = {value} instead of {entry.default}"
+    return None
+
+
+def of_row(row, given, operation):
+    """The legacy attributes that a row asks for; takes PIR's out of ``given``."""
+    values = []
+    for entry in row.attributes:
+        if entry.pir not in given:
+            if entry.default is None and entry.legacy != "-":
+                raise FormatError(f"has no attribute {entry.pir!r}")
+            value = entry.default
+        else:
+            value = plain(given.pop(entry.pir))
+        if entry.legacy != "-" and not entry.fixed:
+            values.append((entry.legacy, entry.type, value))
+    values += [(entry.legacy, entry.type, entry.default) for entry in row.added]
+    return values
+
+
+def op(kind, ins, outs, values):
+    """A legacy operator with typed attributes: (name, type, value) each."""
+    made = make_op(kind, {slot: names for slot, names in ins.items() if names}, outs)
+    for name, type_name, value in values:
+        set_typed_attribute(made, name, *_cast(name, type_name, value))
+    return made
+
+
+def _cast(name, type_name, value):
+    if type_name == "dtype":
+        return "int", dtype_code(value)
+    if type_name == "scalars":
+        dtype, numbers = value
+        kind = (bool if dtype == "bool" else int if "int" in dtype else float)
+        return type_name, [kind(number) for number in numbers]
+    if type_name in _LISTS:
+        value = value if isinstance(value, list) else [value]
+        single = type_name[:-1]
+        return type_name, [_cast(name, single, each)[1] for each in value]
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise FormatError(f"{name} is one number, not the list {str(value)[:50]}")
+        value = value[0]
+    if type_name in ("int", "long"):
+        if value != int(value) or not -_LIMITS[type_name] <= value < _LIMITS[type_name]:
+            raise FormatError(f"{name} = {value} does not fit into {type_name}")
+        return type_name, int(value)
+    if type_name in ("float", "float64"):
+        return type_name, float(value)
+    if type_name == "bool":
+        return type_name, bool(value)
+    return type_name, str(value)
+
+
+def is_float32(number):
+    """Whether a float32 holds a number as it is."""
+    try:
+        return struct.unpack("f", struct.pack("f", number))[0] == number or number != number
+    except OverflowError:
+        return False
+
+
+def dtype_code(name):
+    """Number of an element type; -1 for undefined, which stands for the input's own."""
+    if name.startswith("Undefined"):
+        return -1
+    if name not in CODES:
+        raise FormatError(f"element type {name!r} is not supported")
+    return CODES[name]
+
+
+def _replace(values, name, value):
+    return [(n, t, value if n == name else v) for n, t, v in values]
+
+
+def _value(values, name):
+    return next(v for n, t, v in values if n == name)
+
+
+def _reduction(converter, operation, values):
+    """No axes means all of them, and a type that is asked for is noted twice."""
+    axes = _value(values, "dim")
+    rank = len(converter.types[operation.operands[0]].shape or [])
+    everything = not axes or len(axes) == rank
+    if not any(name == "reduce_all" for name, _, _ in values):
+        values = [*values, ("reduce_all", "bool", not axes)]
+    elif everything:
+        values = _replace(values, "reduce_all", True)
+    if not str(_value(values, "out_dtype")).startswith(("-1", "Undefined")):
+        source = converter.types[operation.operands[0]].dtype
+        values = _replace(values, "in_dtype", CODES[source])
+    return values
+
+
+def _strided(converter, operation, values):
+    """-1 where a bound is computed, 1 elsewhere."""
+    computed = any(converter.numbers(number) is None for number in operation.operands[1:])
+    axes = _value(values, "axes")
+    return [*values, ("infer_flags", "ints", [-1 if computed else 1] * len(axes))]
+
+
+def _counted_axis(converter, operation, values):
+    """The legacy operator writes beyond its memory for an axis that counts from the end."""
+    axis, rank = _value(values, "dim"), len(converter.types[operation.operands[0]].shape)
+    return _replace(values, "dim", axis + rank if axis < 0 else axis)
+
+
+HOOKS = {
+    **dict.fromkeys(("sum", "mean", "max", "min", "prod", "all", "any", "amax", "amin",
+                     "frobenius_norm"), _reduction),
+    **dict.fromkeys(("repeat_interleave", "repeat_interleave_with_tensor_index"),
+                    _counted_axis),
+    "strided_slice": _strided,
+}

@@ -1,0 +1,304 @@
+"""Reading the PIR program that Paddle 3 saves as JSON.
+
+The file lists operations in the order in which they run; each names the values that it reads by
+number and gives numbers to those that it makes. Whatever does not fit is refused here, so that
+the rest of the converter can rely on what it gets.
+"""
+
+import contextlib
+import gc
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from ...errors import FormatError
+from ..program.pdiparams import MOST_DIMENSIONS
+
+# Dialect numbers in the file. "p" is a shorthand for builtin.parameter.
+_DIALECTS = {"0": "builtin.", "1": "", "2": "cf."}
+
+_ELEMENTS = {"t_bool": "bool", "t_ui8": "uint8", "t_i8": "int8", "t_i16": "int16",
+             "t_i32": "int32", "t_i64": "int64", "t_f16": "float16", "t_bf16": "bfloat16",
+             "t_f32": "float32", "t_f64": "float64"}
+_DEEPEST = 64  # blocks in blocks; the models of this world have three
+_BITS = 64  # of an integer
+_LARGEST = 2 ** 62  # elements: more cannot be addressed, and products of sizes stay in 64 bits
+# Values and numbers read by way of lists: each is written where it is read, so that a small file
+# could ask for any number of them.
+_MOST_LISTED = 10 ** 6
+
+
+class Attribute(NamedTuple):
+    """A typed attribute: ``kind`` is Paddle's name of the type (``a_i32``, ``a_array`` ...)."""
+
+    kind: str
+    value: object
+
+
+@dataclass
+class Value:
+    """What an operation makes.
+
+    Attributes:
+        number: how others name it; 0 for a result that does not exist.
+        dtype: name of the element type; None for a list of values.
+        shape: dimensions, -1 where they are not known; None if the rank is not known either.
+        elements: the values in a list; empty for a tensor.
+        array: whether it is a TensorArray.
+    """
+
+    number: int
+    dtype: Optional[str] = None
+    shape: Optional[List[int]] = None
+    elements: List["Value"] = field(default_factory=list)
+    array: bool = False
+
+
+@dataclass
+class Operation:
+    """One operation. ``name`` has no prefix if it is one of Paddle's own (``pd_op``)."""
+
+    name: str
+    operands: List[int]
+    results: List[Value]
+    attributes: Dict[str, Attribute]
+    blocks: List["Block"]
+
+    @property
+    def place(self):
+        """Where in the model it stands, for messages."""
+        where = self.attributes.get("struct_name")
+        return f"{self.name} at {where.value}" if where else self.name
+
+
+@dataclass
+class Block:
+    """Operations in the order in which they run, and the values that they are given."""
+
+    arguments: List[Value]
+    operations: List[Operation]
+
+
+@dataclass
+class PirProgram:
+    """A saved program. ``version`` counts Paddle's changes to the format."""
+
+    version: int
+    block: Block
+
+    def stored_parameters(self):
+        """Parameters that are in the file of parameters: name -> :class:`Value`."""
+        return {each.attributes["name"].value: each.results[0]
+                for each in self.block.operations
+                if each.name == "builtin.parameter" and each.attributes["stored"].value}
+
+    @classmethod
+    def load(cls, path):
+        """Read a ``.json`` file.
+
+        Raises:
+            FormatError: the file is missing, is damaged or is not of this kind.
+        """
+        if not os.path.isfile(path):
+            raise FormatError(f"there is no file {path}")
+        with _no_collections():
+            try:
+                with open(path, encoding="utf-8") as file:
+                    content = json.load(file)
+            except OSError as error:
+                raise FormatError(f"cannot read {path}: {error.strerror}") from error
+            except (ValueError, RecursionError) as error:
+                raise FormatError(f"{path} is no JSON: {error}") from error
+            try:
+                return _program(content)
+            except FormatError as error:
+                raise FormatError(f"{path} is no PIR program that can be read: {error}") from error
+
+
+@contextlib.contextmanager
+def _no_collections():
+    """A large program is millions of objects in no cycle: looking for cycles takes most of the
+    time, ten times that of reading."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _program(content):
+    head = _get(content, "base_code", dict, "the file")
+    if head.get("magic") != "pir":
+        raise FormatError(f"its magic is {_quoted(head.get('magic'))}, not 'pir'")
+    version = _get(head, "version", int, "base_code")
+    if version < 0:
+        raise FormatError(f"its version is {version}")
+    regions = _get(_get(content, "program", dict, "the file"), "regions", list, "program")
+    if len(regions) != 1:
+        raise FormatError(f"program has {len(regions)} regions instead of one")
+    return PirProgram(version, _Reader().region(regions[0], "program", 0))
+
+
+class _Reader:
+    def __init__(self):
+        self.defined = {0}
+        self.visible = {0}
+        self.parameters = set()
+        self.lists = {}  # value that is a list -> how many are in it
+        self.listed = 0
+
+    def region(self, region, where, depth):
+        if depth > _DEEPEST:
+            raise FormatError(f"blocks are nested deeper than {_DEEPEST}")
+        blocks = _get(region, "blocks", list, where)
+        if len(blocks) != 1:
+            raise FormatError(f"a region of {where} has {len(blocks)} blocks instead of one")
+        arguments = [self.value(each, where) for each in _get(blocks[0], "args", list, where)]
+        operations = [self.operation(each, depth)
+                      for each in _get(blocks[0], "ops", list, where)]
+        for made in [arguments, *(operation.results for operation in operations)]:
+            self.visible.difference_update(value.number for value in made)
+        self.visible.add(0)
+        return Block(arguments, operations)
+
+    def operation(self, content, depth):
+        name = _name(_get(content, "#", str, "an operation"))
+        if name == "builtin.parameter":
+            return self.parameter(content)
+        operands = [_get(each, "%", int, name)
+                    for each in _get(content, "I", list, name)]
+        for number in operands:
+            if number not in self.visible:
+                raise FormatError(f"{name} reads the value {number}, which nothing before it makes")
+            self.listed += self.lists.get(number, 0)
+        if self.listed > _MOST_LISTED:
+            raise FormatError(f"its lists are read for more than {_MOST_LISTED} values in all")
+        blocks = []
+        if "regions" in content:
+            blocks = [self.region(each, name, depth + 1)
+                      for each in _get(content, "regions", list, name)]
+        attributes = {}
+        for each in _get(content, "A", list, name):
+            key, attribute = _attribute(each, name)
+            if key in attributes:
+                raise FormatError(f"{name} has two attributes {key!r}")
+            attributes[key] = attribute
+        results = [self.value(each, name) for each in _get(content, "O", list, name)]
+        made = [len(each.elements) for each in results]
+        if name == "builtin.combine" and made != [len(operands)]:
+            raise FormatError(f"{name} makes something else than a list of its operands")
+        if name == "full_int_array" and "value" in attributes:
+            numbers = attributes["value"].value
+            self.lists.update((each.number, len(numbers)) for each in results
+                              if isinstance(numbers, list))
+        return Operation(name, operands, results, attributes, blocks)
+
+    def parameter(self, content):
+        details = _get(content, "A", list, "a parameter")
+        if len(details) != 4 or not isinstance(details[3], str) or not details[3]:
+            raise FormatError("a parameter has something else than three flags and its name")
+        if details[3] in self.parameters:
+            raise FormatError(f"the parameter {details[3]!r} is there twice")
+        self.parameters.add(details[3])
+        value = self.value(_get(content, "O", dict, "a parameter"), "a parameter")
+        # [persistable, stop_gradient, trainable]: what is not persistable is not in the file.
+        flags = content.get("OA")
+        stored = not (isinstance(flags, list) and flags and flags[0] == 0)
+        return Operation("builtin.parameter", [], [value],
+                         {"name": Attribute("a_str", details[3]),
+                          "stored": Attribute("a_bool", stored)}, [])
+
+    def value(self, content, where):
+        number = _get(content, "%" if isinstance(content, dict) and "%" in content else "#",
+                      int, where)
+        if number and number in self.defined:
+            raise FormatError(f"{where} makes the value {number}, which exists already")
+        self.defined.add(number)
+        self.visible.add(number)
+        value = _typed(number, _get(content, "TT", dict, where), where)
+        if value.elements:
+            self.lists[number] = len(value.elements)
+        return value
+
+
+def _typed(number, content, where, nested=False):
+    kind = _get(content, "#", str, where)
+    if kind == "NULL":
+        return Value(0)
+    kind = kind.split(".")[-1]
+    details = content.get("D")
+    if kind == "t_vec" and isinstance(details, list) and not nested:
+        return Value(number, elements=[_typed(0, each, where, nested=True) for each in details])
+    array = kind == "t_dense_tensor_array"
+    if (kind == "t_dtensor" or array) and isinstance(details, list) and len(details) >= 2:
+        element = _get(details[0], "#", str, where).split(".")[-1]
+        if element not in _ELEMENTS:
+            raise FormatError(f"{where}: element type {element!r} is not supported")
+        return Value(number, _ELEMENTS[element], _shape(details[1], where), array=array)
+    raise FormatError(f"{where}: value type {kind!r} is not supported")
+
+
+def _shape(shape, where):
+    count = 1
+    if not isinstance(shape, list):
+        raise FormatError(f"{where}: {_quoted(shape)} is no shape")
+    if len(shape) > MOST_DIMENSIONS:
+        raise FormatError(f"{where}: a shape of {len(shape)} dimensions; {MOST_DIMENSIONS} are the "
+                          "most that Paddle knows")
+    for size in shape:
+        if type(size) is not int:
+            raise FormatError(f"{where}: {_quoted(size)} is no size of a dimension")
+        count *= max(size, 1)
+        if count > _LARGEST:
+            raise FormatError(f"{where}: the shape {shape} has more elements than memory addresses")
+    # Paddle multiplies sizes, -1 among them, where it flattens.
+    return [max(size, -1) for size in shape]
+
+
+def _attribute(content, where) -> Tuple[str, Attribute]:
+    name = _get(content, "N", str, where)
+    return name, _attribute_value(_get(content, "AT", dict, where), f"{where}.{name}", 0)
+
+
+def _attribute_value(content, where, depth):
+    kind = _get(content, "#", str, where).split(".")[-1]
+    value = content.get("D", content.get("VD"))  # VD: infinities and NaN, which JSON has not
+    if kind == "a_array":
+        if not isinstance(value, list) or depth > 2:
+            raise FormatError(f"{where}: {_quoted(value)} is no list of values")
+        return Attribute(kind, [_attribute_value(each, where, depth + 1) for each in value])
+    if kind == "a_str" and not isinstance(value, str):
+        raise FormatError(f"{where}: {_quoted(value)} is no text")
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int) and number.bit_length() > _BITS:
+            raise FormatError(f"{where}: an integer of {number.bit_length()} bits")
+    return Attribute(kind, value)
+
+
+def _name(coded):
+    if coded == "p":
+        return "builtin.parameter"
+    dialect, _, name = coded.partition(".")
+    if not dialect or not name:
+        raise FormatError(f"{_quoted(coded)} is no name of an operation")
+    if dialect not in _DIALECTS:
+        # A dialect of its own (a custom operator): kept whole, so that the message can name it.
+        return coded
+    return _DIALECTS[dialect] + name
+
+
+def _get(content, key, kind, where):
+    value = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise FormatError(f"{where} has no {key!r} of type {kind.__name__}")
+    return value
+
+
+def _quoted(value):
+    """Something unexpected, short: what is in a list or an object may be deep and long."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    return repr(value)[:50]

@@ -1,0 +1,99 @@
+"""The way in: files of Paddle 3, read and converted."""
+
+import os
+
+from ..._checks import wrong_type
+from ...errors import ConfigError, FormatError
+from ..program import pdiparams as params
+from ..program.passes.runtime_workarounds import mend
+from ..program.program import Program, framework_proto
+from .convert import convert
+from .operator_table import ROWS
+from .pir_graph import PirProgram
+from .special_operators import SPECIALS
+
+
+def from_pir(model_path, params_path=None) -> Program:
+    """Read a PIR program and its parameters as a :class:`~paddleq.export.program.program.Program`.
+
+    Args:
+        model_path: the ``.json``.
+        params_path: the ``.pdiparams``; None for a program without parameters.
+
+    Raises:
+        FormatError: a file is missing or damaged, or both are not of one model.
+        UnsupportedOperatorError: an operation has no legacy counterpart.
+    """
+    try:
+        return _from_pir(model_path, params_path)
+    except RecursionError as error:
+        raise FormatError(f"{model_path} is nested too deeply") from error
+
+
+def _from_pir(model_path, params_path):
+    pir = PirProgram.load(model_path)
+    stored = pir.stored_parameters()
+    if stored and params_path is None:
+        raise FormatError(f"{model_path} has {len(stored)} parameters, but there is no file of "
+                          "parameters beside it")
+    reserved = {"feed", "fetch"} & set(stored)
+    if reserved:
+        raise FormatError(f"{model_path}: a parameter must not be called {min(reserved)!r}")
+    dtypes = {name: value.dtype for name, value in stored.items()}
+    arrays = {}
+    if params_path is not None:
+        arrays = params.read(params_path, dtypes, framework_proto(),
+                             {name: value.shape for name, value in stored.items()})
+    try:
+        return convert(pir, {name: (array, dtypes[name]) for name, array in arrays.items()},
+                       ROWS, SPECIALS)
+    except FormatError as error:
+        raise FormatError(f"{model_path}: {error}") from error
+
+
+def to_program_desc(model, output, params_file=None):
+    """Write a model that Paddle 3 saved as PIR in the format that every runtime reads.
+
+    Paddle 3 writes ``name.json`` and ``name.pdiparams``. Paddle-Lite, OpenVINO and the int8 mode of
+    Paddle Inference read ``name.pdmodel`` and ``name.pdiparams``. Both hold the same computation;
+    names of inputs, outputs and parameters are kept. It needs no Paddle 3 to run.
+
+    Args:
+        model: path of the ``.json``, or the prefix without it.
+        output: prefix of the files to write; ``.pdmodel`` and ``.pdiparams`` are added. They are
+            written beside their targets and renamed into place.
+        params_file: the parameters. None: ``.pdiparams`` beside the ``.json`` if it exists.
+
+    Raises:
+        FormatError: a file is missing, is damaged, or is no PIR program.
+        UnsupportedOperatorError: an operator of the model is not in the table; names it and the
+            layer that it comes from.
+        ExportError: the target cannot be written.
+
+    Examples:
+        >>> import os, tempfile
+        >>> import paddle, paddleq
+        >>> folder = tempfile.mkdtemp()
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(4, 3), paddle.nn.GELU())
+        >>> spec = [paddle.static.InputSpec([None, 4], "float32", "x")]
+        >>> paddle.jit.save(net, folder + "/net", input_spec=spec)
+        >>> if os.path.exists(folder + "/net.json"):  # Paddle 3
+        ...     paddleq.export.to_program_desc(folder + "/net", folder + "/old")
+        ...     assert os.path.exists(folder + "/old.pdmodel")
+    """
+    for name, value in (("model", model), ("output", output)):
+        if not isinstance(value, (str, os.PathLike)) or not str(value):
+            raise wrong_type(name, value, "a path")
+    model, output = os.fspath(model), os.fspath(output)
+    if model.endswith(".pdmodel"):
+        raise FormatError(f"{model} is no PIR program: it has the format to be written already")
+    if not model.endswith(".json"):
+        model += ".json"
+    if os.path.basename(output) == "" or os.path.isdir(output):
+        raise ConfigError(f"output must be the prefix of files such as 'out/model', but is the "
+                          f"folder {output!r}")
+    if params_file is None and os.path.exists(model[:-len("json")] + "pdiparams"):
+        params_file = model[:-len("json")] + "pdiparams"
+    program = from_pir(model, params_file)
+    mend(program)
+    program.save(output + ".pdmodel", output + ".pdiparams")

@@ -1,0 +1,80 @@
+"""Slices with steps: reading one, and assigning to one."""
+
+from ..attributes import op, plain
+from ..convert_row import write_by_row
+from ..unsupported import unsupported
+
+_FAR = 2 ** 31 - 1  # beyond any size: no bound at all
+
+
+def strided_slice(converter, operation):
+    """Down to the first element: Paddle 2.6 and 3 disagree on how to say that, but not on flip."""
+    number, *bounds = operation.operands
+    bounds = [converter.numbers(each) for each in bounds]
+    axes, shape = plain(operation.attributes["axes"]), converter.types[number].shape
+    if shape is None or any(each is None for each in bounds):
+        write_by_row(converter, operation, converter.rows["strided_slice"])
+        return
+    turned, sliced = [], []
+    for axis, start, end, step in zip(axes, *bounds):
+        size = shape[axis]
+        if step < 0 and (size < 0 or end < -size):
+            if size < 0 and (0 <= start < _FAR or end >= 0):
+                raise unsupported(operation, "steps backwards from a place that depends on an "
+                                             "unknown size")
+            turned.append(axis)
+            start, end = (_from_behind(each, size) for each in (start, end))
+            step = -step
+        sliced.append((start, end, step))
+    if not turned:
+        write_by_row(converter, operation, converter.rows["strided_slice"])
+        return
+    (value,), label = operation.results, f"strided_slice_{converter.next()}.tmp"
+    flipped = converter.temporary(label, value.dtype, shape)
+    converter.write(op("flip", {"X": [converter.name_of(number)]}, {"Out": [flipped]},
+                       [("axis", "ints", turned)]))
+    starts, ends, steps = (list(each) for each in zip(*sliced))
+    converter.write(op("strided_slice", {"Input": [flipped]},
+                       {"Out": [converter.define(value, label)]},
+                       [(name, "ints", each) for name, each in (
+                           ("axes", axes), ("starts", starts), ("ends", ends),
+                           ("strides", steps), ("infer_flags", [1] * len(axes)),
+                           ("decrease_axis", []))]))
+
+
+def _from_behind(place, size):
+    """The same place counted from the other end."""
+    if place < 0:
+        return min(-place - 1, _FAR)
+    return 0 if size < 0 else max(size - 1 - place, 0)
+
+
+def set_value(converter, operation):
+    """The legacy operator takes computed bounds as lists of scalars."""
+    converter.versions["set_value"] = 4  # without, Paddle looks for values under older names
+    with_tensor = operation.name.startswith("set_value_with_tensor")
+    x, *rest = operation.operands
+    ins, values = {"Input": [converter.name_of(x)]}, []
+    (result,) = operation.results
+    if with_tensor:
+        ins["ValueTensor"] = [converter.name_of(rest.pop(0))]
+    for name, number in zip(("starts", "ends", "steps"), rest):
+        known = converter.numbers(number)
+        if known is None:
+            ins[f"{name.capitalize()}TensorList"] = (
+                converter.names_of(number) if number in converter.lists
+                else converter.apart(number, converter.name_of(number)))
+            known = []
+        values.append((name, "longs", known))
+    for name in ("axes", "decrease_axes", "none_axes"):
+        values.append((name, "longs", plain(operation.attributes[name])))
+    values.append(("dtype", "dtype", result.dtype))
+    numbers = [] if with_tensor else plain(operation.attributes["values"])
+    shape = [] if with_tensor else plain(operation.attributes["shape"])
+    values += [("shape", "longs", shape),
+               ("values", "scalars", (result.dtype, numbers))]
+    if operation.name.endswith("_") and converter.read_later(x):
+        converter.overwrite(operation, result, x)
+    else:
+        converter.define(result, f"set_value_{converter.next()}.tmp")
+    converter.write(op("set_value", ins, {"Out": [converter.names[result.number]]}, values))

@@ -1,0 +1,116 @@
+"""Reading and writing ``.pdiparams``: tensors one after another, in order of their names.
+
+The format is that of Paddle's ``save_combine`` operator. Reading admits arrays only; nothing is
+unpickled.
+"""
+
+import struct
+
+import numpy as np
+
+from ...errors import FormatError
+
+# paddle.framework.proto.VarType.Type
+DTYPES = {0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32",
+          6: "float64", 20: "uint8", 21: "int8", 22: "bfloat16"}
+CODES = {name: code for code, name in DTYPES.items()}
+MOST_DIMENSIONS = 9  # of a tensor in Paddle
+_MOST_LEVELS = 16  # of a division into sequences; parameters have none
+
+
+def _numpy_dtype(name):
+    # numpy has no bfloat16; its bits are carried as they are.
+    return np.dtype("uint16" if name == "bfloat16" else name)
+
+
+def read(path, variables, proto, shapes=None):
+    """Read the tensors of ``variables`` (name -> dtype name) from a ``.pdiparams`` file.
+
+    Args:
+        shapes: name -> dimensions that the model has for it, -1 where any will do.
+
+    Returns:
+        dict name -> numpy array.
+
+    Raises:
+        FormatError: the file is damaged, or is not of these variables.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = memoryview(file.read())
+    except OSError as error:
+        raise FormatError(f"cannot read the parameters at {path}: {error.strerror}") from error
+    arrays, at = {}, 0
+    try:
+        for name in sorted(variables):
+            arrays[name], at = _read_one(data, at, proto, variables[name],
+                                         shapes and shapes[name])
+    except (struct.error, ValueError, IndexError, KeyError) as error:
+        raise FormatError(f"{path} is damaged or belongs to another model: cannot read tensor "
+                          f"{name!r}: {error}") from error
+    except Exception as error:
+        if type(error).__name__ == "DecodeError":
+            raise FormatError(f"{path} is damaged: tensor {name!r}: {error}") from error
+        raise
+    if at != len(data):
+        raise FormatError(f"{path} belongs to another model: {len(data) - at} bytes are left "
+                          f"after its {len(arrays)} tensors")
+    return arrays
+
+
+def _read_one(data, at, proto, expected, expected_shape):
+    version, lod_levels = struct.unpack_from("<IQ", data, at)
+    if version != 0:
+        raise ValueError(f"tensor version {version}")
+    at += 12
+    if lod_levels > _MOST_LEVELS:
+        raise ValueError(f"{lod_levels} levels of sequences")
+    for _ in range(lod_levels):
+        (size,) = struct.unpack_from("<Q", data, at)
+        at += 8 + size
+        _check_left(data, at, "its sequences")
+    _, length = struct.unpack_from("<Ii", data, at)
+    at += 8
+    if length < 0:
+        raise ValueError(f"a description of {length} bytes")
+    _check_left(data, at + length, "its description")
+    description = proto.VarType.TensorDesc()
+    description.ParseFromString(bytes(data[at:at + length]))
+    at += length
+    dtype, shape = DTYPES[description.data_type], tuple(description.dims)
+    if len(shape) > MOST_DIMENSIONS or any(size < 0 for size in shape):
+        raise ValueError(f"its shape is {shape[:MOST_DIMENSIONS]}, {len(shape)} dimensions")
+    if expected not in (dtype, "?"):
+        raise ValueError(f"it is {dtype} there and {expected} in the model")
+    if expected_shape is not None and (len(shape) != len(expected_shape) or any(
+            want not in (-1, have) for want, have in zip(expected_shape, shape))):
+        raise ValueError(f"its shape is {shape} there and {tuple(expected_shape)} in the model")
+    dtype, count = _numpy_dtype(dtype), 1
+    for size in shape:
+        count *= size
+    _check_left(data, at + count * dtype.itemsize, f"its shape {shape}")
+    array = np.frombuffer(data, dtype, count, at).reshape(shape)
+    return array, at + array.nbytes
+
+
+def _check_left(data, end, what):
+    if end > len(data):
+        raise ValueError(f"{what} is larger than what is left of the file")
+
+
+def write(path, arrays, dtypes, proto):
+    """Write arrays (name -> numpy array) to a ``.pdiparams`` file.
+
+    Args:
+        dtypes: name -> dtype name, for what numpy cannot say (bfloat16).
+    """
+    with open(path, "wb") as file:
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name])
+            description = proto.VarType.TensorDesc()
+            description.data_type = CODES[dtypes.get(name, array.dtype.name)]
+            description.dims.extend(array.shape)
+            encoded = description.SerializeToString()
+            file.write(struct.pack("<IQIi", 0, 0, 0, len(encoded)))
+            file.write(encoded)
+            file.write(array.data)  # a copy may be larger than the memory left

@@ -1,0 +1,68 @@
+"""A fake-quantizer that lets training settle before it quantizes."""
+
+import paddle
+
+from .._bytecode import keep_from_translation
+from .._checks import check_int
+from .fake_quantize import FakeQuantize, State
+
+
+@keep_from_translation
+class DelayedFakeQuantize(FakeQuantize):
+    """A :class:`~paddleq.FakeQuantize` that quantizes after ``delay`` training steps only.
+
+    Until then it hands its input on while training, and its observer learns. Evaluation always
+    quantizes and never counts. A step is a forward pass through this quantizer while training.
+
+    Args:
+        delay: number of steps. Default 0.
+        *args, **kwargs: as for :class:`~paddleq.FakeQuantize`.
+
+    Attributes:
+        step: buffer, int64 [1]: training steps so far.
+
+    Raises:
+        ConfigError, ConfigTypeError: ``delay`` is no int of at least 0.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.fake_quant.delayed import DelayedFakeQuantize
+        >>> from paddleq.observers import AbsMaxObserver
+        >>> quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=1)
+        >>> x = paddle.to_tensor([0.3, 1.0])
+        >>> [round(quantizer(x)[0].item(), 4) for _ in range(2)], quantizer.step.item()
+        ([0.3, 0.2992], 2)
+    """
+
+    def __init__(self, *args, delay=0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.delay = check_int("delay", delay, 0)
+        self.register_buffer("step", paddle.zeros([1], dtype="int64"))
+
+    def takes(self, clipping):
+        """Never while there is a delay: what quantizes nothing clips nothing."""
+        return not self.delay and super().takes(clipping)
+
+    @paddle.jit.not_to_static
+    def forward(self, x, *args, **kwargs):
+        """``x``, quantized once it is time."""
+        if not (self.training and self.state is State.QAT):
+            return super().forward(x, *args, **kwargs)
+        before = self.step + 0
+        with paddle.no_grad():
+            paddle.assign(self.step + 1, self.step)
+        if not self.delay or not self.fake_quant_enabled:
+            return super().forward(x, *args, **kwargs)
+        if not paddle.in_dynamic_mode():
+            y = super().forward(x, *args, **kwargs)
+            return paddle.where(before < self.delay, x, y)
+        if before.item() >= self.delay:
+            return super().forward(x, *args, **kwargs)
+        self.fake_quant_enabled = False
+        try:
+            return super().forward(x, *args, **kwargs)
+        finally:
+            self.fake_quant_enabled = True
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, delay={self.delay}"

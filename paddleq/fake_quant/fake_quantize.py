@@ -1,0 +1,379 @@
+"""The one fake-quantizer of the library: an observer, a scale and three states."""
+
+import enum
+import inspect
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from .._bytecode import keep_from_translation
+from .._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type, wrong_value
+from .._factory import Factory, WithArgs
+from ..errors import CalibrationError, ConfigError, ModelError, NonFiniteError
+from ..functional import clip_and_fake_quantize, fake_quantize, representable
+from ..functional.qparams import as_dtype
+from ..observers import MovingAverageMinMaxObserver, Observer
+from ..spec import HALF_EVEN
+from .qscheme import spec_of
+
+
+class State(enum.Enum):
+    """What a fake-quantizer does in a forward pass.
+
+    Examples:
+        >>> from paddleq import State
+        >>> [state.value for state in State]
+        ['qat', 'calibration', 'validation']
+    """
+
+    QAT = "qat"  # observe while training, quantize always
+    CALIBRATION = "calibration"  # observe always, hand the tensor on unchanged
+    VALIDATION = "validation"  # quantize with what is stored
+
+    @classmethod
+    def of(cls, state):
+        """The state of that name, or ``state`` itself if it is one."""
+        if isinstance(state, cls):
+            return state
+        return cls(check_choice("state", state, [each.value for each in cls]))
+
+
+DEFAULT_SATURATE = True
+"""What ``saturate=None`` means."""
+
+SPEC_ARGUMENTS = ("dtype", "qscheme", "quant_min", "quant_max", "ch_axis", "rounding")
+
+
+@keep_from_translation
+class FakeQuantize(nn.Layer, WithArgs):
+    """Quantizes and dequantizes a tensor, with a step that an observer finds.
+
+    The result is (clip(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale.
+
+    Args:
+        observer: what finds the range: a class of :mod:`paddleq.observers`, a factory of one
+            (``with_args``), or an :class:`~paddleq.observers.Observer` that was made already, whose
+            ``spec`` then says how to quantize. Default
+            :class:`~paddleq.observers.MovingAverageMinMaxObserver`.
+        saturate: the gradient is zero for values outside of the range. False: it passes all values.
+            None (default): True.
+        in_place: overwrite the input, which must be float32. Default False.
+        compat_mask: where the values outside of the range must be remembered, take one bit for
+            each instead of one byte; the numbers are the same. Default True. (The fast path of one
+            scale remembers the input, which others keep anyway.)
+        channel_len: number of channels where each has a scale. Default 1.
+        fast_training: in a training step, find the range and quantize with the fewest passes over
+            the tensor; results may be one unit in the last place off. Where the gradient saturates
+            a GPU is waited for once. Off where ``in_place`` is on. Default True.
+        label: what to call this quantizer in messages.
+        observer_kwargs: ``spec``, a :class:`~paddleq.QuantSpec`, or the words of
+            :func:`paddleq.fake_quant.qscheme.spec_of`: ``dtype`` ("qint8" by default), ``qscheme``,
+            ``quant_min``, ``quant_max``, ``ch_axis``, ``rounding`` ("half_up": floor(v + 0.5), or
+            "half_even"). The rest are arguments of the observer, such as ``averaging_constant``.
+
+    Attributes:
+        scale: float32, [1] or [channels]: the step in use; 0 until something was observed. A
+            quantizer without a scale hands its input on unchanged.
+        zero_point: buffer, int64, of the same shape: the integer that stands for 0.
+        threshold: buffer, float32: the step times ``spec.levels``, what Paddle calls the scale.
+        quant_min, quant_max: lowest and highest integer.
+        observer_enabled, fake_quant_enabled: switches, set together by :meth:`set_state`.
+
+    Raises:
+        ConfigError, ConfigTypeError: an argument is wrong.
+        NonFiniteError: NaN or infinity in a calibration batch.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import FakeQuantize
+        >>> from paddleq.observers import FixedScaleObserver
+        >>> quantizer = FakeQuantize(FixedScaleObserver, scale=0.5, dtype="qint8")
+        >>> quantizer(paddle.to_tensor([-100.0, 0.2, 0.25, 0.6])).tolist()
+        [-64.0, 0.0, 0.5, 0.5]
+        >>> quantizer.scale.tolist(), quantizer.quant_min, quantizer.quant_max
+        ([0.5], -128, 127)
+    """
+
+    bounded = True  # a clipping range in front of it may become part of the threshold
+
+    def __init__(self, observer=MovingAverageMinMaxObserver, saturate=None, in_place=False,
+                 compat_mask=True, channel_len=1, fast_training=True, label="",
+                 **observer_kwargs):
+        super().__init__()
+        self.saturate = (DEFAULT_SATURATE if saturate is None
+                         else check_bool("saturate", saturate))
+        self.in_place = check_bool("in_place", in_place)
+        self.compat_mask = check_bool("compat_mask", compat_mask)
+        self.channel_len = check_int("channel_len", channel_len, 1)
+        self.fast_training = check_bool("fast_training", fast_training)
+        self.observer = _observer(observer, channel_len, observer_kwargs)
+        self.label = label
+        self._make_buffers([self.observer.channels])
+        self._known_version = None
+        self.set_state(State.QAT)
+
+    def _make_buffers(self, shape):
+        self.register_buffer("threshold", paddle.zeros(shape, dtype="float32"))
+        self.register_buffer("zero_point", paddle.zeros(shape, dtype="int64"))
+
+    @property
+    def spec(self):
+        """The :class:`~paddleq.QuantSpec` in use."""
+        return self.observer.spec
+
+    @property
+    def scale(self):
+        """The step between two integers."""
+        return self.threshold / float(self.spec.levels)
+
+    @property
+    def quant_min(self):
+        """The lowest integer."""
+        return self.spec.qmin
+
+    @property
+    def quant_max(self):
+        """The highest integer."""
+        return self.spec.qmax
+
+    @property
+    def initialized(self):
+        """Whether there is a scale: something was observed or loaded."""
+        if self.observer.dynamic:
+            return True
+        # Looking at the scale makes a GPU wait, so it is looked at once for each value it has.
+        version = (id(self.threshold), self.threshold.inplace_version)
+        if self._known_version != version:
+            if not (self.threshold > 0).any().item():
+                return False
+            self._known_version = version
+        return True
+
+    def set_state(self, state):
+        """Switch to a :class:`State`."""
+        self.state = State.of(state)
+        self.observer_enabled = self.state is not State.VALIDATION
+        self.fake_quant_enabled = self.state is not State.CALIBRATION
+
+    def set_qparams(self, scale, zero_point=None):
+        """Set the step and the zero point.
+
+        Args:
+            scale: positive; a number, or one for each channel in a sequence or a tensor.
+            zero_point: integers, as many; None (default) for 0. A symmetric spec has no other.
+
+        Raises:
+            ConfigError: not positive or not finite, another number of channels, or a zero point
+                that the spec does not have.
+
+        Examples:
+            >>> from paddleq import FakeQuantize
+            >>> quantizer = FakeQuantize(dtype="quint8", qscheme="per_tensor_affine")
+            >>> quantizer.set_qparams(0.5, 100)
+            >>> [limit.tolist() for limit in quantizer.range()]
+            [[-50.0], [77.5]]
+        """
+        spec, channels = self.spec, self.observer.channels
+        if self.observer.dynamic:
+            raise ConfigError("set_qparams: the observer "
+                              f"{type(self.observer).__name__} measures each tensor anew, so that "
+                              "nothing can be set; use another observer")
+        steps = _numbers("scale", scale, channels)
+        if not (np.isfinite(steps).all() and (steps > 0).all()):
+            raise wrong_value("scale", scale, "positive and finite")
+        zeros = _numbers("zero_point", 0 if zero_point is None else zero_point, channels)
+        low, high = (0, 0) if spec.symmetric else (spec.qmin, spec.qmax)
+        if not ((zeros == np.round(zeros)) & (zeros >= low) & (zeros <= high)).all():
+            raise wrong_value("zero_point", zero_point,
+                              "0 for a symmetric spec" if spec.symmetric
+                              else f"integers in [{low}, {high}]")
+        with paddle.no_grad():
+            self._store(paddle.to_tensor((steps * spec.levels).astype("float32")),
+                        paddle.to_tensor(zeros.astype("int64")))
+
+    def range(self):
+        """(lowest, highest) value that is not clipped, float32 tensors [1] or [channels]."""
+        return representable(self.threshold, self.spec, self.zero_point)
+
+    def takes(self, clipping):
+        """Whether :meth:`forward` can clip as well, in the pass over ``x`` that quantizes it."""
+        observer, spec = self.observer, self.spec
+        return clipping is not None and (clipping.idle or (
+            self.observer_enabled and self.fake_quant_enabled and self.training
+            and not self.saturate and not self.in_place
+            and observer.online and not observer.dynamic and observer.takes_largest
+            and spec.rounding == HALF_EVEN))
+
+    @paddle.jit.not_to_static
+    def forward(self, x, clipping=None, bound=None):
+        """``x`` as it looks after a trip through integers.
+
+        Args:
+            x: float tensor.
+            clipping: the :class:`~paddleq.fake_quant.pact.Clipping` of a PACT that ``x`` did not
+                go through, because this quantizer :meth:`takes` it. The maximum is observed in
+                place of ``x`` where that comes to the same.
+            bound: what a PACT did clip ``x`` to, float32 of one element. Beyond it, or beyond that
+                of ``clipping``, no level is spent, as in :meth:`clipped`: an observer that
+                remembers a wider range does not make training coarser than evaluation.
+        """
+        calibrating = self.state is State.CALIBRATION
+        observing = self.observer_enabled and (self.training or calibrating)
+        if self.observer.dynamic:
+            if not self.fake_quant_enabled:
+                return x
+            return self._fake_quantize(x, self.observer.observe_and_measure(x))
+        if observing:
+            if calibrating:
+                self._refuse_non_finite(x)
+            qparams = self._observe(x, clipping)
+        else:
+            qparams = self._qparams()
+        # A step found in this pass is not to be looked at: that would make a GPU wait.
+        usable = observing and self.observer.online or self._usable()
+        if not self.fake_quant_enabled or not usable:
+            return x
+        bound = bound if clipping is None else clipping.bound
+        if bound is not None:
+            qparams = paddle.minimum(qparams[0], bound), qparams[1]
+        return self._fake_quantize(x, qparams, clipping)
+
+    def _observe(self, x, clipping):
+        seen = x
+        if clipping is not None and self.observer.takes_largest:
+            seen = clipping.largest if clipping.idle else clipping.bound
+        if not self.observer.online:
+            self.observer.observe(seen)
+            return self._qparams()
+        qparams = self.observer.observe_and_measure(seen)
+        with paddle.no_grad():
+            self._store(*(self.observer.qparams() if self.observer.track_batch else qparams))
+        return qparams
+
+    def _fake_quantize(self, x, qparams, clipping=None):
+        threshold, zero_point = qparams
+        if clipping is not None and not clipping.idle:
+            result = clip_and_fake_quantize(as_dtype(x, paddle.float32), clipping.alpha, threshold,
+                                            self.spec)
+            return as_dtype(result, x.dtype)
+        if self.in_place and x.dtype != paddle.float32:
+            raise ModelError(f"{self.label or 'the quantizer'}: in_place takes float32 tensors, "
+                             f"but the input is {x.dtype}; make it with in_place=False")
+        fast = self.training and self.fast_training and not self.in_place
+        return fake_quantize(
+            x, threshold, self.spec, self.saturate, exact=not fast, zero_point=zero_point,
+            idle=None if clipping is None else clipping.alpha, pack=self.compat_mask,
+            in_place=self.in_place)
+
+    def clipped(self, x, bound):
+        """As :meth:`forward` outside of training, with a threshold of at most ``bound``."""
+        if not self.fake_quant_enabled or not self._usable():
+            return self(x.clip(-bound.item(), bound.item()))
+        return fake_quantize(x, paddle.minimum(self.threshold, bound), self.spec, self.saturate)
+
+    def finalize(self):
+        """Compute the scale from all that was observed.
+
+        Raises:
+            CalibrationError: nothing was observed.
+        """
+        if self.observer.dynamic:
+            return
+        if not self.observer.seen:
+            raise CalibrationError(f"{self.label or 'the quantizer'} saw no data")
+        with paddle.no_grad():
+            self._store(*self.observer.qparams())
+
+    def qparams_of(self, x):
+        """(threshold, zero point or None) with which ``x`` is quantized outside of training."""
+        if self.observer.dynamic:
+            return self.observer.observe_and_measure(x)
+        return self.threshold, self._own_zero_point()
+
+    def _qparams(self):
+        return self.threshold, self._own_zero_point()
+
+    def extra_repr(self):
+        spec = self.spec
+        return (f"{spec}, {'symmetric' if spec.symmetric else 'affine'}, quant_min={spec.qmin}, "
+                f"quant_max={spec.qmax}, observer={type(self.observer).__name__}, "
+                f"saturate={self.saturate}, state={self.state.value}, "
+                f"fake_quant_enabled={self.fake_quant_enabled}, "
+                f"observer_enabled={self.observer_enabled}")
+
+    def _state_dict_impl(self, *args, **kwargs):
+        # Paddle loads by way of this, and what it loads is no new version of a tensor.
+        self._known_version = None
+        return super()._state_dict_impl(*args, **kwargs)
+
+    def _own_zero_point(self):
+        return None if self.spec.symmetric else self.zero_point
+
+    def _usable(self):
+        # While to_static traces there is no value to look at; an untrained quantizer is caught
+        # when the trace is exported.
+        return not paddle.in_dynamic_mode() or self.initialized
+
+    def _store(self, threshold, zero_point=None):
+        self._put("threshold", threshold)
+        if zero_point is not None:
+            self._put("zero_point", zero_point)
+
+    def _put(self, name, value):
+        buffer = getattr(self, name)
+        if buffer.shape == value.shape or not paddle.in_dynamic_mode():
+            paddle.assign(value, buffer)
+        else:
+            self._buffers[name] = value
+
+    def _refuse_non_finite(self, x, what=None):
+        # The sum carries any NaN or infinity; it may also overflow by itself, hence the second
+        # look. (max() drops NaN on Paddle 2.6.)
+        if not paddle.in_dynamic_mode() or paddle.isfinite(x.sum()).item():
+            return
+        wrong = (~paddle.isfinite(x)).sum().item()
+        if wrong:
+            raise NonFiniteError(
+                f"{self.label or 'the quantizer'}: "
+                f"{what or f'calibration batch {self.observer.seen}'} has {wrong} NaN or infinite "
+                f"values of {x.size}; remove that batch or mend the model before "
+                f"{'training' if what else 'calibrating'}")
+
+
+def _observer(observer, channels, arguments):
+    if isinstance(observer, Observer):
+        if arguments:
+            raise ConfigError(f"observer is one that was made already, {type(observer).__name__}, "
+                              f"so that {', '.join(arguments)} cannot be handed to it; give its "
+                              "class instead")
+        return observer
+    made = observer.made if isinstance(observer, Factory) else observer
+    if not (isinstance(made, type) and issubclass(made, Observer)):
+        raise wrong_type("observer", observer, "a class of paddleq.observers, its with_args() or "
+                                               "an instance")
+    words = {name: arguments[name] for name in SPEC_ARGUMENTS if name in arguments}
+    rest = {name: value for name, value in arguments.items() if name not in words}
+    if "spec" in rest and words:
+        raise ConfigError(f"spec says how to quantize already, so that {', '.join(words)} cannot "
+                          "be given too")
+    known = [name for name in inspect.signature(made.__init__).parameters
+             if name not in ("self", "channels")]
+    check_known_keys("FakeQuantize", rest, [*known, *SPEC_ARGUMENTS])
+    given = {"spec": spec_of(per_channel=made.per_channel, **words)}
+    if isinstance(observer, Factory):
+        given.update(observer.arguments)
+    return observer(**{**given, "channels": channels, **rest})
+
+
+def _numbers(name, value, channels):
+    if isinstance(value, str):  # numpy would read it as a number
+        raise wrong_type(name, value, "a number, a sequence of numbers or a tensor")
+    try:
+        numbers = np.asarray(value.numpy() if isinstance(value, paddle.Tensor) else value,
+                             np.float64).reshape([-1])
+    except (TypeError, ValueError):
+        raise wrong_type(name, value, "a number, a sequence of numbers or a tensor") from None
+    if len(numbers) not in (1, channels):
+        raise wrong_value(name, value, f"one number or {channels}, one for each channel")
+    return np.broadcast_to(numbers, [channels]).copy()

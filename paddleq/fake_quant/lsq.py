@@ -1,0 +1,308 @@
+"""Quantizers whose step, and offset, training learns: LSQ and LSQ+."""
+
+import math
+from dataclasses import replace
+
+import paddle
+from paddle import nn
+
+from .._bytecode import keep_from_translation
+from .._checks import check_float
+from .._factory import Factory
+from ..errors import ConfigError, ModelError
+from ..functional import learned_fake_quantize
+from ..functional.lsq import constant, threshold_of, zero_point_of
+from ..observers import DeviationObserver, MeanMagnitudeObserver, MinMaxObserver, Observer
+from ..spec import HALF_EVEN
+from .fake_quantize import SPEC_ARGUMENTS, FakeQuantize, State
+from .qscheme import spec_of
+
+
+def _is_zero(step):
+    return step.abs() <= 0.0  # (for Paddle 2.6, 1e-9 == 0)
+
+
+@keep_from_translation
+class LSQ(FakeQuantize):
+    """A fake-quantizer with a trainable step (LSQ, arXiv:1902.08153), for weights and activations.
+
+    The step is a parameter: make the optimizer from ``model.parameters()`` after the model was
+    quantized. It is set on the first training batch (a weight's on the weight), or by calibration,
+    and from then on moves by its gradient only. With v / s the value in steps and qmin, qmax the
+    lowest and highest integer:
+
+    - d step is round(v / s) - v / s inside of the range, qmin below and qmax above, times
+      1 / sqrt(N * qmax), N the number of elements that share the step (with the batch);
+    - dv is 1 inside, 0 outside. A value on a border is outside.
+
+    An optimizer may carry a small step past zero; its magnitude is used, at least EPS / levels, so
+    that the step in use is always positive. An optimizer like Adam moves all parameters by amounts
+    of one size; for a step, which is small, a ``learning_rate`` of 0.1 to 0.3 may be steadier.
+
+    Args:
+        observer: what finds the first step, a class of :mod:`paddleq.observers` or a factory of
+            one. Default :class:`~paddleq.observers.MeanMagnitudeObserver`:
+            2 * mean|v| / sqrt(qmax). One that needs calibration (``KLObserver``, ``MSEObserver``)
+            gets it with :func:`paddleq.calibrate`, before training.
+        channel_len: number of channels where each has a step. Default 1.
+        fast_training: quantize with the fewest passes while training; results may be one unit in
+            the last place off. Default True.
+        learning_rate: factor on the optimizer's learning rate. Default 1.
+        label: what to call this quantizer in messages.
+        observer_kwargs: ``spec``, or the words of :func:`paddleq.fake_quant.qscheme.spec_of`, and arguments of
+            the observer, as for :class:`~paddleq.FakeQuantize`. Rounding is "half_even" unless said
+            otherwise. Two bits or more, symmetric; unsigned ("quint4") for what is never negative,
+            which a .pdmodel cannot hold. As a hook of QAT, without any of these words: what its
+            configuration says (bits, per channel).
+
+    Attributes:
+        step: the parameter, float32, [1] or [channels].
+        first_step: a buffer of that shape, what is added to the parameter: where a program of
+            ``to_static`` set the first step, that step; otherwise 0.
+        scale: the magnitude of their sum, the step in use.
+        threshold: the step in use times ``spec.levels``; follows the parameter.
+
+    Raises:
+        ConfigError, ConfigTypeError: an argument is wrong.
+        ModelError: another number of channels than ``channel_len``.
+        NonFiniteError: NaN or infinity in the batch that sets the step.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import LSQ
+        >>> quantizer = LSQ(dtype="qint4")
+        >>> y = quantizer(paddle.to_tensor([-4.0, 0.5, 1.0, 2.5]))
+        >>> round(quantizer.scale.item(), 4)  # 2 * 2 / sqrt(7)
+        1.5119
+        >>> y.sum().backward()
+        >>> list(quantizer.step.grad.shape)
+        [1]
+    """
+
+    bounded = False
+
+    def __init__(self, observer=None, channel_len=1, fast_training=True, learning_rate=1.0,
+                 label="", **observer_kwargs):
+        rate = check_float("learning_rate", learning_rate, 0.0, math.inf, open_high=True)
+        arguments = dict(observer_kwargs)
+        if isinstance(observer, Observer):
+            spec = observer.spec
+        else:
+            words = {name: arguments.pop(name) for name in ("spec", *SPEC_ARGUMENTS)
+                     if name in arguments}
+            spec = arguments["spec"] = self.spec_from(**words)
+        self.check_spec(spec)
+        observer = self.first_observer(spec) if observer is None else observer
+        super().__init__(observer, saturate=True, channel_len=channel_len,
+                         fast_training=fast_training, label=label, **arguments)
+        if self.observer.dynamic:
+            raise ConfigError("observer must remember what it saw, but "
+                              f"{type(self.observer).__name__} measures each tensor anew")
+        attr = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0), learning_rate=rate)
+        shape = [self.observer.channels]
+        self.step = self.create_parameter(shape, attr=attr, dtype="float32")
+        self.offset = None if spec.symmetric else self.create_parameter(shape, attr=attr,
+                                                                        dtype="float32")
+        self._calibrated = False
+
+    @classmethod
+    def spec_from(cls, spec=None, **words):
+        """The spec that ``spec``, or words of :func:`paddleq.fake_quant.qscheme.spec_of`, say."""
+        if spec is None:
+            return spec_of(**{"rounding": HALF_EVEN, **words})
+        if words:
+            raise ConfigError("spec says how to quantize already, so that "
+                              f"{', '.join(words)} cannot be given too")
+        return spec
+
+    @classmethod
+    def check_spec(cls, spec):
+        """Raise unless this class quantizes so."""
+        if spec.binary:
+            raise ConfigError(f"{cls.__name__} needs two bits or more, but the spec is {spec}")
+        if not spec.symmetric and not issubclass(cls, LSQPlus):
+            raise ConfigError(f"{cls.__name__} is symmetric, but the spec is affine; LSQPlus "
+                              "learns an offset")
+
+    @classmethod
+    def spec_within(cls, spec, weight):
+        """The spec for a weight or an activation of a layer whose configuration says ``spec``."""
+        return spec
+
+    @classmethod
+    def first_observer(cls, spec):
+        """The class of observer that finds the first step, by default."""
+        return MeanMagnitudeObserver
+
+    @classmethod
+    def in_layer(cls, hook, spec, weight):
+        """(spec, factory) of a hook that is this class, one derived from it, or a factory of such.
+
+        Args:
+            hook: anything that QAT takes as ``weight_quantize`` or ``act_quantize``.
+            spec: what QAT's configuration says.
+            weight: whether it is for weights.
+
+        Returns:
+            The factory makes quantizers of that spec: ``factory(spec=..., channel_len=...,
+            label=...)``. None for any other hook: a class with an ``__init__`` of its own is
+            built without arguments, as all hooks are.
+        """
+        hook = hook if isinstance(hook, Factory) else Factory(hook, {})
+        made = hook.made
+        if not (isinstance(made, type) and issubclass(made, LSQ) and made.__init__ is LSQ.__init__):
+            return None
+        words = {name: value for name, value in hook.arguments.items()
+                 if name in ("spec", *SPEC_ARGUMENTS)}
+        rest = {name: value for name, value in hook.arguments.items() if name not in words}
+        spec = made.spec_from(**words) if words else made.spec_within(spec, weight)
+        made.check_spec(spec)
+        return spec, Factory(made, rest)
+
+    @property
+    def threshold(self):
+        """The step in use times ``spec.levels``."""
+        return threshold_of(self._qparams()[0], self.spec)
+
+    @property
+    def zero_point(self):
+        """The integer that stands for 0, int64 of the step's shape."""
+        if self.offset is None:
+            return paddle.zeros(self.step.shape, dtype="int64")
+        return zero_point_of(self._qparams()[1], self.threshold, self.spec)
+
+    @property
+    def initialized(self):
+        """Whether the step was set: by a training batch, by calibration or by loading."""
+        # Looking makes a GPU wait, so it is done until there is one.
+        if self._known_version is None:
+            if _is_zero(self._qparams()[0]).all().item():
+                return False
+            self._known_version = 0
+        return True
+
+    def takes(self, clipping):
+        """Whether :meth:`forward` can clip as well: never; the step is trained as it is."""
+        return False
+
+    def finalize(self):
+        """Set the step from what calibration observed since it was set last, if anything."""
+        if self._calibrated or not self.initialized:
+            super().finalize()
+        self._calibrated = False
+
+    def _make_buffers(self, shape):
+        # A program of to_static can set buffers, but no parameter that it trains.
+        for name in ("first_step",) if self.spec.symmetric else ("first_step", "first_offset"):
+            self.register_buffer(name, paddle.zeros(shape, dtype="float32"))
+
+    def _held(self):
+        """[(parameter, buffer)] of the step, and of the offset where there is one."""
+        step = self.step, self.first_step
+        return [step] if self.offset is None else [step, (self.offset, self.first_offset)]
+
+    def _measured(self, threshold, zero_point):
+        """The values that belong there."""
+        step = threshold / float(self.spec.levels)
+        return [step] if self.offset is None else [step, -step * zero_point.astype("float32")]
+
+    def _qparams(self):
+        """(step, offset or None), with the sign that training gave them."""
+        sums = [parameter + first for parameter, first in self._held()]
+        return sums[0], sums[1] if len(sums) > 1 else None
+
+    def _observe(self, x, clipping):
+        if self.state is State.CALIBRATION:
+            self._calibrated = True
+            super()._observe(x, None)
+        elif not paddle.in_dynamic_mode():
+            return self._observe_in_static_mode(x)
+        elif not self.initialized and 0 not in x.shape:
+            self._refuse_other_channels(x)
+            self._refuse_non_finite(x, "the batch that sets the step")
+            super()._observe(x, None)
+        return self._qparams()
+
+    def _observe_in_static_mode(self, x):
+        # One program for the first batch and for all others.
+        if not self.observer.online:
+            return self._qparams()
+        measured = self._measured(*self.observer.observe_and_measure(x))
+        held = self._held()
+        with paddle.no_grad():
+            fresh = _is_zero(held[0][0] + held[0][1])
+            first = [paddle.where(fresh, value, constant(buffer))
+                     for value, (_, buffer) in zip(measured, held)]
+            for value, (_, buffer) in zip(first, held):
+                paddle.assign(value, buffer)
+        sums = [parameter + value for value, (parameter, _) in zip(first, held)]
+        return sums[0], sums[1] if len(sums) > 1 else None
+
+    def _store(self, threshold, zero_point=None):
+        if self.offset is not None and zero_point is None:
+            zero_point = self.zero_point
+        for value, (parameter, first) in zip(self._measured(threshold, zero_point), self._held()):
+            paddle.assign(value, parameter)
+            paddle.assign(paddle.zeros_like(first), first)
+
+    def _fake_quantize(self, x, qparams, clipping=None):
+        step, offset = qparams
+        return learned_fake_quantize(x, step, self.spec, offset,
+                                     exact=not (self.training and self.fast_training))
+
+    def _refuse_other_channels(self, x):
+        axis, channels = self.spec.channel_axis, self.observer.channels
+        if axis is not None and x.shape[axis] != channels:
+            raise ModelError(f"{self.label or 'the quantizer'} has {channels} steps along axis "
+                             f"{axis}, where its input has {x.shape[axis]}; make it with "
+                             f"channel_len={x.shape[axis]}")
+
+
+@keep_from_translation
+class LSQPlus(LSQ):
+    """:class:`LSQ` that also learns an offset, and starts from the range (arXiv:2004.09576).
+
+    With an affine spec, for activations, a second parameter says which real number the integer 0
+    stands for. It is used rounded to whole steps (the zero point), so that 0 stays exact, and
+    within the limits. Its gradient is the sum of the upstream gradient over the values outside,
+    times 1 / sqrt(N * qmax); the rounding passes it. A value on a border is inside here: zeros
+    behind a ReLU lie there, and stay zero whatever the offset.
+
+    With a symmetric spec, for weights, only the first step differs from LSQ's:
+    (|mean| + 3 deviations) / 2^(b-1).
+
+    Args:
+        observer: default :class:`~paddleq.observers.MinMaxObserver` for an affine spec,
+            :class:`~paddleq.observers.DeviationObserver` for a symmetric one. The paper's own first
+            step for activations, the one of least squared error, is ``MSEObserver`` and
+            :func:`paddleq.calibrate` before training; for a symmetric spec.
+        channel_len, fast_training, learning_rate, label, observer_kwargs: as for :class:`LSQ`.
+            As a hook of QAT for activations, without a spec: unsigned and affine, with the bits of
+            the configuration. A .pdmodel cannot hold a zero point; the export says so.
+
+    Attributes:
+        step, scale, threshold: as for :class:`LSQ`.
+        offset: the parameter, float32, of the step's shape; None for a symmetric spec. With
+            ``first_offset``, as ``step`` with ``first_step``.
+        zero_point: the integer that 0 is stored as; follows the parameters.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import LSQPlus
+        >>> quantizer = LSQPlus(dtype="quint4", qscheme="per_tensor_affine")
+        >>> y = quantizer(paddle.to_tensor([-0.5, 0.25, 1.0]))
+        >>> [round(each.item(), 4) for each in (quantizer.step, quantizer.offset)]
+        [0.1, -0.5]
+        >>> quantizer.zero_point.tolist()
+        [5]
+    """
+
+    @classmethod
+    def spec_within(cls, spec, weight):
+        """Affine and unsigned for activations."""
+        return spec if weight else replace(spec, signed=False, symmetric=False, limits=None)
+
+    @classmethod
+    def first_observer(cls, spec):
+        """The class of observer that finds the first step, by default."""
+        return DeviationObserver if spec.symmetric else MinMaxObserver

@@ -1,0 +1,97 @@
+"""PACT: a trainable clipping range in front of a quantizer."""
+
+import math
+from typing import NamedTuple
+
+import paddle
+from paddle import nn
+
+from .._checks import check_float
+from ..functional import clip
+from ..functional.pact import bound_of
+from ..functional.qparams import as_dtype
+
+
+class Clipping(NamedTuple):
+    """What :class:`PACT` does to a tensor.
+
+    Attributes:
+        alpha: the parameter.
+        bound: its magnitude, the largest that passes.
+        largest: max|x|, as bound a float32 tensor of one element.
+        idle: alpha clips nothing.
+    """
+
+    alpha: paddle.Tensor
+    bound: paddle.Tensor
+    largest: paddle.Tensor
+    idle: bool
+
+
+class PACT(nn.Layer):
+    """Clips to [-alpha, alpha] with a trainable alpha (arXiv:1805.06085).
+
+    The gradient with respect to alpha is +1 for values at or above alpha and -1 for values at
+    or below -alpha. When the model is exported, alpha goes into the quantizer's threshold. If an
+    optimizer carries alpha past zero, its magnitude goes on as alpha.
+
+    Args:
+        init: first alpha. Default 100.
+        learning_rate: factor on the optimizer's learning rate. Default 1000, PaddleSlim's, for
+            alpha is large where weights are small.
+        l2: weight decay of alpha, or None (default), which leaves it to the optimizer.
+
+    Raises:
+        ConfigError, ConfigTypeError: ``init`` is not positive, or another is negative.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.fake_quant import PACT
+        >>> pact = PACT(init=1.0)
+        >>> y = pact(paddle.to_tensor([-2.0, 0.5, 3.0, 4.0]))
+        >>> y.tolist()
+        [-1.0, 0.5, 1.0, 1.0]
+        >>> y.sum().backward()
+        >>> pact.alpha.grad.tolist()  # two clipped above, one below
+        [1.0]
+    """
+
+    def __init__(self, init=100.0, learning_rate=1000.0, l2=None):
+        super().__init__()
+        check_float("init", init, 0.0, math.inf, open_low=True, open_high=True)
+        check_float("learning_rate", learning_rate, 0.0, math.inf, open_high=True)
+        if l2 is not None:
+            check_float("l2", l2, 0.0, math.inf, open_high=True)
+        attr = paddle.ParamAttr(
+            initializer=nn.initializer.Constant(init), learning_rate=learning_rate,
+            regularizer=None if l2 is None else paddle.regularizer.L2Decay(l2))
+        self.alpha = self.create_parameter(shape=[1], attr=attr, dtype="float32")
+
+    def forward(self, x):
+        """Clipped ``x``, same shape and dtype."""
+        dtype = x.dtype
+        x = as_dtype(x, paddle.float32)
+        return as_dtype(clip(x, self.alpha), dtype)
+
+    def clipping(self, x):
+        """The :class:`Clipping` of ``x``; None where it cannot be known.
+
+        :class:`paddleq.FakeQuantize` takes it together with ``x``: it need not look for the
+        maximum again, and clips while it quantizes, or not at all, where alpha's gradient is zero.
+        """
+        if not paddle.in_dynamic_mode() or 0 in x.shape:
+            return None
+        with paddle.no_grad():
+            largest = as_dtype(paddle.maximum(x.max(), -x.min()), paddle.float32)
+        bound = self.bound()
+        return Clipping(self.alpha, bound, largest, largest.item() < bound.item())
+
+    @classmethod
+    def clips(cls, preprocess):
+        """Whether this is a PACT that a quantizer may do the work of: one without its own forward.
+        """
+        return isinstance(preprocess, cls) and type(preprocess).forward is cls.forward
+
+    def bound(self):
+        """The largest magnitude that passes: a float32 tensor of shape [1]."""
+        return bound_of(self.alpha)

@@ -1,0 +1,113 @@
+"""``quant_post_dynamic``: weights as integers, everything else as it was."""
+
+import os
+
+from paddle import nn
+
+from ..._checks import check_bool, check_choice, check_int, wrong_type
+from ...engine import check_model
+from ...errors import ConfigError, ModelError
+from ...export.program.load import load_saved
+from ...export.program.passes.runtime_workarounds import mend
+from ...export.program.passes.weight_only import quantize_weights
+from ...export.provenance_file import Record, digests
+from ...export.trace import trace_float
+from ...nn.integer import store_integer_weights
+from .saved_models import check_op_types, find_files
+
+_DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
+
+
+def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, params_filename=None,
+                       save_model_filename="model.pdmodel",
+                       save_params_filename="model.pdiparams",
+                       quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
+                       generate_test_model=False, weight_quantize_type="channel_wise_abs_max",
+                       input_spec=None):
+    """Store a model's weights as integers; they are dequantized when the model runs.
+
+    No data is needed. The file becomes about a quarter (8 bits) or half (16 bits) the size. A
+    ``.paddleq.yaml`` beside it says how it was made.
+
+    Args:
+        model_dir: folder of a saved model, or a live ``paddle.nn.Layer``.
+        save_model_dir: where to write. The quantized model goes to its subfolder
+            ``quantized_model``, as PaddleSlim has it. May be None for a live layer.
+        model_filename, params_filename: names of the files in ``model_dir``. Default: the only
+            ``.pdmodel`` or else the only ``.json`` there and the ``.pdiparams`` of the same name,
+            else ``__model__`` and ``__params__`` or one file for each parameter. What is written
+            is a ``.pdmodel`` whichever it was.
+        save_model_filename, save_params_filename: names of the files to write.
+        quantizable_op_type: ops whose weights are quantized. "mul" means Linear, in whichever
+            way it was saved (mul, matmul, matmul_v2).
+        weight_bits: 8 or 16.
+        generate_test_model: also write a float32 model with the dequantized weights, to the
+            subfolder ``test_model``.
+        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
+        input_spec: list of InputSpec, to write a live layer.
+
+    Returns:
+        For a live layer: a copy of it, in evaluation mode, that holds integers. For a saved
+        model: None.
+
+    Raises:
+        ConfigError, ConfigTypeError: a wrong argument.
+        FormatError: the saved model is missing or damaged. Nothing is written then.
+        ModelError: there is no weight to quantize.
+
+    PaddleSlim never quantizes Linear here (it is saved as ``matmul_v2``, which is not on its
+    list) and leaves depthwise convolutions off by default. A channel of zeros stays zero.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4))
+        >>> small = paddleq.quant_post_dynamic(net)
+        >>> small.state_dict()["0.weight"].dtype == paddle.int8
+        True
+    """
+    check_choice("weight_bits", check_int("weight_bits", weight_bits), (8, 16))
+    check_choice("weight_quantize_type", weight_quantize_type,
+                 ("channel_wise_abs_max", "abs_max"))
+    check_bool("generate_test_model", generate_test_model)
+    op_types = check_op_types(quantizable_op_type)
+    per_channel = weight_quantize_type == "channel_wise_abs_max"
+    live = isinstance(model_dir, nn.Layer)
+    if not live and not isinstance(model_dir, (str, os.PathLike)):
+        raise wrong_type("model_dir", model_dir, "the folder of a saved model or a Layer")
+    if save_model_dir is None and not live:
+        raise ConfigError("save_model_dir must be a folder, but is None")
+    if live:
+        check_model(model_dir)
+    else:
+        files = find_files(os.fspath(model_dir), model_filename, params_filename)
+    quantize = {"method": "dynamic", "weight_bits": weight_bits,
+                "weight_quantize_type": weight_quantize_type,
+                "quantizable_op_type": list(quantizable_op_type)}
+
+    def load():
+        return trace_float(model_dir, input_spec) if live else load_saved(*files)
+
+    if save_model_dir is not None:
+        kinds = ["quantized_model"] + ["test_model"] * generate_test_model
+        programs = [(kind, weights_as_integers(load(), op_types, weight_bits, per_channel,
+                                               as_float=kind == "test_model"))
+                    for kind in kinds]
+        source = {"model": type(model_dir).__name__} if live else {"made_from": digests(files)}
+        for kind, program in programs:
+            folder = os.path.join(os.fspath(save_model_dir), kind)
+            made_by = {**source, "quantize": quantize,
+                       **({"as_float": True} if kind == "test_model" else {})}
+            program.save(os.path.join(folder, save_model_filename),
+                         os.path.join(folder, save_params_filename),
+                         Record.of_program("pdmodel", program, made_by))
+    return store_integer_weights(model_dir, op_types, weight_bits, per_channel) if live else None
+
+
+def weights_as_integers(program, op_types=None, weight_bits=8, per_channel=True, as_float=False):
+    """``program``, in place, as :func:`quant_post_dynamic` writes it."""
+    op_types = check_op_types(_DEFAULT_OPS) if op_types is None else op_types
+    if not quantize_weights(program, op_types, weight_bits, per_channel, as_float=as_float):
+        raise ModelError("the model has no weight of the op types "
+                         f"{', '.join(sorted(op_types))}")
+    mend(program)
+    return program

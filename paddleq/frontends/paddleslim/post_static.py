@@ -1,0 +1,242 @@
+"""``quant_post_static``: a saved model, calibrated and quantized without its Python class."""
+
+import os
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import paddle
+
+from ..._checks import check_bool, check_choice, check_float, check_int, wrong_type
+from ...analysis import Sensitivities, Sensitivity
+from ...analysis.sqnr import SQNR
+from ...engine import plain
+from ...errors import CalibrationError, ConfigError, NonFiniteError
+from ...export.program.load import load_saved
+from ...export.program.passes.fold_batch_norm import fold_norms
+from ...export.program.passes.runtime_workarounds import mend
+from ...export.program.static_quantization import StaticQuantizer, run_program
+from ...export.provenance_file import Record, digests
+from ...observers import AbsMaxObserver, HistogramObserver, KLObserver, MSEObserver
+from ...spec import QuantSpec
+from .saved_models import check_op_types, find_files
+
+_DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
+_OBSERVERS = {"abs_max": AbsMaxObserver, "hist": HistogramObserver, "KL": KLObserver,
+              "mse": MSEObserver}
+
+
+def quant_post_static(model_dir, quantize_model_path, data_loader, model_filename=None,
+                      params_filename=None, save_model_filename="model.pdmodel",
+                      save_params_filename="model.pdiparams", batch_nums=None, algo="hist",
+                      hist_percent=0.9999, quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
+                      activation_bits=8, weight_quantize_type="channel_wise_abs_max",
+                      optimize_model=True, skip_tensor_list=None):
+    """Quantize a saved model, of either format, with a few batches and without its Python class.
+
+    What a ``paddleq.PTQ`` does to a ``Layer``, done to the program: the inputs of weighted
+    operators and their weights become integers, and so does the file. A ``.paddleq.yaml`` beside it
+    says how it was made.
+
+    Args:
+        model_dir: folder of a saved model.
+        quantize_model_path: folder to write to.
+        data_loader: an iterable of batches: an array, a list or tuple of arrays in the order of
+            the model's inputs (what stands after them, labels say, is left out), or a dict by
+            the inputs' names.
+        model_filename, params_filename: names of the files in ``model_dir``, as for
+            :func:`paddleq.quant_post_dynamic`.
+        save_model_filename, save_params_filename: names of the files to write.
+        batch_nums: stop after this many batches. Default: all.
+        algo: how thresholds of activations are found: "hist" (default), "KL", "abs_max", "mse".
+        hist_percent: share of the magnitudes below the threshold, for "hist". Default 0.9999.
+        quantizable_op_type: operators to quantize. "mul" means Linear, in whichever way it was
+            saved.
+        weight_bits, activation_bits: 2 to 8. Default 8.
+        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
+        optimize_model: fold batch norms into the weights before them. Default True.
+        skip_tensor_list: names of weights, inputs or outputs whose operators stay float.
+
+    Returns:
+        Names of the weights that are integers in what was written.
+
+    Raises:
+        ConfigError, ConfigTypeError: a wrong argument, or a batch that does not fit.
+        FormatError: the saved model is missing or damaged.
+        CalibrationError: there was no batch.
+        NonFiniteError: NaN or infinity arrived at an operator; names the tensor and the batch.
+        ModelError: there is no weight to quantize.
+
+    Nothing is written where it raises.
+
+    Examples:
+        >>> import os, tempfile, paddle, paddleq
+        >>> from paddle.static import InputSpec
+        >>> folder = tempfile.mkdtemp()
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4), paddle.nn.ReLU())
+        >>> _ = net.eval()
+        >>> paddle.jit.save(net, folder + "/float/net", [InputSpec([None, 8], "float32", "x")])
+        >>> batches = [paddle.rand([16, 8]) for _ in range(4)]
+        >>> names = paddleq.quant_post_static(folder + "/float", folder + "/int8", batches)
+        >>> len(names), sorted(os.listdir(folder + "/int8"))
+        (1, ['model.paddleq.yaml', 'model.pdiparams', 'model.pdmodel'])
+    """
+    if not isinstance(quantize_model_path, (str, os.PathLike)):
+        raise wrong_type("quantize_model_path", quantize_model_path, "a folder")
+    options = {
+        "batch_nums": batch_nums, "algo": algo, "hist_percent": hist_percent,
+        "quantizable_op_type": quantizable_op_type, "weight_bits": weight_bits,
+        "activation_bits": activation_bits, "weight_quantize_type": weight_quantize_type,
+        "optimize_model": optimize_model, "skip_tensor_list": skip_tensor_list}
+    program, names = quantized_statically(model_dir, data_loader, model_filename, params_filename,
+                                          **options)
+    made_by = {
+        "made_from": digests(find_files(os.fspath(model_dir), model_filename, params_filename)),
+        "quantize": {"method": "quant_post_static", **plain(options)}}
+    folder = os.fspath(quantize_model_path)
+    program.save(os.path.join(folder, save_model_filename),
+                 os.path.join(folder, save_params_filename),
+                 Record.of_program("pdmodel", program, made_by))
+    return names
+
+
+def quantized_statically(model_dir, data_loader, model_filename=None, params_filename=None,
+                         batch_nums=None, algo="hist", hist_percent=0.9999,
+                         quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
+                         weight_quantize_type="channel_wise_abs_max", optimize_model=True,
+                         skip_tensor_list=None):
+    """(program, names of the weights that are integers) as :func:`quant_post_static` writes it."""
+    quantizer = _calibrated(
+        model_dir, data_loader, model_filename, params_filename, batch_nums, algo, hist_percent,
+        quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
+        skip_tensor_list)
+    names = quantizer.finish()
+    mend(quantizer.program)
+    return quantizer.program, names
+
+
+def sensitivity_post_static(model_dir, data_loader, model_filename=None, params_filename=None,
+                            batch_nums=None, algo="hist", hist_percent=0.9999,
+                            quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
+                            weight_quantize_type="channel_wise_abs_max", optimize_model=True,
+                            skip_tensor_list=None):
+    """Which operators of a saved model lose most when each is quantized alone.
+
+    Args:
+        model_dir, and all others: as for :func:`quant_post_static`. The batches are run twice.
+
+    Returns:
+        :class:`~paddleq.analysis.Sensitivities`; an operator is named by its weight, and its
+        ``sqnr`` is that of the model's first output, in dB.
+
+    Raises:
+        PaddleqError: as :func:`quant_post_static`.
+
+    Examples:
+        >>> import tempfile, paddle, paddleq
+        >>> from paddle.static import InputSpec
+        >>> from paddleq.frontends.paddleslim.post_static import sensitivity_post_static
+        >>> folder = tempfile.mkdtemp()
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4), paddle.nn.Linear(4, 4))
+        >>> _ = net.eval()
+        >>> paddle.jit.save(net, folder + "/net", [InputSpec([None, 8], "float32", "x")])
+        >>> len(sensitivity_post_static(folder, [paddle.rand([16, 8])]))
+        2
+    """
+    batches = _Kept(data_loader, batch_nums)
+    quantizer = _calibrated(
+        model_dir, batches, model_filename, params_filename, batch_nums, algo, hist_percent,
+        quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
+        skip_tensor_list)
+    arrays = [_arrays(batch, quantizer.feeds) for batch in batches]
+    expected = [outputs[0] for outputs in run_program(quantizer.program, arrays)]
+    rows = []
+    for weight, kind, program in quantizer.alone():
+        ratio = SQNR(f"the model's output with {weight} quantized")
+        for reference, found in zip(expected, run_program(program, arrays)):
+            ratio.add(paddle.to_tensor(reference), paddle.to_tensor(found[0]))
+        rows.append(Sensitivity(weight, kind, sqnr=ratio.db))
+    return Sensitivities(rows)
+
+
+class _Kept:
+    """Batches that can be gone through twice, whatever they come from."""
+
+    def __init__(self, loader, limit):
+        try:
+            self._batches = list(islice(iter(loader), limit))
+        except TypeError:
+            raise wrong_type("data_loader", loader, "an iterable of batches") from None
+
+    def __iter__(self):
+        return iter(self._batches)
+
+
+def _calibrated(model_dir, data_loader, model_filename, params_filename, batch_nums, algo,
+                hist_percent, quantizable_op_type, weight_bits, activation_bits,
+                weight_quantize_type, optimize_model, skip_tensor_list):
+    """A :class:`~paddleq.export.program.static_quantization.StaticQuantizer` that has seen the data."""
+    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        check_int(name, bits, 2, 8)
+    check_choice("algo", algo, _OBSERVERS)
+    check_float("hist_percent", hist_percent, 0.0, 1.0, open_low=True, open_high=True)
+    check_choice("weight_quantize_type", weight_quantize_type,
+                 ("channel_wise_abs_max", "abs_max"))
+    check_bool("optimize_model", optimize_model)
+    if not isinstance(model_dir, (str, os.PathLike)):
+        raise wrong_type("model_dir", model_dir, "a folder")
+    if batch_nums is not None:
+        check_int("batch_nums", batch_nums, 1)
+    skip = [] if skip_tensor_list is None else skip_tensor_list
+    if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+        raise wrong_type("skip_tensor_list", skip_tensor_list, "a list of names")
+    op_types = check_op_types(quantizable_op_type)
+    program = load_saved(*find_files(os.fspath(model_dir), model_filename, params_filename))
+    if optimize_model:
+        fold_norms(program)
+    make = partial(_OBSERVERS[algo], QuantSpec(activation_bits))
+    if algo == "hist":
+        make = partial(make, hist_percent=hist_percent)
+    quantizer = StaticQuantizer(program, op_types, make, weight_bits,
+                                weight_quantize_type == "channel_wise_abs_max", skip)
+    _calibrate(quantizer, data_loader, batch_nums)
+    return quantizer
+
+
+def _calibrate(quantizer, loader, batch_nums):
+    from tqdm import tqdm
+
+    try:
+        batches = iter(loader)
+    except TypeError:
+        raise wrong_type("data_loader", loader, "an iterable of batches") from None
+    used = 0
+    for batch in tqdm(islice(batches, batch_nums), desc="calibrating", disable=None, leave=False):
+        try:
+            quantizer.observe(_arrays(batch, quantizer.feeds))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} (batch {used} of data_loader)") from None
+        used += 1
+    if not used:
+        raise CalibrationError("data_loader must yield at least one batch, but is empty")
+
+
+def _arrays(batch, feeds):
+    """The arrays of a batch, in the order of the model's inputs."""
+    if isinstance(batch, dict):
+        if not set(feeds) <= set(batch):
+            raise ConfigError(f"a batch must have the model's inputs {', '.join(feeds)}, but has "
+                              f"{', '.join(map(str, batch))}")
+        batch = [batch[name] for name in feeds]
+    elif isinstance(batch, (list, tuple)):
+        if len(batch) < len(feeds):
+            raise ConfigError(f"a batch must hold the model's {len(feeds)} inputs "
+                              f"({', '.join(feeds)}), but has {len(batch)} entries")
+        batch = batch[:len(feeds)]
+    else:
+        if len(feeds) != 1:
+            raise ConfigError(f"a batch must be a list or dict of the model's inputs "
+                              f"({', '.join(feeds)}), but is one array")
+        batch = [batch]
+    return [each.numpy() if isinstance(each, paddle.Tensor) else np.asarray(each)
+            for each in batch]

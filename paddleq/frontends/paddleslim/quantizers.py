@@ -1,0 +1,122 @@
+"""PTQ's quantizers, under PaddleSlim's names: each holds parameters and says which observer to use.
+"""
+
+from ..._checks import check_float, check_int
+from ...config import QuantizerConfig
+from ...engine import named
+from ...observers import AbsMaxObserver, CurrentAbsMaxObserver, HistogramObserver, KLObserver
+from ...spec import PerChannel, QuantSpec
+
+
+class _Quantizer:
+    """Base of the quantizers that PTQ takes; each holds parameters and makes observers."""
+
+    def __init__(self, quant_bits=8):
+        self.quant_bits = check_int("quant_bits", quant_bits, 1, 16)
+
+    def said(self):
+        """What a recipe says to have this quantizer."""
+        return named(type(self), vars(self))
+
+    def __repr__(self):
+        shown = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
+        return f"{type(self).__name__}({shown})"
+
+
+class AbsmaxQuantizer(_Quantizer):
+    """Threshold = the largest magnitude seen. For activations and weights.
+
+    Args:
+        quant_bits: 1 to 16. Default 8.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ(paddleq.AbsmaxQuantizer(quant_bits=8)).activation_quantizer
+        AbsmaxQuantizer(quant_bits=8)
+    """
+
+    def activation(self):
+        """QuantizerConfig for an activation."""
+        return QuantizerConfig(AbsMaxObserver, QuantSpec(self.quant_bits))
+
+    def weight(self):
+        """QuantizerConfig for a weight."""
+        return QuantizerConfig(CurrentAbsMaxObserver, QuantSpec(self.quant_bits))
+
+
+class PerChannelAbsmaxQuantizer(_Quantizer):
+    """Threshold = the largest magnitude of each output channel. For weights.
+
+    Args:
+        quant_bits: 1 to 16. Default 8.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ(weight_quantizer="PerChannelAbsmaxQuantizer").weight_quantizer
+        PerChannelAbsmaxQuantizer(quant_bits=8)
+    """
+
+    def weight(self):
+        """QuantizerConfig for a weight."""
+        return QuantizerConfig(CurrentAbsMaxObserver,
+                               QuantSpec(self.quant_bits, granularity=PerChannel()))
+
+
+class HistQuantizer(_Quantizer):
+    """Threshold below which a share of the magnitudes lies. For activations.
+
+    Args:
+        quant_bits: 1 to 16. Default 8.
+        bins: bins of the histogram. Default 1024.
+        upsample_bins: parts into which a bin is split when the range grows. Default 64.
+        hist_percent: the share, in (0, 1). Default 0.99999.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ("HistQuantizer", hist_percent=0.999).activation_quantizer.hist_percent
+        0.999
+    """
+
+    def __init__(self, quant_bits=8, bins=1024, upsample_bins=64, hist_percent=0.99999):
+        super().__init__(quant_bits)
+        self.bins = check_int("bins", bins, 2)
+        self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
+        self.hist_percent = check_float("hist_percent", hist_percent, 0.0, 1.0,
+                                        open_low=True, open_high=True)
+
+    def activation(self):
+        """QuantizerConfig for an activation."""
+        return QuantizerConfig(
+            lambda spec, channels: HistogramObserver(
+                spec, channels, self.bins, self.upsample_bins, self.hist_percent),
+            QuantSpec(self.quant_bits))
+
+
+class KLQuantizer(_Quantizer):
+    """Threshold with the smallest KL divergence. For activations.
+
+    Args:
+        quant_bits: 1 to 16. Default 8.
+        bins: bins of the histogram. Default 1024.
+        upsample_bins: parts into which a bin is split when the range grows. Default 64.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ().activation_quantizer
+        KLQuantizer(quant_bits=8, bins=1024, upsample_bins=64)
+    """
+
+    def __init__(self, quant_bits=8, bins=1024, upsample_bins=64):
+        super().__init__(quant_bits)
+        self.bins = check_int("bins", bins, 2)
+        self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
+
+    def activation(self):
+        """QuantizerConfig for an activation."""
+        return QuantizerConfig(
+            lambda spec, channels: KLObserver(spec, channels, self.bins, self.upsample_bins),
+            QuantSpec(self.quant_bits))
+
+
+ACTIVATION_QUANTIZERS = {q.__name__: q for q in (KLQuantizer, HistQuantizer, AbsmaxQuantizer)}
+WEIGHT_QUANTIZERS = {q.__name__: q for q in (AbsmaxQuantizer, PerChannelAbsmaxQuantizer)}

@@ -1,0 +1,337 @@
+"""Quantize, dequantize and fake-quantize tensors, with the gradient of the latter.
+
+The formula is that of Paddle's ``quantize_linear`` and ``dequantize_linear`` operators,
+operation by operation, so that a simulated model and its exported graph agree to the bit:
+
+    q = clip(round((levels * (1 / threshold)) * x), qmin, qmax)
+    y = (q * threshold) / levels
+
+``threshold`` is what Paddle calls the scale: of a symmetric spec the largest magnitude that is
+represented, not the step. ``threshold / levels`` is the step.
+
+With a zero point z, an integer, that is round(...) + z, and (q - z) on the way back. So y is what
+it would be without one and with the limits qmin - z and qmax - z.
+"""
+
+import numpy as np
+import paddle
+from paddle.autograd import PyLayer
+
+from ..spec import HALF_EVEN
+from .bit_mask import BitMask, BoolMask, masked
+from .qparams import ROUNDING_MAGIC, as_dtype
+
+
+def per_channel_shape(ndim, axis):
+    """Shape that lets a vector along ``axis`` broadcast over an ``ndim``-dimensional tensor."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return shape
+
+
+def _aligned(threshold, x, spec):
+    axis = spec.channel_axis
+    if axis is None:
+        return threshold
+    threshold = threshold.reshape(per_channel_shape(len(x.shape), axis))
+    # Products with an expanded tensor are several times faster than broadcast ones, unless whole
+    # rows share a factor.
+    rows = axis % len(x.shape) == 0
+    return threshold if rows or not paddle.in_dynamic_mode() else threshold.expand(x.shape)
+
+
+def _zero(zero_point, x, spec):
+    """The zero point as a number, or as a float32 tensor that broadcasts over ``x``."""
+    if zero_point is None:
+        return 0
+    if spec.channel_axis is None and paddle.in_dynamic_mode():
+        return zero_point.item()
+    return _aligned(zero_point.astype("float32"), x, spec)
+
+
+def _clip_levels(t, spec, zero):
+    """``t``, which nobody else holds and which counts from the zero point, within the limits."""
+    if not isinstance(zero, int):
+        return paddle.minimum(paddle.maximum(t, spec.qmin - zero), spec.qmax - zero)
+    low, high = spec.qmin - zero, spec.qmax - zero
+    return t.clip_(low, high) if paddle.in_dynamic_mode() else paddle.clip(t, low, high)
+
+
+def round_and_clip_(t, spec, zero=0):
+    """Round and clip ``t``, in place: it already counts in steps from the zero point.
+
+    Args:
+        zero: the zero point, which moves the limits: an int, or a float32 tensor that broadcasts.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.fake_quant import round_and_clip_
+        >>> round_and_clip_(paddle.to_tensor([-9.0, 0.5, 1.5, 7.6]), QuantSpec(bits=4)).tolist()
+        [-8.0, 0.0, 2.0, 7.0]
+    """
+    if spec.binary:
+        return (t >= 0).astype("float32").scale_(2.0, -1.0)
+    if spec.rounding == HALF_EVEN:
+        t.scale_(1.0, ROUNDING_MAGIC)
+        t.scale_(1.0, -ROUNDING_MAGIC)
+    else:
+        t.scale_(1.0, 0.5)
+        t.floor_()
+    return _clip_levels(t, spec, zero)
+
+
+def _levels(t, spec, zero):
+    if spec.binary:
+        return paddle.scale((t >= 0).astype("float32"), 2.0, -1.0)
+    if spec.rounding == HALF_EVEN:
+        t = paddle.scale(paddle.scale(t, 1.0, ROUNDING_MAGIC), 1.0, -ROUNDING_MAGIC)
+    else:
+        t = paddle.floor(paddle.scale(t, 1.0, 0.5))
+    return _clip_levels(t, spec, zero)
+
+
+def _steps(x, threshold, spec, zero, in_place=False):
+    """How many steps from the zero point each value is, rounded and clipped."""
+    factor = _aligned(float(spec.levels) * (1.0 / threshold), x, spec)
+    if not paddle.in_dynamic_mode():
+        return _levels(x * factor, spec, zero)
+    with paddle.no_grad():
+        # scale() with a tensor factor is ten times faster than a broadcast multiplication.
+        if spec.channel_axis is None:
+            t = x.scale_(factor) if in_place else paddle.scale(x, factor)
+        else:
+            t = x.multiply_(factor) if in_place else x * factor
+        return t if 0 in t.shape else round_and_clip_(t, spec, zero)
+
+
+def quantize(x, threshold, spec, zero_point=None):
+    """Integers that represent ``x``, as a float32 tensor of the same shape.
+
+    Args:
+        x: any float tensor.
+        threshold: float32, shape [1], or [channels] when ``spec`` is per channel.
+        spec: a :class:`~paddleq.QuantSpec`.
+        zero_point: integers of the threshold's shape, or None for 0.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import quantize
+        >>> x = paddle.to_tensor([-3.0, -1.0, 0.0, 0.5, 1.0])
+        >>> quantize(x, paddle.to_tensor([1.0]), QuantSpec(bits=8)).tolist()
+        [-128.0, -127.0, 0.0, 64.0, 127.0]
+    """
+    x = as_dtype(x, paddle.float32)
+    zero = _zero(zero_point, x, spec)
+    steps = _steps(x, threshold, spec, zero)
+    return steps if zero_point is None else steps + zero
+
+
+def dequantize(q, threshold, spec, zero_point=None):
+    """Real values of integers ``q``: ((q - zero_point) * threshold) / levels.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import dequantize
+        >>> dequantize(paddle.to_tensor([127.0]), paddle.to_tensor([2.0]), QuantSpec()).tolist()
+        [2.0]
+    """
+    if zero_point is not None:
+        q = q - _zero(zero_point, q, spec)
+    levels = paddle.full([], float(spec.levels), dtype="float32")
+    return (q * _aligned(threshold, q, spec)) / levels
+
+
+def dequantize_(q, threshold, spec):
+    """:func:`dequantize` in dynamic mode without a zero point, in place of ``q``, which is float32
+    and which nobody else holds.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.fake_quant import dequantize_
+        >>> dequantize_(paddle.to_tensor([127.0]), paddle.to_tensor([2.0]), QuantSpec()).tolist()
+        [2.0]
+    """
+    _times_(q, threshold, spec)
+    if spec.levels != 1:
+        # A true division: multiplying by 1/127 would be one unit in the last place off what
+        # dequantize_linear computes, enough to move values across the next rounding border.
+        q.divide_(paddle.full([], float(spec.levels), dtype="float32"))
+    return q
+
+
+def _times_(q, factor, spec):
+    axis = spec.channel_axis
+    if axis is None:
+        q.scale_(factor)
+    else:
+        # In place, broadcasting a vector along the last axis is faster than expanding it.
+        last = axis % len(q.shape) == len(q.shape) - 1
+        q.multiply_(factor if last else _aligned(factor, q, spec))
+
+
+def _of_numbers(spec, zero):
+    """Whether all of a tensor has the same limits, and they are numbers."""
+    return spec.channel_axis is None and not spec.binary and isinstance(zero, int)
+
+
+def _simulate(x, threshold, spec, zero, exact=True, in_place=False):
+    if not exact and spec.rounding == HALF_EVEN and _of_numbers(spec, zero):
+        return simulate_in_three_passes(x, threshold, spec, zero, in_place=in_place)
+    q = _steps(x, threshold, spec, zero, in_place)
+    if not paddle.in_dynamic_mode():
+        return dequantize(q, threshold, spec)
+    if exact:
+        q = dequantize_(q, threshold, spec)
+    else:
+        _times_(q, threshold * (1.0 / spec.levels), spec)
+    return paddle.assign(q, x) if in_place and q is not x else q
+
+
+def simulate_in_three_passes(x, threshold, spec, zero=0, bound=None, in_place=False):
+    """Quantized and dequantized ``x``, to one unit in the last place; nothing is differentiated.
+
+    Args:
+        zero: the zero point, a number.
+        bound: clip ``x`` to [-bound, bound] as well: a float32 tensor of one element.
+    """
+    # What rounds is added by the first and taken off by the last.
+    factor = float(spec.levels) * (1.0 / threshold)
+    t = (x.scale_ if in_place else x.scale)(factor, ROUNDING_MAGIC)
+    low, high = spec.qmin - zero, spec.qmax - zero
+    if bound is not None:
+        # Rounding keeps the order: clipping to the bound's own integer is clipping to the bound.
+        most = paddle.scale(bound, factor, ROUNDING_MAGIC).item() - ROUNDING_MAGIC
+        low, high = max(low, -most), min(high, most)
+    t.clip_(ROUNDING_MAGIC + low, ROUNDING_MAGIC + high)
+    return t.scale_(threshold * (1.0 / spec.levels), -ROUNDING_MAGIC, bias_after_scale=False)
+
+
+def representable(threshold, spec, zero_point=None):
+    """(lowest, highest) value that is not clipped, each of the threshold's shape.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import representable
+        >>> [t.tolist() for t in representable(paddle.to_tensor([127.0]), QuantSpec())]
+        [[-128.0], [127.0]]
+    """
+    step = threshold / float(spec.levels)
+    zero = 0.0 if zero_point is None else zero_point.astype("float32")
+    return step * (spec.qmin - zero), step * (spec.qmax - zero)
+
+
+def _inside(x, threshold, spec, zero_point):
+    low, high = (_aligned(each, x, spec) for each in representable(threshold, spec, zero_point))
+    return (x >= low) & (x <= high)
+
+
+def _clipped_to_range(x, threshold, spec, zero):
+    """``x`` clipped to what is representable, by the operator whose gradient is one pass.
+
+    That gradient is zero at the limits too, where it is not to be: hence limits one further.
+    """
+    step = np.float32(threshold.item()) / np.float32(spec.levels)
+    low, high = (step * np.float32(limit - zero) for limit in (spec.qmin, spec.qmax))
+    return x.clip(float(np.nextafter(low, np.float32(-np.inf))),
+                  float(np.nextafter(high, np.float32(np.inf))))
+
+
+def _with_idle(idle, grad):
+    """Gradients of (x, idle parameter)."""
+    if idle is None:
+        return grad
+    shape, dtype, x_is_constant, idle_is_constant = idle
+    return (None if x_is_constant else grad,
+            None if idle_is_constant else paddle.zeros(shape, dtype))
+
+
+class _FakeQuantize(PyLayer):
+    """Forward: quantize and dequantize. Backward: the gradient as it comes, uncopied, or zero
+    outside of a mask."""
+
+    @staticmethod
+    def forward(ctx, x, simulate, mask, idle=None):
+        ctx.idle = None if idle is None else (
+            idle.shape, idle.dtype, x.stop_gradient, idle.stop_gradient)
+        ctx.mask = mask()
+        return simulate(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.mask is not None:
+            grad = masked(ctx.mask, grad)
+        return _with_idle(ctx.idle, grad)
+
+
+def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zero_point=None,
+                  pack=False, in_place=False):
+    """Quantize and dequantize ``x``; gradients pass as if nothing had happened to it.
+
+    Args:
+        x: float tensor of any shape. Half-precision inputs are computed in float32 and the
+            result is returned in the dtype of ``x``.
+        threshold: float32, shape [1], or [channels] when ``spec`` is per channel.
+        spec: a :class:`~paddleq.QuantSpec`.
+        saturate: zero the gradient of values outside the representable range. Default False,
+            the straight-through estimator that Paddle's own operators use.
+        idle: a parameter that turned out to have no effect on ``x`` (a clipping range that
+            clips nothing). It receives a zero gradient here, so that regularization reaches it
+            and nobody has to pass over ``x`` to say so.
+        exact: give the bits of ``dequantize_linear``. False, for training steps, where nothing is
+            compared bit for bit: the integers are the same (but for ties on a device that fuses
+            multiplication and addition), while the results may be one unit in the last place
+            off, in half the passes over ``x``.
+        zero_point: integers of the threshold's shape, or None for 0.
+        pack: remember in bits which values are outside (``saturate``), not in bytes.
+        in_place: let the result take the memory of ``x``, which must be float32, in dynamic mode.
+
+    Returns:
+        A tensor like ``x``.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import fake_quantize
+        >>> x = paddle.to_tensor([-3.0, 0.1, 0.5], stop_gradient=False)
+        >>> y = fake_quantize(x, paddle.to_tensor([1.0]), QuantSpec(bits=2), saturate=True)
+        >>> y.tolist()
+        [-2.0, 0.0, 0.0]
+        >>> y.sum().backward()
+        >>> x.grad.tolist()
+        [0.0, 1.0, 1.0]
+    """
+    dtype = x.dtype
+    if paddle.in_dynamic_mode() and 0 in x.shape:
+        return x  # Paddle 2.6 takes no empty tensor in place, nor broadcasts it
+    x = as_dtype(x, paddle.float32)
+    zero = _zero(zero_point, x, spec)
+    if not paddle.in_dynamic_mode():
+        y = _simulate(x, threshold, spec, zero)
+        # x - x is exactly zero, so that the sum has the bits of y and the gradient of x.
+        nothing = x - x.detach()
+        if saturate:
+            nothing = nothing * _inside(x, threshold, spec, zero_point).astype("float32")
+        y = y.detach() + nothing
+    elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
+        y = _simulate(x, threshold, spec, zero, in_place=in_place)
+    else:
+        # Functions, because PyLayer takes every tensor among its arguments, even inside a tuple,
+        # for an input that wants a gradient.
+        def simulate(x):
+            return _simulate(x, threshold, spec, zero, exact, in_place)
+
+        def mask():
+            if not saturate:
+                return None
+            return (BitMask if pack else BoolMask)(_inside(x, threshold, spec, zero_point))
+
+        if saturate and not exact and not in_place and _of_numbers(spec, zero):
+            # What clips gives the mask, and a tensor of our own.
+            x, saturate, in_place = _clipped_to_range(x, threshold, spec, zero), False, True
+        y = _FakeQuantize.apply(x, simulate, mask, *([] if idle is None else [idle]))
+    return as_dtype(y, dtype)

@@ -1,0 +1,254 @@
+"""A step that training learns (LSQ, arXiv:1902.08153), alone or with an offset (LSQ+, 2004.09576).
+
+With v / s the value in steps, z the zero point and g = 1 / sqrt(N * qmax), N the number of elements
+that share the step:
+
+    y       as :func:`~paddleq.functional.fake_quantize`, threshold |s| * levels
+    dx      dy inside of the range, 0 outside
+    ds      g * sum of dy * (round(v / s) - v / s) inside, dy * qmin below, dy * qmax above
+    doffset g * sum of dy outside, 0 inside
+
+Where |s| is less than the smallest threshold allows, that threshold is used, with this gradient.
+"""
+
+import operator
+
+import paddle
+from paddle.autograd import PyLayer
+
+from ..errors import ModelError
+from ..spec import HALF_EVEN
+from .fake_quant import (
+    dequantize,
+    fake_quantize,
+    per_channel_shape,
+    quantize,
+    representable,
+    simulate_in_three_passes,
+)
+from .qparams import EPS, ROUNDING_MAGIC, as_dtype
+
+
+def constant(x):
+    """``x`` without a gradient.
+
+    In a traced program a copy: detach() shares the memory, and Paddle 3 then lets operators write
+    into it in place, in an order that is not fixed.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional.lsq import constant
+        >>> constant(paddle.to_tensor([1.0], stop_gradient=False)).stop_gradient
+        True
+    """
+    if paddle.in_dynamic_mode():
+        return x.detach()
+    x = paddle.assign(x)
+    x.stop_gradient = True
+    return x
+
+
+def threshold_of(step, spec):
+    """The threshold that a trained step stands for: its magnitude times ``spec.levels``.
+
+    An optimizer may carry a small step past zero. Its magnitude goes on from there as if it had
+    been reflected; nothing but a step of exactly 0 comes near :data:`~paddleq.functional.EPS`.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.lsq import threshold_of
+        >>> threshold_of(paddle.to_tensor([0.5, -0.5, 0.0]), QuantSpec(bits=4)).tolist()
+        [3.5, 3.5, 9.99...e-09]
+    """
+    return (constant(step).abs() * float(spec.levels)).clip(min=EPS)
+
+
+def zero_point_of(offset, threshold, spec):
+    """The zero point nearest to ``offset``, the real number that the integer 0 stands for.
+
+    Whole, so that 0 is stored exactly (a convolution pads with it) and integer runtimes can
+    have it; within the spec's limits, for the same reason.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.lsq import zero_point_of
+        >>> spec = QuantSpec(bits=4, signed=False, symmetric=False)  # a step of 15 / 15
+        >>> offset, threshold = paddle.to_tensor([-2.4]), paddle.to_tensor([15.0])
+        >>> zero_point_of(offset, threshold, spec).tolist()
+        [2]
+    """
+    steps = constant(offset) * (-float(spec.levels)) / threshold
+    steps = steps.clip(float(spec.qmin), float(spec.qmax))
+    return ((steps + ROUNDING_MAGIC) - ROUNDING_MAGIC).astype("int64")
+
+
+def _step_of(threshold, spec):
+    return threshold / float(spec.levels)
+
+
+def _aligned(numbers, x, axis):
+    return numbers if axis is None else numbers.reshape(per_channel_shape(len(x.shape), axis))
+
+
+def _inside(x, threshold, spec, zero_point):
+    """Which values have the gradient of the inside, as booleans.
+
+    A value on a border has not, as in the paper; with an offset it has: zeros behind a ReLU
+    lie on the lower border, and they stay zero whatever the offset.
+    """
+    low, high = (_aligned(each, x, spec.channel_axis)
+                 for each in representable(threshold, spec, zero_point))
+    if zero_point is None:
+        return (x > low).logical_and(x < high)
+    return (x >= low).logical_and(x <= high)
+
+
+def _signs(step):
+    return paddle.where(step < 0, paddle.full_like(step, -1.0), paddle.ones_like(step))
+
+
+def _sum(x, axis):
+    """Sum of all, or of each channel."""
+    if axis is None:
+        return x.sum().reshape([1])
+    others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
+    return x.sum(axis=others) if others else x
+
+
+def _sum_of_products(a, b, axis):
+    if axis is None:
+        # dot() makes no tensor of their size.
+        return paddle.dot(a.reshape([-1]), b.reshape([-1])).reshape([1])
+    return _sum(a * b, axis)
+
+
+# (An attribute that Paddle 2.6's bytecode translator fails on; it leaves this function alone.)
+_version = operator.attrgetter("inplace_version")
+
+
+class _Rule:
+    """What the forward pass knows and the backward pass needs, besides the tensors."""
+
+    def __init__(self, threshold, spec, zero_point, exact):
+        self.threshold, self.spec, self.zero_point = threshold, spec, zero_point
+        self.exact = exact
+
+    def simulate(self, x):
+        spec = self.spec
+        if self.exact or spec.channel_axis is not None or spec.rounding != HALF_EVEN:
+            with paddle.no_grad():
+                return fake_quantize(x, self.threshold, spec, zero_point=self.zero_point)
+        zero = 0 if self.zero_point is None else self.zero_point.item()
+        return simulate_in_three_passes(x, self.threshold, spec, zero)
+
+    def gradients(self, x, y, grad):
+        """(dx, ds, doffset or None)"""
+        axis, steps = self.spec.channel_axis, _step_of(self.threshold, self.spec)
+        inside = _inside(x, self.threshold, self.spec, self.zero_point)
+        # The only fresh tensor of this size: it costs more than all of the arithmetic.
+        dx = inside.astype(grad.dtype).multiply_(grad)
+        # round(v / s) - v / s is (y - x) / s, and beyond the limits y / s + z is the limit.
+        if axis is None:
+            total = _sum_of_products(grad, y, axis) - _sum_of_products(dx, x, axis)
+        else:
+            total = _sum((grad * y).subtract_(dx * x), axis)
+        ds = total / steps
+        rate = (x.size / steps.size * self.spec.qmax) ** -0.5
+        if self.zero_point is None:
+            return dx, ds * rate, None
+        beyond = _sum(grad, axis) - _sum(dx, axis)
+        return dx, (ds + self.zero_point.astype("float32") * beyond) * rate, beyond * rate
+
+
+class _Learned(PyLayer):
+    @staticmethod
+    def forward(ctx, x, rule, step, offset=None):
+        y = rule.simulate(x)
+        ctx.rule, ctx.signs = rule, _signs(step)
+        # Paddle insists on None for what wants no gradient.
+        ctx.constant = [x.stop_gradient, step.stop_gradient]
+        if offset is not None:
+            ctx.constant.append(offset.stop_gradient)
+        # Not y itself: it would hold the node that holds it, and never be freed without a
+        # backward pass. Whoever takes y next keeps it anyway.
+        ctx.save_for_backward(x, y.detach())
+        ctx.versions = _version(x), _version(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y = ctx.saved_tensor()
+        if _version(x) != ctx.versions[0]:
+            raise ModelError("the input of a learned quantizer was changed in place before the "
+                             "backward pass, which needs it as it was; change a copy")
+        if _version(y) != ctx.versions[1]:
+            y = ctx.rule.simulate(x)
+        dx, ds, doffset = ctx.rule.gradients(x, y, grad)
+        found = (dx, ds * ctx.signs, doffset)[:len(ctx.constant)]
+        return tuple(None if constant else each for constant, each in zip(ctx.constant, found))
+
+
+def _in_static_mode(x, rule, step, offset):
+    spec, axis = rule.spec, rule.spec.channel_axis
+    x_value, step_value = constant(x), constant(step)
+    # (Not fake_quantize(), which detaches.)
+    y = dequantize(quantize(x_value, rule.threshold, spec, rule.zero_point), rule.threshold, spec,
+                   rule.zero_point)
+    inside = _inside(x_value, rule.threshold, spec, rule.zero_point).astype("float32")
+    rate = (paddle.numel(x_value).astype("float32") * (spec.qmax / rule.threshold.shape[0])) ** -0.5
+    slope = (y - inside * x_value) / _aligned(_step_of(rule.threshold, spec), x, axis)
+    # What is added is exactly zero, and has the gradient.
+    if offset is not None:
+        beyond = 1.0 - inside
+        slope = slope + beyond * _aligned(rule.zero_point.astype("float32"), x, axis)
+        y = y + _aligned(offset - constant(offset), x, axis) * (beyond * rate)
+    nothing = (step - step_value) * _signs(step_value)
+    return y + (x - x_value) * inside + _aligned(nothing, x, axis) * (slope * rate)
+
+
+def learned_fake_quantize(x, step, spec, offset=None, exact=True):
+    """Quantize and dequantize ``x`` with a step that gets a gradient, and an offset that may.
+
+    Args:
+        x: float tensor of any shape. Half-precision inputs are computed in float32 and the
+            result is returned in the dtype of ``x``.
+        step: float32 tensor to train, shape [1], or [channels] when ``spec`` is per channel.
+        spec: a :class:`~paddleq.QuantSpec` of two bits or more.
+        offset: float32 tensor of the step's shape: the real number that the integer 0 stands
+            for, rounded to whole steps. For a spec that is not symmetric, and only for it.
+        exact: see :func:`~paddleq.functional.fake_quantize`.
+
+    Returns:
+        What :func:`~paddleq.functional.fake_quantize` gives with that threshold and zero point.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import learned_fake_quantize
+        >>> x = paddle.to_tensor([-3.0, 0.25, 0.875, 9.0], stop_gradient=False)
+        >>> step = paddle.to_tensor([1.0], stop_gradient=False)
+        >>> y = learned_fake_quantize(x, step, QuantSpec(bits=2))
+        >>> y.tolist()
+        [-2.0, 0.0, 1.0, 1.0]
+        >>> y.sum().backward()
+        >>> x.grad.tolist()
+        [0.0, 1.0, 1.0, 0.0]
+        >>> step.grad.tolist()  # (-2 - 0.25 + 0.125 + 1) / sqrt(4)
+        [-0.5625]
+    """
+    threshold = threshold_of(step, spec)
+    zero_point = None if offset is None else zero_point_of(offset, threshold, spec)
+    dtype = x.dtype
+    if paddle.in_dynamic_mode() and 0 in x.shape:
+        return x
+    x = as_dtype(x, paddle.float32)
+    trained = [step] if offset is None else [step, offset]
+    if not paddle.in_dynamic_mode():
+        y = _in_static_mode(x, _Rule(threshold, spec, zero_point, exact), step, offset)
+    elif not paddle.is_grad_enabled() or all(t.stop_gradient for t in (x, *trained)):
+        y = fake_quantize(x, threshold, spec, zero_point=zero_point)
+    else:
+        y = _Learned.apply(x, _Rule(threshold, spec, zero_point, exact), *trained)
+    return as_dtype(y, dtype)

@@ -1,0 +1,96 @@
+"""PACT's clipping range, alone and together with the quantizer behind it."""
+
+import paddle
+from paddle.autograd import PyLayer
+
+from .fake_quant import simulate_in_three_passes
+from .lsq import constant
+from .qparams import EPS
+
+
+def bound_of(alpha):
+    """The largest magnitude that a trained alpha lets pass: its own, at least EPS.
+
+    An optimizer may carry alpha past zero: PaddleSlim's learning rate moves it by whole units. It
+    goes on from there as if it had been reflected, as a learned step does.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional.pact import bound_of
+        >>> bound_of(paddle.to_tensor([-2.0])).tolist()
+        [2.0]
+    """
+    return constant(alpha).abs().clip(min=EPS)
+
+
+class _Clip(PyLayer):
+    @staticmethod
+    def forward(ctx, x, alpha, simulate):
+        given = alpha.item()
+        ctx.limit, ctx.sign = max(abs(given), EPS), -1.0 if given < 0 else 1.0
+        # Paddle insists on None for what wants no gradient: a batch of images, a frozen alpha.
+        ctx.constant = x.stop_gradient, alpha.stop_gradient
+        ctx.save_for_backward(x)
+        return simulate(x, ctx.limit)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensor()
+        # -1 and +1 where something was clipped, 0 elsewhere. A tensor divides; a number would be
+        # multiplied with as its reciprocal, and limit * (1 / limit) may be below 1. All but the
+        # first in place: a fresh tensor of this size costs more than all of the arithmetic on it.
+        side = x.clip(-ctx.limit, ctx.limit).divide_(paddle.full([1], ctx.limit)).trunc_()
+        x_constant, alpha_constant = ctx.constant
+        d_alpha = None
+        if not alpha_constant:
+            d_alpha = paddle.dot(grad.reshape([-1]), side.reshape([-1])).reshape([1]) * ctx.sign
+        return None if x_constant else side.abs_().scale_(-1.0, 1.0).multiply_(grad), d_alpha
+
+
+def clip(x, alpha):
+    """``x`` clipped to [-alpha, alpha], with PACT's gradient for ``alpha`` (arXiv:1805.06085).
+
+    Args:
+        x: float32 tensor.
+        alpha: float32 parameter of shape [1]. Its gradient is +1 for values at or above alpha, -1
+            for values at or below -alpha; ``x`` gets none there. Of an alpha below zero the
+            magnitude counts, see :func:`bound_of`.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional import clip
+        >>> x = paddle.to_tensor([-2.0, 0.5, 1.0], stop_gradient=False)
+        >>> alpha = paddle.to_tensor([1.0], stop_gradient=False)
+        >>> clip(x, alpha).sum().backward()
+        >>> x.grad.tolist(), alpha.grad.tolist()
+        ([0.0, 1.0, 0.0], [0.0])
+    """
+    if not paddle.in_dynamic_mode():
+        relu, alpha = paddle.nn.functional.relu, alpha.abs()
+        return x - relu(x - alpha) + relu(-alpha - x)
+    return _Clip.apply(x, alpha, lambda x, limit: x.clip(-limit, limit))
+
+
+def clip_and_fake_quantize(x, alpha, threshold, spec):
+    """What training makes of :func:`clip` and then :func:`fake_quantize`, in half the passes.
+
+    The integers are the same, and so are the gradients; results may be one unit in the last place
+    off, as those of ``fake_quantize(..., exact=False)``. In dynamic mode only.
+
+    Args:
+        x, alpha: as for :func:`clip`.
+        threshold: float32, shape [1].
+        spec: a per-tensor :class:`~paddleq.QuantSpec` of two bits or more that rounds half to
+            even.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import clip_and_fake_quantize
+        >>> x, alpha = paddle.to_tensor([-9.0, 0.1, 9.0]), paddle.to_tensor([2.0])
+        >>> clip_and_fake_quantize(x, alpha, paddle.to_tensor([3.0]), QuantSpec(bits=3)).tolist()
+        [-2.0, 0.0, 2.0]
+    """
+    bound = bound_of(alpha)
+    return _Clip.apply(x, alpha, lambda x, _: simulate_in_three_passes(x, threshold, spec,
+                                                                    bound=bound))

@@ -1,0 +1,127 @@
+"""From the values of a tensor, or from its range, to the parameters that quantize it."""
+
+import paddle
+
+EPS = 1e-8
+"""Smallest threshold. A channel of zeros gets it, so nothing is ever divided by zero."""
+
+# Adding and subtracting 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest
+# integer, ties to even, on every device. paddle.round rounds ties away from zero on Paddle 2.6
+# and to even on 3.x; two in-place additions cost no more than it does.
+ROUNDING_MAGIC = 12582912.0
+ROUNDING_MAGIC64 = 1.5 * 2 ** 52  # the same for float64
+_LARGEST = 3.4028234e38  # float32
+
+
+def as_dtype(x, dtype):
+    """``x`` in ``dtype``, itself where it is that already (Paddle 2.6's astype would copy it)."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def abs_max(x, spec):
+    """Largest magnitude of ``x``, or of each channel when ``spec`` is per channel.
+
+    For a one-bit spec it is the mean magnitude instead, which minimizes the error of the
+    levels -s and +s (XNOR-Net, arXiv:1603.05279).
+
+    Returns:
+        A float32 tensor of shape [1] or [channels], at least :data:`EPS`.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec, PerChannel
+        >>> from paddleq.functional import abs_max
+        >>> x = paddle.to_tensor([[1.0, -4.0], [0.5, 2.0]])
+        >>> abs_max(x, QuantSpec()).tolist()
+        [4.0]
+        >>> abs_max(x, QuantSpec(granularity=PerChannel(0))).tolist()
+        [4.0, 2.0]
+    """
+    x = as_dtype(x, paddle.float32)
+    axis = spec.channel_axis
+    dynamic = paddle.in_dynamic_mode()
+    if dynamic and 0 in x.shape:
+        return paddle.full([1 if axis is None else x.shape[axis]], EPS, dtype="float32")
+    if axis is None:
+        found = (x.abs().mean() if spec.binary else paddle.maximum(x.max(), -x.min())).reshape([1])
+    elif dynamic and not spec.binary:
+        found = _channel_max(x, axis % len(x.shape))
+    else:
+        others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
+        x = x.abs()
+        found = x if not others else x.mean(axis=others) if spec.binary else x.max(axis=others)
+    return found.clip(min=EPS)
+
+
+def _channel_max(x, axis):
+    """max|x| of each channel; Paddle's reductions along a first axis are ten times slower."""
+    with paddle.no_grad():
+        if len(x.shape) == 1:
+            return x.abs()
+        if axis == 0:
+            return paddle.norm(x.reshape([x.shape[0], -1]), p=float("inf"), axis=1)
+        if axis != len(x.shape) - 1:
+            x = paddle.norm(x.reshape([*x.shape[:axis + 1], -1]), p=float("inf"), axis=-1)
+        x = x.reshape([-1, x.shape[-1]]).abs()  # one row for each of the other axes
+        # Halves against each other: elementwise maxima of contiguous rows.
+        odd = []
+        while x.shape[0] > 1:
+            half = x.shape[0] // 2
+            if x.shape[0] % 2:
+                odd.append(x[2 * half:])
+            x = paddle.maximum(x[:half], x[half:2 * half])
+        return paddle.concat([x, *odd]).max(axis=0) if odd else x[0]
+
+
+def affine_qparams(low, high, spec):
+    """Threshold and zero point of a range, for a spec that is not symmetric.
+
+    The range is widened to contain 0, M = max(high, 0) and m = min(low, 0); the step is
+    (M - m) / (qmax - qmin) and the zero point round(clip(qmin - m / step)), so that 0 is stored
+    exactly and the range moves by less than a step (arXiv:1712.05877). A range of 0 gets the step
+    1 and the zero point 0, or the lowest integer if that is above 0.
+
+    Args:
+        low, high: float32 tensors of one shape.
+        spec: a :class:`~paddleq.QuantSpec`.
+
+    Returns:
+        (threshold: step * levels, float32; zero point, int64), each of that shape.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional import affine_qparams
+        >>> spec = QuantSpec(signed=False, symmetric=False)
+        >>> threshold, zero_point = affine_qparams(
+        ...     paddle.to_tensor([-1.0]), paddle.to_tensor([3.0]), spec)
+        >>> threshold.tolist(), zero_point.tolist()  # the step is 4 / 255
+        ([4.0], [64])
+    """
+    step, zero = affine_steps(low, high, spec)
+    # (Wider than float32 is a range of half of all that there is: its ends are clipped.)
+    threshold = (step * float(spec.levels)).clip(max=_LARGEST)
+    return threshold.astype("float32"), zero.astype("int64")
+
+
+def affine_steps(low, high, spec):
+    """Step and zero point of a range as :func:`affine_qparams` finds them, both float64.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.qparams import affine_steps
+        >>> spec = QuantSpec(bits=4, signed=False, symmetric=False)
+        >>> [t.tolist() for t in affine_steps(paddle.to_tensor([-1.0]), paddle.to_tensor([2.0]),
+        ...                                   spec)]
+        [[0.2], [5.0]]
+    """
+    # In float64: these are a few numbers, and a range around 0 puts the zero point on a border of
+    # rounding.
+    low, high = low.astype("float64").clip(max=0.0), high.astype("float64").clip(min=0.0)
+    step = (high - low) / float(spec.qmax - spec.qmin)
+    empty = step == 0.0
+    step = paddle.where(empty, paddle.ones_like(step), step.clip(min=EPS / spec.levels))
+    zero = (float(spec.qmin) - low / step).clip(float(spec.qmin), float(spec.qmax))
+    zero = (zero + ROUNDING_MAGIC64) - ROUNDING_MAGIC64
+    return step, paddle.where(empty, paddle.full_like(zero, max(spec.qmin, 0)), zero)

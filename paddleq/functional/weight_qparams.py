@@ -1,0 +1,221 @@
+"""The grid of a Linear's weight: which real number each of its integers stands for.
+
+A weight is [K, N], input features by output features. One step for all of it, one for each column
+(``PerChannel(1)``), or one for each column of each group of consecutive rows (``PerGroup``):
+
+    q = clip(round(w / scale) + zero_point, qmin, qmax)
+    w = (q - zero_point) * scale
+
+Here ``scale`` is the step itself, not the threshold that Paddle's quantize_linear calls so.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import paddle
+
+from .._checks import wrong_value
+from ..spec import PerChannel, PerGroup, PerTensor, QuantSpec
+from .fake_quant import round_and_clip_
+from .qparams import EPS, affine_steps, as_dtype
+
+
+@dataclass
+class Grid:
+    """Where the integers of a [K, N] weight lie.
+
+    Attributes:
+        spec: a :class:`~paddleq.QuantSpec`, granularity PerTensor, PerChannel(1) or PerGroup.
+        scale: the step: float32 [1, 1], [1, N], or [ceil(K / size), N] for groups of ``size``
+            rows, of which the last one may be shorter.
+        zero_point: float32 holding integers, of the scale's shape; None for a symmetric spec.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import PerGroup, QuantSpec
+        >>> from paddleq.functional import grid_of
+        >>> weight = paddle.to_tensor([[7.0], [-3.4], [3.5]])
+        >>> grid = grid_of(weight, QuantSpec(bits=4, granularity=PerGroup(2)))
+        >>> grid.scale.tolist()
+        [[1.0], [0.5]]
+        >>> integers = grid.quantize(weight)
+        >>> integers.flatten().tolist(), grid.dequantize(integers).flatten().tolist()
+        ([7.0, -3.0, 7.0], [7.0, -3.0, 3.5])
+    """
+
+    spec: QuantSpec
+    scale: Any
+    zero_point: Optional[Any] = None
+
+    def quantize(self, weight):
+        """Integers nearest to ``weight`` [K, N], as float32 of that shape."""
+        rows = weight.shape[0]
+        with paddle.no_grad():
+            steps = in_groups(as_dtype(weight, paddle.float32), self.spec)
+            # Out of place: what is divided may be the weight itself.
+            steps = steps / self.scale.unsqueeze(1)
+            if self.zero_point is None:
+                return _as_rows(round_and_clip_(steps, self.spec), rows)
+            zero = self.zero_point.unsqueeze(1)
+            return _as_rows(round_and_clip_(steps, self.spec, zero) + zero, rows)
+
+    def dequantize(self, integers):
+        """The float32 weight [K, N] that ``integers``, of any dtype, stand for."""
+        return dequantize_on_grid(integers, self.spec, self.scale, self.zero_point)
+
+
+def dequantize_on_grid(integers, spec, scale, zero_point=None):
+    """:meth:`Grid.dequantize` without the object, which Paddle 2.6 cannot trace the making of.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.weight_qparams import dequantize_on_grid
+        >>> dequantize_on_grid(paddle.to_tensor([[3], [-2]]), QuantSpec(),
+        ...                    paddle.to_tensor([[0.5]])).tolist()
+        [[1.5], [-1.0]]
+    """
+    rows = integers.shape[0]
+    steps = in_groups(as_dtype(integers, paddle.float32), spec)
+    if zero_point is not None:
+        steps = steps - zero_point.unsqueeze(1)
+    return _as_rows(steps * scale.unsqueeze(1), rows)
+
+
+def dequantize_on_grid_(integers, spec, scale, zero_point=None):
+    """:func:`dequantize_on_grid` in dynamic mode, in place of ``integers``, which are float32 and
+    which nobody else holds.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import PerGroup, QuantSpec
+        >>> from paddleq.functional.weight_qparams import dequantize_on_grid_
+        >>> integers = paddle.to_tensor([[3.0], [-2.0], [1.0]])
+        >>> dequantize_on_grid_(integers, QuantSpec(4, granularity=PerGroup(2)),
+        ...                     paddle.to_tensor([[0.5], [2.0]])).tolist()
+        [[1.5], [-1.0], [2.0]]
+    """
+    with paddle.no_grad():
+        def aligned(parameter):
+            if scale.shape[0] == 1:
+                return parameter.flatten()  # a vector is broadcast several times faster than a row
+            # And a whole tensor is faster than what is broadcast along a middle axis.
+            rows = paddle.arange(integers.shape[0]) // spec.granularity.size
+            return paddle.index_select(parameter, rows, axis=0)
+
+        if zero_point is not None:
+            integers.subtract_(aligned(zero_point))
+        return integers.multiply_(aligned(scale))
+
+
+def grid_of(weight, spec, clip=None):
+    """The grid that spans a weight from its lowest to its highest value.
+
+    Symmetric: scale = max|w| / levels, where levels is 127 for int8 and 7 for int4; the lowest
+    integer, -128 or -8, is left to values that a smaller range or GPTQ drives there. Otherwise the
+    range is widened to contain 0, and the zero point is that of
+    :func:`~paddleq.functional.affine_qparams`.
+
+    Args:
+        weight: float [K, N].
+        spec: a :class:`~paddleq.QuantSpec`.
+        clip: shrink the range by this factor in (0, 1]: a number, or a float32 tensor that
+            broadcasts to the scale's shape. Default None: the whole range.
+
+    Returns:
+        A :class:`Grid`.
+
+    Raises:
+        ConfigError: the spec says nothing about a Linear's weight, or the weight is not a matrix.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import PerChannel, QuantSpec
+        >>> from paddleq.functional import grid_of
+        >>> weight = paddle.to_tensor([[-1.0, 0.0], [14.0, 30.0]])
+        >>> grid_of(weight, QuantSpec(bits=4, granularity=PerChannel(1)), clip=0.5).scale.tolist()
+        [[1.0, 2.142857...]]
+        >>> spec = QuantSpec(bits=4, signed=False, symmetric=False, granularity=PerChannel(1))
+        >>> grid = grid_of(weight, spec)
+        >>> grid.scale.tolist(), grid.zero_point.tolist()
+        ([[1.0, 2.0]], [[1.0, 0.0]])
+    """
+    check_weight_spec("spec", spec)
+    if len(weight.shape) != 2 or 0 in weight.shape:
+        raise wrong_value("weight", list(weight.shape), "a matrix [in_features, out_features]")
+    with paddle.no_grad():
+        groups = in_groups(as_dtype(weight.detach(), paddle.float32), spec)
+        axes = [1, 2] if isinstance(spec.granularity, PerTensor) else [1]
+        if spec.symmetric:
+            largest = _all_of(groups.abs().max(axis=axes), spec)
+            if clip is not None:
+                largest = largest * clip
+            return Grid(spec, (largest / float(spec.levels)).clip(min=EPS / spec.levels))
+        low, high = (_all_of(each, spec) for each in (groups.min(axis=axes), groups.max(axis=axes)))
+        if clip is not None:
+            low, high = low * clip, high * clip
+        scale, zero_point = affine_steps(low, high, spec)
+        return Grid(spec, scale.astype("float32"), zero_point.astype("float32"))
+
+
+def check_weight_spec(name, spec):
+    """Return ``spec`` if it describes a Linear's weight.
+
+    Raises:
+        ConfigError: it does not; the message says which granularities do.
+
+    Examples:
+        >>> from paddleq import PerToken, QuantSpec
+        >>> from paddleq.functional.weight_qparams import check_weight_spec
+        >>> check_weight_spec("weight", QuantSpec(granularity=PerToken()))
+        Traceback (most recent call last):
+            ...
+        paddleq.errors.ConfigError: weight must be PerTensor, PerChannel(1) or PerGroup, ...
+    """
+    granularity = spec.granularity
+    if not (isinstance(granularity, (PerTensor, PerGroup))
+            or isinstance(granularity, PerChannel) and granularity.axis in (1, -1)):
+        raise wrong_value(name, spec, "PerTensor, PerChannel(1) or PerGroup, for a weight "
+                          "[in_features, out_features]")
+    if spec.binary or (spec.symmetric and not spec.signed):
+        raise wrong_value(name, spec, "of 2 bits or more, and signed where it is symmetric")
+    return spec
+
+
+def group_size(spec, rows):
+    """How many consecutive rows of ``rows`` share a scale.
+
+    Examples:
+        >>> from paddleq import PerGroup, QuantSpec
+        >>> from paddleq.functional.weight_qparams import group_size
+        >>> group_size(QuantSpec(granularity=PerGroup(64)), 96), group_size(QuantSpec(), 96)
+        (64, 96)
+    """
+    return spec.granularity.size if isinstance(spec.granularity, PerGroup) else rows
+
+
+def in_groups(x, spec):
+    """[K, N] as [groups, rows of a group, N]; zeros, which every range contains, fill the last.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import PerGroup, QuantSpec
+        >>> from paddleq.functional.weight_qparams import in_groups
+        >>> in_groups(paddle.ones([3, 1]), QuantSpec(granularity=PerGroup(2))).tolist()
+        [[[1.0], [1.0]], [[1.0], [0.0]]]
+    """
+    rows, columns = x.shape
+    size = group_size(spec, rows)
+    if rows % size:
+        x = paddle.concat([x, paddle.zeros([-rows % size, columns], dtype="float32")])
+    return x.reshape([-1, size, columns])
+
+
+def _as_rows(groups, rows):
+    flat = groups.reshape([-1, groups.shape[-1]])
+    return flat if flat.shape[0] == rows else flat[:rows]
+
+
+def _all_of(extremes, spec):
+    return extremes.reshape([1, 1] if isinstance(spec.granularity, PerTensor)
+                            else [-1, extremes.shape[-1]])

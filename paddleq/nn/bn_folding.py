@@ -1,0 +1,155 @@
+"""Training a layer with the batch norm behind it folded into its weight.
+
+What is deployed is the folded weight w*gamma/sigma, so that is what training has to quantize. With
+gamma and beta of the norm, mean and sigma = sqrt(variance + epsilon) of the batch (mu_b, sigma_b)
+or as they are running (mu_r, sigma_r), q the weight's quantizer and b the layer's bias:
+
+- one conv: BN(conv(x, q(w*gamma/sigma_r)) * sigma_r/gamma + b)
+- two conv: conv(x, w) + b gives the statistics of the batch;
+  conv(x, q(w*gamma/sigma_r)) * sigma_r/sigma_b + beta + gamma*(b - mu_b)/sigma_b
+- frozen, and outside of training: conv(x, q(w*gamma/sigma_r)) + beta + gamma*(b - mu_r)/sigma_r
+
+While q changes nothing, the first two are batch norm itself. The running statistics in a step's
+formula are those with which it begins.
+"""
+
+import paddle
+from paddle import nn
+
+from ..errors import ModelError
+from ..functional import EPS
+from ..functional.fake_quant import as_dtype
+from ..graph.dataflow import channel_axis
+from ..graph.fold_batch_norm import scaled_weight
+
+
+class NormFolding(nn.Layer):
+    """Part of a quantized layer: its forward with a batch norm folded in.
+
+    Args:
+        one_conv: which of the two training formulas.
+        freeze_at: number of training steps after which the running statistics stop moving and
+            take the place of the batch's.
+
+    Attributes:
+        norm: the batch norm, once it is known; None: there is none. It keeps its parameters and
+            statistics, under its own names.
+        step: buffer, int64 [1]: training steps so far.
+    """
+
+    def __init__(self, one_conv, freeze_at):
+        super().__init__()
+        self.one_conv, self.freeze_at = one_conv, freeze_at
+        self.register_buffer("step", paddle.zeros([1], dtype="int64"))
+        self.__dict__["norm"] = None
+
+    def why_not(self, norm):
+        """Why ``norm`` cannot be folded in while training, or None."""
+        if isinstance(norm, nn.SyncBatchNorm) and not self.one_conv:
+            return ("SyncBatchNorm computes its statistics over all devices, folding with two "
+                    "convs on one; fold with one conv")
+        if getattr(norm, "_trainable_statistics", False):
+            return "it computes the batch's statistics in evaluation too (trainable_statistics)"
+        return None
+
+    def fold(self, norm):
+        """Take the batch norm, without becoming its parent."""
+        self.__dict__["norm"] = norm
+
+    def compute(self, layer, args, kwargs):
+        """What ``layer`` and the norm give.
+
+        (Not a forward: whoever hooks the calls of layers, as paddle.flops does, expects tensors.)
+        """
+        norm = self.norm
+        if not norm.training or norm._use_global_stats:
+            return self._with_running_statistics(layer, args, kwargs)
+        if not paddle.in_dynamic_mode():
+            raise ModelError(
+                f"{layer._paddleq_name} is trained with a folded batch norm, which needs dynamic "
+                "mode: train without paddle.jit.to_static, or set bn_fold to False")
+        if self._count() >= self.freeze_at:
+            return self._with_running_statistics(layer, args, kwargs)
+        formula = self._one_conv if self.one_conv else self._two_conv
+        return formula(layer, args, kwargs)
+
+    def folded_weight(self, layer):
+        """The weight of ``layer`` as it will be deployed, before quantization."""
+        return scaled_weight(layer, self._gamma() / self._sigma())
+
+    def extra_repr(self):
+        return f"{'one' if self.one_conv else 'two'} conv, freeze_at={self.freeze_at}"
+
+    def _count(self):
+        """Steps before this one."""
+        # Looked at each time: set_state_dict writes into a buffer without a trace.
+        before = self.step.item()
+        with paddle.no_grad():
+            paddle.assign(self.step + 1, self.step)
+        return before
+
+    def _one_conv(self, layer, args, kwargs):
+        # gamma goes in and out again, and the norm sees to its gradient. One that is nothing but
+        # rounding, over a gamma next to zero, would drown it.
+        gamma, sigma = self._gamma(detach=True), self._sigma()
+        c = self._run(layer, args, kwargs, gamma / sigma, None)
+        aligned = _aligner(layer, c)
+        z = _full(c) * aligned(sigma / gamma)
+        if layer.bias is not None:
+            z = z + aligned(layer.bias)
+        return self.norm.float_forward(as_dtype(z, c.dtype))
+
+    def _two_conv(self, layer, args, kwargs):
+        norm = self.norm
+        u = _full(layer.float_forward({}, args, kwargs))
+        aligned = _aligner(layer, u)
+        others = [i for i in range(len(u.shape)) if i != channel_axis(layer) % len(u.shape)]
+        mean = u.mean(axis=others)
+        variance = (u - aligned(mean)).square().mean(axis=others)
+        gamma, sigma = self._gamma(), self._sigma()
+        c = self._run(layer, args, kwargs, gamma / sigma, None)
+        batch_sigma = paddle.sqrt(variance + norm._epsilon)
+        # The mean of u is that of conv(x, w) and b already.
+        centre = -mean if layer.bias is None else layer.bias - mean
+        shift = self._beta() + gamma * centre / batch_sigma
+        y = _full(c) * aligned(sigma / batch_sigma) + aligned(shift)
+        with paddle.no_grad():
+            for running, batch in ((norm._mean, mean), (norm._variance, variance)):
+                paddle.assign(running * norm._momentum + batch * (1.0 - norm._momentum), running)
+        return as_dtype(y, c.dtype)
+
+    def _with_running_statistics(self, layer, args, kwargs):
+        factor = self._gamma() / self._sigma()
+        mean = self.norm._mean if layer.bias is None else self.norm._mean - layer.bias
+        return self._run(layer, args, kwargs, factor, self._beta() - mean * factor)
+
+    def _run(self, layer, args, kwargs, factor, bias):
+        weight = layer.quantized_weight("weight", scaled_weight(layer, factor))
+        return layer.float_forward({"weight": weight, "bias": bias}, args, kwargs)
+
+    def _sigma(self):
+        return paddle.sqrt(self.norm._variance + self.norm._epsilon)
+
+    def _gamma(self, detach=False):
+        gamma = getattr(self.norm, "weight", None)
+        if gamma is None:
+            return paddle.ones_like(self.norm._variance)
+        if not detach:
+            return gamma
+        gamma = gamma.detach()
+        return paddle.where(gamma.abs() < EPS, paddle.ones_like(gamma), gamma)
+
+    def _beta(self):
+        beta = getattr(self.norm, "bias", None)
+        return paddle.zeros_like(self.norm._mean) if beta is None else beta
+
+
+def _aligner(layer, y):
+    """Gives a vector the shape in which it goes along the channels of ``y``."""
+    shape = [1] * len(y.shape)
+    shape[channel_axis(layer)] = -1
+    return lambda vector: vector.reshape(shape)
+
+
+def _full(y):
+    return y if y.dtype == paddle.float64 else as_dtype(y, paddle.float32)

@@ -1,0 +1,257 @@
+"""Quantized layers: the float layer itself, with quantizers in front of its forward.
+
+A layer becomes quantized by getting a subclass of its own class. It stays the same object
+with the same parameters under the same names: whoever holds it (two parents, a plain list, an
+optimizer, a hook) holds the quantized layer from then on, a layer that is used twice stays
+shared, and a float checkpoint loads.
+"""
+
+import inspect
+
+import paddle
+from paddle import nn
+
+from ..graph.dataflow import PRODUCERS
+from . import tracing
+from .block import leave_block
+from .bn_folding import NormFolding
+from .class_swap import subclass
+from .layer_types import kind_of
+from .substitute import substituted
+
+_CLASSES = {}
+
+
+class QuantizedLayer:
+    """Mixin of all quantized layers.
+
+    Attributes:
+        activation_quantizer, activation_quantizer_1, ...: the FakeQuantize of each input.
+        weight_quantizer (or the parameter's name + "_quantizer"): the FakeQuantize of a weight.
+        activation_preprocess, weight_preprocess: what comes before them, if anything.
+        output_quantizer: the FakeQuantize of what comes out, of the layer or of the block that it
+            begins (:mod:`.block`), if any.
+        norm_folding: how the layer computes with a batch norm folded into it
+            (:mod:`.bn_folding`), if it does.
+    """
+
+    _paddleq_block = None  # the Block that the layer begins
+    _paddleq_as_float = False  # compute as the float layer (engine.quantizing_only)
+
+    def quantized_forward(self, args, kwargs):
+        """What the layer's forward computes, whatever was put in the place of that."""
+        args, kwargs = self.quantize_inputs(args, kwargs)
+        folding = getattr(self, "norm_folding", None)
+        if folding is not None and folding.norm is not None:
+            y = folding.compute(self, args, kwargs)
+        else:
+            weights = {name: self.quantized_weight(name) for name in self._paddleq_kind.weights}
+            y = self.float_forward(weights, args, kwargs)
+        return leave_block(self, y)
+
+    def float_forward(self, weights, args, kwargs):
+        """The float layer's forward, on ``weights`` (name -> tensor) in place of its own."""
+        with substituted(self, weights):
+            inner = self.__dict__.get("_paddleq_forward")
+            if inner is not None:
+                return inner(*args, **kwargs)
+            return self._paddleq_float_class.forward(self, *args, **kwargs)
+
+    def quantize_inputs(self, args, kwargs):
+        """The arguments of a call, with those that are quantized on their way through it."""
+        if self._paddleq_as_float:
+            return args, kwargs
+        args = list(args)
+        for slot, position in enumerate(self._paddleq_kind.inputs):
+            if position < len(args):
+                args[position] = self._quantize_input(slot, args[position])
+            else:
+                name = self._paddleq_arguments[position]
+                if name in kwargs:
+                    kwargs = {**kwargs, name: self._quantize_input(slot, kwargs[name])}
+        return args, kwargs
+
+    def _quantize_input(self, slot, x):
+        if isinstance(x, (list, tuple)):
+            # concat and its like: what is joined must share one scale.
+            return type(x)(self._quantize_input(slot, item) for item in x)
+        if not _is_float(x):
+            return x
+        preprocess, quantizer = self.input_parts(slot)
+        return tracing.run_activation(x, preprocess, quantizer, self, slot)
+
+    def quantize_output(self, y):
+        """The output of the layer, or of the block it begins, on its way through its quantizer."""
+        quantizer = getattr(self, "output_quantizer", None)
+        if quantizer is None or self._paddleq_as_float or not _is_float(y):
+            return y
+        return tracing.run_output(y, quantizer, self)
+
+    def drop_part(self, attribute):
+        """Take the quantizer or preprocess ``attribute`` away."""
+        delattr(self, attribute)
+        self._paddleq_parts = tuple(name for name in self._paddleq_parts if name != attribute)
+
+    def input_parts(self, slot):
+        """(preprocess or None, quantizer or None) of input number ``slot``."""
+        return (getattr(self, slot_name("activation_preprocess", slot), None),
+                getattr(self, slot_name("activation_quantizer", slot), None))
+
+    def quantized_weight(self, name, weight=None):
+        """The weight as the layer computes with it: preprocessed, then quantized.
+
+        Args:
+            weight: what to quantize in place of the parameter ``name``.
+        """
+        # Attribute access, not _parameters: it is what turns a parameter into a variable of a
+        # program that is being traced.
+        weight = getattr(self, name) if weight is None else weight
+        if self._paddleq_as_float:
+            return weight
+        preprocess, quantizer = self.weight_parts(name)
+        return tracing.run_weight(weight, preprocess, quantizer, self, name)
+
+    def weight_to_quantize(self, name):
+        """The parameter ``name``, with a batch norm folded in if it is trained so."""
+        folding = getattr(self, "norm_folding", None)
+        if name == "weight" and folding is not None and folding.norm is not None:
+            return folding.folded_weight(self)
+        return getattr(self, name)
+
+    def weight_parts(self, name):
+        """(preprocess or None, quantizer or None) of the parameter ``name``."""
+        return (getattr(self, preprocess_name(name), None),
+                getattr(self, quantizer_name(name), None))
+
+    def children(self):
+        # paddle.flops counts layers without children only. A quantized layer counts as one;
+        # apply(), train() and state_dict() do not come this way and reach the quantizers.
+        ours = {id(self._sub_layers[name]) for name in self._paddleq_parts
+                if name in self._sub_layers}
+        return (child for child in super().children() if id(child) not in ours)
+
+    def apply(self, fn):
+        for child in list(self._sub_layers.values()):
+            if child is not None:
+                child.apply(fn)
+        fn(self)
+        return self
+
+    def quantizers(self):
+        """(attribute name, quantizer) of every quantizer, FakeQuantize or a user's own."""
+        kind = self._paddleq_kind
+        names = [slot_name("activation_quantizer", slot) for slot in range(len(kind.inputs))]
+        names += [quantizer_name(name) for name in kind.weights] + ["output_quantizer"]
+        return [(n, getattr(self, n)) for n in names if getattr(self, n, None) is not None]
+
+    def extra_repr(self):
+        inner = super().extra_repr()
+        parts = [f"{n.replace('_quantizer', '')}={getattr(q, 'spec', type(q).__name__)}"
+                 for n, q in self.quantizers()]
+        return ", ".join([inner] * bool(inner) + parts)
+
+
+def slot_name(stem, slot):
+    """Attribute under which the quantizer or preprocess of input number ``slot`` is kept."""
+    return stem if slot == 0 else f"{stem}_{slot}"
+
+
+def quantizer_name(weight):
+    """Attribute under which the quantizer of parameter ``weight`` is kept."""
+    return f"{weight}_quantizer"
+
+
+def preprocess_name(weight):
+    """Attribute under which the preprocess of parameter ``weight`` is kept."""
+    return f"{weight}_preprocess"
+
+
+def _is_float(x):
+    dtype = getattr(x, "dtype", None)
+    return dtype in (paddle.float32, paddle.float16, paddle.bfloat16, paddle.float64)
+
+
+def quantized_class(base):
+    """The quantized subclass of a float layer class (one for each class)."""
+    if base not in _CLASSES:
+        _CLASSES[base] = subclass("Quantized", QuantizedLayer, base,
+                                  QuantizedLayer.quantized_forward)
+    return _CLASSES[base]
+
+
+def is_quantized(layer):
+    """Whether the layer itself (not a part of it) is quantized."""
+    return isinstance(layer, QuantizedLayer)
+
+
+class LayerPlan:
+    """All that turns one float layer into a quantized one, built before the layer is touched.
+
+    Args:
+        layer: a float layer of a registered class.
+        policy: the :class:`~paddleq.config.LayerPolicy`.
+        name: the layer's name in the model, for messages.
+        shared: dict from id of a parameter to the (quantizer, preprocess) it already has, so
+            that layers that share a weight share its quantizer.
+    """
+
+    def __init__(self, layer, policy, name, shared):
+        self.layer, self.name, self.kind = layer, name, kind_of(layer)
+        self.arguments = list(inspect.signature(type(layer).forward).parameters)[1:]
+        self.parts = {}
+        if policy.activation is not None:
+            for slot in range(len(self.kind.inputs)):
+                attribute = slot_name("activation_quantizer", slot)
+                self.parts[attribute], self.parts[slot_name("activation_preprocess", slot)] = (
+                    _build(policy.activation, policy.activation_quantize,
+                           policy.activation_preprocess, f"{name}.{attribute}"))
+        if policy.weight is not None:
+            for weight, axis in self.kind.weights.items():
+                parameter = getattr(layer, weight)
+                if id(parameter) not in shared:
+                    shared[id(parameter)] = _build(
+                        policy.weight, policy.weight_quantize, policy.weight_preprocess,
+                        f"{name}.{quantizer_name(weight)}", axis, parameter.shape[axis])
+                self.parts[quantizer_name(weight)], self.parts[preprocess_name(weight)] = (
+                    shared[id(parameter)])
+        if policy.output is not None:
+            self.parts["output_quantizer"] = policy.output.build(label=f"{name}.output_quantizer")
+        if policy.norm_fold is not None and isinstance(layer, PRODUCERS):
+            self.parts["norm_folding"] = NormFolding(policy.norm_fold.one_conv,
+                                                     policy.norm_fold.freeze_at)
+        self.parts = {name: part for name, part in self.parts.items() if part is not None}
+
+    def apply(self):
+        """Make the layer a quantized one, in place."""
+        layer = self.layer
+        override = layer.__dict__.pop("forward", None)
+        if override is not None and not getattr(layer, "_original_funcs", None):
+            # Somebody patched this layer's forward: quantize around the patched one.
+            layer.__dict__["_paddleq_forward"] = override
+        layer.__class__ = quantized_class(type(layer))
+        layer._paddleq_kind = self.kind
+        layer._paddleq_arguments = self.arguments
+        layer._paddleq_name = self.name
+        layer._paddleq_parts = tuple(self.parts)
+        for attribute, part in self.parts.items():
+            if isinstance(part, nn.Layer):
+                for each in [part, *part.sublayers()]:
+                    each.training = layer.training
+            setattr(layer, attribute, part)
+
+
+def make_float(layer):
+    """Take all quantization from a layer, in place: what :class:`LayerPlan` did, undone."""
+    for attribute in layer._paddleq_parts:
+        delattr(layer, attribute)
+    patched = layer.__dict__.pop("_paddleq_forward", None)
+    for name in ("_paddleq_kind", "_paddleq_arguments", "_paddleq_name", "_paddleq_parts"):
+        delattr(layer, name)
+    layer.__class__ = layer._paddleq_float_class
+    if patched is not None:
+        layer.__dict__["forward"] = patched
+
+
+def _build(config, quantize, preprocess, label, axis=None, channels=None):
+    quantizer = quantize() if quantize is not None else config.build(axis, channels, label)
+    return quantizer, preprocess() if preprocess is not None else None

@@ -1,0 +1,518 @@
+"""The ``paddleq`` command, run as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from paths import ROOT
+from runtimes import onnxruntime, paddle_inference, relative_error
+
+import paddleq
+from paddleq.cli.main import COMMANDS, main
+from paddleq.export.program import pdiparams as params
+from paddleq.export.program.program import Program, framework_proto
+from paddleq.recipes.sources import find_function
+
+
+def run(folder, *arguments):
+    """``paddleq`` with ``arguments``, run in ``folder``."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "paddleq", *map(str, arguments)], cwd=folder,
+                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True, check=False)
+
+
+def content(folder):
+    """Every file in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(done, status):
+    """The one line that says why; Paddle's own warnings may stand before it."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert lines == [done.stderr.splitlines()[-1]]
+    return lines[0]
+
+
+def tensor(number, shape):
+    return {"%": number, "TT": {"#": "0.t_dtensor",
+                                "D": [{"#": "0.t_f32"}, shape, "NCHW", [], 0]}}
+
+
+def text(name, value):
+    return {"N": name, "AT": {"#": "0.a_str", "D": value}}
+
+
+def pir(kind):
+    """What Paddle 3 saves for ``kind(x, b)``, written by hand so that every Paddle has it."""
+    ops = [
+        {"#": "p", "A": [0, 1, 1, "b"], "O": tensor(1, [3])},
+        {"#": "1.data", "I": [], "O": [tensor(2, [-1, 3])], "A": [text("name", "x")]},
+        {"#": f"1.{kind}", "I": [{"%": 2}, {"%": 1}], "O": [tensor(3, [-1, 3])],
+         "A": [text("struct_name", "/Net/Strange/")]},
+        {"#": "1.fetch", "I": [{"%": 3}], "O": [tensor(4, [-1, 3])],
+         "A": [text("name", "y"), {"N": "col", "AT": {"#": "0.a_i32", "D": 0}}]},
+    ]
+    blocks = [{"#": "block_0", "args": [], "ops": ops}]
+    return {"base_code": {"magic": "pir", "trainable": False, "version": 4},
+            "program": {"regions": [{"#": "region_0", "blocks": blocks}]}}
+
+
+def write(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+
+
+class Net(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(nn.functional.gelu(self.norm(self.conv(x))).mean([2, 3]))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(net, x): ``net.json`` and ``net.pdiparams`` in ``tmp_path`` hold the net."""
+    net = Net()
+    net.eval()
+    paddle.jit.save(net, str(tmp_path / "net"),
+                    input_spec=[paddle.static.InputSpec([None, 3, 8, 8], "float32", "x")])
+    return net, paddle.randn([2, 3, 8, 8])
+
+
+@pytest.mark.needs_pir
+def test_a_saved_model_is_written_and_one_line_says_so(saved, tmp_path):
+    net, x = saved
+    before = content(tmp_path)
+    done = run(tmp_path, "to-pdmodel", "net.json", "-o", "new/folder/net")
+    assert done.returncode == 0, done.stderr
+    after = content(tmp_path)
+    model, weights = "new/folder/net.pdmodel", "new/folder/net.pdiparams"
+    assert set(after) - set(before) == {model, weights}
+    program = Program.load(tmp_path / model, tmp_path / weights)
+    count = len([op for op in program.desc.blocks[0].ops if op.type not in ("feed", "fetch")])
+    assert count >= 6  # convolution, norm, GELU, mean, product, bias
+    assert done.stdout == (f"wrote {model} and {weights}: {count} operators, "
+                           f"{len(after[model]) + len(after[weights]):,} bytes\n")
+    (found,) = paddle_inference(tmp_path / "new/folder/net", [x.numpy()])
+    assert relative_error(found, net(x).numpy()) < 1e-6
+
+
+@pytest.mark.needs_pir
+def test_parameters_may_have_another_name(saved, tmp_path):
+    net, x = saved
+    os.rename(tmp_path / "net.pdiparams", tmp_path / "weights")
+    # The prefix is enough, and an output with its suffix is the same output.
+    done = run(tmp_path, "to-pdmodel", "net", "--params", "weights", "-o", "old.pdmodel")
+    assert done.returncode == 0, done.stderr
+    (found,) = paddle_inference(tmp_path / "old", [x.numpy()])
+    assert relative_error(found, net(x).numpy()) < 1e-6
+
+
+@pytest.mark.needs_pir
+def test_damaged_parameters(saved, tmp_path):
+    data = (tmp_path / "net.pdiparams").read_bytes()
+    (tmp_path / "net.pdiparams").write_bytes(data[:-5])
+    before = content(tmp_path)
+    said = refused(run(tmp_path, "to-pdmodel", "net.json", "-o", "out/net"), 1)
+    assert said.startswith("paddleq: error: net.pdiparams is damaged or belongs to another model")
+    assert content(tmp_path) == before
+
+
+def test_it_needs_no_paddle_3(tmp_path):
+    write(tmp_path / "m.json", pir("add"))
+    params.write(tmp_path / "m.pdiparams", {"b": np.float32([3, 2, 1])}, {}, framework_proto())
+    done = run(tmp_path, "to-pdmodel", "m.json", "-o", "m")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("wrote m.pdmodel and m.pdiparams: 1 operators, ")
+    x = np.array([[-1, 0, 2]], "float32")
+    np.testing.assert_array_equal(paddle_inference(tmp_path / "m", [x])[0], [[2, 2, 3]])
+
+
+@pytest.mark.parametrize("stored, said", [
+    (None, "there is no file m.json"),
+    ("{\n", "m.json is no JSON"),
+    ({"base_code": {"magic": "onnx"}}, "m.json is no PIR program that can be read: its magic is "),
+    (pir("frobnicate"), "the operator frobnicate in /Net/Strange/ is not in paddleq's operator "),
+], ids=["missing", "no JSON", "no PIR", "unsupported operator"])
+def test_models_that_cannot_be_converted(stored, said, tmp_path):
+    if stored is not None:
+        write(tmp_path / "m.json", stored)
+        params.write(tmp_path / "m.pdiparams", {"b": np.float32([3, 2, 1])}, {},
+                     framework_proto())
+    write(tmp_path / "old.pdmodel", "what was there")
+    write(tmp_path / "old.pdiparams", "before")
+    before = content(tmp_path)
+    line = refused(run(tmp_path, "to-pdmodel", "m.json", "-o", "old"), 1)
+    assert line.startswith(f"paddleq: error: {said}")
+    assert content(tmp_path) == before
+
+
+def test_a_target_that_cannot_be_written(tmp_path):
+    write(tmp_path / "m.json", pir("add"))
+    params.write(tmp_path / "m.pdiparams", {"b": np.zeros(3, "float32")}, {}, framework_proto())
+    write(tmp_path / "file", "no folder")
+    before = content(tmp_path)
+    line = refused(run(tmp_path, "to-pdmodel", "m.json", "-o", "file/m"), 1)
+    assert line.startswith("paddleq: error: cannot write file/m.pdmodel: ")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ([], "Missing command"),
+    (["to-pdmodl", "m.json"], "did you mean 'to-pdmodel'?"),
+    (["to-pdmodel", "m.json"], "Missing option '-o' / '--output'"),
+    (["to-pdmodel", "m.json", "--outptu", "x"], "No such option '--outptu'"),
+    (["to-pdmodel", "m.json", "-o", "."], "output must be the prefix of files"),
+], ids=["nothing", "unknown command", "no output", "unknown option", "a folder"])
+def test_a_wrong_command_line(arguments, said, tmp_path):
+    assert said in refused(run(tmp_path, *arguments), 2)
+    assert content(tmp_path) == {}
+
+
+def test_version(tmp_path):
+    done = run(tmp_path, "--version")
+    assert done.returncode == 0
+    assert done.stdout == f"paddleq {paddleq.__version__} (Paddle {paddle.__version__})\n"
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_examples(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "examples:" in said and f"  paddleq {command or 'run'} " in said
+
+
+def test_completion(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMP_WORDS": "paddleq to-",
+                   "COMP_CWORD": "1", "_PADDLEQ_COMPLETE": "bash_complete"}
+    script = "import sys; from paddleq.cli.main import paddleq; paddleq(prog_name='paddleq')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment,
+                          stdout=subprocess.PIPE, text=True, check=False)
+    assert "plain,to-pdmodel" in done.stdout
+
+
+ZOO = """\
+import time
+
+import numpy as np
+import paddle
+from paddle import nn
+
+
+def build(classes=10):
+    paddle.seed(3)
+    return nn.Sequential(nn.Conv2D(1, 4, 3, bias_attr=False), nn.BatchNorm2D(4), nn.ReLU(),
+                         nn.Flatten(), nn.Linear(144, classes))
+
+
+def endless():
+    yield [np.ones([2, 1, 8, 8], "float32")]
+    open("started", "w").close()
+    while True:
+        time.sleep(0.01)
+        yield [np.ones([2, 1, 8, 8], "float32")]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, digits):
+    """A folder with a function that builds a net, and data."""
+    (tmp_path / "zoo.py").write_text(ZOO)
+    images, labels = digits.train
+    np.savez(tmp_path / "digits.npz", x=images[:64], y=labels[:64])
+    np.save(tmp_path / "images.npy", images[:64])
+    np.save(tmp_path / "coloured.npy", np.zeros([4, 3, 8, 8], "float32"))
+    return tmp_path
+
+
+def build(folder):
+    return find_function("zoo.py:build", str(folder))()
+
+
+def started(folder, *arguments, **options):
+    """``paddleq`` in a process of its own that Ctrl-C reaches, even if it does not reach us."""
+    def listen():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "paddleq", *arguments], cwd=folder, text=True, preexec_fn=listen,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, **options)
+
+
+def written(done, path):
+    """That the last line says what was written, and that it is there."""
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    for ending in (".pdmodel", ".pdiparams", ".paddleq.yaml"):
+        assert f"{path}{ending}" in last
+    return Program.load(f"{path}.pdmodel", f"{path}.pdiparams")
+
+
+def integers(program):
+    return sum(array.dtype == np.int8 for array in program.arrays.values())
+
+
+def test_ptq_of_a_layer(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    done = run(folder, "ptq", "zoo.py:build", "-d", "digits.npz", "--labels", "y", "--batches", 2,
+               "--input", "image:?x1x8x8", "--skip", "^0$", "--algo", "abs_max", "-o", "out/net")
+    assert integers(written(done, "out/net")) == 1
+    first = content(folder / "out")
+    done = run(folder, "ptq", "zoo:build", "-d", "images.npy", "--batches", 2,
+               "--arg", "classes=7", "--input", "image:?x1x8x8", "-o", "out/seven")
+    assert integers(written(done, "out/seven")) == 2
+    (found,) = paddle_inference("out/seven", [np.ones([3, 1, 8, 8], "float32")])
+    assert found.shape == (3, 7)
+    # What lies beside the first one makes it again.
+    done = run(folder, "run", "out/net.paddleq.yaml")
+    written(done, "out/net")
+    assert {name: data for name, data in content(folder / "out").items() if name in first} == first
+
+
+def test_ptq_and_dynamic_of_a_saved_model(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net = build(folder)
+    net.eval()
+    paddle.jit.save(net, "float/net", [paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    x = np.load("images.npy")
+    expected = net(paddle.to_tensor(x)).numpy()
+    for command, more in (("ptq", ["-d", "images.npy", "--algo", "abs_max"]), ("dynamic", [])):
+        for model in ("float", "float/net"):
+            done = run(folder, command, model, *more, "-o", f"out/{command}")
+            assert integers(written(done, f"out/{command}")) == 2
+        (found,) = paddle_inference(f"out/{command}", [x])
+        assert 1e-5 < relative_error(found, expected) < 0.03
+    done = run(folder, "dynamic", "float", "--bits", "16", "--format", "onnx", "--format",
+               "pdmodel", "-o", "out/16")
+    written(done, "out/16")
+    (found,) = onnxruntime("out/16", [x])
+    assert relative_error(found, expected) < 1e-4
+    (found,) = paddle_inference("out/16", [x])
+    assert relative_error(found, expected) < 1e-4
+    done = run(folder, "ptq", "float", "-d", "images.npy", "--skip", net[4].weight.name,
+               "-o", "out/some")
+    assert integers(written(done, "out/some")) == 1
+
+
+def test_qat_export(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net, qat = build(folder), paddleq.QAT({"weight_quantize_type": "abs_max"})
+    qat.quantize(net)
+    x = paddle.to_tensor(np.load("images.npy"))
+    net(x).mean().backward()
+    net.eval()
+    paddle.save(net.state_dict(), "trained.pdparams")
+    (folder / "qat.yaml").write_text("weight_quantize_type: abs_max\n")
+    done = run(folder, "qat-export", "zoo.py:build", "--weights", "trained.pdparams", "--config",
+               "qat.yaml", "--input", "image:?x1x8x8", "-o", "out/net")
+    assert integers(written(done, "out/net")) == 2
+    (found,) = paddle_inference("out/net", [x.numpy()])
+    assert relative_error(found, net(x).numpy()) < 1e-6
+    line = refused(run(folder, "qat-export", "zoo.py:build", "--weights", "trained.pdparams",
+                       "--arg", "classes=7", "--input", "image:?x1x8x8", "-o", "out/7"), 1)
+    assert "4.weight" in line
+
+
+def test_inspect(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    written(run(folder, "ptq", "zoo.py:build", "-d", "images.npy", "--algo", "abs_max",
+                "--input", "image:?x1x8x8", "-o", "net"), "net")
+    program = Program.load("net.pdmodel", "net.pdiparams")
+    done = run(folder, "inspect", "net", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["inputs"] == [{"name": "image", "shape": [-1, 1, 8, 8], "dtype": "float32"}]
+    assert found["operators"]["quantize_linear"] == 2 and found["operators"]["conv2d"] == 1
+    assert found["parameters"]["count"] == len(program.arrays)
+    weight = next(row for row in found["weights"] if row["shape"] == [144, 10])
+    array = program.arrays[weight["name"]]
+    assert weight["histogram"] == np.histogram(array, 16, (-128, 128))[0].tolist()
+    assert sum(weight["histogram"]) == 1440 and weight["bits"] == 8 and weight["axis"] == 1
+    assert {row["reader"] for row in found["activations"]} == {"conv2d", "matmul_v2"}
+    first = next(row for row in found["activations"] if row["name"] == "image")
+    assert abs(first["threshold"] - np.load("images.npy").max()) < 1e-6
+    text = run(folder, "inspect", "net.pdmodel").stdout
+    assert "conv2d" in text and "per" not in text.split("axis 0")[0].splitlines()[-1]
+    assert weight["name"] in text and "█" in text
+
+
+def test_sensitivity(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net = build(folder)
+    net.eval()
+    paddle.jit.save(net, "float/net", [paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    for model, names in (("zoo.py:build", {"0", "4"}),
+                         ("float", {net[0].weight.name, net[4].weight.name})):
+        done = run(folder, "sensitivity", model, "-d", "images.npy", "--algo", "abs_max", "--json")
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(done.stdout)
+        assert {row["layer"] for row in rows} == names
+        assert 20 < rows[0]["sqnr"] < rows[1]["sqnr"] < 60
+    done = run(folder, "sensitivity", "float", "-d", "images.npy", "--algo", "abs_max")
+    assert rows[0]["layer"] in done.stdout.splitlines()[2] and "dB" in done.stdout
+
+
+def test_export(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net = build(folder)
+    net.eval()
+    x = np.load("images.npy")
+    spec = ["--input", "image:?x1x8x8"]
+    done = run(folder, "export", "zoo.py:build", *spec, "--format", "pdmodel", "-o", "out/float")
+    assert done.returncode == 0, done.stderr
+    (found,) = paddle_inference("out/float", [x])
+    assert relative_error(found, net(paddle.to_tensor(x)).numpy()) < 1e-6
+    done = run(folder, "export", "out/float", "--format", "onnx", "-o", "out/float")
+    assert done.returncode == 0 and "wrote out/float.onnx" in done.stdout, done.stderr
+    (found,) = paddleq.deploy.Predictor("out/float.onnx", "onnxruntime").run(x)
+    assert relative_error(found, net(paddle.to_tensor(x)).numpy()) < 1e-5
+
+
+def test_verify(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    written(run(folder, "ptq", "zoo.py:build", "-d", "images.npy", "--algo", "abs_max",
+                "--input", "image:?x1x8x8", "-o", "net"), "net")
+    done = run(folder, "verify", "net", "-d", "images.npy", "--top1", "0.9", "--error", "0.2",
+               "--runtime", "openvino", "--runtime", "paddle")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "openvino" in done.stdout and "paddle" in done.stdout
+    done = run(folder, "verify", "net", "-d", "images.npy", "--error", "0", "--runtime", "paddle")
+    assert done.returncode == 1 and "too far off" in done.stderr
+
+
+def test_report(folder):
+    done = run(folder, "report", "zoo.py:build", "-d", "images.npy", "--algo", "abs_max", "-o",
+               "out/page.html")
+    assert done.returncode == 0, done.stderr
+    page = (folder / "out" / "page.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 2 and "Conv2D" in page and "src=\"http" not in page
+
+
+@pytest.mark.browser  # where VisualDL is
+def test_serve_vdl(folder):
+    import socket
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "logs").mkdir()
+    process = started(folder, "serve-vdl", "logs", "--port", str(port), stdout=subprocess.PIPE,
+                      stderr=subprocess.DEVNULL, start_new_session=True)
+    assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n"
+    for attempt in range(1200):
+        try:
+            page = urllib.request.urlopen(f"http://127.0.0.1:{port}/app").read()
+            break
+        except OSError:
+            assert attempt < 1199 and process.poll() is None
+            time.sleep(0.1)
+    assert b"VisualDL" in page
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("arguments, status, said", [
+    (["ptq", "zoo.py:build"], 2, "Missing option '--data' / '-d'"),
+    (["ptq", "zoo.py:build", "-d", "no.npy", "-o", "o"], 1, "no.npy"),
+    (["ptq", "zoo.py:biuld", "-d", "images.npy", "-o", "o"], 2, "'build'"),
+    (["ptq", "nowhere", "-d", "images.npy", "-o", "o"], 1, "nowhere"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--algo", "kl", "-o", "o"], 2, "'kl'"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--weight-bits", "0", "-o", "o"], 2,
+     "quant_bits"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "(", "-o", "o"], 2,
+     "regular expression"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "conv", "-o", "o"], 2,
+     "matches no layer"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--input", "x", "-o", "o"], 2, "--input"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--arg", "classes", "-o", "o"], 2, "--arg"),
+    (["ptq", "zoo.py:build", "-d", "digits.npz", "--labels", "z", "-o", "o"], 2, "'z'"),
+    (["ptq", "float", "--weights", "w", "-d", "images.npy", "-o", "o"], 2, "--weights"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--hist-percent", "0.9", "-o", "o"], 2,
+     "hist_percent"),
+    (["dynamic", "nowhere", "-o", "o"], 1, "nowhere"),
+    (["dynamic", "zoo.py:build", "--bits", "4", "-o", "o"], 2, "'4'"),
+    (["dynamic", "zoo.py:build", "--op-type", "conv", "-o", "o"], 2, "'conv'"),
+    (["qat-export", "float", "--weights", "w", "-o", "o"], 2, "MODULE:FUNCTION"),
+    (["qat-export", "zoo.py:build", "--input", "x:?x1", "-o", "o"], 2, "--weights"),
+    (["qat-export", "zoo.py:build", "--input", "x:?x1", "--weights", "no.pdparams", "-o", "o"], 1,
+     "no.pdparams"),
+    (["ptq", "zoo.py:build", "-d", "coloured.npy", "-o", "o"], 2,
+     "data.calibration: does not fit the model, which fails on its first batch, of the shapes "
+     "[[4, 3, 8, 8]]: ValueError: "),
+    (["run", "no.yaml"], 1, "no.yaml"),
+    (["run", "zoo.py"], 2, "zoo.py:"),
+    (["inspect", "nowhere"], 1, "nowhere"),
+    (["export", "nowhere", "--format", "onnx", "-o", "o"], 1, "nowhere"),
+    (["export", "zoo.py:build", "--format", "onnx", "-o", "o"], 2, "--input"),
+    (["export", "zoo.py:build", "--format", "pdmodel", "--opset", "17", "-o", "o"], 2, "--opset"),
+    (["report", "float", "-d", "images.npy", "-o", "o.html"], 2, "MODULE:FUNCTION"),
+    (["sensitivity", "nowhere", "-d", "images.npy"], 1, "nowhere"),
+    (["sensitivity", "zoo.py:build", "-d", "images.npy", "--skip", "."], 1, "no layer to quantize"),
+    (["inspect", "images.npy"], 1, "images.npy"),
+])
+def test_bad_input(folder, monkeypatch, capsys, arguments, status, said):
+    """In this process: importing Paddle takes seconds. The next test starts processes."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = content(folder)
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("paddleq: error: ") and said in last
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("command, arguments, status", [
+    ("ptq", ["zoo.py:biuld", "-d", "images.npy", "-o", "o"], 2),
+    ("dynamic", ["nowhere", "-o", "o"], 1),
+    ("qat-export", ["zoo.py:build", "--input", "x:?x1", "--weights", "no", "-o", "o"], 1),
+    ("run", ["zoo.py"], 2),
+    ("inspect", ["images.npy"], 1),
+    ("sensitivity", ["nowhere", "-d", "images.npy"], 1),
+    ("export", ["nowhere", "--format", "onnx", "-o", "o"], 1),
+    ("verify", ["nowhere", "-d", "images.npy"], 1),
+    ("report", ["zoo.py:build", "-d", "no.npy", "-o", "o.html"], 1),
+    ("serve-vdl", ["nowhere"], 1),
+])
+def test_bad_input_in_a_process_of_every_command(folder, command, arguments, status):
+    before = content(folder)
+    refused(run(folder, command, *arguments), status)
+    assert {name: data for name, data in content(folder).items() if "cache" not in name} == before
+
+
+def test_ctrl_c_leaves_what_was_there(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "net.pdmodel").write_text("what was there")
+    before = content(folder / "out")
+    process = started(folder, "ptq", "zoo.py:build", "-d", "zoo.py:endless", "-o", "out/net",
+                      stderr=subprocess.PIPE)
+    for _ in range(600):
+        if (folder / "started").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "paddleq: error: interrupted" and "Traceback" not in said
+    assert content(folder / "out") == before

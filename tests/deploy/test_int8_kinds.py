@@ -1,0 +1,133 @@
+"""Every kind of layer in Paddle Inference's int8 mode."""
+
+import logging
+
+import numpy as np
+import paddle
+import pytest
+from nets import train_steps
+from paddle import nn
+from runtimes import paddle_inference, relative_error
+from test_layers import KINDS, LAYERS
+
+import paddleq
+from paddleq.deploy import Predictor, to_paddle_int8
+from paddleq.export.paddle.lower import WeightMark
+from paddleq.export.paddle.markers_from_program import to_marks
+from paddleq.export.program.inspect import inspect
+from paddleq.export.program.load import load_saved
+from paddleq.export.program.summary_rows import program_rows
+
+EVERY = {**LAYERS, "embedding": (lambda: nn.Embedding(11, 6), None)}
+TRANSPOSED = [name for name in EVERY if "transpose" in name]
+# Paddle Inference's own kernels do not compute these right: see int8_products and weight_readers.
+NEEDS_A_COPY = {"linear", *TRANSPOSED}
+LIMIT = 0.02
+
+
+def exported(name, way, path):
+    """(input, what the quantized model makes of it) of a layer that was saved at ``path``."""
+    paddle.seed(7)
+    make, shape = EVERY[name]
+    x = paddle.rand(shape) if shape else paddle.randint(0, 11, [4, 3])
+    net, kinds = nn.Sequential(make(), nn.ReLU()), [*KINDS, "Embedding"]
+    if way == "QAT":
+        quanter = paddleq.QAT({"quantizable_layer_type": kinds})
+        quanter.quantize(net)
+        train_steps(net, x, steps=4, lr=1e-6)
+    else:
+        quanter = paddleq.PTQ("AbsmaxQuantizer")
+        net = quanter.quantize(net, quantizable_layer_type=kinds)
+        quanter.calibrate(net, [x])
+    net.eval()
+    dtype = "float32" if shape else "int64"
+    spec = paddle.static.InputSpec([None, *x.shape[1:]], dtype)
+    quanter.save_quantized_model(net, path, [spec])
+    with paddle.no_grad():
+        return x.numpy(), net(x).numpy()
+
+
+@pytest.mark.parametrize("way", ["PTQ", "QAT"])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_kind_runs_in_int8(name, way, tmp_path, caplog):
+    path = str(tmp_path / "m")
+    x, expected = exported(name, way, path)
+    assert relative_error(paddle_inference(path, [x])[0], expected) < 1e-6
+    saved = f"{path}.pdmodel", f"{path}.pdiparams"
+    assert sum(array.dtype == np.int8 for array in load_saved(*saved).arrays.values()) == 1
+    if name not in NEEDS_A_COPY:
+        found = paddle_inference(path, [x], ir_optim=True, int8=True)[0]
+        assert relative_error(found, expected) < LIMIT
+    with Predictor(path, runtime="paddle") as runs:
+        assert relative_error(runs.run([x])[0], expected) < LIMIT
+    told = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert not told  # that it computes in float
+    to_paddle_int8(path, path + "_int8")
+    found = paddle_inference(path + "_int8", [x], ir_optim=True, int8=True)[0]
+    assert relative_error(found, expected) < LIMIT
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv1d_groups", "conv1d_nlc"])
+def test_conv1d_is_computed_with_integers(name, tmp_path, capfd):
+    path = str(tmp_path / "m")
+    x, _ = exported(name, "PTQ", path)
+    capfd.readouterr()
+    import paddle.inference as inference
+    config = inference.Config(f"{path}.pdmodel", f"{path}.pdiparams")
+    config.enable_mkldnn()
+    config.enable_mkldnn_int8()
+    inference.create_predictor(config)
+    said = "".join(capfd.readouterr())
+    assert "quantized 1 conv2d" in said or "quantized 1 fused_conv2d" in said
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_file_says_that_the_layer_is_quantized(name, tmp_path):
+    path = str(tmp_path / "m")
+    exported(name, "PTQ", path)
+    program = load_saved(f"{path}.pdmodel", f"{path}.pdiparams")
+    (row,) = program_rows(program)
+    assert row["done"] == "quantized" and row["quantizers"]["weight"]["bits"] == 8
+    (weight,) = inspect(program)["weights"]
+    array = program.arrays[weight["name"]]
+    assert weight["bits"] == 8 and weight["dtype"] == "int8"
+    thresholds = next(value for key, value in program.arrays.items() if key.endswith(".scale")
+                      and value.size > 1)
+    assert thresholds.size == array.shape[weight["axis"]]
+    others = tuple(axis for axis in range(array.ndim) if axis != weight["axis"])
+    assert (np.abs(array.astype(int)).max(axis=others) == 127).all()  # each reaches its highest
+    (mark,) = [each for each in to_marks(program) if isinstance(each, WeightMark)]
+    np.testing.assert_array_equal(mark.integers, array)
+    assert mark.spec.channel_axis == weight["axis"]
+    np.testing.assert_array_equal(mark.threshold, thresholds)
+
+
+def test_weights_of_other_bits_and_shapes(tmp_path):
+    """Those that are multiplied out are the bits that dequantize_linear makes."""
+    x = paddle.rand([2, 2, 5, 5, 5])
+    for bits in (2, 3, 4, 8, 16):
+        ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(quant_bits=bits))
+        net = ptq.quantize(nn.Sequential(nn.Conv3D(2, 4, 3)), quantizable_layer_type=["Conv3D"])
+        ptq.calibrate(net, [x])
+        path = str(tmp_path / f"m{bits}")
+        ptq.save_quantized_model(net, path)
+        found = paddle_inference(path, [x.numpy()])[0]
+        np.testing.assert_array_equal(found, net(x).numpy())
+        if bits <= 8:
+            found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
+            assert relative_error(found, net(x).numpy()) < LIMIT
+
+
+@pytest.mark.parametrize("bits", [2, 4, 7])
+@pytest.mark.parametrize("name", ["conv2d", "conv1d", "conv2d_transpose", "linear"])
+def test_weights_of_few_bits_in_the_predictor(name, bits, tmp_path):
+    make, shape = LAYERS[name]
+    x = paddle.rand(shape)
+    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(quant_bits=bits))
+    net = ptq.quantize(nn.Sequential(make()), quantizable_layer_type=KINDS)
+    ptq.calibrate(net, [x])
+    path = str(tmp_path / "m")
+    ptq.save_quantized_model(net, path)
+    assert to_paddle_int8(path, path + "_int8") == 1
+    with Predictor(path, runtime="paddle") as runs:
+        assert relative_error(runs.run([x.numpy()])[0], net(x).numpy()) < LIMIT

@@ -1,0 +1,146 @@
+"""Linears in Paddle Inference's int8 mode, whose own steps for them are wrong."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from runtimes import paddle_inference, relative_error
+
+import paddleq
+from paddleq.deploy import Predictor, to_paddle_int8
+from paddleq.errors import ConfigError, ConfigTypeError, FormatError
+from paddleq.export.program.load import load_saved
+from paddleq.spec import PerChannel, PerTensor
+
+WIDE = 48
+
+
+class Layers(nn.Layer):
+    """Two Linears whose columns are of very different sizes, as in a trained transformer."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        attributes = {} if bias else {"bias_attr": False}
+        self.norm = nn.LayerNorm(WIDE)
+        self.up = nn.Linear(WIDE, 2 * WIDE, **attributes)
+        self.down = nn.Linear(2 * WIDE, 10, **attributes)
+        rng = np.random.RandomState(0)
+        for layer in (self.up, self.down):
+            rows, columns = layer.weight.shape
+            sizes = np.exp(rng.randn(columns))
+            layer.weight.set_value((rng.randn(rows, columns) * sizes).astype("float32"))
+            if bias:
+                layer.bias.set_value(rng.randn(columns).astype("float32"))
+
+    def forward(self, x):
+        return self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+def exported(net, x, path, **quantizers):
+    ptq = paddleq.PTQ("AbsmaxQuantizer", **quantizers)
+    net.eval()
+    net = ptq.quantize(net)
+    ptq.calibrate(net, [x])
+    ptq.save_quantized_model(net, path, [paddle.static.InputSpec([None, *x.shape[1:]], "float32")])
+    with paddle.no_grad():
+        return net, net(x).numpy()
+
+
+def odd_columns(bias=True):
+    net = Layers(bias)
+    weight = net.up.weight.numpy()
+    weight[:, 3] = 0.0  # nothing but its bias
+    weight[:, 5] *= 1e-9  # hardly more: too many steps for 32 bits
+    weight[:, 7] *= 1e-42  # below the smallest normal number
+    net.up.weight.set_value(weight)
+    return net
+
+
+NETS = {
+    "bias": (Layers, [40, WIDE], {}),
+    "no bias": (lambda: Layers(bias=False), [40, WIDE], {}),
+    "tokens": (Layers, [6, 7, WIDE], {}),
+    "four dimensions": (lambda: Layers(bias=False), [3, 2, 5, WIDE], {}),
+    "one step for a weight": (Layers, [40, WIDE], {"weight_quantizer": "AbsmaxQuantizer"}),
+    "odd columns": (odd_columns, [40, WIDE], {}),
+    "odd columns, no bias": (lambda: odd_columns(bias=False), [40, WIDE], {}),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_predictor_computes_what_was_simulated(name, tmp_path):
+    make, shape, quantizers = NETS[name]
+    x = paddle.to_tensor(np.random.RandomState(1).randn(*shape).astype("float32"))
+    path = str(tmp_path / "m")
+    _, expected = exported(make(), x, path, **quantizers)
+    with Predictor(path, runtime="paddle") as predictor:
+        (found,) = predictor.run([x.numpy()])
+    # Four dimensions are left to float kernels: only the weights are rounded.
+    assert relative_error(found, expected) < (0.05 if len(shape) == 4 else 3e-3)
+    assert relative_error(paddle_inference(path, [x.numpy()])[0], expected) < 1e-6
+
+
+def test_left_to_itself_paddle_inference_is_far_off(tmp_path):
+    """The reason for all this. Once it fails, ``int8_products`` can go for that Paddle."""
+    x = paddle.to_tensor(np.random.RandomState(1).randn(40, WIDE).astype("float32"))
+    path = str(tmp_path / "m")
+    _, expected = exported(Layers(), x, path)
+    found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
+    assert relative_error(found, expected) > 0.05
+
+
+def test_a_copy_for_a_program_of_ones_own(tmp_path):
+    x = paddle.to_tensor(np.random.RandomState(1).randn(40, WIDE).astype("float32"))
+    path, copy = str(tmp_path / "m"), str(tmp_path / "int8" / "m")
+    _, expected = exported(Layers(), x, path)
+    before = load_saved(f"{path}.pdmodel", f"{path}.pdiparams").arrays
+    assert to_paddle_int8(path, copy) == 2
+    found = paddle_inference(copy, [x.numpy()], ir_optim=True, int8=True)[0]
+    assert relative_error(found, expected) < 3e-3
+    after = load_saved(f"{path}.pdmodel", f"{path}.pdiparams").arrays
+    assert before.keys() == after.keys()
+    stored = load_saved(f"{copy}.pdmodel", f"{copy}.pdiparams").arrays
+    kept = [name for name, array in before.items() if array.dtype == np.int8]
+    assert kept and all(np.array_equal(before[name], stored[name]) for name in kept)
+
+
+def test_numbers_of_the_copy_are_those_of_the_formula(tmp_path):
+    """float64: integers of both sides, their product, the steps, the bias."""
+    x = np.random.RandomState(1).randn(40, WIDE).astype("float32")
+    path = str(tmp_path / "m")
+    net = nn.Sequential(Layers().up)
+    quantized, _ = exported(net, paddle.to_tensor(x), path)
+    weight = net[0].weight.numpy().astype(np.float64)
+    threshold = np.abs(weight).max(axis=0)
+    step = quantized[0].activation_quantizer.threshold.item() / 127
+    integers = np.clip(np.rint(x / step), -128, 127) @ np.rint(weight / threshold * 127)
+    expected = integers * step * threshold / 127 + net[0].bias.numpy()
+    with Predictor(path, runtime="paddle") as predictor:
+        assert relative_error(predictor.run([x])[0], expected) < 1e-4
+
+
+def test_a_model_without_linears_is_copied(tmp_path):
+    x = paddle.rand([2, 3, 8, 8])
+    path, copy = str(tmp_path / "m"), str(tmp_path / "c")
+    exported(nn.Sequential(nn.Conv2D(3, 4, 3)), x, path)
+    assert to_paddle_int8(path, copy) == 0
+    assert (tmp_path / "c.pdmodel").read_bytes() == (tmp_path / "m.pdmodel").read_bytes()
+
+
+@pytest.mark.parametrize("arguments, error, words", [
+    ((3, "out"), ConfigTypeError, "path"), (("m", None), ConfigTypeError, "out"),
+    (("m", "m.pdmodel"), ConfigError, "another"), (("nothing", "out"), FormatError, "nothing"),
+])
+def test_wrong_arguments(arguments, error, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=words):
+        to_paddle_int8(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_granularities_are_the_ones_meant():
+    for quantizers, kind in (({}, PerChannel),
+                             ({"weight_quantizer": "AbsmaxQuantizer"}, PerTensor)):
+        ptq = paddleq.PTQ("AbsmaxQuantizer", **quantizers)
+        net = ptq.quantize(Layers())
+        assert isinstance(net.up.weight_quantizer.spec.granularity, kind)

@@ -1,0 +1,279 @@
+"""Paddle-Lite reads what save_quantized_model wrote: `opt` for arm, and running it on x86."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from nets import warmed
+from paddle import nn
+from paddle.vision import models
+from paths import HELPERS, ROOT
+from runtimes import paddle_inference, relative_error
+
+import paddleq
+
+pytestmark = [pytest.mark.slow, pytest.mark.lite]
+
+# Name -> (shape of an input, the largest .nb file over the float parameters' bytes). What is
+# not weights (the description of the graph, biases, batch norms) is what keeps it off 0.25.
+MODELS = {
+    "LeNet": ([1, 28, 28], 0.35),
+    "alexnet": ([3, 224, 224], 0.26),
+    "vgg11": ([3, 64, 64], 0.26),
+    "mobilenet_v1": ([3, 64, 64], 0.28),
+    "mobilenet_v2": ([3, 64, 64], 0.30),
+    "mobilenet_v3_small": ([3, 64, 64], 0.31),
+    "resnet18": ([3, 64, 64], 0.27),
+    "resnet50": ([3, 64, 64], 0.27),
+    "squeezenet1_1": ([3, 64, 64], 0.31),
+    "shufflenet_v2_x1_0": ([3, 64, 64], 0.32),
+    "densenet121": ([3, 64, 64], 0.31),
+    "googlenet": ([3, 224, 224], 0.27),
+}
+
+
+class Lite:
+    """The Python 3.7 that has paddlelite; each call is a process of its own, since Paddle-Lite
+    aborts the process where it cannot go on."""
+
+    def __init__(self):
+        named = os.environ.get("PADDLEQ_LITE_PYTHON")
+        self.python = Path(named) if named else ROOT / ".venv-lite" / "bin" / "python"
+        if not self.python.is_file():
+            pytest.fail(f"there is no {self.python}: run `make lite-env`, which makes a Python 3.7 "
+                        "with paddlelite 2.12, or name one in PADDLEQ_LITE_PYTHON")
+        site = subprocess.run(
+            [str(self.python), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"],
+            check=True, stdout=subprocess.PIPE, universal_newlines=True).stdout.strip()
+        self.libraries = os.path.join(site, "paddlelite", "libs")
+
+    def _run(self, script, *args):
+        done = subprocess.run(
+            [str(self.python), str(HELPERS / "lite" / script), *map(str, args)],
+            env={**os.environ, "LD_LIBRARY_PATH": self.libraries, "PYTHONPATH": ""},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+            errors="replace")
+        assert done.returncode == 0, f"{script} ended with {done.returncode}:\n{done.stdout[-999:]}"
+
+    def convert(self, path):
+        """Convert ``path.pdmodel`` for arm; returns the bytes of ``path.nb``."""
+        self._run("opt_arm.py", f"{path}.pdmodel", f"{path}.pdiparams", path)
+        return os.path.getsize(f"{path}.nb")
+
+    def run(self, path, x):
+        """Output of ``path.pdmodel`` on x86."""
+        source, target = f"{path}.in.npy", f"{path}.out.npy"
+        np.save(source, x)
+        self._run("run_x86.py", f"{path}.pdmodel", f"{path}.pdiparams", source, target)
+        return np.load(target)
+
+
+@pytest.fixture(scope="session")
+def lite():
+    return Lite()
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    """Prefix of an export; the files are deleted afterwards, some are hundreds of megabytes."""
+    yield str(tmp_path / "model")
+    for file in tmp_path.iterdir():
+        file.unlink()
+
+
+def calibrated(net, batches, weight_bits=8, layers=None):
+    ptq = paddleq.PTQ("AbsmaxQuantizer",
+                      paddleq.PerChannelAbsmaxQuantizer(quant_bits=weight_bits))
+    quantized = ptq.quantize(net, quantizable_layer_type=layers)
+    ptq.calibrate(quantized, batches)
+    return ptq, quantized
+
+
+def save(ptq, quantized, path, shape, onnx_format=True, batch=None):
+    spec = [paddle.static.InputSpec([batch, *shape], "float32", "x")]
+    ptq.save_quantized_model(quantized, path, input_spec=spec, onnx_format=onnx_format)
+
+
+def float_bytes(net):
+    return sum(4 * int(np.prod(value.shape)) for value in net.state_dict().values())
+
+
+def build(name):
+    shape, limit = MODELS[name]
+    x = paddle.randn([2, *shape])
+    net = warmed(getattr(models, name)(num_classes=10), x)
+    return net, x, shape, limit
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_opt_converts_every_model_for_arm(lite, prefix, name):
+    net, x, shape, limit = build(name)
+    ptq, quantized = calibrated(net, [x])
+    save(ptq, quantized, prefix, shape)
+    ratio = lite.convert(prefix) / float_bytes(net)
+    print(f"{name}: .nb is {ratio:.3f} of the float parameters")
+    assert 0.24 < ratio < limit
+
+
+@pytest.mark.parametrize("name", ["LeNet", "mobilenet_v2", "shufflenet_v2_x1_0"])
+def test_opt_converts_the_fake_form_and_a_fixed_batch(lite, prefix, name):
+    net, x, shape, limit = build(name)
+    ptq, quantized = calibrated(net, [x])
+    save(ptq, quantized, prefix, shape, onnx_format=False, batch=1)
+    assert 0.24 < lite.convert(prefix) / float_bytes(net) < limit
+
+
+class SharedConv(nn.Layer):
+    """One convolution that runs twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2D(4, 4, 3, padding=1, bias_attr=False)
+        self.bn1 = nn.BatchNorm2D(4)
+        self.bn2 = nn.BatchNorm2D(4)
+
+    def forward(self, x):
+        x = nn.functional.relu(self.bn1(self.conv(x)))
+        return nn.functional.relu(self.bn2(self.conv(x)))
+
+
+@pytest.mark.parametrize("weight", ["AbsmaxQuantizer", "PerChannelAbsmaxQuantizer"])
+def test_opt_converts_a_weight_that_is_read_twice(lite, prefix, weight):
+    x = paddle.randn([2, 4, 16, 16])
+    net = warmed(SharedConv(), x)
+    ptq = paddleq.PTQ("AbsmaxQuantizer", weight)
+    quantized = ptq.quantize(net)
+    ptq.calibrate(quantized, [x])
+    save(ptq, quantized, prefix, [4, 16, 16])
+    lite.convert(prefix)
+
+
+def kernels(path):
+    """Names of the kernels that Paddle-Lite chose for ``path.nb``."""
+    return re.findall(rb"[a-z0-9_]+/[a-z0-9_]+(?=/\d+/\d+/\d+)", Path(f"{path}.nb").read_bytes())
+
+
+@pytest.mark.parametrize("make, shape, kernel", [
+    (lambda: nn.Conv1D(4, 6, 3), [4, 9], b"conv2d/fp32_out"),
+    (lambda: nn.Conv1DTranspose(4, 6, 3), [4, 9], b"conv2d_transpose/fp32_out"),
+    (lambda: nn.Conv2DTranspose(4, 6, 3), [4, 9, 9], b"conv2d_transpose/fp32_out"),
+])
+def test_opt_chooses_int8_kernels_for_arm(lite, prefix, make, shape, kernel):
+    x = paddle.randn([2, *shape])
+    ptq, quantized = calibrated(nn.Sequential(make()), [x])
+    save(ptq, quantized, prefix, shape)
+    lite.convert(prefix)
+    assert kernel in kernels(prefix) and b"calib_once/int8_to_fp32" not in kernels(prefix)
+
+
+def test_x86_reads_an_embedding(lite, prefix):
+    net = nn.Sequential(nn.Embedding(11, 6), nn.ReLU())
+    ids = paddle.randint(0, 11, [4, 3])
+    ptq, quantized = calibrated(net, [ids], layers=["Embedding"])
+    ptq.save_quantized_model(quantized, prefix, [paddle.static.InputSpec([None, 3], "int64")])
+    assert relative_error(lite.run(prefix, ids.numpy()), quantized(ids).numpy()) < 1e-6
+
+
+def test_opt_converts_a_qat_model(lite, prefix):
+    net = models.mobilenet_v2(scale=0.25, num_classes=10)
+    qat = paddleq.QAT({"activation_preprocess_type": "PACT"})
+    qat.quantize(net)
+    net(paddle.randn([4, 3, 64, 64])).square().mean().backward()
+    qat.save_quantized_model(net, prefix, [paddle.static.InputSpec([None, 3, 64, 64], "float32")])
+    lite.convert(prefix)
+
+
+def enlarged(images):
+    """Digits as 32 x 32 RGB."""
+    return np.kron(images, np.ones([1, 3, 4, 4], np.float32)).astype("float32")
+
+
+@pytest.fixture(scope="module", params=["mobilenet_v1", "mobilenet_v2"])
+def trained(request, digits):
+    """(network that reads digits, training images, test images).
+
+    A network with random weights would not do: it turns one activation that falls on the other
+    side of a rounding border into another output, in any runtime.
+    """
+    images, labels = digits.train
+    images, draws = enlarged(images), np.random.RandomState(0)
+    paddle.seed(0)
+    net = getattr(models, request.param)(scale=0.25, num_classes=10)
+    optimizer = paddle.optimizer.Adam(5e-3, parameters=net.parameters())
+    net.train()
+    for _ in range(120):
+        batch = draws.randint(0, len(images), 32)
+        logits = net(paddle.to_tensor(images[batch]))
+        nn.functional.cross_entropy(logits, paddle.to_tensor(labels[batch])).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    for layer in net.sublayers():
+        if isinstance(layer, nn.BatchNorm2D):
+            layer._momentum = 0.0  # the next forward leaves the statistics of its own batch
+    with paddle.no_grad():
+        net(paddle.to_tensor(images[:256]))
+    net.eval()
+    return net, images, enlarged(digits.test[0])
+
+
+@pytest.mark.parametrize("onnx_format", [True, False])
+def test_x86_computes_what_the_simulation_computes(lite, prefix, trained, onnx_format):
+    net, images, unseen = trained
+    batches = [paddle.to_tensor(images[i:i + 64]) for i in (0, 64)]
+    # 7 bits: Paddle-Lite's kernels for x86 overflow on 8, see the test below.
+    ptq, quantized = calibrated(net, batches, weight_bits=7, layers=["Conv2D"])
+    save(ptq, quantized, prefix, [3, 32, 32], onnx_format)
+    x = unseen[:100]
+    simulated = quantized(paddle.to_tensor(x)).numpy()
+    found = lite.run(prefix, x)
+    error = relative_error(found, simulated)
+    agreed = (found.argmax(1) == simulated.argmax(1)).mean()
+    print(f"relative L2 {error:.4f}, {agreed:.0%} of the labels agree, simulation against float "
+          f"{relative_error(simulated, net(paddle.to_tensor(x)).numpy()):.4f}")
+    assert error < 0.05
+    assert agreed >= 0.97
+
+
+def test_x86_equals_the_simulation_on_every_kernel(lite, prefix):
+    def block(inputs, outputs, act, **kwargs):
+        return [nn.Conv2D(inputs, outputs, bias_attr=False, **kwargs), nn.BatchNorm2D(outputs),
+                act()]
+
+    net = nn.Sequential(
+        *block(3, 16, nn.ReLU, kernel_size=3, stride=2, padding=1),
+        *block(16, 16, nn.ReLU6, kernel_size=3, padding=1, groups=16),
+        *block(16, 16, nn.ReLU6, kernel_size=3, stride=2, padding=1, groups=16),
+        *block(16, 24, nn.ReLU, kernel_size=1))
+    x = paddle.randn([4, 3, 32, 32])
+    warmed(net, x)
+    ptq, quantized = calibrated(net, [x], weight_bits=7)
+    save(ptq, quantized, prefix, [3, 32, 32])
+    assert relative_error(lite.run(prefix, x.numpy()), quantized(x).numpy()) < 2e-3
+
+
+def test_x86_overflows_on_eight_bit_weights(lite, prefix):
+    """Why 7 bits: products of neighbouring channels are added in int16 there (vpmaddubsw)."""
+    conv = nn.Conv2D(16, 8, 1)
+    x = paddle.randn([1, 16, 16, 16])
+    ptq, quantized = calibrated(nn.Sequential(conv), [x])
+    save(ptq, quantized, prefix, [16, 16, 16])
+    simulated = quantized(x).numpy()
+    (stored,) = paddle_inference(prefix, [x.numpy()])
+    assert relative_error(stored, simulated) < 1e-6  # the file is right
+
+    weight = conv.weight.numpy()[:, :, 0, 0]
+    step = np.abs(weight).max(1, keepdims=True) / 127
+    levels = np.rint(weight / step).astype(np.int64)
+    x_step = np.abs(x.numpy()).max() / 127
+    shifted = np.rint(x.numpy() / x_step).astype(np.int64).reshape(16, -1) + 128  # uint8
+    products = levels[:, :, None] * shifted[None]
+    pairs = (products[:, 0::2] + products[:, 1::2]).clip(-32768, 32767)
+    sums = pairs.sum(1) - 128 * levels.sum(1, keepdims=True)
+    overflowing = (sums * step * x_step + conv.bias.numpy()[:, None]).reshape(simulated.shape)
+    found = lite.run(prefix, x.numpy())
+    assert relative_error(found, overflowing) < 1e-5
+    assert relative_error(found, simulated) > 0.01

@@ -1,0 +1,198 @@
+"""``paddleq.deploy.verify``: what it finds where all is well, and where something is not."""
+
+import numpy as np
+import paddle
+import pytest
+from deployed import deploy
+from nets import SmallNet, calibrated, warmed
+from paddle import nn
+from paddle.static import InputSpec
+
+import paddleq
+from paddleq import PerGroup, QuantSpec
+from paddleq.deploy import Report, verify
+from paddleq.deploy.metrics import relative_error, top1_agreement
+from paddleq.errors import ConfigError, ConfigTypeError, DependencyError, FormatError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """(prefix of .pdmodel and .onnx, quantized Layer, batches)."""
+    paddle.seed(0)
+    x = paddle.rand([16, 1, 8, 8])
+    ptq, net = calibrated(warmed(SmallNet(), x), x, fuse=True)
+    path = str(tmp_path_factory.mktemp("model") / "net")
+    for format in ("pdmodel", "onnx"):
+        ptq.save_quantized_model(net, path, [InputSpec([None, 1, 8, 8], "float32", "x")],
+                                 format=format)
+    return path, net, [x[:8].numpy(), x[8:].numpy()]
+
+
+def test_every_runtime_is_compared_measured_and_weighed(model):
+    path, net, batches = model
+    net.train()
+    report = verify(path, net, batches, top1=0.9, seconds=0.05)
+    assert net.training and all(layer.training for layer in net.sublayers())
+    assert isinstance(report, Report) and report.ok and report.samples == 16
+    found = {(row.runtime, row.file.rpartition(".")[2]): row for row in report.rows}
+    assert set(found) == {
+        ("as it stands", "pdmodel"), ("as it stands", "onnx"), ("openvino", "pdmodel"),
+        ("openvino", "onnx"), ("onnxruntime", "onnx"), ("paddle", "pdmodel")}
+    assert found["as it stands", "pdmodel"].error <= 1e-6
+    assert found["as it stands", "onnx"].error <= 5e-3
+    for (runtime, _), row in found.items():
+        assert row.top1 >= 0.9 and row.size > 0 and row.problem is None
+        if runtime != "as it stands":
+            assert row.version[0].isdigit() and row.float_size > 0
+            assert row.speedup == row.float_ms / row.ms > 0
+    text = str(report)
+    assert text.splitlines()[0] == f"{path}, 16 samples"
+    assert text.count("ok") == len(report.rows) == len(text.splitlines()) - 2
+
+
+def as_arrays(net):
+    def call(x):
+        with paddle.no_grad():
+            return net(paddle.to_tensor(x)).numpy()
+
+    net.eval()
+    return call
+
+
+@pytest.mark.parametrize("kind", ["function", "path", "itself"])
+def test_other_references(kind, model):
+    path, net, batches = model
+    reference = {"function": as_arrays(net), "path": path + ".pdmodel", "itself": None}[kind]
+    report = verify(path + ".onnx", reference, {"x": batches[0]}, runtimes=["onnxruntime"],
+                    top1=0.9, seconds=0.01)
+    assert report.ok and [row.runtime for row in report.rows] == ["as it stands", "onnxruntime"]
+    assert report.rows[0].error == 0.0 or kind != "itself"
+    assert report.rows[1].float_ms is None and report.rows[1].ms > 0
+    assert "FP32 ms" in str(report)
+
+
+def test_a_float_model_to_measure_against(model, tmp_path):
+    path, _, batches = model
+    paddleq.export.to_onnx(SmallNet(), tmp_path / "float",
+                           [InputSpec([None, 1, 8, 8], "float32", "x")])
+    report = verify(path, None, batches, float_model=tmp_path / "float", top1=0.9, seconds=0.01)
+    measured = {row.runtime + row.file[-4:]: row.float_ms for row in report.rows}
+    assert measured["openvinoonnx"] > 0 and measured["onnxruntimeonnx"] > 0
+    assert measured["paddleodel"] is None  # no such file of the float model
+    assert "-" in str(report)
+
+
+def test_a_file_of_another_model_is_no_ok(model):
+    path, net, batches = model
+    other = warmed(SmallNet(), paddle.rand([16, 1, 8, 8]))
+    report = verify(path, other, batches, seconds=0)
+    assert not report.ok and not any(row.ok for row in report.rows)
+    assert all("the outputs are" in row.problem for row in report.rows)
+    assert all(row.ms is None for row in report.rows)
+    assert "NO" in str(report) and "top-1 agrees on" in str(report)
+    wide = verify(path, warmed(SmallNet(classes=4), paddle.rand([8, 1, 8, 8])), batches,
+                  runtimes=["paddle"], seconds=0)
+    assert all("returns [8, 10], the reference [8, 4]" in row.problem for row in wide.rows)
+
+
+class Layers(nn.Layer):
+    """Three Linears; the one in the middle has its weight in groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = (nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x):
+        return self.last(nn.functional.relu(self.middle(nn.functional.relu(self.first(x)))))
+
+
+def test_the_layer_where_a_runtime_departs_is_named(tmp_path):
+    """ONNX Runtime rounds activations to 8 bits in front of weights in groups, and only there."""
+    grouped = Layers()
+    for name, spec in (("first", QuantSpec(8)), ("last", QuantSpec(8)),
+                       ("middle", QuantSpec(4, granularity=PerGroup(32)))):
+        holder = nn.Sequential(getattr(grouped, name))
+        deploy(holder, spec)
+        setattr(grouped, name, holder[0])
+    path = str(tmp_path / "net")
+    paddleq.export.to_onnx(grouped, path, [InputSpec([None, 64], "float32", "x")])
+    x = np.random.rand(32, 64).astype("float32")
+    report = verify(path, grouped, x, runtimes=["onnxruntime"], top1=0.0, error=1e-4, seconds=0)
+    as_it_stands, runtime = report.rows
+    assert as_it_stands.ok and as_it_stands.error < 1e-6 and not report.ok
+    layer, before, behind = runtime.worst_layer
+    assert layer == "middle.weight" and before < 1e-5 < 1e-4 < behind
+    assert "worst layer middle.weight" in str(report)
+
+
+def test_the_worst_layer_of_a_pdmodel(model):
+    """Paddle Inference rounds between operators, which it does nowhere in the file."""
+    path, net, batches = model
+    report = verify(path + ".pdmodel", net, batches, runtimes=["paddle"], error=1e-6, seconds=0,
+                    top1=0.0)
+    assert report.rows[0].ok and not report.rows[1].ok
+    layer, before, behind = report.rows[1].worst_layer
+    names = [parameter.name for parameter in net.parameters() if len(parameter.shape) > 1]
+    assert layer in names and before < behind
+
+
+@pytest.mark.parametrize("arguments, error, words", [
+    ({"path": "no/model"}, FormatError, ["no model at no/model"]),
+    ({"path": 1}, ConfigTypeError, ["path"]),
+    ({"reference": 3}, ConfigTypeError, ["reference", "None for the file itself"]),
+    ({"reference": "no/model"}, FormatError, ["no/model"]),
+    ({"data": []}, ConfigError, ["data", "at least one batch"]),
+    ({"data": 3}, ConfigTypeError, ["data", "iterable of batches"]),
+    ({"data": np.zeros([0, 1, 8, 8], "float32")}, ConfigError, ["data", "at least one sample"]),
+    ({"data": np.zeros([2, 1, 8, 8])}, ConfigTypeError, ["'x'", "must be float32"]),
+    ({"data": np.zeros([2, 1, 8, 9], "float32")}, ConfigError, ["'x'", "[2, 1, 8, 9]"]),
+    ({"runtimes": "paddle"}, ConfigTypeError, ["runtimes", "a list"]),
+    ({"runtimes": ["padle"]}, ConfigError, ["runtimes", "did you mean 'paddle'"]),
+    ({"runtimes": ["paddlelite"]}, DependencyError, ["PADDLEQ_LITE_PYTHON"]),
+    ({"threads": 0}, ConfigError, ["threads"]),
+    ({"top1": 1.1}, ConfigError, ["top1", "[0.0, 1.0]"]),
+    ({"error": -1.0}, ConfigError, ["error"]),
+    ({"seconds": -1}, ConfigError, ["seconds"]),
+    ({"float_model": "no/model"}, FormatError, ["no/model"]),
+])
+def test_wrong_arguments(arguments, error, words, model, monkeypatch):
+    monkeypatch.delenv("PADDLEQ_LITE_PYTHON", raising=False)
+    path, net, batches = model
+    with pytest.raises(error) as caught:
+        verify(**{"path": path, "reference": net, "data": batches, **arguments})
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_agreement():
+    a, b = np.array([[1.0, 2.0], [3.0, 1.0]]), np.array([[2.0, 3.0], [1.0, 3.0]])
+    assert top1_agreement([[a]], [[b]]) == 0.5 and top1_agreement([[a], [a]], [[a], [b]]) == 0.75
+    assert top1_agreement([[a[:, :1]]], [[b[:, :1]]]) is None
+    assert top1_agreement([[a.astype(int)]], [[b.astype(int)]]) is None
+    assert top1_agreement([[a * np.nan]], [[a]]) == 0.0
+    picture = np.random.RandomState(0).rand(2, 5, 3, 4)
+    assert top1_agreement([[picture]], [[picture]]) == 1.0
+    assert top1_agreement([[picture[:, ::-1]]], [[picture]]) < 0.5
+    assert relative_error([[a, b]], [[a, b]]) == 0.0
+    assert relative_error([[a]], [[b]]) == np.sqrt(10.0 / 23.0)
+    assert relative_error([[a * np.inf]], [[b]]) == np.inf
+    assert relative_error([[a]], [[a * 0]]) == np.sqrt(15.0)
+
+
+@pytest.mark.slow
+@pytest.mark.lite
+def test_paddle_lite_where_it_is_named(tmp_path, monkeypatch):
+    """Weights of 8 bits overflow in its kernels for x86, and verify says so."""
+    from test_lite import Lite
+
+    monkeypatch.setenv("PADDLEQ_LITE_PYTHON", str(Lite().python))
+    x = paddle.randn([4, 16, 16, 16])
+    for bits, ok in ((7, True), (8, False)):
+        net = nn.Sequential(nn.Conv2D(16, 8, 1), nn.ReLU())
+        ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(bits))
+        quantized = ptq.quantize(net)
+        ptq.calibrate(quantized, [x])
+        path = str(tmp_path / f"net{bits}")
+        ptq.save_quantized_model(quantized, path, [InputSpec([None, 16, 16, 16], "float32", "x")])
+        report = verify(path, quantized, x, runtimes=["paddlelite"], error=1e-3, top1=0.9)
+        assert report.ok == ok and report.rows[1].version.startswith("2.")
+        assert (report.rows[1].worst_layer is None) == ok

@@ -1,0 +1,380 @@
+"""Blocks of layers that are quantized at their ends, found from what the data does."""
+
+import copy
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from nets import SmallNet
+from paddle import nn
+
+import paddleq
+from paddleq import engine
+from paddleq.config import LayerPolicy, QuantConfig, QuantizerConfig
+from paddleq.engine import blocks_of, same_parameters
+from paddleq.fake_quant.delayed import DelayedFakeQuantize
+from paddleq.nn.block import BlockMember
+from paddleq.observers import AbsMaxObserver, CurrentAbsMaxObserver, MovingAverageAbsMaxObserver
+from paddleq.spec import QuantSpec
+
+
+def simulated(net, x, inputs=True, **config):
+    algorithm = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True, **config})
+    net = algorithm.apply(net, x if inputs else None)
+    if not inputs:
+        net(x)
+    return net
+
+
+def blocks(net):
+    """(names of the layers of a block), in order."""
+    names = {id(layer): name for name, layer in net.named_sublayers()}
+    return [tuple(names[id(layer)] for layer in (block.producer, block.norm, block.relu)
+                  if layer is not None) for block in blocks_of(net)]
+
+
+def quantizers(net):
+    """name -> the ends at which a layer quantizes."""
+    return {name: [n.replace("activation_quantizer", "in").replace("_quantizer", "").replace(
+        "output", "out") for n, _ in layer.quantizers() if n != "weight_quantizer"]
+        for name, layer in engine.quantized_layers(net)}
+
+
+IMAGE, ROW = [4, 3, 6, 6], [8, 5]
+
+PATTERNS = {
+    "Conv + BN": ([lambda: nn.Conv2D(3, 4, 3), lambda: nn.BatchNorm2D(4)], IMAGE),
+    "Conv + BN + ReLU": (
+        [lambda: nn.Conv2D(3, 4, 3), lambda: nn.BatchNorm2D(4), nn.ReLU], IMAGE),
+    "Conv + ReLU": ([lambda: nn.Conv2D(3, 4, 3), nn.ReLU], IMAGE),
+    "Dense + BN + ReLU": ([lambda: nn.Linear(5, 4), lambda: nn.BatchNorm1D(4), nn.ReLU], ROW),
+    "Dense + BN": ([lambda: nn.Linear(5, 4), lambda: nn.BatchNorm1D(4)], ROW),
+    "Dense + ReLU": ([lambda: nn.Linear(5, 4), nn.ReLU], ROW),
+}
+
+
+@pytest.mark.parametrize("inputs", [True, False], ids=["inputs", "first batch"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_pattern(pattern, inputs):
+    layers, shape = PATTERNS[pattern]
+    net = nn.Sequential(*[make() for make in layers])
+    x = paddle.randn(shape)
+    last = []
+    net[len(layers) - 1].register_forward_post_hook(lambda _, __, y: last.append(y))
+    net = simulated(net, x, inputs)
+    assert blocks(net) == [tuple(str(i) for i in range(len(layers)))]
+    assert quantizers(net) == {"0": ["in", "out"]}
+    net.eval()
+    y = net(x)
+    assert y is last[-1]  # what leaves the last layer is the output: nothing is quantized after it
+    grid = y / net[0].output_quantizer.scale
+    assert len(np.unique(np.round(grid.numpy(), 3))) <= 256  # and it is quantized
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_without_enable_fusion_nothing_is_joined(pattern):
+    layers, shape = PATTERNS[pattern]
+    net = simulated(nn.Sequential(*[make() for make in layers]), paddle.randn(shape),
+                    enable_fusion=False)
+    assert blocks(net) == []
+    assert quantizers(net) == {"0": ["in", "out"]}
+    assert [type(layer).__name__ for layer in net.children()][1:] == [
+        type(make()).__name__ for make in layers][1:]
+
+
+class Residual(nn.Layer):
+    """As in ResNet: one ReLU ends a block, and is used again behind an addition."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2D(3, 3, 3, padding=1), nn.BatchNorm2D(3)
+        self.conv2, self.bn2 = nn.Conv2D(3, 3, 3, padding=1), nn.BatchNorm2D(3)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(x + self.bn2(self.conv2(y)))
+
+
+class OneRelu(nn.Layer):
+    """One ReLU ends two blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.relu = nn.Linear(5, 5), nn.Linear(5, 5), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.fc2(self.relu(self.fc1(x))))
+
+
+class OutOfOrder(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.relu, self.bn = nn.ReLU(), nn.BatchNorm1D(5)
+        self.fc2, self.fc1 = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.relu(self.bn(self.fc2(self.fc1(x))))
+
+
+@pytest.mark.parametrize("make, shape, expected, ends", [
+    (Residual, IMAGE, [("conv1", "bn1", "relu"), ("conv2", "bn2")],
+     {"conv1": ["in", "out"], "conv2": ["out"]}),
+    (OneRelu, ROW, [("fc1", "relu"), ("fc2", "relu")], {"fc1": ["in", "out"], "fc2": ["out"]}),
+    (OutOfOrder, ROW, [("fc2", "bn", "relu")], {"fc2": ["out"], "fc1": ["in", "out"]}),
+    # F.relu is not seen.
+    (SmallNet, [2, 1, 8, 8], [("conv1", "bn1"), ("conv2", "bn2")],
+     {"conv1": ["in", "out"], "conv2": ["in", "out"], "conv3": ["in", "out"],
+      "fc": ["in", "out"]}),
+])
+def test_blocks_and_the_quantizers_that_stay(make, shape, expected, ends):
+    for inputs in (True, False):
+        net = simulated(make(), paddle.randn(shape), inputs)
+        assert sorted(blocks(net)) == sorted(expected)
+        assert quantizers(net) == ends
+
+
+def test_a_relu_that_ends_two_blocks_quantizes_each_with_its_own_scale():
+    x = paddle.randn(ROW)
+    net = simulated(OneRelu(), x)
+    net(x)
+    net.eval()
+    outputs = []
+    net.relu.register_forward_post_hook(lambda _, __, y: outputs.append(y))
+    net(x)
+    for layer, y in zip((net.fc1, net.fc2), outputs):
+        step = layer.output_quantizer.scale
+        counts = (y / step).numpy()
+        assert np.abs(counts - counts.round()).max() < 1e-3
+        assert counts.max() >= 127
+    assert net.fc1.output_quantizer.scale.item() != net.fc2.output_quantizer.scale.item()
+
+
+class Branched(nn.Layer):
+    def __init__(self, what):
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2D(3, 3, 1), nn.BatchNorm2D(3), nn.ReLU()
+        self.conv2, self.what = nn.Conv2D(3, 3, 1), what
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.what == "conv is read by an addition too":
+            return self.relu(self.bn(y)) + y
+        if self.what == "conv is an output too":
+            return self.relu(self.bn(y)), y
+        if self.what == "conv is changed in place":
+            F.relu_(y)
+            return self.bn(y)
+        if self.what == "bn is read by an addition too":
+            z = self.bn(y)
+            return self.relu(z) + z
+        if self.what == "bn is read by a maximum too":
+            z = self.bn(y)
+            return paddle.maximum(self.relu(z), 0.5 * z)
+        if self.what == "conv feeds two ReLUs":
+            return self.relu(y) + self.relu(y)
+        if self.what == "bn follows two convs":
+            return self.bn(y) + self.bn(self.conv2(x))
+        if self.what == "conv is called twice":
+            return self.relu(self.bn(self.conv(y)))
+        if self.what == "something lies between conv and bn":
+            return self.relu(self.bn(y * 2.0))
+        return None
+
+
+@pytest.mark.parametrize("what, expected, why", [
+    ("conv is read by an addition too", [], "feeds something besides bn"),
+    ("conv is an output too", [], "feeds something besides bn"),
+    ("conv is changed in place", [], "changed in place before bn"),
+    ("bn is read by an addition too", [("conv", "bn")], "feeds something besides relu"),
+    ("bn is read by a maximum too", [("conv", "bn")], "feeds something besides relu"),
+    ("conv feeds two ReLUs", [], "relu reads the output of conv 2 times"),
+    ("bn follows two convs", [], "bn is applied 2 times"),
+    ("conv is called twice", [], "conv is called 2 times"),
+    ("something lies between conv and bn", [], None),
+])
+def test_what_must_not_be_joined_is_not_and_the_summary_says_why(what, expected, why):
+    for config in ({}, {"bn_fold": True}):
+        x = paddle.randn(IMAGE)
+        net = simulated(Branched(what), x, **config)
+        assert blocks(net) == expected
+        assert why is None or why in paddleq.summary(net)
+        net(x)
+
+
+def test_layers_that_are_not_quantized_begin_no_block():
+    net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU(),
+                        nn.Conv2D(4, 4, 3), nn.BatchNorm2D(4), nn.ReLU())
+    net[0].skip_quant = True
+    net = simulated(net, paddle.randn(IMAGE))
+    assert blocks(net) == [("3", "4", "5")]
+    assert not isinstance(net[1], BlockMember)
+
+
+def test_a_layer_with_a_forward_of_its_own_begins_no_block():
+    class Mine(nn.Conv2D):
+        def forward(self, x):
+            return super().forward(x) * 2.0
+
+    net = nn.Sequential(Mine(3, 4, 1), nn.BatchNorm2D(4), nn.Conv2D(4, 4, 1))
+    assert blocks(simulated(net, paddle.randn(IMAGE))) == []
+
+
+def test_pretrained_statistics_survive_fusion():
+    net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU())
+    for _ in range(3):
+        net(paddle.randn(IMAGE))
+    before = {name: value.numpy() for name, value in net.state_dict().items()}
+    for config in ({}, {"bn_fold": True}, {"bn_fold": True, "one_conv_fold": False}):
+        after = simulated(copy.deepcopy(net), paddle.randn(IMAGE), **config).state_dict()
+        for name, value in before.items():
+            assert np.array_equal(after[name].numpy(), value), name
+
+
+def test_a_copy_of_a_fused_network_is_its_own():
+    x = paddle.randn(ROW)
+    net = simulated(OneRelu(), x)
+    net(x)
+    other = copy.deepcopy(net)
+    assert [block.producer for block in blocks_of(other)] == [other.fc1, other.fc2]
+    before = net.fc1.output_quantizer.scale.item()
+    other(100.0 * x)
+    assert net.fc1.output_quantizer.scale.item() == before
+    assert other.fc1.output_quantizer.scale.item() > before
+
+
+def test_a_copy_made_before_the_first_batch_looks_for_itself():
+    net = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(OneRelu())
+    other = copy.deepcopy(net)
+    other(paddle.randn(ROW))
+    assert blocks(other) == [("fc1", "relu"), ("fc2", "relu")] and blocks(net) == []
+    net(paddle.randn(ROW))
+    assert blocks(net) == [("fc1", "relu"), ("fc2", "relu")]
+
+
+def test_first_batch_that_fails_changes_nothing():
+    net = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(OneRelu())
+    with pytest.raises(ValueError, match="(?s).*"):
+        net(paddle.randn([8, 4]))
+    net(paddle.randn(ROW))
+    assert blocks(net) == [("fc1", "relu"), ("fc2", "relu")]
+
+
+def test_inputs_that_fail_leave_a_float_model():
+    net = OneRelu()
+    with pytest.raises(ValueError, match="(?s).*"):
+        paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(
+            net, paddle.randn([8, 4]))
+    assert type(net.fc1) is nn.Linear
+
+
+def test_keyword_arguments_only_on_the_first_batch_is_an_error_that_says_what_to_do():
+    net = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(OneRelu())
+    with pytest.raises(paddleq.errors.FusionError, match="pass example inputs"):
+        net(x=paddle.randn(ROW))
+
+
+# Redundant quantizers
+
+
+def chain(first, second):
+    """Two Linears in a row with these configurations of (output, input) between them."""
+    net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    weight = QuantizerConfig(CurrentAbsMaxObserver)
+    config = QuantConfig()
+    config.add_name("0", LayerPolicy(weight, QuantizerConfig(AbsMaxObserver), output=first))
+    config.add_name("1", LayerPolicy(weight, second))
+    x = paddle.randn(ROW)
+    engine.prepare(net, config)
+    with engine.quantization_off(net):
+        engine.arrange(net, engine.find_arrangement(net, lambda: net(x)))
+    return net
+
+
+def delayed(delay):
+    return QuantizerConfig(quantizer=lambda **options: DelayedFakeQuantize(
+        AbsMaxObserver, saturate=False, delay=delay, **options))
+
+
+def moving(rate):
+    return lambda spec, channels: MovingAverageAbsMaxObserver(spec, channels, moving_rate=rate)
+
+
+@pytest.mark.parametrize("first, second, redundant", [
+    (QuantizerConfig(AbsMaxObserver), QuantizerConfig(AbsMaxObserver), True),
+    (QuantizerConfig(AbsMaxObserver, QuantSpec(bits=8)),
+     QuantizerConfig(AbsMaxObserver, QuantSpec(bits=4)), False),
+    (QuantizerConfig(AbsMaxObserver), QuantizerConfig(MovingAverageAbsMaxObserver), False),
+    (QuantizerConfig(moving(0.9)), QuantizerConfig(moving(0.9)), True),
+    (QuantizerConfig(moving(0.9)), QuantizerConfig(moving(0.8)), False),
+    (delayed(3), delayed(3), True),
+    (delayed(3), delayed(4), False),
+    (delayed(0), QuantizerConfig(AbsMaxObserver), False),
+    (None, QuantizerConfig(AbsMaxObserver), False),
+], ids=["same", "bits", "observer", "same rate", "rate", "same delay", "delay", "class", "none"])
+def test_redundant_only_with_the_same_parameters(first, second, redundant):
+    net = chain(first, second)
+    assert (getattr(net[1], "activation_quantizer", None) is None) == redundant
+    if first is not None and not redundant:
+        assert not same_parameters(net[0].output_quantizer, net[1].activation_quantizer)
+    assert ("its input is quantized by 0" in paddleq.summary(net)) == redundant
+    names = [name for name in net.state_dict() if name.startswith("1.activation_quantizer")]
+    assert (not names) == redundant
+
+
+class Between(nn.Layer):
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.join, self.how = paddleq.QuantizableFunction(paddle.add), how
+
+    def forward(self, x):
+        y = self.a(x)
+        if self.how == "directly":
+            return self.b(y)
+        if self.how == "two consumers":
+            return self.b(y) + self.c(y)
+        if self.how == "an addition":
+            return self.b(y + 1.0)
+        if self.how == "changed in place":
+            y.add_(paddle.ones([5]))
+            return self.b(y)
+        if self.how == "called twice, once with something else":
+            return self.b(y) + self.b(x)
+        if self.how == "called twice":
+            return self.b(y) + self.b(self.c(x))
+        if self.how == "a function of two":
+            return self.join(y, x)
+        return self.b(input=y)
+
+
+@pytest.mark.parametrize("how, expected", [
+    ("directly", {"b": ["out"]}),
+    ("two consumers", {"b": ["out"], "c": ["out"]}),
+    ("an addition", {"b": ["in", "out"]}),
+    ("changed in place", {"b": ["in", "out"]}),
+    ("called twice, once with something else", {"b": ["in", "out"]}),
+    ("called twice", {"b": ["out"]}),
+    ("a function of two", {"join": ["in_1", "out"]}),
+    ("by keyword", {"b": ["in", "out"]}),
+])
+def test_redundant_only_where_the_quantized_tensor_itself_arrives(how, expected):
+    for fusion in (True, False):
+        net = simulated(Between(how), paddle.randn(ROW), enable_fusion=fusion)
+        found = quantizers(net)
+        assert {name: found[name] for name in expected} == expected
+
+
+def test_dropping_redundant_quantizers_changes_no_bit():
+    """A tensor on a grid lies on the same grid after the same quantizer: nothing is lost."""
+    x = paddle.randn(ROW)
+    net = chain(QuantizerConfig(AbsMaxObserver), QuantizerConfig(AbsMaxObserver))
+    net(x)
+    net.eval()
+    expected = net(x)
+    again = copy.deepcopy(net[0].output_quantizer)
+    seen = []
+    again.register_forward_post_hook(lambda *_: seen.append(1))
+    net[1].activation_quantizer = again
+    assert np.array_equal(net(x).numpy(), expected.numpy()) and seen

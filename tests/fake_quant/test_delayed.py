@@ -1,0 +1,115 @@
+"""quant_delay: a fake-quantizer that waits."""
+
+import numpy as np
+import paddle
+import pytest
+
+import paddleq
+from paddleq.fake_quant.delayed import DelayedFakeQuantize
+from paddleq.observers import AbsMaxObserver, CurrentAbsMaxObserver
+
+X = [0.3, -1.0, 0.77]
+
+
+def passes(quantizer, x=X):
+    """Whether the quantizer hands ``x`` on unchanged."""
+    return quantizer(paddle.to_tensor(x)).tolist() == paddle.to_tensor(x).tolist()
+
+
+@pytest.mark.parametrize("observer", [AbsMaxObserver, CurrentAbsMaxObserver])
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_identity_until_the_count_reaches_the_delay(observer, delay):
+    quantizer = DelayedFakeQuantize(observer(), delay=delay)
+    assert [passes(quantizer) for _ in range(5)] == [step < delay for step in range(5)]
+    assert quantizer.step.item() == 5
+
+
+def test_observer_learns_meanwhile():
+    quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=2)
+    assert passes(quantizer, [4.0, 0.3]) and passes(quantizer, [1.0, 0.3])
+    assert quantizer.observer.threshold().tolist() == [4.0]
+    step = 4.0 / 127
+    found = quantizer(paddle.to_tensor([1.0, 0.3]))
+    np.testing.assert_allclose(found.numpy(), np.round(np.array([1.0, 0.3]) / step) * step, 1e-6)
+
+
+def test_eval_always_quantizes_and_never_counts():
+    quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=10)
+    quantizer(paddle.to_tensor(X))
+    quantizer.eval()
+    assert not passes(quantizer) and not passes(quantizer)
+    assert quantizer.step.item() == 1
+    quantizer.train()
+    assert passes(quantizer) and quantizer.step.item() == 2
+
+
+@pytest.mark.parametrize("state", ["calibration", "validation"])
+def test_other_states_never_count(state):
+    quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=10)
+    quantizer(paddle.to_tensor(X))
+    quantizer.set_state(state)
+    assert passes(quantizer) == (state == "calibration")
+    assert quantizer.step.item() == 1
+
+
+def test_gradient_is_the_identity_while_it_waits():
+    quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=1)
+    x = paddle.to_tensor(X, stop_gradient=False)
+    (quantizer(x) * paddle.to_tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert x.grad.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_quantizer_that_was_switched_off_stays_off():
+    quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=1)
+    quantizer.fake_quant_enabled = False
+    assert all(passes(quantizer) for _ in range(3))
+
+
+def test_count_is_in_state_dict_and_is_obeyed_after_loading():
+    quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=3)
+    for _ in range(2):
+        quantizer(paddle.to_tensor(X))
+    other = DelayedFakeQuantize(AbsMaxObserver(), delay=3)
+    other(paddle.to_tensor(X))
+    other.set_state_dict(quantizer.state_dict())
+    assert passes(other) and not passes(other)
+    early = DelayedFakeQuantize(AbsMaxObserver(), delay=3).state_dict()
+    other.set_state_dict(early)
+    assert passes(other)
+
+
+def test_each_quantizer_counts_for_itself():
+    net = paddle.nn.Sequential(paddle.nn.Linear(3, 3), paddle.nn.ReLU(), paddle.nn.Linear(3, 3))
+    x = paddle.ones([2, 3])
+    net = paddleq.SimulatedQuantizationAwareTraining().apply(net, x)
+    net[0](x)
+    net(x)
+    steps = {name: value.item() for name, value in net.state_dict().items()
+             if name.endswith(".step")}
+    assert steps == {
+        **{f"0.{part}_quantizer.step": 2 for part in ("activation", "weight", "output")},
+        **{f"2.{part}_quantizer.step": 1 for part in ("activation", "weight", "output")}}
+
+
+def test_under_to_static():
+    class Net(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=2)
+
+        def forward(self, x):
+            return self.quantizer(x)
+
+    net = Net()
+    static = paddle.jit.to_static(net, full_graph=True)
+    x = paddle.to_tensor(X)
+    assert [static(x).tolist() == x.tolist() for _ in range(4)] == [True, True, False, False]
+    assert net.quantizer.step.item() == 4
+
+
+@pytest.mark.parametrize("delay, error", [
+    (-1, paddleq.errors.ConfigError), (1.0, paddleq.errors.ConfigTypeError),
+    (True, paddleq.errors.ConfigTypeError)])
+def test_wrong_delay(delay, error):
+    with pytest.raises(error, match="delay must be an int"):
+        DelayedFakeQuantize(AbsMaxObserver(), delay=delay)

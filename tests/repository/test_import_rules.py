@@ -1,0 +1,102 @@
+"""Import order of the packages, and constructs that the library does not use.
+
+``ORDER`` is the order of the design: a package may import the packages before it.
+"""
+
+import ast
+import pathlib
+
+import pytest
+
+import paddleq
+
+ROOT = pathlib.Path(paddleq.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+GROUND = {"errors", "__version__", "_bytecode", "_checks", "_factory", "_atomic_write", "_text",
+          "_versions"}
+ORDER = ["spec", "functional", "observers", "fake_quant", "config", "graph", "nn", "engine",
+         "checkpoint", "algorithms", "export", "saved_model", "analysis", "frontends", "deploy",
+         "recipes", "cli", "__main__"]
+
+
+def part_of(path):
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported_parts(path):
+    """Parts of paddleq that a file imports, at its top or inside a function."""
+    package = ["paddleq", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) + 1 - node.level] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            names = [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name[0] == "paddleq":
+                yield name[1] if len(name) > 1 else "paddleq"
+
+
+def edges():
+    """(part, imported part) -> files, for imports that leave their part."""
+    found = {}
+    for path in FILES:
+        part = part_of(path)
+        if part == "__init__":
+            continue
+        for other in imported_parts(path):
+            if other != part:
+                found.setdefault((part, other), set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_every_package_has_a_place_in_the_order():
+    assert {part_of(path) for path in FILES} - {"__init__"} <= GROUND | set(ORDER)
+
+
+def test_packages_import_only_packages_before_them_in_the_order():
+    wrong = {f"{part} imports {other}": sorted(files)
+             for (part, other), files in edges().items() if other not in GROUND
+             and (part in GROUND or ORDER.index(other) > ORDER.index(part))}
+    assert wrong == {}
+
+
+def test_import_parser_finds_imports_of_known_modules():
+    """The parser on imports whose answer is known."""
+    assert "fake_quant" in set(imported_parts(ROOT / "nn" / "tracing.py"))
+    assert "nn" in set(imported_parts(ROOT / "nn" / "quantized_layer.py"))  # from . import tracing
+    qat = ROOT / "frontends" / "paddleslim" / "qat.py"
+    assert {"spec", "observers"} <= set(imported_parts(qat))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_print_and_no_bare_except(path):
+    wrong = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
+                node.func.id == "print"):
+            wrong.append(f"line {node.lineno}: print; use logging")
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            wrong.append(f"line {node.lineno}: except without a class hides errors")
+    assert wrong == []
+
+
+UNPICKLING = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_unpickled_or_evaluated(path):
+    wrong = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            wrong += [alias.name for alias in node.names if alias.name in UNPICKLING]
+        elif isinstance(node, ast.ImportFrom) and node.module in UNPICKLING:
+            wrong.append(node.module)
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in ("eval", "exec", "paddle.load", "np.load", "yaml.load"):
+                wrong.append(f"line {node.lineno}: {name}")
+    assert wrong == []

@@ -1,0 +1,74 @@
+"""The notebook: its code cells run one after the other, and say what its text promises."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+NOTEBOOK = ROOT / "demo" / "quickstart.ipynb"
+
+
+def cells(kind):
+    """The cells of a kind, each as one text."""
+    content = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (content["nbformat"], content["nbformat_minor"]) == (4, 5)
+    return [cell for cell in content["cells"] if cell["cell_type"] == kind]
+
+
+def text(cell):
+    return "".join(cell["source"])
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """What the code cells print, and the folder in which they ran."""
+    folder = tmp_path_factory.mktemp("notebook")
+    (folder / "cells.py").write_text("\n\n".join(map(text, cells("code"))), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "cells.py"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout, folder
+
+
+def share(printed, pattern):
+    """A percentage that was printed, as a fraction."""
+    (found,) = re.findall(pattern, printed)
+    return float(found) / 100
+
+
+def test_it_holds_nothing_of_a_run():
+    for cell in cells("code"):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", "\n".join(map(text, cells("markdown"))))
+    assert links and all((NOTEBOOK.parent / link).is_file() for link in links)
+
+
+def test_int8_keeps_the_accuracy(printed):
+    float_top1 = share(printed[0], r"float: ([\d.]+)% of the test images")
+    simulated = share(printed[0], r"int8, simulated: ([\d.]+)%")
+    assert float_top1 > 0.95 and abs(simulated - float_top1) < 0.01
+
+
+def test_the_worst_layer_is_first(printed):
+    table = printed[0][printed[0].index("layer | type   | alone"):]
+    alone = [float(row.split("|")[2]) for row in table.splitlines()[2:5]]
+    assert len(alone) == 3 and alone == sorted(alone) and alone[0] > 15
+
+
+def test_the_export_computes_what_was_simulated(printed):
+    out, folder = printed
+    runtime = re.search(r"(\w+): [\d.]+% of the test images, ", out).group(1)
+    assert runtime in ("paddle", "openvino", "onnxruntime")
+    assert share(out, r", ([\d.]+)% of the labels as simulated") >= 0.99
+    assert sorted(each.name for each in (folder / "out" / "quickstart").iterdir()) == [
+        "net.paddleq.yaml", "net.pdiparams", "net.pdmodel"]
+    assert "activation_quantizer: {name: HistQuantizer" in out
