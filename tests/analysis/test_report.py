@@ -16,7 +16,8 @@ from paddle import nn
 
 import paddleq
 from paddleq.analysis import ScaleHistory, layer_errors, report, sensitivity
-from paddleq.analysis.report import ScaleHistory, layer_errors, report, sensitivity, svg
+from paddleq.analysis.distributions import Distributions, Histogram
+from paddleq.analysis.report import svg
 from paddleq.engine import intercepted, looking
 from paddleq.errors import (
     CalibrationError,
