@@ -198,7 +198,7 @@ def paddle_lite(path, images, quantized):
         def run(value, *repeats):
             np.save(source, value)
             done = subprocess.run(
-                [python, str(ROOT / "tests" / "lite" / "run_x86.py"), f"{path}.pdmodel",
+                [python, str(ROOT / "tests" / "helpers" / "lite" / "run_x86.py"), f"{path}.pdmodel",
                  f"{path}.pdiparams", source, target, *repeats],
                 env={**os.environ, "LD_LIBRARY_PATH": libraries}, capture_output=True, text=True)
             if done.returncode:

@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 import pytest
 from hypothesis import settings
+from paddle_lite import Lite
 
 # The same examples on each run: a failure is a change of the code, not a draw of the dice.
 settings.register_profile("paddleq", deadline=None, derandomize=True, max_examples=60)
@@ -48,3 +49,17 @@ class Digits:
 def digits():
     """:class:`Digits`: real data, split once for all tests."""
     return Digits()
+
+
+@pytest.fixture(scope="session")
+def lite():
+    """Paddle-Lite in its own interpreter."""
+    return Lite()
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    """Path prefix of an export. Its files, some of hundreds of megabytes, are deleted at once."""
+    yield str(tmp_path / "model")
+    for file in tmp_path.iterdir():
+        file.unlink()

@@ -5,10 +5,10 @@ import logging
 import numpy as np
 import paddle
 import pytest
+from layer_cases import LAYER_TYPES, LAYERS
 from nets import train_steps
 from paddle import nn
 from runtimes import paddle_inference, relative_error
-from test_layers import KINDS, LAYERS
 
 import paddleq
 from paddleq.deploy import Predictor, to_paddle_int8
@@ -30,7 +30,7 @@ def exported(name, way, path):
     paddle.seed(7)
     make, shape = EVERY[name]
     x = paddle.rand(shape) if shape else paddle.randint(0, 11, [4, 3])
-    net, kinds = nn.Sequential(make(), nn.ReLU()), [*KINDS, "Embedding"]
+    net, kinds = nn.Sequential(make(), nn.ReLU()), [*LAYER_TYPES, "Embedding"]
     if way == "QAT":
         quanter = paddleq.QAT({"quantizable_layer_type": kinds})
         quanter.quantize(net)
@@ -124,7 +124,7 @@ def test_weights_of_few_bits_in_the_predictor(name, bits, tmp_path):
     make, shape = LAYERS[name]
     x = paddle.rand(shape)
     ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(quant_bits=bits))
-    net = ptq.quantize(nn.Sequential(make()), quantizable_layer_type=KINDS)
+    net = ptq.quantize(nn.Sequential(make()), quantizable_layer_type=LAYER_TYPES)
     ptq.calibrate(net, [x])
     path = str(tmp_path / "m")
     ptq.save_quantized_model(net, path)

@@ -1,8 +1,6 @@
 """Paddle-Lite reads what save_quantized_model wrote: `opt` for arm, and running it on x86."""
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 from nets import warmed
 from paddle import nn
 from paddle.vision import models
-from paths import HELPERS, ROOT
+from paddle_lite import calibrated
 from runtimes import paddle_inference, relative_error
 
 import paddleq
@@ -34,63 +32,6 @@ MODELS = {
     "densenet121": ([3, 64, 64], 0.31),
     "googlenet": ([3, 224, 224], 0.27),
 }
-
-
-class Lite:
-    """The Python 3.7 that has paddlelite; each call is a process of its own, since Paddle-Lite
-    aborts the process where it cannot go on."""
-
-    def __init__(self):
-        named = os.environ.get("PADDLEQ_LITE_PYTHON")
-        self.python = Path(named) if named else ROOT / ".venv-lite" / "bin" / "python"
-        if not self.python.is_file():
-            pytest.fail(f"there is no {self.python}: run `make lite-env`, which makes a Python 3.7 "
-                        "with paddlelite 2.12, or name one in PADDLEQ_LITE_PYTHON")
-        site = subprocess.run(
-            [str(self.python), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"],
-            check=True, stdout=subprocess.PIPE, universal_newlines=True).stdout.strip()
-        self.libraries = os.path.join(site, "paddlelite", "libs")
-
-    def _run(self, script, *args):
-        done = subprocess.run(
-            [str(self.python), str(HELPERS / "lite" / script), *map(str, args)],
-            env={**os.environ, "LD_LIBRARY_PATH": self.libraries, "PYTHONPATH": ""},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
-            errors="replace")
-        assert done.returncode == 0, f"{script} ended with {done.returncode}:\n{done.stdout[-999:]}"
-
-    def convert(self, path):
-        """Convert ``path.pdmodel`` for arm; returns the bytes of ``path.nb``."""
-        self._run("opt_arm.py", f"{path}.pdmodel", f"{path}.pdiparams", path)
-        return os.path.getsize(f"{path}.nb")
-
-    def run(self, path, x):
-        """Output of ``path.pdmodel`` on x86."""
-        source, target = f"{path}.in.npy", f"{path}.out.npy"
-        np.save(source, x)
-        self._run("run_x86.py", f"{path}.pdmodel", f"{path}.pdiparams", source, target)
-        return np.load(target)
-
-
-@pytest.fixture(scope="session")
-def lite():
-    return Lite()
-
-
-@pytest.fixture
-def prefix(tmp_path):
-    """Prefix of an export; the files are deleted afterwards, some are hundreds of megabytes."""
-    yield str(tmp_path / "model")
-    for file in tmp_path.iterdir():
-        file.unlink()
-
-
-def calibrated(net, batches, weight_bits=8, layers=None):
-    ptq = paddleq.PTQ("AbsmaxQuantizer",
-                      paddleq.PerChannelAbsmaxQuantizer(quant_bits=weight_bits))
-    quantized = ptq.quantize(net, quantizable_layer_type=layers)
-    ptq.calibrate(quantized, batches)
-    return ptq, quantized
 
 
 def save(ptq, quantized, path, shape, onnx_format=True, batch=None):

@@ -284,7 +284,7 @@ def test_a_closed_predictor(model):
 @pytest.fixture
 def lite(monkeypatch):
     """The interpreter of the other tests of Paddle-Lite."""
-    from test_lite import Lite
+    from paddle_lite import Lite
 
     monkeypatch.setenv("PADDLEQ_LITE_PYTHON", str(Lite().python))
 

@@ -182,7 +182,7 @@ def test_agreement():
 @pytest.mark.lite
 def test_paddle_lite_where_it_is_named(tmp_path, monkeypatch):
     """Weights of 8 bits overflow in its kernels for x86, and verify says so."""
-    from test_lite import Lite
+    from paddle_lite import Lite
 
     monkeypatch.setenv("PADDLEQ_LITE_PYTHON", str(Lite().python))
     x = paddle.randn([4, 16, 16, 16])

@@ -7,12 +7,11 @@ from collections import Counter
 import numpy as np
 import paddle
 import pytest
-from deployed import deploy
+from deployed import ACTIVATIONS, WEIGHTS, deploy
+from layer_cases import LAYER_TYPES, LAYERS
 from nets import SmallNet, train_steps, warmed
 from paddle import nn
 from runtimes import onnx_graph, onnxruntime, openvino, paddle_inference, relative_error
-from test_integer_linear import ACTIVATIONS, WEIGHTS
-from test_layers import KINDS, LAYERS
 
 import paddleq
 from paddleq import SimulatedQuantizationAwareTraining as SimQAT
@@ -42,7 +41,7 @@ def simulated(net, inputs):
 
 def calibrated(net, inputs, **kwargs):
     ptq = paddleq.PTQ("AbsmaxQuantizer", **kwargs)
-    net = ptq.quantize(net, quantizable_layer_type=KINDS)
+    net = ptq.quantize(net, quantizable_layer_type=LAYER_TYPES)
     ptq.calibrate(net, [inputs])
     return net
 

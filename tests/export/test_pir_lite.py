@@ -6,9 +6,9 @@ import pytest
 import zoo
 from nets import warmed
 from paddle import nn
+from paddle_lite import calibrated
 from runtimes import paddle_inference, relative_error
-from test_lite import Lite, calibrated
-from test_pir_models import cases, difference, export
+from zoo_export import cases, difference, export
 
 pytestmark = [pytest.mark.slow, pytest.mark.lite, pytest.mark.needs_pir]
 
@@ -18,31 +18,6 @@ LACKS = {"SSD, NMS": "nms"}
 OLDER_FORM = ("DenseNet121", "GoogLeNet")
 # Nothing to quantize there (Linear is broken on x86).
 NOT_ON_X86 = ("Transformer", *LACKS)
-
-
-class X86(Lite):
-    """Also runs models of several inputs and outputs."""
-
-    def outputs(self, path, inputs):
-        """What ``path.pdmodel`` computes on x86."""
-        source, target = f"{path}.in.npz", f"{path}.out.npz"
-        np.savez(source, *inputs)
-        self._run("run_many_x86.py", f"{path}.pdmodel", f"{path}.pdiparams", source, target)
-        with np.load(target) as found:
-            return [found[f"arr_{i}"] for i in range(len(found.files))]
-
-
-@pytest.fixture(scope="session")
-def lite():
-    return X86()
-
-
-@pytest.fixture
-def prefix(tmp_path):
-    """Prefix of an export; the files are deleted afterwards, some are hundreds of megabytes."""
-    yield str(tmp_path / "model")
-    for file in tmp_path.iterdir():
-        file.unlink()
 
 
 def quantized_for_x86(name, path):

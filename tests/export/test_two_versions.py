@@ -91,7 +91,7 @@ def old_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("old")
     done = subprocess.run([str(python), __file__, str(folder)], stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.STDOUT,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HELPERS)])})
+                          env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{HELPERS}"})
     assert done.returncode == 0, done.stdout[-2000:]
     return folder
 

@@ -5,10 +5,32 @@ from types import SimpleNamespace
 import paddle
 from paddle import nn
 
-from paddleq import PerToken
+from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
 from paddleq.functional import affine_qparams, grid_of
 from paddleq.nn import IntegerLinear
 from paddleq.nn.replace import replace_layers
+
+AFFINE = {"signed": False, "symmetric": False}
+WEIGHTS = {
+    "W8 tensor": QuantSpec(8),
+    "W8 channel": QuantSpec(8, granularity=PerChannel(1)),
+    "W8 channel affine": QuantSpec(8, granularity=PerChannel(1), **AFFINE),
+    "W8 g32": QuantSpec(8, granularity=PerGroup(32)),
+    "W5 channel": QuantSpec(5, granularity=PerChannel(1)),
+    "W4 tensor": QuantSpec(4),
+    "W4 channel": QuantSpec(4, granularity=PerChannel(1)),
+    "W4 g32": QuantSpec(4, granularity=PerGroup(32)),
+    "W4 g32 affine": QuantSpec(4, granularity=PerGroup(32), **AFFINE),
+    "W3 g32": QuantSpec(3, granularity=PerGroup(32)),
+    "W2 g32 affine": QuantSpec(2, granularity=PerGroup(32), **AFFINE),
+}
+ACTIVATIONS = {
+    "A16": None,
+    "A8 tensor": QuantSpec(8),
+    "A8 tensor affine": QuantSpec(8, **AFFINE),
+    "A8 token": QuantSpec(8, granularity=PerToken()),
+    "A4 token": QuantSpec(4, granularity=PerToken()),
+}
 
 
 def rounded(weight, spec, permutation=None):

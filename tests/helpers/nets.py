@@ -69,3 +69,9 @@ def train_steps(net, x, steps=3, lr=1e-3, optimizer=None):
         optimizer.clear_grad()
     net.eval()
     return optimizer
+
+
+def save_float(net, path, shape):
+    """Save in the format of the installed Paddle: ``.json`` on Paddle 3, ``.pdmodel`` on 2.6."""
+    net.eval()
+    paddle.jit.save(net, path, [paddle.static.InputSpec([None, *shape], "float32")])

@@ -93,20 +93,3 @@ def relative_error(found, expected):
     """Relative L2 distance."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-DISTANCES = (f"{'Inference, as is':>18}{'int8':>10}{'OpenVINO':>12}{'its int8':>12}"
-             f"{'Inference, fused float':>24}")
-
-
-def distances(path, x, expected):
-    """Relative distance of each runtime's output from ``expected``, under :data:`DISTANCES`."""
-    plain, fused = (relative_error(paddle_inference(path, [x], ir_optim=optim)[0], expected)
-                    for optim in (False, True))
-    try:
-        int8 = relative_error(paddle_inference(path, [x], ir_optim=True, int8=True)[0], expected)
-    except RuntimeError:  # the runtime refuses: the table says nan
-        int8 = float("nan")
-    vino, fast = (relative_error(openvino(path, [x], as_is=as_is)[0], expected)
-                  for as_is in (True, False))
-    return f"{plain:18.2e}{int8:10.4f}{vino:12.2e}{fast:12.2e}{fused:24.2e}"

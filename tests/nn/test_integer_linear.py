@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
-from deployed import deploy, rounded, static_qparams
+from deployed import ACTIVATIONS, AFFINE, WEIGHTS, deploy, rounded, static_qparams
 from hypothesis import given
 from hypothesis import strategies as st
 from paddle import nn
@@ -24,28 +24,6 @@ from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from paddleq.errors import ConfigError, ConfigTypeError, FormatError, ModelError
 from paddleq.functional import pack_int4
 from paddleq.nn import IntegerLinear, gpu_linear, integer_linear
-
-AFFINE = {"signed": False, "symmetric": False}
-WEIGHTS = {
-    "W8 tensor": QuantSpec(8),
-    "W8 channel": QuantSpec(8, granularity=PerChannel(1)),
-    "W8 channel affine": QuantSpec(8, granularity=PerChannel(1), **AFFINE),
-    "W8 g32": QuantSpec(8, granularity=PerGroup(32)),
-    "W5 channel": QuantSpec(5, granularity=PerChannel(1)),
-    "W4 tensor": QuantSpec(4),
-    "W4 channel": QuantSpec(4, granularity=PerChannel(1)),
-    "W4 g32": QuantSpec(4, granularity=PerGroup(32)),
-    "W4 g32 affine": QuantSpec(4, granularity=PerGroup(32), **AFFINE),
-    "W3 g32": QuantSpec(3, granularity=PerGroup(32)),
-    "W2 g32 affine": QuantSpec(2, granularity=PerGroup(32), **AFFINE),
-}
-ACTIVATIONS = {
-    "A16": None,
-    "A8 tensor": QuantSpec(8),
-    "A8 tensor affine": QuantSpec(8, **AFFINE),
-    "A8 token": QuantSpec(8, granularity=PerToken()),
-    "A4 token": QuantSpec(4, granularity=PerToken()),
-}
 
 
 def float64_weight(layer_integers, grid, rows):

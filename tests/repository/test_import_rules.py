@@ -7,6 +7,7 @@ import ast
 import pathlib
 
 import pytest
+from paths import TESTS
 
 import paddleq
 
@@ -70,6 +71,18 @@ def test_import_parser_finds_imports_of_known_modules():
     assert "nn" in set(imported_parts(ROOT / "nn" / "quantized_layer.py"))  # from . import tracing
     qat = ROOT / "frontends" / "paddleslim" / "qat.py"
     assert {"spec", "observers"} <= set(imported_parts(qat))
+
+
+def test_no_test_module_imports_another():
+    """Shared code of tests is in ``tests/helpers``."""
+    wrong = []
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = ([node.module or ""] if isinstance(node, ast.ImportFrom) else
+                     [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
+            wrong += [f"{path}: {name}" for name in names
+                      if name.rpartition(".")[2].startswith("test_") or name == "conftest"]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

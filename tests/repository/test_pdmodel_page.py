@@ -41,7 +41,8 @@ def test_the_code_runs(tmp_path, monkeypatch):
 
 def test_the_worked_example_is_in_the_code():
     row, case = blocks("text")
-    table = (DOCS.parent / "paddleq/export/pir_to_program/operator_table.py").read_text(encoding="utf-8")
+    table = (DOCS.parent / "paddleq/export/pir_to_program/operator_table.py").read_text(
+        encoding="utf-8")
     cases = (DOCS.parent / "tests/helpers/pir_cases.py").read_text(encoding="utf-8")
     assert squeezed(row) in squeezed(table)
     assert len(case.splitlines()) == 2

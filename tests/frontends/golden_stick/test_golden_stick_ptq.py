@@ -2,7 +2,6 @@
 and each error of its specification. Configurations have tests of their own:
 test_golden_stick_ptq_config."""
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -14,6 +13,17 @@ from collections import OrderedDict
 import numpy as np
 import paddle
 import pytest
+from golden_stick_worker import (
+    GROUP,
+    KV,
+    ONLY_KV,
+    POLICIES,
+    RUNS,
+    W4,
+    W4A8,
+    W8A8,
+    Layers,
+)
 from paddle import nn
 from paths import HELPERS, ROOT
 from runtimes import openvino, paddle_inference, relative_error
@@ -43,27 +53,12 @@ from paddleq.errors import (
 )
 from paddleq.frontends.golden_stick import (
     PTQ,
-    NetworkHelper,
     PTQConfig,
     PTQMode,
 )
 from paddleq.frontends.golden_stick.ptq_plan import linear_policy
 
 IN_A_LAYER = ["attention.q", "attention.k", "attention.v", "attention.out", "up", "down"]
-W8A8 = {"act_quant_dtype": "int8"}
-W4A8 = {"weight_quant_dtype": "int4", "act_quant_dtype": "int8",
-        "act_quant_granularity": "per_token", "precision_recovery": "gptq"}
-GROUP = {"weight_quant_granularity": "per_group", "group_size": 64}
-W4 = {"weight_quant_dtype": "int4", **GROUP}
-KV = {"kvcache_quant_dtype": "int8"}
-ONLY_KV = {"weight_quant_dtype": None, **KV}
-
-
-class Layers(NetworkHelper):
-    """The helper of the small transformer."""
-
-    def decoder_layers(self, network):
-        return [(f"layers.{i}", layer) for i, layer in enumerate(network.layers)]
 
 
 def raises(error, *parts):
@@ -412,41 +407,6 @@ def test_summary_type_error(network):
 
 # DEPLOY
 
-RUNS = {
-    "rtn": {},
-    "smooth": {**W8A8, "outliers_suppression": "smooth", **KV},
-    "token": {**W8A8, "act_quant_granularity": "per_token", **KV,
-              "kvcache_quant_granularity": "per_token"},
-    "awq": {**W4, "outliers_suppression": "awq"},
-    "gptq": {**W4, "precision_recovery": "gptq", "algo_args": {"desc_act": True}},
-    "kv": ONLY_KV,
-}
-POLICIES = OrderedDict({r"layers\.1\.down": None, r"head": PTQConfig(weight_quant_dtype="int4")})
-LOADS = """\
-import sys
-import numpy as np, paddle
-sys.path[:0] = sys.argv[2:]
-from small_transformer import Decoder
-from test_golden_stick_ptq import RUNS, Layers, deploy_policies
-from paddleq.frontends.golden_stick import PTQ, PTQConfig
-
-paddle.seed(99)  # other numbers than the saved ones
-for name, config in RUNS.items():
-    ptq = PTQ(PTQConfig("deploy", **config), deploy_policies())
-    network = ptq.apply(Decoder(), Layers())
-    network = ptq.convert(network, f"{sys.argv[1]}/{name}")
-    x = paddle.to_tensor(np.load(f"{sys.argv[1]}/x.npy"))
-    np.save(f"{sys.argv[1]}/{name}.loaded.npy", network(x).numpy())
-    print(name)
-    ptq.summary(network)
-"""
-
-
-def deploy_policies():
-    return OrderedDict((pattern, policy and dataclasses.replace(policy, mode="deploy"))
-                       for pattern, policy in POLICIES.items())
-
-
 def test_deploy_in_another_process_gives_the_same_logits_bit_for_bit(tmp_path, capsys):
     x = batches(1, held_out=True)[0]
     np.save(tmp_path / "x.npy", x.numpy())
@@ -458,10 +418,10 @@ def test_deploy_in_another_process_gives_the_same_logits_bit_for_bit(tmp_path, c
         tables += f"{name}\n{ptq.summary(network)}\n"
         paddleq.save_checkpoint(network, tmp_path / name)
     capsys.readouterr()
-    here = os.path.dirname(os.path.abspath(__file__))
     run = subprocess.run(
-        [sys.executable, "-c", LOADS, str(tmp_path), here, str(HELPERS), str(ROOT)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        [sys.executable, str(HELPERS / "golden_stick_worker.py"), str(tmp_path)],
+        capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     assert run.returncode == 0, run.stderr
     for name in RUNS:
         loaded = np.load(tmp_path / f"{name}.loaded.npy")

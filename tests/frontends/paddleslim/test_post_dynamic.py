@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import paddle
 import pytest
-from nets import SmallNet, warmed
+from nets import SmallNet, save_float, warmed
 from paddle import nn
 from runtimes import openvino, paddle_inference, relative_error
 
@@ -35,12 +35,6 @@ class Mixed(nn.Layer):
         x = self.up(nn.functional.relu(self.depthwise(self.conv(x)))).mean([2, 3])
         x = self.fc(x) + self.table(paddle.full([1], 3, "int64"))
         return self.conv1d(x.unsqueeze(-1))
-
-
-def save_float(net, path, shape):
-    """As this Paddle does it: PIR .json on Paddle 3, .pdmodel before."""
-    net.eval()
-    paddle.jit.save(net, path, [paddle.static.InputSpec([None, *shape], "float32")])
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ import os
 import numpy as np
 import paddle
 import pytest
-from nets import SmallNet, warmed
+from nets import SmallNet, save_float, warmed
 from paddle import nn
 from runtimes import openvino, paddle_inference, relative_error
-from test_post_dynamic import save_float
 
 import paddleq
 from paddleq.errors import (

@@ -1,7 +1,10 @@
-"""Run one model on x86: python run_x86.py MODEL.pdmodel MODEL.pdiparams INPUT.npy OUTPUT.npy [N].
+"""Run a model in Paddle-Lite on x86.
 
-Runs under Python 3.7 with paddlelite, with LD_LIBRARY_PATH at the wheel's paddlelite/libs. With N
-it prints the milliseconds of one run, the median of N.
+    python run_x86.py MODEL.pdmodel MODEL.pdiparams INPUT OUTPUT [N]
+
+INPUT and OUTPUT are .npy files (the first output), or .npz files with arr_0, arr_1 ... in the
+order of the model's inputs and outputs. N prints the median duration of N runs in milliseconds.
+Needs Python 3.7 with paddlelite, and LD_LIBRARY_PATH set to the wheel's paddlelite/libs.
 """
 
 import sys
@@ -18,11 +21,20 @@ def main():
     config.set_model_file(model)
     config.set_param_file(params)
     config.set_valid_places([Place(TargetType.X86, PrecisionType.INT8),
-                             Place(TargetType.X86, PrecisionType.FP32)])
+                             Place(TargetType.X86, PrecisionType.FP32),
+                             Place(TargetType.Host, PrecisionType.FP32)])
     predictor = create_paddle_predictor(config)
-    predictor.get_input(0).from_numpy(np.load(source))
+    loaded = np.load(source)
+    inputs = ([loaded["arr_%d" % i] for i in range(len(loaded.files))]
+              if source.endswith(".npz") else [loaded])
+    for i, value in enumerate(inputs):
+        predictor.get_input(i).from_numpy(value)
     predictor.run()
-    np.save(target, predictor.get_output(0).numpy())
+    outputs = [predictor.get_output(i).numpy() for i in range(len(predictor.get_output_names()))]
+    if target.endswith(".npz"):
+        np.savez(target, *outputs)
+    else:
+        np.save(target, outputs[0])
     if repeats:
         times = []
         for _ in range(repeats):
