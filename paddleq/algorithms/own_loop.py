@@ -10,6 +10,7 @@ import logging
 
 import paddle
 
+from .._paddle_compat import forward_hooks
 from ..errors import CalibrationError, ModelError, NonFiniteError, PaddleqError
 from ..nn.calibrating import watch
 from ..nn.integer_linear import IntegerLinear
@@ -56,7 +57,7 @@ def finish(model):
         raise ModelError("model is not being calibrated; call quantize() on it first")
     calibration.check_complete()
     del model.__dict__[_ATTRIBUTE]
-    for hooks in (model._forward_pre_hooks, model._forward_post_hooks):
+    for hooks in forward_hooks(model):
         for key in [key for key, hook in hooks.items()
                     if getattr(hook, "__self__", None) is calibration]:
             del hooks[key]

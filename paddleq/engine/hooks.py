@@ -3,8 +3,8 @@
 from contextlib import ExitStack, contextmanager
 
 import paddle
-from paddle.jit.dy2static.program_translator import ProgramTranslator
 
+from .._paddle_compat import is_to_static_enabled
 from .state import evaluation
 
 
@@ -14,7 +14,7 @@ def looking(*models):
 
     (In a program of ``to_static`` no layer can be looked at.)
     """
-    compiles = ProgramTranslator().enable_to_static
+    compiles = is_to_static_enabled()
     with ExitStack() as stack:
         stack.callback(paddle.jit.enable_to_static, compiles)
         paddle.jit.enable_to_static(False)

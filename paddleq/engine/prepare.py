@@ -7,6 +7,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from .._checks import wrong_type
+from .._paddle_compat import own_sublayers
 from ..errors import ModelError
 from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import DeployableLayer
@@ -67,7 +68,7 @@ def prepare(model, config, before=None):
     config.check_matched(names)
     if not plans:
         kinds = sorted({type(layer).__name__ for _, layer in model.named_sublayers(
-            include_self=True) if not layer._sub_layers})
+            include_self=True) if not own_sublayers(layer)})
         raise ModelError("model has no layer to quantize under this configuration; "
                          f"its layers are of types {', '.join(kinds)}")
     for layer, _ in notes:

@@ -2,9 +2,7 @@
 
 from contextlib import contextmanager
 
-# What a Layer keeps its parts in; these dicts are changed in place.
-_HOLDERS = ("_parameters", "_buffers", "_sub_layers", "_non_persistable_buffer_names_set",
-            "_loaddict_holder", "_forward_pre_hooks", "_forward_post_hooks")
+from .._paddle_compat import LAYER_CONTAINERS
 
 
 @contextmanager
@@ -15,7 +13,8 @@ def whole_or_not_at_all(model):
     looked at.)
     """
     before = [(layer, type(layer), layer.__dict__, dict(layer.__dict__),
-               {name: layer.__dict__[name].copy() for name in _HOLDERS if name in layer.__dict__})
+               {name: layer.__dict__[name].copy() for name in LAYER_CONTAINERS
+                if name in layer.__dict__})
               for layer in model.sublayers(include_self=True)]
     try:
         yield

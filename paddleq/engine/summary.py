@@ -6,6 +6,7 @@ import paddle
 from paddle import nn
 
 from .._checks import wrong_type
+from .._paddle_compat import own_parameters, own_sublayers
 from .._text import table
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..graph import FoldedNorm
@@ -139,7 +140,7 @@ def _counts(layer, name, model):
     """Leaf layers, and containers that hold parameters of their own."""
     if isinstance(layer, FakeQuantize) or _inside_quantized(name, model):
         return False
-    return not layer._sub_layers or any(p is not None for p in layer._parameters.values())
+    return not own_sublayers(layer) or any(p is not None for p in own_parameters(layer).values())
 
 
 def _inside_quantized(name, model):
@@ -148,7 +149,7 @@ def _inside_quantized(name, model):
     for part in parts[:-1]:
         if isinstance(layer, QuantizedLayer):
             return True
-        layer = layer._sub_layers.get(part, layer)
+        layer = own_sublayers(layer).get(part, layer)
     return isinstance(layer, QuantizedLayer) and bool(name)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from .._checks import wrong_type
+from .._paddle_compat import TRACE_ATTRIBUTES
 from ..engine.state import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
 from ..fake_quant import PACT
@@ -274,13 +275,13 @@ def _float32(tensor):
 @contextlib.contextmanager
 def _forwards_restored(model):
     """Take back what tracing leaves on layers, so that the model runs and trains as before."""
-    kept = [(layer, {name: layer.__dict__[name] for name in ("forward", "_original_funcs")
+    kept = [(layer, {name: layer.__dict__[name] for name in TRACE_ATTRIBUTES
                      if name in layer.__dict__})
             for layer in model.sublayers(include_self=True)]
     try:
         yield
     finally:
         for layer, attributes in kept:
-            for name in ("forward", "_original_funcs"):
+            for name in TRACE_ATTRIBUTES:
                 layer.__dict__.pop(name, None)
             layer.__dict__.update(attributes)

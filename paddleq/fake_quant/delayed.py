@@ -2,12 +2,12 @@
 
 import paddle
 
-from .._bytecode import keep_from_translation
 from .._checks import check_int
+from .._paddle_compat import skip_bytecode_translation
 from .fake_quantize import FakeQuantize, State
 
 
-@keep_from_translation
+@skip_bytecode_translation
 class DelayedFakeQuantize(FakeQuantize):
     """A :class:`~paddleq.FakeQuantize` that quantizes after ``delay`` training steps only.
 

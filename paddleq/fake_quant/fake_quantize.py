@@ -7,9 +7,9 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from .._bytecode import keep_from_translation
 from .._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type, wrong_value
 from .._factory import Factory, WithArgs
+from .._paddle_compat import own_buffers, skip_bytecode_translation
 from ..errors import CalibrationError, ConfigError, ModelError, NonFiniteError
 from ..functional import clip_and_fake_quantize, fake_quantize, representable
 from ..functional.qparams import as_dtype
@@ -45,7 +45,7 @@ DEFAULT_SATURATE = True
 SPEC_ARGUMENTS = ("dtype", "qscheme", "quant_min", "quant_max", "ch_axis", "rounding")
 
 
-@keep_from_translation
+@skip_bytecode_translation
 class FakeQuantize(nn.Layer, WithArgs):
     """Quantizes and dequantizes a tensor, with a step that an observer finds.
 
@@ -325,7 +325,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         if buffer.shape == value.shape or not paddle.in_dynamic_mode():
             paddle.assign(value, buffer)
         else:
-            self._buffers[name] = value
+            own_buffers(self)[name] = value
 
     def _refuse_non_finite(self, x, what=None):
         # The sum carries any NaN or infinity; it may also overflow by itself, hence the second

@@ -6,9 +6,9 @@ from dataclasses import replace
 import paddle
 from paddle import nn
 
-from .._bytecode import keep_from_translation
 from .._checks import check_float
 from .._factory import Factory
+from .._paddle_compat import skip_bytecode_translation
 from ..errors import ConfigError, ModelError
 from ..functional import learned_fake_quantize
 from ..functional.lsq import constant, threshold_of, zero_point_of
@@ -22,7 +22,7 @@ def _is_zero(step):
     return step.abs() <= 0.0  # (for Paddle 2.6, 1e-9 == 0)
 
 
-@keep_from_translation
+@skip_bytecode_translation
 class LSQ(FakeQuantize):
     """A fake-quantizer with a trainable step (LSQ, arXiv:1902.08153), for weights and activations.
 
@@ -258,7 +258,7 @@ class LSQ(FakeQuantize):
                              f"channel_len={x.shape[axis]}")
 
 
-@keep_from_translation
+@skip_bytecode_translation
 class LSQPlus(LSQ):
     """:class:`LSQ` that also learns an offset, and starts from the range (arXiv:2004.09576).
 

@@ -5,6 +5,7 @@ import logging
 import paddle
 from paddle import nn
 
+from .._paddle_compat import own_buffers, own_parameters
 from ..errors import FusionError
 from .dataflow import NORMS, PRODUCERS, find_pairs, why_not
 
@@ -103,8 +104,8 @@ def fold(producer, norm, name):
             producer.bias = beta if beta is not None else producer.create_parameter(
                 shape=shift.shape, is_bias=True)
         producer.bias.set_value(shift)
-    norm._parameters.clear()
-    norm._buffers.clear()
+    own_parameters(norm).clear()
+    own_buffers(norm).clear()
     norm.__class__ = FoldedNorm
     norm._folded_into = name
     norm.__dict__["_paddleq_note"] = f"folded into {name}"

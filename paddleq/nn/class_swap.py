@@ -7,7 +7,7 @@ import inspect
 
 import paddle
 
-from .._bytecode import keep_from_translation
+from .._paddle_compat import copy_flops_counter, skip_bytecode_translation
 
 
 def subclass(prefix, mixin, base, forward, **attributes):
@@ -26,15 +26,6 @@ def subclass(prefix, mixin, base, forward, **attributes):
     cls = type(prefix + base.__name__, (mixin, base),
                {**attributes, "_paddleq_float_class": base, "forward": like_base,
                 "__doc__": f"{prefix} {base.__name__}.", "__module__": mixin.__module__})
-    _count_flops_like(cls, base)
-    keep_from_translation(cls)
+    copy_flops_counter(cls, base)
+    skip_bytecode_translation(cls)
     return cls
-
-
-def _count_flops_like(cls, base):
-    """Let paddle.flops count the new class as it counts the old one."""
-    from paddle.hapi.dynamic_flops import register_hooks
-    for parent in base.__mro__:
-        if parent in register_hooks:
-            register_hooks[cls] = register_hooks[parent]
-            return

@@ -5,6 +5,7 @@ import copy
 import paddle
 from paddle import nn
 
+from .._paddle_compat import own_parameters
 from ..errors import ModelError
 from ..functional import abs_max, dequantize, quantize
 from ..spec import PerChannel, PerTensor, QuantSpec
@@ -79,7 +80,7 @@ def store_integer_weights(model, op_types, bits, per_channel):
                         parameter, quantize(parameter, scale, spec).astype(spec.storage), scale,
                         spec)
                 _, integers, scale, specs[name] = shared[id(parameter)]
-                del layer._parameters[name]
+                del own_parameters(layer)[name]
                 layer.register_buffer(name, integers)
                 layer.register_buffer(f"{name}_scale", scale)
         layer.__class__ = _integer_class(type(layer))

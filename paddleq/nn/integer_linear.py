@@ -2,10 +2,9 @@
 
 import paddle
 from paddle import nn
-from paddle.hapi.dynamic_flops import register_hooks
 
-from .._bytecode import keep_from_translation
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
+from .._paddle_compat import own_buffers, set_flops_counter, skip_bytecode_translation
 from ..errors import ConfigTypeError, ModelError
 from ..functional import dequantize, fake_quantize, pack_int4, token_steps, unpack_int4
 from ..functional.fake_quant import dequantize_
@@ -32,7 +31,7 @@ _PACKED_BITS = 4  # up to this many, two integers share a byte
 _BLOCK = 1 << 20  # weights of a matrix that are float at a time
 
 
-@keep_from_translation
+@skip_bytecode_translation
 @deployable
 class IntegerLinear(nn.Layer, DeployableLayer):
     """A linear layer whose weight is held as integers: y = x W + b, W = (q - zero point) * scale.
@@ -154,14 +153,14 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return layer
 
     def _put(self, name, value):
-        held = self._buffers.get(name)
+        held = own_buffers(self).get(name)
         if (held is None) != (value is None):
             what = "none" if held is None else f"a tensor of {list(held.shape)}"
             raise wrong_value(name, value, f"{what}, as the specs say")
         if held is not None:
             if list(value.shape) != list(held.shape):
                 raise wrong_value(f"the shape of {name}", list(value.shape), list(held.shape))
-            self._buffers[name] = as_dtype(value.detach(), held.dtype).clone()
+            own_buffers(self)[name] = as_dtype(value.detach(), held.dtype).clone()
 
     @property
     def packed(self):
@@ -344,7 +343,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     def _apply(self, func, device, dtype, blocking, include_sublayers=True):
         # Layer.to casts every buffer, indices and packed bytes too: here only the bias.
-        buffers = {id(held) for held in self._buffers.values()}
+        buffers = {id(held) for held in own_buffers(self).values()}
 
         def keep(held, device, dtype, blocking):
             return func(held, device, held.dtype if id(held) in buffers else dtype, blocking)
@@ -363,7 +362,7 @@ def _count_flops(layer, inputs, output):
     layer.total_ops += layer.in_features * int(output.numel())
 
 
-register_hooks[IntegerLinear] = _count_flops
+set_flops_counter(IntegerLinear, _count_flops)
 
 
 def _name_of(dtype):

@@ -3,8 +3,8 @@
 import paddle
 from paddle import nn
 
-from .._bytecode import keep_from_translation
 from .._checks import check_choice, check_int
+from .._paddle_compat import skip_bytecode_translation
 from ..errors import CalibrationError, ConfigError
 from ..functional import from_steps, to_steps, token_steps
 from ..functional.qparams import EPS, as_dtype
@@ -18,7 +18,7 @@ _NO_SCALES = ("this KV cache has no scales yet: calibrate the model, or load a c
               "that was")
 
 
-@keep_from_translation
+@skip_bytecode_translation
 class KVCache(nn.Layer):
     """The place in an attention of your own where its keys and values are kept.
 
@@ -75,7 +75,7 @@ class KVCache(nn.Layer):
                      for old, late in zip(past, new))
 
 
-@keep_from_translation
+@skip_bytecode_translation
 @deployable
 class Int8KVCache(KVCache, DeployableLayer):
     """Keys and values kept as int8, symmetric: q = clip(round(x / scale), -128, 127).

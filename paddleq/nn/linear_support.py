@@ -2,6 +2,7 @@
 
 from paddle import nn
 
+from .._paddle_compat import own_parameters
 from .layer_types import kind_of
 
 
@@ -20,6 +21,6 @@ def why_no_linear(layer):
         return "only Linear is quantized"
     if kind_of(layer) is None or "forward" in layer.__dict__:
         return "its class overrides forward, so its weights are not known to be used as usual"
-    if layer._parameters.get("weight") is None:
+    if own_parameters(layer).get("weight") is None:
         return "its weight is computed by a hook (weight_norm, spectral_norm); remove that first"
     return ""

@@ -11,6 +11,7 @@ import inspect
 import paddle
 from paddle import nn
 
+from .._paddle_compat import is_traced, own_sublayers
 from ..graph.dataflow import PRODUCERS
 from . import tracing
 from .block import leave_block
@@ -126,12 +127,12 @@ class QuantizedLayer:
     def children(self):
         # paddle.flops counts layers without children only. A quantized layer counts as one;
         # apply(), train() and state_dict() do not come this way and reach the quantizers.
-        ours = {id(self._sub_layers[name]) for name in self._paddleq_parts
-                if name in self._sub_layers}
+        ours = {id(own_sublayers(self)[name]) for name in self._paddleq_parts
+                if name in own_sublayers(self)}
         return (child for child in super().children() if id(child) not in ours)
 
     def apply(self, fn):
-        for child in list(self._sub_layers.values()):
+        for child in list(own_sublayers(self).values()):
             if child is not None:
                 child.apply(fn)
         fn(self)
@@ -225,7 +226,7 @@ class LayerPlan:
         """Make the layer a quantized one, in place."""
         layer = self.layer
         override = layer.__dict__.pop("forward", None)
-        if override is not None and not getattr(layer, "_original_funcs", None):
+        if override is not None and not is_traced(layer):
             # Somebody patched this layer's forward: quantize around the patched one.
             layer.__dict__["_paddleq_forward"] = override
         layer.__class__ = quantized_class(type(layer))

@@ -1,6 +1,6 @@
 """Putting other layers into a model in place of its own."""
 
-_HOOKS = ("_forward_pre_hooks", "_forward_post_hooks")
+from .._paddle_compat import FORWARD_HOOKS
 
 
 def replace_layers(model, replacements):
@@ -31,7 +31,8 @@ def replace_layers(model, replacements):
     before = []
     for old, new in replacements:
         before.append((old, type(old), old.__dict__))
-        _become(old, type(new), {**new.__dict__, **{name: old.__dict__[name] for name in _HOOKS}})
+        hooks = {name: old.__dict__[name] for name in FORWARD_HOOKS}
+        _become(old, type(new), {**new.__dict__, **hooks})
 
     def undo():
         for old, cls, attributes in reversed(before):

@@ -6,6 +6,7 @@ import paddle
 from paddle import nn
 
 from .._factory import WithArgs
+from .._paddle_compat import own_buffers
 from ..errors import CalibrationError
 from ..functional import EPS, abs_max, affine_qparams
 from ..functional.qparams import as_dtype
@@ -135,7 +136,7 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
         if buffer.shape == value.shape or not paddle.in_dynamic_mode():
             paddle.assign(as_dtype(value, buffer.dtype), buffer)
         else:
-            self._buffers[name] = as_dtype(value, buffer.dtype)
+            own_buffers(self)[name] = as_dtype(value, buffer.dtype)
 
     def _abs_max(self, x):
         return abs_max(x, self.spec)

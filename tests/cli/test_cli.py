@@ -15,9 +15,10 @@ from paths import ROOT
 from runtimes import onnxruntime, paddle_inference, relative_error
 
 import paddleq
+from paddleq._paddle_compat import framework_proto
 from paddleq.cli.main import COMMANDS, main
 from paddleq.export.program import pdiparams as params
-from paddleq.export.program.program import Program, framework_proto
+from paddleq.export.program.program import Program
 from paddleq.recipes.sources import find_function
 
 

@@ -633,7 +633,7 @@ def convert_apart(folder, megabytes, seconds):
         from paddleq.errors import PaddleqError
         from paddleq.export import to_program_desc
         to_program_desc  # what it imports lazily, is part of the start
-        from paddleq.export.program.program import framework_proto
+        from paddleq._paddle_compat import framework_proto
         framework_proto()
         size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         limit = size + {megabytes} * 2 ** 20

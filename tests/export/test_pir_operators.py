@@ -15,12 +15,13 @@ from paddle.base import core
 from pir_cases import CASES
 from pir_harness import Case
 
+from paddleq._paddle_compat import framework_proto
 from paddleq.errors import UnsupportedOperatorError
 from paddleq.export.pir_to_program import from_pir, to_program_desc
 from paddleq.export.pir_to_program.attributes import HOOKS
 from paddleq.export.pir_to_program.operator_table import ROWS
 from paddleq.export.pir_to_program.special_operators import SPECIALS
-from paddleq.export.program.program import framework_proto, shape_of
+from paddleq.export.program.program import shape_of
 
 needs_pir = pytest.mark.needs_pir
 _DENSE_TENSOR = 7  # paddle.framework.proto.VarType.Type

@@ -31,9 +31,9 @@ from paddle.static import InputSpec
 from paddle.vision import models
 from paths import HELPERS, ROOT
 
+from paddleq._paddle_compat import framework_proto
 from paddleq.export.program.load import load_saved
 from paddleq.export.program.passes.runtime_workarounds import mend
-from paddleq.export.program.program import framework_proto
 
 pytestmark = [pytest.mark.two_versions, pytest.mark.needs_pir]
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import paddle
 
+from ..._paddle_compat import own_parameters, own_sublayers
 from ...engine import patched_forward, watched
 from ...functional.qparams import as_dtype
 from ...graph.dataflow import only_read_by
@@ -50,7 +51,7 @@ def divide(norm, s):
 def _may_be_norm(layer, features):
     if is_linear(layer) or layer.sublayers():
         return False
-    held = [p for p in layer._parameters.values() if p is not None]
+    held = [p for p in own_parameters(layer).values() if p is not None]
     return 1 <= len(held) <= 2 and all(list(p.shape) == [features] for p in held)
 
 
@@ -84,17 +85,17 @@ def _producer(norms, linears, run):
 def _is_only_place(network, norm):
     """Whether nobody else holds the norm, or a parameter of it."""
     layers = network.sublayers(include_self=True)
-    places = sum(child is norm for layer in layers for child in layer._sub_layers.values())
-    mine = {id(p) for p in norm._parameters.values() if p is not None}
+    places = sum(child is norm for layer in layers for child in own_sublayers(layer).values())
+    mine = {id(p) for p in own_parameters(norm).values() if p is not None}
     return places <= 1 and not any(id(p) in mine for layer in layers if layer is not norm
-                                   for p in layer._parameters.values() if p is not None)
+                                   for p in own_parameters(layer).values() if p is not None)
 
 
 def _is_scaled_by_weight(norm, args):
     """Whether its output is a multiple of its weight (and bias), feature by feature."""
     args, kwargs = args
     with paddle.no_grad():
-        held = [(p, p.clone()) for p in norm._parameters.values() if p is not None]
+        held = [(p, p.clone()) for p in own_parameters(norm).values() if p is not None]
         # Powers of two: in binary numbers nothing is rounded.
         features = held[0][0].shape[0]
         powers = (paddle.arange(features) % 3 - 1).astype("float32")

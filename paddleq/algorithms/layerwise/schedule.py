@@ -6,6 +6,7 @@ from typing import Any, Optional
 from paddle import nn
 
 from ..._checks import check_choice, wrong_type, wrong_value
+from ..._paddle_compat import own_sublayers
 from ...errors import ModelError
 from ...nn import Int8KVCache, KVCache
 from ...nn.attention import takes_cache
@@ -115,7 +116,7 @@ def homes_of(network, layers):
             continue
         seen.add(id(layer))
         homes.setdefault(id(layer), set()).add(None)
-        todo += layer._sub_layers.values()
+        todo += own_sublayers(layer).values()
     return homes
 
 

@@ -10,12 +10,12 @@ import json
 
 import numpy as np
 
+from ..._paddle_compat import framework_proto
 from ...errors import ExportError
 from ...nn.tracing import MARKER_FACTOR
 from ..paddle.lower import ActivationMark, mark_of, simulated_weight
 from ..pir_to_program.pir_graph import PirProgram
 from ..program import pdiparams as params
-from ..program.program import framework_proto
 from ..program.write_files import write_model
 
 _FAKE = "1.fake_quantize_dequantize_moving_average_abs_max"

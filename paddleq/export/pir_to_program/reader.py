@@ -3,10 +3,11 @@
 import os
 
 from ..._checks import wrong_type
+from ..._paddle_compat import framework_proto
 from ...errors import ConfigError, FormatError
 from ..program import pdiparams as params
 from ..program.passes.runtime_workarounds import mend
-from ..program.program import Program, framework_proto
+from ..program.program import Program
 from .convert import convert
 from .operator_table import ROWS
 from .pir_graph import PirProgram

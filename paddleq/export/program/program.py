@@ -2,6 +2,7 @@
 
 import os
 
+from ..._paddle_compat import framework_proto
 from ...errors import FormatError
 from . import pdiparams as params
 from .write_files import write_model
@@ -21,12 +22,6 @@ _DENSE_TENSOR, _FEEDS, _FETCHES, _STEP_SCOPES, _TENSOR_ARRAY = 7, 9, 10, 11, 13
 _KINDS = {"tensor": _DENSE_TENSOR, "array": _TENSOR_ARRAY, "feeds": _FEEDS,
           "fetches": _FETCHES, "scopes": _STEP_SCOPES}
 _VERSION = 2006002  # of Paddle, whose format a new program is in
-
-
-def framework_proto():
-    """Paddle's protobuf classes."""
-    from paddle.base.proto import framework_pb2
-    return framework_pb2
 
 
 class Program:

@@ -6,6 +6,7 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import wrong_type
+from ..._paddle_compat import own_sublayers
 from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
 from ...algorithms import own_loop as in_forward
 from ...errors import ModelError
@@ -154,7 +155,7 @@ def _layers(model, config):
         why = why_no_linear(layer) or (part and f"skip_layers has {part!r}")
         if not why:
             layers[name] = layer
-        elif not layer._sub_layers:
+        elif not own_sublayers(layer):
             notes.append((layer, why))
     for part in config.skip_layers:
         if not any(part in name for name in names):

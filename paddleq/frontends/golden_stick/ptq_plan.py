@@ -5,6 +5,7 @@ from typing import Any, Dict
 
 from paddle import nn
 
+from ..._paddle_compat import own_sublayers
 from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
 from ...errors import ModelError
 from ...nn.linear_support import why_no_linear
@@ -44,7 +45,7 @@ def make_plan(network, helper, policies):
     for name, layer in network.named_sublayers(include_self=True):
         why = why_no_linear(layer)
         if why:
-            if isinstance(layer, nn.Linear) or not layer._sub_layers:
+            if isinstance(layer, nn.Linear) or not own_sublayers(layer):
                 plan.left[name] = why
             continue
         names.append(name)

@@ -134,8 +134,8 @@ def test_named_files_and_separate_parameters(saved, tmp_path):
     paddleq.quant_post_dynamic(folder, out, model, "net.pdiparams", "q.pdmodel", "q.pdiparams")
     expected = paddle_inference(f"{out}/quantized_model/q", [x.numpy()])[0]
     # The layout before Paddle 2: __model__ and a file for each parameter.
+    from paddleq._paddle_compat import framework_proto
     from paddleq.export.program import pdiparams as params
-    from paddleq.export.program.program import framework_proto
     old = tmp_path / "old"
     old.mkdir()
     program = load_saved(f"{folder}/{model}", f"{folder}/net.pdiparams")

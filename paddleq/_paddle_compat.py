@@ -1,0 +1,154 @@
+"""Private interfaces of Paddle that paddleq uses.
+
+No other module of paddleq uses a private name of Paddle. Each entry has a test in
+``tests/test_paddle_compat.py`` that uses it on the installed Paddle; an entry that a later Paddle
+removes raises :class:`~paddleq.errors.DependencyError`, which names that version.
+"""
+
+import functools
+import importlib
+from typing import Any, Callable, Dict, List, Tuple, Type
+
+import paddle
+from paddle import nn
+
+from .errors import DependencyError
+
+_TESTED = "2.6.2, 3.1.1 and 3.3.1"
+
+# Attributes in which a Layer keeps its parts: dicts, and one set of names.
+LAYER_CONTAINERS = ("_parameters", "_buffers", "_sub_layers", "_non_persistable_buffer_names_set",
+                    "_loaddict_holder", "_forward_pre_hooks", "_forward_post_hooks")
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_post_hooks")
+# Instance attributes that paddle.jit sets on the layers that it traces.
+TRACE_ATTRIBUTES = ("forward", "_original_funcs")
+
+
+@functools.lru_cache(maxsize=None)
+def _private(path: str, purpose: str) -> Any:
+    """Return the object at the dotted ``path``.
+
+    Raises:
+        DependencyError: the installed Paddle has no such object.
+    """
+    module, names = path, []
+    while True:
+        try:
+            value = importlib.import_module(module)
+            break
+        except ImportError as error:
+            module, _, name = module.rpartition(".")
+            names.insert(0, name)
+            if not module:
+                raise _missing(path, purpose) from error
+    for name in names:
+        if not hasattr(value, name):
+            raise _missing(path, purpose)
+        value = getattr(value, name)
+    return value
+
+
+def _missing(path, purpose):
+    return DependencyError(f"Paddle {paddle.__version__} has no {path}, which paddleq needs to "
+                           f"{purpose}; install a Paddle that has it, e.g. one of {_TESTED}")
+
+
+def framework_proto() -> Any:
+    """Return the module of Paddle's protobuf classes (``ProgramDesc``, ``OpDesc``, ...)."""
+    return _private("paddle.base.proto.framework_pb2", "read and write .pdmodel files")
+
+
+def legacy_operator(name: str) -> Callable:
+    """Return the dygraph function of a legacy operator, e.g. ``"conv2d"``.
+
+    It takes the inputs in the order of :func:`operator_inputs`, then attribute names and values in
+    turn. It computes no gradient for some operators.
+    """
+    return _private(f"paddle._legacy_C_ops.{name}", f"run the operator {name} of a saved model")
+
+
+@functools.lru_cache(maxsize=None)
+def operator_inputs() -> Dict[str, List[str]]:
+    """Return operator type -> names of the input slots, in the order of its dygraph function."""
+    return _legacy_info("get_core_ops_args_info")
+
+
+@functools.lru_cache(maxsize=None)
+def operator_input_kinds() -> Dict[str, List[str]]:
+    """Return operator type -> "tensor" or "list" for each input slot."""
+    return _legacy_info("get_core_ops_args_type_info")
+
+
+@functools.lru_cache(maxsize=None)
+def operator_outputs() -> Dict[str, List[str]]:
+    """Return operator type -> names of the output slots, in the order that its function returns."""
+    return _legacy_info("get_core_ops_returns_info")
+
+
+def _legacy_info(name):
+    return _private(f"paddle.base.core.eager.ops.legacy.{name}",
+                    "run the operators of a saved model")()
+
+
+def is_to_static_enabled() -> bool:
+    """Return the value that ``paddle.jit.enable_to_static`` set."""
+    translator = _private("paddle.jit.dy2static.program_translator.ProgramTranslator",
+                          "run models without compiling them")
+    return translator().enable_to_static
+
+
+def is_traced(layer: nn.Layer) -> bool:
+    """Return True if ``paddle.jit.to_static`` replaced the ``forward`` of ``layer``."""
+    return bool(getattr(layer, "_original_funcs", None))
+
+
+def skip_bytecode_translation(cls: Type[nn.Layer]) -> Type[nn.Layer]:
+    """Class decorator: let ``to_static`` trace a layer as one of Paddle's own layers.
+
+    The bytecode translator of Paddle 3 would translate the layer's ``forward``, lose buffer
+    updates of observers, and (3.3) reuse the translation for quantizers with other limits. The
+    ``forward`` must run in dynamic and in static mode, and needs ``paddle.jit.not_to_static`` for
+    Paddle 2.6, which has no marker.
+    """
+    marker = getattr(paddle.jit, "marker", None)
+    if hasattr(marker, "unified"):
+        marker.unified(cls)
+    return cls
+
+
+def set_flops_counter(cls: Type[nn.Layer], counter: Callable) -> None:
+    """Let ``paddle.flops`` call ``counter(layer, inputs, output)`` for layers of ``cls``."""
+    _flops_counters()[cls] = counter
+
+
+def copy_flops_counter(cls: Type[nn.Layer], base: Type[nn.Layer]) -> None:
+    """Let ``paddle.flops`` count layers of ``cls`` as it counts those of ``base``."""
+    counters = _flops_counters()
+    for parent in base.__mro__:
+        if parent in counters:
+            counters[cls] = counters[parent]
+            return
+
+
+def _flops_counters():
+    return _private("paddle.hapi.dynamic_flops.register_hooks", "count operations")
+
+
+def own_parameters(layer: nn.Layer) -> Dict[str, Any]:
+    """Return the dict in which ``layer`` keeps its own parameters; values may be None."""
+    return layer._parameters
+
+
+def own_buffers(layer: nn.Layer) -> Dict[str, Any]:
+    """Return the dict in which ``layer`` keeps its own buffers; values may be None."""
+    return layer._buffers
+
+
+def own_sublayers(layer: nn.Layer) -> Dict[str, nn.Layer]:
+    """Return the dict in which ``layer`` keeps its direct sublayers."""
+    return layer._sub_layers
+
+
+def forward_hooks(layer: nn.Layer) -> Tuple[Dict[int, Callable], Dict[int, Callable]]:
+    """Return the dicts of forward pre-hooks and of forward post-hooks of ``layer``."""
+    return layer._forward_pre_hooks, layer._forward_post_hooks

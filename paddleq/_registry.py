@@ -1,0 +1,103 @@
+"""Registry of named extension points: observers, layer types, algorithms, formats and runtimes."""
+
+from typing import Callable, Dict, Generic, Iterator, List, Tuple, TypeVar
+
+from ._checks import check_choice, wrong_type
+from .errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names and what is registered under them, in the order of registration.
+
+    Args:
+        kind: noun for messages, e.g. "observer".
+
+    Examples:
+        >>> from paddleq._registry import Registry
+        >>> shapes = Registry("shape")
+        >>> @shapes.register("square")
+        ... class Square:
+        ...     pass
+        >>> list(shapes), shapes["square"] is Square
+        (['square'], True)
+        >>> shapes["sqare"]
+        Traceback (most recent call last):
+            ...
+        paddleq.errors.ConfigError: shape must be one of 'square', but is 'sqare' (did you mean \
+'square'?)
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: Dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that registers a class or a function under ``name``.
+
+        A definition that is executed again (same module and qualified name, e.g. a notebook cell
+        or ``importlib.reload``) replaces the former one.
+
+        Raises:
+            ConfigError: the name is taken.
+            ConfigTypeError: the name is not a non-empty string.
+        """
+        if not isinstance(name, str) or not name:
+            raise wrong_type(f"name of the {self.kind}", name, "a non-empty string")
+
+        def add(entry: T) -> T:
+            known = self._entries.get(name)
+            if known is not None and not _same_definition(known, entry):
+                raise ConfigError(f"{self.kind} {name!r} is already registered as {known!r}; "
+                                  "choose another name")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def unregister(self, name: str) -> T:
+        """Remove ``name`` and return what was registered under it."""
+        entry = self[name]
+        del self._entries[name]
+        return entry
+
+    def check(self, name: str, argument: str = "") -> str:
+        """Return ``name`` if it is registered.
+
+        Args:
+            argument: name of the caller's argument for the message. Default: ``kind``.
+
+        Raises:
+            ConfigError: it is not registered; names the nearest.
+        """
+        return check_choice(argument or self.kind, name, self._entries)
+
+    def items(self) -> List[Tuple[str, T]]:
+        """Return (name, entry) pairs."""
+        return list(self._entries.items())
+
+    def values(self) -> List[T]:
+        """Return the entries."""
+        return list(self._entries.values())
+
+    def __getitem__(self, name: str) -> T:
+        return self._entries[self.check(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind!r}, {list(self._entries)})"
+
+
+def _same_definition(first, second):
+    return first is second or all(
+        getattr(first, name, None) == getattr(second, name, ()) for name in
+        ("__module__", "__qualname__"))
