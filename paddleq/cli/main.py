@@ -23,8 +23,8 @@ What a command writes is there as a whole or not at all."""
 # Command -> the module that has it: one that needs a package of an extra is imported when it runs.
 COMMANDS = {
     "ptq": "quantize", "dynamic": "quantize", "qat-export": "quantize", "run": "quantize",
-    "export": "convert", "to-pdmodel": "convert", "verify": "look", "inspect": "look",
-    "sensitivity": "look", "report": "look", "serve-vdl": "look",
+    "export": "convert", "to-pdmodel": "convert", "verify": "inspect", "inspect": "inspect",
+    "sensitivity": "inspect", "report": "inspect", "serve-vdl": "inspect",
 }
 
 
