@@ -39,7 +39,7 @@ def layer(size):
     mix = paddle.randn([size // 16, size])
     for _ in range(4):
         x = paddle.matmul(paddle.randn([size // 2, size // 16]), mix)
-        statistics.observe(x + paddle.randn(x.shape))
+        statistics.update(x + paddle.randn(x.shape))
     return 0.05 * paddle.randn([size, size]), statistics
 
 

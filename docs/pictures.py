@@ -52,7 +52,7 @@ def thresholds():
     for name, observer in (("AbsmaxQuantizer", AbsMaxObserver()),
                            ("HistQuantizer, 0.9999", HistogramObserver(hist_percent=0.9999)),
                            ("KLQuantizer", KLObserver())):
-        observer.observe(paddle.to_tensor(values.astype("float32")))
+        observer.update(paddle.to_tensor(values.astype("float32")))
         found[name] = observer.threshold().item()
     figure, axes = plt.subplots(figsize=(6, 3.2))
     axes.hist(values, bins=120, color=GREY, log=True)
@@ -74,7 +74,7 @@ def granularity():
                                 QuantSpec(bits=4, granularity=PerChannel(0)), BLUE)):
         threshold = abs_max(weight, spec)
         integers = quantize(weight, threshold, spec)
-        back = integers * threshold.reshape([-1, 1]) / spec.levels
+        back = integers * threshold.reshape([-1, 1]) / spec.quant_max
         error = ((back - weight).square().mean(1) / weight.square().mean(1)).sqrt()
         axes.plot(sizes, error.numpy(), "o-", color=color, label=label)
     axes.set(xscale="log", xlabel="size of the channel's weights", ylabel="relative error, 4 bits",

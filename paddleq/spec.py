@@ -1,7 +1,7 @@
-"""What a quantized tensor is: bits, sign, symmetry, rounding and granularity.
+"""Quantization parameters that do not depend on data: bits, sign, symmetry, rounding, granularity.
 
-Nothing here touches a tensor. The same :class:`QuantSpec` drives what training simulates,
-what ``convert`` stores and what an exported graph computes, so that the three agree.
+The same :class:`QuantSpec` drives training, frozen layers and exported graphs, so that the three
+compute the same values. This module does not touch tensors.
 """
 
 from dataclasses import dataclass, field
@@ -14,19 +14,28 @@ from ._checks import check_bool, check_choice, check_int, wrong_type, wrong_valu
 class PerTensor:
     """One scale for the whole tensor.
 
+    The scale has the shape [1], whatever the shape of the tensor.
+
     Examples:
         >>> from paddleq import PerTensor
         >>> print(PerTensor())
         per_tensor
     """
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "per_tensor"
 
 
 @dataclass(frozen=True)
 class PerChannel:
-    """One scale for each index along ``axis`` (0 for Conv weights, 1 for Linear's).
+    """One scale for each index along ``axis``.
+
+    A Conv2D weight [out_channels, in_channels, kh, kw] with ``axis=0`` has scales of the shape
+    [out_channels]; a Linear weight [in_features, out_features] with ``axis=1`` has scales of the
+    shape [out_features].
+
+    Args:
+        axis: the channel axis. Default 0.
 
     Examples:
         >>> from paddleq import PerChannel
@@ -36,16 +45,23 @@ class PerChannel:
 
     axis: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_int("axis", self.axis)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"per_channel({self.axis})"
 
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale for each group of ``size`` consecutive input features.
+    """One scale for each group of ``size`` consecutive input features of each output feature.
+
+    A Linear weight [in_features, out_features] has scales of the shape
+    [ceil(in_features / size), out_features]: a weight [4096, 1024] with ``size=128`` has the
+    scales [32, 1024]. The last group may be shorter.
+
+    Args:
+        size: number of input features in a group. Default 128.
 
     Examples:
         >>> from paddleq import PerGroup
@@ -55,16 +71,18 @@ class PerGroup:
 
     size: int = 128
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_int("size", self.size, 1)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"per_group({self.size})"
 
 
 @dataclass(frozen=True)
 class PerToken:
-    """One scale for each token, computed while the model runs.
+    """One scale for each token, computed at run time.
+
+    An activation [batch, tokens, features] has scales of the shape [batch, tokens, 1].
 
     Examples:
         >>> from paddleq import PerToken
@@ -72,20 +90,11 @@ class PerToken:
         per_token
     """
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "per_token"
 
 
 Granularity = Union[PerTensor, PerChannel, PerGroup, PerToken]
-
-def _checked_limits(limits, lowest, highest):
-    if not (isinstance(limits, tuple) and len(limits) == 2
-            and all(type(limit) is int for limit in limits)):
-        raise wrong_type("limits", limits, "a tuple of two ints")
-    if not lowest <= limits[0] <= 0 < limits[1] <= highest:
-        raise wrong_value("limits", limits, f"around 0 and within [{lowest}, {highest}]")
-    return limits
-
 
 HALF_EVEN = "half_even"
 HALF_UP = "half_up"
@@ -93,35 +102,35 @@ HALF_UP = "half_up"
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How a tensor is mapped to integers.
+    """Mapping of a tensor to integers.
 
     Args:
-        bits: width of an integer, 1 to 16. Default 8. One bit means the two levels -1 and +1.
-        signed: signed integers (default) or unsigned.
-        symmetric: zero is stored as 0 (default) or wherever a zero point says.
-        narrow_range: leave out the lowest level, e.g. -127..127 for int8. Default False.
-        rounding: "half_even" (default, what Paddle's ``quantize_linear`` does) or
-            "half_up", i.e. floor(v + 0.5).
-        granularity: which elements share a scale. Default :class:`PerTensor`.
-        limits: (lowest, highest) integer, within what ``bits`` can hold and around 0, or None
-            (default) for all of it.
+        bits: width of an integer, 1 to 16. Default 8. One bit has the two values -1 and +1.
+        signed: use signed integers. Default True.
+        symmetric: use the zero point 0. Default True.
+        narrow_range: leave out the lowest integer, e.g. -127..127 for int8. Default False.
+        rounding: "half_even" (default), as Paddle's ``quantize_linear`` rounds, or "half_up",
+            floor(v + 0.5).
+        granularity: the elements that share a scale. Default :class:`PerTensor`.
+        limits: (lowest, highest) integer. It must contain 0 and fit into ``bits``. Default None:
+            the full range of ``bits``.
 
     Attributes:
-        qmin, qmax: lowest and highest integer.
-        levels: the integer that the threshold maps to: step = threshold / levels.
-        binary: one bit, whose levels are -1 and +1 (there is no zero).
-        storage: name of the numpy dtype that holds one integer.
+        quant_min, quant_max: lowest and highest integer. A symmetric spec maps the clipping
+            threshold to ``quant_max``: scale = threshold / quant_max.
+        binary: True for one bit. The values are -1 and +1; there is no zero.
+        storage: name of the numpy dtype that stores one integer.
         channel_axis: axis of a per-channel scale, or None.
 
     Raises:
-        ConfigError, ConfigTypeError: for a value out of range or of the wrong type.
+        ConfigError, ConfigTypeError: a value is out of range or of the wrong type.
 
     Examples:
         >>> from paddleq import QuantSpec, PerChannel
         >>> spec = QuantSpec(bits=8, granularity=PerChannel(axis=0))
-        >>> spec.qmin, spec.qmax, spec.levels
-        (-128, 127, 127)
-        >>> QuantSpec(bits=4, narrow_range=True).qmin
+        >>> spec.quant_min, spec.quant_max
+        (-128, 127)
+        >>> QuantSpec(bits=4, narrow_range=True).quant_min
         -7
         >>> print(spec)
         int8 per_channel(0)
@@ -135,39 +144,99 @@ class QuantSpec:
     granularity: Granularity = field(default_factory=PerTensor)
     limits: Optional[Tuple[int, int]] = None
 
-    # Derived, and fields rather than properties: paddle.jit.to_static's bytecode translator
-    # understands the fields of a dataclass only.
+    # Derived values are fields, not properties: the bytecode translator of paddle.jit.to_static
+    # supports only the fields of a dataclass.
     binary: bool = field(init=False, repr=False, compare=False)
-    qmin: int = field(init=False, repr=False, compare=False)
-    qmax: int = field(init=False, repr=False, compare=False)
-    levels: int = field(init=False, repr=False, compare=False)
+    quant_min: int = field(init=False, repr=False, compare=False)
+    quant_max: int = field(init=False, repr=False, compare=False)
     storage: str = field(init=False, repr=False, compare=False)
     channel_axis: Optional[int] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_int("bits", self.bits, 1, 16)
         for name in ("signed", "symmetric", "narrow_range"):
             check_bool(name, getattr(self, name))
         check_choice("rounding", self.rounding, (HALF_EVEN, HALF_UP))
-        if not isinstance(self.granularity, (PerTensor, PerChannel, PerGroup, PerToken)):
-            raise wrong_type("granularity", self.granularity,
+        granularity = self.granularity
+        if not isinstance(granularity, (PerTensor, PerChannel, PerGroup, PerToken)):
+            raise wrong_type("granularity", granularity,
                              "PerTensor, PerChannel, PerGroup or PerToken")
         binary = self.bits == 1
         if binary:
-            qmin, qmax = -1, 1
+            low, high = -1, 1
         else:
-            qmax = 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
-            qmin = (-qmax - 1 if self.signed else 0) + int(self.narrow_range)
+            low, high = _integer_range(self.bits, self.signed)
+            low += int(self.narrow_range)
         if self.limits is not None:
-            qmin, qmax = _checked_limits(self.limits, qmin, qmax)
-        granularity = self.granularity
+            low, high = _checked_limits(self.limits, low, high)
         derived = {
-            "binary": binary, "qmin": qmin, "qmax": qmax, "levels": qmax,
+            "binary": binary, "quant_min": low, "quant_max": high,
             "storage": ("int" if self.signed else "uint") + ("8" if self.bits <= 8 else "16"),
             "channel_axis": granularity.axis if isinstance(granularity, PerChannel) else None,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{'int' if self.signed else 'uint'}{self.bits} {self.granularity}"
+
+
+def _integer_range(bits, signed):
+    return (-2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2 ** bits - 1)
+
+
+def _checked_limits(limits, lowest, highest):
+    if not (isinstance(limits, tuple) and len(limits) == 2
+            and all(type(limit) is int for limit in limits)):
+        raise wrong_type("limits", limits, "a tuple of two ints")
+    if not lowest <= limits[0] <= 0 < limits[1] <= highest:
+        raise wrong_value("limits", limits, f"around 0 and within [{lowest}, {highest}]")
+    return limits
+
+
+# Name -> (bits, signed).
+DTYPES = {f"{'q' if signed else 'qu'}int{bits}": (bits, signed)
+          for bits in range(2, 17) for signed in (True, False)}
+QSCHEMES = ("per_tensor_symmetric", "per_tensor_affine", "per_channel_symmetric",
+            "per_channel_affine")
+
+
+def spec_from_qscheme(dtype: str = "qint8", qscheme: Optional[str] = None,
+                      quant_min: Optional[int] = None, quant_max: Optional[int] = None,
+                      ch_axis: Optional[int] = None, rounding: str = HALF_UP,
+                      per_channel: bool = False) -> QuantSpec:
+    """Convert the arguments of torch-like fake quantizers to a :class:`QuantSpec`.
+
+    Args:
+        dtype: "qint8" (default: -128..127), "qint16", or another of "q" or "qu", "int" and a
+            width of 2 to 16 bits.
+        qscheme: "per_tensor_symmetric", "per_tensor_affine", "per_channel_symmetric" or
+            "per_channel_affine". Default None: symmetric, per channel if ``per_channel`` is True.
+        quant_min, quant_max: limits within those of the dtype. Default None: those of the dtype.
+        ch_axis: the channel axis. Default None: 0.
+        rounding: "half_up" (default: floor(v + 0.5)) or "half_even".
+        per_channel: the granularity if ``qscheme`` is None. Default False.
+
+    Raises:
+        ConfigError, ConfigTypeError: a value is out of range or of the wrong type.
+
+    Examples:
+        >>> from paddleq.spec import spec_from_qscheme
+        >>> spec = spec_from_qscheme("quint8", "per_channel_affine", quant_max=127, ch_axis=1)
+        >>> print(spec, spec.symmetric, spec.quant_min, spec.quant_max)
+        uint8 per_channel(1) False 0 127
+    """
+    bits, signed = DTYPES[check_choice("dtype", dtype, DTYPES)]
+    if qscheme is not None:
+        check_choice("qscheme", qscheme, QSCHEMES)
+        per_channel = qscheme.startswith("per_channel")
+    axis = check_int("ch_axis", 0 if ch_axis is None else ch_axis)
+    lowest, highest = _integer_range(bits, signed)
+    limits = (lowest if quant_min is None else check_int("quant_min", quant_min, lowest, 0),
+              highest if quant_max is None else check_int("quant_max", quant_max, 1, highest))
+    narrow = limits == (lowest + 1, highest)
+    return QuantSpec(
+        bits, signed, symmetric=not (qscheme or "").endswith("affine"), narrow_range=narrow,
+        rounding=check_choice("rounding", rounding, (HALF_EVEN, HALF_UP)),
+        granularity=PerChannel(axis) if per_channel else PerTensor(),
+        limits=None if narrow or limits == (lowest, highest) else limits)

@@ -7,8 +7,8 @@ import paddle
 import paddle.nn.functional as F
 
 from .._checks import check_bool, check_float, check_int, wrong_type
-from ..functional import grid_of
-from ..functional.weight_qparams import group_size, in_groups
+from ..functional import compute_weight_qparams
+from ..functional.weight_qparams import group_rows, group_size
 from ..spec import PerTensor
 from .base import Smoother, checked_statistics, checked_weight
 
@@ -46,7 +46,7 @@ class AWQ(Smoother):
         >>> from paddleq.algorithms import AWQ, Statistics
         >>> x = paddle.randn([64, 8]) * paddle.to_tensor([30.0] + [1.0] * 7)
         >>> statistics, spec = Statistics(AWQ.needs), QuantSpec(4, granularity=PerChannel(1))
-        >>> statistics.observe(x)
+        >>> statistics.update(x)
         >>> s = AWQ().scales([paddle.randn([8, 16])], statistics, spec)
         >>> bool(s[0] > 2 * s[1:].max())
         True
@@ -116,7 +116,7 @@ class AWQ(Smoother):
             best = least = None
             whole = isinstance(spec.granularity, PerTensor)
             for factor in self._clip_factors():
-                change = in_groups(_rounded(weight, spec, factor).subtract_(weight), spec)
+                change = group_rows(_rounded(weight, spec, factor).subtract_(weight), spec)
                 loss = paddle.matmul(blocks, change).multiply_(change).sum(axis=1)
                 if whole:
                     loss = loss.sum().reshape([1, 1])
@@ -137,7 +137,7 @@ def _shares_of_range(weights, spec):
 
 
 def _rows_of_groups(magnitude, spec):
-    groups = in_groups(magnitude, spec)
+    groups = group_rows(magnitude, spec)
     axes = [0, 1, 2] if isinstance(spec.granularity, PerTensor) else [1]
     largest = groups.max(axis=axes, keepdim=True).clip(min=1e-30)
     return (groups / largest).reshape([-1, magnitude.shape[1]])[:magnitude.shape[0]]
@@ -161,5 +161,5 @@ def _diagonal_blocks(hessian, size):
 
 
 def _rounded(weight, spec, clip=None):
-    grid = grid_of(weight, spec, clip)
+    grid = compute_weight_qparams(weight, spec, clip)
     return grid.dequantize(grid.quantize(weight))

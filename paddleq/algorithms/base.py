@@ -8,7 +8,7 @@ import paddle
 
 from .._checks import wrong_value
 from ..errors import ModelError
-from ..functional import Grid
+from ..functional import WeightQParams
 from ..functional.qparams import as_dtype
 from ..functional.weight_qparams import check_weight_spec
 
@@ -19,7 +19,7 @@ class QuantizedWeight:
 
     Attributes:
         integers: int8 or uint8 (the spec's ``storage``), [K, N], one in each element.
-        grid: what they stand for, a :class:`~paddleq.functional.Grid`.
+        grid: what they stand for, a :class:`~paddleq.functional.WeightQParams`.
         permutation: None, or int64 [K]: stored row i is row permutation[i] of the weight, and
             the layer computes x[..., permutation] @ stored.
 
@@ -33,7 +33,7 @@ class QuantizedWeight:
     """
 
     integers: Any
-    grid: Grid
+    grid: WeightQParams
     permutation: Optional[Any] = None
 
     def dequantize(self):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import paddle
 
 from .._checks import check_bool, check_float, check_int, wrong_value
-from ..functional import Grid, grid_of
+from ..functional import WeightQParams, compute_weight_qparams
 from ..functional.weight_qparams import group_size
 from ..spec import PerGroup
 from .base import QuantizedWeight, Rounder, checked_statistics, checked_weight
@@ -43,7 +43,7 @@ class GPTQ(Rounder):
         >>> from paddleq.algorithms import GPTQ, RoundToNearest, Statistics
         >>> x = paddle.randn([256, 1]) + 0.2 * paddle.randn([256, 32])  # features are correlated
         >>> statistics = Statistics(GPTQ.needs)
-        >>> statistics.observe(x)
+        >>> statistics.update(x)
         >>> weight, spec = paddle.randn([32, 8]), QuantSpec(bits=3, granularity=PerChannel(1))
         >>> def error(rounder):
         ...     quantized = rounder.quantize(weight, spec, statistics)
@@ -104,7 +104,7 @@ class GPTQ(Rounder):
 
         def find_grid(start, best):
             part = None if clip is None else _part_of(clip, start // size, -(-rows // size))
-            grids.append(grid_of(best, spec, part))
+            grids.append(compute_weight_qparams(best, spec, part))
             return _steps_of(grids[-1]) * best.shape[0]
 
         def known_grid(start, best):
@@ -113,7 +113,7 @@ class GPTQ(Rounder):
                                                    else range(rows))]
 
         if not self._groups_move(spec):
-            grids.append(grid_of(weight, spec, clip))
+            grids.append(compute_weight_qparams(weight, spec, clip))
         if order is not None:
             weight = weight.index_select(order)
         if self._groups_move(spec):
@@ -141,5 +141,5 @@ def _joined(grids):
     if len(grids) == 1:
         return grids[0]
     zeros = [grid.zero_point for grid in grids]
-    return Grid(grids[0].spec, paddle.concat([grid.scale for grid in grids]),
+    return WeightQParams(grids[0].spec, paddle.concat([grid.scale for grid in grids]),
                 None if zeros[0] is None else paddle.concat(zeros))

@@ -6,7 +6,7 @@ from typing import Any, List, Optional
 import paddle
 
 from .._checks import wrong_type, wrong_value
-from ..functional.qparams import EPS, affine_steps
+from ..functional.qparams import EPS, affine_scale_zero_point
 from ..functional.weight_qparams import check_weight_spec
 from ..spec import PerTensor, PerToken, QuantSpec
 from .base import QuantizedWeight, Rounder, Smoother, checked_weight
@@ -102,7 +102,7 @@ class Outcome:
         >>> from paddleq.algorithms import LinearPolicy, Statistics, quantize_linears
         >>> policy = LinearPolicy(QuantSpec(granularity=PerChannel(1)), QuantSpec(bits=4))
         >>> statistics = Statistics(policy.needs)
-        >>> statistics.observe(paddle.to_tensor([[1.0, -3.5]]))
+        >>> statistics.update(paddle.to_tensor([[1.0, -3.5]]))
         >>> outcome = quantize_linears([paddle.ones([2, 2])], policy, statistics)
         >>> outcome.activation[0].tolist(), outcome.weights[0].integers.tolist()
         ([0.5], [[127, 127], [127, 127]])
@@ -160,6 +160,6 @@ def _activation(spec, stats):
     with paddle.no_grad():
         if spec.symmetric:
             threshold = paddle.maximum(low.abs(), high.abs()).clip(min=EPS)
-            return threshold / float(spec.levels), None
-        scale, zero_point = affine_steps(low, high, spec)
+            return threshold / float(spec.quant_max), None
+        scale, zero_point = affine_scale_zero_point(low, high, spec)
         return scale.astype("float32"), zero_point.astype("float32")

@@ -136,7 +136,7 @@ class _Watcher:
     def _observe(self, x):
         before = self._statistics.tokens
         try:
-            self._statistics.observe(x)
+            self._statistics.update(x)
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}; layer: {self.name}, batch: {self.batches}") from None
         # An expert that gets no token of a batch has not seen it.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..functional import grid_of
+from ..functional import compute_weight_qparams
 from .base import QuantizedWeight, Rounder, checked_weight
 
 
@@ -22,7 +22,7 @@ class RoundToNearest(Rounder):
 
     def quantize_all(self, weights, spec, stats=None, clips=None):
         weights = [checked_weight(weight, spec) for weight in weights]
-        grids = [grid_of(weight, spec, clip)
+        grids = [compute_weight_qparams(weight, spec, clip)
                  for weight, clip in zip(weights, clips or [None] * len(weights))]
         return [QuantizedWeight(grid.quantize(weight).astype(spec.storage), grid)
                 for grid, weight in zip(grids, weights)]

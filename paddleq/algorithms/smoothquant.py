@@ -30,7 +30,7 @@ class SmoothQuant(Smoother):
         >>> from paddleq import QuantSpec
         >>> from paddleq.algorithms import SmoothQuant, Statistics
         >>> statistics = Statistics({"abs_max"})
-        >>> statistics.observe(paddle.to_tensor([[1.0, -64.0]]))
+        >>> statistics.update(paddle.to_tensor([[1.0, -64.0]]))
         >>> weight = paddle.to_tensor([[1.0, -0.5], [0.25, 0.125]])
         >>> SmoothQuant(0.5).scales([weight], statistics, QuantSpec()).tolist()
         [1.0, 16.0]

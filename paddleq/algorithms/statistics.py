@@ -26,8 +26,8 @@ class Statistics:
         >>> import paddle
         >>> from paddleq.algorithms import Statistics
         >>> statistics = Statistics({"abs_max", "hessian"})
-        >>> statistics.observe(paddle.to_tensor([[1.0, -2.0]]))
-        >>> statistics.observe(paddle.to_tensor([[3.0, 0.0]]))
+        >>> statistics.update(paddle.to_tensor([[1.0, -2.0]]))
+        >>> statistics.update(paddle.to_tensor([[3.0, 0.0]]))
         >>> statistics.tokens, statistics.abs_max.tolist(), statistics.hessian.tolist()
         (2, [3.0, 2.0], [[5.0, -1.0], [-1.0, 2.0]])
     """
@@ -39,7 +39,7 @@ class Statistics:
         self.tokens = 0
         self._found = {}
 
-    def observe(self, x):
+    def update(self, x):
         """Take in a batch of inputs, [..., K]; one without tokens changes nothing.
 
         Raises:
@@ -120,7 +120,7 @@ class Statistics:
             >>> import paddle
             >>> from paddleq.algorithms import Statistics
             >>> statistics = Statistics({"abs_max"})
-            >>> statistics.observe(paddle.to_tensor([[1.0, 6.0]]))
+            >>> statistics.update(paddle.to_tensor([[1.0, 6.0]]))
             >>> statistics.divided_by(paddle.to_tensor([1.0, 3.0])).abs_max.tolist()
             [1.0, 2.0]
         """

@@ -11,7 +11,7 @@ from ..engine import quantized_layers
 from ..errors import NonFiniteError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
-from ..functional import representable
+from ..functional import representable_range
 from ..nn.quantized_layer import quantizer_name, slot_name
 from .scale_history import part_of, qparams_now
 from .sqnr import tensors_in
@@ -141,7 +141,7 @@ class Distributions:
                 self.add(name, quantizer_name(weight), layer.weight_to_quantize(weight))
 
     def see(self, name, args, kwargs, output):
-        """Take in a call of the layer ``name``, for :func:`.running.intercepted`."""
+        """Take in a call of the layer ``name``, for :func:`.running.capture_calls`."""
         layer = self.layers[name]
         for slot, position in enumerate(layer._paddleq_kind.inputs):
             attribute = slot_name("activation_quantizer", slot)
@@ -197,7 +197,7 @@ def _limits(layer, attribute, quantizer):
     if found is None:
         return None
     threshold, zero_point = found
-    low, high = representable(threshold, quantizer.spec, zero_point)
+    low, high = representable_range(threshold, quantizer.spec, zero_point)
     preprocess = getattr(layer, attribute.replace("_quantizer", "_preprocess"), None)
     if PACT.clips(preprocess):
         bound = preprocess.bound()

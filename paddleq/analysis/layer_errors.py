@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ..engine import (
-    batches_of,
+    capture_calls,
     check_model,
-    intercepted,
-    looking,
+    eager_evaluation,
+    iter_batches,
     quantized_layers,
     quantizing_only,
 )
@@ -123,7 +123,7 @@ def layer_errors(model, loader, float_model=None, batch_num=None):
         (['0', '1'], True)
     """
     comparison = LayerComparison(model, float_model)
-    for args, kwargs in batches_of(model, loader, batch_num, "comparing layers"):
+    for args, kwargs in iter_batches(model, loader, batch_num, "comparing layers"):
         comparison.add(args, kwargs)
     return comparison.result()
 
@@ -149,16 +149,16 @@ class LayerComparison:
     def add(self, args, kwargs):
         """Run a batch through both models."""
         self._floats = {name: [] for name in self.layers}
-        with looking(self.model, self.reference):
-            with quantizing_only(self.model, ()), intercepted(
+        with eager_evaluation(self.model, self.reference):
+            with quantizing_only(self.model, ()), capture_calls(
                     {name: self.reference_layers[name] for name in self.layers}, self._see_float):
                 expected = self.reference(*args, **kwargs)
-            with intercepted(self.layers, self._see_quantized):
+            with capture_calls(self.layers, self._see_quantized):
                 self.output.add(expected, self.model(*args, **kwargs))
 
     def result(self):
         """:class:`LayerErrors` of all batches so far."""
-        with looking(self.model):
+        with eager_evaluation(self.model):
             rows = [LayerError(name, type(layer)._paddleq_float_class.__name__,
                                weight=_weight_ratio(layer, name),
                                **{column: ratio.db for column, ratio in self.ratios[name].items()})

@@ -140,7 +140,7 @@ def qparams_now(layer, attribute, quantizer):
     if not isinstance(quantizer, FakeQuantize):
         return None
     with paddle.no_grad():
-        if quantizer.state is State.CALIBRATION and quantizer.observer.seen:
+        if quantizer.state is State.CALIBRATION and quantizer.observer.num_batches:
             return quantizer.observer.qparams()
         return qparams_in(layer, attribute, quantizer)
 

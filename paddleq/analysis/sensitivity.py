@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Optional
 
-from ..engine import batches_of, looking, quantized_layers, quantizing_only
+from ..engine import eager_evaluation, iter_batches, quantized_layers, quantizing_only
 from ..errors import ConfigError, ConfigTypeError
 from .check_deployable import check_simulates
 from .ranked import Ranked
@@ -120,8 +120,8 @@ def sensitivity(model, loader=None, metric=None, batch_num=None):
                           "None")
     ratios = {name: SQNR(f"the model's output with {name or 'the model'!r} quantized")
               for name in layers}
-    for args, kwargs in batches_of(model, loader, batch_num, "quantizing one layer at a time"):
-        with looking(model):
+    for args, kwargs in iter_batches(model, loader, batch_num, "quantizing one layer at a time"):
+        with eager_evaluation(model):
             with quantizing_only(model, ()):
                 expected = model(*args, **kwargs)
             for name, ratio in ratios.items():
@@ -153,7 +153,7 @@ def ask(metric, model):
     """
     if not callable(metric):
         raise ConfigTypeError(f"metric must be a function of the model, but is {metric!r}")
-    with looking(model):
+    with eager_evaluation(model):
         value = metric(model)
     try:
         number = float(value.item() if hasattr(value, "item") else value)

@@ -12,7 +12,7 @@ from itertools import chain
 import paddle
 
 from .._checks import check_int, wrong_type
-from ..engine import check_quantized, intercepted
+from ..engine import capture_calls, check_quantized
 from ..errors import DependencyError, FormatError, ModelError
 from .distributions import Distributions
 from .layer_errors import LayerErrors
@@ -162,7 +162,7 @@ class VisualDLLogger(paddle.callbacks.Callback):
         if self._histogram_due(self._watch.step):
             self._seen = _LoggedDistributions(self.network, self._writer, self._watch.step)
             self._open_layers = ExitStack()
-            self._open_layers.enter_context(intercepted(self._seen.layers, self._seen.see))
+            self._open_layers.enter_context(capture_calls(self._seen.layers, self._seen.see))
 
     def _after(self, step):
         self._release()

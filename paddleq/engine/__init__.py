@@ -1,9 +1,9 @@
 """prepare -> calibrate -> simulate: the one engine behind every front door."""
 
-from .calibration import batches_of, calibrate, inputs_of, model_inputs
+from .calibration import calibrate, forward_arguments, inputs_of, iter_batches
 from .freeze import convert, copy_of
 from .fuse_blocks import arrange, blocks_of, find_arrangement, same_parameters
-from .hooks import intercepted, looking, patched_forward, watched
+from .hooks import capture_calls, capture_inputs, eager_evaluation, patched_forward
 from .prepare import check_model, prepare
 from .provenance import method_of, named, plain, say_method
 from .restore_float import check_can_leave, leave_float
@@ -34,11 +34,11 @@ from .summary import (
 )
 
 __all__ = [
-    "SummaryRow", "arrange", "batches_of", "blocks_of", "calibrate", "check_can_leave",
+    "SummaryRow", "arrange", "iter_batches", "blocks_of", "calibrate", "check_can_leave",
     "check_filled", "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
     "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
-    "fake_quantizers", "finalize", "find_arrangement", "inputs_of", "intercepted", "layer_rows",
-    "leave_float", "looking", "method_of", "model_inputs", "named",
+    "fake_quantizers", "finalize", "find_arrangement", "inputs_of", "capture_calls", "layer_rows",
+    "leave_float", "eager_evaluation", "method_of", "forward_arguments", "named",
     "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off",
-    "quantized_layers", "quantizing_only", "same_parameters", "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "watched",
+    "quantized_layers", "quantizing_only", "same_parameters", "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "capture_inputs",
 ]

@@ -48,7 +48,7 @@ def calibrate(model, loader, batch_num=None, desc="calibrating"):
         [3.0]
     """
     check_quantized(model)
-    batches = batches_of(model, loader, batch_num, desc)
+    batches = iter_batches(model, loader, batch_num, desc)
     set_state(model, "calibration")
     used = 0
     with evaluation(model), paddle.no_grad():
@@ -63,7 +63,7 @@ def calibrate(model, loader, batch_num=None, desc="calibrating"):
     return used
 
 
-def batches_of(model, loader, batch_num=None, desc=None):
+def iter_batches(model, loader, batch_num=None, desc=None):
     """(args, kwargs) of a call of ``model`` for each batch of ``loader``, behind a progress bar.
 
     Args and errors are those of :func:`calibrate`; the arguments are checked at once.
@@ -98,7 +98,7 @@ def inputs_of(model, batches):
     What is left out of a batch, though ``forward`` could take it, is named in a warning.
     """
     for number, batch in enumerate(batches):
-        args, kwargs = model_inputs(model, batch)
+        args, kwargs = forward_arguments(model, batch)
         if number == 0 and isinstance(batch, (list, tuple)) and len(batch) > len(args):
             _warn_of_left_out(model, len(batch), len(args))
         yield args, kwargs
@@ -124,7 +124,7 @@ def _positional(model):
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def model_inputs(model, batch):
+def forward_arguments(model, batch):
     """(args, kwargs) with which ``model`` is called for one batch."""
     parameters = _parameters(model)
     if isinstance(batch, Mapping):

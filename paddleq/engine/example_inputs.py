@@ -7,7 +7,7 @@ import paddle
 
 from ..errors import FusionError
 from ..graph import check_fuse_list, fuse
-from . import evaluation, model_inputs, quantization_off
+from . import evaluation, forward_arguments, quantization_off
 
 
 def look(model, args, kwargs, act):
@@ -26,7 +26,7 @@ def look_now_or_later(model, inputs, act):
             first batch has its own.
     """
     if inputs is not None:
-        args, kwargs = model_inputs(model, inputs)
+        args, kwargs = forward_arguments(model, inputs)
         look(model, args, kwargs, act)
         return
     model.__dict__["_paddleq_pending"] = act

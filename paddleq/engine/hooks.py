@@ -9,7 +9,7 @@ from .state import evaluation
 
 
 @contextmanager
-def looking(*models):
+def eager_evaluation(*models):
     """While open, the models are in evaluation mode, without gradients, and not compiled.
 
     (In a program of ``to_static`` no layer can be looked at.)
@@ -46,7 +46,7 @@ def patched_forward(layer, forward):
 
 
 @contextmanager
-def intercepted(layers, see):
+def capture_calls(layers, see):
     """While open, ``see(name, args, kwargs, output)`` is called after each call of a layer.
 
     Args:
@@ -67,7 +67,7 @@ def intercepted(layers, see):
 
 
 @contextmanager
-def watched(layers, saw):
+def capture_inputs(layers, saw):
     """While open, ``saw(name, x)`` is called with the first argument before each call of a layer.
 
     Args:

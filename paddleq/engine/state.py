@@ -185,7 +185,7 @@ def finalize(model):
     """
     pending = [(name, q) for name, q in fake_quantizers(model)
                if not q.observer.dynamic and q.state is not State.QAT]
-    unseen = [name for name, q in pending if not q.observer.seen]
+    unseen = [name for name, q in pending if not q.observer.num_batches]
     if unseen:
         raise CalibrationError(
             f"no calibration data reached {len(unseen)} of {len(pending)} quantizers: "

@@ -33,10 +33,11 @@ class PaddleTarget(Target):
                 "holds zero points")
         # The integers of a weight are in the file already: leaving one out changes nothing.
         plain = QuantSpec(spec.bits, narrow_range=weight and spec.narrow_range)
-        if (spec.qmin, spec.qmax) != (plain.qmin, plain.qmax):
+        if (spec.quant_min, spec.quant_max) != (plain.quant_min, plain.quant_max):
             raise ExportError(
-                f"{what} is quantized to [{spec.qmin}, {spec.qmax}], but the operators of a "
-                f".pdmodel quantize to [{plain.qmin}, {plain.qmax}]; use signed integers and all "
+                f"{what} is quantized to [{spec.quant_min}, {spec.quant_max}], but the operators of a "
+                f".pdmodel quantize to [{plain.quant_min}, "
+                f"{plain.quant_max}]; use signed integers and all "
                 "of their range, or write format='onnx'")
 
     def holds_weight_of(self, layer):

@@ -109,7 +109,7 @@ class _ExportRecorder(Recorder):
                     self._plan_integer_linear(name, layer, target)
                 elif isinstance(layer, Int8KVCache):
                     for slot in (0, 1):  # keys and values, in steps already
-                        mark = ActivationMark(name, np.float32([SPEC.levels]), SPEC)
+                        mark = ActivationMark(name, np.float32([SPEC.quant_max]), SPEC)
                         self._inputs[id(layer), slot] = [], mark
 
     def _plan_integer_linear(self, name, layer, target):
@@ -198,7 +198,7 @@ def _changes_nothing(preprocess, quantizer):
     spec, threshold = quantizer.spec, quantizer.threshold
     zero_point = None if spec.symmetric else quantizer.zero_point
     reach = 8.0 * threshold.item()
-    points = min(16 * spec.levels, 1 << 18)
+    points = min(16 * spec.quant_max, 1 << 18)
     values = paddle.linspace(-reach, reach, 2 * points + 1).reshape([1, -1, 1, 1])
     try:
         after = preprocess(values)
@@ -229,7 +229,7 @@ def _weight_mark(layer, name, parameter, target):
 def _stored_weight_mark(name, layer):
     """The weight of an IntegerLinear, of which there is no float value."""
     spec = layer.weight_spec
-    threshold, zero_point = layer.weight_scale * float(spec.levels), None
+    threshold, zero_point = layer.weight_scale * float(spec.quant_max), None
     if not spec.symmetric:
         zero_point = layer.weight_zero_point.astype("int64").numpy()
     if not isinstance(spec.granularity, PerGroup):  # [1, 1] or [1, N]
@@ -250,7 +250,7 @@ def _own_weight_mark(layer_name, name, quantizer, value, axis):
             shape = [1] * len(value.shape)
             if granularity is not None:
                 shape[axis] = -1
-            back = integers * threshold.reshape(shape) / trial.levels
+            back = integers * threshold.reshape(shape) / trial.quant_max
             if ((back - value).abs() <= 1e-6 * threshold.reshape(shape)).all().item():
                 return WeightMark(layer_name, _float32(value), _integers(integers, trial),
                                   _float32(threshold), trial)

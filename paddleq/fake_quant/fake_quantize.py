@@ -11,11 +11,10 @@ from .._checks import check_bool, check_choice, check_int, check_known_keys, wro
 from .._factory import Factory, WithArgs
 from .._paddle_compat import own_buffers, skip_bytecode_translation
 from ..errors import CalibrationError, ConfigError, ModelError, NonFiniteError
-from ..functional import clip_and_fake_quantize, fake_quantize, representable
+from ..functional import clip_and_fake_quantize, fake_quantize, representable_range
 from ..functional.qparams import as_dtype
 from ..observers import MovingAverageMinMaxObserver, Observer
-from ..spec import HALF_EVEN
-from .qscheme import spec_of
+from ..spec import HALF_EVEN, spec_from_qscheme
 
 
 class State(enum.Enum):
@@ -68,7 +67,7 @@ class FakeQuantize(nn.Layer, WithArgs):
             a GPU is waited for once. Off where ``in_place`` is on. Default True.
         label: what to call this quantizer in messages.
         observer_kwargs: ``spec``, a :class:`~paddleq.QuantSpec`, or the words of
-            :func:`paddleq.fake_quant.qscheme.spec_of`: ``dtype`` ("qint8" by default), ``qscheme``,
+            :func:`paddleq.spec.spec_from_qscheme`: ``dtype`` ("qint8" by default), ``qscheme``,
             ``quant_min``, ``quant_max``, ``ch_axis``, ``rounding`` ("half_up": floor(v + 0.5), or
             "half_even"). The rest are arguments of the observer, such as ``averaging_constant``.
 
@@ -76,7 +75,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         scale: float32, [1] or [channels]: the step in use; 0 until something was observed. A
             quantizer without a scale hands its input on unchanged.
         zero_point: buffer, int64, of the same shape: the integer that stands for 0.
-        threshold: buffer, float32: the step times ``spec.levels``, what Paddle calls the scale.
+        threshold: buffer, float32: the step times ``spec.quant_max``, what Paddle calls the scale.
         quant_min, quant_max: lowest and highest integer.
         observer_enabled, fake_quant_enabled: switches, set together by :meth:`set_state`.
 
@@ -125,17 +124,17 @@ class FakeQuantize(nn.Layer, WithArgs):
     @property
     def scale(self):
         """The step between two integers."""
-        return self.threshold / float(self.spec.levels)
+        return self.threshold / float(self.spec.quant_max)
 
     @property
     def quant_min(self):
         """The lowest integer."""
-        return self.spec.qmin
+        return self.spec.quant_min
 
     @property
     def quant_max(self):
         """The highest integer."""
-        return self.spec.qmax
+        return self.spec.quant_max
 
     @property
     def initialized(self):
@@ -183,18 +182,18 @@ class FakeQuantize(nn.Layer, WithArgs):
         if not (np.isfinite(steps).all() and (steps > 0).all()):
             raise wrong_value("scale", scale, "positive and finite")
         zeros = _numbers("zero_point", 0 if zero_point is None else zero_point, channels)
-        low, high = (0, 0) if spec.symmetric else (spec.qmin, spec.qmax)
+        low, high = (0, 0) if spec.symmetric else (spec.quant_min, spec.quant_max)
         if not ((zeros == np.round(zeros)) & (zeros >= low) & (zeros <= high)).all():
             raise wrong_value("zero_point", zero_point,
                               "0 for a symmetric spec" if spec.symmetric
                               else f"integers in [{low}, {high}]")
         with paddle.no_grad():
-            self._store(paddle.to_tensor((steps * spec.levels).astype("float32")),
+            self._store(paddle.to_tensor((steps * spec.quant_max).astype("float32")),
                         paddle.to_tensor(zeros.astype("int64")))
 
     def range(self):
         """(lowest, highest) value that is not clipped, float32 tensors [1] or [channels]."""
-        return representable(self.threshold, self.spec, self.zero_point)
+        return representable_range(self.threshold, self.spec, self.zero_point)
 
     def takes(self, clipping):
         """Whether :meth:`forward` can clip as well, in the pass over ``x`` that quantizes it."""
@@ -202,7 +201,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         return clipping is not None and (clipping.idle or (
             self.observer_enabled and self.fake_quant_enabled and self.training
             and not self.saturate and not self.in_place
-            and observer.online and not observer.dynamic and observer.takes_largest
+            and observer.online and not observer.dynamic and observer.accepts_abs_max
             and spec.rounding == HALF_EVEN))
 
     @paddle.jit.not_to_static
@@ -223,7 +222,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         if self.observer.dynamic:
             if not self.fake_quant_enabled:
                 return x
-            return self._fake_quantize(x, self.observer.observe_and_measure(x))
+            return self._fake_quantize(x, self.observer.update_qparams(x))
         if observing:
             if calibrating:
                 self._refuse_non_finite(x)
@@ -241,12 +240,12 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     def _observe(self, x, clipping):
         seen = x
-        if clipping is not None and self.observer.takes_largest:
+        if clipping is not None and self.observer.accepts_abs_max:
             seen = clipping.largest if clipping.idle else clipping.bound
         if not self.observer.online:
-            self.observer.observe(seen)
+            self.observer.update(seen)
             return self._qparams()
-        qparams = self.observer.observe_and_measure(seen)
+        qparams = self.observer.update_qparams(seen)
         with paddle.no_grad():
             self._store(*(self.observer.qparams() if self.observer.track_batch else qparams))
         return qparams
@@ -280,7 +279,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         """
         if self.observer.dynamic:
             return
-        if not self.observer.seen:
+        if not self.observer.num_batches:
             raise CalibrationError(f"{self.label or 'the quantizer'} saw no data")
         with paddle.no_grad():
             self._store(*self.observer.qparams())
@@ -288,7 +287,7 @@ class FakeQuantize(nn.Layer, WithArgs):
     def qparams_of(self, x):
         """(threshold, zero point or None) with which ``x`` is quantized outside of training."""
         if self.observer.dynamic:
-            return self.observer.observe_and_measure(x)
+            return self.observer.update_qparams(x)
         return self.threshold, self._own_zero_point()
 
     def _qparams(self):
@@ -296,8 +295,8 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     def extra_repr(self):
         spec = self.spec
-        return (f"{spec}, {'symmetric' if spec.symmetric else 'affine'}, quant_min={spec.qmin}, "
-                f"quant_max={spec.qmax}, observer={type(self.observer).__name__}, "
+        return (f"{spec}, {'symmetric' if spec.symmetric else 'affine'}, quant_min={spec.quant_min}, "
+                f"quant_max={spec.quant_max}, observer={type(self.observer).__name__}, "
                 f"saturate={self.saturate}, state={self.state.value}, "
                 f"fake_quant_enabled={self.fake_quant_enabled}, "
                 f"observer_enabled={self.observer_enabled}")
@@ -336,7 +335,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         if wrong:
             raise NonFiniteError(
                 f"{self.label or 'the quantizer'}: "
-                f"{what or f'calibration batch {self.observer.seen}'} has {wrong} NaN or infinite "
+                f"{what or f'calibration batch {self.observer.num_batches}'} has {wrong} NaN or infinite "
                 f"values of {x.size}; remove that batch or mend the model before "
                 f"{'training' if what else 'calibrating'}")
 
@@ -360,7 +359,7 @@ def _observer(observer, channels, arguments):
     known = [name for name in inspect.signature(made.__init__).parameters
              if name not in ("self", "channels")]
     check_known_keys("FakeQuantize", rest, [*known, *SPEC_ARGUMENTS])
-    given = {"spec": spec_of(per_channel=made.per_channel, **words)}
+    given = {"spec": spec_from_qscheme(per_channel=made.per_channel, **words)}
     if isinstance(observer, Factory):
         given.update(observer.arguments)
     return observer(**{**given, "channels": channels, **rest})

@@ -11,11 +11,10 @@ from .._factory import Factory
 from .._paddle_compat import skip_bytecode_translation
 from ..errors import ConfigError, ModelError
 from ..functional import learned_fake_quantize
-from ..functional.lsq import constant, threshold_of, zero_point_of
+from ..functional.lsq import constant, learned_threshold, learned_zero_point
 from ..observers import DeviationObserver, MeanMagnitudeObserver, MinMaxObserver, Observer
-from ..spec import HALF_EVEN
+from ..spec import HALF_EVEN, spec_from_qscheme
 from .fake_quantize import SPEC_ARGUMENTS, FakeQuantize, State
-from .qscheme import spec_of
 
 
 def _is_zero(step):
@@ -49,7 +48,7 @@ class LSQ(FakeQuantize):
             the last place off. Default True.
         learning_rate: factor on the optimizer's learning rate. Default 1.
         label: what to call this quantizer in messages.
-        observer_kwargs: ``spec``, or the words of :func:`paddleq.fake_quant.qscheme.spec_of`, and arguments of
+        observer_kwargs: ``spec``, or the words of :func:`paddleq.spec.spec_from_qscheme`, and arguments of
             the observer, as for :class:`~paddleq.FakeQuantize`. Rounding is "half_even" unless said
             otherwise. Two bits or more, symmetric; unsigned ("quint4") for what is never negative,
             which a .pdmodel cannot hold. As a hook of QAT, without any of these words: what its
@@ -60,7 +59,7 @@ class LSQ(FakeQuantize):
         first_step: a buffer of that shape, what is added to the parameter: where a program of
             ``to_static`` set the first step, that step; otherwise 0.
         scale: the magnitude of their sum, the step in use.
-        threshold: the step in use times ``spec.levels``; follows the parameter.
+        threshold: the step in use times ``spec.quant_max``; follows the parameter.
 
     Raises:
         ConfigError, ConfigTypeError: an argument is wrong.
@@ -107,9 +106,9 @@ class LSQ(FakeQuantize):
 
     @classmethod
     def spec_from(cls, spec=None, **words):
-        """The spec that ``spec``, or words of :func:`paddleq.fake_quant.qscheme.spec_of`, say."""
+        """The spec that ``spec``, or words of :func:`paddleq.spec.spec_from_qscheme`, say."""
         if spec is None:
-            return spec_of(**{"rounding": HALF_EVEN, **words})
+            return spec_from_qscheme(**{"rounding": HALF_EVEN, **words})
         if words:
             raise ConfigError("spec says how to quantize already, so that "
                               f"{', '.join(words)} cannot be given too")
@@ -161,15 +160,15 @@ class LSQ(FakeQuantize):
 
     @property
     def threshold(self):
-        """The step in use times ``spec.levels``."""
-        return threshold_of(self._qparams()[0], self.spec)
+        """The step in use times ``spec.quant_max``."""
+        return learned_threshold(self._qparams()[0], self.spec)
 
     @property
     def zero_point(self):
         """The integer that stands for 0, int64 of the step's shape."""
         if self.offset is None:
             return paddle.zeros(self.step.shape, dtype="int64")
-        return zero_point_of(self._qparams()[1], self.threshold, self.spec)
+        return learned_zero_point(self._qparams()[1], self.threshold, self.spec)
 
     @property
     def initialized(self):
@@ -203,7 +202,7 @@ class LSQ(FakeQuantize):
 
     def _measured(self, threshold, zero_point):
         """The values that belong there."""
-        step = threshold / float(self.spec.levels)
+        step = threshold / float(self.spec.quant_max)
         return [step] if self.offset is None else [step, -step * zero_point.astype("float32")]
 
     def _qparams(self):
@@ -227,7 +226,7 @@ class LSQ(FakeQuantize):
         # One program for the first batch and for all others.
         if not self.observer.online:
             return self._qparams()
-        measured = self._measured(*self.observer.observe_and_measure(x))
+        measured = self._measured(*self.observer.update_qparams(x))
         held = self._held()
         with paddle.no_grad():
             fresh = _is_zero(held[0][0] + held[0][1])

@@ -8,7 +8,7 @@ from paddle import nn
 
 from .._checks import check_float
 from ..functional import clip
-from ..functional.pact import bound_of
+from ..functional.pact import clipping_bound
 from ..functional.qparams import as_dtype
 
 
@@ -94,4 +94,4 @@ class PACT(nn.Layer):
 
     def bound(self):
         """The largest magnitude that passes: a float32 tensor of shape [1]."""
-        return bound_of(self.alpha)
+        return clipping_bound(self.alpha)

@@ -10,7 +10,7 @@ from .fake_quant import _levels, round_and_clip_
 from .qparams import EPS, as_dtype
 
 
-def token_steps(x, spec):
+def token_scales(x, spec):
     """The step of each row along the last axis: max|x| / levels, so that nothing is clipped.
 
     Args:
@@ -23,19 +23,19 @@ def token_steps(x, spec):
     Examples:
         >>> import paddle
         >>> from paddleq import PerToken, QuantSpec
-        >>> from paddleq.functional import token_steps
+        >>> from paddleq.functional import token_scales
         >>> x = paddle.to_tensor([[127.0, -254.0], [0.0, 63.5]])
-        >>> token_steps(x, QuantSpec(8, granularity=PerToken())).tolist()
+        >>> token_scales(x, QuantSpec(8, granularity=PerToken())).tolist()
         [[2.0], [0.5]]
     """
     if paddle.in_dynamic_mode() and 0 in x.shape:  # Paddle 2.6 finds no maxima there
         return paddle.full([*x.shape[:-1], 1], EPS, dtype="float32")
     most = as_dtype(x, paddle.float32).abs().max(axis=-1, keepdim=True)
     # By a tensor: a division by a number is one here and a multiplication there, as Paddle likes.
-    return most.clip(min=EPS) / paddle.full([1], float(spec.levels), dtype="float32")
+    return most.clip(min=EPS) / paddle.full([1], float(spec.quant_max), dtype="float32")
 
 
-def to_steps(x, step, spec):
+def quantize_by_scale(x, step, spec):
     """How many steps each value is, rounded and clipped.
 
     Args:
@@ -49,9 +49,9 @@ def to_steps(x, step, spec):
     Examples:
         >>> import paddle
         >>> from paddleq import QuantSpec
-        >>> from paddleq.functional import to_steps
+        >>> from paddleq.functional import quantize_by_scale
         >>> x, step = paddle.to_tensor([[0.5, 300.0]]), paddle.to_tensor([[0.1, 1.0]])
-        >>> to_steps(x, step, QuantSpec()).tolist()
+        >>> quantize_by_scale(x, step, QuantSpec()).tolist()
         [[5.0, 127.0]]
     """
     x = as_dtype(x, paddle.float32)
@@ -60,13 +60,13 @@ def to_steps(x, step, spec):
     return x if 0 in x.shape else round_and_clip_(x / step, spec, 0)
 
 
-def from_steps(integers, step):
+def dequantize_by_scale(integers, step):
     """What the integers stand for: q * step, float32.
 
     Examples:
         >>> import paddle
-        >>> from paddleq.functional import from_steps
-        >>> from_steps(paddle.to_tensor([5, -2], dtype="int8"), paddle.to_tensor([0.5])).tolist()
+        >>> from paddleq.functional import dequantize_by_scale
+        >>> dequantize_by_scale(paddle.to_tensor([5, -2], dtype="int8"), paddle.to_tensor([0.5])).tolist()
         [2.5, -1.0]
     """
     x = integers.astype("float32")

@@ -52,8 +52,8 @@ def _zero(zero_point, x, spec):
 def _clip_levels(t, spec, zero):
     """``t``, which nobody else holds and which counts from the zero point, within the limits."""
     if not isinstance(zero, int):
-        return paddle.minimum(paddle.maximum(t, spec.qmin - zero), spec.qmax - zero)
-    low, high = spec.qmin - zero, spec.qmax - zero
+        return paddle.minimum(paddle.maximum(t, spec.quant_min - zero), spec.quant_max - zero)
+    low, high = spec.quant_min - zero, spec.quant_max - zero
     return t.clip_(low, high) if paddle.in_dynamic_mode() else paddle.clip(t, low, high)
 
 
@@ -93,7 +93,7 @@ def _levels(t, spec, zero):
 
 def _steps(x, threshold, spec, zero, in_place=False):
     """How many steps from the zero point each value is, rounded and clipped."""
-    factor = _aligned(float(spec.levels) * (1.0 / threshold), x, spec)
+    factor = _aligned(float(spec.quant_max) * (1.0 / threshold), x, spec)
     if not paddle.in_dynamic_mode():
         return _levels(x * factor, spec, zero)
     with paddle.no_grad():
@@ -140,7 +140,7 @@ def dequantize(q, threshold, spec, zero_point=None):
     """
     if zero_point is not None:
         q = q - _zero(zero_point, q, spec)
-    levels = paddle.full([], float(spec.levels), dtype="float32")
+    levels = paddle.full([], float(spec.quant_max), dtype="float32")
     return (q * _aligned(threshold, q, spec)) / levels
 
 
@@ -156,10 +156,10 @@ def dequantize_(q, threshold, spec):
         [2.0]
     """
     _times_(q, threshold, spec)
-    if spec.levels != 1:
+    if spec.quant_max != 1:
         # A true division: multiplying by 1/127 would be one unit in the last place off what
         # dequantize_linear computes, enough to move values across the next rounding border.
-        q.divide_(paddle.full([], float(spec.levels), dtype="float32"))
+        q.divide_(paddle.full([], float(spec.quant_max), dtype="float32"))
     return q
 
 
@@ -187,7 +187,7 @@ def _simulate(x, threshold, spec, zero, exact=True, in_place=False):
     if exact:
         q = dequantize_(q, threshold, spec)
     else:
-        _times_(q, threshold * (1.0 / spec.levels), spec)
+        _times_(q, threshold * (1.0 / spec.quant_max), spec)
     return paddle.assign(q, x) if in_place and q is not x else q
 
 
@@ -199,34 +199,34 @@ def simulate_in_three_passes(x, threshold, spec, zero=0, bound=None, in_place=Fa
         bound: clip ``x`` to [-bound, bound] as well: a float32 tensor of one element.
     """
     # What rounds is added by the first and taken off by the last.
-    factor = float(spec.levels) * (1.0 / threshold)
+    factor = float(spec.quant_max) * (1.0 / threshold)
     t = (x.scale_ if in_place else x.scale)(factor, ROUNDING_MAGIC)
-    low, high = spec.qmin - zero, spec.qmax - zero
+    low, high = spec.quant_min - zero, spec.quant_max - zero
     if bound is not None:
         # Rounding keeps the order: clipping to the bound's own integer is clipping to the bound.
         most = paddle.scale(bound, factor, ROUNDING_MAGIC).item() - ROUNDING_MAGIC
         low, high = max(low, -most), min(high, most)
     t.clip_(ROUNDING_MAGIC + low, ROUNDING_MAGIC + high)
-    return t.scale_(threshold * (1.0 / spec.levels), -ROUNDING_MAGIC, bias_after_scale=False)
+    return t.scale_(threshold * (1.0 / spec.quant_max), -ROUNDING_MAGIC, bias_after_scale=False)
 
 
-def representable(threshold, spec, zero_point=None):
+def representable_range(threshold, spec, zero_point=None):
     """(lowest, highest) value that is not clipped, each of the threshold's shape.
 
     Examples:
         >>> import paddle
         >>> from paddleq import QuantSpec
-        >>> from paddleq.functional import representable
-        >>> [t.tolist() for t in representable(paddle.to_tensor([127.0]), QuantSpec())]
+        >>> from paddleq.functional import representable_range
+        >>> [t.tolist() for t in representable_range(paddle.to_tensor([127.0]), QuantSpec())]
         [[-128.0], [127.0]]
     """
-    step = threshold / float(spec.levels)
+    step = threshold / float(spec.quant_max)
     zero = 0.0 if zero_point is None else zero_point.astype("float32")
-    return step * (spec.qmin - zero), step * (spec.qmax - zero)
+    return step * (spec.quant_min - zero), step * (spec.quant_max - zero)
 
 
 def _inside(x, threshold, spec, zero_point):
-    low, high = (_aligned(each, x, spec) for each in representable(threshold, spec, zero_point))
+    low, high = (_aligned(each, x, spec) for each in representable_range(threshold, spec, zero_point))
     return (x >= low) & (x <= high)
 
 
@@ -235,8 +235,8 @@ def _clipped_to_range(x, threshold, spec, zero):
 
     That gradient is zero at the limits too, where it is not to be: hence limits one further.
     """
-    step = np.float32(threshold.item()) / np.float32(spec.levels)
-    low, high = (step * np.float32(limit - zero) for limit in (spec.qmin, spec.qmax))
+    step = np.float32(threshold.item()) / np.float32(spec.quant_max)
+    low, high = (step * np.float32(limit - zero) for limit in (spec.quant_min, spec.quant_max))
     return x.clip(float(np.nextafter(low, np.float32(-np.inf))),
                   float(np.nextafter(high, np.float32(np.inf))))
 

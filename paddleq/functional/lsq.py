@@ -23,7 +23,7 @@ from .fake_quant import (
     fake_quantize,
     per_channel_shape,
     quantize,
-    representable,
+    representable_range,
     simulate_in_three_passes,
 )
 from .qparams import EPS, ROUNDING_MAGIC, as_dtype
@@ -48,8 +48,8 @@ def constant(x):
     return x
 
 
-def threshold_of(step, spec):
-    """The threshold that a trained step stands for: its magnitude times ``spec.levels``.
+def learned_threshold(step, spec):
+    """The threshold that a trained step stands for: its magnitude times ``spec.quant_max``.
 
     An optimizer may carry a small step past zero. Its magnitude goes on from there as if it had
     been reflected; nothing but a step of exactly 0 comes near :data:`~paddleq.functional.EPS`.
@@ -57,14 +57,14 @@ def threshold_of(step, spec):
     Examples:
         >>> import paddle
         >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.lsq import threshold_of
-        >>> threshold_of(paddle.to_tensor([0.5, -0.5, 0.0]), QuantSpec(bits=4)).tolist()
+        >>> from paddleq.functional.lsq import learned_threshold
+        >>> learned_threshold(paddle.to_tensor([0.5, -0.5, 0.0]), QuantSpec(bits=4)).tolist()
         [3.5, 3.5, 9.99...e-09]
     """
-    return (constant(step).abs() * float(spec.levels)).clip(min=EPS)
+    return (constant(step).abs() * float(spec.quant_max)).clip(min=EPS)
 
 
-def zero_point_of(offset, threshold, spec):
+def learned_zero_point(offset, threshold, spec):
     """The zero point nearest to ``offset``, the real number that the integer 0 stands for.
 
     Whole, so that 0 is stored exactly (a convolution pads with it) and integer runtimes can
@@ -73,19 +73,19 @@ def zero_point_of(offset, threshold, spec):
     Examples:
         >>> import paddle
         >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.lsq import zero_point_of
+        >>> from paddleq.functional.lsq import learned_zero_point
         >>> spec = QuantSpec(bits=4, signed=False, symmetric=False)  # a step of 15 / 15
         >>> offset, threshold = paddle.to_tensor([-2.4]), paddle.to_tensor([15.0])
-        >>> zero_point_of(offset, threshold, spec).tolist()
+        >>> learned_zero_point(offset, threshold, spec).tolist()
         [2]
     """
-    steps = constant(offset) * (-float(spec.levels)) / threshold
-    steps = steps.clip(float(spec.qmin), float(spec.qmax))
+    steps = constant(offset) * (-float(spec.quant_max)) / threshold
+    steps = steps.clip(float(spec.quant_min), float(spec.quant_max))
     return ((steps + ROUNDING_MAGIC) - ROUNDING_MAGIC).astype("int64")
 
 
 def _step_of(threshold, spec):
-    return threshold / float(spec.levels)
+    return threshold / float(spec.quant_max)
 
 
 def _aligned(numbers, x, axis):
@@ -99,7 +99,7 @@ def _inside(x, threshold, spec, zero_point):
     lie on the lower border, and they stay zero whatever the offset.
     """
     low, high = (_aligned(each, x, spec.channel_axis)
-                 for each in representable(threshold, spec, zero_point))
+                 for each in representable_range(threshold, spec, zero_point))
     if zero_point is None:
         return (x > low).logical_and(x < high)
     return (x >= low).logical_and(x <= high)
@@ -155,7 +155,7 @@ class _Rule:
         else:
             total = _sum((grad * y).subtract_(dx * x), axis)
         ds = total / steps
-        rate = (x.size / steps.size * self.spec.qmax) ** -0.5
+        rate = (x.size / steps.size * self.spec.quant_max) ** -0.5
         if self.zero_point is None:
             return dx, ds * rate, None
         beyond = _sum(grad, axis) - _sum(dx, axis)
@@ -197,7 +197,7 @@ def _in_static_mode(x, rule, step, offset):
     y = dequantize(quantize(x_value, rule.threshold, spec, rule.zero_point), rule.threshold, spec,
                    rule.zero_point)
     inside = _inside(x_value, rule.threshold, spec, rule.zero_point).astype("float32")
-    rate = (paddle.numel(x_value).astype("float32") * (spec.qmax / rule.threshold.shape[0])) ** -0.5
+    rate = (paddle.numel(x_value).astype("float32") * (spec.quant_max / rule.threshold.shape[0])) ** -0.5
     slope = (y - inside * x_value) / _aligned(_step_of(rule.threshold, spec), x, axis)
     # What is added is exactly zero, and has the gradient.
     if offset is not None:
@@ -238,8 +238,8 @@ def learned_fake_quantize(x, step, spec, offset=None, exact=True):
         >>> step.grad.tolist()  # (-2 - 0.25 + 0.125 + 1) / sqrt(4)
         [-0.5625]
     """
-    threshold = threshold_of(step, spec)
-    zero_point = None if offset is None else zero_point_of(offset, threshold, spec)
+    threshold = learned_threshold(step, spec)
+    zero_point = None if offset is None else learned_zero_point(offset, threshold, spec)
     dtype = x.dtype
     if paddle.in_dynamic_mode() and 0 in x.shape:
         return x

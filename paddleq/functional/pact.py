@@ -8,7 +8,7 @@ from .lsq import constant
 from .qparams import EPS
 
 
-def bound_of(alpha):
+def clipping_bound(alpha):
     """The largest magnitude that a trained alpha lets pass: its own, at least EPS.
 
     An optimizer may carry alpha past zero: PaddleSlim's learning rate moves it by whole units. It
@@ -16,8 +16,8 @@ def bound_of(alpha):
 
     Examples:
         >>> import paddle
-        >>> from paddleq.functional.pact import bound_of
-        >>> bound_of(paddle.to_tensor([-2.0])).tolist()
+        >>> from paddleq.functional.pact import clipping_bound
+        >>> clipping_bound(paddle.to_tensor([-2.0])).tolist()
         [2.0]
     """
     return constant(alpha).abs().clip(min=EPS)
@@ -54,7 +54,7 @@ def clip(x, alpha):
         x: float32 tensor.
         alpha: float32 parameter of shape [1]. Its gradient is +1 for values at or above alpha, -1
             for values at or below -alpha; ``x`` gets none there. Of an alpha below zero the
-            magnitude counts, see :func:`bound_of`.
+            magnitude counts, see :func:`clipping_bound`.
 
     Examples:
         >>> import paddle
@@ -91,6 +91,6 @@ def clip_and_fake_quantize(x, alpha, threshold, spec):
         >>> clip_and_fake_quantize(x, alpha, paddle.to_tensor([3.0]), QuantSpec(bits=3)).tolist()
         [-2.0, 0.0, 2.0]
     """
-    bound = bound_of(alpha)
+    bound = clipping_bound(alpha)
     return _Clip.apply(x, alpha, lambda x, _: simulate_in_three_passes(x, threshold, spec,
                                                                     bound=bound))

@@ -98,30 +98,30 @@ def affine_qparams(low, high, spec):
         >>> threshold.tolist(), zero_point.tolist()  # the step is 4 / 255
         ([4.0], [64])
     """
-    step, zero = affine_steps(low, high, spec)
+    step, zero = affine_scale_zero_point(low, high, spec)
     # (Wider than float32 is a range of half of all that there is: its ends are clipped.)
-    threshold = (step * float(spec.levels)).clip(max=_LARGEST)
+    threshold = (step * float(spec.quant_max)).clip(max=_LARGEST)
     return threshold.astype("float32"), zero.astype("int64")
 
 
-def affine_steps(low, high, spec):
+def affine_scale_zero_point(low, high, spec):
     """Step and zero point of a range as :func:`affine_qparams` finds them, both float64.
 
     Examples:
         >>> import paddle
         >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.qparams import affine_steps
+        >>> from paddleq.functional.qparams import affine_scale_zero_point
         >>> spec = QuantSpec(bits=4, signed=False, symmetric=False)
-        >>> [t.tolist() for t in affine_steps(paddle.to_tensor([-1.0]), paddle.to_tensor([2.0]),
+        >>> [t.tolist() for t in affine_scale_zero_point(paddle.to_tensor([-1.0]), paddle.to_tensor([2.0]),
         ...                                   spec)]
         [[0.2], [5.0]]
     """
     # In float64: these are a few numbers, and a range around 0 puts the zero point on a border of
     # rounding.
     low, high = low.astype("float64").clip(max=0.0), high.astype("float64").clip(min=0.0)
-    step = (high - low) / float(spec.qmax - spec.qmin)
+    step = (high - low) / float(spec.quant_max - spec.quant_min)
     empty = step == 0.0
-    step = paddle.where(empty, paddle.ones_like(step), step.clip(min=EPS / spec.levels))
-    zero = (float(spec.qmin) - low / step).clip(float(spec.qmin), float(spec.qmax))
+    step = paddle.where(empty, paddle.ones_like(step), step.clip(min=EPS / spec.quant_max))
+    zero = (float(spec.quant_min) - low / step).clip(float(spec.quant_min), float(spec.quant_max))
     zero = (zero + ROUNDING_MAGIC64) - ROUNDING_MAGIC64
-    return step, paddle.where(empty, paddle.full_like(zero, max(spec.qmin, 0)), zero)
+    return step, paddle.where(empty, paddle.full_like(zero, max(spec.quant_min, 0)), zero)

@@ -17,11 +17,11 @@ import paddle
 from .._checks import wrong_value
 from ..spec import PerChannel, PerGroup, PerTensor, QuantSpec
 from .fake_quant import round_and_clip_
-from .qparams import EPS, affine_steps, as_dtype
+from .qparams import EPS, affine_scale_zero_point, as_dtype
 
 
 @dataclass
-class Grid:
+class WeightQParams:
     """Where the integers of a [K, N] weight lie.
 
     Attributes:
@@ -33,9 +33,9 @@ class Grid:
     Examples:
         >>> import paddle
         >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.functional import grid_of
+        >>> from paddleq.functional import compute_weight_qparams
         >>> weight = paddle.to_tensor([[7.0], [-3.4], [3.5]])
-        >>> grid = grid_of(weight, QuantSpec(bits=4, granularity=PerGroup(2)))
+        >>> grid = compute_weight_qparams(weight, QuantSpec(bits=4, granularity=PerGroup(2)))
         >>> grid.scale.tolist()
         [[1.0], [0.5]]
         >>> integers = grid.quantize(weight)
@@ -51,7 +51,7 @@ class Grid:
         """Integers nearest to ``weight`` [K, N], as float32 of that shape."""
         rows = weight.shape[0]
         with paddle.no_grad():
-            steps = in_groups(as_dtype(weight, paddle.float32), self.spec)
+            steps = group_rows(as_dtype(weight, paddle.float32), self.spec)
             # Out of place: what is divided may be the weight itself.
             steps = steps / self.scale.unsqueeze(1)
             if self.zero_point is None:
@@ -61,37 +61,37 @@ class Grid:
 
     def dequantize(self, integers):
         """The float32 weight [K, N] that ``integers``, of any dtype, stand for."""
-        return dequantize_on_grid(integers, self.spec, self.scale, self.zero_point)
+        return dequantize_weight(integers, self.spec, self.scale, self.zero_point)
 
 
-def dequantize_on_grid(integers, spec, scale, zero_point=None):
-    """:meth:`Grid.dequantize` without the object, which Paddle 2.6 cannot trace the making of.
+def dequantize_weight(integers, spec, scale, zero_point=None):
+    """:meth:`WeightQParams.dequantize` without the object, which Paddle 2.6 cannot trace the making of.
 
     Examples:
         >>> import paddle
         >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.weight_qparams import dequantize_on_grid
-        >>> dequantize_on_grid(paddle.to_tensor([[3], [-2]]), QuantSpec(),
+        >>> from paddleq.functional.weight_qparams import dequantize_weight
+        >>> dequantize_weight(paddle.to_tensor([[3], [-2]]), QuantSpec(),
         ...                    paddle.to_tensor([[0.5]])).tolist()
         [[1.5], [-1.0]]
     """
     rows = integers.shape[0]
-    steps = in_groups(as_dtype(integers, paddle.float32), spec)
+    steps = group_rows(as_dtype(integers, paddle.float32), spec)
     if zero_point is not None:
         steps = steps - zero_point.unsqueeze(1)
     return _as_rows(steps * scale.unsqueeze(1), rows)
 
 
-def dequantize_on_grid_(integers, spec, scale, zero_point=None):
-    """:func:`dequantize_on_grid` in dynamic mode, in place of ``integers``, which are float32 and
+def dequantize_weight_(integers, spec, scale, zero_point=None):
+    """:func:`dequantize_weight` in dynamic mode, in place of ``integers``, which are float32 and
     which nobody else holds.
 
     Examples:
         >>> import paddle
         >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.functional.weight_qparams import dequantize_on_grid_
+        >>> from paddleq.functional.weight_qparams import dequantize_weight_
         >>> integers = paddle.to_tensor([[3.0], [-2.0], [1.0]])
-        >>> dequantize_on_grid_(integers, QuantSpec(4, granularity=PerGroup(2)),
+        >>> dequantize_weight_(integers, QuantSpec(4, granularity=PerGroup(2)),
         ...                     paddle.to_tensor([[0.5], [2.0]])).tolist()
         [[1.5], [-1.0], [2.0]]
     """
@@ -108,7 +108,7 @@ def dequantize_on_grid_(integers, spec, scale, zero_point=None):
         return integers.multiply_(aligned(scale))
 
 
-def grid_of(weight, spec, clip=None):
+def compute_weight_qparams(weight, spec, clip=None):
     """The grid that spans a weight from its lowest to its highest value.
 
     Symmetric: scale = max|w| / levels, where levels is 127 for int8 and 7 for int4; the lowest
@@ -123,7 +123,7 @@ def grid_of(weight, spec, clip=None):
             broadcasts to the scale's shape. Default None: the whole range.
 
     Returns:
-        A :class:`Grid`.
+        A :class:`WeightQParams`.
 
     Raises:
         ConfigError: the spec says nothing about a Linear's weight, or the weight is not a matrix.
@@ -131,12 +131,12 @@ def grid_of(weight, spec, clip=None):
     Examples:
         >>> import paddle
         >>> from paddleq import PerChannel, QuantSpec
-        >>> from paddleq.functional import grid_of
+        >>> from paddleq.functional import compute_weight_qparams
         >>> weight = paddle.to_tensor([[-1.0, 0.0], [14.0, 30.0]])
-        >>> grid_of(weight, QuantSpec(bits=4, granularity=PerChannel(1)), clip=0.5).scale.tolist()
+        >>> compute_weight_qparams(weight, QuantSpec(bits=4, granularity=PerChannel(1)), clip=0.5).scale.tolist()
         [[1.0, 2.142857...]]
         >>> spec = QuantSpec(bits=4, signed=False, symmetric=False, granularity=PerChannel(1))
-        >>> grid = grid_of(weight, spec)
+        >>> grid = compute_weight_qparams(weight, spec)
         >>> grid.scale.tolist(), grid.zero_point.tolist()
         ([[1.0, 2.0]], [[1.0, 0.0]])
     """
@@ -144,18 +144,18 @@ def grid_of(weight, spec, clip=None):
     if len(weight.shape) != 2 or 0 in weight.shape:
         raise wrong_value("weight", list(weight.shape), "a matrix [in_features, out_features]")
     with paddle.no_grad():
-        groups = in_groups(as_dtype(weight.detach(), paddle.float32), spec)
+        groups = group_rows(as_dtype(weight.detach(), paddle.float32), spec)
         axes = [1, 2] if isinstance(spec.granularity, PerTensor) else [1]
         if spec.symmetric:
             largest = _all_of(groups.abs().max(axis=axes), spec)
             if clip is not None:
                 largest = largest * clip
-            return Grid(spec, (largest / float(spec.levels)).clip(min=EPS / spec.levels))
+            return WeightQParams(spec, (largest / float(spec.quant_max)).clip(min=EPS / spec.quant_max))
         low, high = (_all_of(each, spec) for each in (groups.min(axis=axes), groups.max(axis=axes)))
         if clip is not None:
             low, high = low * clip, high * clip
-        scale, zero_point = affine_steps(low, high, spec)
-        return Grid(spec, scale.astype("float32"), zero_point.astype("float32"))
+        scale, zero_point = affine_scale_zero_point(low, high, spec)
+        return WeightQParams(spec, scale.astype("float32"), zero_point.astype("float32"))
 
 
 def check_weight_spec(name, spec):
@@ -194,14 +194,14 @@ def group_size(spec, rows):
     return spec.granularity.size if isinstance(spec.granularity, PerGroup) else rows
 
 
-def in_groups(x, spec):
+def group_rows(x, spec):
     """[K, N] as [groups, rows of a group, N]; zeros, which every range contains, fill the last.
 
     Examples:
         >>> import paddle
         >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.functional.weight_qparams import in_groups
-        >>> in_groups(paddle.ones([3, 1]), QuantSpec(granularity=PerGroup(2))).tolist()
+        >>> from paddleq.functional.weight_qparams import group_rows
+        >>> group_rows(paddle.ones([3, 1]), QuantSpec(granularity=PerGroup(2))).tolist()
         [[[1.0], [1.0]], [[1.0], [0.0]]]
     """
     rows, columns = x.shape

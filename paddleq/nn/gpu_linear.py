@@ -81,7 +81,7 @@ def why_not(layer):
         return "its activations are not float, nor of 8 bits per token with weights per channel"
     if layer.in_features % 64 or layer.out_features % 16:
         return "its sizes are no multiples of 64 and 16"
-    if (layer.integers().abs().max(axis=0) != float(spec.levels)).any().item():
+    if (layer.integers().abs().max(axis=0) != float(spec.quant_max)).any().item():
         return "its integers do not reach the highest level in each column"
     return ""
 

@@ -6,10 +6,10 @@ from paddle import nn
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
 from .._paddle_compat import own_buffers, set_flops_counter, skip_bytecode_translation
 from ..errors import ConfigTypeError, ModelError
-from ..functional import dequantize, fake_quantize, pack_int4, token_steps, unpack_int4
+from ..functional import dequantize, fake_quantize, pack_int4, token_scales, unpack_int4
 from ..functional.fake_quant import dequantize_
 from ..functional.qparams import as_dtype
-from ..functional.weight_qparams import dequantize_on_grid, dequantize_on_grid_
+from ..functional.weight_qparams import dequantize_weight, dequantize_weight_
 from ..spec import PerGroup, PerToken
 from . import tracing
 from .deployable import (
@@ -191,7 +191,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         if kernel is not None and kernel.takes(input):
             y = as_dtype(kernel(as_dtype(x, dtype)), paddle.float32)
         elif self.per_token:
-            step = token_steps(x.detach(), self.activation_spec)
+            step = token_scales(x.detach(), self.activation_spec)
             y = self._product(self._quantized(x / step)) * step
         else:
             y = self._product(self._quantized(x))
@@ -211,7 +211,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     def activation_threshold(self):
         """What quantizes to the highest level: float32 [1]. Per token x is in steps already."""
-        levels = float(self.activation_spec.levels)
+        levels = float(self.activation_spec.quant_max)
         if self.per_token:
             return paddle.full([1], levels, "float32")
         return as_dtype(self.activation_scale, paddle.float32) * levels
@@ -251,7 +251,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
                 return (dequantize_ if dynamic else dequantize)(integers, threshold, spec)
             zero_point = None if spec.symmetric else as_dtype(
                 self._of_rows("weight_zero_point", start, stop), paddle.float32)
-            return (dequantize_on_grid_ if dynamic else dequantize_on_grid)(
+            return (dequantize_weight_ if dynamic else dequantize_weight)(
                 integers, spec, scale, zero_point)
 
     @property
@@ -264,7 +264,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
     def weight_threshold(self):
         """What the highest level stands for: float32 [1] or [N]."""
         scale = as_dtype(self.weight_scale, paddle.float32)
-        return scale.reshape([-1]) * float(self.weight_spec.levels)
+        return scale.reshape([-1]) * float(self.weight_spec.quant_max)
 
     def integers(self, start=None, stop=None):
         """The integers as float32 [K, N], or some of their rows, from an even one on."""

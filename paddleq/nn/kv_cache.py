@@ -6,7 +6,7 @@ from paddle import nn
 from .._checks import check_choice, check_int
 from .._paddle_compat import skip_bytecode_translation
 from ..errors import CalibrationError, ConfigError
-from ..functional import from_steps, to_steps, token_steps
+from ..functional import dequantize_by_scale, quantize_by_scale, token_scales
 from ..functional.qparams import EPS, as_dtype
 from ..spec import QuantSpec
 from . import tracing
@@ -139,7 +139,7 @@ class Int8KVCache(KVCache, DeployableLayer):
         """
         cache = cls(PER_CHANNEL, *k_max.shape, token_axis=token_axis)
         for scale, most in ((cache.k_scale, k_max), (cache.v_scale, v_max)):
-            scale.set_value(as_dtype(most, paddle.float32).clip(min=EPS) / float(SPEC.levels))
+            scale.set_value(as_dtype(most, paddle.float32).clip(min=EPS) / float(SPEC.quant_max))
         return cache
 
     @property
@@ -200,7 +200,7 @@ class Int8KVCache(KVCache, DeployableLayer):
     def _integers(self, x, steps, slot):
         recorder = tracing.recorder()
         if recorder is None:
-            return to_steps(x, steps, SPEC)
+            return quantize_by_scale(x, steps, SPEC)
         # The operators that the marker becomes quantize in steps of 1.
         return recorder.activation(as_dtype(x, paddle.float32) / steps, self, slot)
 
@@ -213,7 +213,7 @@ class Int8KVCache(KVCache, DeployableLayer):
         return self._read(past[:2], *(past[2:] or self._channel_steps()), dtype)
 
     def _read(self, integers, k_steps, v_steps, dtype):
-        return tuple(as_dtype(from_steps(each, steps), dtype)
+        return tuple(as_dtype(dequantize_by_scale(each, steps), dtype)
                      for each, steps in zip(integers, (k_steps, v_steps)))
 
     def _kept(self, integers, *steps):
@@ -223,7 +223,7 @@ class Int8KVCache(KVCache, DeployableLayer):
     def _steps(self, k, v):
         if self.granularity == PER_CHANNEL:
             return self._channel_steps()
-        return token_steps(k, SPEC), token_steps(v, SPEC)
+        return token_scales(k, SPEC), token_scales(v, SPEC)
 
     def _channel_steps(self):
         shape = [1, 1, self.kv_heads, self.head_dim]

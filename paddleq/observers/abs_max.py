@@ -13,7 +13,7 @@ class CurrentAbsMaxObserver(Observer):
         >>> import paddle
         >>> from paddleq.observers import CurrentAbsMaxObserver
         >>> observer = CurrentAbsMaxObserver()
-        >>> threshold, zero_point = observer.observe_and_measure(paddle.to_tensor([0.5, -2.0]))
+        >>> threshold, zero_point = observer.update_qparams(paddle.to_tensor([0.5, -2.0]))
         >>> threshold.tolist(), zero_point
         ([2.0], None)
     """
@@ -27,7 +27,7 @@ class CurrentAbsMaxObserver(Observer):
     def _update(self, x):
         self._assign("current", self._abs_max(x))
 
-    def observe_and_measure(self, x):
+    def update_qparams(self, x):
         with paddle.no_grad():
             return self._measured(self._abs_max(x.detach()))
 
@@ -51,12 +51,12 @@ class AbsMaxObserver(Observer):
         >>> from paddleq.observers import AbsMaxObserver
         >>> observer = AbsMaxObserver()
         >>> for batch in ([1.0, -3.0], [2.0, 0.0]):
-        ...     observer.observe(paddle.to_tensor(batch))
+        ...     observer.update(paddle.to_tensor(batch))
         >>> observer.threshold().tolist()
         [3.0]
     """
 
-    only_largest = True
+    abs_max_only = True
 
     def __init__(self, spec=None, channels=None, track_batch=False):
         super().__init__(spec, channels)
@@ -69,9 +69,9 @@ class AbsMaxObserver(Observer):
     def _take(self, current):
         self._assign("max", paddle.maximum(self.max, current))
 
-    def observe_and_measure(self, x):
+    def update_qparams(self, x):
         if not self.track_batch:
-            return super().observe_and_measure(x)
+            return super().update_qparams(x)
         with paddle.no_grad():
             current = self._abs_max(x.detach())
             self._take(current)
@@ -96,12 +96,12 @@ class RangeAbsMaxObserver(Observer):
         >>> from paddleq.observers import RangeAbsMaxObserver
         >>> observer = RangeAbsMaxObserver(window_size=2)
         >>> for value in (5.0, 1.0, 2.0):
-        ...     observer.observe(paddle.to_tensor([value]))
+        ...     observer.update(paddle.to_tensor([value]))
         >>> observer.threshold().tolist()
         [2.0]
     """
 
-    only_largest = True
+    abs_max_only = True
 
     def __init__(self, spec=None, channels=None, window_size=10000):
         super().__init__(spec, channels)
@@ -130,12 +130,12 @@ class AverageObserver(Observer):
         >>> from paddleq.observers import AverageObserver
         >>> observer = AverageObserver()
         >>> for value in (1.0, 3.0):
-        ...     observer.observe(paddle.to_tensor([value]))
+        ...     observer.update(paddle.to_tensor([value]))
         >>> observer.threshold().tolist()
         [2.0]
     """
 
-    only_largest = True
+    abs_max_only = True
 
     def __init__(self, spec=None, channels=None):
         super().__init__(spec, channels)

@@ -30,13 +30,13 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
             one afterwards.
         dynamic: there is nothing to remember: the threshold is a property of each tensor
             (a weight's largest magnitude).
-        only_largest: of a tensor, nothing but max|x| matters.
+        abs_max_only: of a tensor, nothing but max|x| matters.
 
     Examples:
         >>> import paddle
         >>> from paddleq.observers import AbsMaxObserver
         >>> observer = AbsMaxObserver()
-        >>> observer.observe(paddle.to_tensor([-3.0, 2.0]))
+        >>> observer.update(paddle.to_tensor([-3.0, 2.0]))
         >>> observer.threshold().tolist()
         [3.0]
     """
@@ -44,7 +44,7 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
     online = True
     dynamic = False
     track_batch = False
-    only_largest = False
+    abs_max_only = False
     per_channel = False  # what a spec without a granularity of its own is to have
 
     def __init__(self, spec=None, channels=None):
@@ -55,18 +55,18 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
 
     def forward(self, x):
         """Observe ``x`` and hand it on."""
-        self.observe(x)
+        self.update(x)
         return x
 
-    def observe(self, x):
+    def update(self, x):
         """Take one tensor into the statistics."""
         with paddle.no_grad():
             self._update(x.detach())
             self._assign("batches", self.batches + 1)
 
-    def observe_and_measure(self, x):
+    def update_qparams(self, x):
         """Observe ``x`` and return the :meth:`qparams` with which ``x`` itself is quantized."""
-        self.observe(x)
+        self.update(x)
         return self.qparams()
 
     def qparams(self):
@@ -81,9 +81,9 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
         return affine_qparams(*(range_ or (-threshold, threshold)), self.spec)
 
     @property
-    def takes_largest(self):
+    def accepts_abs_max(self):
         """Whether observing max|x|, one element, is the same as observing x."""
-        return self.only_largest and self.spec.channel_axis is None and not self.spec.binary
+        return self.abs_max_only and self.spec.channel_axis is None and not self.spec.binary
 
     @abc.abstractmethod
     def threshold(self):
@@ -106,9 +106,9 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
             raise CalibrationError(
                 f"cannot merge a {type(other).__name__} with statistics of the sizes {sizes[0]} "
                 f"into one of {sizes[1]}: make both with the same arguments")
-        if other.seen:
+        if other.num_batches:
             with paddle.no_grad():
-                if self.seen:
+                if self.num_batches:
                     self._merge(other)
                 else:
                     for name, value in other.named_buffers():
@@ -117,7 +117,7 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
                 self._assign("batches", self.batches + other.batches)
 
     @property
-    def seen(self):
+    def num_batches(self):
         """Number of batches observed."""
         return int(self.batches.item())
 

@@ -25,7 +25,7 @@ class FixedScaleObserver(Observer):
     def __init__(self, spec=None, channels=None, scale=1.0, zero_point=0):
         super().__init__(spec, channels)
         self.scale = check_float("scale", scale, 0.0, float("inf"), open_low=True, open_high=True)
-        low, high = (0, 0) if self.spec.symmetric else (self.spec.qmin, self.spec.qmax)
+        low, high = (0, 0) if self.spec.symmetric else (self.spec.quant_min, self.spec.quant_max)
         self.zero_point = check_int("zero_point", zero_point, low, high)
 
     def _update(self, x):
@@ -35,11 +35,11 @@ class FixedScaleObserver(Observer):
         pass
 
     def threshold(self):
-        return paddle.full([self.channels], self.scale) * float(self.spec.levels)
+        return paddle.full([self.channels], self.scale) * float(self.spec.quant_max)
 
     def range(self):
         return (paddle.full([self.channels], self.scale * (limit - self.zero_point))
-                for limit in (self.spec.qmin, self.spec.qmax))
+                for limit in (self.spec.quant_min, self.spec.quant_max))
 
     def qparams(self):
         zero = paddle.full([self.channels], self.zero_point, dtype="int64")

@@ -24,7 +24,7 @@ class HistogramObserver(Observer):
         >>> import paddle
         >>> from paddleq.observers import HistogramObserver
         >>> observer = HistogramObserver(bins=100, hist_percent=0.9)
-        >>> observer.observe(paddle.arange(1, 101, dtype="float32"))
+        >>> observer.update(paddle.arange(1, 101, dtype="float32"))
         >>> [round(t, 1) for t in observer.threshold().tolist()]
         [89.5]
     """
@@ -96,7 +96,7 @@ class KLObserver(HistogramObserver):
         >>> from paddleq.observers import KLObserver
         >>> _ = paddle.seed(0)
         >>> observer = KLObserver()
-        >>> observer.observe(paddle.concat([paddle.randn([10000]), paddle.to_tensor([50.0])]))
+        >>> observer.update(paddle.concat([paddle.randn([10000]), paddle.to_tensor([50.0])]))
         >>> observer.threshold().item() < 26  # the outlier does not set the range
         True
     """
@@ -105,7 +105,7 @@ class KLObserver(HistogramObserver):
         super().__init__(spec, channels, bins, upsample_bins)
 
     def _search(self, hist, top):
-        return kl.kl_threshold(hist, top, self.spec.levels)
+        return kl.kl_threshold(hist, top, self.spec.quant_max)
 
 
 class MSEObserver(HistogramObserver):
@@ -121,7 +121,7 @@ class MSEObserver(HistogramObserver):
         >>> _ = paddle.seed(0)
         >>> observer = MSEObserver(QuantSpec(bits=4))
         >>> x = paddle.randn([10000])
-        >>> observer.observe(x)
+        >>> observer.update(x)
         >>> bool(observer.threshold() < x.abs().max())
         True
     """
@@ -130,4 +130,4 @@ class MSEObserver(HistogramObserver):
         super().__init__(spec, channels, bins, upsample_bins)
 
     def _search(self, hist, top):
-        return histogram.mse_threshold(hist, top, self.spec.levels)
+        return histogram.mse_threshold(hist, top, self.spec.quant_max)

@@ -24,7 +24,7 @@ class MeanMagnitudeObserver(Observer):
         >>> from paddleq import QuantSpec
         >>> from paddleq.observers import MeanMagnitudeObserver
         >>> observer = MeanMagnitudeObserver(QuantSpec(limits=(-16, 16)))
-        >>> observer.observe(paddle.to_tensor([-1.0, 3.0]))
+        >>> observer.update(paddle.to_tensor([-1.0, 3.0]))
         >>> observer.threshold().tolist()  # 16 steps of 2 * 2 / 4
         [16.0]
     """
@@ -43,7 +43,7 @@ class MeanMagnitudeObserver(Observer):
 
     def threshold(self):
         mean = self.total / self.batches.astype("float64").clip(min=1.0)
-        return self._floored(mean * (2.0 * self.spec.levels / self.spec.qmax ** 0.5))
+        return self._floored(mean * (2.0 * self.spec.quant_max / self.spec.quant_max ** 0.5))
 
 
 class DeviationObserver(Observer):
@@ -56,7 +56,7 @@ class DeviationObserver(Observer):
         >>> from paddleq import QuantSpec
         >>> from paddleq.observers import DeviationObserver
         >>> observer = DeviationObserver(QuantSpec(bits=2))
-        >>> observer.observe(paddle.to_tensor([-3.0, 1.0]))
+        >>> observer.update(paddle.to_tensor([-3.0, 1.0]))
         >>> observer.threshold().tolist()  # (1 + 3 * 2) / 2
         [3.5]
     """
@@ -82,4 +82,4 @@ class DeviationObserver(Observer):
         mean, squares = self.total / batches, self.squares / batches
         deviation = (squares - mean.square()).clip(min=0.0).sqrt()
         spec = self.spec
-        return self._floored((mean.abs() + 3.0 * deviation) * (spec.levels / (spec.qmax + 1)))
+        return self._floored((mean.abs() + 3.0 * deviation) * (spec.quant_max / (spec.quant_max + 1)))

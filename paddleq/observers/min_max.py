@@ -31,7 +31,7 @@ class _Extremes(Observer):
 
     def _threshold_of(self, low, high):
         spec = self.spec
-        share = spec.levels / ((spec.qmax - spec.qmin) / 2)
+        share = spec.quant_max / ((spec.quant_max - spec.quant_min) / 2)
         return (paddle.maximum(-low, high) * share).clip(min=EPS)
 
     def range(self):
@@ -49,7 +49,7 @@ class MinMaxObserver(_Extremes):
         >>> from paddleq import QuantSpec
         >>> from paddleq.observers import MinMaxObserver
         >>> observer = MinMaxObserver(QuantSpec(narrow_range=True))
-        >>> observer.observe(paddle.to_tensor([1.0, 4.0]))
+        >>> observer.update(paddle.to_tensor([1.0, 4.0]))
         >>> [t.tolist() for t in observer.range()], observer.threshold().tolist()
         ([[0.0], [4.0]], [4.0])
     """
@@ -80,7 +80,7 @@ class MovingAverageMinMaxObserver(_Extremes):
         >>> from paddleq.observers import MovingAverageMinMaxObserver
         >>> observer = MovingAverageMinMaxObserver(averaging_constant=0.5)
         >>> for batch in ([-1.0, 4.0], [-3.0, 2.0]):
-        ...     observer.observe(paddle.to_tensor(batch))
+        ...     observer.update(paddle.to_tensor(batch))
         >>> [t.tolist() for t in observer.range()]
         [[-2.0], [3.0]]
     """
@@ -102,7 +102,7 @@ class MovingAverageMinMaxObserver(_Extremes):
 
     def _merge(self, other):
         # Each average weighs as much as the batches behind it.
-        share = other.seen / (self.seen + other.seen)
+        share = other.num_batches / (self.num_batches + other.num_batches)
         for name in "min", "max":
             self._assign(name, getattr(self, name) * (1 - share) + getattr(other, name) * share)
 
@@ -115,7 +115,7 @@ class CurrentMinMaxObserver(_Extremes):
         >>> from paddleq import QuantSpec
         >>> from paddleq.observers import CurrentMinMaxObserver
         >>> observer = CurrentMinMaxObserver(QuantSpec(signed=False, symmetric=False))
-        >>> threshold, zero_point = observer.observe_and_measure(paddle.to_tensor([-1.0, 3.0]))
+        >>> threshold, zero_point = observer.update_qparams(paddle.to_tensor([-1.0, 3.0]))
         >>> threshold.tolist(), zero_point.tolist()
         ([4.0], [64])
     """
@@ -128,7 +128,7 @@ class CurrentMinMaxObserver(_Extremes):
         for name, current in zip(("min", "max"), self._extremes(x)):
             self._assign(name, current)
 
-    def observe_and_measure(self, x):
+    def update_qparams(self, x):
         with paddle.no_grad():
             if 0 in x.shape:
                 return self.qparams()
@@ -151,7 +151,7 @@ class PerChannelMinMaxObserver(MinMaxObserver):
         >>> import paddle
         >>> from paddleq.observers import PerChannelMinMaxObserver
         >>> observer = PerChannelMinMaxObserver(channels=2)
-        >>> observer.observe(paddle.to_tensor([[-1.0, 2.0], [-4.0, -3.0]]))
+        >>> observer.update(paddle.to_tensor([[-1.0, 2.0], [-4.0, -3.0]]))
         >>> [t.tolist() for t in observer.range()]
         [[-1.0, -4.0], [2.0, 0.0]]
     """
@@ -169,7 +169,7 @@ class MovingAveragePerChannelMinMaxObserver(MovingAverageMinMaxObserver):
         >>> import paddle
         >>> from paddleq.observers import MovingAveragePerChannelMinMaxObserver
         >>> observer = MovingAveragePerChannelMinMaxObserver(channels=2)
-        >>> observer.observe(paddle.to_tensor([[1.0], [2.0]]))
+        >>> observer.update(paddle.to_tensor([[1.0], [2.0]]))
         >>> observer.range()[1].tolist()
         [1.0, 2.0]
     """

@@ -17,12 +17,12 @@ class MovingAverageAbsMaxObserver(Observer):
         >>> import paddle
         >>> from paddleq.observers import MovingAverageAbsMaxObserver
         >>> observer = MovingAverageAbsMaxObserver(moving_rate=0.5)
-        >>> observer.observe(paddle.to_tensor([2.5]))
+        >>> observer.update(paddle.to_tensor([2.5]))
         >>> observer.threshold().tolist()  # (0.5 * 1 + 2.5) / (0.5 * 1 + 1)
         [2.0]
     """
 
-    only_largest = True
+    abs_max_only = True
 
     def __init__(self, spec=None, channels=None, moving_rate=0.9):
         super().__init__(spec, channels)
@@ -37,7 +37,7 @@ class MovingAverageAbsMaxObserver(Observer):
 
     def _merge(self, other):
         # Each average weighs as much as the batches behind it.
-        mine, theirs = self.seen, other.seen
+        mine, theirs = self.num_batches, other.num_batches
         share = theirs / (mine + theirs)
         merged = self.threshold() * (1 - share) + other.threshold() * share
         self._assign("accum", merged * self.state)

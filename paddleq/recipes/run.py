@@ -123,7 +123,7 @@ def _built(recipe):
     model = recipe.values["model"]
     net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
     for batch in islice(data_of(recipe, "calibration") or (), 1):
-        args, kwargs = engine.model_inputs(net, batch)
+        args, kwargs = engine.forward_arguments(net, batch)
         try:
             with paddle.no_grad():
                 net(*args, **kwargs)

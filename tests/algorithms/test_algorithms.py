@@ -50,7 +50,7 @@ def weights(seed, rows, columns):
 def statistics_of(*batches, needs=ALL):
     found = Statistics(needs)
     for batch in batches:
-        found.observe(paddle.to_tensor(batch))
+        found.update(paddle.to_tensor(batch))
     return found
 
 
@@ -90,7 +90,7 @@ def test_half_precision_is_accumulated_in_float32(dtype):
     x = paddle.to_tensor(300.0 * np.ones([64, 4], "float32")).astype(dtype)
     found = Statistics(ALL)
     for _ in range(40):
-        found.observe(x)
+        found.update(x)
     exact = x.astype("float32")[0, 0].item()
     assert found.hessian.dtype == paddle.float32  # whose 90,000 float16 does not have
     np.testing.assert_allclose(found.hessian.numpy(), exact ** 2, rtol=1e-5)
@@ -100,7 +100,7 @@ def test_half_precision_is_accumulated_in_float32(dtype):
 def test_a_long_calibration_does_not_overflow():
     found = Statistics(ALL)
     for _ in range(20):  # squares of 1e38, of which four are too many for a sum
-        found.observe(paddle.full([100, 3], 1e19))
+        found.update(paddle.full([100, 3], 1e19))
     np.testing.assert_allclose(found.hessian.numpy(), 1e38, rtol=1e-5)
 
 
@@ -111,7 +111,7 @@ def test_inputs_that_are_not_finite_are_refused_and_forgotten(bad):
     spoilt = x.copy()
     spoilt[3, 2] = bad
     with pytest.raises(CalibrationError, match="finite|NaN"):
-        found.observe(paddle.to_tensor(spoilt))
+        found.update(paddle.to_tensor(spoilt))
     assert found.tokens == 10
     assert (found.hessian.numpy() == statistics_of(x).hessian.numpy()).all()
     assert (found.abs_max.numpy() == np.abs(x).max(0)).all()
@@ -404,9 +404,9 @@ def computed(x, outcome, activation=None):
         if outcome.activation is not None:
             scale, zero = (None if each is None else each.numpy() for each in outcome.activation)
         else:
-            scale, zero = np.abs(x).max(-1, keepdims=True) / activation.levels, None
+            scale, zero = np.abs(x).max(-1, keepdims=True) / activation.quant_max, None
         zero = 0.0 if zero is None else zero
-        x = np.clip(np.rint(x / scale), activation.qmin - zero, activation.qmax - zero) * scale
+        x = np.clip(np.rint(x / scale), activation.quant_min - zero, activation.quant_max - zero) * scale
     return x @ outcome.weights[0].dequantize().numpy()
 
 

@@ -187,7 +187,7 @@ def test_the_algorithms_get_the_statistics_of_just_that(name, policy):
         for norm, names in groups_of(name, layer):
             statistics = Statistics(policy.needs)
             for x in read[names[0]]:
-                statistics.observe(paddle.to_tensor(x.astype("float32")))
+                statistics.update(paddle.to_tensor(x.astype("float32")))
             outcome = quantize_linears([linears_of(layer)[n].weight for n in names], policy,
                                        statistics)
             for n, weight in zip(names, outcome.weights):

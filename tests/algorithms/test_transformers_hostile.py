@@ -518,5 +518,5 @@ def test_flops_are_those_of_a_linear(bits):
 
 def test_the_statistics_of_a_single_vector_are_those_of_one_token():
     statistics = Statistics({"abs_max"})
-    statistics.observe(paddle.to_tensor([1.0, -2.0]))
+    statistics.update(paddle.to_tensor([1.0, -2.0]))
     assert statistics.tokens == 1 and statistics.abs_max.tolist() == [1.0, 2.0]

@@ -18,7 +18,7 @@ import paddleq
 from paddleq.analysis import ScaleHistory, layer_errors, report, sensitivity
 from paddleq.analysis.distributions import Distributions, Histogram
 from paddleq.analysis.report import svg
-from paddleq.engine import intercepted, looking
+from paddleq.engine import capture_calls, eager_evaluation
 from paddleq.errors import (
     CalibrationError,
     ConfigError,
@@ -69,9 +69,9 @@ def test_a_streamed_histogram_is_that_of_all_values_at_once(parts):
 
 def seen(model, batches):
     found = Distributions(model)
-    with looking(model):
+    with eager_evaluation(model):
         found.see_weights()
-        with intercepted(found.layers, found.see):
+        with capture_calls(found.layers, found.see):
             for x in batches:
                 model(x)
     return found.found

@@ -196,9 +196,9 @@ def test_non_finite_batch_names_layer_and_batch(bad, quantizer):
                        match=r"conv1\.activation_quantizer: calibration batch 2 has 1 NaN"):
         ptq.calibrate(net, [good, good, paddle.to_tensor(wrong), good])
     # What came before is not lost: calibration goes on without that batch.
-    assert net.conv1.activation_quantizer.observer.seen == 2
+    assert net.conv1.activation_quantizer.observer.num_batches == 2
     ptq.calibrate(net, [good])
-    assert net.conv1.activation_quantizer.observer.seen == 3
+    assert net.conv1.activation_quantizer.observer.num_batches == 3
     assert np.isfinite(net(good).numpy()).all()
 
 
@@ -292,7 +292,7 @@ def test_ptq_copies_by_default_and_deepcopy_is_independent():
     assert type(net.conv1) is nn.Conv2D and quantized is not net
     other = copy.deepcopy(quantized)
     ptq.calibrate(quantized, [x])
-    assert other.conv1.activation_quantizer.observer.seen == 0
+    assert other.conv1.activation_quantizer.observer.num_batches == 0
     assert ptq.quantize(net, inplace=True) is net
 
 

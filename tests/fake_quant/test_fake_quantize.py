@@ -267,7 +267,7 @@ def _():
     quantizer.fake_quant_enabled = False
     x = paddle.to_tensor([0.123, 4.0])
     assert quantizer(x).tolist() == x.tolist()
-    assert quantizer.observer.seen == 1 and quantizer.scale.item() > 0
+    assert quantizer.observer.num_batches == 1 and quantizer.scale.item() > 0
 
 
 @sentence("observer_enabled: off, the scale stays")
@@ -276,7 +276,7 @@ def _():
     quantizer(paddle.to_tensor([1.0]))
     scale, quantizer.observer_enabled = quantizer.scale.item(), False
     quantizer(paddle.to_tensor([100.0]))
-    assert quantizer.scale.item() == scale and quantizer.observer.seen == 1
+    assert quantizer.scale.item() == scale and quantizer.observer.num_batches == 1
 
 
 @sentence("dtype: qint8 by default, qint16; what there is not is an error")
@@ -397,7 +397,7 @@ def _():
         paddleq.set_fake_quantize(model, state)
         x = paddle.to_tensor([0.123, 4.0])
         assert (model(x).tolist() != x.tolist()) == changed
-        assert model[0].observer.seen == seen
+        assert model[0].observer.num_batches == seen
 
 
 @sentence("set_fake_quantize: a state that contradicts train() or eval() is an error")
@@ -417,7 +417,7 @@ def _():
 def _():
     observer, low, high = MovingAverageMinMaxObserver(), None, None
     for batch in ([-1.0, 2.0], [-3.0, 4.0], [0.5, 1.0]):
-        observer.observe(paddle.to_tensor(batch))
+        observer.update(paddle.to_tensor(batch))
         if low is None:
             low, high = batch
         else:
@@ -610,11 +610,11 @@ def test_observers_merge_and_copy():
                 MovingAveragePerChannelMinMaxObserver):
         whole, left, right = (cls(channels=3) for _ in range(3))
         for i, batch in enumerate(batches):
-            whole.observe(batch)
-            (left if i < 2 else right).observe(batch)
+            whole.update(batch)
+            (left if i < 2 else right).update(batch)
         copied = copy.deepcopy(left)
         left.merge(right)
-        assert left.seen == whole.seen == 4 and copied.seen == 2
+        assert left.num_batches == whole.num_batches == 4 and copied.num_batches == 2
         lows, highs = zip(*((o.min.numpy(), o.max.numpy())
                             for o in (left, whole, copied, right)))
         if "Moving" in cls.__name__:  # each half weighs as much as its batches

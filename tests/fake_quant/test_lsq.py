@@ -33,7 +33,7 @@ from paddleq.errors import (
     NonFiniteError,
 )
 from paddleq.functional import EPS, fake_quantize, learned_fake_quantize
-from paddleq.functional.lsq import threshold_of, zero_point_of
+from paddleq.functional.lsq import learned_threshold, learned_zero_point
 from paddleq.observers import (
     CurrentAbsMaxObserver,
     DeviationObserver,
@@ -88,15 +88,15 @@ def reference(x, dy, step, zero, spec):
     s, z = aligned(step, x.ndim, axis), aligned(0 if zero is None else zero, x.ndim, axis)
     t = x / s
     rounded = np.floor(t + 0.5) if spec.rounding == "half_up" else np.rint(t)
-    y = (np.clip(rounded + z, spec.qmin, spec.qmax) - z) * s
+    y = (np.clip(rounded + z, spec.quant_min, spec.quant_max) - z) * s
     if zero is None:  # a value on a border is outside, as in the paper
-        below, above = t <= spec.qmin, t >= spec.qmax
+        below, above = t <= spec.quant_min, t >= spec.quant_max
     else:
-        below, above = t < spec.qmin - z, t > spec.qmax - z
+        below, above = t < spec.quant_min - z, t > spec.quant_max - z
     inside = ~(below | above)
-    slope = np.where(inside, rounded - t, np.where(below, spec.qmin, spec.qmax))
+    slope = np.where(inside, rounded - t, np.where(below, spec.quant_min, spec.quant_max))
     others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-    g = 1 / np.sqrt(x.size / np.size(step) * spec.qmax)
+    g = 1 / np.sqrt(x.size / np.size(step) * spec.quant_max)
     return (y, np.where(inside, dy, 0), (dy * slope).sum(axis=others).reshape(-1) * g,
             (dy * ~inside).sum(axis=others).reshape(-1) * g)
 
@@ -114,15 +114,15 @@ def trained(x, dy, step, spec, offset=None, exact=True, call=learned_fake_quanti
 def compare(x, dy, step, spec, offset=None, exact=True, call=learned_fake_quantize):
     zero, scale = None, np.abs(step)
     if offset is not None:
-        threshold = threshold_of(paddle.to_tensor(step), spec)
-        zero = zero_point_of(paddle.to_tensor(offset), threshold, spec).numpy()
+        threshold = learned_threshold(paddle.to_tensor(step), spec)
+        zero = learned_zero_point(paddle.to_tensor(offset), threshold, spec).numpy()
     y, dx, ds, doffset = trained(x, dy, step, spec, offset, exact, call)
     expected = reference(x, dy, scale, zero, spec)
     np.testing.assert_allclose(y, expected[0], rtol=1e-6, atol=0)
     np.testing.assert_array_equal(dx, expected[1].astype(F))
     # Sums of float32: what they lose goes by the largest terms, which may cancel.
-    g = (x.size / np.size(step) * spec.qmax) ** -0.5
-    spread = np.abs(dy).sum() * (spec.qmax - spec.qmin) * g
+    g = (x.size / np.size(step) * spec.quant_max) ** -0.5
+    spread = np.abs(dy).sum() * (spec.quant_max - spec.quant_min) * g
     np.testing.assert_allclose(ds, expected[2] * np.where(step < 0, -1, 1), rtol=1e-5,
                                atol=1e-6 * spread)
     if offset is not None:
@@ -147,12 +147,12 @@ def cases(draw):
     step = 2.0 ** rng.randint(-9, 6, channels) if exact else np.exp(rng.uniform(-9, 5, channels))
     step = (step * rng.choice([-1, 1], channels)).astype(F)
     s = aligned(np.abs(step), len(shape), axis)
-    wide = spec.qmax - spec.qmin
+    wide = spec.quant_max - spec.quant_min
     t = rng.randint(-2 * wide, 2 * wide + 1, shape) + rng.choice([-0.4, -0.2, 0.1, 0.3], shape)
     if kind == "inside":
-        t = rng.randint(spec.qmin + 1, max(spec.qmax, spec.qmin + 2), shape) + (t - np.rint(t))
+        t = rng.randint(spec.quant_min + 1, max(spec.quant_max, spec.quant_min + 2), shape) + (t - np.rint(t))
     elif kind == "borders":
-        t = rng.randint(spec.qmin - 2, spec.qmax + 3, shape) + rng.choice([0, 0.5], shape)
+        t = rng.randint(spec.quant_min - 2, spec.quant_max + 3, shape) + rng.choice([0, 0.5], shape)
     elif kind == "constant":
         t = np.full(shape, t.flat[0])
     elif kind == "zeros":
@@ -163,7 +163,7 @@ def cases(draw):
         kind, t * s)
     offset = None
     if affine:
-        offset = -(rng.randint(spec.qmin - 3, spec.qmax + 4, channels) + 0.2) * np.abs(step)
+        offset = -(rng.randint(spec.quant_min - 3, spec.quant_max + 4, channels) + 0.2) * np.abs(step)
         offset = offset.astype(F)
     # Multiples of 1/8: their sums are exact.
     dy = (rng.randint(-32, 33, shape) / 8).astype(F)
@@ -179,8 +179,8 @@ def test_forward_and_backward_are_the_formulas(case, exact):
 def test_forward_is_fake_quantize_to_the_bit(case):
     x, _, step, spec, offset = case
     step, offset = (None if each is None else paddle.to_tensor(each) for each in (step, offset))
-    threshold = threshold_of(step, spec)
-    zero = None if offset is None else zero_point_of(offset, threshold, spec)
+    threshold = learned_threshold(step, spec)
+    zero = None if offset is None else learned_zero_point(offset, threshold, spec)
     expected = fake_quantize(paddle.to_tensor(x), threshold, spec, zero_point=zero).numpy()
     for wants_gradient in False, True:
         given_x = paddle.to_tensor(x, stop_gradient=not wants_gradient)
@@ -206,7 +206,7 @@ def test_a_traced_program_computes_the_same(spec, offset):
     traced = paddle.jit.to_static(Simulated(spec), full_graph=True)
     channels = 1 if spec.channel_axis is None else 5
     step = np.exp(np.linspace(-2, 0, channels)).astype(F) * np.array([-1, 1, 1, 1, 1], F)[:channels]
-    x = (np.random.RandomState(0).randn(7, 5) * spec.qmax * 0.4).astype(F)
+    x = (np.random.RandomState(0).randn(7, 5) * spec.quant_max * 0.4).astype(F)
     dy = np.random.RandomState(1).randn(7, 5).astype(F)
     compare(x, dy, step, spec, None if offset is None else np.array(offset, F),
             call=lambda x, step, _, *offset, exact: traced(x, step, *offset))
@@ -267,7 +267,7 @@ def test_what_comes_after_may_change_the_output_in_place_but_not_the_input():
 
 def best_step(x, spec, offset=0.0):
     """The step of the least squared error, by trial."""
-    steps = np.linspace(0.02, 2.0, 400) * np.abs(x).max() / spec.qmax
+    steps = np.linspace(0.02, 2.0, 400) * np.abs(x).max() / spec.quant_max
     errors = [np.square(reference(x - offset, x, s, None, spec)[0] - (x - offset)).mean()
               for s in steps]
     return steps[np.argmin(errors)]
@@ -329,7 +329,7 @@ def test_the_first_step_is_that_of_the_paper(axis, bits):
         np.testing.assert_allclose(quantizer.scale.numpy(), np.reshape(steps, [-1]), rtol=1e-5)
         first = quantizer.step.tolist()
         quantizer(paddle.to_tensor(x * 10))  # from now on it moves by its gradient only
-        assert quantizer.step.tolist() == first and quantizer.observer.seen == 1
+        assert quantizer.step.tolist() == first and quantizer.observer.num_batches == 1
 
 
 def test_the_first_step_and_offset_of_an_affine_lsq_plus_come_from_the_range():
@@ -406,11 +406,11 @@ def test_observers_merge(cls, axis):
     batches = [(np.random.RandomState(i).randn(3, 4) * (i + 1) + i).astype(F) for i in range(4)]
     whole, left, right = (cls(spec, 4) for _ in range(3))
     for i, batch in enumerate(batches):
-        whole.observe(paddle.to_tensor(batch))
-        (left if i < 2 else right).observe(paddle.to_tensor(batch))
+        whole.update(paddle.to_tensor(batch))
+        (left if i < 2 else right).update(paddle.to_tensor(batch))
     left.merge(right)
-    left.observe(paddle.zeros([0, 4]))
-    assert left.seen == 5
+    left.update(paddle.zeros([0, 4]))
+    assert left.num_batches == 5
     together = np.concatenate(batches).astype(np.float64)
     axes = None if axis is None else 0
     expected = {
@@ -710,7 +710,7 @@ def test_to_static_trains_alike(kind, full_graph):
             optimizer.clear_grad()
     for (name, a), (_, b) in zip(quantizers(dynamic), quantizers(static)):
         # (In a program the observer goes on; Paddle 2.6's bytecode makes none of quantizers.)
-        assert b.initialized and (b.observer.seen == 4 or not full_graph)
+        assert b.initialized and (b.observer.num_batches == 4 or not full_graph)
         for held in "threshold", "zero_point":
             np.testing.assert_allclose(getattr(b, held).numpy(), getattr(a, held).numpy(),
                                        rtol=1e-4, err_msg=f"{name}.{held}")

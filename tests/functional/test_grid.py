@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from paddleq.errors import ConfigError
-from paddleq.functional import Grid, grid_of, pack_int4, unpack_int4
+from paddleq.functional import WeightQParams, compute_weight_qparams, pack_int4, unpack_int4
 
 SPECS = [QuantSpec(bits, signed=symmetric, symmetric=symmetric, granularity=granularity)
          for bits in (3, 4, 8) for symmetric in (True, False) for granularity in GRANULARITIES]
@@ -25,7 +25,7 @@ def weights(seed, rows, columns, scale=1.0, shift=0.0):
 @pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
 def test_grid_is_the_formula(spec, rows, columns, shift):
     weight = weights(rows, rows, columns, 0.1, shift)
-    grid, (scale, zero, rows_of) = grid_of(paddle.to_tensor(weight), spec), numpy_grid(weight, spec)
+    grid, (scale, zero, rows_of) = compute_weight_qparams(paddle.to_tensor(weight), spec), numpy_grid(weight, spec)
     np.testing.assert_allclose(grid.scale.numpy(), scale, rtol=3e-7)
     if spec.symmetric:
         assert grid.zero_point is None
@@ -35,7 +35,7 @@ def test_grid_is_the_formula(spec, rows, columns, shift):
     step, zero = grid.scale.numpy().astype("float64")[rows_of], zero[rows_of]
     steps = weight.astype("float64") / step
     integers = grid.quantize(paddle.to_tensor(weight)).numpy()
-    expected = np.clip(np.rint(steps) + zero, spec.qmin, spec.qmax)
+    expected = np.clip(np.rint(steps) + zero, spec.quant_min, spec.quant_max)
     tie = np.abs(steps - np.floor(steps) - 0.5) < 1e-5
     assert (integers == expected)[~tie].all() and (np.abs(integers - expected) <= 1).all()
     back = grid.dequantize(paddle.to_tensor(integers).astype(spec.storage)).numpy()
@@ -50,10 +50,10 @@ def test_grid_is_the_formula(spec, rows, columns, shift):
 def test_any_magnitude_gives_a_usable_grid(seed, rows, columns, size, scale, symmetric):
     spec = QuantSpec(4, signed=symmetric, symmetric=symmetric, granularity=PerGroup(size))
     weight = paddle.to_tensor(weights(seed, rows, columns, scale))
-    grid = grid_of(weight, spec)
+    grid = compute_weight_qparams(weight, spec)
     assert list(grid.scale.shape) == [-(-rows // size), columns]
     integers = grid.quantize(weight).numpy()
-    assert (np.isfinite(integers) & (integers >= spec.qmin) & (integers <= spec.qmax)).all()
+    assert (np.isfinite(integers) & (integers >= spec.quant_min) & (integers <= spec.quant_max)).all()
     assert np.isfinite(grid.dequantize(paddle.to_tensor(integers)).numpy()).all()
     # What is on the grid stays where it is.
     again = grid.quantize(grid.dequantize(paddle.to_tensor(integers))).numpy()
@@ -64,7 +64,7 @@ def test_any_magnitude_gives_a_usable_grid(seed, rows, columns, size, scale, sym
 def test_zeros_are_stored_exactly(symmetric):
     spec = QuantSpec(4, signed=symmetric, symmetric=symmetric, granularity=PerGroup(2))
     weight = paddle.to_tensor([[0.0, 0.0], [0.0, 3.0], [0.0, -1.0]])
-    grid = grid_of(weight, spec)
+    grid = compute_weight_qparams(weight, spec)
     back = grid.dequantize(grid.quantize(weight)).numpy()
     assert (back[weight.numpy() == 0.0] == 0.0).all()
 
@@ -73,16 +73,16 @@ def test_clip_shrinks_the_range():
     weight = paddle.to_tensor(weights(0, 64, 3))
     spec = QuantSpec(4, granularity=PerGroup(32))
     factor = paddle.to_tensor([[0.5, 1.0, 0.25], [1.0, 0.75, 0.5]])
-    whole = grid_of(weight, spec)
-    np.testing.assert_allclose(grid_of(weight, spec, factor).scale.numpy(),
+    whole = compute_weight_qparams(weight, spec)
+    np.testing.assert_allclose(compute_weight_qparams(weight, spec, factor).scale.numpy(),
                                (whole.scale * factor).numpy(), rtol=3e-7)
-    assert grid_of(weight, spec, factor).quantize(weight).min().item() == -8.0
+    assert compute_weight_qparams(weight, spec, factor).quantize(weight).min().item() == -8.0
     assert whole.quantize(weight).min().item() == -7.0
 
 
 def test_rounding_follows_the_spec():
     weight = paddle.to_tensor([[7.0], [0.5], [1.5], [-0.5], [-1.5]])
-    rounded = [grid_of(weight, QuantSpec(4, rounding=rounding)).quantize(weight).flatten().tolist()
+    rounded = [compute_weight_qparams(weight, QuantSpec(4, rounding=rounding)).quantize(weight).flatten().tolist()
                for rounding in ("half_even", "half_up")]
     assert rounded == [[7.0, 0.0, 2.0, 0.0, -2.0], [7.0, 1.0, 2.0, 0.0, -1.0]]
 
@@ -95,14 +95,14 @@ def test_rounding_follows_the_spec():
 ])
 def test_specs_of_something_else_are_refused(spec, words):
     with pytest.raises(ConfigError) as caught:
-        grid_of(paddle.ones([4, 4]), spec)
+        compute_weight_qparams(paddle.ones([4, 4]), spec)
     assert words in str(caught.value) and str(spec.bits) in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [[4], [2, 3, 4], [0, 4]])
 def test_only_matrices_have_a_grid(shape):
     with pytest.raises(ConfigError, match="matrix"):
-        grid_of(paddle.zeros(shape), QuantSpec(granularity=PerTensor()))
+        compute_weight_qparams(paddle.zeros(shape), QuantSpec(granularity=PerTensor()))
 
 
 @given(seed=st.integers(0, 99), rows=st.integers(1, 40), columns=st.integers(1, 9),
@@ -140,7 +140,7 @@ class Dequantizing(paddle.nn.Layer):
 
     def forward(self, x):
         integers = unpack_int4(self.packed, self.rows, self.spec.signed)
-        grid = Grid(self.spec, self.scale, self.zero_point)
+        grid = WeightQParams(self.spec, self.scale, self.zero_point)
         return paddle.matmul(x, grid.dequantize(integers))
 
 
@@ -150,7 +150,7 @@ class Dequantizing(paddle.nn.Layer):
 def test_a_saved_program_unpacks_and_dequantizes(tmp_path, granularity, symmetric, rows):
     spec = QuantSpec(4, signed=symmetric, symmetric=symmetric, granularity=granularity)
     weight = paddle.to_tensor(weights(0, rows, 4))
-    grid = grid_of(weight, spec)
+    grid = compute_weight_qparams(weight, spec)
     integers = grid.quantize(weight)
     layer = Dequantizing(grid, pack_int4(integers, spec.signed), rows)
     x, path = paddle.randn([3, rows]), str(tmp_path / "dequantizing")

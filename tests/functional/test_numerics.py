@@ -170,7 +170,7 @@ def test_error_is_at_most_half_a_step_inside_the_range(case):
     wide = along(threshold, x, spec.channel_axis).astype(np.float64) + 0 * x
     inside = np.abs(x) <= wide
     # One bit has no zero: the farthest value from -s and +s is 0.
-    bound = wide if spec.bits == 1 else 0.5 * wide / spec.levels
+    bound = wide if spec.bits == 1 else 0.5 * wide / spec.quant_max
     # float32 itself is 2**-24 off at the threshold, twice (factor and result).
     assert (np.abs(y - x)[inside] <= (bound + 2.0**-22 * wide)[inside]).all()
 
@@ -468,7 +468,7 @@ def test_pact_takes_a_tensor_without_elements():
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_clipping_while_quantizing_is_clipping_and_quantizing(alpha, threshold, bits):
     spec, values = QuantSpec(bits=bits), np.random.RandomState(0).randn(64, 99) * alpha * 2
-    borders = (np.arange(-130, 131) + 0.5) * threshold / spec.levels
+    borders = (np.arange(-130, 131) + 0.5) * threshold / spec.quant_max
     values = np.concatenate([values.ravel(), borders, [alpha, -alpha, 0.0]]).astype(F)
     upstream = tensor(np.random.RandomState(1).randn(values.size).astype(F))
     results = []
@@ -482,9 +482,9 @@ def test_clipping_while_quantizing_is_clipping_and_quantizing(alpha, threshold, 
         np.testing.assert_array_equal(found, expected)
     # The formula in float64, but for values so near a border that float32 decides.
     clipped = values.astype(np.float64).clip(-float(F(alpha)), float(F(alpha)))
-    steps = clipped * spec.levels / float(F(threshold))
+    steps = clipped * spec.quant_max / float(F(threshold))
     clear = np.abs(steps - np.floor(steps) - 0.5) > 1e-4
-    expected = np.rint(steps).clip(spec.qmin, spec.qmax) * float(F(threshold)) / spec.levels
+    expected = np.rint(steps).clip(spec.quant_min, spec.quant_max) * float(F(threshold)) / spec.quant_max
     np.testing.assert_allclose(results[0][0][clear], expected[clear], rtol=1e-6)
     side = np.sign(values) * (np.abs(values) >= F(alpha))
     np.testing.assert_allclose(results[0][2], [(upstream.numpy().astype(np.float64) * side).sum()],
@@ -520,7 +520,7 @@ def test_inexact_results_are_exact_integers_times_a_step(case):
     shape = [1] * x.ndim
     if spec.channel_axis is not None:
         shape[spec.channel_axis] = -1
-    step = threshold.astype(np.float64).reshape(shape) / spec.levels
+    step = threshold.astype(np.float64).reshape(shape) / spec.quant_max
     np.testing.assert_array_equal(np.round(got / step), q)
 
 

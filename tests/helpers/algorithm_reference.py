@@ -24,17 +24,17 @@ def numpy_grid(weight, spec, clip=1.0):
     low, high = np.concatenate(low) * clip, np.concatenate(high) * clip
     rows_of = np.arange(rows) // size
     if spec.symmetric:
-        scale = np.maximum(np.maximum(-low, high) / spec.levels, 1e-8 / spec.levels)
+        scale = np.maximum(np.maximum(-low, high) / spec.quant_max, 1e-8 / spec.quant_max)
         return scale, np.zeros_like(scale), rows_of
     low, high = np.minimum(low, 0), np.maximum(high, 0)
-    scale = np.where(high == low, 1.0, (high - low) / (spec.qmax - spec.qmin))
-    scale = np.maximum(scale, 1e-8 / spec.levels)
-    return scale, np.rint(np.clip(spec.qmin - low / scale, spec.qmin, spec.qmax)), rows_of
+    scale = np.where(high == low, 1.0, (high - low) / (spec.quant_max - spec.quant_min))
+    scale = np.maximum(scale, 1e-8 / spec.quant_max)
+    return scale, np.rint(np.clip(spec.quant_min - low / scale, spec.quant_min, spec.quant_max)), rows_of
 
 
 def numpy_levels(steps, spec, zero):
     """Rounded and clipped, counting from the zero point (ties to even)."""
-    return np.clip(np.rint(steps), spec.qmin - zero, spec.qmax - zero)
+    return np.clip(np.rint(steps), spec.quant_min - zero, spec.quant_max - zero)
 
 
 def numpy_gptq(weight, hessian, spec, damping=0.01, act_order=False, static_groups=False, clip=1.0,

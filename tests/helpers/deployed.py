@@ -6,7 +6,7 @@ import paddle
 from paddle import nn
 
 from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
-from paddleq.functional import affine_qparams, grid_of
+from paddleq.functional import affine_qparams, compute_weight_qparams
 from paddleq.nn import IntegerLinear
 from paddleq.nn.replace import replace_layers
 
@@ -37,7 +37,7 @@ def rounded(weight, spec, permutation=None):
     """What an algorithm returns of a weight [K, N]: rounded to nearest."""
     if permutation is not None:
         weight = paddle.index_select(weight, permutation, axis=0)
-    grid = grid_of(weight, spec)
+    grid = compute_weight_qparams(weight, spec)
     return SimpleNamespace(integers=grid.quantize(weight).astype(spec.storage), grid=grid,
                            permutation=permutation)
 
@@ -46,9 +46,9 @@ def static_qparams(spec, low, high):
     """(scale, zero point or None) of a static activation in [low, high]."""
     low, high = paddle.to_tensor([float(low)]), paddle.to_tensor([float(high)])
     if spec.symmetric:
-        return paddle.maximum(high, -low) / float(spec.levels), None
+        return paddle.maximum(high, -low) / float(spec.quant_max), None
     threshold, zero_point = affine_qparams(low, high, spec)
-    return threshold / float(spec.levels), zero_point
+    return threshold / float(spec.quant_max), zero_point
 
 
 def deploy(model, weight, activation=None, inputs=(), smoothed=False, permuted=False):

@@ -46,7 +46,7 @@ class Scheme:
             step = (high - low) / 255
             zero = np.rint(-low / step)
         step = np.maximum(step, 1e-12)
-        return (np.clip(np.rint(x / step) + zero, spec.qmin, spec.qmax) - zero) * step
+        return (np.clip(np.rint(x / step) + zero, spec.quant_min, spec.quant_max) - zero) * step
 
     def _smoothing(self, weights, x):
         smoother = self.policy.smoother
@@ -77,7 +77,7 @@ class Scheme:
     def _shares(self, weight):
         """|w| / max|w| of those that have the same scale."""
         scale, _, group_of = numpy_grid(np.abs(weight), self.policy.weight)
-        return np.abs(weight) / (scale * self.policy.weight.levels)[group_of]
+        return np.abs(weight) / (scale * self.policy.weight.quant_max)[group_of]
 
     def _rounded(self, weight, x):
         spec, smoother, rounder = self.policy.weight, self.policy.smoother, self.policy.rounder

@@ -36,7 +36,7 @@ def float64_weight(layer_integers, grid, rows):
 
 
 def round_clip(t, spec, zero=0.0):
-    return np.clip(np.rint(t) + zero, spec.qmin, spec.qmax) - zero
+    return np.clip(np.rint(t) + zero, spec.quant_min, spec.quant_max) - zero
 
 
 def reference(x, weight, bias, spec, qparams, factor, order):
@@ -46,7 +46,7 @@ def reference(x, weight, bias, spec, qparams, factor, order):
     if order is not None:
         x = x[..., order.numpy()]
     if spec is not None and isinstance(spec.granularity, PerToken):
-        step = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-8) / spec.levels
+        step = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-8) / spec.quant_max
         x = round_clip(x / step, spec) * step
     elif spec is not None:
         step, zero = (0.0 if t is None else float(t.numpy()[0]) for t in qparams)
@@ -74,10 +74,10 @@ def build(random, rows, columns, weight, activation, smoothed, permuted, bias=Tr
     qparams = None
     if activation is not None and not isinstance(activation.granularity, PerToken):
         qparams = static_qparams(activation, -2.0, 2.5)
-        x = on_grid(random, x.shape, qparams[0].item(), activation.levels)
+        x = on_grid(random, x.shape, qparams[0].item(), activation.quant_max)
     elif activation is not None:
-        x = on_grid(random, x.shape, 1.0, activation.levels - 1)
-        x[..., 0] = activation.levels
+        x = on_grid(random, x.shape, 1.0, activation.quant_max - 1)
+        x[..., 0] = activation.quant_max
         x = (x * random.uniform(0.01, 100.0, (3, 4, 1))).astype("float32")
     if activation is not None and factor is not None:
         x = x * factor.numpy()
@@ -420,7 +420,7 @@ def filled(spec, activation=None, rows=128, columns=32):
     """A layer in whose weight each column reaches the highest level."""
     random = np.random.RandomState(12)
     layer, _, _ = build(random, rows, columns, spec, activation, False, False)
-    top = spec.levels
+    top = spec.quant_max
     integers = random.randint(-top, top + 1, [rows, columns])
     integers[random.randint(0, rows, columns), np.arange(columns)] = top
     packed = paddle.to_tensor(integers)

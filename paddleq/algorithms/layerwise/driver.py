@@ -10,7 +10,7 @@ from functools import partial
 from typing import Dict
 
 from ..._checks import wrong_type
-from ...engine import inputs_of, looking
+from ...engine import eager_evaluation, inputs_of
 from ...errors import CalibrationError, PaddleqError
 from ...nn import IntegerLinear
 from ...nn.kv_cache import PER_CHANNEL
@@ -82,7 +82,7 @@ def quantize_layer_by_layer(network, helper=None, policy_of=None, kv_policy_of=N
         raise CalibrationError("batches must hold at least one batch, for "
                                f"{', '.join(hungry)}, but {'is' if batches is None else 'holds'} "
                                "none")
-    with looking(network):
+    with eager_evaluation(network):
         walk = Walk(network, layers, inputs if hungry else [])
         homes = homes_of(network, walk.layers)
         driver = _Driver(network, walk, homes, stages_of(walk.layers, homes, linears, caches))

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import paddle
 
 from ..._paddle_compat import own_parameters, own_sublayers
-from ...engine import patched_forward, watched
+from ...engine import capture_inputs, patched_forward
 from ...functional.qparams import as_dtype
 from ...graph.dataflow import only_read_by
 from .network_helper import is_linear
@@ -74,7 +74,7 @@ def _producer(norms, linears, run):
     with ExitStack() as stack:
         for norm in norms:
             stack.enter_context(patched_forward(norm, giving(norm)))
-        stack.enter_context(watched(dict(enumerate(linears)), saw))
+        stack.enter_context(capture_inputs(dict(enumerate(linears)), saw))
         run()
     if len(read) != len(linears) or len(set(read)) != 1 or read[0] not in gave:
         return None, None

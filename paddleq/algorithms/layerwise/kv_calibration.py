@@ -50,7 +50,7 @@ def _ranges(caches, run, batches):
     def observing(name):
         def forward(original, k, v, past=None):
             try:
-                found[name].observe(k, v)
+                found[name].update(k, v)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error} at {name} in batch {batch} of the calibration "
                                      "data") from None
@@ -75,7 +75,7 @@ class _Range:
     def __init__(self, token_axis):
         self.token_axis, self.most = token_axis, None
 
-    def observe(self, k, v):
+    def update(self, k, v):
         """Take in the keys and values of one call, 4 axes each."""
         if 0 in k.shape or 0 in v.shape:
             return

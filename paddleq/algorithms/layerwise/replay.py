@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import paddle
 
-from ...engine import patched_forward, watched
+from ...engine import capture_inputs, patched_forward
 from ...errors import CalibrationError
 from ...functional.qparams import as_dtype
 
@@ -27,7 +27,7 @@ class Walk:
     """Batches on their way through the decoder layers of a network.
 
     Args:
-        network: in evaluation mode, as within :func:`paddleq.engine.looking`.
+        network: in evaluation mode, as within :func:`paddleq.engine.eager_evaluation`.
         layers: list of (name, layer).
         inputs: the (args, kwargs) of each batch.
 
@@ -91,7 +91,7 @@ class Walk:
             name = self.layers[number][0]
             found = [name] if _has_nan(self._forward(number, 0, self._spoiled, True)) else []
         else:
-            with watched(readers, lambda name, x: found.append(name) if _has_nan(x) else None):
+            with capture_inputs(readers, lambda name, x: found.append(name) if _has_nan(x) else None):
                 self._forward(None, 0, self._spoiled)
         if found:
             self.run_everything(f"{found[0]} reads what other decoder layers than the last one "

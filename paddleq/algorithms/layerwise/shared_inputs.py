@@ -2,7 +2,7 @@
 
 import weakref
 
-from ...engine import watched
+from ...engine import capture_inputs
 from ...errors import CalibrationError, NonFiniteError
 from ..statistics import Statistics
 
@@ -35,7 +35,7 @@ def readings(layers, run):
         dict name -> tuple of the keys of the tensors of its calls, for the layers that are called.
     """
     marks, read = Marks(), {}
-    with watched(layers, lambda name, x: read.setdefault(name, []).append(marks.of(x))):
+    with capture_inputs(layers, lambda name, x: read.setdefault(name, []).append(marks.of(x))):
         run()
     return {name: tuple(keys) for name, keys in read.items()}
 
@@ -120,11 +120,11 @@ def _observe(layers, of, statistics, run, batch):
             return
         done.add((of[name], key))
         try:
-            statistics[of[name]].observe(x)
+            statistics[of[name]].update(x)
         except NonFiniteError:
             raise NonFiniteError(f"NaN or infinity reaches {name} in batch {batch} of the "
                                  "calibration data") from None
 
-    with watched(layers, saw):
+    with capture_inputs(layers, saw):
         run(batch)
     return {name: tuple(keys) for name, keys in read.items()}

@@ -7,11 +7,11 @@ from ..._atomic_write import write_bytes, write_together
 from ..._checks import check_int, wrong_type
 from ..._versions import versions
 from ...engine import (
-    batches_of,
+    capture_calls,
     check_quantized,
+    eager_evaluation,
     extra_state_keys,
-    intercepted,
-    looking,
+    iter_batches,
     quantized_layers,
     summary_rows,
 )
@@ -102,14 +102,14 @@ def report(model, path, loader=None, float_model=None, history=None, sensitiviti
 def _measure(model, loader, float_model, batch_num):
     """(:class:`LayerErrors` or None, :class:`Distributions`)"""
     distributions = Distributions(model)
-    with looking(model):
+    with eager_evaluation(model):
         distributions.see_weights()
     if loader is None:
         return None, distributions
     comparison = LayerComparison(model, float_model)
-    for args, kwargs in batches_of(model, loader, batch_num, "looking at layers"):
+    for args, kwargs in iter_batches(model, loader, batch_num, "looking at layers"):
         comparison.add(args, kwargs)
-        with looking(model), intercepted(distributions.layers, distributions.see):
+        with eager_evaluation(model), capture_calls(distributions.layers, distributions.see):
             model(*args, **kwargs)
     return comparison.result(), distributions
 

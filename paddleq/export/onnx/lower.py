@@ -68,9 +68,10 @@ class _Rewriter:
     def clipped(self, mark, source, target, step, zero, holder):
         """Where the type has more integers than the spec: the values are kept in range."""
         spec = mark.spec
-        if (spec.qmin, spec.qmax) == (holder.low, holder.high):
+        if (spec.quant_min, spec.quant_max) == (holder.low, holder.high):
             return source, []
-        low, high = ((limit - zero.astype(np.float32)) * step for limit in (spec.qmin, spec.qmax))
+        low, high = ((limit - zero.astype(np.float32)) * step
+                     for limit in (spec.quant_min, spec.quant_max))
         name = self.graph.fresh(f"{target}.clipped")
         limits = [self.graph.constant(f"{target}.{side}", limit.reshape([]))
                   for side, limit in (("low", low), ("high", high))]
@@ -134,7 +135,7 @@ def _along(spec):
 
 def step_of(mark):
     """The step between two integers, float32."""
-    levels = 1 if mark.spec.binary else mark.spec.levels
+    levels = 1 if mark.spec.binary else mark.spec.quant_max
     return (mark.threshold.astype(np.float64) / levels).astype(np.float32)
 
 

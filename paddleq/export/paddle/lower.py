@@ -139,7 +139,7 @@ def simulated_weight(mark):
     integers = mark.integers.astype(np.float32)
     if zero is not None:
         integers = integers - _along_weight(zero, mark).astype(np.float32)
-    return integers * threshold / np.float32(mark.spec.levels)
+    return integers * threshold / np.float32(mark.spec.quant_max)
 
 
 def _along_weight(values, mark):

@@ -51,7 +51,7 @@ class StaticQuantizer:
         """Names of the program's inputs, in their order."""
         return self._runner.feeds
 
-    def observe(self, arrays):
+    def update(self, arrays):
         """Run one batch: arrays in the order of :attr:`feeds`.
 
         Raises:
@@ -60,7 +60,7 @@ class StaticQuantizer:
         for (name, observer), value in zip(self.observers.items(), self._runner.run(arrays)):
             if not np.isfinite(value).all():
                 raise NonFiniteError(f"the tensor {name} has NaN or infinity")
-            observer.observe(paddle.to_tensor(value))
+            observer.update(paddle.to_tensor(value))
 
     def finish(self):
         """Put quantize and dequantize operators and integer weights into the program.
@@ -91,7 +91,7 @@ class StaticQuantizer:
             yield target.weight, kind, program
 
     def _thresholds(self):
-        silent = [name for name, observer in self.observers.items() if not observer.seen]
+        silent = [name for name, observer in self.observers.items() if not observer.num_batches]
         if silent:
             raise CalibrationError(f"no calibration batch reached {', '.join(silent)}")
         return {name: observer.threshold().numpy().astype(np.float32)

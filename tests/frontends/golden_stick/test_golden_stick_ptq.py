@@ -263,7 +263,7 @@ def test_the_factor_of_awq_with_the_weights_part(spec, ratios):
     weights = [random.randn(80, columns) * np.exp(random.randn(80, 1)) for columns in (16, 24)]
     policy = LinearPolicy(spec, smoother=AWQ(ratios=ratios, duo_scaling=True, clip=False))
     statistics = Statistics(policy.needs)
-    statistics.observe(paddle.to_tensor(x.astype("float32")))
+    statistics.update(paddle.to_tensor(x.astype("float32")))
     found = policy.smoother.scales([paddle.to_tensor(weight.astype("float32"))
                                     for weight in weights], statistics, spec)
     np.testing.assert_allclose(found.numpy(), Scheme(weights, x, policy).s, rtol=1e-4)

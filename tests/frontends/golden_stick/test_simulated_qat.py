@@ -151,7 +151,7 @@ def test_what_the_keys_make_of_the_quantizers(config, activation, weight):
         assert (spec.bits, spec.symmetric, spec.narrow_range) == (8, symmetric, narrow)
         assert (spec.channel_axis is not None) == per_channel
         low, high = (-128, 127) if symmetric else (0, 255)
-        assert (spec.qmin, spec.qmax) == (low + narrow, high)
+        assert (spec.quant_min, spec.quant_max) == (low + narrow, high)
 
 
 def test_quant_delay_of_activations_and_weights():

@@ -94,7 +94,7 @@ def fed(theirs, ours, batches):
     for batch in batches:
         x = paddle.to_tensor(batch.astype("float32"))
         theirs.sample_data(None, (x,))
-        observer.observe(x)
+        observer.update(x)
     return theirs, observer
 
 
@@ -374,5 +374,5 @@ def test_a_training_step_has_the_loss_and_the_gradients_of_paddle_s(digits, bits
 def test_one_observer_for_one_bit_differs_on_purpose():
     """The reference has 2**0 - 1 = 0 levels for one bit, and NaN; here it is the mean magnitude."""
     observer = AbsMaxObserver(QuantSpec(1))
-    observer.observe(paddle.to_tensor([1.0, -3.0]))
+    observer.update(paddle.to_tensor([1.0, -3.0]))
     assert observer.threshold().item() == 2.0

@@ -148,7 +148,7 @@ def test_to_static_training(config, full_graph, tmp_path):
                                dynamic.conv2.activation_quantizer.threshold.numpy(), rtol=1e-4)
     np.testing.assert_allclose(static.conv1.weight.numpy(), dynamic.conv1.weight.numpy(),
                                rtol=1e-3, atol=1e-5)
-    assert static.conv2.activation_quantizer.observer.seen == 4
+    assert static.conv2.activation_quantizer.observer.num_batches == 4
 
 
 @pytest.mark.parametrize("config", list(CONFIGS))

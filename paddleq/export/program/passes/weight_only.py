@@ -31,8 +31,8 @@ def quantize_array(value, bits, axis=None):
     shape = [1] * value.ndim
     if axis is not None:
         shape[axis] = -1
-    factor = np.float32(spec.levels) * (np.float32(1) / threshold.reshape(shape))
-    integers = np.clip(np.rint(factor * value), spec.qmin, spec.qmax).astype(spec.storage)
+    factor = np.float32(spec.quant_max) * (np.float32(1) / threshold.reshape(shape))
+    integers = np.clip(np.rint(factor * value), spec.quant_min, spec.quant_max).astype(spec.storage)
     return integers, threshold
 
 
@@ -41,7 +41,7 @@ def dequantize_array(integers, threshold, bits, axis=None):
     shape = [1] * integers.ndim
     if axis is not None:
         shape[axis] = -1
-    levels = np.float32(QuantSpec(bits).levels)
+    levels = np.float32(QuantSpec(bits).quant_max)
     return integers.astype(np.float32) * threshold.reshape(shape) / levels
 
 
