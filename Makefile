@@ -1,26 +1,34 @@
-# Needs Python 3.11 (PYTHON=...), make and a package index; everything else is installed in .venv*.
+# Needs Python 3.11 (PYTHON=...), make and a package index; all else is installed in .venv*.
 PYTHON ?= python3
-# Processes of pytest in `make test`, each with one thread: more threads than cores wait for each
-# other.
+# Processes of pytest, each with one thread: threads beyond the number of cores wait for each other.
 WORKERS ?= 2
+# Arguments of pytest for a part of a suite: TESTS=tests/export
+TESTS ?=
 
 BIN := .venv/bin
 STAMP := installed.stamp
-DEFAULT := not slow and not lite and not paddle26 and not browser and not two_versions
+PYTEST := -m pytest -q -n $(WORKERS) --dist loadgroup
+DEFAULT := not slow and not lite and not paddle26 and not browser and not two_versions and not nightly
+SLOW := slow and not lite and not nightly
+# Folders whose tests depend on the version of Paddle: they trace, save, load or run programs, or
+# call Paddle's private functions. The others run on the default version, and nightly on all.
+VERSIONED := tests/checkpoint tests/deploy tests/engine tests/export tests/fake_quant \
+	tests/frontends tests/graph tests/models tests/nn $(wildcard tests/saved_model)
 
 .PHONY: help docs demo demo-text demo-deploy demo-images test test-slow test-lite test-2.6 \
-	test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser lint bench bench-2.6 \
-	env env-2.6 env-3.3 lite-env clean
+	test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser test-nightly lint types \
+	wheel smoke bench bench-2.6 env env-2.6 env-3.3 lite-env clean
 
 help:
-	@echo "make demo | demo-text | demo-deploy | demo-images | test | lint | bench | lite-env | clean"
-	@echo "(README.md and demo/README.md say what each does)"
+	@echo "make demo | demo-text | demo-deploy | demo-images | test | test-nightly | lint | types |" \
+		"docs | smoke | bench | lite-env | clean"
+	@echo "(README.md and demo/README.md describe them)"
 
 demo: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/digits.py
 
-# The first run trains the model, in some minutes, and leaves it in .test-cache.
+# The first run trains the model, which takes minutes, and keeps it in .test-cache.
 demo-text: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/transformer.py
@@ -29,46 +37,44 @@ demo-deploy: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/deploy.py
 
-# Else the allocator gives each large tensor back to the system at once, which clears it anew.
+# Keeps the allocator from returning each large tensor to the system, which clears it again.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776
-# Images of one's own: make demo-images PHOTOS=folder, with a folder in it for each class.
+# Other images: make demo-images PHOTOS=folder, with one subfolder for each class.
 PHOTOS ?=
 demo-images: env
 	$(KEEP_MEMORY) OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/images.py $(PHOTOS)
 
-# The suite for every change. What needs minutes, Python 3.7 or another Paddle is in .ci/run.
+# The suite for every change. .ci/run adds the tests that take minutes, other versions of Paddle,
+# Paddle-Lite and a browser.
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "$(DEFAULT)"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "$(DEFAULT)" $(TESTS)
 
-# The first of these trains the models and leaves them in .test-cache for the others. One thread
-# each: with more, sums come in another order, which moves values on rounding borders.
-# (The sweep of converted models runs on the newest Paddle, and does there what test_models does
-# elsewhere. What algorithms do for perplexity is the same arithmetic on each Paddle.)
-SLOW := -m pytest -q -n $(WORKERS) --dist loadgroup
+# The models that the first of these trains stay in .test-cache for the others. One thread each:
+# another order of summation moves values across rounding borders. The models that are converted
+# from PIR run on the newest Paddle; the perplexity of text models does not depend on the version.
 test-slow: env
-	OMP_NUM_THREADS=1 $(BIN)/python $(SLOW) -m "slow and not lite" \
-		--ignore=tests/models/test_pir_models.py
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "$(SLOW)" \
+		--ignore=tests/models/test_pir_models.py $(TESTS)
+
+test-2.6: env-2.6
+	OMP_NUM_THREADS=1 .venv-2.6/bin/python $(PYTEST) $(VERSIONED) \
+		-m "not slow and not lite and not browser and not nightly and not needs_pir" $(TESTS)
+
+test-slow-2.6: env-2.6
+	OMP_NUM_THREADS=1 .venv-2.6/bin/python $(PYTEST) $(VERSIONED) \
+		-m "$(SLOW) and not needs_pir" $(TESTS)
+
+test-3.3: env-3.3
+	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(PYTEST) $(VERSIONED) -m "$(DEFAULT)" $(TESTS)
+
+test-slow-3.3: env-3.3
+	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(PYTEST) $(VERSIONED) -m "$(SLOW)" \
+		--ignore=tests/models/test_models.py $(TESTS)
 
 test-lite: env lite-env
 	OMP_NUM_THREADS=1 PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
-		$(BIN)/python -m pytest -q -m lite
-
-test-slow-2.6: env-2.6
-	OMP_NUM_THREADS=1 .venv-2.6/bin/python $(SLOW) -m "slow and not lite and not needs_pir" \
-		--ignore=tests/algorithms/test_text.py
-
-# The default suite, and what compares with the classes that ship in Paddle 2.6.2.
-test-2.6: env-2.6
-	OMP_NUM_THREADS=1 .venv-2.6/bin/python -m pytest -q -n $(WORKERS) \
-		-m "not slow and not lite and not browser and not needs_pir"
-
-test-3.3: env-3.3
-	OMP_NUM_THREADS=1 .venv-3.3/bin/python -m pytest -q -n $(WORKERS) -m "$(DEFAULT)"
-
-test-slow-3.3: env-3.3
-	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(SLOW) -m "slow and not lite" \
-		--ignore=tests/algorithms/test_text.py --ignore=tests/models/test_models.py
+		$(BIN)/python -m pytest -q -m "lite and not nightly" $(TESTS)
 
 # Files of two Paddle versions side by side.
 test-versions: env-2.6 env-3.3
@@ -80,7 +86,29 @@ test-browser: env env-3.3
 	for python in $(BIN) .venv-3.3/bin; do \
 		OMP_NUM_THREADS=1 $$python/python -m pytest -q -m browser || exit 1; done
 
-# The site of docs/, in out/site. Warnings are errors: a page, a link or an anchor that is missing.
+# Every test on every version of Paddle, with random examples of Hypothesis, and the wheel on every
+# version of Python. Takes hours.
+NIGHTLY := OMP_NUM_THREADS=1 PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
+	PADDLEQ_26_PYTHON=$(abspath .venv-2.6/bin/python)
+test-nightly: env env-2.6 env-3.3 lite-env
+	$(NIGHTLY) $(BIN)/python $(PYTEST) --hypothesis-profile=nightly \
+		-m "not paddle26 and not two_versions"
+	$(NIGHTLY) .venv-2.6/bin/python $(PYTEST) --hypothesis-profile=nightly \
+		-m "not needs_pir and not two_versions and not browser"
+	$(NIGHTLY) .venv-3.3/bin/python $(PYTEST) --hypothesis-profile=nightly -m "not paddle26"
+	for version in $(PYTHONS); do $(MAKE) smoke PY=$$version || exit 1; done
+
+# The wheel in a new environment of Python $(PY): PTQ, export, three runtimes, the command line.
+PYTHONS := 3.9 3.10 3.12 3.13
+PY ?= 3.12
+wheel:
+	rm -rf out/wheel build
+	$(PYTHON) -m pip wheel -q --no-deps -w out/wheel .
+
+smoke: $(if $(wildcard out/wheel/*.whl),,wheel)
+	.ci/smoke $(PY)
+
+# The site of docs/, in out/site. Warnings, e.g. of a missing page, link or anchor, are errors.
 docs: .venv-docs/$(STAMP)
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build -q --strict
 
@@ -88,11 +116,14 @@ docs: .venv-docs/$(STAMP)
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	echo '*' > $(@D)/.gitignore
-	$(@D)/bin/python -m pip install -q -r requirements-docs.txt
+	$(@D)/bin/python -m pip install -q --no-compile -r requirements-docs.txt
 	touch $@
 
 lint: env
 	$(BIN)/ruff check .
+
+types: env
+	$(BIN)/basedpyright
 
 BENCHMARKS := bench_qat bench_fake_quantize bench_calibration bench_deploy \
 	bench_predictor bench_memory_llm bench_gptq
@@ -111,12 +142,12 @@ env-3.3: .venv-3.3/$(STAMP)
 .venv-2.6/$(STAMP): requirements-2.6.txt
 .venv-3.3/$(STAMP): requirements-3.3.txt
 
-# The requirements file is the prerequisite that only this one environment has.
-.venv/$(STAMP) .venv-2.6/$(STAMP) .venv-3.3/$(STAMP): requirements-test.txt setup.py
+# pip compiles no bytecode: Python compiles the modules that are imported, a fraction of all.
+.venv/$(STAMP) .venv-2.6/$(STAMP) .venv-3.3/$(STAMP): requirements-test.txt pyproject.toml
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	echo '*' > $(@D)/.gitignore
-	$(@D)/bin/python -m pip install -q -r $(filter-out requirements-test.txt setup.py,$^)
+	$(@D)/bin/python -m pip install -q --no-compile -r $(filter-out requirements-test.txt pyproject.toml,$^)
 	$(@D)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -124,19 +155,12 @@ env-3.3: .venv-3.3/$(STAMP)
 lite-env: .venv-lite/$(STAMP)
 
 .venv-lite/$(STAMP):
-	@if python3.7 -c '' 2>/dev/null; then python3.7 -m venv --clear $(@D); \
-	elif PYENV_VERSION=3.7.16 python3.7 -c '' 2>/dev/null; then \
-		PYENV_VERSION=3.7.16 python3.7 -m venv --clear $(@D); \
-	else \
-		echo "lite-env: no python3.7 here that runs, neither on PATH nor as pyenv's 3.7.16;" \
-			"paddlelite 2.12 has wheels for 3.6 and 3.7 only. Install one, e.g.:" \
-			"pyenv install 3.7.16" >&2; exit 1; \
-	fi
+	@.ci/venv 3.7 $(@D)
 	echo '*' > $(@D)/.gitignore
-	$(@D)/bin/python -m pip install -q numpy==1.21.6 paddlelite==2.12
+	$(@D)/bin/python -m pip install -q --no-compile numpy==1.21.6 paddlelite==2.12
 	touch $@
 
 clean:
-	rm -rf .venv .venv-2.6 .venv-3.3 .venv-docs .venv-lite out build dist paddleq.egg-info .pytest_cache \
+	rm -rf .venv .venv-* out build dist paddleq.egg-info .pytest_cache \
 		.ruff_cache .hypothesis .test-cache
 	find paddleq tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

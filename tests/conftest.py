@@ -1,4 +1,4 @@
-"""What all tests share. Helper modules beside this file are imported by their bare names."""
+"""Fixtures and settings of all tests. Modules of ``helpers`` are imported by their bare names."""
 
 import zlib  # noqa: F401  (before paddle: Paddle 2.6 brings zlib symbols that break a later import)
 
@@ -8,14 +8,16 @@ import pytest
 from hypothesis import settings
 from paddle_lite import Lite
 
-# The same examples on each run: a failure is a change of the code, not a draw of the dice.
-settings.register_profile("paddleq", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("paddleq")
+# "ci" draws the same examples in each run, so that a failure comes from a change of the code.
+# "nightly" (pytest --hypothesis-profile=nightly) explores.
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("nightly", deadline=None, max_examples=300, print_blob=True)
+settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Each test draws the same numbers whatever ran before it."""
+    """Make the random numbers of a test independent of the tests before it."""
     paddle.seed(2024)
     np.random.seed(2024)
 
@@ -39,7 +41,7 @@ class Digits:
         self.test = images[test], labels[test]
 
     def batches(self, size, count=None):
-        """The first ``count`` batches of training images, as tensors."""
+        """Return the first ``count`` batches of training images as tensors."""
         images = self.train[0]
         starts = range(0, len(images) - size + 1, size)
         return [paddle.to_tensor(images[i:i + size]) for i in list(starts)[:count]]
