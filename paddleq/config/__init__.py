@@ -1,6 +1,9 @@
-"""One language for all front doors: rules that map layers to policies."""
+"""Configuration of quantization: rules that assign a :class:`LayerConfig` to layers."""
 
-from .layer_config import LayerPolicy, NormFold, QuantizerConfig
-from .quant_config import QuantConfig
+from .layer_config import LayerConfig, NormFold, QuantizerConfig
+from .quant_config import QuantConfig, Rule
+from .scope import Scope
+from .skip_reason import SkipKind, SkipReason
 
-__all__ = ["LayerPolicy", "NormFold", "QuantConfig", "QuantizerConfig"]
+__all__ = ["LayerConfig", "NormFold", "QuantConfig", "QuantizerConfig", "Rule", "Scope",
+           "SkipKind", "SkipReason"]

@@ -64,8 +64,8 @@ class NormFold:
             and stop moving.
 
     Examples:
-        >>> from paddleq.config import LayerPolicy, NormFold
-        >>> LayerPolicy(norm_fold=NormFold(one_conv=False, freeze_at=1000)).norm_fold.one_conv
+        >>> from paddleq.config import LayerConfig, NormFold
+        >>> LayerConfig(norm_fold=NormFold(one_conv=False, freeze_at=1000)).norm_fold.one_conv
         False
     """
 
@@ -74,7 +74,7 @@ class NormFold:
 
 
 @dataclass(frozen=True)
-class LayerPolicy:
+class LayerConfig:
     """What is to be done to the weights and the inputs of a layer.
 
     Args:
@@ -88,9 +88,9 @@ class LayerPolicy:
         norm_fold: a :class:`NormFold`, or None to compute a batch norm as the layer that it is.
 
     Examples:
-        >>> from paddleq.config import LayerPolicy, QuantizerConfig
+        >>> from paddleq.config import LayerConfig, QuantizerConfig
         >>> from paddleq.observers import CurrentAbsMaxObserver
-        >>> LayerPolicy(weight=QuantizerConfig(CurrentAbsMaxObserver)).activation is None
+        >>> LayerConfig(weight=QuantizerConfig(CurrentAbsMaxObserver)).activation is None
         True
     """
 

@@ -1,103 +1,78 @@
-"""Which policy a layer gets: ordered rules, the last that matches wins."""
+"""Rules that assign a configuration to the layers of a model."""
 
-import logging
-import re
-from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from .._checks import hint, wrong_type
-from ..errors import ConfigError
-from .layer_config import LayerPolicy
+from paddle import nn
 
-_logger = logging.getLogger("paddleq")
+from .layer_config import LayerConfig
+from .scope import Scope
 
 
-@dataclass
-class _Rule:
-    kind: str  # "type", "name" or "pattern"
-    key: object
-    policy: Optional[LayerPolicy]
-    required: bool
-    matched: bool = False
+class Rule(NamedTuple):
+    """The rule that decided about a layer.
 
-    def matches(self, name, layer):
-        if self.kind == "type":
-            return self.key is type(layer) or (
-                isinstance(layer, self.key) and type(layer).forward is self.key.forward)
-        if self.kind == "name":
-            return name == self.key
-        return re.search(self.key, name) is not None
+    Attributes:
+        config: the :class:`LayerConfig`, or None to leave the layer float.
+        entry: the entry of the rule's scope, such as "pattern 'head$'".
+    """
 
-    def __str__(self):
-        key = self.key.__name__ if self.kind == "type" else repr(self.key)
-        return f"{self.kind} {key}"
+    config: Optional[LayerConfig]
+    entry: str
 
 
 class QuantConfig:
-    """Ordered rules from layers to policies.
+    """Ordered rules that assign a :class:`LayerConfig` to layers.
 
-    Rules are looked at in the order in which they were added; the last that matches decides.
-    So a general rule comes first and its exceptions after it.
+    The last rule that matches a layer decides, so general rules come before their exceptions.
+
+    Attributes:
+        rules: list of (:class:`Scope`, :class:`LayerConfig` or None), in their order.
 
     Examples:
         >>> import paddle
-        >>> from paddleq.config import LayerPolicy, QuantConfig
+        >>> from paddleq.config import LayerConfig, QuantConfig
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.Linear(2, 2))
         >>> config = QuantConfig()
-        >>> config.add_type(paddle.nn.Linear, LayerPolicy())
-        >>> config.add_pattern(r"head$", None)
-        >>> config.resolve("block.fc", paddle.nn.Linear(2, 2))[1]
-        'type Linear'
-        >>> config.resolve("head", paddle.nn.Linear(2, 2))
-        (None, "excluded by pattern 'head$'")
+        >>> config.add_type(paddle.nn.Linear, LayerConfig())
+        >>> config.add_pattern("^1$", None)
+        >>> {name: rule.entry for name, rule in config.resolve(net).items()}
+        {'0': 'type Linear', '1': "pattern '^1$'"}
     """
 
-    def __init__(self):
-        self.rules = []
+    def __init__(self) -> None:
+        self.rules: List[Tuple[Scope, Optional[LayerConfig]]] = []
 
-    def add_type(self, cls, policy):
-        """Give layers of class ``cls`` (or None: leave them alone) a policy."""
-        self.rules.append(_Rule("type", cls, policy, required=False))
+    def add(self, scope: Scope, config: Optional[LayerConfig]) -> None:
+        """Assign ``config`` to the layers of ``scope``; None leaves them float."""
+        self.rules.append((scope, config))
 
-    def add_name(self, name, policy):
-        """Give the layer with exactly this name a policy."""
-        self.rules.append(_Rule("name", name, policy, required=True))
+    def add_type(self, cls: type, config: Optional[LayerConfig]) -> None:
+        """Assign ``config`` to layers of class ``cls``. It is no error if there are none."""
+        self.add(Scope(types=[cls], required=False), config)
 
-    def add_pattern(self, pattern, policy):
-        """Give layers in whose name the regular expression is found a policy."""
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"pattern must be a regular expression, but is {pattern!r}: "
-                              f"{error}") from error
-        self.rules.append(_Rule("pattern", pattern, policy, required=True))
+    def add_name(self, name: str, config: Optional[LayerConfig]) -> None:
+        """Assign ``config`` to the layer ``name`` and all layers in it."""
+        self.add(Scope(names=[name]), config)
 
-    def exclude(self, what):
-        """Leave alone: a layer's name, a regular expression, a layer class, or a list of them."""
-        if what is None:
-            return
-        if not isinstance(what, (list, tuple, set)):
-            what = [what]
-        for entry in what:
-            if isinstance(entry, str):
-                self.add_pattern(entry, None)
-            elif isinstance(entry, type):
-                self.rules.append(_Rule("type", entry, None, required=True))
-            else:
-                raise wrong_type("skip", entry, "a name, a pattern or a layer class")
+    def add_pattern(self, pattern: str, config: Optional[LayerConfig]) -> None:
+        """Assign ``config`` to layers in whose name the regular expression is found."""
+        self.add(Scope(patterns=[pattern]), config)
 
-    def resolve(self, name, layer):
-        """(policy or None, which rule decided) for one layer."""
-        policy, reason = None, "no rule matches"
-        for rule in self.rules:
-            if rule.matches(name, layer):
-                rule.matched = True
-                policy = rule.policy
-                reason = str(rule) if policy is not None else f"excluded by {rule}"
-        return policy, reason
+    def exclude(self, entries: Any, model: nn.Layer, argument: str = "skip") -> None:
+        """Leave layers float: a name, a regular expression, a class or a list of them.
 
-    def check_matched(self, names):
-        """Raise for rules by name or pattern that met no layer: most likely a misspelling."""
-        for rule in self.rules:
-            if rule.required and not rule.matched:
-                near = hint(rule.key, list(names)) if isinstance(rule.key, str) else ""
-                raise ConfigError(f"the rule for {rule} matches no layer{near}")
+        See :meth:`Scope.parse`.
+        """
+        self.add(Scope.parse(entries, model, argument), None)
+
+    def resolve(self, model: nn.Layer) -> Dict[str, Rule]:
+        """Return layer name -> :class:`Rule` for every layer that a rule matches.
+
+        Raises:
+            ConfigError: an entry of a rule matches no layer; names the nearest.
+        """
+        decided: Dict[str, Rule] = {}
+        for scope, config in self.rules:
+            for name, entry in scope.find(model).items():
+                decided[name] = Rule(config, entry)
+        return decided

@@ -11,8 +11,8 @@ from .._paddle_compat import own_sublayers
 from ..errors import ModelError
 from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import DeployableLayer
-from ..nn.layer_types import has_own_forward, kind_of
 from ..nn.quantized_layer import LayerPlan, QuantizedLayer
+from .select import select
 
 _logger = logging.getLogger("paddleq")
 
@@ -47,30 +47,17 @@ def prepare(model, config, before=None):
         ConfigError: a rule by name or pattern matched no layer.
     """
     check_model(model)
-    plans, notes, shared, skipped = [], [], {}, set()
-    names = [name for name, _ in model.named_sublayers(include_self=True)]
-    for name, layer in model.named_sublayers(include_self=True):
-        parent = name.rpartition(".")[0] if name else None
-        if getattr(layer, "skip_quant", False) or (parent is not None and parent in skipped):
-            skipped.add(name)
-            notes.append((layer, "skip_quant is set"))
-            continue
-        policy, reason = config.resolve(name, layer)
-        kind = kind_of(layer)
-        if policy is None:
-            notes.append((layer, _why_left(layer, kind, reason)))
-        elif kind is None:
-            notes.append((layer, "its class is not registered; see paddleq.register_layer"))
-        else:
-            _check_dtype(name, layer, kind)
-            plans.append(LayerPlan(layer, policy, name, shared))
-            notes.append((layer, f"quantized by {reason}"))
-    config.check_matched(names)
-    if not plans:
+    selection, shared = select(model, config), {}
+    if not selection.selected:
         kinds = sorted({type(layer).__name__ for _, layer in model.named_sublayers(
             include_self=True) if not own_sublayers(layer)})
         raise ModelError("model has no layer to quantize under this configuration; "
                          f"its layers are of types {', '.join(kinds)}")
+    plans = [LayerPlan(each.layer, each.config, name, shared)
+             for name, each in selection.selected.items()]
+    layers = dict(model.named_sublayers(include_self=True))
+    notes = [(layers[name], str(reason)) for name, reason in selection.skipped.items()]
+    notes += [(each.layer, f"quantized by {each.entry}") for each in selection.selected.values()]
     for layer, _ in notes:
         layer.__dict__.pop("_paddleq_note", None)
     if before is not None:
@@ -90,13 +77,6 @@ def _remember_inputs(model, inputs):
     if paddle.in_dynamic_mode() and inputs and all(isinstance(x, paddle.Tensor) for x in inputs):
         model.__dict__["_paddleq_input_spec"] = [
             InputSpec([None, *x.shape[1:]], str(x.dtype).replace("paddle.", "")) for x in inputs]
-
-
-def _why_left(layer, kind, reason):
-    if kind is None and has_own_forward(layer):
-        return ("its class overrides forward, so its weights are not known to be used as "
-                "usual; see paddleq.register_layer")
-    return reason
 
 
 def _check_dtype(name, layer, kind):

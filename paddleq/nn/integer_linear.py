@@ -21,7 +21,7 @@ from .deployable import (
     spec_name,
 )
 from .linear_schemes import check_activation, check_weight, scale_shape
-from .linear_support import why_no_linear
+from .linear_support import linear_skip_reason
 
 _FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
            "dtype", "algorithm")
@@ -312,7 +312,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         """
         new = cls.from_description(description)
         what = f"a Linear from {new.in_features} to {new.out_features} features"
-        why = why_no_linear(layer)
+        why = linear_skip_reason(layer)
         if why:
             raise ModelError(f"it must be {what}, but is a {type(layer).__name__}: {why}")
         if list(layer.weight.shape) != [new.in_features, new.out_features]:

@@ -190,7 +190,7 @@ class LayerPlan:
 
     Args:
         layer: a float layer of a registered class.
-        policy: the :class:`~paddleq.config.LayerPolicy`.
+        policy: the :class:`~paddleq.config.LayerConfig`.
         name: the layer's name in the model, for messages.
         shared: dict from id of a parameter to the (quantizer, preprocess) it already has, so
             that layers that share a weight share its quantizer.

@@ -13,7 +13,7 @@ import paddle
 from .. import engine, export
 from ..analysis import report, sensitivity
 from ..checkpoint import save_checkpoint
-from ..config import LayerPolicy
+from ..config import LayerConfig
 from ..deploy import verify
 from ..engine.example_inputs import fuse_now_or_later
 from ..export.onnx import require_onnx, write_program
@@ -161,7 +161,7 @@ def quantized_by_ptq(recipe, net):
     ptq = PTQ(**given)
     classes = [cls for name, cls in known_classes().items()
                if name not in ("Embedding", "QuantizableFunction")]
-    rules = rules_for(classes, _policy(ptq, {}), None)
+    rules = rules_for(classes, _policy(ptq, {}))
     names = {name for name, _ in net.named_sublayers(include_self=True)}
     for number, rule in enumerate(quantize["rules"] or ()):
         policy = None if rule["skip"] else _policy(ptq, rule)
@@ -189,7 +189,7 @@ def quantized_by_ptq(recipe, net):
 def _policy(ptq, rule):
     weight = rule.get("weight_quantizer") or ptq.weight_quantizer
     activation = rule.get("activation_quantizer") or ptq.activation_quantizer
-    return LayerPolicy(weight=weight.weight(), activation=activation.activation())
+    return LayerConfig(weight=weight.weight(), activation=activation.activation())
 
 
 def sensitivities(recipe):

@@ -11,7 +11,7 @@ from paddle import nn
 
 import paddleq
 from paddleq import engine
-from paddleq.config import LayerPolicy, QuantConfig, QuantizerConfig
+from paddleq.config import LayerConfig, QuantConfig, QuantizerConfig
 from paddleq.engine import blocks_of, same_parameters
 from paddleq.fake_quant.delayed import DelayedFakeQuantize
 from paddleq.nn.block import BlockMember
@@ -283,8 +283,8 @@ def chain(first, second):
     net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
     weight = QuantizerConfig(CurrentAbsMaxObserver)
     config = QuantConfig()
-    config.add_name("0", LayerPolicy(weight, QuantizerConfig(AbsMaxObserver), output=first))
-    config.add_name("1", LayerPolicy(weight, second))
+    config.add_name("0", LayerConfig(weight, QuantizerConfig(AbsMaxObserver), output=first))
+    config.add_name("1", LayerConfig(weight, second))
     x = paddle.randn(ROW)
     engine.prepare(net, config)
     with engine.quantization_off(net):

@@ -208,7 +208,7 @@ def test_qat_says_its_configuration_and_hooks(tmp_path):
     assert said["method"] == "qat" and entry["onnx_format"] is False
     assert {key: said["config"][key] for key in config} == config
     assert said["weight_preprocess"] == "Own" and said["rules"] == [
-        {"pattern": "conv2", "skip": True}]
+        {"name": "conv2", "skip": True}]
     assert said["weight_quantize"] == {
         "name": "FakeQuantize", "observer": "MinMaxObserver", "dtype": "qint8",
         "qscheme": "per_tensor_symmetric"}

@@ -8,7 +8,7 @@ from ..._checks import wrong_type
 from ...errors import ModelError
 from ...nn import KVCache
 from ...nn.attention import takes_cache
-from ...nn.linear_support import why_no_linear
+from ...nn.linear_support import linear_skip_reason
 
 
 class NetworkHelper(abc.ABC):
@@ -91,7 +91,7 @@ class StackHelper(NetworkHelper):
 
 def is_linear(layer):
     """Whether this is a ``paddle.nn.Linear`` that computes as one."""
-    return not why_no_linear(layer)
+    return linear_skip_reason(layer) is None
 
 
 def _is_stack(layer):

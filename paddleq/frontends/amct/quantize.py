@@ -10,7 +10,7 @@ from ..._paddle_compat import own_sublayers
 from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
 from ...algorithms import own_loop as in_forward
 from ...errors import ModelError
-from ...nn.linear_support import why_no_linear
+from ...nn.linear_support import linear_skip_reason
 from .config import AmctConfig
 
 _logger = logging.getLogger("paddleq")
@@ -152,11 +152,11 @@ def _layers(model, config):
     for name, layer in model.named_sublayers(include_self=True):
         names.append(name)
         part = config.skipped_by(name)
-        why = why_no_linear(layer) or (part and f"skip_layers has {part!r}")
+        why = linear_skip_reason(layer) or (part and f"skip_layers has {part!r}")
         if not why:
             layers[name] = layer
         elif not own_sublayers(layer):
-            notes.append((layer, why))
+            notes.append((layer, str(why)))
     for part in config.skip_layers:
         if not any(part in name for name in names):
             _logger.warning("config['skip_layers'] has %r, which no layer's name contains", part)

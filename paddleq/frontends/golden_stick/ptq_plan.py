@@ -8,7 +8,7 @@ from paddle import nn
 from ..._paddle_compat import own_sublayers
 from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
 from ...errors import ModelError
-from ...nn.linear_support import why_no_linear
+from ...nn.linear_support import linear_skip_reason
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from .ptq_args import AWQConfig, GPTQQuantConfig, SmoothQuantConfig
 from .ptq_enums import QuantGranularity
@@ -43,10 +43,10 @@ def make_plan(network, helper, policies):
               for part in layer.sublayers(include_self=True)}
     names = []
     for name, layer in network.named_sublayers(include_self=True):
-        why = why_no_linear(layer)
+        why = linear_skip_reason(layer)
         if why:
             if isinstance(layer, nn.Linear) or not own_sublayers(layer):
-                plan.left[name] = why
+                plan.left[name] = str(why)
             continue
         names.append(name)
         config, why = policies.of(name)

@@ -8,7 +8,7 @@ from paddle import nn
 from ... import engine
 from ..._checks import wrong_type, wrong_value
 from ...checkpoint import load_state, read_state
-from ...config import LayerPolicy, NormFold, QuantConfig, QuantizerConfig
+from ...config import LayerConfig, NormFold, QuantConfig, QuantizerConfig
 from ...engine.example_inputs import look_now_or_later, pending
 from ...errors import ModelError
 from ...fake_quant.delayed import DelayedFakeQuantize
@@ -338,7 +338,7 @@ def _rules(config):
     fold = NormFold(config.one_conv_fold, config.freeze_bn) if config.bn_fold else None
     rules = QuantConfig()
     for cls in (*PRODUCERS, QuantizableFunction):
-        rules.add_type(cls, LayerPolicy(weight, activation, output=activation, norm_fold=fold))
+        rules.add_type(cls, LayerConfig(weight, activation, output=activation, norm_fold=fold))
     return rules
 
 

@@ -7,13 +7,13 @@ from paddle import nn
 from ... import engine, export
 from ..._checks import check_bool, check_known_keys, hint, wrong_type
 from ...analysis.accuracy import AccuracySearch
-from ...config import LayerPolicy
+from ...config import LayerConfig, Scope
 from ...engine.example_inputs import fuse_now_or_later
 from ...errors import ConfigError
 from ...nn.layer_types import known_classes
 from ...nn.quantizable_function import QuantizableFunction
 from .quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from .shared import layer_classes, rules_for, said_of_skip
+from .shared import layer_classes, rules_for, skip_rules
 
 
 class PTQ:
@@ -59,8 +59,8 @@ class PTQ:
                 ``fuse=True``: all pairs that the data shows to be such.
             inputs: example inputs (a tensor, a list of arguments or a dict) to find the pairs
                 with. Without them they are found on the first calibration batch.
-            skip: layers to leave alone: a name, a regular expression, a layer class, or a list
-                of them.
+            skip: layers to leave float: a layer's name (the layer and all layers in it), a
+                regular expression searched in all names, a layer class, or a list of them.
             quantizable_layer_type: layer classes or their names. Default: all registered ones
                 but Embedding.
 
@@ -74,6 +74,7 @@ class PTQ:
         check_bool("inplace", inplace)
         check_bool("fuse", fuse)
         engine.check_model(model)
+        scope = Scope.parse(skip, model)
         if fuse_list is not None and not fuse:
             raise ConfigError("fuse_list has an effect with fuse=True only, but fuse is False")
         if quantizable_layer_type is None:
@@ -81,17 +82,17 @@ class PTQ:
                        if cls not in (nn.Embedding, QuantizableFunction)]
         else:
             classes = layer_classes("quantizable_layer_type", quantizable_layer_type)
-        policy = LayerPolicy(weight=self.weight_quantizer.weight(),
+        policy = LayerConfig(weight=self.weight_quantizer.weight(),
                              activation=self.activation_quantizer.activation())
         model = model if inplace else engine.copy_of(model)
-        engine.prepare(model, rules_for(classes, policy, skip),
+        engine.prepare(model, rules_for(classes, policy, scope),
                        (lambda: fuse_now_or_later(model, inputs, fuse_list)) if fuse else None)
         model.eval()
         engine.set_state(model, "calibration")
         engine.say_method(
             model, "ptq", activation_quantizer=self.activation_quantizer.said(),
             weight_quantizer=self.weight_quantizer.said(), fuse=fuse, fuse_list=fuse_list,
-            rules=said_of_skip(skip), quantizable_layer_type=quantizable_layer_type)
+            rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type)
         return model
 
     def calibrate(self, model, loader, batch_num=None):

@@ -14,7 +14,7 @@ from ..._checks import (
     wrong_type,
     wrong_value,
 )
-from ...config import LayerPolicy, QuantizerConfig
+from ...config import LayerConfig, QuantizerConfig, Scope
 from ...engine.example_inputs import fuse_now_or_later
 from ...fake_quant import LSQ, PACT, LSQPlus
 from ...observers import (
@@ -24,7 +24,7 @@ from ...observers import (
     RangeAbsMaxObserver,
 )
 from ...spec import PerChannel, PerTensor, QuantSpec
-from .shared import layer_classes, rules_for, said_of_skip
+from .shared import layer_classes, rules_for, skip_rules
 
 _LEARNED = {"lsq": LSQ, "lsq_plus": LSQPlus}
 _ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max", *_LEARNED)
@@ -114,7 +114,7 @@ class QAT:
         weight, activation = _qat_quantizers(self.config)
         weight, weight_quantize = _learned(weight, weight_quantize, weight=True)
         activation, act_quantize = _learned(activation, act_quantize, weight=False)
-        self._policy = LayerPolicy(
+        self._policy = LayerConfig(
             weight=weight, activation=activation,
             weight_preprocess=weight_preprocess or types[self.config["weight_preprocess_type"]],
             activation_preprocess=(
@@ -130,8 +130,9 @@ class QAT:
             inputs: example inputs (a tensor, a list of arguments or a dict), with which
                 ``fuse_conv_bn`` looks at what the model does. Without them it looks at the
                 first batch.
-            skip: layers to leave alone: a name, a regular expression, a layer class, or a list
-                of them. ``layer.skip_quant = True`` does the same for a layer and all in it.
+            skip: layers to leave float: a layer's name (the layer and all layers in it), a
+                regular expression searched in all names, a layer class, or a list of them.
+                ``layer.skip_quant = True`` skips a layer and all layers in it as well.
 
         Returns:
             The quantized model.
@@ -143,11 +144,12 @@ class QAT:
         """
         check_bool("inplace", inplace)
         engine.check_model(model)
+        scope = Scope.parse(skip, model)
         model = model if inplace else engine.copy_of(model)
         fuse = (lambda: fuse_now_or_later(model, inputs)) if self.config["fuse_conv_bn"] else None
         engine.prepare(
-            model, rules_for(self.config["quantizable_layer_type"], self._policy, skip), fuse)
-        engine.say_method(model, "qat", config=self.config, rules=said_of_skip(skip),
+            model, rules_for(self.config["quantizable_layer_type"], self._policy, scope), fuse)
+        engine.say_method(model, "qat", config=self.config, rules=skip_rules(scope),
                           **self._hooks)
         return model
 

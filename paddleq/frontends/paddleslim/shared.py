@@ -1,16 +1,26 @@
-"""What QAT and PTQ do alike before the engine starts: which layers, and of which model."""
+"""Parsing of arguments that ``QAT`` and ``PTQ`` share."""
+
+from typing import Any, List, Optional, Sequence
 
 from paddle import nn
 
 from ..._checks import hint, wrong_type
-from ...config import QuantConfig
+from ...config import LayerConfig, QuantConfig, Scope
 from ...errors import ConfigError
 from ...nn.layer_types import known_classes
 from ...nn.quantizable_function import QuantizableFunction
 
 
-def layer_classes(name, value):
-    """The layer classes that a list of classes or of their names stands for."""
+def layer_classes(name: str, value: Any) -> List[type]:
+    """Return the registered layer classes of a list of classes or of their names.
+
+    Args:
+        name: name of the argument for messages.
+        value: the list.
+
+    Raises:
+        ConfigError, ConfigTypeError: an entry is not registered or of another type.
+    """
     if not isinstance(value, (list, tuple)):
         raise wrong_type(name, value, "a list of layer classes or their names")
     known, classes = known_classes(), []
@@ -22,25 +32,31 @@ def layer_classes(name, value):
             classes.append(known[entry])
         elif isinstance(entry, type) and issubclass(entry, nn.Layer):
             if entry not in known.values():
-                raise ConfigError(f"{name}: {entry.__name__} is not registered; tell how it is "
-                                  "quantized with paddleq.register_layer")
+                raise ConfigError(f"{name}: {entry.__name__} is not registered; register it "
+                                  "with paddleq.register_layer")
             classes.append(entry)
         else:
             raise wrong_type(name, entry, "a list of layer classes or their names")
     return classes
 
 
-def rules_for(classes, policy, skip):
-    """One policy for the layers of these classes, and for QuantizableFunction always."""
+def rules_for(classes: Sequence[type], config: LayerConfig, skip: Scope = Scope()) -> QuantConfig:
+    """Return the rules of one configuration for these classes and for QuantizableFunction.
+
+    Args:
+        classes: registered layer classes.
+        config: their :class:`~paddleq.config.LayerConfig`.
+        skip: layers to leave float.
+    """
     rules = QuantConfig()
     for cls in [*classes, QuantizableFunction]:
-        rules.add_type(cls, policy)
-    rules.exclude(skip)
+        rules.add_type(cls, config)
+    rules.add(skip, None)
     return rules
 
 
-def said_of_skip(skip):
-    """``skip`` as the ``rules`` of a recipe; None where nothing is skipped."""
-    entries = skip if isinstance(skip, (list, tuple, set)) else [] if skip is None else [skip]
-    return [{"pattern": each, "skip": True} if isinstance(each, str) else
-            {"type": each.__name__, "skip": True} for each in entries] or None
+def skip_rules(skip: Scope) -> Optional[List[dict]]:
+    """Return the ``rules`` of a recipe that skip the layers of a scope; None if it is empty."""
+    return [*({"name": name, "skip": True} for name in skip.names),
+            *({"pattern": pattern, "skip": True} for pattern in skip.patterns),
+            *({"type": cls.__name__, "skip": True} for cls in skip.types)] or None

@@ -1,0 +1,132 @@
+"""Selection of layers by name, regular expression or class."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, Tuple
+
+from paddle import nn
+
+from .._checks import hint, wrong_type
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Layers of a model, by name, regular expression or class.
+
+    Args:
+        names: names in ``model.named_sublayers()``. A name means that layer and all layers in it.
+        patterns: regular expressions, searched in the name of each layer.
+        types: layer classes. A subclass counts unless it overrides ``forward``.
+        contents: include the layers inside those of ``types``. Default False.
+        required: raise for an entry that matches no layer. Default True.
+
+    Raises:
+        ConfigTypeError: an entry is of another type.
+        ConfigError: a pattern is not a regular expression.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.config import Scope
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.ReLU())
+        >>> Scope(patterns=["^1"]).find(net)
+        {'1': "pattern '^1'"}
+        >>> Scope(names=["10"]).find(net)
+        Traceback (most recent call last):
+            ...
+        paddleq.errors.ConfigError: the rule for name '10' matches no layer (did you mean '1'?)
+    """
+
+    names: Tuple[str, ...] = ()
+    patterns: Tuple[str, ...] = ()
+    types: Tuple[type, ...] = ()
+    contents: bool = False
+    required: bool = True
+
+    def __post_init__(self) -> None:
+        for field, kind, expected in (("names", str, "names of layers"),
+                                      ("patterns", str, "regular expressions"),
+                                      ("types", type, "layer classes")):
+            entries = getattr(self, field)
+            if not isinstance(entries, (list, tuple)) or not all(
+                    isinstance(entry, kind) for entry in entries):
+                raise wrong_type(field, entries, f"a list of {expected}")
+            object.__setattr__(self, field, tuple(entries))
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"pattern must be a regular expression, but is {pattern!r}: "
+                                  f"{error}") from error
+
+    @classmethod
+    def parse(cls, entries: Any, model: nn.Layer, argument: str = "skip") -> "Scope":
+        """Return the scope of a front end's ``skip`` argument.
+
+        A string that is the name of a layer of ``model`` means that layer and all layers in it;
+        other strings are regular expressions.
+
+        Args:
+            entries: a name, a regular expression, a layer class, a list of them, or None.
+            model: the model that the names refer to.
+            argument: name of the argument for messages.
+
+        Raises:
+            ConfigTypeError, ConfigError: an entry is none of these.
+        """
+        if entries is None:
+            return cls()
+        if not isinstance(entries, (list, tuple, set, frozenset)):
+            entries = [entries]
+        known = {name for name, _ in model.named_sublayers(include_self=True)}
+        for entry in entries:
+            if not isinstance(entry, (str, type)):
+                raise wrong_type(argument, entry, "a name, a pattern or a layer class")
+        texts = [entry for entry in entries if isinstance(entry, str)]
+        return cls(names=[text for text in texts if text in known],
+                   patterns=[text for text in texts if text not in known],
+                   types=[entry for entry in entries if isinstance(entry, type)], contents=True)
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.patterns or self.types)
+
+    def find(self, model: nn.Layer) -> Dict[str, str]:
+        """Return layer name -> the entry that matches it, such as "pattern '^1'".
+
+        Raises:
+            ConfigError: ``required`` is set and an entry matches no layer; names the nearest.
+        """
+        layers = dict(model.named_sublayers(include_self=True))
+        found: Dict[str, str] = {}
+        for text, key, matches, contents in self._entries():
+            names = [name for name, layer in layers.items() if matches(name, layer)]
+            if self.required and not names:
+                near = hint(key, list(layers)) if isinstance(key, str) else ""
+                raise ConfigError(f"the rule for {text} matches no layer{near}")
+            if contents:
+                names = [name for name in layers if not set(names).isdisjoint(_path(name))]
+            for name in names:
+                found.setdefault(name, text)
+        return found
+
+    def _entries(self) -> Iterator[tuple]:
+        """(text for messages, key, predicate of a name and a layer, include contents)."""
+        for key in self.names:
+            yield f"name {key!r}", key, lambda name, _, key=key: name == key, True
+        for key in self.patterns:
+            yield (f"pattern {key!r}", key,
+                   lambda name, _, key=key: re.search(key, name) is not None, False)
+        for key in self.types:
+            yield (f"type {key.__name__}", key,
+                   lambda _, layer, key=key: _is_of_type(layer, key), self.contents)
+
+
+def _path(name):
+    """The layer and those that it is in: ["", "a", "a.b"] of "a.b"."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
+
+
+def _is_of_type(layer, cls):
+    return cls is type(layer) or (
+        isinstance(layer, cls) and type(layer).forward is cls.forward)

@@ -1,0 +1,83 @@
+"""Selection of the layers to quantize, and the reasons for those that stay float."""
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Optional
+
+from paddle import nn
+
+from ..config import LayerConfig, QuantConfig, SkipKind, SkipReason
+from ..nn.layer_types import has_own_forward, kind_of
+
+
+@dataclass
+class SelectedLayer:
+    """A layer to quantize.
+
+    Attributes:
+        layer: the ``paddle.nn.Layer``.
+        config: its :class:`~paddleq.config.LayerConfig`.
+        entry: the entry of the rule that decided, such as "type Linear".
+    """
+
+    layer: Any
+    config: LayerConfig
+    entry: str
+
+
+@dataclass
+class Selection:
+    """Layers of a model, by name.
+
+    Attributes:
+        selected: name -> :class:`SelectedLayer`, in order of definition.
+        skipped: name -> :class:`SkipReason`, of all other layers.
+    """
+
+    selected: Dict[str, SelectedLayer] = field(default_factory=dict)
+    skipped: Dict[str, SkipReason] = field(default_factory=dict)
+
+
+def class_skip_reason(layer: nn.Layer) -> Optional[SkipReason]:
+    """Return the reason for which the layer's class cannot be quantized, or None if it can."""
+    if kind_of(layer) is not None:
+        return None
+    return SkipReason(SkipKind.OVERRIDES_FORWARD if has_own_forward(layer)
+                      else SkipKind.NOT_REGISTERED)
+
+
+def select(model: nn.Layer, config: QuantConfig,
+           reason_of: Callable[[nn.Layer], Optional[SkipReason]] = class_skip_reason,
+           ) -> Selection:
+    """Choose the layers of ``model`` to quantize.
+
+    A layer is skipped if ``skip_quant`` is set on it or on a layer that it is in, if no rule of
+    ``config`` matches, if the last rule that matches excludes it, or if ``reason_of`` returns a
+    reason.
+
+    Args:
+        model: a float ``paddle.nn.Layer``.
+        config: rules for its layers.
+        reason_of: returns a :class:`SkipReason` for layers that the caller does not support.
+
+    Raises:
+        ConfigError: an entry of a rule matches no layer.
+    """
+    found, rules, marked = Selection(), config.resolve(model), set()
+    for name, layer in model.named_sublayers(include_self=True):
+        if getattr(layer, "skip_quant", False) or (
+                name and name.rpartition(".")[0] in marked):
+            marked.add(name)
+            found.skipped[name] = SkipReason(SkipKind.SKIP_ATTRIBUTE)
+            continue
+        rule, unsupported = rules.get(name), reason_of(layer)
+        if unsupported is not None and (
+                (rule is not None and rule.config is not None)
+                or unsupported.kind is not SkipKind.NOT_REGISTERED):
+            found.skipped[name] = unsupported
+        elif rule is None:
+            found.skipped[name] = SkipReason(SkipKind.NO_RULE)
+        elif rule.config is None:
+            found.skipped[name] = SkipReason(SkipKind.EXCLUDED, rule.entry)
+        else:
+            found.selected[name] = SelectedLayer(layer, rule.config, rule.entry)
+    return found
