@@ -43,7 +43,7 @@ def prepare(model, config, before=None):
         The model itself.
 
     Raises:
-        ModelError: already quantized, half-precision weights, or nothing to quantize.
+        ModelError: already quantized, weights that are not float32, or nothing to quantize.
         ConfigError: a rule by name or pattern matched no layer.
     """
     check_model(model)
@@ -77,14 +77,3 @@ def _remember_inputs(model, inputs):
     if paddle.in_dynamic_mode() and inputs and all(isinstance(x, paddle.Tensor) for x in inputs):
         model.__dict__["_paddleq_input_spec"] = [
             InputSpec([None, *x.shape[1:]], str(x.dtype).replace("paddle.", "")) for x in inputs]
-
-
-def _check_dtype(name, layer, kind):
-    for weight in kind.weights:
-        dtype = getattr(layer, weight).dtype
-        if dtype not in (paddle.float32, paddle.float64):
-            text = str(dtype).replace("paddle.", "")
-            raise ModelError(
-                f"the weights of a model to quantize must be float32, but {name}.{weight} is "
-                f"{text}; call model.to(dtype='float32') first (paddle.amp.auto_cast O1 keeps "
-                "float32 weights and works with quantization)")

@@ -1,11 +1,12 @@
 """Selection of the layers to quantize, and the reasons for those that stay float."""
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Sequence
 
 from paddle import nn
 
 from ..config import LayerConfig, QuantConfig, SkipKind, SkipReason
+from ..errors import ModelError
 from ..nn.layer_types import has_own_forward, kind_of
 
 
@@ -47,7 +48,7 @@ def class_skip_reason(layer: nn.Layer) -> Optional[SkipReason]:
 
 def select(model: nn.Layer, config: QuantConfig,
            reason_of: Callable[[nn.Layer], Optional[SkipReason]] = class_skip_reason,
-           ) -> Selection:
+           dtypes: Sequence[str] = ("float32",)) -> Selection:
     """Choose the layers of ``model`` to quantize.
 
     A layer is skipped if ``skip_quant`` is set on it or on a layer that it is in, if no rule of
@@ -58,9 +59,11 @@ def select(model: nn.Layer, config: QuantConfig,
         model: a float ``paddle.nn.Layer``.
         config: rules for its layers.
         reason_of: returns a :class:`SkipReason` for layers that the caller does not support.
+        dtypes: data types that the weights of selected layers may have.
 
     Raises:
         ConfigError: an entry of a rule matches no layer.
+        ModelError: a weight of a selected layer has another data type; names it.
     """
     found, rules, marked = Selection(), config.resolve(model), set()
     for name, layer in model.named_sublayers(include_self=True):
@@ -79,5 +82,16 @@ def select(model: nn.Layer, config: QuantConfig,
         elif rule.config is None:
             found.skipped[name] = SkipReason(SkipKind.EXCLUDED, rule.entry)
         else:
+            _check_dtype(name, layer, dtypes)
             found.selected[name] = SelectedLayer(layer, rule.config, rule.entry)
     return found
+
+
+def _check_dtype(name, layer, dtypes):
+    for weight in kind_of(layer).weights:
+        dtype = str(getattr(layer, weight).dtype).replace("paddle.", "")
+        if dtype not in dtypes:
+            raise ModelError(
+                f"the weights of a model to quantize must be {' or '.join(dtypes)}, but "
+                f"{name or '(model)'}.{weight} is {dtype}; call model.to(dtype='float32') first "
+                "(paddle.amp.auto_cast O1 keeps float32 weights and works with quantization)")

@@ -281,10 +281,12 @@ def snapshot(model):
             [(key, value.numpy().tobytes()) for key, value in model.state_dict().items()])
 
 
-def half_precision():
-    model = cnn()
-    model[4].to(dtype="float16")
-    return model
+def with_dtype(dtype):
+    def make():
+        model = cnn()
+        model[4].to(dtype=dtype)
+        return model
+    return make
 
 
 def relu_only():
@@ -305,9 +307,9 @@ def ptq_on(**kwargs):
 
 # (name, model, what is called on it, error, what the message contains)
 REFUSED = [
-    ("QAT half precision", half_precision, qat_on(), ModelError,
-     ["4.weight", "float16", "float32"]),
-    ("PTQ half precision", half_precision, ptq_on(), ModelError, ["4.weight", "float16"]),
+    *[(f"{quantize.__name__} {dtype}", with_dtype(dtype), quantize(), ModelError,
+       ["4.weight", dtype, "float32"])
+      for quantize in (qat_on, ptq_on) for dtype in ("float16", "float64")],
     ("nothing to quantize", relu_only, qat_on(), ModelError, ["no layer", "ReLU", "Flatten"]),
     ("PTQ nothing to quantize", relu_only, ptq_on(), ModelError, ["no layer", "ReLU"]),
     ("no layer types", cnn, lambda m: QAT({"quantizable_layer_type": []}).quantize(m),
