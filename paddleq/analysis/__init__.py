@@ -1,4 +1,4 @@
-"""What quantization does to a model: errors, sensitivities, pictures, a search within a drop."""
+"""Analysis of quantized models: layer errors, sensitivity, reports, accuracy-aware fallback."""
 
 from .accuracy import AccuracyReport, keep_accuracy
 from .layer_errors import LayerError, LayerErrors, layer_errors

@@ -1,33 +1,35 @@
-"""Which layers to leave float so that a metric stays within a stated drop."""
+"""Accuracy-aware quantization: restore sensitive layers until a metric is good enough."""
 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Dict, List, Tuple
+from typing import Callable, Dict, Iterable, List, Tuple
+
+from paddle import nn
 
 from .._checks import check_float, check_int, wrong_type, wrong_value
 from .._text import table
 from ..engine import check_can_leave, leave_float, quantized_layers, quantizing_only
 from ..errors import AccuracyError
-from .check_deployable import check_simulates
-from .sensitivity import ask, sensitivity
+from .layer_results import check_calibrated
+from .sensitivity import evaluate_metric, sensitivity
 
 _logger = logging.getLogger("paddleq")
 
 
 @dataclass
 class AccuracyReport:
-    """What it took to stay within a stated drop of a metric.
+    """Result of :func:`keep_accuracy`.
 
     Attributes:
-        max_drop: the drop that was allowed.
-        float_metric: of the model without quantization.
-        quantized_metric: with all layers quantized.
-        metric: of the model as it was left.
+        max_drop: allowed drop of the metric.
+        float_metric: metric of the model without quantization.
+        quantized_metric: metric with all layers quantized.
+        metric: metric of the resulting model.
         layers: number of layers that were quantized at first.
-        left_float: names of those that were made float again, worst first, each with the SQNR in
-            dB that the model's output has when it alone is quantized.
-        trials: for each question to the metric, how many layers were float, and its answer.
+        left_float: names of the layers that were restored to float, worst first, each with the
+            SQNR in dB of the output of the model when only this layer is quantized.
+        trials: (number of float layers, metric) of each evaluation.
 
     Examples:
         >>> from paddleq.analysis import AccuracyReport
@@ -46,24 +48,24 @@ class AccuracyReport:
     trials: List[Tuple[int, float]] = field(default_factory=list)
 
     @property
-    def drop(self):
-        """The float model's metric less that of the model as it was left."""
+    def drop(self) -> float:
+        """Metric of the float model minus that of the resulting model."""
         return self.float_metric - self.metric
 
     @property
-    def met(self):
-        """Whether the drop is within what was allowed."""
+    def met(self) -> bool:
+        """True if the drop is within the allowed one."""
         return self.passes(self.metric)
 
-    def passes(self, metric):
-        """Whether the metric may be this low."""
-        # 0.98 - 0.97 is a hair more than 0.01.
-        hair = 1e-9 * max(abs(self.float_metric), abs(metric))
-        return self.float_metric - metric <= self.max_drop + hair
+    def passes(self, metric: float) -> bool:
+        """Return True if ``metric`` is within the allowed drop."""
+        # In floating point 0.98 - 0.97 is slightly more than 0.01.
+        tolerance = 1e-9 * max(abs(self.float_metric), abs(metric))
+        return self.float_metric - metric <= self.max_drop + tolerance
 
     @property
-    def evaluations(self):
-        """How often the metric was asked."""
+    def evaluations(self) -> int:
+        """Number of evaluations of the metric."""
         return len(self.trials)
 
     def __str__(self):
@@ -72,41 +74,42 @@ class AccuracyReport:
                  f"{self.float_metric - self.quantized_metric:.6g}"),
                 (f"{len(self.left_float)} of {self.layers} layers float", f"{self.metric:.6g}",
                  f"{self.drop:.6g} ({self.max_drop:.6g} allowed)")]
-        lines = [table(rows), f"the metric was asked {self.evaluations} times"]
+        lines = [table(rows), f"evaluations of the metric: {self.evaluations}"]
         lines += [f"left float: {name} ({sqnr:.1f} dB alone)"
                   for name, sqnr in self.left_float.items()]
         return "\n".join(lines)
 
 
-def keep_accuracy(model, loader, metric, max_drop, max_float=1.0, ranking_batches=4,
-                  evaluations=30):
-    """Make layers of a quantized model float again, worst first, until a metric is good enough.
+def keep_accuracy(model: nn.Layer, data: Iterable, metric: Callable[[nn.Layer], float],
+                  max_drop: float, max_float: float = 1.0, ranking_batches: int = 4,
+                  evaluations: int = 30) -> AccuracyReport:
+    """Restore layers of a quantized model to float, worst first, until a metric is good enough.
 
-    Layers are ranked by :func:`~paddleq.analysis.sensitivity` on a few batches, without asking the
-    metric. It is asked with the first 1, 2, 4, 8... of the ranking float until it passes; bisection
-    finds the smallest number; each of these layers is then tried quantized again, the least
-    sensitive first. At last the model that was really changed is asked.
+    Layers are ranked by :func:`~paddleq.analysis.sensitivity` on a few batches, without the
+    metric. The metric is evaluated with the first 1, 2, 4, 8... layers of the ranking in float
+    until it passes; bisection finds the smallest number. Each of these layers is then quantized
+    again as a trial, the least sensitive one first. Finally the changed model is evaluated.
 
     Args:
-        model: a quantized model with its scales, changed in place: the layers become float ones,
-            in simulation, summary and export. What it computes without quantizers is what it is
-            compared with.
-        loader: an iterable of batches, as for :func:`paddleq.calibrate`.
-        metric: called as ``metric(model)`` in evaluation mode; returns a number, larger is better.
-        max_drop: how much less than the float model's the metric may be, in the metric's unit.
-        max_float: the share of the quantized layers that may be made float, in (0, 1]. One layer
-            at least stays quantized. Default 1.
+        model: quantized model with its scales, changed in place: the layers become float in
+            simulation, summary and export. The reference is the model without its quantizers.
+        data: iterable of batches, as for :func:`paddleq.calibrate`.
+        metric: function ``metric(model)`` that returns a number, larger is better. It receives the
+            model in evaluation mode.
+        max_drop: allowed drop from the metric of the float model, in the unit of the metric.
+        max_float: share of the quantized layers that may be restored to float, in (0, 1]. At least
+            one layer stays quantized. Default 1.
         ranking_batches: number of batches for the ranking. Default 4.
-        evaluations: try no more layers quantized again once the metric was asked this often (the
-            search before that needs 3 + 2 * log2 of the number of layers at most). Default 30.
+        evaluations: number of evaluations after which no further trial is made. The search before
+            the trials needs at most 3 + 2 * log2(number of layers). Default 30.
 
     Returns:
-        :class:`AccuracyReport`. It is logged as well.
+        :class:`AccuracyReport`, which is logged as well.
 
     Raises:
-        AccuracyError: the drop was not met; says how near it came. The model is left as it was
-            (unless the metric gives another number each time).
-        ModelError: a layer is quantized as one with those after it, and cannot be left float.
+        AccuracyError: the drop was not met; the error states the best result. The model is
+            unchanged, unless the metric is not deterministic.
+        ModelError: a layer is quantized together with those after it and cannot be restored.
         CalibrationError, NonFiniteError, ConfigError, ConfigTypeError: see
             :func:`~paddleq.analysis.sensitivity`.
 
@@ -125,53 +128,53 @@ def keep_accuracy(model, loader, metric, max_drop, max_float=1.0, ranking_batche
         >>> list(report.left_float), report.met
         (['1'], True)
     """
-    return AccuracySearch(loader, metric, max_drop, max_float, ranking_batches,
+    return AccuracySearch(data, metric, max_drop, max_float, ranking_batches,
                           evaluations).run(model)
 
 
 class AccuracySearch:
-    """:func:`keep_accuracy`, its arguments checked before there is a model."""
+    """Implementation of :func:`keep_accuracy` that checks its arguments without a model."""
 
-    def __init__(self, loader, metric, max_drop, max_float=1.0, ranking_batches=4,
+    def __init__(self, data, metric, max_drop, max_float=1.0, ranking_batches=4,
                  evaluations=30):
-        if isinstance(loader, Iterator):
-            raise wrong_value("loader", loader, "something that can be iterated again, such as a "
+        if isinstance(data, Iterator):
+            raise wrong_value("data", data, "an iterable that can be iterated again, such as a "
                               "list of batches or a DataLoader")
         if not callable(metric):
             raise wrong_type("metric", metric, "a function of the model")
-        self.loader, self.metric = loader, metric
+        self.data, self.metric = data, metric
         self.max_drop = check_float("max_drop", max_drop, 0.0, float("inf"), open_high=True)
         self.max_float = check_float("max_float", max_float, 0.0, 1.0, open_low=True)
         self.ranking_batches = check_int("ranking_batches", ranking_batches, 1)
         self.evaluations = check_int("evaluations", evaluations, 1)
 
-    def run(self, model):
-        """Search, and change ``model``."""
-        check_simulates(model)
+    def run(self, model: nn.Layer) -> AccuracyReport:
+        """Search the layers to restore and restore them in ``model``."""
+        check_calibrated(model)
         self.names = [name for name, _ in quantized_layers(model)]
         check_can_leave(model, self.names)
         self.model, self.trials = model, []
-        float_metric = self._ask(self.names)
-        everything = self._ask(())
-        self.report = AccuracyReport(self.max_drop, float_metric, everything, everything,
-                                     len(self.names), trials=self.trials)
+        float_metric = self._evaluate(self.names)
+        quantized_metric = self._evaluate(())
+        self.report = AccuracyReport(self.max_drop, float_metric, quantized_metric,
+                                     quantized_metric, len(self.names), trials=self.trials)
         if not self.report.met:
             self._leave(self._search())
         _logger.info("%s", self.report)
         return self.report
 
-    def _ask(self, left):
+    def _evaluate(self, left):
         with quantizing_only(self.model, [name for name in self.names if name not in left]):
-            value = ask(self.metric, self.model)
+            value = evaluate_metric(self.metric, self.model)
         self.trials.append((len(left), value))
         return value
 
     def _passes(self, left):
-        self.report.metric = self._ask(left)
+        self.report.metric = self._evaluate(left)
         return self.report.met
 
     def _rank(self):
-        ranking = sensitivity(self.model, self.loader, batch_num=self.ranking_batches).ranking()
+        ranking = sensitivity(self.model, self.data, num_batches=self.ranking_batches).ranking()
         self.sqnr = {row.name: row.sqnr for row in ranking}
         return list(self.sqnr)
 
@@ -200,7 +203,7 @@ class AccuracySearch:
         drop = (f"a drop of {report.drop:.6g} from the float model's {report.float_metric:.6g}, "
                 f"where {self.max_drop:.6g} is allowed")
         raise AccuracyError(
-            f"with {len(left)} of {report.layers} layers float, as many as may be, the metric is "
+            f"with {len(left)} of {report.layers} layers float, the allowed number, the metric is "
             f"{report.metric:.6g}: {drop}; allow a larger max_drop or max_float, calibrate on "
             "more data, or train with QAT", report)
 
@@ -210,9 +213,10 @@ class AccuracySearch:
         leave_float(self.model, {
             name: f"left float by quantize_with_accuracy: {sqnr:.1f} dB alone"
             for name, sqnr in report.left_float.items()})
-        report.metric = ask(self.metric, self.model)
+        report.metric = evaluate_metric(self.metric, self.model)
         self.trials.append((len(left), report.metric))
         if not report.met:
             raise AccuracyError(
-                f"the metric said another number for the same model, {report.metric:.6g}, than "
-                "during the search; make it deterministic, or average it over more data", report)
+                f"the metric of the same model is {report.metric:.6g} now, which differs from its "
+                "value during the search; make the metric deterministic, or average it over more "
+                "data", report)

@@ -1,8 +1,8 @@
-"""How the values are distributed that quantizers meet, and what they clip of them."""
+"""Distributions of the inputs of quantizers, and the share of values that they clip."""
 
 import math
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import paddle
@@ -13,32 +13,33 @@ from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import representable_range
 from ..nn.quantized_layer import quantizer_name, slot_name
-from .scale_history import part_of, qparams_now
+from .scale_history import current_qparams, split_quantizer_name
 from .sqnr import tensors_in
 
-BINS = 4096  # of a streamed histogram; a multiple of 4
+BINS = 4096  # of a streaming histogram, a multiple of 4
 
 
 class Histogram:
-    """Counts of values in bins of equal width around 0, over a range that grows with the data.
+    """Streaming histogram over a symmetric range that grows with the data.
 
-    The range is [-top, top), top a power of two. When it grows, neighbouring bins are joined: the
-    counts are those that a histogram over the last range would have from the start.
+    The range is [-top, top), where top is a power of two. When it grows, neighbouring bins are
+    merged, so the counts equal those of a histogram over the final range.
 
     Attributes:
-        counts: int64 [bins].
-        top: end of the range; 0 before there are values.
-        low, high: smallest and largest value.
+        counts: int64 array [bins].
+        top: end of the range. 0 before the first value.
+        low: smallest value.
+        high: largest value.
         total: number of values.
     """
 
-    def __init__(self, bins=BINS):
+    def __init__(self, bins: int = BINS):
         self.counts = np.zeros(bins, np.int64)
         self.top, self.total = 0.0, 0
         self.low, self.high = math.inf, -math.inf
 
-    def add(self, values):
-        """Take in an array of finite numbers."""
+    def add(self, values: np.ndarray) -> None:
+        """Add an array of finite numbers."""
         if not values.size:
             return
         self.low = min(self.low, float(values.min()))
@@ -52,52 +53,56 @@ class Histogram:
 
     def _widen(self, top):
         if self.top:
-            self.counts, self.top = _over(self.counts, self.top, top)
+            self.counts, self.top = _merge_bins(self.counts, self.top, top)
             return
         # Only zeros so far.
         zeros, self.top = self.counts.sum(), top
         self.counts[:] = 0
         self.counts[len(self.counts) // 2] = zeros
 
-    def shown(self, low, high, bars):
-        """(counts, edges) in at most ``bars`` equal bins over the values and low and high.
+    def rebin(self, low: Optional[float], high: Optional[float],
+              bins: int) -> Tuple[np.ndarray, np.ndarray]:
+        """Return (counts, edges) with at most ``bins`` bins of equal width.
 
-        ``low`` and ``high`` may be None.
+        The bins cover all values and, unless they are ``None``, ``low`` and ``high``.
         """
         low = self.low if low is None else min(low, self.low)
         high = self.high if high is None else max(high, self.high)
-        counts, top = _over(self.counts, self.top or 1.0, max(-low, high))
+        counts, top = _merge_bins(self.counts, self.top or 1.0, max(-low, high))
         edges = np.linspace(-top, top, len(counts) + 1)
         first = max(int(np.searchsorted(edges, low, "right")) - 1, 0)
         last = min(int(np.searchsorted(edges, high, "right")), len(counts))
-        width = -(-(last - first) // bars)
+        width = -(-(last - first) // bins)
         last = min(first + -(-(last - first) // width) * width, len(counts))
         starts = np.arange(first, last, width)
         return np.add.reduceat(counts[:last], starts), np.append(edges[starts], edges[last])
 
 
-def _over(counts, top, wanted):
-    """(counts, top) of a histogram over [-top, top), joined until that covers ``wanted``."""
+def _merge_bins(counts, top, wanted):
+    """Merge bins of a histogram over [-top, top) until it covers ``wanted``.
+
+    Return (counts, top).
+    """
     bins = len(counts)
     while top < wanted:
-        joined, counts = counts.reshape(-1, 2).sum(1), np.zeros(bins, np.int64)
-        counts[bins // 4:3 * bins // 4] = joined
+        merged, counts = counts.reshape(-1, 2).sum(1), np.zeros(bins, np.int64)
+        counts[bins // 4:3 * bins // 4] = merged
         top *= 2.0
     return counts, top
 
 
 @dataclass
 class Distribution:
-    """The values that one quantizer met.
+    """Inputs of one quantizer.
 
     Attributes:
-        name: of the quantizer, such as ``conv1.activation_quantizer``.
-        histogram: a :class:`Histogram` of them, before any preprocess.
-        low, high: the clipping range; where each channel has its own, the widest. None where the
-            quantizer has no scale yet.
-        narrowest: the narrowest such range, as (low, high).
-        clipped: number of values outside of the range of their channel.
-        fixed: the range is not that of each tensor anew, so that there may be such values.
+        name: name of the quantizer, such as ``conv1.activation_quantizer``.
+        histogram: :class:`Histogram` of the values, before any preprocessing.
+        low: lower clipping limit, the lowest of all channels. ``None`` without a scale.
+        high: upper clipping limit, the highest of all channels. ``None`` without a scale.
+        narrowest: (low, high) of the channel with the narrowest range.
+        clipped: number of values outside the range of their channel.
+        fixed: False if the range is computed from each tensor, so that nothing is clipped.
     """
 
     name: str
@@ -109,39 +114,39 @@ class Distribution:
     fixed: bool = True
 
     @property
-    def share(self):
+    def clipped_share(self) -> float:
         """Share of the values that are clipped."""
         return self.clipped / max(self.histogram.total, 1)
 
     @property
-    def part(self):
-        """Which part of the layer it is of: "activation", "weight", "activation 1"..."""
-        return part_of(self.name)[1]
+    def part(self) -> str:
+        """Part of the layer that is quantized: "activation", "weight", "activation 1"..."""
+        return split_quantizer_name(self.name)[1]
 
 
 class Distributions:
-    """Distributions of a model's weights, and of its activations as its layers see them.
+    """Distributions of the weights and activations of a quantized model.
 
     Args:
-        model: a quantized model.
+        model: quantized model.
 
     Attributes:
         layers: name -> quantized layer.
-        found: name -> list of :class:`Distribution`, one for each FakeQuantize that met values.
+        found: name -> list of :class:`Distribution`, one for each FakeQuantize with values.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: paddle.nn.Layer):
         self.layers = dict(quantized_layers(model))
-        self.found = {name: [] for name in self.layers}
+        self.found: Dict[str, List[Distribution]] = {name: [] for name in self.layers}
 
-    def see_weights(self):
-        """Take in the weights of all layers."""
+    def add_weights(self) -> None:
+        """Add the weights of all layers."""
         for name, layer in self.layers.items():
             for weight in layer._paddleq_kind.weights:
                 self.add(name, quantizer_name(weight), layer.weight_to_quantize(weight))
 
-    def see(self, name, args, kwargs, output):
-        """Take in a call of the layer ``name``, for :func:`.running.capture_calls`."""
+    def add_call(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
+        """Add a call of the layer ``name``. Callback of :func:`paddleq.engine.capture_calls`."""
         layer = self.layers[name]
         for slot, position in enumerate(layer._paddleq_kind.inputs):
             attribute = slot_name("activation_quantizer", slot)
@@ -151,14 +156,14 @@ class Distributions:
             elif argument in kwargs:
                 self.add(name, attribute, kwargs[argument])
         if layer._paddleq_block is None:
-            # (What ends a block leaves it elsewhere.)
+            # The output of a fused block is quantized by its last layer.
             self.add(name, "output_quantizer", output)
 
-    def add(self, name, attribute, value):
-        """Take in what goes into the quantizer ``attribute`` of the layer ``name``.
+    def add(self, name: str, attribute: str, value: Any) -> None:
+        """Add an input of the quantizer ``attribute`` of the layer ``name``.
 
         Raises:
-            NonFiniteError: NaN or infinity; names the quantizer.
+            NonFiniteError: a value is NaN or infinite; names the quantizer.
         """
         layer = self.layers[name]
         quantizer = getattr(layer, attribute, None)
@@ -172,28 +177,29 @@ class Distributions:
         for tensor in tensors_in(value):
             values = tensor.detach().astype("float32").numpy()
             if not np.isfinite(values).all():
-                self.not_finite(label)
+                self.on_non_finite(label)
                 continue
             distribution.histogram.add(values)
             limits = _limits(layer, attribute, quantizer)
             if limits is not None:
                 _count_clipped(distribution, values, *limits, quantizer.spec.channel_axis)
-            self.added(label, values)
+            self.on_values(label, values)
 
-    def added(self, label, values):
-        """Called with each array that was taken in."""
+    def on_values(self, label: str, values: np.ndarray) -> None:
+        """Handle an array that was added. Does nothing by default."""
 
-    def not_finite(self, label):
-        """Called instead where an array has NaN or infinity in it."""
-        raise NonFiniteError(f"{label} meets NaN or infinite values; remove that batch or mend the "
-                             "model")
+    def on_non_finite(self, label: str) -> None:
+        """Handle an array with NaN or infinite values."""
+        raise NonFiniteError(f"{label} receives NaN or infinite values; remove that batch or "
+                             "correct the model")
 
 
 def _limits(layer, attribute, quantizer):
-    """(low, high) of what is not clipped, arrays; None where there is no scale, or none that is a
-    number, as after a step that overflowed.
+    """Return the arrays (low, high) of the clipping limits, or None without a finite scale.
+
+    A training step that overflowed leaves scales that are not finite.
     """
-    found = qparams_now(layer, attribute, quantizer)
+    found = current_qparams(layer, attribute, quantizer)
     if found is None:
         return None
     threshold, zero_point = found
@@ -212,6 +218,6 @@ def _count_clipped(distribution, values, low, high, axis):
     shape = [1] * values.ndim
     if low.size > 1:
         shape[axis] = -1
-    hair = 1.0 + 1e-6  # the largest value, divided by a step and multiplied again
-    below, above = low.reshape(shape) * hair, high.reshape(shape) * hair
+    tolerance = 1.0 + 1e-6  # a threshold is rounded when it is divided by the scale
+    below, above = low.reshape(shape) * tolerance, high.reshape(shape) * tolerance
     distribution.clipped += int(((values < below) | (values > above)).sum())

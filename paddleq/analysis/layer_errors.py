@@ -1,7 +1,9 @@
-"""The error that quantization makes in each layer, and the one that has come together there."""
+"""Quantization error of each layer, alone and accumulated over the layers before it."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Dict, Iterable, List, Optional
+
+from paddle import nn
 
 from ..engine import (
     capture_calls,
@@ -13,26 +15,27 @@ from ..engine import (
 )
 from ..errors import ModelError
 from ..graph import FoldedNorm
-from .check_deployable import check_simulates
-from .ranked import Ranked
-from .sqnr import SQNR, shown, tensors_in
+from .layer_results import LayerResults, check_calibrated
+from .sqnr import SQNR, format_db, tensors_in
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """What one quantized layer loses; ratios in dB, None where there is nothing to compare.
+    """Errors of one quantized layer: SQNR in dB, ``None`` where there is nothing to compare.
 
     Attributes:
-        name, type: of the float layer.
-        alone: SQNR of its output when its inputs are those of the float model.
+        name: name of the layer.
+        type: class of the float layer.
+        alone: SQNR of its output with the inputs of the float model.
         accumulated: SQNR of its output when all layers are quantized.
-        input, weight: SQNR of its quantized inputs and weights themselves, on the float model's
-            inputs: which of the two is to blame. None where there is no such quantizer.
+        input: SQNR of its quantized inputs, compared with the inputs of the float model.
+        weight: SQNR of its quantized weights. Comparing ``input`` and ``weight`` shows the source
+            of the error.
 
     Examples:
         >>> from paddleq.analysis import LayerError
         >>> row = LayerError("fc", "Linear", alone=11.0, accumulated=10.2, input=11.1, weight=45.0)
-        >>> row.input < row.weight  # its activation is to blame
+        >>> row.input < row.weight  # the activation causes the error
         True
     """
 
@@ -44,12 +47,12 @@ class LayerError:
     weight: Optional[float]
 
 
-class LayerErrors(Ranked):
-    """What :func:`layer_errors` returns: :class:`LayerError` rows in the model's order.
+class LayerErrors(LayerResults):
+    """Result of :func:`layer_errors`: :class:`LayerError` rows in the order of the model.
 
     Attributes:
         rows: the rows.
-        output: SQNR of the model's output in dB.
+        output: SQNR of the output of the model in dB.
 
     Examples:
         >>> from paddleq.analysis import LayerError, LayerErrors
@@ -59,57 +62,59 @@ class LayerErrors(Ranked):
         ------+--------+-------+-------------+-------+-------
         conv2 | Conv2D | 12.5  | 12.1        | 12.6  | 45.1
         conv1 | Conv2D | 35.0  | 35.0        | 36.2  | 44.0
-        SQNR in dB; of the model's output: 14.0
+        SQNR in dB; output of the model: 14.0
     """
 
-    def __init__(self, rows, output):
+    def __init__(self, rows: Iterable[LayerError], output: Optional[float]):
         super().__init__(rows)
         self.output = output
 
-    def ranking(self):
-        """The rows by ``alone``, worst first; without those of layers that no data reached."""
+    def ranking(self) -> List[LayerError]:
+        """Return the rows by ``alone``, worst first, without layers that no data reached."""
         return sorted((row for row in self.rows if row.alone is not None),
                       key=lambda row: row.alone)
 
-    def table(self):
-        """The rows as text, worst first, and a line for the model's output."""
-        return f"{super().table()}\nSQNR in dB; of the model's output: {shown(self.output)}"
+    def table(self) -> str:
+        """Return the rows as text, worst first, and a line for the output of the model."""
+        return f"{super().table()}\nSQNR in dB; output of the model: {format_db(self.output)}"
 
     def _titles(self):
         return "layer", "type", "alone", "accumulated", "input", "weight"
 
     def _cells(self, row):
-        return (row.name or "(model)", row.type, shown(row.alone), shown(row.accumulated),
-                shown(row.input), shown(row.weight))
+        return (row.name or "(model)", row.type, format_db(row.alone), format_db(row.accumulated),
+                format_db(row.input), format_db(row.weight))
 
 
-def layer_errors(model, loader, float_model=None, batch_num=None):
-    """Compare every quantized layer's output with the float one.
+def layer_errors(model: nn.Layer, data: Iterable, float_model: Optional[nn.Layer] = None,
+                 num_batches: Optional[int] = None) -> LayerErrors:
+    """Compare the output of each quantized layer with the float one.
 
-    Each batch runs twice: once in float, where each layer is also computed quantized on the same
-    inputs (``alone``: what it loses itself), and once quantized (``accumulated``: what it loses
-    with all that came before it). The float outputs of one batch are held meanwhile.
+    Each batch runs twice. The float pass also computes each layer quantized on the same inputs
+    (``alone``). The quantized pass gives the error that includes all layers before it
+    (``accumulated``). The float outputs of one batch are kept in memory in between.
 
     The ratio is 10 * log10(sum(float^2) / sum((quantized - float)^2)) over all batches and calls
-    of a layer: 20 dB are an error of 10 %, 40 dB of 1 %; one bit is worth 6 dB. Where a batch norm
-    or ReLU was joined to the layer, the output is what leaves them.
+    of a layer: 20 dB are an error of 10 %, 40 dB of 1 %; one bit is worth 6 dB. If a batch norm or
+    ReLU is fused with the layer, the output of the last of them is compared.
 
     Args:
-        model: a quantized model with its scales: calibrated or trained.
-        loader: an iterable of batches, as for :func:`paddleq.calibrate`.
-        float_model: what to compare with; None (default): ``model`` without its quantizers. Say it
-            where quantization also changed the weights (training, GPTQ): the float model from
-            which ``model`` was made, its layers under the same names.
-        batch_num: look at this many batches. Default: all.
+        model: quantized model with its scales, calibrated or trained.
+        data: iterable of batches, as for :func:`paddleq.calibrate`.
+        float_model: model to compare with. Default: ``model`` without its quantizers. Pass the
+            float model from which ``model`` was made, with the same layer names, if quantization
+            also changed the weights (training, GPTQ).
+        num_batches: number of batches to use. Default: all.
 
     Returns:
-        :class:`LayerErrors`: iterate over it, ``print`` it, or ask for its ``worst(5)``.
+        :class:`LayerErrors`, which can be iterated and printed; ``worst(5)`` are the names of the
+        five worst layers.
 
     Raises:
-        CalibrationError: the model is not calibrated, or the loader is empty.
-        ModelError: the model is not quantized, or ``float_model`` is, or is another network.
-        NonFiniteError: NaN or infinity in a layer's output; names the layer.
-        ConfigError, ConfigTypeError: a batch does not fit the model's ``forward``.
+        CalibrationError: the model is not calibrated, or there is no batch.
+        ModelError: the model is not quantized, or ``float_model`` is quantized or another network.
+        NonFiniteError: the output of a layer is NaN or infinite; names the layer.
+        ConfigError, ConfigTypeError: a batch does not fit the ``forward`` of the model.
 
     Examples:
         >>> import paddle, paddleq
@@ -123,41 +128,43 @@ def layer_errors(model, loader, float_model=None, batch_num=None):
         (['0', '1'], True)
     """
     comparison = LayerComparison(model, float_model)
-    for args, kwargs in iter_batches(model, loader, batch_num, "comparing layers"):
+    for args, kwargs in iter_batches(model, data, num_batches, "comparing layers"):
         comparison.add(args, kwargs)
     return comparison.result()
 
 
 class LayerComparison:
-    """What :func:`layer_errors` does, batch by batch."""
+    """Implementation of :func:`layer_errors` that receives one batch at a time."""
 
-    def __init__(self, model, float_model=None):
-        check_simulates(model)
+    def __init__(self, model: nn.Layer, float_model: Optional[nn.Layer] = None):
+        check_calibrated(model)
         if float_model is not None:
             check_model(float_model)
         self.model = model
         self.reference = model if float_model is None else float_model
         self.layers = dict(quantized_layers(model))
-        self.ends = {name: End(model, layer, name) for name, layer in self.layers.items()}
-        self.reference_layers = _layers_like(self.reference, self.ends)
-        self.ratios = {name: {column: SQNR(f"{what} {name or 'the model'!r}") for column, what in (
-            ("alone", "the output of"), ("accumulated", "the output of"),
-            ("input", "the input of"))} for name in self.layers}
-        self.output = SQNR("the model's output")
-        self._floats = {}  # name -> what left the layer, for each of its calls on this batch
+        self.outputs = {name: FusedOutput(model, layer, name)
+                        for name, layer in self.layers.items()}
+        self.reference_layers = _reference_layers(self.reference, self.outputs)
+        self.ratios = {name: {column: SQNR(f"the {tensor} of {name or 'the model'!r}")
+                              for column, tensor in (("alone", "output"), ("accumulated", "output"),
+                                                     ("input", "input"))}
+                       for name in self.layers}
+        self.output = SQNR("the output of the model")
+        self._floats = {}  # name -> float outputs of the layer, one for each call on this batch
 
-    def add(self, args, kwargs):
+    def add(self, args: tuple, kwargs: dict) -> None:
         """Run a batch through both models."""
         self._floats = {name: [] for name in self.layers}
         with eager_evaluation(self.model, self.reference):
-            with quantizing_only(self.model, ()), capture_calls(
-                    {name: self.reference_layers[name] for name in self.layers}, self._see_float):
+            references = {name: self.reference_layers[name] for name in self.layers}
+            with quantizing_only(self.model, ()), capture_calls(references, self._compare_alone):
                 expected = self.reference(*args, **kwargs)
-            with capture_calls(self.layers, self._see_quantized):
+            with capture_calls(self.layers, self._compare_accumulated):
                 self.output.add(expected, self.model(*args, **kwargs))
 
-    def result(self):
-        """:class:`LayerErrors` of all batches so far."""
+    def result(self) -> LayerErrors:
+        """Return the errors over all batches so far."""
         with eager_evaluation(self.model):
             rows = [LayerError(name, type(layer)._paddleq_float_class.__name__,
                                weight=_weight_ratio(layer, name),
@@ -165,45 +172,48 @@ class LayerComparison:
                     for name, layer in self.layers.items()]
         return LayerErrors(rows, self.output.db)
 
-    def _see_float(self, name, args, kwargs, output):
-        layer, end, ratios = self.layers[name], self.ends[name], self.ratios[name]
-        expected = end.of(output, self.reference_layers)
-        # Copies: what follows may change its input in place.
+    def _compare_alone(self, name, args, kwargs, output):
+        layer, fused, ratios = self.layers[name], self.outputs[name], self.ratios[name]
+        expected = fused.of(output, self.reference_layers)
+        # Copies, because a following operator may change its input in place.
         self._floats[name].append([tensor.clone() for tensor in tensors_in(expected)])
         layer._paddleq_as_float = False
         try:
-            ratios["alone"].add(expected, end.of(layer.quantized_forward(args, kwargs)))
+            ratios["alone"].add(expected, fused.of(layer.quantized_forward(args, kwargs)))
             for before, after in _quantized_inputs(layer, args, kwargs):
                 ratios["input"].add(before, after)
         finally:
             layer._paddleq_as_float = True
 
-    def _see_quantized(self, name, _args, _kwargs, output):
-        # (Where control flow depends on the data, a call may have no counterpart.)
+    def _compare_accumulated(self, name, _args, _kwargs, output):
+        # With control flow that depends on the data, a call may have no counterpart.
         if self._floats[name]:
             self.ratios[name]["accumulated"].add(self._floats[name].pop(0),
-                                                 self.ends[name].of(output))
+                                                 self.outputs[name].of(output))
 
 
-class End:
-    """Where a layer's output is looked at: behind the batch norm and ReLU joined to it, if any.
+class FusedOutput:
+    """Output of a layer after the batch norm and ReLU that are fused with it.
 
     Args:
-        model, layer, name: the quantized layer and the model in which it has this name.
+        model: model of the layer.
+        layer: quantized layer.
+        name: name of the layer in ``model``.
     """
 
-    def __init__(self, model, layer, name):
+    def __init__(self, model: nn.Layer, layer: nn.Layer, name: str):
         self.block = layer._paddleq_block
-        joined = [] if self.block is None else [self.block.norm, self.block.relu]
+        fused = [] if self.block is None else [self.block.norm, self.block.relu]
         self.members = {other: each for other, each in model.named_sublayers()
-                        if any(each is one for one in joined)
+                        if any(each is one for one in fused)
                         or isinstance(each, FoldedNorm) and each._folded_into == name}
 
-    def of(self, output, layers=None):
-        """What leaves them when ``output`` leaves the layer.
+    def of(self, output: Any, layers: Optional[Dict[str, nn.Layer]] = None) -> Any:
+        """Apply the fused layers to the output of the layer.
 
         Args:
-            layers: name -> layer, those of another model that are to be used.
+            output: output of the layer itself.
+            layers: name -> layer of another model, whose fused layers are used instead.
         """
         on_its_way = None if self.block is None else self.block._on_its_way
         for name, member in self.members.items():
@@ -213,10 +223,10 @@ class End:
         return output
 
 
-def _layers_like(reference, ends):
-    """The layers of the float model by their names; raises if one that is needed is missing."""
+def _reference_layers(reference, outputs):
+    """Return the layers of the float model by name. Raise if a required one is missing."""
     layers = dict(reference.named_sublayers(include_self=True))
-    missing = [name for own, end in ends.items() for name in (own, *end.members)
+    missing = [name for own, fused in outputs.items() for name in (own, *fused.members)
                if name not in layers]
     if missing:
         raise ModelError("float_model must have the layers of model, but has no "
@@ -225,14 +235,14 @@ def _layers_like(reference, ends):
 
 
 def _quantized_inputs(layer, args, kwargs):
-    """(before, after) of the arguments of a call that the layer quantizes."""
+    """Return (float, quantized) of each argument of a call that the layer quantizes."""
     new_args, new_kwargs = layer.quantize_inputs(args, kwargs)
     pairs = [*zip(args, new_args), *((kwargs[name], new_kwargs[name]) for name in kwargs)]
     return [(before, after) for before, after in pairs if before is not after]
 
 
 def _weight_ratio(layer, name):
-    """SQNR of the layer's quantized weights in dB, None if it has none."""
+    """Return the SQNR of the quantized weights of the layer in dB, None without any."""
     ratio = SQNR(f"the weight of {name or 'the model'!r}")
     for weight in layer._paddleq_kind.weights:
         if layer.weight_parts(weight)[1] is not None:

@@ -1,6 +1,7 @@
-"""Scales of quantizers over the steps of a calibration or of training."""
+"""Scales of quantizers over the steps of calibration or training."""
 
 from dataclasses import dataclass
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import paddle
 from paddle import nn
@@ -11,17 +12,19 @@ from ..errors import ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
 
 
-class StepWatch:
-    """Calls ``before()`` and ``after(step)`` around each pass of ``model`` that learns something.
+class StepHooks:
+    """Call functions around each forward pass of a model that trains or calibrates.
 
-    Those are the forward passes in training mode and those that calibrate; steps count from 0.
+    Steps are counted from 0.
 
     Args:
-        model: a ``paddle.nn.Layer``.
-        before, after: functions.
+        model: model to attach the hooks to.
+        before: called as ``before()`` at the start of a step.
+        after: called as ``after(step)`` at its end.
     """
 
-    def __init__(self, model, before, after):
+    def __init__(self, model: nn.Layer, before: Callable[[], None],
+                 after: Callable[[int], None]):
         if not isinstance(model, nn.Layer):
             raise wrong_type("model", model, "a paddle.nn.Layer")
         self.model, self.before, self.after = model, before, after
@@ -29,23 +32,23 @@ class StepWatch:
         self._handles = [model.register_forward_pre_hook(self._before),
                          model.register_forward_post_hook(self._after)]
 
-    def close(self):
-        """Look no more."""
+    def remove(self) -> None:
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def _learns(self):
+    def _is_step(self):
         return paddle.in_dynamic_mode() and (self.model.training or any(
             quantizer.state is State.CALIBRATION
             for _, quantizer in fake_quantizers(self.model)))
 
     def _before(self, _model, _inputs):
-        if self._learns():
+        if self._is_step():
             self.before()
 
     def _after(self, _model, _inputs, _outputs):
-        if self._learns():
+        if self._is_step():
             self.after(self.step)
             self.step += 1
 
@@ -56,7 +59,8 @@ class Scale:
 
     Attributes:
         step: number of the step, from 0.
-        low, high: the smallest and the largest threshold of its channels; alike for one scale.
+        low: smallest clipping threshold of its channels.
+        high: largest clipping threshold of its channels; equal to ``low`` for one scale.
 
     Examples:
         >>> from paddleq.analysis import Scale
@@ -70,17 +74,17 @@ class Scale:
 
 
 class ScaleHistory:
-    """Writes down the scale of every quantizer while a model is calibrated or trained.
+    """Record the clipping thresholds of all quantizers during calibration or training.
 
-    The scale is the threshold, as Paddle has it: the largest magnitude that is not clipped.
+    The threshold is the largest magnitude that is not clipped. Use it as a context manager.
 
     Args:
-        model: a quantized model, or None: :meth:`record` is called by hand.
-        every: write down each step whose number is a multiple of this. Default 1. (The threshold
-            of KL and the like is searched anew each time, about 10 ms for a quantizer.)
+        model: quantized model. ``None`` if :meth:`record` is called by hand.
+        every: record each step whose number is a multiple of this. Default 1. Histogram observers
+            such as KL search their threshold at each recorded step, about 10 ms per quantizer.
 
     Attributes:
-        scales: quantizer's name, such as ``conv1.activation_quantizer``, -> list of
+        scales: name of the quantizer, such as ``conv1.activation_quantizer``, -> list of
             :class:`Scale`.
 
     Raises:
@@ -97,45 +101,46 @@ class ScaleHistory:
         [1.0, 3.0]
     """
 
-    def __init__(self, model=None, every=1):
+    def __init__(self, model: Optional[nn.Layer] = None, every: int = 1):
         self.every = check_int("every", every, 1)
         self.model = model
-        self.scales = {}
-        self._watch = None
+        self.scales: Dict[str, List[Scale]] = {}
+        self._hooks = None
 
     def __enter__(self):
         if self.model is None:
-            raise ModelError("ScaleHistory needs a model to watch: ScaleHistory(model)")
-        self._watch = StepWatch(self.model, lambda: None, self._after)
+            raise ModelError("ScaleHistory needs a model: ScaleHistory(model)")
+        self._hooks = StepHooks(self.model, lambda: None, self._after)
         return self
 
     def __exit__(self, *_error):
-        self._watch.close()
+        self._hooks.remove()
 
     def _after(self, step):
         if step % self.every == 0:
             self.record(self.model, step)
 
-    def record(self, model, step):
-        """Write down the scales that the quantizers of ``model`` have now."""
+    def record(self, model: nn.Layer, step: int) -> None:
+        """Record the current thresholds of the quantizers of ``model``."""
         for name, threshold in thresholds(model):
             low, high = threshold.min().item(), threshold.max().item()
             self.scales.setdefault(name, []).append(Scale(step, low, high))
 
 
-def thresholds(model):
-    """(name, threshold) of every FakeQuantize of ``model`` that has one by now."""
+def thresholds(model: nn.Layer) -> Iterator[Tuple[str, paddle.Tensor]]:
+    """Yield (name, threshold) of each FakeQuantize of ``model`` that has a threshold."""
     for name, layer in quantized_layers(model):
         for attribute, quantizer in layer.quantizers():
-            found = qparams_now(layer, attribute, quantizer)
+            found = current_qparams(layer, attribute, quantizer)
             if found is not None:
                 yield f"{name}.{attribute}" if name else attribute, found[0]
 
 
-def qparams_now(layer, attribute, quantizer):
-    """(threshold, zero point or None) of a quantizer of ``layer``, while it calibrates those to be.
+def current_qparams(layer: nn.Layer, attribute: str, quantizer: nn.Layer):
+    """Return (threshold, zero point or None) of a quantizer of ``layer``.
 
-    None where it has none yet, and for a user's own class.
+    While the quantizer calibrates, compute them from the statistics so far. Return ``None`` before
+    the first batch and for classes of the user.
     """
     if not isinstance(quantizer, FakeQuantize):
         return None
@@ -145,7 +150,7 @@ def qparams_now(layer, attribute, quantizer):
         return qparams_in(layer, attribute, quantizer)
 
 
-def part_of(quantizer_name):
-    """("conv1", "activation") of "conv1.activation_quantizer": the layer and its part."""
+def split_quantizer_name(quantizer_name: str) -> Tuple[str, str]:
+    """Split "conv1.activation_quantizer" into the layer "conv1" and its part "activation"."""
     layer, _, attribute = quantizer_name.rpartition(".")
     return layer or "(model)", attribute.replace("_quantizer", "").replace("_", " ")

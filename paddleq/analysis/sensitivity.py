@@ -1,25 +1,27 @@
-"""Which layers a model can least afford to quantize."""
+"""Sensitivity of a model to the quantization of each of its layers."""
 
 import math
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Iterable, List, Optional
+
+from paddle import nn
 
 from ..engine import eager_evaluation, iter_batches, quantized_layers, quantizing_only
 from ..errors import ConfigError, ConfigTypeError
-from .check_deployable import check_simulates
-from .ranked import Ranked
-from .sqnr import SQNR, shown
+from .layer_results import LayerResults, check_calibrated
+from .sqnr import SQNR, format_db
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the model loses when one layer alone is quantized.
+    """Loss of a model when only one layer is quantized.
 
     Attributes:
-        name, type: of the float layer.
-        sqnr: SQNR of the model's output in dB; None where a metric was asked instead.
-        metric: what the metric said; None where none was asked.
-        drop: the float model's metric less this one.
+        name: name of the layer.
+        type: class of the float layer.
+        sqnr: SQNR of the output of the model in dB. ``None`` if a metric was evaluated.
+        metric: value of the metric. ``None`` without a metric.
+        drop: metric of the float model minus ``metric``.
 
     Examples:
         >>> from paddleq.analysis import Sensitivity
@@ -34,12 +36,12 @@ class Sensitivity:
     drop: Optional[float] = None
 
 
-class Sensitivities(Ranked):
-    """What :func:`sensitivity` returns: :class:`Sensitivity` rows in the model's order.
+class Sensitivities(LayerResults):
+    """Result of :func:`sensitivity`: :class:`Sensitivity` rows in the order of the model.
 
     Attributes:
         rows: the rows.
-        float_metric: the metric without quantization; None where none was asked.
+        float_metric: metric of the float model. ``None`` without a metric.
 
     Examples:
         >>> from paddleq.analysis import Sensitivities, Sensitivity
@@ -49,54 +51,57 @@ class Sensitivities(Ranked):
         (['conv2'], 35.0)
     """
 
-    def __init__(self, rows, float_metric=None):
+    def __init__(self, rows: Iterable[Sensitivity], float_metric: Optional[float] = None):
         super().__init__(rows)
         self.float_metric = float_metric
 
-    def ranking(self):
-        """The rows, worst first: by the lowest ``sqnr``, or by the largest ``drop``."""
+    def ranking(self) -> List[Sensitivity]:
+        """Return the rows, worst first: lowest ``sqnr``, or largest ``drop``."""
         if self.float_metric is None:
             return sorted((row for row in self.rows if row.sqnr is not None),
                           key=lambda row: row.sqnr)
         return sorted(self.rows, key=lambda row: -row.drop)
 
-    def table(self):
-        """The rows as text, worst first, and a line that says what the numbers are."""
+    def table(self) -> str:
+        """Return the rows as text, worst first, and a line with the unit of the numbers."""
         if self.float_metric is None:
-            return f"{super().table()}\nSQNR in dB of the model's output"
+            return f"{super().table()}\nSQNR in dB of the output of the model"
         return f"{super().table()}\nthe float model's metric: {self.float_metric:.6g}"
 
     def _titles(self):
         return ("layer", "type", *(["SQNR"] if self.float_metric is None else ["metric", "drop"]))
 
     def _cells(self, row):
-        values = ([shown(row.sqnr)] if self.float_metric is None
+        values = ([format_db(row.sqnr)] if self.float_metric is None
                   else [f"{row.metric:.6g}", f"{row.drop:.6g}"])
         return (row.name or "(model)", row.type, *values)
 
 
-def sensitivity(model, loader=None, metric=None, batch_num=None):
-    """Quantize one layer at a time and see what the model's output, or a metric, loses.
+def sensitivity(model: nn.Layer, data: Optional[Iterable] = None,
+                metric: Optional[Callable[[nn.Layer], float]] = None,
+                num_batches: Optional[int] = None) -> Sensitivities:
+    """Quantize one layer at a time and measure the loss of the output or of a metric.
 
     Args:
-        model: a quantized model with its scales: calibrated or trained. It is not changed.
-        loader: an iterable of batches, as for :func:`paddleq.calibrate`. Each runs once in float
+        model: quantized model with its scales, calibrated or trained. It is not changed.
+        data: iterable of batches, as for :func:`paddleq.calibrate`. Each batch runs once in float
             and once for each layer. Not needed with a metric.
-        metric: called as ``metric(model)`` with ``model`` itself, in evaluation mode; returns a
-            number, larger is better (return minus a loss). It is asked once in float and once for
-            each layer. None (default): the SQNR of the model's output, which is finer, since it
-            moves where no prediction changes yet.
-        batch_num: look at this many batches. Default: all.
+        metric: function ``metric(model)`` that returns a number, larger is better (negate a loss).
+            It receives ``model`` in evaluation mode, once in float and once for each layer.
+            Default: the SQNR of the output, which is finer because it changes before any
+            prediction does.
+        num_batches: number of batches to use. Default: all.
 
     Returns:
-        :class:`Sensitivities`: iterate over it, ``print`` it, or ask for its ``worst(5)``.
+        :class:`Sensitivities`, which can be iterated and printed; ``worst(5)`` are the names of
+        the five most sensitive layers.
 
     Raises:
-        CalibrationError: the model is not calibrated, or the loader is empty.
+        CalibrationError: the model is not calibrated, or there is no batch.
         ModelError: the model is not quantized.
-        NonFiniteError: NaN or infinity in the model's output.
-        ConfigError, ConfigTypeError: neither loader nor metric, a batch that does not fit the
-            model's ``forward``, or a metric that returns no finite number.
+        NonFiniteError: the output of the model is NaN or infinite.
+        ConfigError, ConfigTypeError: neither data nor metric, a batch that does not fit the
+            ``forward`` of the model, or a metric that does not return a finite number.
 
     Examples:
         >>> import paddle, paddleq
@@ -110,17 +115,17 @@ def sensitivity(model, loader=None, metric=None, batch_num=None):
         >>> paddleq.analysis.sensitivity(quantized, data).worst()
         ['1']
     """
-    check_simulates(model)
+    check_calibrated(model)
     layers = dict(quantized_layers(model))
     types = {name: type(layer)._paddleq_float_class.__name__ for name, layer in layers.items()}
     if metric is not None:
         return _by_metric(model, types, metric)
-    if loader is None:
-        raise ConfigError("loader must be an iterable of batches where there is no metric, but is "
+    if data is None:
+        raise ConfigError("data must be an iterable of batches where there is no metric, but is "
                           "None")
     ratios = {name: SQNR(f"the model's output with {name or 'the model'!r} quantized")
               for name in layers}
-    for args, kwargs in iter_batches(model, loader, batch_num, "quantizing one layer at a time"):
+    for args, kwargs in iter_batches(model, data, num_batches, "quantizing one layer at a time"):
         with eager_evaluation(model):
             with quantizing_only(model, ()):
                 expected = model(*args, **kwargs)
@@ -135,21 +140,21 @@ def _by_metric(model, types, metric):
     from tqdm import tqdm
 
     with quantizing_only(model, ()):
-        best = ask(metric, model)
+        best = evaluate_metric(metric, model)
     rows = []
     for name, kind in tqdm(types.items(), desc="quantizing one layer at a time", disable=None,
                            leave=False):
         with quantizing_only(model, [name]):
-            value = ask(metric, model)
+            value = evaluate_metric(metric, model)
         rows.append(Sensitivity(name, kind, metric=value, drop=best - value))
     return Sensitivities(rows, best)
 
 
-def ask(metric, model):
-    """The number that a user's ``metric`` has for ``model``.
+def evaluate_metric(metric: Callable[[nn.Layer], float], model: nn.Layer) -> float:
+    """Return the value of the user's ``metric`` for ``model``.
 
     Raises:
-        ConfigTypeError, ConfigError: it is no function, or returns no finite number.
+        ConfigTypeError, ConfigError: it is not a function, or returns no finite number.
     """
     if not callable(metric):
         raise ConfigTypeError(f"metric must be a function of the model, but is {metric!r}")

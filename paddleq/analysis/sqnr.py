@@ -1,6 +1,7 @@
-"""Signal-to-quantization-noise ratio: how much louder a tensor is than its error."""
+"""Signal-to-quantization-noise ratio (SQNR) of tensors."""
 
 import math
+from typing import Any, List, Optional
 
 import paddle
 
@@ -8,43 +9,47 @@ from ..errors import ModelError, NonFiniteError
 
 
 class SQNR:
-    """SQNR of a tensor that comes in batches: 10 * log10(sum(r^2) / sum((q - r)^2)) dB.
+    """SQNR of a tensor over several batches: 10 * log10(sum(r^2) / sum((q - r)^2)) dB.
 
-    6 dB are one bit; 40 dB an error of 1 %. The sums are kept in double precision.
+    One bit is worth 6 dB; 40 dB are an error of 1 %. The sums are kept in double precision.
 
     Args:
-        what: what it is of, for messages.
+        name: name of the tensor for messages.
     """
 
-    def __init__(self, what):
-        self.what = what
+    def __init__(self, name: str):
+        self.name = name
         self.signal = self.noise = 0.0
         self.batches = 0
 
-    def add(self, reference, quantized):
-        """Take in tensors (in lists, tuples or dicts, at will) and what quantization made of them.
+    def add(self, reference: Any, quantized: Any) -> None:
+        """Add a batch of tensors, or of nested lists, tuples and dicts of tensors.
+
+        Args:
+            reference: float values.
+            quantized: the same values with quantization.
 
         Raises:
-            ModelError: they are not of one shape.
-            NonFiniteError: NaN or infinity among them.
+            ModelError: the shapes differ.
+            NonFiniteError: a value is NaN or infinite.
         """
         pairs = list(zip(tensors_in(reference), tensors_in(quantized)))
         for r, q in pairs:
             if list(r.shape) != list(q.shape):
-                raise ModelError(f"{self.what} has the shape {list(q.shape)} in the quantized "
+                raise ModelError(f"{self.name} has the shape {list(q.shape)} in the quantized "
                                  f"model, but {list(r.shape)} in the float one; they must be the "
                                  "same network on the same data")
             signal, noise = _energy(r), _energy(q - r)
             if not (math.isfinite(signal) and math.isfinite(noise)):
-                raise NonFiniteError(f"{self.what} has NaN or infinite values; remove that batch "
-                                     "or mend the model")
+                raise NonFiniteError(f"{self.name} has NaN or infinite values; remove that batch "
+                                     "or correct the model")
             self.signal += signal
             self.noise += noise
         self.batches += bool(pairs)
 
     @property
-    def db(self):
-        """The ratio in dB; infinite without an error, None where nothing was taken in."""
+    def db(self) -> Optional[float]:
+        """Ratio in dB. Infinite without an error, ``None`` before the first batch."""
         if not self.batches:
             return None
         if self.noise == 0.0:
@@ -56,8 +61,8 @@ def _energy(x):
     return x.astype("float64").square().sum().item()
 
 
-def tensors_in(value):
-    """The float tensors in a tensor, or in nested lists, tuples and dicts, in a fixed order."""
+def tensors_in(value: Any) -> List[paddle.Tensor]:
+    """Return the float tensors in nested lists, tuples and dicts, in a fixed order."""
     if isinstance(value, paddle.Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, dict):
@@ -67,6 +72,6 @@ def tensors_in(value):
     return []
 
 
-def shown(db):
-    """A ratio as a table shows it."""
+def format_db(db: Optional[float]) -> str:
+    """Return a ratio with one decimal, or an empty text for ``None``."""
     return "" if db is None else f"{db:.1f}"

@@ -1,4 +1,4 @@
-"""A calibration or a training run, for VisualDL to show."""
+"""Logging of scales, clipping and distributions for VisualDL."""
 
 import logging
 import math
@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from itertools import chain
+from typing import Optional
 
 import paddle
 
@@ -16,41 +17,39 @@ from ..engine import capture_calls, check_quantized
 from ..errors import DependencyError, FormatError, ModelError
 from .distributions import Distributions
 from .layer_errors import LayerErrors
-from .scale_history import ScaleHistory, StepWatch, part_of
+from .scale_history import ScaleHistory, StepHooks, split_quantizer_name
 
 _logger = logging.getLogger("paddleq")
 
-BUCKETS = 64  # of a histogram on VisualDL's page
+BUCKETS = 64  # of a histogram in VisualDL
 
 
 class VisualDLLogger(paddle.callbacks.Callback):
-    """Writes what VisualDL shows of quantization: ``visualdl --logdir vdl``.
+    """Log training or calibration of a quantized model for ``visualdl --logdir vdl``.
 
-    While it is open on a model, each step of training or calibration is looked at:
+    While the logger is open, it writes at the steps of training or calibration:
 
-    - **scalars**: ``scale/...``, the scale of every quantizer (its threshold, as Paddle has it;
-      where each channel has one, the largest and the smallest), and ``clipped/...``, the share of
-      the values beyond it;
-    - **histograms**: ``values/...``, what goes into every quantizer, activations and weights;
-    - **images**, at the end: ``clipping/...``, the last of these histograms with lines where they
-      are clipped.
+    - **scalars**: ``scale/...``, the clipping threshold of each quantizer (the largest and the
+      smallest one if each channel has its own), and ``clipped/...``, the share of clipped values;
+    - **histograms**: ``values/...``, the inputs of each quantizer, activations and weights;
+    - **images**, at the end: ``clipping/...``, the last histograms with their clipping limits.
 
-    :meth:`log_errors` adds bars of the layers' errors, :meth:`log_graph` an exported model.
+    :meth:`log_errors` adds a plot of layer errors, :meth:`log_graph` an exported model.
 
-    Use it around any loop, ``with VisualDLLogger("vdl", net): ...``, or give it to
-    ``paddle.Model.fit`` as a callback.
+    Use it as a context manager around any loop, ``with VisualDLLogger("vdl", net): ...``, or as a
+    callback of ``paddle.Model.fit``.
 
     Args:
-        logdir: the folder that ``visualdl --logdir`` is told; made where it is not there. One of
-            its own: of several files in one folder VisualDL shows the last.
-        model: the quantized model. None where ``paddle.Model.fit`` says it.
-        every: write scales each ``every`` steps. Default 10.
-        histograms: write histograms each ``histograms`` steps; they take time: the values are
-            fetched. 0: never. Default 100.
+        logdir: folder for ``visualdl --logdir``, created if missing. Use one folder for each
+            logger: VisualDL shows only the last of several files in a folder.
+        model: quantized model. ``None`` for a callback of ``paddle.Model.fit``.
+        every: write scales every ``every`` steps. Default 10.
+        histograms: write histograms every ``histograms`` steps, which copies the values from the
+            device. 0 writes none. Default 100.
 
     Attributes:
-        history: the :class:`~paddleq.analysis.ScaleHistory` of what was written, which
-            :func:`~paddleq.analysis.report` takes.
+        history: :class:`~paddleq.analysis.ScaleHistory` of the written scales, for
+            :func:`~paddleq.analysis.report`.
 
     Raises:
         DependencyError: VisualDL or matplotlib is not installed.
@@ -68,10 +67,11 @@ class VisualDLLogger(paddle.callbacks.Callback):
         True
     """
 
-    def __init__(self, logdir, model=None, every=10, histograms=100):
+    def __init__(self, logdir, model: Optional[paddle.nn.Layer] = None, every: int = 10,
+                 histograms: int = 100):
         super().__init__()
         if not isinstance(logdir, (str, os.PathLike)) or not str(logdir):
-            raise wrong_type("logdir", logdir, "a folder's path")
+            raise wrong_type("logdir", logdir, "the path of a folder")
         self.logdir = os.fspath(logdir)
         self.every = check_int("every", every, 1)
         self.histograms = check_int("histograms", histograms, 0)
@@ -80,12 +80,12 @@ class VisualDLLogger(paddle.callbacks.Callback):
         self.network = model
         self.history = ScaleHistory(every=every)
         self._writer = _log_writer(self.logdir)
-        self._watch, self._open_layers, self._seen = None, None, None
+        self._hooks, self._captured, self._distributions = None, None, None
         self._step = 0
 
     def __enter__(self):
         if self.network is None:
-            raise ModelError("VisualDLLogger needs a model to watch: VisualDLLogger(logdir, model)")
+            raise ModelError("VisualDLLogger needs a model: VisualDLLogger(logdir, model)")
         self._open()
         return self
 
@@ -93,40 +93,40 @@ class VisualDLLogger(paddle.callbacks.Callback):
         self.close()
 
     def on_train_begin(self, logs=None):
-        """``paddle.Model.fit`` begins."""
+        """Attach to the network of ``paddle.Model.fit``."""
         check_quantized(self.model.network)
         self.network = self.model.network
         self._open()
 
     def on_train_end(self, logs=None):
-        """``paddle.Model.fit`` has ended."""
+        """Close the log at the end of ``paddle.Model.fit``."""
         self.close()
 
-    def log_errors(self, errors, step=None):
-        """Write an image of the errors of layers, as bars, and the SQNR of the output as a scalar.
+    def log_errors(self, errors: LayerErrors, step: Optional[int] = None) -> None:
+        """Write a bar plot of layer errors, and the SQNR of the output as a scalar.
 
         Args:
-            errors: what :func:`~paddleq.analysis.layer_errors` returned.
-            step: the step that they belong to. Default: the number of steps so far.
+            errors: result of :func:`~paddleq.analysis.layer_errors`.
+            step: step of the errors. Default: number of steps so far.
 
         Raises:
             ConfigTypeError: ``errors`` is something else.
         """
-        from .report.figures import error_bars
+        from .report.plots import error_bars, to_image
 
         if not isinstance(errors, LayerErrors):
-            raise wrong_type("errors", errors, "what layer_errors() returns")
+            raise wrong_type("errors", errors, "the result of layer_errors()")
         step = self._step if step is None else check_int("step", step, 0)
-        self._writer.add_image("errors of layers/SQNR", error_bars(errors), step)
+        self._writer.add_image("errors of layers/SQNR", to_image(error_bars(errors)), step)
         if errors.output is not None and math.isfinite(errors.output):
             self._writer.add_scalar("SQNR/output", errors.output, step)
-        self._settle()
+        self._write_pending()
 
-    def log_graph(self, path):
-        """Put an exported model into the folder, where VisualDL's page of graphs finds it.
+    def log_graph(self, path) -> None:
+        """Copy an exported model into the folder for the graph page of VisualDL.
 
         Args:
-            path: its prefix, as ``save_quantized_model`` was told; ``path.pdmodel`` is copied.
+            path: prefix of the export; ``path.pdmodel`` is copied.
 
         Raises:
             FormatError: there is no such file.
@@ -137,32 +137,33 @@ class VisualDLLogger(paddle.callbacks.Callback):
                               "save_quantized_model(model, path)")
         shutil.copyfile(source, os.path.join(self.logdir, os.path.basename(source)))
 
-    def close(self):
-        """Look no more, and write what is left."""
+    def close(self) -> None:
+        """Remove all hooks and write the pending data."""
         self._release()
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
         self._write_images()
         self._writer.close()
 
     def _open(self):
-        self._watch = StepWatch(self.network, self._before, self._after)
-        self._watch.step = self._step
+        self._hooks = StepHooks(self.network, self._before, self._after)
+        self._hooks.step = self._step
 
-    def _settle(self):
-        # While nothing is watched nobody may call close() any more.
-        if self._watch is None:
+    def _write_pending(self):
+        # Without hooks there may be no later close().
+        if self._hooks is None:
             self._writer.close()
         else:
             self._writer.flush()
 
     def _before(self):
         self._release()  # the last pass may have raised
-        if self._histogram_due(self._watch.step):
-            self._seen = _LoggedDistributions(self.network, self._writer, self._watch.step)
-            self._open_layers = ExitStack()
-            self._open_layers.enter_context(capture_calls(self._seen.layers, self._seen.see))
+        if self._histogram_due(self._hooks.step):
+            self._distributions = _LoggedDistributions(self.network, self._writer, self._hooks.step)
+            self._captured = ExitStack()
+            self._captured.enter_context(
+                capture_calls(self._distributions.layers, self._distributions.add_call))
 
     def _after(self, step):
         self._release()
@@ -173,20 +174,20 @@ class VisualDLLogger(paddle.callbacks.Callback):
                 if scales[-1].step == step:
                     self._write_scale(name, scales[-1])
         if self._histogram_due(step):
-            self._seen.see_weights()
-            for found in chain.from_iterable(self._seen.found.values()):
+            self._distributions.add_weights()
+            for found in chain.from_iterable(self._distributions.found.values()):
                 if found.fixed and found.high is not None:
-                    self._scalar("clipped", found.name, found.share, step)
+                    self._scalar("clipped", found.name, found.clipped_share, step)
 
     def _histogram_due(self, step):
-        # Inside of a compiled program no layer can be looked at.
+        # The layers of a compiled program cannot be capture_calls.
         return (self.histograms and step % self.histograms == 0
                 and not hasattr(self.network.forward, "dygraph_function"))
 
     def _release(self):
-        if self._open_layers is not None:
-            self._open_layers.close()
-            self._open_layers = None
+        if self._captured is not None:
+            self._captured.close()
+            self._captured = None
 
     def _write_scale(self, name, scale):
         self._scalar("scale", name, scale.high, scale.step)
@@ -197,43 +198,43 @@ class VisualDLLogger(paddle.callbacks.Callback):
         self._writer.add_scalar(_quantizer_tag(group, quantizer, more), value, step)
 
     def _write_images(self):
-        from .report.figures import histograms
+        from .report.plots import histograms, to_image
 
-        if self._seen is None:
+        if self._distributions is None:
             return
-        for name, found in self._seen.found.items():
+        for name, found in self._distributions.found.items():
             if found:
                 name = name or "(model)"
-                self._writer.add_image(_tag("clipping", name), histograms(found, name),
-                                       self._seen.step)
-        self._seen = None
+                self._writer.add_image(_tag("clipping", name), to_image(histograms(found, name)),
+                                       self._distributions.step)
+        self._distributions = None
 
 
 class _LoggedDistributions(Distributions):
-    """Distributions whose values go to VisualDL's histograms too."""
+    """Distributions that also write their values to the histograms of VisualDL."""
 
     def __init__(self, model, writer, step):
         super().__init__(model)
         self._writer, self.step, self._calls = writer, step, Counter()
 
-    def added(self, label, values):
-        # A layer that is called again in one pass has several histograms of one step.
+    def on_values(self, label, values):
+        # A layer that is called several times in a pass has several histograms for one step.
         self._calls[label] += 1
         again = f", call {self._calls[label]}" if self._calls[label] > 1 else ""
         self._writer.add_histogram(_quantizer_tag("values", label, again), values, self.step,
                                    buckets=BUCKETS)
 
-    def not_finite(self, label):
-        # A step that overflows is no reason to stop the training.
-        _logger.warning("%s met NaN or infinite values at step %d: no histogram", label, self.step)
+    def on_non_finite(self, label):
+        # Training may recover from a step that overflows.
+        _logger.warning("%s has NaN or infinite values at step %d: no histogram", label, self.step)
 
 
 def _quantizer_tag(group, quantizer, more=""):
-    return _tag(group, " ".join(part_of(quantizer)) + more)
+    return _tag(group, " ".join(split_quantizer_name(quantizer)) + more)
 
 
 def _tag(group, name):
-    return f"{group}/{name}".replace("%", "_")  # which VisualDL does not take
+    return f"{group}/{name}".replace("%", "_")  # VisualDL rejects it
 
 
 def _log_writer(logdir):
@@ -244,6 +245,5 @@ def _log_writer(logdir):
         raise DependencyError("VisualDLLogger needs VisualDL and matplotlib, but "
                               f"{error.name or 'one of them'} is not installed: "
                               "pip install 'paddleq[viz]'") from error
-    # One file for one logger, however often it is opened: of several in a folder VisualDL shows
-    # the last only.
+    # VisualDL shows only the last of several files in a folder, so each logger has one file.
     return LogWriter(logdir=logdir, file_name=f"vdlrecords.{time.time():.6f}.log")

@@ -1,4 +1,4 @@
-"""Errors of layers, sensitivities, and the search for layers to leave float."""
+"""Layer errors, sensitivity, and the accuracy-aware restoration of float layers."""
 
 import copy
 import math
@@ -46,7 +46,7 @@ def db(reference, value):
 
 
 def outputs(model, layer, batches):
-    """What leaves ``layer`` in a plain forward pass over each batch, by a hook of Paddle's."""
+    """Outputs of ``layer`` in plain forward passes, recorded by a hook of Paddle."""
     seen = []
     handle = layer.register_forward_post_hook(lambda _layer, _inputs, y: seen.append(y.numpy()))
     with paddle.no_grad():
@@ -61,7 +61,7 @@ def outputs(model, layer, batches):
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.floats(-1.0, 1.0, width=32)),
                 min_size=1, max_size=40), st.integers(1, 40))
-def test_the_ratio_is_the_formula_however_the_data_is_split(pairs, size):
+def test_sqnr_follows_the_formula_for_any_split_into_batches(pairs, size):
     reference, noise = np.array(pairs, np.float32).T
     value = reference + noise
     ratio = SQNR("x")
@@ -77,7 +77,7 @@ def test_the_ratio_is_the_formula_however_the_data_is_split(pairs, size):
         assert ratio.db == pytest.approx(10 * np.log10(signal / error), abs=1e-6)
 
 
-def test_the_ratio_takes_nested_outputs():
+def test_sqnr_accepts_nested_outputs():
     x, y = paddle.to_tensor([3.0, 4.0]), paddle.to_tensor([1], dtype="int64")
     ratio = SQNR("x")
     ratio.add({"b": x, "a": (y, [x])}, {"a": (y + 1, [x]), "b": x + 1.0})
@@ -96,7 +96,7 @@ def fake(x, threshold):
     return np.clip(np.rint(x / step), -128, 127) * step
 
 
-def test_layer_errors_are_those_of_a_float64_reference():
+def test_layer_errors_equal_a_float64_reference():
     rng = np.random.RandomState(0)
     w1, w2 = rng.randn(6, 8), rng.randn(8, 3)
     batches = [rng.randn(20, 6).astype("float32") * s for s in (1.0, 0.5, 2.0)]
@@ -121,8 +121,8 @@ def test_layer_errors_are_those_of_a_float64_reference():
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-def test_layer_errors_are_those_of_plain_forward_passes(fuse, digits):
-    """The same numbers from one run for each layer, which nothing of the analysis takes part in."""
+def test_layer_errors_equal_separate_forward_passes(fuse, digits):
+    """The reference runs the model once for each layer without the analysis."""
     batches = digits.batches(16, 3)
     net = warmed(SmallNet(), batches[0])
     quantized = calibrated(net, batches, fuse=fuse)
@@ -144,7 +144,7 @@ def test_layer_errors_are_those_of_plain_forward_passes(fuse, digits):
         assert row.accumulated == pytest.approx(errors[row.name].accumulated, abs=1e-3)
 
 
-def test_a_trained_model_is_compared_with_the_float_one(digits):
+def test_layer_errors_of_a_trained_model_against_its_float_model(digits):
     batches = digits.batches(16, 2)
     net = warmed(SmallNet(), batches[0])
     quantized = paddleq.QAT().quantize(net, inplace=False)
@@ -161,13 +161,13 @@ def test_a_trained_model_is_compared_with_the_float_one(digits):
     assert against["conv2"].alone == pytest.approx(db(reference, alone), abs=1e-4)
     everything = outputs(quantized, quantized.conv2, batches)
     assert against["conv2"].accumulated == pytest.approx(db(reference, everything), abs=1e-4)
-    # A quarter more of the weight is 12 dB; without the float model that goes unseen.
+    # Scaling the weight by 1.25 is 12 dB, which is invisible without the float model.
     assert against["conv2"].alone < 13 < 25 < layer_errors(quantized, batches)["conv2"].alone
     assert quantized.conv2.training is False and net.training is False
 
 
-class Hostile(nn.Layer):
-    """A layer called twice, keyword arguments, activations changed in place, a list joined."""
+class UnusualCalls(nn.Layer):
+    """Layer that is called twice, keyword arguments, in-place activations, a list argument."""
 
     def __init__(self):
         super().__init__()
@@ -184,8 +184,8 @@ class Hostile(nn.Layer):
         return {"logits": self.out(joined), "ids": ids, "more": [y]}
 
 
-def test_unusual_models():
-    net = Hostile()
+def test_layer_errors_with_unusual_calls():
+    net = UnusualCalls()
     batch = {"ids": paddle.to_tensor([1, 3, 5]), "x": paddle.randn([3, 6])}
     ptq = paddleq.PTQ("AbsmaxQuantizer")
     quantized = ptq.quantize(net, skip="never",
@@ -204,8 +204,8 @@ def test_unusual_models():
     assert errors["shared"].accumulated == pytest.approx(db(seen[:2], seen[2:]), abs=1e-4)
 
 
-def test_a_layer_that_no_data_reaches_has_no_row_in_the_ranking():
-    net = Hostile()
+def test_ranking_omits_layers_without_data():
+    net = UnusualCalls()
     batch = {"ids": paddle.to_tensor([1, 3, 5]), "x": paddle.randn([3, 6])}
     quantized = paddleq.QAT().quantize(net)
     quantized.train()
@@ -219,7 +219,7 @@ def test_a_layer_that_no_data_reaches_has_no_row_in_the_ranking():
 
 
 @pytest.mark.parametrize("bn_fold", [False, True])
-def test_a_block_is_compared_where_its_relu_ends(bn_fold, digits):
+def test_layer_error_of_a_fused_block_uses_the_relu_output(bn_fold, digits):
     batches = digits.batches(16, 2)
     net = SeparableNet(8)
     algorithm = paddleq.SimulatedQuantizationAwareTraining(
@@ -238,13 +238,13 @@ def test_a_block_is_compared_where_its_relu_ends(bn_fold, digits):
     assert errors["blocks.2.0"].alone == pytest.approx(alone, abs=1e-4)
     assert errors["blocks.2.0"].accumulated == pytest.approx(
         db(reference, outputs(quantized, relu, batches)), abs=1e-4)
-    # Looking at it has changed nothing.
+    # The analysis leaves the model unchanged.
     before = quantized(batches[0]).numpy()
     layer_errors(quantized, batches)
     assert np.array_equal(before, quantized(batches[0]).numpy())
 
 
-def test_pact_and_hooks_are_part_of_what_is_compared():
+def test_layer_errors_include_pact():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     x = paddle.randn([64, 4]) * 3.0
     quantized = paddleq.QAT({"activation_preprocess_type": "PACT"}).quantize(net)
@@ -260,7 +260,7 @@ def test_pact_and_hooks_are_part_of_what_is_compared():
     assert wide.input > 30 and clipped.input == pytest.approx(expected, abs=0.1)
 
 
-def test_a_model_of_to_static_and_one_layer_that_is_the_model():
+def test_layer_errors_of_to_static_and_of_a_single_layer():
     x = paddle.randn([8, 4])
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     plain = calibrated(net, [x])
@@ -273,7 +273,7 @@ def test_a_model_of_to_static_and_one_layer_that_is_the_model():
     assert row.name == "" and row.alone == row.accumulated > 30
 
 
-def test_the_model_is_as_before_even_after_an_error(digits):
+def test_analysis_leaves_the_model_unchanged_even_after_an_error(digits):
     batches = digits.batches(16, 2)
     quantized = calibrated(warmed(SmallNet(), batches[0]), batches)
     quantized.train()
@@ -293,7 +293,7 @@ def test_the_model_is_as_before_even_after_an_error(digits):
         assert np.array_equal(state[key], value.numpy()), key
 
 
-def test_wrong_arguments():
+def test_invalid_arguments():
     x = paddle.randn([4, 4])
     net = nn.Sequential(nn.Linear(4, 4))
     ptq = paddleq.PTQ("AbsmaxQuantizer")
@@ -305,7 +305,7 @@ def test_wrong_arguments():
             function(net, [x])
         with pytest.raises(ConfigTypeError, match="model must be"):
             function("net", [x])
-    fresh(x)  # observed, but it does not quantize yet
+    fresh(x)  # calibrating, not quantizing yet
     with pytest.raises(CalibrationError, match="not calibrated"):
         layer_errors(fresh, [x])
     ptq.convert(fresh)
@@ -314,8 +314,8 @@ def test_wrong_arguments():
             function(fresh, 3)
         with pytest.raises(CalibrationError, match="empty"):
             function(fresh, [])
-        with pytest.raises(ConfigError, match="batch_num"):
-            function(fresh, [x], batch_num=0)
+        with pytest.raises(ConfigError, match="num_batches"):
+            function(fresh, [x], num_batches=0)
         with pytest.raises(NonFiniteError, match="'0'"):
             function(fresh, [x * float("inf")])
     with pytest.raises(ModelError, match="already quantized"):
@@ -324,7 +324,7 @@ def test_wrong_arguments():
         layer_errors(fresh, [x], nn.Linear(4, 4))
     with pytest.raises(ModelError, match=r"shape \[4, 4\].*\[4, 5\]"):
         layer_errors(fresh, [x], nn.Sequential(nn.Linear(4, 5)))
-    with pytest.raises(ConfigError, match="loader"):
+    with pytest.raises(ConfigError, match="data must be"):
         sensitivity(fresh)
     with pytest.raises(ConfigTypeError, match="function of the model"):
         sensitivity(fresh, metric=0.5)
@@ -341,7 +341,7 @@ def test_wrong_arguments():
 # --- sensitivities
 
 
-def test_sensitivity_is_the_error_of_the_output_with_one_layer_quantized(digits):
+def test_sensitivity_equals_the_output_error_with_one_quantized_layer(digits):
     batches = digits.batches(16, 3)
     quantized = calibrated(warmed(SmallNet(), batches[0]), batches)
     found = sensitivity(quantized, iter(batches))
@@ -358,17 +358,17 @@ def test_sensitivity_by_a_metric(digits):
     images, labels = digits.test
     batches = digits.batches(16, 3)
     quantized = calibrated(warmed(SmallNet(), batches[0]), batches)
-    asked = []
+    models = []
 
     def metric(model):
         assert not model.training and not model.conv1.training
-        asked.append(model)
+        models.append(model)
         with paddle.no_grad():
             loss = F.cross_entropy(model(paddle.to_tensor(images)), paddle.to_tensor(labels))
         return -loss  # a tensor of one element
 
     found = sensitivity(quantized, metric=metric)
-    assert len(asked) == 5 and all(model is quantized for model in asked)
+    assert len(models) == 5 and all(model is quantized for model in models)
     for row in found:
         with quantizing_only(quantized, [row.name]):
             assert row.metric == pytest.approx(metric(quantized).item(), abs=1e-7)
@@ -395,8 +395,8 @@ def planted(net, places, channel=5):
     return net
 
 
-def settled(net, x):
-    """Give batch norms the statistics of ``x``, so that random weights pass signals on."""
+def with_batch_statistics(net, x):
+    """Set the statistics of batch norms from ``x``, so that random weights keep signals in range."""
     norms = [layer for layer in net.sublayers() if isinstance(layer, nn.BatchNorm2D)]
     for norm in norms:
         norm._momentum = 0.0
@@ -412,8 +412,8 @@ PLACES = {"separable": ("blocks.2.1", "blocks.2.3"),
           "MobileNetV1": ("conv4_1._depthwise_conv.1", "conv4_1._pointwise_conv.0")}
 
 
-def finds(net, batches, name, quantizer):
-    """The layer planted in ``net`` is the first of both rankings."""
+def check_ranking(net, batches, name, quantizer):
+    """Check that a layer with an outlier channel is the first of both rankings."""
     norm, conv = PLACES[name]
     bad = planted(net, [(norm, conv)])
     with paddle.no_grad():
@@ -422,42 +422,42 @@ def finds(net, batches, name, quantizer):
     assert sensitivity(quantized, batches[:1]).worst() == [conv]
     errors = layer_errors(quantized, batches)
     assert errors.worst() == [conv]
-    assert errors[conv].input < errors[conv].weight  # the activation is to blame
+    assert errors[conv].input < errors[conv].weight  # the activation causes the error
 
 
 QUANTIZERS = ["AbsmaxQuantizer", "HistQuantizer", "KLQuantizer"]
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_sensitivity_finds_a_planted_layer(quantizer, separable, digits):
-    """One convolution whose input has a channel a hundred times as large."""
-    finds(separable, digits.batches(32, 4), "separable", quantizer)
+def test_sensitivity_finds_a_layer_with_an_outlier_channel(quantizer, separable, digits):
+    """The input of one convolution has a channel that is a hundred times larger."""
+    check_ranking(separable, digits.batches(32, 4), "separable", quantizer)
 
 
 @pytest.mark.parametrize("name, make, size", [
     ("ResNet18", resnet18, 32), ("MobileNetV1", partial(mobilenet_v1, scale=0.25), 64)])
-def test_sensitivity_finds_a_planted_layer_among_random_ones(name, make, size, digits):
+def test_sensitivity_finds_an_outlier_channel_in_random_networks(name, make, size, digits):
     batches = [F.interpolate(x, [size, size], mode="bilinear").expand([-1, 3, -1, -1])
                for x in digits.batches(4, 2)]
-    finds(settled(make(num_classes=10), batches[0]), batches, name, "AbsmaxQuantizer")
+    check_ranking(with_batch_statistics(make(num_classes=10), batches[0]), batches, name, "AbsmaxQuantizer")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["AbsmaxQuantizer", "HistQuantizer"])
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name))
                                   for name in ("ResNet18", "MobileNetV1")])
-def test_sensitivity_finds_a_planted_layer_in_trained_networks(name, quantizer):
-    """(Not KL: what it clips of other layers' activations costs these two networks more.)"""
+def test_sensitivity_finds_an_outlier_channel_in_trained_networks(name, quantizer):
+    """KL is left out: its clipping of other layers costs these two networks more."""
     net, recipe = vision.network(name), vision.MODELS[name]
     net.eval()
-    finds(net, [recipe.pictures(np.arange(i, i + 16)) for i in (0, 16)], name, quantizer)
+    check_ranking(net, [recipe.pictures(np.arange(i, i + 16)) for i in (0, 16)], name, quantizer)
 
 
 
-# --- leaving layers float
+# --- restoring layers to float
 
 
-def test_a_layer_left_float_is_one_everywhere(digits, tmp_path):
+def test_a_restored_layer_is_float_in_model_summary_and_export(digits, tmp_path):
     batches = digits.batches(16, 2)
     quantized = calibrated(warmed(SmallNet(), batches[0]), batches)
     keys = set(quantized.state_dict())
@@ -483,7 +483,7 @@ def test_a_layer_left_float_is_one_everywhere(digits, tmp_path):
     assert stored == ["int8", "float32", "int8", "float32"]
 
 
-def test_a_layer_left_float_trains_copies_and_can_be_quantized_anew():
+def test_a_restored_layer_can_be_quantized_again_and_trained():
     x = paddle.randn([8, 4])
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     quantized = calibrated(net, [x])
@@ -497,8 +497,7 @@ def test_a_layer_left_float_trains_copies_and_can_be_quantized_anew():
     assert again[0].weight.grad is not None
 
 
-def test_a_weight_that_is_shared_is_left_float_once_only(tmp_path):
-    """The other layer keeps its integers, in simulation and file."""
+def test_restoring_one_layer_of_a_shared_weight_keeps_the_other_quantized(tmp_path):
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     net[2].weight = net[0].weight
     x = paddle.randn([8, 4])
@@ -511,7 +510,7 @@ def test_a_weight_that_is_shared_is_left_float_once_only(tmp_path):
     assert relative_error(paddle_inference(str(tmp_path / "m"), [x.numpy()])[0], expected) < 1e-5
 
 
-def test_a_block_is_not_taken_apart(digits):
+def test_a_layer_of_a_fused_block_cannot_be_restored(digits):
     quantized = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(
         SeparableNet(8), inputs=digits.batches(8, 1)[0])
     quantized(digits.batches(8, 1)[0])
@@ -522,31 +521,31 @@ def test_a_block_is_not_taken_apart(digits):
         keep_accuracy(quantized, digits.batches(8, 1), lambda model: 0.0, 0.1)
 
 
-# --- within a stated drop
+# --- accuracy-aware quantization
 
 
 @pytest.mark.parametrize("quantizer", ["AbsmaxQuantizer", "HistQuantizer"])
 @pytest.mark.parametrize("places", [
     [("blocks.2.1", "blocks.2.3")],
     [("blocks.1.4", "blocks.2.0"), ("blocks.3.1", "blocks.3.3")]], ids=["one", "two"])
-def test_the_stated_drop_is_met_with_few_layers_float(places, quantizer, separable, digits,
+def test_the_allowed_drop_is_met_with_few_float_layers(places, quantizer, separable, digits,
                                                       tmp_path):
-    net, asked = planted(separable, places), []
+    net, evaluated = planted(separable, places), []
 
     def metric(model):
-        asked.append(model)
+        evaluated.append(model)
         return accuracy(model, *digits.test)
 
     ptq = paddleq.PTQ(quantizer)
     quantized, report = ptq.quantize_with_accuracy(net, digits.batches(32, 8), metric, 0.01,
                                                    fuse=True)
     assert report.float_metric == accuracy(net, *digits.test) > 0.9
-    assert report.quantized_metric < report.float_metric - 0.05  # there is something to mend
+    assert report.quantized_metric < report.float_metric - 0.05  # quantization of all layers fails
     assert report.metric == accuracy(quantized, *digits.test)
     assert report.drop <= 0.01 and report.met
     assert report.layers == LAYERS and len(report.left_float) < 0.2 * LAYERS
     assert {conv for _, conv in places} == set(report.left_float)
-    assert report.evaluations == len(asked) <= 8
+    assert report.evaluations == len(evaluated) <= 8
     summary = paddleq.summary(quantized)
     rows = {line.split("|")[0].strip(): line for line in summary.splitlines()}
     for name in report.left_float:
@@ -561,7 +560,7 @@ def test_the_stated_drop_is_met_with_few_layers_float(places, quantizer, separab
     assert report.float_metric - exported <= 0.01
 
 
-def test_nothing_is_left_float_where_nothing_needs_to_be(separable, digits):
+def test_no_layer_is_restored_if_the_drop_is_met(separable, digits):
     quantized, report = paddleq.PTQ("AbsmaxQuantizer").quantize_with_accuracy(
         separable, digits.batches(32, 4), lambda model: accuracy(model, *digits.test), 0.02)
     assert report.left_float == {} and report.evaluations == 2 and report.met
@@ -569,7 +568,7 @@ def test_nothing_is_left_float_where_nothing_needs_to_be(separable, digits):
     assert type(separable.head) is nn.Linear  # a copy was quantized
 
 
-def test_a_drop_that_cannot_be_met_is_an_error(digits):
+def test_an_unreachable_drop_is_an_error(digits):
     batches = digits.batches(16, 2)
     quantized = calibrated(warmed(SmallNet(), batches[0]), batches)
 
@@ -591,20 +590,20 @@ def test_a_drop_that_cannot_be_met_is_an_error(digits):
     assert len(report.left_float) == 3 and report.met
 
 
-def test_a_metric_that_says_another_number_each_time(digits):
+def test_a_nondeterministic_metric_is_an_error(digits):
     batches = digits.batches(16, 2)
     quantized = calibrated(warmed(SmallNet(), batches[0]), batches)
     numbers = iter([1.0, 0.0, 1.0, 0.0])
-    with pytest.raises(AccuracyError, match="another number for the same model"):
+    with pytest.raises(AccuracyError, match="metric of the same model .* differs"):
         keep_accuracy(quantized, batches, lambda model: next(numbers), 0.1)
 
 
 @given(st.integers(2, 40), st.data())
-def test_the_search_finds_the_layers_that_a_metric_needs(count, data):
-    """On a metric that drops if any of some layers is quantized, wherever these are ranked."""
+def test_the_search_finds_the_layers_that_a_metric_requires(count, data):
+    """The metric drops if any of some layers at random ranks is quantized."""
     needed = data.draw(st.sets(st.integers(0, count - 2), min_size=1, max_size=6))
 
-    class Ranked(AccuracySearch):
+    class FixedRanking(AccuracySearch):
         def run_on(self, names):
             self.names, self.trials = names, []
             self.report = paddleq.analysis.AccuracyReport(0.0, 1.0, 0.0, 0.0, len(names))
@@ -614,18 +613,18 @@ def test_the_search_finds_the_layers_that_a_metric_needs(count, data):
         def _rank(self):
             return list(self.names)
 
-        def _ask(self, left):
+        def _evaluate(self, left):
             self.trials.append((len(left), 0.0))
             return float(needed <= set(left))
 
-    search = Ranked([0], lambda model: 0.0, 0.0, evaluations=1000)
+    search = FixedRanking([0], lambda model: 0.0, 0.0, evaluations=1000)
     assert set(search.run_on(list(range(count)))) == needed
     assert len(search.trials) <= 2 * math.ceil(math.log2(count)) + 1 + max(needed)
-    hasty = Ranked([0], lambda model: 0.0, 0.0, evaluations=1)
-    assert hasty.run_on(list(range(count))) == list(range(max(needed) + 1))
+    limited = FixedRanking([0], lambda model: 0.0, 0.0, evaluations=1)
+    assert limited.run_on(list(range(count))) == list(range(max(needed) + 1))
 
 
-def test_wrong_arguments_of_the_search(digits):
+def test_invalid_arguments_of_the_accuracy_search(digits):
     net, batches = SmallNet(), digits.batches(16, 2)
     ptq = paddleq.PTQ("AbsmaxQuantizer")
 

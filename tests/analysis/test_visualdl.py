@@ -485,7 +485,7 @@ def test_the_report_opens_from_disk_without_a_network(digits, tmp_path):
     plots = """return [...document.querySelectorAll("svg")].map(s => {
         const box = s.getBoundingClientRect();
         return [s.querySelector("title").textContent, box.width, box.height,
-                getComputedStyle(s.querySelector("[class^=series], [class^=line]")).fill];
+                getComputedStyle(s.querySelector('[style*=first]')).fill];
     })"""
     with chromium(tmp_path) as driver:
         driver.execute_cdp_cmd("Network.emulateNetworkConditions", {
@@ -501,7 +501,7 @@ def test_the_report_opens_from_disk_without_a_network(digits, tmp_path):
         assert "Sensitivity of the model to each layer" in found
         assert {"activation of conv2", "weight of fc"} <= set(found)
         bars = driver.execute_script(
-            "return document.querySelector('svg').querySelectorAll('rect.series0').length")
+            "return document.querySelector('svg').querySelectorAll('path[style*=first]').length")
         assert bars == 1 + len(layer_errors(quantized, batches))  # one is the legend's
         # The worst layers are unfolded, the others unfold by the keyboard.
         states = "return [...document.querySelectorAll('details')].map(d => d.open)"

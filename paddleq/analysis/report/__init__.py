@@ -1,1 +1,1 @@
-"""HTML report of a quantized model."""
+"""HTML report of a quantized model, and the plots in it."""

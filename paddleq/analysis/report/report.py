@@ -1,7 +1,10 @@
-"""A quantized model on one page: what was done, what it costs, and where."""
+"""HTML report of a quantized model: layers, errors, distributions and sizes on one page."""
 
 import math
 import os
+from typing import Any, Iterable, NamedTuple, Optional
+
+from paddle import nn
 
 from ..._atomic_write import write_bytes, write_together
 from ..._checks import check_int, wrong_type
@@ -15,54 +18,44 @@ from ...engine import (
     quantized_layers,
     summary_rows,
 )
-from ...errors import ConfigError, ExportError
+from ...errors import ConfigError, DependencyError, ExportError
 from ...fake_quant.fake_quantize import FakeQuantize
 from ..distributions import Distributions
 from ..layer_errors import LayerComparison
-from ..scale_history import ScaleHistory, part_of
+from ..scale_history import ScaleHistory, split_quantizer_name
 from ..sensitivity import Sensitivities
-from ..sqnr import shown
-from . import page, svg
+from ..sqnr import format_db
+from . import plots
 
-BARS = 72
-OPENED = 3  # layers whose plots are open at first, the worst
-
-_ERRORS = (
-    "SQNR is the signal over the error that quantization makes of it: 20 dB are an error of 10 %, "
-    "40 dB of 1 %, and one bit is worth 6 dB; longer bars are better. Alone: the layer is given "
-    "the float model's inputs. Accumulated: all layers before it are quantized too.")
-_VALUES = (
-    "What goes into each quantizer, counted on a logarithmic scale. Red lines: what lies beyond is "
-    "clipped; where each channel has its own range, solid for the widest and dashed for the "
-    "narrowest.")
-_SCALES = (
-    "The scale of each quantizer that moved (its threshold, as Paddle has it) at the steps that "
-    "were written down; where each channel has one, the largest, and dashed the smallest.")
+OPEN_LAYERS = 3  # number of layers whose plots are unfolded, the worst ones
 
 
-def report(model, path, loader=None, float_model=None, history=None, sensitivities=None,
-           batch_num=None, title=None):
-    """Write an HTML page about a quantized model, with plots; it needs no network and no server.
+def report(model: nn.Layer, path, data: Optional[Iterable] = None,
+           float_model: Optional[nn.Layer] = None, history: Optional[ScaleHistory] = None,
+           sensitivities: Optional[Sensitivities] = None, num_batches: Optional[int] = None,
+           title: Optional[str] = None) -> None:
+    """Write an HTML page with tables and plots of a quantized model.
 
-    A table of all layers and what was done to each; their errors (:func:`layer_errors`), and the
-    values that every quantizer meets with the lines where they are clipped; sizes and versions.
-    The same arguments give the same page.
+    The page lists all layers with their quantization and errors (:func:`layer_errors`), plots the
+    inputs of each quantizer with its clipping limits, and states sizes and versions. It is one
+    file that refers to nothing outside of itself. The same arguments give the same page.
 
     Args:
-        model: a quantized model.
-        path: the file to write, such as "report.html"; folders are made.
-        loader: batches to measure errors and activations with, as for :func:`paddleq.calibrate`.
-            None: the page has neither, only weights.
-        float_model: what to compare with, see :func:`layer_errors`.
-        history: a :class:`ScaleHistory`, or the ``history`` of a :class:`VisualDLLogger`: scales
-            over time are drawn too.
-        sensitivities: what :func:`sensitivity` returned: shown as well.
-        batch_num: look at this many batches. Default: all.
-        title: of the page. Default: the name of the model's class.
+        model: quantized model.
+        path: file to write, such as "report.html". Missing folders are created.
+        data: batches for errors and activations, as for :func:`paddleq.calibrate`. Without it the
+            page shows weights only.
+        float_model: model to compare with, see :func:`layer_errors`.
+        history: a :class:`ScaleHistory`, or the ``history`` of a :class:`VisualDLLogger`, to plot
+            scales over time.
+        sensitivities: result of :func:`sensitivity` to show.
+        num_batches: number of batches to use. Default: all.
+        title: title of the page. Default: name of the class of the model.
 
     Raises:
+        DependencyError: matplotlib or Jinja2 is not installed.
         ExportError: the file cannot be written.
-        CalibrationError: there is a loader, but the model is not calibrated.
+        CalibrationError: there is data, but the model is not calibrated.
         ModelError, NonFiniteError, ConfigError, ConfigTypeError: see :func:`layer_errors`.
 
     Examples:
@@ -71,7 +64,7 @@ def report(model, path, loader=None, float_model=None, history=None, sensitiviti
         >>> ptq = paddleq.PTQ("AbsmaxQuantizer")
         >>> net = ptq.quantize(paddle.nn.Sequential(paddle.nn.Linear(4, 8)))
         >>> _ = ptq.calibrate(net, data)
-        >>> paddleq.analysis.report(net, "report.html", loader=data)
+        >>> paddleq.analysis.report(net, "report.html", data=data)
         >>> "SQNR" in open("report.html", encoding="utf-8").read()
         True
     """
@@ -81,51 +74,69 @@ def report(model, path, loader=None, float_model=None, history=None, sensitiviti
     if history is not None and not isinstance(history, ScaleHistory):
         raise wrong_type("history", history, "a ScaleHistory, or None")
     if sensitivities is not None and not isinstance(sensitivities, Sensitivities):
-        raise wrong_type("sensitivities", sensitivities, "what sensitivity() returns, or None")
+        raise wrong_type("sensitivities", sensitivities, "the result of sensitivity(), or None")
     if title is not None and not isinstance(title, str):
-        raise wrong_type("title", title, "a text, or None")
-    if loader is None and (float_model is not None or batch_num is not None):
-        raise ConfigError("loader must be an iterable of batches where float_model or batch_num "
+        raise wrong_type("title", title, "a str, or None")
+    if data is None and (float_model is not None or num_batches is not None):
+        raise ConfigError("data must be an iterable of batches where float_model or num_batches "
                           "is given, but is None")
-    if batch_num is not None:
-        check_int("batch_num", batch_num, 1)
-    errors, found = _measure(model, loader, float_model, batch_num)
-    text = page.page(title or type(model).__name__, _subtitle(model),
-                     list(_content(model, errors, found, history, sensitivities)),
-                     ", ".join(f"{name} {version}" for name, version in versions().items()))
+    if num_batches is not None:
+        check_int("num_batches", num_batches, 1)
+    template = _template()
+    errors, distributions = _measure(model, data, float_model, num_batches)
+    rows = summary_rows(model)
+    columns, cells = _layer_table(rows, errors, distributions)
+    text = template.render(
+        title=title or type(model).__name__, subtitle=_subtitle(model),
+        facts=list(_facts(model, rows, errors)), columns=columns, rows=cells,
+        number_columns=_NUMBER_COLUMNS, errors=errors and _error_plot(errors),
+        sensitivities=sensitivities and _sensitivity_plot(sensitivities),
+        distributions=list(_distribution_plots(errors, distributions)),
+        history=None if history is None else list(_scale_plots(history)),
+        footer=", ".join(f"{name} {version}" for name, version in versions().items()))
     try:
         write_together({os.fspath(path): write_bytes(text.encode("utf-8"))})
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error}") from error
 
 
-def _measure(model, loader, float_model, batch_num):
-    """(:class:`LayerErrors` or None, :class:`Distributions`)"""
+class _Plot(NamedTuple):
+    svg: Any  # markupsafe.Markup, which the template does not escape
+    caption: str
+
+
+def _plot(figure, title, description, caption=""):
+    from markupsafe import Markup
+
+    return _Plot(Markup(plots.to_svg(figure, title, description)), caption)
+
+
+def _template():
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(f"report() needs Jinja2 and matplotlib, but {error.name} is not "
+                              "installed: pip install 'paddleq[report]'") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
+        autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("report.html.jinja")
+
+
+def _measure(model, data, float_model, num_batches):
+    """Return (:class:`LayerErrors` or None, :class:`Distributions`)."""
     distributions = Distributions(model)
     with eager_evaluation(model):
-        distributions.see_weights()
-    if loader is None:
+        distributions.add_weights()
+    if data is None:
         return None, distributions
     comparison = LayerComparison(model, float_model)
-    for args, kwargs in iter_batches(model, loader, batch_num, "looking at layers"):
+    for args, kwargs in iter_batches(model, data, num_batches, "measuring layers"):
         comparison.add(args, kwargs)
-        with eager_evaluation(model), capture_calls(distributions.layers, distributions.see):
+        with eager_evaluation(model), capture_calls(distributions.layers, distributions.add_call):
             model(*args, **kwargs)
     return comparison.result(), distributions
-
-
-def _content(model, errors, distributions, history, sensitivities):
-    rows = summary_rows(model)
-    yield page.facts(_facts(model, rows, errors))
-    if errors is not None:
-        yield page.section("Errors of layers", page.paragraph(_ERRORS), _error_bars(errors))
-    if sensitivities is not None:
-        yield _sensitivities(sensitivities)
-    yield page.section("Layers", _layers(rows, errors, distributions))
-    yield page.section("Values, and where they are clipped", page.paragraph(_VALUES),
-                       *_histograms(errors, distributions))
-    if history is not None:
-        yield page.section("Scales over time", page.paragraph(_SCALES), _scales(history))
 
 
 def _subtitle(model):
@@ -141,9 +152,10 @@ def _facts(model, rows, errors):
               if kind in done]
     yield "layers quantized", f"{done.count('quantized')}", f"of {len(rows)}: {', '.join(others)}"
     if errors is not None:
-        yield "SQNR of the model's output", f"{shown(errors.output)} dB", _in_percent(errors.output)
+        yield ("SQNR of the output", f"{format_db(errors.output)} dB",
+               _in_percent(errors.output))
         for name in errors.worst()[:1]:
-            yield "worst layer alone", name or "(model)", f"{shown(errors[name].alone)} dB"
+            yield "worst layer alone", name or "(model)", f"{format_db(errors[name].alone)} dB"
     before, after = _sizes(model)
     yield ("parameters as exported", _bytes(after),
            f"{after / before:.0%} of {_bytes(before)} in float")
@@ -160,7 +172,7 @@ def _in_percent(db):
 
 
 def _sizes(model):
-    """Bytes of parameters and statistics: (of the float model, of an export with integers)."""
+    """Return the bytes of parameters and statistics in float and in an export with integers."""
     extra = set(extra_state_keys(model))
     before = sum(tensor.size * tensor.element_size()
                  for key, tensor in model.state_dict().items() if key not in extra)
@@ -176,65 +188,64 @@ def _sizes(model):
     return before, before - saved
 
 
-def _error_bars(errors):
-    rows = [(row.name or "(model)", (row.alone, row.accumulated)) for row in errors]
-    plot = svg.bars(rows, ("alone", "accumulated"), "Errors of layers", "dB")
-    return page.wide(plot, "errors of layers")
+def _error_plot(errors):
+    return _plot(plots.error_bars(errors), "Errors of layers",
+                 f"SQNR in dB of {len(errors)} layers, alone and accumulated")
 
 
-def _sensitivities(found):
+def _sensitivity_plot(found):
     by_metric = found.float_metric is not None
-    text = ("What the model's metric loses when one layer alone is quantized."
-            if by_metric else
-            "SQNR of the model's output when one layer alone is quantized: the shortest bars are "
-            "the layers that it can least afford.")
-    rows = [(row.name or "(model)", (row.drop if by_metric else row.sqnr,))
-            for row in found.ranking()]
-    names, unit = (("drop",), "") if by_metric else (("SQNR of the output",), "dB")
-    plot = svg.bars(rows, names, "Sensitivity of the model to each layer", unit)
-    return page.section("Sensitivity", page.paragraph(text),
-                        page.wide(plot, "sensitivity of the model to each layer"))
+    text = ("Drop of the metric when only one layer is quantized." if by_metric else
+            "SQNR of the output of the model when only one layer is quantized. Short bars are the "
+            "most sensitive layers.")
+    rows = {row.name or "(model)": (row.drop if by_metric else row.sqnr,)
+            for row in found.ranking()}
+    names, unit = (("drop",), "metric") if by_metric else (("SQNR of the output",), "dB")
+    title = "Sensitivity of the model to each layer"
+    return _plot(plots.bars(rows, names, unit), title, f"{len(rows)} bars, in {unit}", text)
 
 
-def _layers(rows, errors, distributions):
-    titles = ["layer", "type", "done", "weight", "activation", "why"]
+_NUMBER_COLUMNS = ("alone, dB", "accumulated, dB", "clipped")
+
+
+def _layer_table(rows, errors, distributions):
+    columns = ["layer", "type", "done", "weight", "activation", "why"]
     cells = [list(row) for row in rows]
-    numbers = []
-    if errors is not None:
-        titles[3:3] = ["alone, dB", "accumulated, dB", "clipped"]
-        numbers = [3, 4, 5]
-        by_name = {row.name: row for row in errors}
-        for row, line in zip(rows, cells):
-            name = "" if row.name == "(model)" else row.name
-            error, found = by_name.get(name), distributions.found.get(name, ())
-            inputs = [each.share for each in found if each.fixed]
-            line[3:3] = [shown(error.alone) if error else "",
-                         shown(error.accumulated) if error else "",
-                         f"{100 * max(inputs):.2g} %" if inputs else ""]
-    return page.table("Every layer, what was done to it, or why not", titles, cells, numbers)
+    if errors is None:
+        return columns, cells
+    columns[3:3] = _NUMBER_COLUMNS
+    by_name = {row.name: row for row in errors}
+    for row, line in zip(rows, cells):
+        name = "" if row.name == "(model)" else row.name
+        error = by_name.get(name)
+        inputs = [each.clipped_share for each in distributions.found.get(name, ()) if each.fixed]
+        line[3:3] = [format_db(error.alone) if error else "",
+                     format_db(error.accumulated) if error else "",
+                     f"{100 * max(inputs):.2g} %" if inputs else ""]
+    return columns, cells
 
 
-def _histograms(errors, distributions):
-    worst = errors.worst(OPENED) if errors is not None and errors.ranking() else ()
+def _distribution_plots(errors, distributions):
+    worst = errors.worst(OPEN_LAYERS) if errors is not None and errors.ranking() else ()
     for number, (name, found) in enumerate(distributions.found.items()):
         found = sorted(found, key=lambda each: each.name)  # activations before weights
-        plots = [_histogram(each) for each in found if each.histogram.total]
-        if plots:
-            remark = "one of the worst" if name in worst else ""
-            yield page.foldable(name or "(model)", remark, page.figures(plots),
-                                opened=name in worst or not worst and number < OPENED)
+        shown = [_histogram_plot(each) for each in found if each.histogram.total]
+        if shown:
+            yield {"name": name or "(model)", "remark": "one of the worst" if name in worst else "",
+                   "plots": shown, "open": name in worst or not worst and number < OPEN_LAYERS}
 
 
-def _histogram(found):
-    layer, part = part_of(found.name)
-    limits = [limit for limit in (found.low, found.high) if limit is not None]
-    counts, edges = found.histogram.shown(found.low, found.high, BARS)
-    plot = svg.histogram(counts, edges, limits, found.narrowest, f"{part} of {layer}")
-    return plot, f"{part}: {found.histogram.total:,} values, {100 * found.share:.3g} % clipped"
+def _histogram_plot(found):
+    layer, part = split_quantizer_name(found.name)
+    limits = " and ".join(f"{limit:.4g}" for limit in (found.low, found.high) if limit is not None)
+    return _plot(
+        plots.histograms([found]), f"{part} of {layer}",
+        f"histogram of values from {found.histogram.low:.3g} to {found.histogram.high:.3g}, "
+        f"clipped at {limits or 'nothing'}",
+        f"{part}: {found.histogram.total:,} values, {100 * found.clipped_share:.3g} % clipped")
 
 
-def _scales(history):
-    plots = []
+def _scale_plots(history):
     for name, scales in history.scales.items():
         scales = [scale for scale in scales if math.isfinite(scale.low + scale.high)]
         if len({(scale.low, scale.high) for scale in scales}) < 2:
@@ -243,6 +254,7 @@ def _scales(history):
         series = [("largest", steps, [scale.high for scale in scales])]
         if any(scale.low != scale.high for scale in scales):
             series.append(("smallest", steps, [scale.low for scale in scales]))
-        title = " ".join(part_of(name))
-        plots.append((svg.lines(series, f"scale of {title}"), title))
-    return page.figures(plots) if plots else page.paragraph("None moved.")
+        title = " ".join(split_quantizer_name(name))
+        yield _plot(plots.lines(series), f"scale of {title}",
+                    f"from {scales[0].high:.4g} to {scales[-1].high:.4g}, steps {steps[0]} to "
+                    f"{steps[-1]}", title)

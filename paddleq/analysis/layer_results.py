@@ -1,0 +1,77 @@
+"""Shared parts of the analyses: results with one row for each layer, and the check of the model."""
+
+import abc
+from typing import Any, Iterable, Iterator, List
+
+from .._checks import check_int, hint
+from .._text import table
+from ..engine import check_quantized, fake_quantizers
+from ..errors import CalibrationError, ConfigError
+from ..fake_quant.fake_quantize import State
+
+
+class LayerResults(abc.ABC):
+    """Rows of results, one for each layer, in the order of the model.
+
+    Args:
+        rows: objects with an attribute ``name``.
+    """
+
+    def __init__(self, rows: Iterable):
+        self.rows = list(rows)
+
+    def __iter__(self) -> Iterator:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the row of the layer ``name``."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ConfigError(f"there is no layer {name!r}{hint(name, [row.name for row in self])}")
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @abc.abstractmethod
+    def ranking(self) -> List:
+        """Return the rows, worst first, without those of layers that no data reached."""
+
+    def worst(self, count: int = 1) -> List[str]:
+        """Return the names of the ``count`` worst layers, worst first."""
+        check_int("count", count, 1)
+        return [row.name for row in self.ranking()[:count]]
+
+    def table(self) -> str:
+        """Return the rows as text, worst first. Layers that no data reached come last."""
+        ranking = self.ranking()
+        rows = ranking + [row for row in self.rows if row not in ranking]
+        return table([self._titles(), *map(self._cells, rows)])
+
+    @abc.abstractmethod
+    def _titles(self):
+        """Return the titles of the columns."""
+
+    @abc.abstractmethod
+    def _cells(self, row):
+        """Return the texts of a row."""
+
+
+def check_calibrated(model) -> None:
+    """Raise unless ``model`` is quantized and all its quantizers have a scale and use it.
+
+    Raises:
+        ModelError, ConfigTypeError: the model is not quantized.
+        CalibrationError: names the quantizers that are not calibrated.
+    """
+    check_quantized(model)
+    found = fake_quantizers(model)
+    pending = [name for name, quantizer in found
+               if not quantizer.initialized or quantizer.state is State.CALIBRATION]
+    if pending:
+        raise CalibrationError(
+            f"{len(pending)} of {len(found)} quantizers are not calibrated: {', '.join(pending)}; "
+            "run calibrate() (PTQ) or training steps (QAT) that reach these layers first")
