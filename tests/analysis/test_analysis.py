@@ -396,7 +396,7 @@ def planted(net, places, channel=5):
 
 
 def with_batch_statistics(net, x):
-    """Set the statistics of batch norms from ``x``, so that random weights keep signals in range."""
+    """Set the statistics of batch norms from ``x`` against vanishing signals."""
     norms = [layer for layer in net.sublayers() if isinstance(layer, nn.BatchNorm2D)]
     for norm in norms:
         norm._momentum = 0.0
@@ -439,7 +439,8 @@ def test_sensitivity_finds_a_layer_with_an_outlier_channel(quantizer, separable,
 def test_sensitivity_finds_an_outlier_channel_in_random_networks(name, make, size, digits):
     batches = [F.interpolate(x, [size, size], mode="bilinear").expand([-1, 3, -1, -1])
                for x in digits.batches(4, 2)]
-    check_ranking(with_batch_statistics(make(num_classes=10), batches[0]), batches, name, "AbsmaxQuantizer")
+    net = with_batch_statistics(make(num_classes=10), batches[0])
+    check_ranking(net, batches, name, "AbsmaxQuantizer")
 
 
 @pytest.mark.slow
