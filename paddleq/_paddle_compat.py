@@ -5,6 +5,7 @@ No other module of paddleq uses a private name of Paddle. Each entry has a test 
 removes raises :class:`~paddleq.errors.DependencyError`, which names that version.
 """
 
+import copyreg
 import functools
 import importlib
 from typing import Any, Callable, Dict, List, Tuple, Type
@@ -152,3 +153,39 @@ def own_sublayers(layer: nn.Layer) -> Dict[str, nn.Layer]:
 def forward_hooks(layer: nn.Layer) -> Tuple[Dict[int, Callable], Dict[int, Callable]]:
     """Return the dicts of forward pre-hooks and of forward post-hooks of ``layer``."""
     return layer._forward_pre_hooks, layer._forward_post_hooks
+
+
+def make_tensors_picklable() -> None:
+    """Let ``pickle`` store tensors and parameters with names, attributes and values.
+
+    Paddle before 3.3 refuses to pickle them; Paddle 3.3 makes plain tensors of parameters.
+    """
+    copyreg.pickle(paddle.Tensor, _reduce_tensor)
+    copyreg.pickle(_parameter_class(), _reduce_tensor)
+
+
+def _parameter_class():
+    return _private("paddle.base.framework.EagerParamBase", "pickle models")
+
+
+def _reduce_tensor(tensor):
+    attributes = None
+    if isinstance(tensor, _parameter_class()):
+        # Initializers, which the others are, may be closures.
+        attributes = {name: value for name, value in tensor.__dict__.items()
+                      if name not in ("_init_func", "_init_op_creator")}
+    dtype = str(tensor.dtype).replace("paddle.", "")
+    return _make_tensor, (tensor.numpy(), dtype, tensor.name, tensor.stop_gradient,
+                          tensor.persistable, attributes)
+
+
+def _make_tensor(array, dtype, name, stop_gradient, persistable, attributes):
+    tensor = paddle.to_tensor(array, dtype=dtype)
+    if attributes is not None:
+        value, tensor = tensor, _parameter_class()(list(array.shape), dtype, name=name)
+        with paddle.no_grad():
+            paddle.assign(value, tensor)
+        tensor.__dict__.update(attributes)
+    tensor.name, tensor.persistable = name, persistable
+    tensor.stop_gradient = stop_gradient
+    return tensor

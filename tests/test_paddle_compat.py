@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import pickle
 import re
 
 import numpy as np
@@ -169,3 +170,29 @@ def test_layer_to_applies_a_function_to_each_parameter_and_buffer():
 
     layer = Kept(2, 2).to(dtype="float64")
     assert seen == ["float64"] and layer.weight.dtype == paddle.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_tensors_are_picklable(dtype):
+    compat.make_tensors_picklable()
+    for tensor in (paddle.arange(6).astype(dtype).reshape([2, 3]), paddle.ones([]).astype(dtype)):
+        copied = pickle.loads(pickle.dumps(tensor))
+        assert (type(copied), copied.dtype, copied.name, copied.stop_gradient) == (
+            type(tensor), tensor.dtype, tensor.name, True)
+        assert np.array_equal(copied.numpy(), tensor.numpy())
+
+
+def test_parameters_are_picklable():
+    compat.make_tensors_picklable()
+    attr = paddle.ParamAttr(learning_rate=3.0, regularizer=paddle.regularizer.L2Decay(0.5))
+    weight = nn.Linear(2, 3, weight_attr=attr).weight
+    frozen = nn.Linear(2, 3).weight
+    frozen.stop_gradient = True
+    for parameter in (weight, frozen):
+        copied = pickle.loads(pickle.dumps(parameter))
+        assert type(copied) is type(parameter) and copied.name == parameter.name
+        assert copied.stop_gradient is parameter.stop_gradient
+        assert copied.trainable is parameter.trainable
+        assert copied.optimize_attr == parameter.optimize_attr
+        assert np.array_equal(copied.numpy(), parameter.numpy())
+    assert pickle.loads(pickle.dumps(weight)).regularizer is not None

@@ -13,8 +13,8 @@ import paddle
 from .._paddle_compat import forward_hooks
 from ..errors import CalibrationError, ModelError, NonFiniteError, PaddleqError
 from ..nn.calibrating import watch
+from ..nn.class_swap import replace_layers
 from ..nn.integer_linear import IntegerLinear
-from ..nn.replace import replace_layers
 from .linear import quantize_linears
 from .statistics import Statistics
 

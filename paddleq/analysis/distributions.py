@@ -142,20 +142,20 @@ class Distributions:
     def add_weights(self) -> None:
         """Add the weights of all layers."""
         for name, layer in self.layers.items():
-            for weight in layer._paddleq_kind.weights:
+            for weight in layer._paddleq.kind.weights:
                 self.add(name, quantizer_name(weight), layer.weight_to_quantize(weight))
 
     def add_call(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         """Add a call of the layer ``name``. Callback of :func:`paddleq.engine.capture_calls`."""
         layer = self.layers[name]
-        for slot, position in enumerate(layer._paddleq_kind.inputs):
+        for slot, position in enumerate(layer._paddleq.kind.inputs):
             attribute = slot_name("activation_quantizer", slot)
-            argument = layer._paddleq_arguments[position]
+            argument = layer._paddleq.arguments[position]
             if position < len(args):
                 self.add(name, attribute, args[position])
             elif argument in kwargs:
                 self.add(name, attribute, kwargs[argument])
-        if layer._paddleq_block is None:
+        if layer._paddleq.block is None:
             # The output of a fused block is quantized by its last layer.
             self.add(name, "output_quantizer", output)
 

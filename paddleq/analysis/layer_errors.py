@@ -166,7 +166,7 @@ class LayerComparison:
     def result(self) -> LayerErrors:
         """Return the errors over all batches so far."""
         with eager_evaluation(self.model):
-            rows = [LayerError(name, type(layer)._paddleq_float_class.__name__,
+            rows = [LayerError(name, layer._float_class.__name__,
                                weight=_weight_ratio(layer, name),
                                **{column: ratio.db for column, ratio in self.ratios[name].items()})
                     for name, layer in self.layers.items()]
@@ -177,13 +177,13 @@ class LayerComparison:
         expected = fused.of(output, self.reference_layers)
         # Copies, because a following operator may change its input in place.
         self._floats[name].append([tensor.clone() for tensor in tensors_in(expected)])
-        layer._paddleq_as_float = False
+        layer._paddleq.compute_float = False
         try:
             ratios["alone"].add(expected, fused.of(layer.quantized_forward(args, kwargs)))
             for before, after in _quantized_inputs(layer, args, kwargs):
                 ratios["input"].add(before, after)
         finally:
-            layer._paddleq_as_float = True
+            layer._paddleq.compute_float = True
 
     def _compare_accumulated(self, name, _args, _kwargs, output):
         # With control flow that depends on the data, a call may have no counterpart.
@@ -202,7 +202,7 @@ class FusedOutput:
     """
 
     def __init__(self, model: nn.Layer, layer: nn.Layer, name: str):
-        self.block = layer._paddleq_block
+        self.block = layer._paddleq.block
         fused = [] if self.block is None else [self.block.norm, self.block.relu]
         self.members = {other: each for other, each in model.named_sublayers()
                         if any(each is one for one in fused)
@@ -244,7 +244,7 @@ def _quantized_inputs(layer, args, kwargs):
 def _weight_ratio(layer, name):
     """Return the SQNR of the quantized weights of the layer in dB, None without any."""
     ratio = SQNR(f"the weight of {name or 'the model'!r}")
-    for weight in layer._paddleq_kind.weights:
+    for weight in layer._paddleq.kind.weights:
         if layer.weight_parts(weight)[1] is not None:
             value = layer.weight_to_quantize(weight)
             ratio.add(value, layer.quantized_weight(weight, value))

@@ -117,7 +117,7 @@ def sensitivity(model: nn.Layer, data: Optional[Iterable] = None,
     """
     check_calibrated(model)
     layers = dict(quantized_layers(model))
-    types = {name: type(layer)._paddleq_float_class.__name__ for name, layer in layers.items()}
+    types = {name: layer._float_class.__name__ for name, layer in layers.items()}
     if metric is not None:
         return _by_metric(model, types, metric)
     if data is None:

@@ -12,8 +12,8 @@ from .._checks import wrong_type
 from ..engine.rollback import whole_or_not_at_all
 from ..engine.state import check_filled
 from ..errors import ConfigError, ConfigTypeError, FormatError, ModelError
+from ..nn.class_swap import replace_layers
 from ..nn.deployable import check_fields, deployable_class, deployable_layers
-from ..nn.replace import replace_layers
 from .restricted_unpickler import load_state
 from .safetensors_io import parse_tensors, read_bytes, write_tensors
 

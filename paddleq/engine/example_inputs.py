@@ -5,6 +5,7 @@ from functools import partial
 
 import paddle
 
+from .._layer_state import read_state, state_of
 from ..errors import FusionError
 from ..graph import check_fuse_list, fuse
 from . import evaluation, forward_arguments, quantization_off
@@ -29,13 +30,13 @@ def look_now_or_later(model, inputs, act):
         args, kwargs = forward_arguments(model, inputs)
         look(model, args, kwargs, act)
         return
-    model.__dict__["_paddleq_pending"] = act
+    state_of(model).pending = act
     model.register_forward_pre_hook(_look_at_first_batch)
 
 
 def pending(model):
     """Whether ``model`` still waits for its first batch."""
-    return "_paddleq_pending" in model.__dict__
+    return read_state(model).pending is not None
 
 
 def _look_at_first_batch(model, args):
@@ -50,11 +51,12 @@ def _look_at_first_batch(model, args):
         raise FusionError("fusion looks at the first batch, but the model is traced before there "
                           "was one; run a batch first, or pass example inputs (inputs=...) when "
                           "the model is quantized")
-    act = model.__dict__.pop("_paddleq_pending")
+    state = model._paddleq
+    act, state.pending = state.pending, None
     try:
         look(model, args, {}, act)
     except BaseException:
-        model.__dict__["_paddleq_pending"] = act
+        state.pending = act
         raise
 
 

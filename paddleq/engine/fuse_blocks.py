@@ -2,6 +2,7 @@
 
 import logging
 
+from .._layer_state import read_state, state_of
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..graph import Structure, find_structure
 from ..nn.block import Block
@@ -47,7 +48,7 @@ def arrange(model, structure: Structure):
 
 def blocks_of(model):
     """Every :class:`~paddleq.nn.block.Block` of ``model``."""
-    found = (layer.__dict__.get("_paddleq_block") for layer in model.sublayers(include_self=True)
+    found = (layer._paddleq.block for layer in model.sublayers(include_self=True)
              if is_quantized(layer))
     return [block for block in found if block is not None]
 
@@ -82,14 +83,14 @@ def _join(layers, producer, norm, relu):
     _say(first, f"fused with {' and '.join(filter(None, (norm, relu)))}")
     for name, note in ((norm, how), (relu, "")):
         if name is not None:
-            earlier = layers[name].__dict__.get("_paddleq_note", "")
+            earlier = read_state(layers[name]).note
             again = earlier.startswith("fused with ")  # a ReLU that ends several blocks
-            layers[name].__dict__["_paddleq_note"] = (
+            state_of(layers[name]).note = (
                 f"{earlier}, {producer}" if again else f"fused with {producer}{note}")
 
 
 def _drop_redundant(layers, layer, calls):
-    for slot, position in enumerate(layer._paddleq_kind.inputs):
+    for slot, position in enumerate(layer._paddleq.kind.inputs):
         preprocess, quantizer = layer.input_parts(slot)
         blocks = {call[position] if position < len(call) else None for call in calls}
         if quantizer is None or preprocess is not None or not blocks or not all(
@@ -102,6 +103,6 @@ def _drop_redundant(layers, layer, calls):
 
 
 def _say(layer, note):
-    notes = layer.__dict__.get("_paddleq_note")
-    layer.__dict__["_paddleq_note"] = f"{notes}; {note}" if notes else note
+    notes = read_state(layer).note
+    state_of(layer).note = f"{notes}; {note}" if notes else note
     _logger.info("%s", note)

@@ -7,6 +7,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from .._checks import wrong_type
+from .._layer_state import state_of
 from .._paddle_compat import own_sublayers
 from ..errors import ModelError
 from ..nn.calibrating import CalibratingLinear
@@ -59,14 +60,15 @@ def prepare(model, config, before=None):
     notes = [(layers[name], str(reason)) for name, reason in selection.skipped.items()]
     notes += [(each.layer, f"quantized by {each.entry}") for each in selection.selected.values()]
     for layer, _ in notes:
-        layer.__dict__.pop("_paddleq_note", None)
+        state_of(layer).note = ""
     if before is not None:
         before()
     for plan in plans:
         plan.apply()
     for layer, note in notes:
         # Fusion may already have said something about a norm.
-        layer.__dict__.setdefault("_paddleq_note", note)
+        state = state_of(layer)
+        state.note = state.note or note
     model.register_forward_pre_hook(_remember_inputs)
     _logger.info("%d layers quantized", len(plans))
     return model
@@ -75,5 +77,5 @@ def prepare(model, config, before=None):
 def _remember_inputs(model, inputs):
     # What an export without input_spec goes by.
     if paddle.in_dynamic_mode() and inputs and all(isinstance(x, paddle.Tensor) for x in inputs):
-        model.__dict__["_paddleq_input_spec"] = [
+        state_of(model).input_spec = [
             InputSpec([None, *x.shape[1:]], str(x.dtype).replace("paddle.", "")) for x in inputs]

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 import numpy as np
 
 from .._factory import Factory
+from .._layer_state import read_state, state_of
 
 
 def say_method(model, method, **said):
@@ -17,7 +18,7 @@ def say_method(model, method, **said):
         method: as a recipe calls it, or the front door's name where recipes have none.
         said: what configures it, made plain by :func:`plain`. None is not worth a word.
     """
-    model.__dict__["_paddleq_method"] = {"method": method, **{
+    state_of(model).method = {"method": method, **{
         key: plain(value) for key, value in said.items() if value is not None}}
 
 
@@ -26,9 +27,9 @@ def method_of(model):
 
     Of a model that was quantized in parts, a list of them, each with the name of its ``part``.
     """
-    found = [(name, layer.__dict__["_paddleq_method"])
+    found = [(name, read_state(layer).method)
              for name, layer in model.named_sublayers(include_self=True)
-             if "_paddleq_method" in layer.__dict__]
+             if read_state(layer).method is not None]
     if not found or not found[0][0]:
         return dict(found[0][1]) if found else None
     return [{"part": name, **said} for name, said in found]

@@ -1,6 +1,7 @@
 """Taking quantization back from single layers of a quantized model."""
 
 from .._checks import hint
+from .._layer_state import state_of
 from ..errors import ConfigError, ModelError
 from ..nn.quantized_layer import make_float
 from .state import check_quantized, quantized_layers
@@ -19,7 +20,7 @@ def leave_float(model, reasons):
     layers = dict(quantized_layers(model))
     for name, why in reasons.items():
         make_float(layers[name])
-        layers[name].__dict__["_paddleq_note"] = why
+        state_of(layers[name]).note = why
 
 
 def check_can_leave(model, names):
@@ -36,7 +37,7 @@ def check_can_leave(model, names):
         if name not in layers:
             raise ConfigError(f"the model has no quantized layer {name!r}{hint(name, layers)}")
         layer = layers[name]
-        if layer._paddleq_block is not None or {"output_quantizer", "norm_folding"} & set(
-                layer._paddleq_parts):
+        if layer._paddleq.block is not None or {"output_quantizer", "norm_folding"} & set(
+                layer._paddleq.parts):
             raise ModelError(f"{name!r} is quantized as one with the layers after it, which "
                              "cannot be taken back; quantize a fresh model without it")

@@ -12,7 +12,7 @@ def whole_or_not_at_all(model):
     If an exception leaves the context, every layer is what it was. (Values of tensors are not
     looked at.)
     """
-    before = [(layer, type(layer), layer.__dict__, dict(layer.__dict__),
+    before = [(layer, type(layer), layer.__dict__, _values(layer),
                {name: layer.__dict__[name].copy() for name in LAYER_CONTAINERS
                 if name in layer.__dict__})
               for layer in model.sublayers(include_self=True)]
@@ -29,3 +29,10 @@ def whole_or_not_at_all(model):
             # (layer.__dict__ = ... goes through the layer's own rules for attributes.)
             object.__setattr__(layer, "__dict__", attributes)
         raise
+
+
+def _values(layer):
+    values = dict(layer.__dict__)
+    if "_paddleq" in values:
+        values["_paddleq"] = values["_paddleq"].copy()
+    return values

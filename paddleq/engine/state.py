@@ -155,14 +155,14 @@ def quantizing_only(model, names):
     for name in names:
         if name not in layers:
             raise ConfigError(f"the model has no quantized layer {name!r}{hint(name, layers)}")
-    kept = {name: layer._paddleq_as_float for name, layer in layers.items()}
+    kept = {name: layer._paddleq.compute_float for name, layer in layers.items()}
     for name, layer in layers.items():
-        layer._paddleq_as_float = name not in names
+        layer._paddleq.compute_float = name not in names
     try:
         yield
     finally:
         for name, layer in layers.items():
-            layer._paddleq_as_float = kept[name]
+            layer._paddleq.compute_float = kept[name]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import paddle
 from paddle import nn
 
 from .._checks import wrong_type
+from .._layer_state import read_state
 from .._paddle_compat import own_parameters, own_sublayers
 from .._text import table
 from ..fake_quant.fake_quantize import FakeQuantize
@@ -59,7 +60,7 @@ def summary_rows(model):
         raise wrong_type("model", model, "a paddle.nn.Layer")
     rows = []
     for name, layer in model.named_sublayers(include_self=True):
-        note = layer.__dict__.get("_paddleq_note", "")
+        note = read_state(layer).note
         if isinstance(layer, QuantizedLayer):
             parts = dict(layer.quantizers())
             weights = [_described(q, layer, n) for n, q in parts.items()
@@ -68,15 +69,15 @@ def summary_rows(model):
                       if n.startswith("activation_quantizer")]
             inputs += [f"output {_described(q, layer, n)}" for n, q in parts.items()
                        if n == "output_quantizer"]
-            rows.append((name or "(model)", type(layer)._paddleq_float_class.__name__,
+            rows.append((name or "(model)", layer._float_class.__name__,
                          "quantized", "; ".join(weights) or "float",
                          "; ".join(inputs) or "float", note))
         elif isinstance(layer, BlockMember):
-            rows.append((name, type(layer)._paddleq_float_class.__name__, "fused", "", "", note))
+            rows.append((name, layer._float_class.__name__, "fused", "", "", note))
         elif isinstance(layer, FoldedNorm):
             rows.append((name, "BatchNorm", "folded", "", "", note))
         elif isinstance(layer, CalibratingLinear):
-            rows.append((name, type(layer)._paddleq_float_class.__name__, "calibrating", "", "",
+            rows.append((name, layer._float_class.__name__, "calibrating", "", "",
                          str(layer.watcher)))
         elif isinstance(layer, DeployableLayer):
             rows.append((name or "(model)", type(layer).__name__, "deployed",
@@ -203,5 +204,5 @@ def extra_state_keys(model):
     ours = []
     for name, layer in model.named_sublayers(include_self=True):
         if isinstance(layer, QuantizedLayer):
-            ours += [f"{name}.{part}." if name else f"{part}." for part in layer._paddleq_parts]
+            ours += [f"{name}.{part}." if name else f"{part}." for part in layer._paddleq.parts]
     return [key for key in model.state_dict() if any(key.startswith(prefix) for prefix in ours)]

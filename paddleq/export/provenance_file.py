@@ -13,6 +13,7 @@ from .._atomic_write import write_bytes, write_together
 from .._versions import versions
 from ..engine import layer_rows, method_of
 from ..errors import ExportError
+from ..nn.class_swap import float_class
 from .program.summary_rows import program_rows
 
 _HEAD = "# Beside an exported model: how it was made.\n"
@@ -43,7 +44,7 @@ class Record:
         """
         if made_by is None:
             method = method_of(model)
-            made_by = {"model": getattr(type(model), "_paddleq_float_class", type(model)).__name__,
+            made_by = {"model": float_class(model).__name__,
                        **({"quantize": method} if method else {})}
         return cls(format, **made_by, **said, layers=layer_rows(model))
 

@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from .._checks import wrong_type
+from .._layer_state import read_state
 from .._paddle_compat import TRACE_ATTRIBUTES
 from ..engine.state import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
@@ -73,7 +74,7 @@ def known_spec(model, input_spec):
     """``input_spec``, or else what ``model`` was last called with while it was quantized."""
     if input_spec is None and isinstance(model.forward, types.MethodType):
         # (A forward that to_static wrapped knows its own.)
-        input_spec = model.__dict__.get("_paddleq_input_spec")
+        input_spec = read_state(model).input_spec
         if input_spec is None:
             raise wrong_type("input_spec", None, "a list of paddle.static.InputSpec or of example "
                              "tensors: this model was not seen running")
@@ -91,13 +92,13 @@ class _ExportRecorder(Recorder):
         self._inputs, self._weights, self._outputs, shared = {}, {}, {}, {}
         with paddle.no_grad():
             for _, layer in quantized_layers(model):
-                for slot in range(len(layer._paddleq_kind.inputs)):
+                for slot in range(len(layer._paddleq.kind.inputs)):
                     self._inputs[id(layer), slot] = _input_plan(layer, slot, target)
                 output = getattr(layer, "output_quantizer", None)
                 if output is not None:
-                    target.check(f"the output of {layer._paddleq_name}", output.spec, False)
+                    target.check(f"the output of {layer._paddleq.name}", output.spec, False)
                     self._outputs[id(layer)] = _activation_mark(layer, output, output.threshold)
-                for name in layer._paddleq_kind.weights:
+                for name in layer._paddleq.kind.weights:
                     if layer.weight_parts(name)[1] is None:
                         continue
                     parameter = getattr(layer, name)
@@ -173,9 +174,9 @@ def _input_plan(layer, slot, target):
     if not isinstance(quantizer, FakeQuantize):
         _logger.warning("%s: its own activation quantizer %s is exported as the operators it "
                         "consists of; runtimes compute this layer in float",
-                        layer._paddleq_name, type(quantizer).__name__)
+                        layer._paddleq.name, type(quantizer).__name__)
         return [*hooks, quantizer], None
-    target.check(f"the input of {layer._paddleq_name}", quantizer.spec, False)
+    target.check(f"the input of {layer._paddleq.name}", quantizer.spec, False)
     threshold = quantizer.threshold
     if PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric:
         threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
@@ -185,7 +186,7 @@ def _input_plan(layer, slot, target):
 
 
 def _activation_mark(layer, quantizer, threshold):
-    return ActivationMark(layer._paddleq_name, _float32(threshold), quantizer.spec,
+    return ActivationMark(layer._paddleq.name, _float32(threshold), quantizer.spec,
                           _zero_point(quantizer.zero_point, quantizer.spec))
 
 
@@ -211,7 +212,7 @@ def _changes_nothing(preprocess, quantizer):
 
 
 def _weight_mark(layer, name, parameter, target):
-    layer_name = layer._paddleq_name
+    layer_name = layer._paddleq.name
     preprocess, quantizer = layer.weight_parts(name)
     value = parameter if preprocess is None else preprocess(parameter)
     if isinstance(quantizer, FakeQuantize):
@@ -223,7 +224,7 @@ def _weight_mark(layer, name, parameter, target):
                           _float32(threshold), spec, quantizer.observer.dynamic,
                           _zero_point(zero_point, spec))
     return _own_weight_mark(layer_name, name, quantizer, quantizer(value),
-                            layer._paddleq_kind.weights[name])
+                            layer._paddleq.kind.weights[name])
 
 
 def _stored_weight_mark(name, layer):

@@ -5,6 +5,7 @@ import logging
 import paddle
 from paddle import nn
 
+from .._layer_state import state_of
 from .._paddle_compat import own_buffers, own_parameters
 from ..errors import FusionError
 from .dataflow import NORMS, PRODUCERS, find_pairs, why_not
@@ -81,7 +82,7 @@ def fuse(model, run, fuse_list=None):
         for norm in {norm for _, norm in pairs.refused}:
             refused = {p: reason for (p, n), reason in pairs.refused.items() if n == norm}
             note = f"not fused with {', '.join(refused)}: {'; '.join(set(refused.values()))}"
-            layers[norm].__dict__["_paddleq_note"] = note
+            state_of(layers[norm]).note = note
             _logger.info("%s %s", norm, note)
     return chosen
 
@@ -108,7 +109,7 @@ def fold(producer, norm, name):
     own_buffers(norm).clear()
     norm.__class__ = FoldedNorm
     norm._folded_into = name
-    norm.__dict__["_paddleq_note"] = f"folded into {name}"
+    state_of(norm).note = f"folded into {name}"
 
 
 def scaled_weight(producer, factor):

@@ -9,10 +9,9 @@ import collections
 import paddle
 from paddle import nn
 
-from .class_swap import subclass
+from .class_swap import swapped_class
 from .kv_cache import KVCache
 
-_CLASSES = {}
 _Paddle = nn.MultiHeadAttention
 
 
@@ -37,6 +36,11 @@ class CachedAttention:
     With a cache passed in, what is kept in it is what ``kv_cache`` keeps: int8 where that is an
     :class:`Int8KVCache`. A cache of floats that the caller brings is quantized when it is read.
     """
+
+    prefix = "Cached"
+
+    def swapped_forward(self, args, kwargs):
+        return self._float_class.forward(self, *args, **kwargs)
 
     def _prepare_qkv(self, query, key, value, cache=None):
         if isinstance(cache, self.StaticCache):
@@ -90,15 +94,8 @@ def hold_cache(attention):
         >>> cache.k.dtype == paddle.int8
         True
     """
-    base = type(attention)
-    if issubclass(base, CachedAttention):
+    if isinstance(attention, CachedAttention):
         return
-    if base not in _CLASSES:
-        _CLASSES[base] = subclass("Cached", CachedAttention, base, _float_forward)
-    attention.__class__ = _CLASSES[base]
+    attention.__class__ = swapped_class(CachedAttention, type(attention))
     attention.kv_cache = KVCache(token_axis=2)
     attention.kv_cache.training = attention.training
-
-
-def _float_forward(layer, args, kwargs):
-    return layer._paddleq_float_class.forward(layer, *args, **kwargs)

@@ -6,9 +6,8 @@ stay where the model has them; each is given a subclass of its own class that kn
 
 from paddle import nn
 
-from .class_swap import subclass
-
-_CLASSES = {}
+from .._layer_state import state_of
+from .class_swap import swapped_class
 
 
 class Block:
@@ -31,14 +30,14 @@ class Block:
 
     def join(self):
         """Make the layers know of the block."""
-        self.producer.__dict__["_paddleq_block"] = self
+        self.producer._paddleq.block = self
         for member in (self.norm, self.relu):
             if member is not None:
                 _make_member(member).append(self)
 
     def dissolve(self):
         """Make the layers forget the block."""
-        del self.producer.__dict__["_paddleq_block"]
+        self.producer._paddleq.block = None
         for member in (self.norm, self.relu):
             if member is not None:
                 _forget(member, self)
@@ -63,8 +62,11 @@ class Block:
 class BlockMember(nn.Layer):
     """Mixin of the batch norms and ReLUs that are part of a block."""
 
-    def _forward_as_member(self, args, kwargs):
-        blocks = self._paddleq_blocks
+    prefix = "Fused"
+
+    def swapped_forward(self, args, kwargs):
+        """Compute the layer's forward, and what the blocks that it is part of need."""
+        blocks = self._paddleq.member_of
         as_norm = [block for block in blocks if block.norm is self]
         if as_norm:
             (block,) = as_norm
@@ -78,28 +80,23 @@ class BlockMember(nn.Layer):
 
     def float_forward(self, *args, **kwargs):
         """The layer's own forward."""
-        return self._paddleq_float_class.forward(self, *args, **kwargs)
+        return self._float_class.forward(self, *args, **kwargs)
 
 
 def leave_block(layer, y):
     """What leaves the quantized ``layer``, whose own output is ``y``."""
-    block = layer._paddleq_block
+    block = layer._paddleq.block
     return layer.quantize_output(y) if block is None else block.after(layer, y)
 
 
 def _make_member(layer):
     if not isinstance(layer, BlockMember):
-        base = type(layer)
-        if base not in _CLASSES:
-            _CLASSES[base] = subclass("Fused", BlockMember, base, BlockMember._forward_as_member)
-        layer.__class__ = _CLASSES[base]
-        layer.__dict__["_paddleq_blocks"] = []
-    return layer.__dict__["_paddleq_blocks"]
+        layer.__class__ = swapped_class(BlockMember, type(layer))
+    return state_of(layer).member_of
 
 
 def _forget(layer, block):
-    blocks = layer.__dict__["_paddleq_blocks"]
+    blocks = layer._paddleq.member_of
     blocks.remove(block)
     if not blocks:
-        del layer.__dict__["_paddleq_blocks"]
-        layer.__class__ = layer._paddleq_float_class
+        layer.__class__ = layer._float_class

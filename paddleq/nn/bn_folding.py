@@ -66,7 +66,7 @@ class NormFolding(nn.Layer):
             return self._with_running_statistics(layer, args, kwargs)
         if not paddle.in_dynamic_mode():
             raise ModelError(
-                f"{layer._paddleq_name} is trained with a folded batch norm, which needs dynamic "
+                f"{layer._paddleq.name} is trained with a folded batch norm, which needs dynamic "
                 "mode: train without paddle.jit.to_static, or set bn_fold to False")
         if self._count() >= self.freeze_at:
             return self._with_running_statistics(layer, args, kwargs)

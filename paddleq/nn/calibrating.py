@@ -1,8 +1,6 @@
 """A Linear that somebody watches, until another layer takes its place."""
 
-from .class_swap import subclass
-
-_CLASSES = {}
+from .class_swap import swapped_class
 
 
 class CalibratingLinear:
@@ -15,7 +13,12 @@ class CalibratingLinear:
             what the float layer gives; its ``str()`` says how far it is.
     """
 
+    prefix = "Calibrating"
     watcher = None
+
+    def swapped_forward(self, args, kwargs):
+        x = args[0] if args else kwargs["input"]
+        return self.watcher.run(x, lambda: self._float_class.forward(self, x))
 
     def extra_repr(self):
         return f"{super().extra_repr()}, {self.watcher}"
@@ -40,13 +43,5 @@ def watch(layer, watcher):
         >>> layer
         CalibratingLinear(in_features=2, out_features=2, dtype=float32, 1 calls)
     """
-    base = type(layer)
-    if base not in _CLASSES:
-        _CLASSES[base] = subclass("Calibrating", CalibratingLinear, base, _forward)
-    layer.__class__ = _CLASSES[base]
+    layer.__class__ = swapped_class(CalibratingLinear, type(layer))
     layer.__dict__["watcher"] = watcher
-
-
-def _forward(layer, args, kwargs):
-    x = args[0] if args else kwargs["input"]
-    return layer.watcher.run(x, lambda: layer._paddleq_float_class.forward(layer, x))

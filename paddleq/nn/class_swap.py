@@ -1,31 +1,125 @@
-"""Subclasses of Paddle's layer classes that a layer gets in place of its own class.
+"""Subclasses that layers get in place of their own class, and replacement of layers and weights.
 
 The layer stays the same object with the same parameters; to Paddle's tools it looks as before.
 """
 
+import abc
+import copyreg
+import functools
 import inspect
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterable, Iterator, Tuple, Type
 
 import paddle
+from paddle import nn
 
-from .._paddle_compat import copy_flops_counter, skip_bytecode_translation
+from .._paddle_compat import (
+    FORWARD_HOOKS,
+    copy_flops_counter,
+    make_tensors_picklable,
+    skip_bytecode_translation,
+)
 
 
-def subclass(prefix, mixin, base, forward, **attributes):
-    """``base`` with ``mixin`` before it, its name behind ``prefix``.
+class SwappedClass(abc.ABCMeta):
+    """Metaclass of the classes that :func:`swapped_class` makes.
+
+    No module has such a class under its name. Pickle stores the mixin and the float class and makes
+    the class again where it loads.
+    """
+
+
+@functools.lru_cache(maxsize=None)
+def swapped_class(mixin: type, base: Type[nn.Layer]) -> Type[nn.Layer]:
+    """Return the subclass of ``base`` with ``mixin`` before it; one for each pair.
 
     Args:
-        forward: called as ``forward(layer, args, kwargs)``; the class's forward, with the
-            arguments of that of ``base``: Paddle's tracers ask for them by name.
+        mixin: a class with ``prefix``, which the name of the subclass begins with, and
+            ``swapped_forward(args, kwargs)``, which the ``forward`` of the subclass calls. That
+            ``forward`` has the signature of ``base.forward``: Paddle's tracers read it.
     """
     @paddle.jit.not_to_static
-    def like_base(self, *args, **kwargs):
-        return forward(self, args, kwargs)
+    def forward(self, *args, **kwargs):
+        return self.swapped_forward(args, kwargs)
 
-    like_base.__signature__ = inspect.signature(base.forward)
-    like_base.__doc__ = base.forward.__doc__
-    cls = type(prefix + base.__name__, (mixin, base),
-               {**attributes, "_paddleq_float_class": base, "forward": like_base,
-                "__doc__": f"{prefix} {base.__name__}.", "__module__": mixin.__module__})
+    forward.__signature__ = inspect.signature(base.forward)
+    forward.__doc__ = base.forward.__doc__
+    cls = SwappedClass(mixin.prefix + base.__name__, (mixin, base),
+                       {"_mixin": mixin, "_float_class": base, "forward": forward,
+                        "__doc__": f"{mixin.prefix} {base.__name__}.",
+                        "__module__": mixin.__module__})
     copy_flops_counter(cls, base)
     skip_bytecode_translation(cls)
     return cls
+
+
+copyreg.pickle(SwappedClass, lambda cls: (swapped_class, (cls._mixin, cls._float_class)))
+make_tensors_picklable()
+
+
+def float_class(layer: nn.Layer) -> Type[nn.Layer]:
+    """Return the class that ``layer`` had before its class was swapped."""
+    return getattr(type(layer), "_float_class", type(layer))
+
+
+def replace_layers(model: nn.Layer,
+                   replacements: Iterable[Tuple[nn.Layer, nn.Layer]]) -> Callable[[], None]:
+    """Replace layers of ``model``, in place and wherever they are referenced.
+
+    The old layer object gets the class and the attributes of the new one. So it is replaced for two
+    parents, a plain list or a hook that refer to it. Its own hooks stay.
+
+    Args:
+        model: a ``paddle.nn.Layer``.
+        replacements: (layer of the model, new layer) pairs. The new layer object must not be used
+            afterwards.
+
+    Returns:
+        A function without arguments that restores the old layers.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.nn.class_swap import replace_layers
+        >>> model = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.ReLU())
+        >>> restore = replace_layers(model, [(model[1], paddle.nn.GELU())])
+        >>> type(model[1]).__name__
+        'GELU'
+        >>> restore()
+        >>> type(model[1]).__name__
+        'ReLU'
+    """
+    before = []
+    for old, new in replacements:
+        before.append((old, type(old), old.__dict__))
+        hooks = {name: old.__dict__[name] for name in FORWARD_HOOKS}
+        _become(old, type(new), {**new.__dict__, **hooks})
+
+    def restore():
+        for old, cls, attributes in reversed(before):
+            _become(old, cls, attributes)
+
+    return restore
+
+
+def _become(layer, cls, attributes):
+    layer.__class__ = cls
+    # Not layer.__dict__ = ...: Layer.__setattr__ handles that as any attribute.
+    object.__setattr__(layer, "__dict__", attributes)
+
+
+@contextmanager
+def substituted(layer: nn.Layer, weights: Dict[str, Any]) -> Iterator[None]:
+    """While open, ``layer.<name>`` is ``weights[name]``.
+
+    An instance attribute hides the parameter of that name from the layer's own ``forward``.
+    ``parameters()`` and ``state_dict()`` are not affected.
+    """
+    # A bias of None is an instance attribute already.
+    own = {name: layer.__dict__[name] for name in weights if name in layer.__dict__}
+    try:
+        layer.__dict__.update(weights)
+        yield
+    finally:
+        for name in weights:
+            layer.__dict__.pop(name, None)
+        layer.__dict__.update(own)

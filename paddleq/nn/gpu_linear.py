@@ -62,7 +62,7 @@ def use_gpu_kernels(model, dtype="float16"):
     for name, layer in model.named_sublayers(include_self=True):
         if isinstance(layer, IntegerLinear):
             found[name] = why_not(layer)
-            layer.__dict__["_paddleq_kernel"] = None if found[name] else Kernel(layer, dtype)
+            layer.__dict__["_kernel"] = None if found[name] else Kernel(layer, dtype)
     _logger.info("%d of %d layers use GPU kernels", list(found.values()).count(""), len(found))
     return found
 

@@ -5,14 +5,13 @@ import copy
 import paddle
 from paddle import nn
 
+from .._layer_state import state_of
 from .._paddle_compat import own_parameters
 from ..errors import ModelError
 from ..functional import abs_max, dequantize, quantize
 from ..spec import PerChannel, PerTensor, QuantSpec
+from .class_swap import substituted, swapped_class
 from .layer_types import kind_of
-from .substitute import substituted
-
-_CLASSES = {}
 
 # Layer classes by the op types under which programs show their weights.
 _LAYERS = {
@@ -29,28 +28,21 @@ _LAYERS = {
 class IntegerWeightLayer:
     """Mixin: the weights are integer buffers under the parameters' names, with their scales."""
 
-    @paddle.jit.not_to_static
-    def forward(self, *args, **kwargs):
-        weights = {name: self.dequantized_weight(name) for name in self._paddleq_specs}
+    prefix = "Integer"
+
+    def swapped_forward(self, args, kwargs):
+        weights = {name: self.dequantized_weight(name) for name in self.weight_specs}
         with substituted(self, weights):
-            return super().forward(*args, **kwargs)
+            return self._float_class.forward(self, *args, **kwargs)
 
     def dequantized_weight(self, name):
         """The float weight that the integers stand for."""
         integers, scale = getattr(self, name), getattr(self, f"{name}_scale")
-        return dequantize(integers.astype("float32"), scale, self._paddleq_specs[name])
+        return dequantize(integers.astype("float32"), scale, self.weight_specs[name])
 
     def extra_repr(self):
-        specs = ", ".join(f"{name}={spec}" for name, spec in self._paddleq_specs.items())
+        specs = ", ".join(f"{name}={spec}" for name, spec in self.weight_specs.items())
         return f"{super().extra_repr()}, {specs}"
-
-
-def _integer_class(base):
-    if base not in _CLASSES:
-        _CLASSES[base] = type("Integer" + base.__name__, (IntegerWeightLayer, base),
-                              {"__module__": __name__, "__doc__": f"{base.__name__} with integer "
-                               "weights."})
-    return _CLASSES[base]
 
 
 def store_integer_weights(model, op_types, bits, per_channel):
@@ -83,9 +75,9 @@ def store_integer_weights(model, op_types, bits, per_channel):
                 del own_parameters(layer)[name]
                 layer.register_buffer(name, integers)
                 layer.register_buffer(f"{name}_scale", scale)
-        layer.__class__ = _integer_class(type(layer))
-        layer._paddleq_specs = specs
-        layer.__dict__["_paddleq_note"] = "weights stored as integers"
+        layer.__class__ = swapped_class(IntegerWeightLayer, type(layer))
+        layer.weight_specs = specs
+        state_of(layer).note = "weights stored as integers"
         count += 1
     if not count:
         raise ModelError(f"the model has no weight of the op types {', '.join(sorted(op_types))}")

@@ -80,7 +80,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         [2, 64]
     """
 
-    _paddleq_kernel = None  # see gpu_linear.py
+    _kernel = None  # see gpu_linear.py
 
     def __init__(self, in_features, out_features, weight, bias=True, activation=None,
                  smoothed=False, permuted=False, dtype="float32", algorithm=""):
@@ -176,7 +176,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
     @paddle.jit.not_to_static
     def forward(self, input):
         """x W + b; the argument has the name that Linear's has."""
-        x, dtype, kernel = input, input.dtype, self._paddleq_kernel
+        x, dtype, kernel = input, input.dtype, self._kernel
         if _name_of(dtype) not in _DTYPES:
             raise ConfigTypeError(
                 f"input must be a tensor of floats, but is one of {_name_of(dtype)}; if the model "

@@ -11,16 +11,14 @@ import inspect
 import paddle
 from paddle import nn
 
+from .._layer_state import QuantizationState, state_of
 from .._paddle_compat import is_traced, own_sublayers
 from ..graph.dataflow import PRODUCERS
 from . import tracing
 from .block import leave_block
 from .bn_folding import NormFolding
-from .class_swap import subclass
+from .class_swap import substituted, swapped_class
 from .layer_types import kind_of
-from .substitute import substituted
-
-_CLASSES = {}
 
 
 class QuantizedLayer:
@@ -36,38 +34,37 @@ class QuantizedLayer:
             (:mod:`.bn_folding`), if it does.
     """
 
-    _paddleq_block = None  # the Block that the layer begins
-    _paddleq_as_float = False  # compute as the float layer (engine.quantizing_only)
+    prefix = "Quantized"
 
-    def quantized_forward(self, args, kwargs):
+    def swapped_forward(self, args, kwargs):
         """What the layer's forward computes, whatever was put in the place of that."""
         args, kwargs = self.quantize_inputs(args, kwargs)
         folding = getattr(self, "norm_folding", None)
         if folding is not None and folding.norm is not None:
             y = folding.compute(self, args, kwargs)
         else:
-            weights = {name: self.quantized_weight(name) for name in self._paddleq_kind.weights}
+            weights = {name: self.quantized_weight(name) for name in self._paddleq.kind.weights}
             y = self.float_forward(weights, args, kwargs)
         return leave_block(self, y)
 
     def float_forward(self, weights, args, kwargs):
         """The float layer's forward, on ``weights`` (name -> tensor) in place of its own."""
         with substituted(self, weights):
-            inner = self.__dict__.get("_paddleq_forward")
+            inner = self._paddleq.forward
             if inner is not None:
                 return inner(*args, **kwargs)
-            return self._paddleq_float_class.forward(self, *args, **kwargs)
+            return self._float_class.forward(self, *args, **kwargs)
 
     def quantize_inputs(self, args, kwargs):
         """The arguments of a call, with those that are quantized on their way through it."""
-        if self._paddleq_as_float:
+        if self._paddleq.compute_float:
             return args, kwargs
         args = list(args)
-        for slot, position in enumerate(self._paddleq_kind.inputs):
+        for slot, position in enumerate(self._paddleq.kind.inputs):
             if position < len(args):
                 args[position] = self._quantize_input(slot, args[position])
             else:
-                name = self._paddleq_arguments[position]
+                name = self._paddleq.arguments[position]
                 if name in kwargs:
                     kwargs = {**kwargs, name: self._quantize_input(slot, kwargs[name])}
         return args, kwargs
@@ -84,14 +81,14 @@ class QuantizedLayer:
     def quantize_output(self, y):
         """The output of the layer, or of the block it begins, on its way through its quantizer."""
         quantizer = getattr(self, "output_quantizer", None)
-        if quantizer is None or self._paddleq_as_float or not _is_float(y):
+        if quantizer is None or self._paddleq.compute_float or not _is_float(y):
             return y
         return tracing.run_output(y, quantizer, self)
 
     def drop_part(self, attribute):
         """Take the quantizer or preprocess ``attribute`` away."""
         delattr(self, attribute)
-        self._paddleq_parts = tuple(name for name in self._paddleq_parts if name != attribute)
+        self._paddleq.parts = tuple(name for name in self._paddleq.parts if name != attribute)
 
     def input_parts(self, slot):
         """(preprocess or None, quantizer or None) of input number ``slot``."""
@@ -107,7 +104,7 @@ class QuantizedLayer:
         # Attribute access, not _parameters: it is what turns a parameter into a variable of a
         # program that is being traced.
         weight = getattr(self, name) if weight is None else weight
-        if self._paddleq_as_float:
+        if self._paddleq.compute_float:
             return weight
         preprocess, quantizer = self.weight_parts(name)
         return tracing.run_weight(weight, preprocess, quantizer, self, name)
@@ -127,7 +124,7 @@ class QuantizedLayer:
     def children(self):
         # paddle.flops counts layers without children only. A quantized layer counts as one;
         # apply(), train() and state_dict() do not come this way and reach the quantizers.
-        ours = {id(own_sublayers(self)[name]) for name in self._paddleq_parts
+        ours = {id(own_sublayers(self)[name]) for name in self._paddleq.parts
                 if name in own_sublayers(self)}
         return (child for child in super().children() if id(child) not in ours)
 
@@ -140,7 +137,7 @@ class QuantizedLayer:
 
     def quantizers(self):
         """(attribute name, quantizer) of every quantizer, FakeQuantize or a user's own."""
-        kind = self._paddleq_kind
+        kind = self._paddleq.kind
         names = [slot_name("activation_quantizer", slot) for slot in range(len(kind.inputs))]
         names += [quantizer_name(name) for name in kind.weights] + ["output_quantizer"]
         return [(n, getattr(self, n)) for n in names if getattr(self, n, None) is not None]
@@ -173,11 +170,8 @@ def _is_float(x):
 
 
 def quantized_class(base):
-    """The quantized subclass of a float layer class (one for each class)."""
-    if base not in _CLASSES:
-        _CLASSES[base] = subclass("Quantized", QuantizedLayer, base,
-                                  QuantizedLayer.quantized_forward)
-    return _CLASSES[base]
+    """Return the quantized subclass of a float layer class, one for each class."""
+    return swapped_class(QuantizedLayer, base)
 
 
 def is_quantized(layer):
@@ -225,15 +219,14 @@ class LayerPlan:
     def apply(self):
         """Make the layer a quantized one, in place."""
         layer = self.layer
+        state = state_of(layer)
         override = layer.__dict__.pop("forward", None)
         if override is not None and not is_traced(layer):
             # Somebody patched this layer's forward: quantize around the patched one.
-            layer.__dict__["_paddleq_forward"] = override
+            state.forward = override
         layer.__class__ = quantized_class(type(layer))
-        layer._paddleq_kind = self.kind
-        layer._paddleq_arguments = self.arguments
-        layer._paddleq_name = self.name
-        layer._paddleq_parts = tuple(self.parts)
+        state.kind, state.name = self.kind, self.name
+        state.arguments, state.parts = self.arguments, tuple(self.parts)
         for attribute, part in self.parts.items():
             if isinstance(part, nn.Layer):
                 for each in [part, *part.sublayers()]:
@@ -243,14 +236,13 @@ class LayerPlan:
 
 def make_float(layer):
     """Take all quantization from a layer, in place: what :class:`LayerPlan` did, undone."""
-    for attribute in layer._paddleq_parts:
+    state = layer._paddleq
+    for attribute in state.parts:
         delattr(layer, attribute)
-    patched = layer.__dict__.pop("_paddleq_forward", None)
-    for name in ("_paddleq_kind", "_paddleq_arguments", "_paddleq_name", "_paddleq_parts"):
-        delattr(layer, name)
-    layer.__class__ = layer._paddleq_float_class
-    if patched is not None:
-        layer.__dict__["forward"] = patched
+    layer.__class__ = layer._float_class
+    if state.forward is not None:
+        layer.__dict__["forward"] = state.forward
+    layer._paddleq = QuantizationState(state.note, state.method, state.input_spec, state.pending)
 
 
 def _build(config, quantize, preprocess, label, axis=None, channels=None):

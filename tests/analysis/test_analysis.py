@@ -18,6 +18,7 @@ from runtimes import openvino, paddle_inference, relative_error
 from separable import LAYERS, SeparableNet, accuracy, plant, train
 
 import paddleq
+from paddleq._layer_state import read_state
 from paddleq.analysis import keep_accuracy, layer_errors, sensitivity
 from paddleq.analysis.accuracy import AccuracySearch
 from paddleq.analysis.sqnr import SQNR
@@ -287,8 +288,8 @@ def test_analysis_leaves_the_model_unchanged_even_after_an_error(digits):
     for name, layer in quantized.named_sublayers(include_self=True):
         training, keys = before[name]
         assert layer.training is training
-        assert set(layer.__dict__) - set(keys) <= {"_paddleq_as_float", "_paddleq_input_spec"}
-        assert not getattr(layer, "_paddleq_as_float", False)
+        assert set(layer.__dict__) - set(keys) <= {"_paddleq"}
+        assert not read_state(layer).compute_float
     for key, value in quantized.state_dict().items():
         assert np.array_equal(state[key], value.numpy()), key
 
@@ -574,7 +575,7 @@ def test_an_unreachable_drop_is_an_error(digits):
     quantized = calibrated(warmed(SmallNet(), batches[0]), batches)
 
     def metric(model):  # every quantized layer costs one
-        return -sum(paddleq.nn.is_quantized(layer) and not layer._paddleq_as_float
+        return -sum(paddleq.nn.is_quantized(layer) and not layer._paddleq.compute_float
                     for layer in model.sublayers())
 
     with pytest.raises(AccuracyError, match="3 of 4 layers float.*a drop of 1 .*0.5 is") as caught:

@@ -29,7 +29,7 @@ from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
 from paddleq.errors import ConfigTypeError, ExportError, ModelError
 from paddleq.export.program.load import load_saved
 from paddleq.nn import Int8KVCache, IntegerLinear
-from paddleq.nn.replace import replace_layers
+from paddleq.nn.class_swap import replace_layers
 
 AFFINE = {"signed": False, "symmetric": False}
 W8 = QuantSpec(8, granularity=PerChannel(1))

@@ -8,7 +8,7 @@ from paddle import nn
 from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
 from paddleq.functional import affine_qparams, compute_weight_qparams
 from paddleq.nn import IntegerLinear
-from paddleq.nn.replace import replace_layers
+from paddleq.nn.class_swap import replace_layers
 
 AFFINE = {"signed": False, "symmetric": False}
 WEIGHTS = {

@@ -483,5 +483,5 @@ def test_gpu_kernels_without_a_gpu():
     layer, _ = filled(WEIGHTS["W8 channel"])
     x = paddle.randn([2, 128]).astype("float16")
     before = layer(x)
-    layer._paddleq_kernel = gpu_linear.Kernel(layer, "float16", 80)
+    layer._kernel = gpu_linear.Kernel(layer, "float16", 80)
     assert np.array_equal(layer(x).numpy(), before.numpy())

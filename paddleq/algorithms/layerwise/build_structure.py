@@ -5,8 +5,8 @@ from paddle import nn
 
 from ...nn import Int8KVCache, IntegerLinear
 from ...nn.attention import hold_cache
+from ...nn.class_swap import replace_layers
 from ...nn.kv_cache import PER_TOKEN
-from ...nn.replace import replace_layers
 
 
 def build_structure(network, linears, kv_caches):

@@ -13,8 +13,8 @@ from ..._checks import wrong_type
 from ...engine import eager_evaluation, inputs_of
 from ...errors import CalibrationError, PaddleqError
 from ...nn import IntegerLinear
+from ...nn.class_swap import replace_layers
 from ...nn.kv_cache import PER_CHANNEL
-from ...nn.replace import replace_layers
 from ..linear import LinearPolicy, quantize_linears
 from .fold_smoothing import divide, norm_before
 from .kv_calibration import quantize_caches

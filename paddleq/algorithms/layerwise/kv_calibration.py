@@ -10,8 +10,8 @@ from ...errors import CalibrationError, NonFiniteError
 from ...functional.qparams import as_dtype
 from ...nn import Int8KVCache
 from ...nn.attention import hold_cache
+from ...nn.class_swap import replace_layers
 from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN
-from ...nn.replace import replace_layers
 
 
 def quantize_caches(network, chosen, run, batches):

@@ -178,7 +178,7 @@ def _sizes(model):
                  for key, tensor in model.state_dict().items() if key not in extra)
     saved, seen = 0, set()
     for _, layer in quantized_layers(model):
-        for weight in layer._paddleq_kind.weights:
+        for weight in layer._paddleq.kind.weights:
             quantizer, parameter = layer.weight_parts(weight)[1], getattr(layer, weight)
             if isinstance(quantizer, FakeQuantize) and id(parameter) not in seen:
                 seen.add(id(parameter))

@@ -6,6 +6,7 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import wrong_type
+from ..._layer_state import state_of
 from ..._paddle_compat import own_sublayers
 from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
 from ...algorithms import own_loop as in_forward
@@ -105,7 +106,7 @@ def quantize(model, config):
         raise ModelError("model has no layer to quantize: its layers are " + "; ".join(
             sorted({f"{type(layer).__name__} ({why})" for layer, why in notes})))
     for layer, note in notes:
-        layer.__dict__["_paddleq_note"] = note
+        state_of(layer).note = note
     in_forward.start(model, dict.fromkeys(layers, policy), config.batch_num)
     engine.say_method(model, "amct", config={
         **given, "algorithm": {config.algorithm: config.options}})

@@ -9,6 +9,7 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import wrong_type, wrong_value
+from ..._layer_state import state_of
 from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
 from ...algorithms.layerwise.build_structure import build_structure
 from ...checkpoint import load_checkpoint
@@ -121,7 +122,7 @@ class PTQ:
                                     batches, resume_dir=resume_dir)
         layers = dict(network.named_sublayers(include_self=True))
         for name, why in plan.left.items():
-            layers[name].__dict__["_paddleq_note"] = why
+            state_of(layers[name]).note = why
         engine.say_method(network, "golden_stick", config=policies.config,
                           layer_policies=policies.policies or None)
         return network

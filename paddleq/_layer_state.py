@@ -1,0 +1,61 @@
+"""State that quantization keeps on layers of a user's model: the attribute ``_paddleq``."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Callable, List, Optional, Sequence, Tuple
+
+from paddle import nn
+
+
+@dataclass
+class QuantizationState:
+    """State of one layer.
+
+    Attributes:
+        note: reason that ``summary`` shows.
+        method: configuration with which the model was quantized, on its root.
+        input_spec: InputSpec of the last call, on the root.
+        pending: function to run on the first batch, on the root.
+        name: name of a quantized layer in the model, for messages.
+        kind: its :class:`~paddleq.nn.layer_types.LayerKind`.
+        arguments: names of the arguments of its ``forward``.
+        parts: attributes under which it has quantizers and preprocesses.
+        forward: a ``forward`` that was set on the instance before it was quantized.
+        compute_float: it computes as the float layer.
+        block: the :class:`~paddleq.nn.block.Block` that begins with it.
+        member_of: the blocks that a norm or ReLU is part of.
+    """
+
+    note: str = ""
+    method: Optional[dict] = None
+    input_spec: Optional[list] = None
+    pending: Optional[Callable] = None
+    name: str = ""
+    kind: Any = None
+    arguments: Sequence[str] = ()
+    parts: Tuple[str, ...] = ()
+    forward: Optional[Callable] = None
+    compute_float: bool = False
+    block: Any = None
+    member_of: List[Any] = field(default_factory=list)
+
+    def copy(self) -> "QuantizationState":
+        """Return a copy that shares the values but not the list of blocks."""
+        copied = copy.copy(self)
+        copied.member_of = list(self.member_of)
+        return copied
+
+
+_EMPTY = QuantizationState()
+
+
+def state_of(layer: nn.Layer) -> QuantizationState:
+    """Return the state of ``layer``, which gets one if it has none."""
+    if "_paddleq" not in layer.__dict__:
+        layer.__dict__["_paddleq"] = QuantizationState()
+    return layer.__dict__["_paddleq"]
+
+
+def read_state(layer: nn.Layer) -> QuantizationState:
+    """Return the state of ``layer`` to read it; an empty one if it has none."""
+    return layer.__dict__.get("_paddleq", _EMPTY)
