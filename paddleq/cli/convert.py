@@ -6,7 +6,6 @@ import click
 
 from ..errors import ConfigError
 from ..export import to_onnx, to_program_desc
-from ..export.program.passes.runtime_workarounds import mend
 from ..export.program.program import Program
 from ..export.trace import trace_float
 from ..recipes.run import input_specs, saved_model
@@ -75,7 +74,6 @@ def export(model, output, format, opset, weights, arguments, inputs):
             written = [to_onnx(net, output, spec, opset=opset)]
         else:
             program = trace_float(net, spec)
-            mend(program)
             program.save(*written)
     elif format == "onnx":
         folder, name = saved_model(model)

@@ -11,7 +11,7 @@ import click
 from .. import deploy
 from ..errors import ConfigError, DependencyError, FormatError
 from ..export.program.inspect import inspect as describe
-from ..export.program.load import load_saved
+from ..export.pir_to_program import load_program
 from ..frontends.paddleslim.saved_models import find_files
 from ..recipes.run import saved_model, sensitivities, write_report
 from ..recipes.sources import open_data
@@ -43,7 +43,7 @@ def inspect(model, as_json):
 
     MODEL is its folder, file or prefix; .pdmodel or .json.
     """
-    found = describe(load_saved(*find_files(*saved_model(model), None)))
+    found = describe(load_program(*find_files(*saved_model(model), None)))
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return

@@ -7,7 +7,6 @@ from paddle.static import InputSpec
 from ..export.format_limits import OnnxTarget
 from ..export.onnx import write_program
 from ..export.paddle.float_program import take_marks_out
-from ..export.program.passes.runtime_workarounds import mend
 from ..export.trace import trace
 from .model_file import ModelFile
 
@@ -29,6 +28,5 @@ def float_twin(model, file, folder):
     if file.kind == ".onnx":
         write_program(program, [], path + ".onnx")
         return ModelFile(path + ".onnx")
-    mend(program)
     program.save(path + ".pdmodel", path + ".pdiparams")
     return ModelFile(path + ".pdmodel")

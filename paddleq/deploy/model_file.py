@@ -10,9 +10,9 @@ import numpy as np
 
 from ..errors import FormatError
 from ..export.onnx.float_graph import require_onnx
-from ..export.program.load import load_saved
+from ..export.pir_to_program import load_program
 from ..export.program.pdiparams import DTYPES
-from ..export.program.program import inputs, outputs, tensor_of
+from ..export.program.op_desc import inputs, outputs, tensor_of
 
 ENDINGS = (".onnx", ".pdmodel", ".json")
 
@@ -90,7 +90,7 @@ class ModelFile:
         Raises:
             FormatError: it is damaged.
         """
-        return load_saved(self.path, self.params)
+        return load_program(self.path, self.params)
 
     def onnx_model(self):
         """The ``onnx.ModelProto`` of an ``.onnx``, read anew.

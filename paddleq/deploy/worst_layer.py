@@ -8,7 +8,7 @@ to the cut.
 import os
 import tempfile
 
-from ..export.program.op_builder import replace_ops
+from ..export.program.op_desc import replace_ops
 from ..export.program.passes.stored_weights import stored_weights
 from ..export.program.program import Program
 from .metrics import relative_error
@@ -103,7 +103,7 @@ def _cut_paddle(file, tensor, folder):
     piece = Program(desc, dict(program.arrays))
     piece.remove_unused_parameters()
     path = os.path.join(folder, "piece")
-    piece.save(path + ".pdmodel", path + ".pdiparams")
+    piece.save(path + ".pdmodel", path + ".pdiparams", workarounds=False)
     return ModelFile(path + ".pdmodel")
 
 

@@ -1,7 +1,7 @@
-"""What lies beside an exported model: how it was made, and with which versions.
+"""File beside an exported model that records how it was made, with versions and digests.
 
-``path.paddleq.yaml`` tells of each export at ``path``: a ``.pdmodel`` and an ``.onnx`` may share
-it. It is written together with the files that it tells of, or not at all.
+``path.paddleq.yaml`` has an entry for each export at ``path``: a ``.pdmodel`` and an ``.onnx`` may
+share it. It is written together with the files that it describes, or not at all.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from .._versions import versions
 from ..engine import layer_rows, method_of
 from ..errors import ExportError
 from ..nn.class_swap import float_class
-from .program.summary_rows import program_rows
+from .program.inspect import program_rows
 
 _HEAD = "# Beside an exported model: how it was made.\n"
 ENDING = ".paddleq.yaml"
@@ -24,94 +24,101 @@ _MODELS = (".pdmodel", ".json", ".onnx")
 _PACKAGES = {"onnx": ("onnx", "paddle2onnx")}
 
 
-class Record:
-    """How one export is made.
+class Provenance:
+    """Entry of a provenance file for one export.
 
     Args:
         format: a key of ``FILES``.
-        said: what is to be remembered: plain dicts, lists, texts and numbers.
+        program: the program to summarize as ``layers``, if ``fields`` have none.
+        fields: further fields of the entry: plain dicts, lists, strings and numbers.
     """
 
-    def __init__(self, format, **said):
-        self._format, self._said = format, said
+    def __init__(self, format, program=None, **fields):
+        self._format, self._program, self._fields = format, program, fields
 
     @classmethod
-    def of_layer(cls, format, model, made_by=None, **said):
-        """Of a ``paddle.nn.Layer``: how it was quantized, and what was done to each layer in it.
+    def of_layer(cls, format, model, made_by=None, **fields):
+        """Provenance of a ``paddle.nn.Layer``: its quantization and a summary of its layers.
 
         Args:
-            made_by: what to say in place of what its front door said: a recipe, say.
+            made_by: fields to use instead of those that the front end recorded, e.g. a recipe.
         """
         if made_by is None:
             method = method_of(model)
             made_by = {"model": float_class(model).__name__,
                        **({"quantize": method} if method else {})}
-        return cls(format, **made_by, **said, layers=layer_rows(model))
+        return cls(format, **made_by, **fields, layers=layer_rows(model))
 
     @classmethod
     def of_program(cls, format, program, made_by):
-        """Of a :class:`~.program.program.Program`, and what is done to each operator with a weight."""
-        return cls(format, **made_by, layers=program_rows(program))
+        """Provenance of a :class:`~.program.program.Program`, with a summary of its operators.
+
+        The summary is made when the program is written, after the passes of the writer.
+        """
+        return cls(format, program, **made_by)
 
     @classmethod
-    def of_saved(cls, format, program, paths, **said):
-        """Of a ``program`` read from ``paths``, and what the record beside these says of them.
+    def of_saved(cls, format, program, paths, **fields):
+        """Provenance of a ``program`` read from ``paths``, based on the file beside these.
 
         Args:
-            paths: the model's file, and that of the parameters, or None or their folder.
+            paths: the model file and the parameter file (or None, or a folder).
         """
-        files = digests(paths)
-        known = [each for each in exports_at(paths[0]) if files.items() <= each["files"].items()]
+        files = file_digests(paths)
+        known = [each for each in read_provenance(paths[0])
+                 if files.items() <= each["files"].items()]
         if not known:
-            return cls.of_program(format, program, {"made_from": files, **said})
+            return cls.of_program(format, program, {"made_from": files, **fields})
         known = known[0]
         recipe = known.get("recipe")
         quantize = known.get("quantize") or isinstance(recipe, dict) and recipe.get("quantize")
-        return cls(format, made_from=files, **({"quantize": quantize} if quantize else {}), **said,
-                   layers=known.get("layers", []))
+        return cls(format, made_from=files, **({"quantize": quantize} if quantize else {}),
+                   **fields, layers=known.get("layers", []))
 
     def write_with(self, model_path, writers):
-        """Write files, and beside them this record of them; see :func:`.._files.write_together`.
+        """Write the files of an export and this entry; see :func:`.._atomic_write.write_together`.
 
         Args:
-            model_path: the one of the files whose name, without its ending, the record gets.
+            model_path: the file whose name, with another ending, the provenance file gets.
         """
         written = {}
 
-        def noting(path, write):
+        def digesting(path, write):
             def run(beside):
                 write(beside)
                 written[os.path.basename(path)] = _digest(beside)
             return run
 
         write_together({
-            **{path: noting(path, write) for path, write in writers.items()},
-            record_path(model_path): lambda beside: write_bytes(
+            **{path: digesting(path, write) for path, write in writers.items()},
+            provenance_path(model_path): lambda beside: write_bytes(
                 self._content(model_path, written))(beside),
         })
 
     def write(self, path):
-        """Write the record of files that are there already; returns its path.
+        """Write this entry for existing files and return the path of the provenance file.
 
         Args:
-            path: their prefix.
+            path: prefix of the files.
 
         Raises:
-            ExportError: it cannot be written.
+            ExportError: the provenance file cannot be written.
         """
         files = [path + ending for ending in FILES[self._format]]
-        target = record_path(files[0])
+        target = provenance_path(files[0])
         try:
-            write_together({target: write_bytes(self._content(files[0], digests(files)))})
+            write_together({target: write_bytes(self._content(files[0], file_digests(files)))})
         except OSError as error:
             raise ExportError(f"cannot write {target}: {error}") from error
         return target
 
     def _content(self, model_path, files):
         entry = {"format": self._format, "files": dict(sorted(files.items())),
-                 "versions": versions(*_PACKAGES.get(self._format, ())), **self._said}
+                 "versions": versions(*_PACKAGES.get(self._format, ())), **self._fields}
+        if self._program is not None:
+            entry["layers"] = program_rows(self._program)
         folder = os.path.dirname(model_path)
-        others = [each for each in exports_at(model_path)
+        others = [each for each in read_provenance(model_path)
                   if not set(files) & set(each["files"]) and _unchanged(folder, each["files"])]
         # In an order that does not depend on which was written first.
         entries = sorted([*others, entry], key=lambda each: sorted(each["files"]))
@@ -121,22 +128,42 @@ class Record:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what stands in two places twice, not an alias of the first."""
+    """Dumper that writes repeated objects in full instead of as aliases."""
 
     def ignore_aliases(self, data):
         return True
 
 
-def record_path(model_path):
-    """Where the record of a model lies: its path with another ending."""
+def write_export(model_path, writers, provenance=None):
+    """Write the files of one export, all or none.
+
+    Args:
+        model_path: the file that is the model.
+        writers: see :func:`paddleq._atomic_write.write_together`.
+        provenance: the :class:`Provenance` to write beside them. None for intermediate files.
+
+    Raises:
+        ExportError: a target cannot be written.
+    """
+    try:
+        if provenance is None:
+            write_together(writers)
+        else:
+            provenance.write_with(model_path, writers)
+    except OSError as error:
+        raise ExportError(f"cannot write {model_path}: {error}") from error
+
+
+def provenance_path(model_path):
+    """Path of the provenance file of a model: the path of the model with another ending."""
     stem, ending = os.path.splitext(model_path)
     return (stem if ending in (*_MODELS, ".safetensors") else model_path) + ENDING
 
 
-def exports_at(model_path):
-    """What the record beside a model tells, a dict for each export; nothing if there is none."""
+def read_provenance(model_path):
+    """Read the entries of the provenance file beside a model, [] if there is none."""
     try:
-        with open(record_path(model_path), encoding="utf-8") as file:
+        with open(provenance_path(model_path), encoding="utf-8") as file:
             found = yaml.safe_load(file)
     except (OSError, ValueError, yaml.YAMLError):
         return []
@@ -146,15 +173,15 @@ def exports_at(model_path):
             and all(isinstance(name, str) for name in each["files"])]
 
 
-def digests(paths):
-    """Name of each file -> its SHA-256; None and folders among them are passed over."""
+def file_digests(paths):
+    """Compute SHA-256 by file name; None and folders in ``paths`` are omitted."""
     return {os.path.basename(path): _digest(path) for path in paths
             if path is not None and not os.path.isdir(path)}
 
 
 def _unchanged(folder, files):
     try:
-        return digests([os.path.join(folder, name) for name in files]) == files
+        return file_digests([os.path.join(folder, name) for name in files]) == files
     except OSError:
         return False
 

@@ -10,7 +10,7 @@ from .format_limits import OnnxTarget
 from .onnx import require_onnx, write_program
 from .paddle.lower import rewrite
 from .pir.lower import PirFiles, rewrite_pir
-from .provenance_file import Record
+from .provenance_file import Provenance
 from .trace import known_spec, trace
 
 FORMATS = ("pdmodel", "pir", "onnx")
@@ -111,7 +111,7 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel", made_
     finalize(model)
     input_spec = known_spec(model, input_spec)
     asked = {} if onnx_format or format != "pdmodel" else {"onnx_format": False}
-    record = Record.of_layer(format, model, made_by, **asked)
+    record = Provenance.of_layer(format, model, made_by, **asked)
     if format == "onnx":
         require_onnx()
         program, marks = trace(model, input_spec, target=OnnxTarget())

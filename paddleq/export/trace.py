@@ -24,12 +24,12 @@ from ..nn.tracing import Recorder, recording
 from ..spec import PerChannel, PerGroup, QuantSpec
 from .format_limits import PaddleTarget
 from .paddle.lower import ActivationMark, WeightMark
-from .program.load import load_saved
+from .pir_to_program import load_program
 
 _logger = logging.getLogger("paddleq")
 
 
-def trace(model, input_spec, read=load_saved, target=None):
+def trace(model, input_spec, read=load_program, target=None):
     """(program, marks): the float program of ``model`` and what the markers in it stand for.
 
     The model is left as it was.
@@ -49,7 +49,7 @@ def trace(model, input_spec, read=load_saved, target=None):
     return program, recorder.marks
 
 
-def trace_float(model, input_spec, read=load_saved):
+def trace_float(model, input_spec, read=load_program):
     """The program that Paddle traces of ``model`` in evaluation mode; the model stays as it was.
 
     Raises:

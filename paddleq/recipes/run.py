@@ -18,9 +18,9 @@ from ..deploy import verify
 from ..engine.example_inputs import fuse_now_or_later
 from ..export.onnx import require_onnx, write_program
 from ..export.paddle.markers_from_program import to_marks
-from ..export.program.load import load_saved
+from ..export.pir_to_program import load_program
 from ..export.program.static_quantization import copy_of
-from ..export.provenance_file import FILES, Record, record_path
+from ..export.provenance_file import FILES, Provenance, provenance_path
 from ..export.trace import trace_float
 from ..frontends.amct import convert, quantize
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
@@ -111,7 +111,7 @@ def _run_on_layer(recipe, done):
                 raise recipe.mistake(f"export[{number}].format", "checkpoint is for the methods "
                                      "golden_stick and amct, which leave integers in the Layer")
             save_checkpoint(done.model, path)
-            Record.of_layer("checkpoint", done.model, _made_by(recipe, path)).write(path)
+            Provenance.of_layer("checkpoint", done.model, _made_by(recipe, path)).write(path)
         else:
             export.save(done.model, path, spec, format=each["format"],
                         made_by=_made_by(recipe, path))
@@ -224,7 +224,7 @@ def _run_on_saved(recipe, done):
     _check_formats(recipe, "a saved model")
     folder, name = saved_model(recipe.resolve(recipe.values["model"]["path"]))
     if recipe.values["quantize"]["method"] == "dynamic":
-        program = _dynamic(recipe, load_saved(*find_files(folder, name, None)))
+        program = _dynamic(recipe, load_program(*find_files(folder, name, None)))
     else:
         program, _ = quantized_statically(folder, data_of(recipe, "calibration"), name,
                                           **_static_options(recipe))
@@ -273,7 +273,7 @@ def _check_formats(recipe, what):
 def _write_programs(recipe, program, done):
     for each in recipe.values["export"]:
         path = recipe.resolve(each["path"])
-        record = Record.of_program(each["format"], program, _made_by(recipe, path))
+        record = Provenance.of_program(each["format"], program, _made_by(recipe, path))
         if each["format"] == "onnx":
             require_onnx()
             marked = copy_of(program)
@@ -293,7 +293,7 @@ def _made_by(recipe, path):
 def written(path, format):
     """The files of an export at the prefix ``path``, and what lies beside them."""
     files = [path + ending for ending in FILES[format]]
-    files.append(record_path(files[0]))
+    files.append(provenance_path(files[0]))
     _logger.info("wrote %s", ", ".join(files))
     return files
 

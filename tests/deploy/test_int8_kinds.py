@@ -15,8 +15,8 @@ from paddleq.deploy import Predictor, to_paddle_int8
 from paddleq.export.paddle.lower import WeightMark
 from paddleq.export.paddle.markers_from_program import to_marks
 from paddleq.export.program.inspect import inspect
-from paddleq.export.program.load import load_saved
-from paddleq.export.program.summary_rows import program_rows
+from paddleq.export.pir_to_program import load_program
+from paddleq.export.program.inspect import program_rows
 
 EVERY = {**LAYERS, "embedding": (lambda: nn.Embedding(11, 6), None)}
 TRANSPOSED = [name for name in EVERY if "transpose" in name]
@@ -54,7 +54,7 @@ def test_every_kind_runs_in_int8(name, way, tmp_path, caplog):
     x, expected = exported(name, way, path)
     assert relative_error(paddle_inference(path, [x])[0], expected) < 1e-6
     saved = f"{path}.pdmodel", f"{path}.pdiparams"
-    assert sum(array.dtype == np.int8 for array in load_saved(*saved).arrays.values()) == 1
+    assert sum(array.dtype == np.int8 for array in load_program(*saved).arrays.values()) == 1
     if name not in NEEDS_A_COPY:
         found = paddle_inference(path, [x], ir_optim=True, int8=True)[0]
         assert relative_error(found, expected) < LIMIT
@@ -85,7 +85,7 @@ def test_conv1d_is_computed_with_integers(name, tmp_path, capfd):
 def test_the_file_says_that_the_layer_is_quantized(name, tmp_path):
     path = str(tmp_path / "m")
     exported(name, "PTQ", path)
-    program = load_saved(f"{path}.pdmodel", f"{path}.pdiparams")
+    program = load_program(f"{path}.pdmodel", f"{path}.pdiparams")
     (row,) = program_rows(program)
     assert row["done"] == "quantized" and row["quantizers"]["weight"]["bits"] == 8
     (weight,) = inspect(program)["weights"]

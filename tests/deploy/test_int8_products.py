@@ -9,7 +9,7 @@ from runtimes import paddle_inference, relative_error
 import paddleq
 from paddleq.deploy import Predictor, to_paddle_int8
 from paddleq.errors import ConfigError, ConfigTypeError, FormatError
-from paddleq.export.program.load import load_saved
+from paddleq.export.pir_to_program import load_program
 from paddleq.spec import PerChannel, PerTensor
 
 WIDE = 48
@@ -93,13 +93,13 @@ def test_a_copy_for_a_program_of_ones_own(tmp_path):
     x = paddle.to_tensor(np.random.RandomState(1).randn(40, WIDE).astype("float32"))
     path, copy = str(tmp_path / "m"), str(tmp_path / "int8" / "m")
     _, expected = exported(Layers(), x, path)
-    before = load_saved(f"{path}.pdmodel", f"{path}.pdiparams").arrays
+    before = load_program(f"{path}.pdmodel", f"{path}.pdiparams").arrays
     assert to_paddle_int8(path, copy) == 2
     found = paddle_inference(copy, [x.numpy()], ir_optim=True, int8=True)[0]
     assert relative_error(found, expected) < 3e-3
-    after = load_saved(f"{path}.pdmodel", f"{path}.pdiparams").arrays
+    after = load_program(f"{path}.pdmodel", f"{path}.pdiparams").arrays
     assert before.keys() == after.keys()
-    stored = load_saved(f"{copy}.pdmodel", f"{copy}.pdiparams").arrays
+    stored = load_program(f"{copy}.pdmodel", f"{copy}.pdiparams").arrays
     kept = [name for name, array in before.items() if array.dtype == np.int8]
     assert kept and all(np.array_equal(before[name], stored[name]) for name in kept)
 

@@ -21,7 +21,7 @@ from paddleq.export.pir_to_program import from_pir, to_program_desc
 from paddleq.export.pir_to_program.attributes import HOOKS
 from paddleq.export.pir_to_program.operator_table import ROWS
 from paddleq.export.pir_to_program.special_operators import SPECIALS
-from paddleq.export.program.program import shape_of
+from paddleq.export.program.op_desc import shape_of
 
 needs_pir = pytest.mark.needs_pir
 _DENSE_TENSOR = 7  # paddle.framework.proto.VarType.Type

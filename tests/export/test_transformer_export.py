@@ -27,7 +27,7 @@ import paddleq
 from demo.text.models import Llama
 from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
 from paddleq.errors import ConfigTypeError, ExportError, ModelError
-from paddleq.export.program.load import load_saved
+from paddleq.export.pir_to_program import load_program
 from paddleq.nn import Int8KVCache, IntegerLinear
 from paddleq.nn.class_swap import replace_layers
 
@@ -220,7 +220,7 @@ def test_openvino_holds_the_integers(tmp_path):
 
 def parameters(path):
     """name -> array of a file; the integers that it holds."""
-    return load_saved(f"{path}.pdmodel", f"{path}.pdiparams").arrays
+    return load_program(f"{path}.pdmodel", f"{path}.pdiparams").arrays
 
 
 @pytest.mark.parametrize("weight, bound", [

@@ -32,8 +32,8 @@ from paddle.vision import models
 from paths import HELPERS, ROOT
 
 from paddleq._paddle_compat import framework_proto
-from paddleq.export.program.load import load_saved
-from paddleq.export.program.passes.runtime_workarounds import mend
+from paddleq.export.pir_to_program import load_program
+from paddleq.export.program.passes.runtime_workarounds import apply_runtime_workarounds
 
 pytestmark = [pytest.mark.two_versions, pytest.mark.needs_pir]
 
@@ -179,13 +179,13 @@ def comparable(kind, attributes, inputs, outputs):
 @pytest.mark.parametrize("name", FIVE)
 def test_operator_by_operator(name, old_files, tmp_path):
     save(name, tmp_path)
-    old = load_saved(f"{old_files}/{name}.pdmodel", f"{old_files}/{name}.pdiparams")
-    new = load_saved(f"{tmp_path}/{name}.json", f"{tmp_path}/{name}.pdiparams")
+    old = load_program(f"{old_files}/{name}.pdmodel", f"{old_files}/{name}.pdiparams")
+    new = load_program(f"{tmp_path}/{name}.json", f"{tmp_path}/{name}.pdiparams")
     assert old.arrays.keys() and len(old.arrays) == len(new.arrays)
     without_renaming(old)
     without_casts_of_sizes(new)
     for program in (old, new):
-        mend(program)
+        apply_runtime_workarounds(program)
     old, new = ([comparable(*op) for op in operators(program)] for program in (old, new))
     assert [op[0] for op in old] == [op[0] for op in new]
     for number, (one, other) in enumerate(zip(old, new)):

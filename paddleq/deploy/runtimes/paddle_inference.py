@@ -9,7 +9,7 @@ import numpy as np
 
 from ..._checks import wrong_type
 from ...errors import ConfigError
-from ...export.program.load import load_saved
+from ...export.pir_to_program import load_program
 from ..model_file import Port, model_files
 from .base import Runtime, Session, reported
 from .paddle_int8_fixes import tell_steps
@@ -35,7 +35,7 @@ class PaddleInference(Runtime):
             return self._load(file, file.path, file.params or "", threads, as_is)
         with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
             model, params = (os.path.join(folder, name) for name in ("m.pdmodel", "m.pdiparams"))
-            program.save(model, params)
+            program.save(model, params, workarounds=False)
             return self._load(file, model, params, threads, as_is)
 
     def _load(self, file, model, params, threads, as_is):
@@ -72,13 +72,13 @@ class PaddleInference(Runtime):
 @contextlib.contextmanager
 def _told(model, params):
     """Paths of files that int8 kernels compute right; none where these are such files."""
-    program = load_saved(model, params or None)
+    program = load_program(model, params or None)
     if not tell_steps(program):
         yield ()
         return
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
         files = [os.path.join(folder, name) for name in ("told.pdmodel", "told.pdiparams")]
-        program.save(*files)
+        program.save(*files, workarounds=False)
         yield files
 
 
@@ -125,9 +125,9 @@ def to_paddle_int8(path, out):
         raise ConfigError(f"out must be another prefix than path, but both are {source!r}: the "
                           "copy runs nowhere but in Paddle Inference's int8 mode")
     (file,) = model_files(source + ".pdmodel")
-    program = load_saved(file.path, file.params)
+    program = load_program(file.path, file.params)
     count = tell_steps(program)
-    program.save(target + ".pdmodel", target + ".pdiparams")
+    program.save(target + ".pdmodel", target + ".pdiparams", workarounds=False)
     return count
 
 

@@ -15,11 +15,21 @@ threshold of any weight for that of the level 127; where there are fewer levels,
 
 import numpy as np
 
-from ...export.program.graph_view import Links, replace
-from ...export.program.op_builder import Emitter, replace_ops
+from ...export.program.graph_view import GraphView
+from ...export.program.op_builder import OpBuilder
+from ...export.program.op_desc import (
+    attribute,
+    inputs,
+    make_op,
+    outputs,
+    replace_ops,
+    set_attribute,
+    set_input,
+    set_output,
+    shape_of,
+)
+from ...export.program.passes.dequantize_weights import float_weights
 from ...export.program.passes.stored_weights import stored_weights
-from ...export.program.passes.weight_readers import float_weights
-from ...export.program.program import attribute, inputs, make_op, outputs, set_attribute, shape_of
 
 _PRODUCTS = ("matmul_v2", "matmul", "mul")
 _TRANSPOSED = ("trans_x", "trans_y", "transpose_X", "transpose_Y")
@@ -34,10 +44,10 @@ def tell_steps(program):
     Returns:
         How many layers were changed.
     """
-    emit, changed = Emitter(program), set()
+    emit, changed = OpBuilder(program), set()
     for block in program.desc.blocks:
         changed |= float_weights(program, block) | _as_eight_bits(emit, block)
-        graph, replaced = Links(block.ops), {}
+        graph, replaced = GraphView(block.ops), {}
         for op in block.ops:
             product = _product_of(program, graph, block, op)
             if product is None:
@@ -63,7 +73,7 @@ def _as_eight_bits(emit, block):
         if weight.linear and weight.bits < 8:
             levels = np.float32(2 ** (weight.bits - 1) - 1)
             thresholds = emit.program.arrays[weight.scale] * (_LEVELS / levels)
-            replace(weight.ops[-1].inputs, "Scale",
+            set_input(weight.ops[-1], "Scale",
                     emit.parameter(f"{weight.scale}.of_127", thresholds))
             set_attribute(weight.ops[-1], "bit_length", 8)
             changed.add(weight.name)
@@ -75,7 +85,7 @@ def _product_of(program, graph, block, op):
     if op.type != "dequantize_linear":
         return None
     weight, (made,) = program.arrays.get(inputs(op, "X")[0]), outputs(op, "Y")
-    readers = graph.readers.get(made, [])
+    readers = graph.consumers.get(made, [])
     if weight is None or weight.ndim != 2 or weight.dtype != np.int8 or len(readers) != 1:
         return None
     if attribute(op, "quant_axis") not in (1, -1) or attribute(op, "bit_length") != 8:
@@ -89,7 +99,7 @@ def _product_of(program, graph, block, op):
     (source,) = inputs(product, "X")
     if _last_axis(block, source) > _LAST_AXIS:
         return None
-    activation = graph.makers.get(source)
+    activation = graph.producers.get(source)
     return product if activation is not None and activation.type == "dequantize_linear" else None
 
 
@@ -110,27 +120,27 @@ def _made_integers(emit, op):
     (scale,) = inputs(op, "Scale")
     columns = emit.program.arrays[inputs(op, "X")[0]].shape[1]
     thresholds = np.broadcast_to(emit.program.arrays[scale].reshape(-1), [columns])
-    replace(op.inputs, "Scale", emit.parameter(f"{scale}.levels", np.array([_LEVELS])))
+    set_input(op, "Scale", emit.parameter(f"{scale}.levels", np.array([_LEVELS])))
     set_attribute(op, "quant_axis", -1)
     return thresholds / _LEVELS
 
 
 def _bias_behind(emit, graph, product, steps):
     """The addition of a bias behind a product, now in steps, or None."""
-    program, readers = emit.program, graph.readers.get(outputs(product, "Out")[0], [])
+    program, readers = emit.program, graph.consumers.get(outputs(product, "Out")[0], [])
     if len(readers) != 1 or readers[0].type != "elementwise_add":
         return None
     (addition,) = readers
     bias = program.arrays.get(inputs(addition, "Y")[0])
     if bias is None or bias.shape != steps.shape:
         return None
-    (scale,) = inputs(graph.makers[inputs(product, "X")[0]], "Scale")
+    (scale,) = inputs(graph.producers[inputs(product, "X")[0]], "Scale")
     input_step = program.arrays[scale].max() / _LEVELS
     # The kernel counts it in steps of both, in 32 bits.
     if not (np.abs(bias) < _MOST_STEPS * input_step * steps).all():
         return None
     name = f"{outputs(product, 'Out')[0]}.bias_in_steps"
-    replace(addition.inputs, "Y", emit.parameter(name, bias / steps))
+    set_input(addition, "Y", emit.parameter(name, bias / steps))
     return addition
 
 
@@ -138,7 +148,7 @@ def _behind(emit, block, op, kind, value):
     """``elementwise_{kind}`` with a vector behind ``op``; its result has the name of the old one."""
     (result,) = outputs(op, "Out")
     before = emit.variable_like(block, result, f"{result}.before_{kind}")
-    replace(op.outputs, "Out", before)
+    set_output(op, "Out", before)
     vector = emit.parameter(f"{result}.{kind}", value)
     return make_op(f"elementwise_{kind}", {"X": before, "Y": vector}, {"Out": result},
                    axis=_last_axis(block, result))

@@ -7,8 +7,8 @@ from ...engine import finalize, quantized_layers
 from ...errors import FormatError
 from ..format_limits import OnnxTarget
 from ..paddle.markers_from_program import to_marks
-from ..program.load import load_saved
-from ..provenance_file import Record
+from ..pir_to_program import load_program
+from ..provenance_file import Provenance
 from ..trace import known_spec, trace
 from .export import onnx_model, write_onnx
 from .float_graph import require_onnx
@@ -76,14 +76,14 @@ def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
              if value not in (None, TARGETS[0])}
     if isinstance(model, (str, os.PathLike)):
         files = _files(os.fspath(model))
-        program = load_saved(*files)
-        record = Record.of_saved("onnx", program, files, **asked)
+        program = load_program(*files)
+        record = Provenance.of_saved("onnx", program, files, **asked)
         marks = to_marks(program)
     elif hasattr(model, "sublayers"):
         if quantized_layers(model):
             finalize(model)
         program, marks = trace(model, known_spec(model, input_spec), target=OnnxTarget())
-        record = Record.of_layer("onnx", model, **asked)
+        record = Provenance.of_layer("onnx", model, **asked)
     else:
         raise wrong_type("model", model, "a paddle.nn.Layer or the prefix of a saved model")
     write_program(program, marks, path, opset, target, record)

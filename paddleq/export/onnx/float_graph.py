@@ -45,7 +45,7 @@ def float_graph(program, opset):
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
         model, params, out = (os.path.join(folder, name)
                               for name in ("m.pdmodel", "m.pdiparams", "m.onnx"))
-        program.save(model, params)
+        program.save(model, params, workarounds=False)
         done = subprocess.run(
             [sys.executable, "-I", str(_CHILD), module, model, params, str(opset), out],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,

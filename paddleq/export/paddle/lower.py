@@ -8,9 +8,9 @@ import numpy as np
 from ...errors import ExportError
 from ...nn.tracing import MARKER_FACTOR
 from ...spec import PerGroup, QuantSpec
-from ..program.op_builder import Emitter, replace_ops
-from ..program.passes.runtime_workarounds import mend
-from ..program.program import attribute, inputs, outputs
+from ..program.op_desc import replace_ops
+from ..program.op_builder import OpBuilder
+from ..program.op_desc import attribute, inputs, outputs
 
 
 @dataclass
@@ -43,7 +43,6 @@ class WeightMark:
 def rewrite(program, marks, onnx_format=True):
     """Replace the markers of ``program`` by what ``marks`` says they stand for, in place."""
     Rewriter(program, marks, onnx_format).run()
-    mend(program)
 
 
 class Rewriter:
@@ -51,7 +50,7 @@ class Rewriter:
 
     def __init__(self, program, marks, onnx_format):
         self.program, self.marks, self.onnx_format = program, marks, onnx_format
-        self.emit = Emitter(program)
+        self.builder = OpBuilder(program)
         self.taken = set()  # parameters whose own name the file uses for something else by now
         self.folded = {}  # parameter -> name of the float value that takes its place
         self.renamed = {}
@@ -79,10 +78,10 @@ class Rewriter:
     def activation(self, block, mark, source, target):
         bits = mark.spec.bits
         if mark.spec.binary:
-            return self.emit.sign(block, source, target, float(mark.threshold[0]))
+            return self.builder.sign(block, source, target, float(mark.threshold[0]))
         if not self.onnx_format:
-            return self.emit.fake_quantize(source, target, mark.threshold, bits)
-        return self.emit.quantize_dequantize(block, source, target, mark.threshold, bits)
+            return self.builder.fake_quantize(source, target, mark.threshold, bits)
+        return self.builder.quantize_dequantize(block, source, target, mark.threshold, bits)
 
     def weight(self, block, mark, source, target):
         if mark.integers is None:
@@ -90,14 +89,14 @@ class Rewriter:
         bits, axis = mark.spec.bits, mark.spec.channel_axis
         if self.onnx_format:
             name = self.store(mark.layer, source, ".integers", mark.integers)
-            scale = self.emit.parameter(f"{name}.scale", mark.threshold)
-            return self.emit.dequantize_weight(block, name, scale, target, bits, axis)
+            scale = self.builder.parameter(f"{name}.scale", mark.threshold)
+            return self.builder.dequantize_weight(block, name, scale, target, bits, axis)
         if mark.spec.binary or not mark.dynamic:
             # The fake_* operators find max|weight| themselves; where that is not the threshold
             # the weight goes into the file as it looks after quantization.
             return self.float_weight(mark, source, target, simulated_weight(mark))
         name = self.store(mark.layer, source, ".folded", mark.value)
-        return self.emit.fake_quantize_weight(name, target, mark.threshold, bits, axis)
+        return self.builder.fake_quantize_weight(name, target, mark.threshold, bits, axis)
 
     def float_weight(self, mark, source, target, value):
         if source not in self.folded:
@@ -113,9 +112,9 @@ class Rewriter:
         """
         if source not in self.program.arrays:
             self.placeholders.add(source)
-            return self.emit.parameter(f"{layer}.weight", array)
+            return self.builder.parameter(f"{layer}.weight", array)
         if source in self.float_uses or source in self.taken:
-            return self.emit.parameter(source + suffix, array)
+            return self.builder.parameter(source + suffix, array)
         self.taken.add(source)
         self.program.set_parameter(source, array)
         return source

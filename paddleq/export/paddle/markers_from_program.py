@@ -8,9 +8,9 @@ import numpy as np
 
 from ...errors import ExportError
 from ...nn.tracing import MARKER_FACTOR
-from ..program.op_builder import replace_ops
+from ..program.op_desc import replace_ops
 from ..program.passes.stored_weights import spec_of, stored_weights
-from ..program.program import attribute, inputs, make_op, outputs
+from ..program.op_desc import attribute, inputs, make_op, outputs
 from .lower import ActivationMark, WeightMark, simulated_weight
 
 

@@ -10,13 +10,14 @@ import json
 
 import numpy as np
 
+from ..._atomic_write import write_bytes
 from ..._paddle_compat import framework_proto
 from ...errors import ExportError
 from ...nn.tracing import MARKER_FACTOR
 from ..paddle.lower import ActivationMark, mark_of, simulated_weight
 from ..pir_to_program.pir_graph import PirProgram
 from ..program import pdiparams as params
-from ..program.write_files import write_model
+from ..provenance_file import write_export
 
 _FAKE = "1.fake_quantize_dequantize_moving_average_abs_max"
 
@@ -55,9 +56,12 @@ class PirFiles:
         return cls(content, arrays, {name: value.dtype for name, value in dtypes.items()})
 
     def save(self, model_path, params_path, record=None):
-        """Write both files; see :func:`.files.write_model`."""
-        write_model(model_path, json.dumps(self.content).encode(), params_path, self.arrays,
-                    self.dtypes, framework_proto(), record)
+        """Write both files; see :func:`..provenance_file.write_export`."""
+        proto = framework_proto()
+        write_export(model_path, {
+            params_path: lambda path: params.write(path, self.arrays, self.dtypes, proto),
+            model_path: write_bytes(json.dumps(self.content).encode()),
+        }, record)
 
     def value(self, tensor):
         """A new value of the type of ``tensor``."""

@@ -1,5 +1,5 @@
 """PIR programs (``.json``) as ProgramDescs (``.pdmodel``)."""
 
-from .reader import from_pir, to_program_desc
+from .reader import from_pir, load_program, to_program_desc
 
-__all__ = ["from_pir", "to_program_desc"]
+__all__ = ["from_pir", "load_program", "to_program_desc"]

@@ -6,7 +6,6 @@ from ..._checks import wrong_type
 from ..._paddle_compat import framework_proto
 from ...errors import ConfigError, FormatError
 from ..program import pdiparams as params
-from ..program.passes.runtime_workarounds import mend
 from ..program.program import Program
 from .convert import convert
 from .operator_table import ROWS
@@ -29,6 +28,23 @@ def from_pir(model_path, params_path=None) -> Program:
         return _from_pir(model_path, params_path)
     except RecursionError as error:
         raise FormatError(f"{model_path} is nested too deeply") from error
+
+
+def load_program(model_path, params_path) -> Program:
+    """Read a saved model of either format as a :class:`~paddleq.export.program.program.Program`.
+
+    Args:
+        model_path: the ``.pdmodel``, ``__model__`` or PIR ``.json``.
+        params_path: the file of all parameters; for the older formats also a folder with one file
+            per parameter. None: there are none.
+
+    Raises:
+        FormatError: a file is missing or damaged.
+        UnsupportedOperatorError: a PIR program has an operation without legacy counterpart.
+    """
+    if os.fspath(model_path).endswith(".json"):
+        return from_pir(model_path, params_path)
+    return Program.load(model_path, params_path)
 
 
 def _from_pir(model_path, params_path):
@@ -96,5 +112,4 @@ def to_program_desc(model, output, params_file=None):
     if params_file is None and os.path.exists(model[:-len("json")] + "pdiparams"):
         params_file = model[:-len("json")] + "pdiparams"
     program = from_pir(model, params_file)
-    mend(program)
     program.save(output + ".pdmodel", output + ".pdiparams")

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import List
 
-from ..program.op_builder import Emitter
-from ..program.program import Program, make_op
+from ..program.op_builder import OpBuilder
+from ..program.op_desc import make_op
+from ..program.program import Program
 from .attributes import op
 
 
@@ -49,7 +50,7 @@ class Writer:
         self.program = Program.empty()
         for name, (array, dtype) in parameters.items():
             self.program.add_parameter(name, array, dtype)
-        self.emit = Emitter(self.program)
+        self.emit = OpBuilder(self.program)
         self.scope = Scope(self.program.desc.blocks[0])
         self.versions = {}
         self._inputs = 0

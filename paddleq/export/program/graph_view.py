@@ -1,25 +1,35 @@
-"""Who makes and who reads each variable."""
+"""Use-def view of a ProgramDesc."""
+
+from .op_desc import all_inputs, all_outputs
 
 
-class Links:
-    """Of some operators, as they are when this is made.
+class GraphView:
+    """Producers and consumers of the variables of some operators, as of its creation.
+
+    An operator with sub-blocks (``while``, ``conditional_block``) lists what the blocks read and
+    assign among its own inputs and outputs, so that the view of one block accounts for them.
+
+    Args:
+        ops: operators in order, usually ``block.ops``.
 
     Attributes:
-        makers: variable -> the operator that makes it.
-        readers: variable -> list of the operators that read it, twice if one reads it twice.
+        producers: variable -> the last operator that writes it.
+        consumers: variable -> list of the operators that read it, with one entry for each use.
     """
 
     def __init__(self, ops):
-        self.makers, self.readers = {}, {}
+        self.producers, self.consumers = {}, {}
         for op in ops:
-            self.makers.update((name, op) for slot in op.outputs for name in slot.arguments)
-            for slot in op.inputs:
-                for name in slot.arguments:
-                    self.readers.setdefault(name, []).append(op)
+            self.producers.update(dict.fromkeys(all_outputs(op), op))
+            for name in all_inputs(op):
+                self.consumers.setdefault(name, []).append(op)
 
+    @classmethod
+    def of_program(cls, program):
+        """View of all blocks of a :class:`~.program.Program`."""
+        return cls([op for block in program.desc.blocks for op in block.ops])
 
-def replace(slots, parameter, name):
-    """Put the variable ``name`` into a slot of ``op.inputs`` or ``op.outputs``."""
-    for slot in slots:
-        if slot.parameter == parameter:
-            slot.arguments[0] = name
+    def sole_consumer(self, name):
+        """The operator that reads ``name`` if it is read exactly once, else None."""
+        consumers = self.consumers.get(name, ())
+        return consumers[0] if len(consumers) == 1 else None

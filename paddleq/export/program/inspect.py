@@ -1,14 +1,18 @@
-"""What is in a saved model: its interface, operators, parameters and quantizers."""
+"""Description of a saved program: interface, operators, parameters and quantizers."""
 
 from collections import Counter
 
 import numpy as np
 
-from .passes.stored_weights import stored_weights
-from .program import attribute, inputs, outputs, shape_of, tensor_dtype
+from ...engine import plain_spec
+from .graph_view import GraphView
+from .op_desc import all_inputs, attribute, dtype_of, inputs, outputs, shape_of
+from .passes.stored_weights import WEIGHTED_OPS, spec_of, stored_weights
 
-_FAKE = ("fake_quantize_dequantize_moving_average_abs_max", "fake_quantize_dequantize_abs_max",
-         "fake_channel_wise_quantize_dequantize_abs_max")
+_FAKE_ACTIVATION = "fake_quantize_dequantize_moving_average_abs_max"
+_FAKE_WEIGHT = ("fake_quantize_dequantize_abs_max",
+                "fake_channel_wise_quantize_dequantize_abs_max")
+_BETWEEN = ("assign", "cast", "unsqueeze2")  # operators between a weight and its user
 _BINS = 16
 
 
@@ -19,13 +23,12 @@ def inspect(program):
         program: a :class:`~paddleq.export.program.program.Program`.
 
     Returns:
-        A dict of plain values: ``inputs`` and ``outputs`` (name, shape with -1 where it is open,
-        dtype), ``operators`` (type -> count), ``parameters`` (count, bytes, bytes by dtype),
-        ``weights`` (name, shape, dtype, bits, axis, lowest and highest threshold, histogram of
-        the integers in 16 bins), ``activations`` (name, reader, bits, threshold).
+        A dict of plain values: ``inputs`` and ``outputs`` (name, shape with -1 for dynamic
+        dimensions, dtype), ``operators`` (type -> count), ``parameters`` (count, bytes, bytes by
+        dtype), ``weights`` (name, shape, dtype, bits, axis, lowest and highest threshold, histogram
+        of the integers in 16 bins), ``activations`` (name, reader, bits, threshold).
     """
     block = program.desc.blocks[0]
-    variables = program.variables()
     feeds = sorted((attribute(op, "col", 0), outputs(op, "Out")[0]) for op in block.ops
                    if op.type == "feed")
     fetches = sorted((attribute(op, "col", 0), inputs(op, "X")[0]) for op in block.ops
@@ -37,8 +40,8 @@ def inspect(program):
         sizes[array.dtype.name] += array.nbytes
 
     def described(name):
-        return {"name": name, "shape": shape_of(variables[name]),
-                "dtype": tensor_dtype(variables[name])}
+        var = program.variable(name)
+        return {"name": name, "shape": shape_of(var), "dtype": dtype_of(var)}
 
     weights, activations = _quantizers(program, block)
     return {
@@ -52,48 +55,99 @@ def inspect(program):
 
 
 def _quantizers(program, block):
-    readers = {}
-    for op in block.ops:
-        for slot in op.inputs:
-            for name in slot.arguments:
-                readers.setdefault(name, []).append(op)
     ops, weights, activations = list(block.ops), [], []
+    view = GraphView(ops)
     stored = {id(weight.ops[-1]): weight for weight in stored_weights(program, ops).values()}
     for op in ops:
         if id(op) in stored:
             weight = stored[id(op)]
             weights.append(_weight(program, weight.name, weight.scale, weight.bits, weight.axis))
-        elif op.type == "quantize_linear" or op.type == _FAKE[0]:
+        elif op.type in ("quantize_linear", _FAKE_ACTIVATION):
             slot = "Scale" if op.type == "quantize_linear" else "InScale"
             activations.append({
                 "name": inputs(op, "X")[0],
-                "reader": _reader(readers, op), "bits": attribute(op, "bit_length"),
+                "reader": _consumer_type(view, op), "bits": attribute(op, "bit_length"),
                 "threshold": float(program.arrays[inputs(op, slot)[0]].reshape(-1)[0])})
-        elif op.type in _FAKE[1:] and inputs(op, "X")[0] in program.arrays:
+        elif op.type in _FAKE_WEIGHT and inputs(op, "X")[0] in program.arrays:
             weights.append(_weight(program, inputs(op, "X")[0], outputs(op, "OutScale")[0],
                                    attribute(op, "bit_length"), attribute(op, "quant_axis", -1)))
     return weights, activations
 
 
 def _weight(program, name, scale, bits, axis):
-    array, thresholds = program.arrays[name], program.arrays[scale]
-    edge = 2 ** (bits - 1)
+    array, abs_max = program.arrays[name], program.arrays[scale]
+    limit = 2 ** (bits - 1)
     row = {"name": name, "shape": list(array.shape), "dtype": array.dtype.name, "bits": bits,
            "axis": axis,
-           "threshold": [float(thresholds.min()), float(thresholds.max())]}
+           "threshold": [float(abs_max.min()), float(abs_max.max())]}
     if array.dtype.kind == "i":
-        row["histogram"] = np.histogram(array, bins=_BINS, range=(-edge, edge))[0].tolist()
+        row["histogram"] = np.histogram(array, bins=_BINS, range=(-limit, limit))[0].tolist()
     return row
 
 
-def _reader(readers, op):
-    """Type of the operator that reads what the pair of operators gives."""
+def _consumer_type(view, op):
+    """Type of the operator that uses a quantized activation, "" if there is none."""
     (name,) = outputs(op, "Y") or outputs(op, "Out")
     for _ in range(2):
-        following = readers.get(name)
-        if not following:
+        consumers = view.consumers.get(name)
+        if not consumers:
             return ""
-        if following[0].type != "dequantize_linear":
-            return following[0].type
-        (name,) = outputs(following[0], "Y")
-    return following[0].type
+        if consumers[0].type != "dequantize_linear":
+            return consumers[0].type
+        (name,) = outputs(consumers[0], "Y")
+    return consumers[0].type
+
+
+def program_rows(program):
+    """Summarize the quantization of each operator with a weight, in the order of the program.
+
+    Returns:
+        List of dicts with ``name`` (of the weight), ``type`` (of the operator) and ``done``, and
+        ``quantizers`` if there are any, in the format of :func:`paddleq.engine.layer_rows`.
+    """
+    rows = []
+    for block in program.desc.blocks:
+        producers = GraphView(block.ops).producers
+        weights = stored_weights(program, list(block.ops))
+        for op in block.ops:
+            if op.type in WEIGHTED_OPS:
+                rows += _row(program, producers, weights, op)
+    return rows
+
+
+def _row(program, producers, weights, op):
+    (name,) = inputs(op, WEIGHTED_OPS[op.type][0])
+    while name in producers and producers[name].type in _BETWEEN:
+        name = inputs(producers[name], "X")[0]
+    weight, quantizers = weights.get(name), {}
+    if weight is not None:
+        name = weight.name
+        quantizers["weight"] = _described(program, weight.scale, weight.bits, weight.axis)
+    if name not in program.arrays:
+        return []  # the product of two activations
+    dequantize = _activation_dequantize(producers, op)
+    if dequantize is not None:
+        quantizers["activation"] = _described(program, inputs(dequantize, "Scale")[0],
+                                              attribute(dequantize, "bit_length", 8),
+                                              attribute(dequantize, "quant_axis", -1))
+    done = "quantized" if quantizers else "left"
+    return [{"name": name, "type": op.type, "done": done,
+             **({"quantizers": quantizers} if quantizers else {})}]
+
+
+def _activation_dequantize(producers, op):
+    """Return the dequantize_linear of the activation that ``op`` reads, or None."""
+    for name in all_inputs(op):
+        dequantize = producers.get(name)
+        if dequantize is not None and dequantize.type == "dequantize_linear":
+            quantize = producers.get(inputs(dequantize, "X")[0])
+            if quantize is not None and quantize.type == "quantize_linear":
+                return dequantize
+    return None
+
+
+def _described(program, scale, bits, axis):
+    abs_max = program.arrays.get(scale)
+    if abs_max is None:  # the program computes it
+        return {}
+    return plain_spec(spec_of(bits, axis, abs_max.reshape(-1)), abs_max)

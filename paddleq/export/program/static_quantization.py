@@ -10,9 +10,11 @@ import paddle
 
 from ..._checks import hint
 from ...errors import CalibrationError, ConfigError, ModelError, NonFiniteError
-from .op_builder import Emitter, replace_ops
-from .passes.weight_only import WEIGHTED_OPS, channel_axis, quantize_array
-from .program import Program, attribute, inputs, make_op, outputs
+from .op_desc import replace_ops
+from .op_builder import OpBuilder
+from .passes.stored_weights import WEIGHTED_OPS, channel_axis, quantize_array
+from .op_desc import attribute, inputs, make_op, outputs
+from .program import Program
 
 _DATA_SLOT = {"mul": "X", "matmul": "X", "matmul_v2": "X"}  # of the others: Input
 
@@ -20,7 +22,7 @@ _DATA_SLOT = {"mul": "X", "matmul": "X", "matmul_v2": "X"}  # of the others: Inp
 class StaticQuantizer:
     """Quantizes inputs and weights of the weighted operators of a program.
 
-    It is told batches with :meth:`observe`; :meth:`finish` then puts the integers in.
+    It is told batches with :meth:`update`; :meth:`finish` then puts the integers in.
 
     Args:
         program: a :class:`~paddleq.export.program.program.Program`. It is changed by :meth:`finish`.
@@ -98,7 +100,7 @@ class StaticQuantizer:
                 for name, observer in self.observers.items()}
 
     def _insert(self, program, targets, thresholds):
-        block, emit, ops = program.desc.blocks[0], Emitter(program), []
+        block, emit, ops = program.desc.blocks[0], OpBuilder(program), []
         weights = _Weights(program, emit, self._weight_bits, self._per_channel)
         at = {target.position: target for target in targets}
         for position, op in enumerate(block.ops):
@@ -233,7 +235,7 @@ class _Runner:
         self._names = names
         with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
             paths = [os.path.join(folder, name) for name in ("m.pdmodel", "m.pdiparams")]
-            copy.save(*paths)
+            copy.save(*paths, workarounds=False)
             config = inference.Config(*paths)
             config.disable_glog_info()
             config.switch_ir_optim(False)

@@ -7,10 +7,9 @@ from paddle import nn
 from ..._checks import check_bool, check_choice, check_int, wrong_type
 from ...engine import check_model
 from ...errors import ConfigError, ModelError
-from ...export.program.load import load_saved
-from ...export.program.passes.runtime_workarounds import mend
+from ...export.pir_to_program import load_program
 from ...export.program.passes.weight_only import quantize_weights
-from ...export.provenance_file import Record, digests
+from ...export.provenance_file import Provenance, file_digests
 from ...export.trace import trace_float
 from ...nn.integer import store_integer_weights
 from .saved_models import check_op_types, find_files
@@ -85,21 +84,21 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                 "quantizable_op_type": list(quantizable_op_type)}
 
     def load():
-        return trace_float(model_dir, input_spec) if live else load_saved(*files)
+        return trace_float(model_dir, input_spec) if live else load_program(*files)
 
     if save_model_dir is not None:
         kinds = ["quantized_model"] + ["test_model"] * generate_test_model
         programs = [(kind, weights_as_integers(load(), op_types, weight_bits, per_channel,
                                                as_float=kind == "test_model"))
                     for kind in kinds]
-        source = {"model": type(model_dir).__name__} if live else {"made_from": digests(files)}
+        source = {"model": type(model_dir).__name__} if live else {"made_from": file_digests(files)}
         for kind, program in programs:
             folder = os.path.join(os.fspath(save_model_dir), kind)
             made_by = {**source, "quantize": quantize,
                        **({"as_float": True} if kind == "test_model" else {})}
             program.save(os.path.join(folder, save_model_filename),
                          os.path.join(folder, save_params_filename),
-                         Record.of_program("pdmodel", program, made_by))
+                         Provenance.of_program("pdmodel", program, made_by))
     return store_integer_weights(model_dir, op_types, weight_bits, per_channel) if live else None
 
 
@@ -109,5 +108,4 @@ def weights_as_integers(program, op_types=None, weight_bits=8, per_channel=True,
     if not quantize_weights(program, op_types, weight_bits, per_channel, as_float=as_float):
         raise ModelError("the model has no weight of the op types "
                          f"{', '.join(sorted(op_types))}")
-    mend(program)
     return program

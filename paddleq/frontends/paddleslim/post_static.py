@@ -12,11 +12,10 @@ from ...analysis import Sensitivities, Sensitivity
 from ...analysis.sqnr import SQNR
 from ...engine import plain
 from ...errors import CalibrationError, ConfigError, NonFiniteError
-from ...export.program.load import load_saved
+from ...export.pir_to_program import load_program
 from ...export.program.passes.fold_batch_norm import fold_norms
-from ...export.program.passes.runtime_workarounds import mend
 from ...export.program.static_quantization import StaticQuantizer, run_program
-from ...export.provenance_file import Record, digests
+from ...export.provenance_file import Provenance, file_digests
 from ...observers import AbsMaxObserver, HistogramObserver, KLObserver, MSEObserver
 from ...spec import QuantSpec
 from .saved_models import check_op_types, find_files
@@ -91,12 +90,12 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     program, names = quantized_statically(model_dir, data_loader, model_filename, params_filename,
                                           **options)
     made_by = {
-        "made_from": digests(find_files(os.fspath(model_dir), model_filename, params_filename)),
+        "made_from": file_digests(find_files(os.fspath(model_dir), model_filename, params_filename)),
         "quantize": {"method": "quant_post_static", **plain(options)}}
     folder = os.fspath(quantize_model_path)
     program.save(os.path.join(folder, save_model_filename),
                  os.path.join(folder, save_params_filename),
-                 Record.of_program("pdmodel", program, made_by))
+                 Provenance.of_program("pdmodel", program, made_by))
     return names
 
 
@@ -111,7 +110,6 @@ def quantized_statically(model_dir, data_loader, model_filename=None, params_fil
         quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
         skip_tensor_list)
     names = quantizer.finish()
-    mend(quantizer.program)
     return quantizer.program, names
 
 
@@ -191,7 +189,7 @@ def _calibrated(model_dir, data_loader, model_filename, params_filename, batch_n
     if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
         raise wrong_type("skip_tensor_list", skip_tensor_list, "a list of names")
     op_types = check_op_types(quantizable_op_type)
-    program = load_saved(*find_files(os.fspath(model_dir), model_filename, params_filename))
+    program = load_program(*find_files(os.fspath(model_dir), model_filename, params_filename))
     if optimize_model:
         fold_norms(program)
     make = partial(_OBSERVERS[algo], QuantSpec(activation_bits))
@@ -213,7 +211,7 @@ def _calibrate(quantizer, loader, batch_nums):
     used = 0
     for batch in tqdm(islice(batches, batch_nums), desc="calibrating", disable=None, leave=False):
         try:
-            quantizer.observe(_arrays(batch, quantizer.feeds))
+            quantizer.update(_arrays(batch, quantizer.feeds))
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} (batch {used} of data_loader)") from None
         used += 1

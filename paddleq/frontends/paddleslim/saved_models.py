@@ -4,7 +4,7 @@ import os
 
 from ..._checks import hint, wrong_type
 from ...errors import ConfigError, FormatError
-from ...export.program.passes.weight_only import WEIGHTED_OPS
+from ...export.program.passes.stored_weights import WEIGHTED_OPS
 
 LINEAR_OPS = ("mul", "matmul", "matmul_v2")
 

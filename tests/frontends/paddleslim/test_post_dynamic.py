@@ -12,7 +12,7 @@ from runtimes import openvino, paddle_inference, relative_error
 
 import paddleq
 from paddleq.errors import ConfigError, ConfigTypeError, FormatError, ModelError
-from paddleq.export.program.load import load_saved
+from paddleq.export.pir_to_program import load_program
 from paddleq.export.program.program import Program
 
 ALL = ["conv2d", "depthwise_conv2d", "conv2d_transpose", "mul", "lookup_table_v2"]
@@ -138,7 +138,7 @@ def test_named_files_and_separate_parameters(saved, tmp_path):
     from paddleq.export.program import pdiparams as params
     old = tmp_path / "old"
     old.mkdir()
-    program = load_saved(f"{folder}/{model}", f"{folder}/net.pdiparams")
+    program = load_program(f"{folder}/{model}", f"{folder}/net.pdiparams")
     (old / "__model__").write_bytes(program.desc.SerializeToString())
     for name, value in program.arrays.items():
         params.write(str(old / name), {name: value}, {}, framework_proto())

@@ -18,7 +18,7 @@ from paddleq.errors import (
     ModelError,
     NonFiniteError,
 )
-from paddleq.export.program.load import load_saved
+from paddleq.export.pir_to_program import load_program
 from paddleq.export.program.passes.fold_batch_norm import fold_norms
 from paddleq.export.program.program import Program
 from paddleq.frontends.paddleslim.post_static import sensitivity_post_static
@@ -74,7 +74,7 @@ def test_norms_are_folded_where_it_is_right(tmp_path):
     expected = net(x).numpy()
     save_float(net, str(tmp_path / "net"), [3, 8, 8])
     ending = ".json" if (tmp_path / "net.json").exists() else ".pdmodel"
-    program = load_saved(str(tmp_path / f"net{ending}"), str(tmp_path / "net.pdiparams"))
+    program = load_program(str(tmp_path / f"net{ending}"), str(tmp_path / "net.pdiparams"))
     folded = fold_norms(program)
     names = {net.plain.weight.name, net.depthwise.weight.name, net.up.weight.name,
              net.fc.weight.name}

@@ -4,7 +4,7 @@ In PIR a block yields values. In the legacy format it assigns to variables of th
 """
 
 from ....errors import FormatError
-from ...program.program import set_block
+from ...program.op_desc import set_block
 from ..attributes import op
 from ..prepass import each_operation
 

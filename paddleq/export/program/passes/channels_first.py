@@ -3,8 +3,9 @@
 ONNX knows no other order, and paddle2onnx writes some of these operators as if they had it.
 """
 
-from ..op_builder import Emitter, replace_ops
-from ..program import attribute, make_op, outputs, set_attribute, set_typed_attribute, shape_of
+from ..op_desc import replace_ops
+from ..op_builder import OpBuilder
+from ..op_desc import attribute, make_op, outputs, set_attribute, set_typed_attribute, shape_of
 
 _DENSE_TENSOR = 7  # paddle.framework.proto.VarType.Type
 _LAST = {"NHWC": "NCHW", "NDHWC": "NCDHW", "NLC": "NCL", "NWC": "NCW"}
@@ -26,7 +27,7 @@ _LAYOUTS = {
 
 def put_channels_first(program):
     """Change ``program`` in place; what it computes stays."""
-    emit = Emitter(program)
+    emit = OpBuilder(program)
     for block in program.desc.blocks:
         shapes = {var.name: shape_of(var) for var in block.vars
                   if var.type.type == _DENSE_TENSOR}

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from ..program import attribute, inputs, make_op, outputs, set_attribute, shape_of
+from ..op_desc import attribute, inputs, make_op, outputs, set_attribute, shape_of
 from .weight_only import WEIGHTED_OPS, channel_axis
 
 

@@ -1,117 +1,127 @@
-"""What runtimes read and current Paddle leaves out or writes otherwise.
+"""Passes for defects and expectations of the runtimes that read a ``.pdmodel``.
 
-None of it changes what the graph computes as it stands. What it says of the machine on which it was
-traced (Paddle 2.6 writes the Python stack of each operator) goes: the same model is the same bytes.
+:meth:`~..program.Program.save` applies them. They do not change the function of the graph. They also
+remove what describes the machine on which the program was traced (Paddle 2.6 stores the Python stack
+of each operator), so that the same model gives the same bytes.
 """
 
 import numpy as np
 
-from ..graph_view import Links, replace
-from ..op_builder import Emitter, replace_ops
-from ..program import attribute, inputs, make_op, outputs, set_attribute, shape_of
-from .squeezed_convolutions import move_views
-from .weight_readers import INFERENCE_WEIGHTS, fit_weights
+from ..graph_view import GraphView
+from ..op_builder import OpBuilder
+from ..op_desc import (
+    all_inputs,
+    attribute,
+    inputs,
+    make_op,
+    outputs,
+    replace_ops,
+    set_attribute,
+    set_input,
+    shape_of,
+)
+from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
+from .move_unsqueeze import move_unsqueeze
 
 _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
 
 
-def mend(program):
-    """Change ``program`` in place so that runtimes make the best of it."""
-    emit = Emitter(program)
+def apply_runtime_workarounds(program):
+    """Apply all runtime workarounds to the program in place. A second time changes nothing."""
+    builder = OpBuilder(program)
     for block in program.desc.blocks:
         for op in block.ops:
             _remove_attribute(op, "op_callstack")
             if op.type == "relu6" and attribute(op, "threshold") is None:
-                # Paddle-Lite aborts without it. Paddle dropped it in 2.5.
+                # Paddle-Lite aborts without it. Paddle removed it in 2.5.
                 set_attribute(op, "threshold", 6.0)
-        move_views(emit, block)
-        fit_weights(emit, block)
-        ops = _direct_biases(program, block, list(block.ops))
-        ops = _shielded_integers(program, emit, block, ops)
-        replace_ops(block, _shielded_ranges(emit, block, ops))
+        move_unsqueeze(builder, block)
+        multiply_unused_integers(builder, block)
+        ops = _add_biases_as_vectors(program, block, list(block.ops))
+        ops = _assign_whole_floats(program, builder, block, ops)
+        replace_ops(block, _assign_before_quantize(builder, block, ops))
 
 
-def _direct_biases(program, block, ops):
+def _add_biases_as_vectors(program, block, ops):
     """Add the bias of a convolution as a vector along the channel axis, not reshaped to 4-D.
 
-    It is the same sum. oneDNN's passes know only this form, and without the bias they cannot
-    fuse the activation behind it either.
+    oneDNN's passes recognize only this form. Without the bias they cannot fuse the activation
+    behind it either.
     """
     shapes = {var.name: shape_of(var) for var in block.vars}
-    made_by = Links(ops).makers
-    replaced = set()
+    producers, replaced = GraphView(ops).producers, set()
     for op in ops:
         if op.type != "elementwise_add" or attribute(op, "axis", -1) != -1:
             continue
         (x,), (y,) = inputs(op, "X"), inputs(op, "Y")
-        conv, reshape = made_by.get(x), made_by.get(y)
+        conv, reshape = producers.get(x), producers.get(y)
         if conv is None or not conv.type.startswith(_CONVOLUTIONS):
             continue
         last = attribute(conv, "data_format") in ("NHWC", "NDHWC")
         if last and y in program.arrays and program.arrays[y].ndim == 1:
-            # The same axis. oneDNN has turned the data and takes -1 for the last axis of that.
+            # The same axis. oneDNN transposes the data and takes -1 for the last axis of the result.
             set_attribute(op, "axis", len(shapes[x]) - 1)
             continue
         if reshape is None or reshape.type != "reshape2":
             continue
-        filter_maker = made_by.get(inputs(conv, "Filter")[0])
-        if filter_maker is not None and filter_maker.type == "elementwise_div":
-            # oneDNN fuses no bias with a weight that is computed, but the activation with the
-            # bias, and then forgets the axis.
+        filter_producer = producers.get(inputs(conv, "Filter")[0])
+        if filter_producer is not None and filter_producer.type == "elementwise_div":
+            # oneDNN does not fuse a bias with a computed weight, but fuses the activation with the
+            # bias, and then ignores the axis.
             continue
         (bias,) = inputs(reshape, "X")
         axis = len(shapes[y]) - 1 if last else 1
         if bias not in program.arrays or shapes[y][axis] != program.arrays[bias].size:
             continue
-        replace(op.inputs, "Y", bias)
+        set_input(op, "Y", bias)
         set_attribute(op, "axis", axis)
         replaced.add(y)
-    read = {name for op in ops for slot in op.inputs for name in slot.arguments}
+    unused = replaced.difference(*(all_inputs(op) for op in ops))
     return [op for op in ops
-            if not (op.type == "reshape2" and outputs(op, "Out")[0] in replaced - read)]
+            if not (op.type == "reshape2" and outputs(op, "Out")[0] in unused)]
 
 
-def _shielded_ranges(emit, block, ops):
-    """Put an ``assign`` between an op that changes the range and the quantize_linear behind it.
+def _assign_before_quantize(builder, block, ops):
+    """Insert ``assign`` between an operator that changes the range and its quantize_linear.
 
-    Paddle Inference takes the scale behind an average pool, a slice, a split or a factor for
-    the scale of what goes into it, and clips that: a squeeze-and-excitation block loses all that
-    lies above the largest mean. It does not look through an assign.
+    Paddle Inference uses the scale behind an average pool, slice, split or scale operator for the
+    input of that operator too, which clips it: a squeeze-and-excitation block loses all values above
+    the largest mean. It does not propagate a scale through ``assign``.
     """
-    made_by, shielded, kept = Links(ops).makers, {}, []
+    producers, assigned, kept = GraphView(ops).producers, {}, []
     for op in ops:
         source = inputs(op, "X")[0] if op.type == "quantize_linear" else None
-        if source in made_by and _changes_range(made_by[source]):
-            if source not in shielded:
-                shielded[source] = emit.variable_like(block, source, f"{source}.assigned")
-                kept.append(make_op("assign", {"X": source}, {"Out": shielded[source]}))
-            replace(op.inputs, "X", shielded[source])
+        if source in producers and _changes_range(producers[source]):
+            if source not in assigned:
+                assigned[source] = builder.variable_like(block, source, f"{source}.assigned")
+                kept.append(make_op("assign", {"X": source}, {"Out": assigned[source]}))
+            set_input(op, "X", assigned[source])
         kept.append(op)
     return kept
 
 
-def _shielded_integers(program, emit, block, ops):
-    """Put an ``assign`` behind a float weight all of whose values are whole numbers.
+def _assign_whole_floats(program, builder, block, ops):
+    """Insert ``assign`` behind a float weight that consists of whole numbers.
 
-    With int8 on, Paddle Inference takes such a weight for one that was quantized, looks for its
-    scale and refuses the file: a rotation of 0, 1 and -1, a layer that was pruned to zeros.
+    With int8 enabled, Paddle Inference takes such a weight (a rotation of 0, 1 and -1, a layer
+    pruned to zeros) for a quantized one, looks for its scale and refuses the file.
     """
-    shielded, kept = {}, []
+    assigned, kept = {}, []
     for op in ops:
         slot = INFERENCE_WEIGHTS.get(op.type)
         name = inputs(op, slot)[0] if slot else None
-        if name in program.arrays and _whole_floats(program.arrays[name]):
-            if name not in shielded:
+        if name in program.arrays and _is_whole_float(program.arrays[name]):
+            if name not in assigned:
                 array = program.arrays[name]
-                shielded[name] = emit.variable(block, f"{name}.assigned", array.shape,
-                                               str(array.dtype))
-                kept.append(make_op("assign", {"X": name}, {"Out": shielded[name]}))
-            replace(op.inputs, slot, shielded[name])
+                assigned[name] = builder.variable(block, f"{name}.assigned", array.shape,
+                                                  str(array.dtype))
+                kept.append(make_op("assign", {"X": name}, {"Out": assigned[name]}))
+            set_input(op, slot, assigned[name])
         kept.append(op)
     return kept
 
 
-def _whole_floats(array):
+def _is_whole_float(array):
     return array.dtype.kind == "f" and not np.any(array % 1)
 
 

@@ -1,48 +1,8 @@
 """Weights of a saved program as integers, dequantized when the program runs."""
 
-import numpy as np
-
-from ....functional import EPS
-from ....spec import QuantSpec
-from ..op_builder import Emitter, replace_ops
-
-# Op type -> (slot of the weight, axis of its output channels).
-WEIGHTED_OPS = {
-    "conv2d": ("Filter", 0),
-    "depthwise_conv2d": ("Filter", 0),
-    "conv3d": ("Filter", 0),
-    "conv2d_transpose": ("Filter", 1),
-    "depthwise_conv2d_transpose": ("Filter", 1),
-    "mul": ("Y", 1),
-    "matmul": ("Y", 1),
-    "matmul_v2": ("Y", 1),
-    "lookup_table_v2": ("W", 0),
-}
-
-
-def quantize_array(value, bits, axis=None):
-    """(integers, thresholds) of a weight; ``axis`` None is per tensor.
-
-    The numbers are those of :func:`paddleq.functional.quantize`.
-    """
-    spec = QuantSpec(bits)
-    others = tuple(i for i in range(value.ndim) if i != axis) if axis is not None else None
-    threshold = np.maximum(np.abs(value).max(axis=others), np.float32(EPS)).reshape(-1)
-    shape = [1] * value.ndim
-    if axis is not None:
-        shape[axis] = -1
-    factor = np.float32(spec.quant_max) * (np.float32(1) / threshold.reshape(shape))
-    integers = np.clip(np.rint(factor * value), spec.quant_min, spec.quant_max).astype(spec.storage)
-    return integers, threshold
-
-
-def dequantize_array(integers, threshold, bits, axis=None):
-    """The float32 weight that stands for the integers."""
-    shape = [1] * integers.ndim
-    if axis is not None:
-        shape[axis] = -1
-    levels = np.float32(QuantSpec(bits).quant_max)
-    return integers.astype(np.float32) * threshold.reshape(shape) / levels
+from ..op_builder import OpBuilder
+from ..op_desc import replace_ops
+from .stored_weights import WEIGHTED_OPS, channel_axis, dequantize_array, quantize_array
 
 
 def quantize_weights(program, op_types, bits, per_channel, as_float=False):
@@ -58,7 +18,7 @@ def quantize_weights(program, op_types, bits, per_channel, as_float=False):
     Returns:
         Names of the weights that were quantized.
     """
-    emitter = Emitter(program)
+    emitter = OpBuilder(program)
     stored = {}  # weight -> (bits, axis) it was quantized with
     for block in program.desc.blocks:
         readers = _readers(program, block, op_types, stored)
@@ -126,12 +86,3 @@ def _load(emitter, block, name, bits, axis):
 def _is_weight(program, name):
     array = program.arrays.get(name)
     return array is not None and array.dtype.kind == "f" and array.ndim >= 2
-
-
-def channel_axis(op, axis, array):
-    """Axis of the output channels of ``op``'s weight; ``axis`` is what WEIGHTED_OPS says."""
-    transposed = any(a.name in ("trans_y", "transpose_Y") and a.b for a in op.attrs)
-    if op.type in ("matmul", "matmul_v2"):
-        # A matrix may be stored either way round, and a batch of matrices has more axes.
-        return array.ndim - (2 if transposed else 1)
-    return axis

@@ -1,0 +1,88 @@
+"""Form in which a weight of integers is dequantized, according to the operators that use it.
+
+Runtimes remove the ``dequantize_linear`` of a weight and pass its integers to the next operator.
+Paddle Inference's int8 mode (2.6 to 3.3) does that for all of them, but converts the integers back to
+floats for few: every other operator then fails. Paddle-Lite's operators without an int8 kernel use
+the integers as the float weight. So ``dequantize_linear`` is kept only where a runtime computes with
+the integers.
+"""
+
+import numpy as np
+
+from ..graph_view import GraphView
+from ..op_desc import inputs, rename_inputs, replace_ops
+from .stored_weights import dequantize_array, stored_weights
+
+# Slots in which Paddle Inference's int8 pass looks for a weight.
+INFERENCE_WEIGHTS = {"conv2d": "Filter", "depthwise_conv2d": "Filter",
+                     "mul": "Y", "matmul": "Y", "matmul_v2": "Y"}
+# Paddle-Lite has int8 kernels for these too if their input is quantized.
+_LITE_WEIGHTS = {"conv2d_transpose": "Filter", "depthwise_conv2d_transpose": "Filter"}
+
+
+def multiply_unused_integers(builder, block):
+    """Dequantize by multiplication where no runtime computes with the integers, in place.
+
+    Args:
+        builder: :class:`~..op_builder.OpBuilder` of the program.
+        block: a block of the program.
+    """
+    program, ops = builder.program, list(block.ops)
+    replaced = {}
+    for weight in _unused_integers(program, ops, lite=True):
+        replaced.update((id(op), []) for op in weight.ops[:-1])
+        replaced[id(weight.ops[-1])] = builder.multiply_weight(
+            block, weight.name, weight.scale, weight.target, weight.bits,
+            weight.axis if program.arrays[weight.scale].size > 1 else -1)
+    replace_ops(block, [new for op in ops for new in replaced.get(id(op), [op])])
+
+
+def float_weights(program, block):
+    """Store the float weight where Paddle Inference does not compute with integers, in place.
+
+    Returns:
+        Set of the names of the changed weights.
+    """
+    ops = list(block.ops)
+    weights, stored = _unused_integers(program, ops, lite=False), {}
+    for weight in weights:
+        abs_max = program.arrays[weight.scale].reshape(-1)
+        axis = weight.axis if abs_max.size > 1 else None
+        stored[weight.target] = program.add_parameter(f"{weight.target}.float", dequantize_array(
+            program.arrays[weight.name], abs_max, weight.bits, axis))
+    rename_inputs(ops, stored)
+    removed = {id(op) for weight in weights for op in weight.ops}
+    replace_ops(block, [op for op in ops if id(op) not in removed])
+    program.remove_unused_parameters()
+    return {weight.name for weight in weights}
+
+
+def _unused_integers(program, ops, lite):
+    """Weights whose integers neither Paddle Inference nor, if ``lite``, Paddle-Lite uses."""
+    view, found = GraphView(ops), []
+    for weight in stored_weights(program, ops).values():
+        consumers = view.consumers.get(weight.target, [])
+        used = consumers and all(_uses_integers(program, weight, op, view, lite)
+                                 for op in consumers)
+        if weight.linear and not used and _is_constant(program, weight):
+            found.append(weight)
+    return found
+
+
+def _uses_integers(program, weight, op, view, lite):
+    """Return True if a runtime passes the integers to ``op`` and has a kernel for them."""
+    slot = INFERENCE_WEIGHTS.get(op.type)
+    if slot is None and lite and op.type in _LITE_WEIGHTS:
+        source = view.producers.get(inputs(op, "Input")[0])
+        if source is not None and source.type == "dequantize_linear":
+            slot = _LITE_WEIGHTS[op.type]
+    slots = [entry.parameter for entry in op.inputs if weight.target in entry.arguments]
+    # Paddle Inference supports channels along the first two axes.
+    return (slots == [slot] and weight.axis < 2
+            and program.arrays[weight.name].dtype == np.int8)
+
+
+def _is_constant(program, weight):
+    """Return True if the weight depends on parameters only and has no zero point."""
+    zero = program.arrays.get(inputs(weight.ops[-1], "ZeroPoint")[0])
+    return weight.scale in program.arrays and zero is not None and not zero.any()
