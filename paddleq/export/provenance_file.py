@@ -68,7 +68,7 @@ class Provenance:
         known = [each for each in read_provenance(paths[0])
                  if files.items() <= each["files"].items()]
         if not known:
-            return cls.of_program(format, program, {"made_from": files, **fields})
+            return cls(format, made_from=files, **fields, layers=program_rows(program))
         known = known[0]
         recipe = known.get("recipe")
         quantize = known.get("quantize") or isinstance(recipe, dict) and recipe.get("quantize")
