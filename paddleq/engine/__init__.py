@@ -1,6 +1,6 @@
 """prepare -> calibrate -> simulate: the one engine behind every front door."""
 
-from .calibration import calibrate, forward_arguments, inputs_of, iter_batches
+from .calibration import calibrate, calibrating, forward_arguments, iter_batches, run_batches
 from .freeze import convert, copy_of
 from .fuse_blocks import arrange, blocks_of, find_arrangement, same_parameters
 from .hooks import capture_calls, capture_inputs, eager_evaluation, patched_forward
@@ -37,7 +37,7 @@ __all__ = [
     "SummaryRow", "arrange", "iter_batches", "blocks_of", "calibrate", "check_can_leave",
     "check_filled", "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
     "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
-    "fake_quantizers", "finalize", "find_arrangement", "inputs_of", "capture_calls", "layer_rows",
+    "fake_quantizers", "calibrating", "finalize", "find_arrangement", "run_batches", "capture_calls", "layer_rows",
     "leave_float", "eager_evaluation", "method_of", "forward_arguments", "named",
     "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off",
     "quantized_layers", "quantizing_only", "same_parameters", "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "capture_inputs",

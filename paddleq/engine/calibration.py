@@ -1,39 +1,54 @@
-"""Running calibration data through a model."""
+"""Calibration: the loop over batches, and the state of a model while statistics are collected."""
 
 import inspect
 import itertools
 import logging
 from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from .._checks import check_int, wrong_type
 from ..errors import CalibrationError, ConfigError, NonFiniteError
-from .state import check_quantized, evaluation, finalize, set_state
+from ..fake_quant.fake_quantize import State
+from .state import (
+    check_quantized,
+    evaluation,
+    fake_quantizers,
+    finalize,
+    restored_states,
+    set_state,
+)
 
 _logger = logging.getLogger("paddleq")
+Arguments = Tuple[List[Any], Dict[str, Any]]
 
 
-def calibrate(model, loader, batch_num=None, desc="calibrating"):
-    """Observe activations on batches of ``loader``, then compute the thresholds.
+def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None,
+              desc: str = "calibrating") -> int:
+    """Observe activations on batches of ``data``, then compute the scales.
 
-    Afterwards the model simulates the quantized one. Calling it again goes on observing where
-    the last call stopped.
+    Quantizers in state ``CALIBRATION`` are in state ``VALIDATION`` afterwards: the model simulates
+    the quantized one. All other quantizers (of a model in training) return to the state that they
+    had, and so does everything if an error occurs. Quantizers whose observer is disabled keep
+    their scale. A second call continues with the statistics of the first one.
 
     Args:
         model: a quantized model.
-        loader: an iterable of batches. A batch is a tensor or array, a list or tuple whose
-            first entries are the arguments of ``model.forward`` (labels after them are left
-            out), or a dict of keyword arguments.
-        batch_num: stop after this many batches. Default: all.
-        desc: what to write beside the progress bar, which is shown on terminals only.
+        data: an iterable of batches. A batch is a tensor or array; a list or tuple that starts
+            with the arguments of ``model.forward`` (further entries, e.g. labels, are ignored);
+            or a dict of keyword arguments.
+        num_batches: stop after this many batches. Default: all.
+        desc: label of the progress bar, which is shown on terminals only.
 
     Returns:
         Number of batches used.
 
     Raises:
-        CalibrationError: the loader was empty, or a layer saw no data.
+        CalibrationError: ``data`` is empty, or a layer received no data.
         NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
         ConfigError, ConfigTypeError: a batch does not fit the model's ``forward``.
         ModelError: the model is not quantized.
@@ -48,73 +63,111 @@ def calibrate(model, loader, batch_num=None, desc="calibrating"):
         [3.0]
     """
     check_quantized(model)
-    batches = iter_batches(model, loader, batch_num, desc)
-    set_state(model, "calibration")
-    used = 0
-    with evaluation(model), paddle.no_grad():
-        for args, kwargs in batches:
-            try:
-                model(*args, **kwargs)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{error} (batch {used} of this loader)") from None
-            used += 1
-    finalize(model)
-    set_state(model, "validation")
-    return used
+    batches = iter_batches(model, data, num_batches, desc)
+    with calibrating(model):
+        return run_batches(lambda inputs: model(*inputs[0], **inputs[1]), batches)
 
 
-def iter_batches(model, loader, batch_num=None, desc=None):
-    """(args, kwargs) of a call of ``model`` for each batch of ``loader``, behind a progress bar.
+@contextmanager
+def calibrating(model: nn.Layer) -> Iterator[None]:
+    """Observe the activations of a quantized model in its forward passes, then compute the scales.
 
-    Args and errors are those of :func:`calibrate`; the arguments are checked at once.
+    While open, the model is in evaluation mode and quantizers pass their input through. On exit
+    the states are as :func:`calibrate` describes.
+
+    Raises:
+        CalibrationError: on exit, if a quantizer received no data.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> from paddleq.engine import calibrating
+        >>> net = paddleq.PTQ("AbsmaxQuantizer").quantize(
+        ...     paddle.nn.Sequential(paddle.nn.Linear(2, 2)))
+        >>> with calibrating(net):
+        ...     _ = net(paddle.to_tensor([[0.5, -3.0]]))
+        >>> net[0].activation_quantizer.threshold.tolist()
+        [3.0]
     """
-    if batch_num is not None:
-        check_int("batch_num", batch_num, 1)
-    try:
-        batches = iter(loader)
-    except TypeError:
-        raise wrong_type("loader", loader, "an iterable of batches") from None
-    total = batch_num
-    if hasattr(loader, "__len__"):
-        total = len(loader) if batch_num is None else min(batch_num, len(loader))
-    return _calls(model, itertools.islice(batches, batch_num), desc, total)
+    quantizers = [quantizer for _, quantizer in fake_quantizers(model)]
+    finished = [q for q in quantizers if q.state is State.CALIBRATION]
+    disabled = [q for q in quantizers if q.state is not State.VALIDATION and not q.observer_enabled]
+    with restored_states(model), evaluation(model), paddle.no_grad():
+        set_state(model, State.CALIBRATION)
+        for quantizer in disabled:
+            quantizer.observer_enabled = False
+        yield
+        finalize(model)
+    for quantizer in finished:
+        quantizer.set_state(State.VALIDATION)
 
 
-def _calls(model, batches, desc, total):
-    from tqdm import tqdm
+def run_batches(run: Callable[[Any], Any], batches: Iterable) -> int:
+    """Call ``run(batch)`` for each batch and return the number of batches.
 
+    Raises:
+        NonFiniteError: as raised by ``run``, with the number of the batch added.
+    """
     count = 0
-    for inputs in inputs_of(model, tqdm(batches, desc=desc, total=total, disable=None,
-                                        leave=False)):
+    for batch in batches:
+        try:
+            run(batch)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} (batch {count} of the calibration data)") from None
         count += 1
-        yield inputs
-    if not count:
-        raise CalibrationError("loader must yield at least one batch, but is empty")
+    return count
 
 
-def inputs_of(model, batches):
-    """(args, kwargs) with which ``model`` is called, for each of ``batches``.
+def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None,
+                 desc: Optional[str] = None, allow_empty: bool = False) -> Iterator[Arguments]:
+    """Iterate over the (args, kwargs) of a call of ``model`` for each batch of ``data``.
 
-    What is left out of a batch, though ``forward`` could take it, is named in a warning.
+    Arguments and errors are those of :func:`calibrate`. The arguments are checked immediately,
+    not when the first batch is taken.
+
+    Args:
+        desc: label of a progress bar. Default None: no progress bar.
+        allow_empty: accept data without batches. Default False.
     """
-    for number, batch in enumerate(batches):
+    if num_batches is not None:
+        check_int("num_batches", num_batches, 1)
+    try:
+        batches = iter(data)
+    except TypeError:
+        raise wrong_type("data", data, "an iterable of batches") from None
+    total = num_batches
+    if hasattr(data, "__len__"):
+        total = len(data) if num_batches is None else min(num_batches, len(data))
+    batches = itertools.islice(batches, num_batches)
+    if desc is not None:
+        from tqdm import tqdm
+
+        batches = tqdm(batches, desc=desc, total=total, disable=None, leave=False)
+    return _forward_arguments(model, batches, allow_empty)
+
+
+def _forward_arguments(model, batches, allow_empty):
+    count = 0
+    for batch in batches:
         args, kwargs = forward_arguments(model, batch)
-        if number == 0 and isinstance(batch, (list, tuple)) and len(batch) > len(args):
-            _warn_of_left_out(model, len(batch), len(args))
+        if count == 0 and isinstance(batch, (list, tuple)) and len(batch) > len(args):
+            _warn_of_ignored_entries(model, len(batch), len(args))
+        count += 1
         yield args, kwargs
+    if not count and not allow_empty:
+        raise CalibrationError("data must yield at least one batch, but is empty")
 
 
-def _warn_of_left_out(model, given, taken):
+def _warn_of_ignored_entries(model, given, taken):
     optional = _positional(model)[taken:]
     if optional:
         _logger.warning(
-            "%s gets the first %d of the %d entries of a batch, those that it needs; if the next "
-            "one is no label but its argument %r, make each batch a dict of arguments",
+            "%s receives the first %d of the %d entries of a batch, its required arguments; to pass "
+            "its argument %r as well, make each batch a dict of arguments",
             type(model).__name__, taken, given, optional[0].name)
 
 
 def _parameters(model):
-    # What to_static put in a forward's place has no signature.
+    # The function that to_static substitutes for forward has no signature.
     forward = getattr(model.forward, "dygraph_function", model.forward)
     return list(inspect.signature(forward).parameters.values())
 
@@ -124,8 +177,8 @@ def _positional(model):
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def forward_arguments(model, batch):
-    """(args, kwargs) with which ``model`` is called for one batch."""
+def forward_arguments(model: nn.Layer, batch: Any) -> Arguments:
+    """Convert one batch to the (args, kwargs) of a call of ``model``."""
     parameters = _parameters(model)
     if isinstance(batch, Mapping):
         names = {p.name for p in parameters}
@@ -155,7 +208,7 @@ def forward_arguments(model, batch):
 
 
 def _tensor(value):
-    """``value`` with tensors in place of arrays, wherever they are in it."""
+    """Convert the arrays in a nested value to tensors."""
     if isinstance(value, (list, tuple)):
         items = [_tensor(item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

@@ -125,19 +125,27 @@ def set_fake_quantize(model, state):
 
 
 @contextmanager
-def quantization_off(model):
-    """While open, the model computes as if it were float and nothing is observed."""
-    found = [(q, q.state, q.observer_enabled, q.fake_quant_enabled)
+def restored_states(model):
+    """Restore the states and switches of all fake quantizers on exit."""
+    saved = [(q, q.state, q.observer_enabled, q.fake_quant_enabled)
              for _, q in fake_quantizers(model)]
-    for quantizer, *_ in found:
-        quantizer.set_state(State.VALIDATION)
-        quantizer.fake_quant_enabled = False
     try:
         yield
     finally:
-        for quantizer, state, observes, quantizes in found:
+        for quantizer, state, observer_enabled, fake_quant_enabled in saved:
             quantizer.set_state(state)
-            quantizer.observer_enabled, quantizer.fake_quant_enabled = observes, quantizes
+            quantizer.observer_enabled = observer_enabled
+            quantizer.fake_quant_enabled = fake_quant_enabled
+
+
+@contextmanager
+def quantization_off(model):
+    """Compute in float and observe nothing while open."""
+    with restored_states(model):
+        for _, quantizer in fake_quantizers(model):
+            quantizer.set_state(State.VALIDATION)
+            quantizer.fake_quant_enabled = False
+        yield
 
 
 @contextmanager
@@ -184,7 +192,8 @@ def finalize(model):
         CalibrationError: names the quantizers that saw no data. No threshold is changed then.
     """
     pending = [(name, q) for name, q in fake_quantizers(model)
-               if not q.observer.dynamic and q.state is not State.QAT]
+               if not q.observer.dynamic and q.state is not State.QAT
+               and (q.observer_enabled or q.state is not State.CALIBRATION)]
     unseen = [name for name, q in pending if not q.observer.num_batches]
     if unseen:
         raise CalibrationError(

@@ -146,9 +146,8 @@ def _by_amct(recipe, net):
     config = recipe.values["quantize"]["config"]
     quantize(net, config)
     with paddle.no_grad():
-        batches = islice(data_of(recipe, "calibration"), config["batch_num"])
-        for args, kwargs in engine.inputs_of(net, batches):
-            net(*args, **kwargs)
+        engine.run_batches(lambda inputs: net(*inputs[0], **inputs[1]), engine.iter_batches(
+            net, data_of(recipe, "calibration"), config["batch_num"]))
     convert(net)
     return net
 

@@ -709,7 +709,7 @@ def test_a_helper_that_names_no_cache():
     ({"batches": []}, CalibrationError,
      "batches must hold at least one batch, for layers.0.self_attn.q_proj, .*holds none"),
     ({"batches": None}, CalibrationError, "but is none"),
-    ({"batches": 3}, TypeError, "batches must be an iterable of batches, but is 3"),
+    ({"batches": 3}, TypeError, "data must be an iterable of batches, but is 3"),
     ({"policy_of": lambda _: None}, ModelError, "nothing to quantize"),
     ({"policy_of": lambda _: LinearPolicy(None)}, ModelError, "nothing to quantize"),
     ({"policy_of": lambda _: W8}, TypeError,

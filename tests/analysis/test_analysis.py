@@ -641,7 +641,7 @@ def test_invalid_arguments_of_the_accuracy_search(digits):
         with pytest.raises(error, match=match):
             ptq.quantize_with_accuracy(net, *arguments)
     for name, value in (("max_float", 0.0), ("max_float", 1.5), ("ranking_batches", 0),
-                        ("evaluations", 0), ("batch_num", 0)):
+                        ("evaluations", 0), ("num_batches", 0)):
         with pytest.raises(ConfigError, match=name):
             ptq.quantize_with_accuracy(net, batches, metric, 0.1, **{name: value})
     with pytest.raises(TypeError, match="fuze"):

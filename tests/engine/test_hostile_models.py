@@ -212,7 +212,7 @@ def test_large_but_finite_values_are_no_nan():
 def test_empty_loader():
     ptq = paddleq.PTQ()
     net = ptq.quantize(SmallNet())
-    with pytest.raises(paddleq.errors.CalibrationError, match="loader.*empty"):
+    with pytest.raises(paddleq.errors.CalibrationError, match="data.*empty"):
         ptq.calibrate(net, [])
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Dict
 
-from ..._checks import wrong_type
-from ...engine import eager_evaluation, inputs_of
+from ...engine import eager_evaluation, iter_batches
 from ...errors import CalibrationError, PaddleqError
 from ...nn import IntegerLinear
 from ...nn.class_swap import replace_layers
@@ -207,8 +206,4 @@ class _Driver:
 def _inputs(network, batches):
     if batches is None:
         return []
-    try:
-        batches = iter(batches)
-    except TypeError:
-        raise wrong_type("batches", batches, "an iterable of batches") from None
-    return list(inputs_of(network, batches))
+    return list(iter_batches(network, batches, allow_empty=True))

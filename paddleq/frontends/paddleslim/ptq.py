@@ -95,15 +95,15 @@ class PTQ:
             rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type)
         return model
 
-    def calibrate(self, model, loader, batch_num=None):
-        """Observe activations on batches of ``loader``; see :func:`paddleq.calibrate`.
+    def calibrate(self, model, data, num_batches=None):
+        """Observe activations on batches of ``data``; see :func:`paddleq.calibrate`.
 
         Afterwards the model simulates the quantized one.
 
         Returns:
             Number of batches used.
         """
-        return engine.calibrate(model, loader, batch_num)
+        return engine.calibrate(model, data, num_batches)
 
     def convert(self, model):
         """Compute the thresholds from what plain forward calls observed, and simulate.
@@ -121,7 +121,7 @@ class PTQ:
         engine.set_state(model, "validation")
         return model
 
-    def quantize_with_accuracy(self, model, loader, metric, max_drop, batch_num=None,
+    def quantize_with_accuracy(self, model, data, metric, max_drop, num_batches=None,
                                max_float=1.0, ranking_batches=4, evaluations=30, **options):
         """Quantize and calibrate ``model``, but leave layers float that cost too much accuracy.
 
@@ -130,12 +130,12 @@ class PTQ:
 
         Args:
             model: a float ``paddle.nn.Layer``.
-            loader: batches to calibrate and to rank the layers with, as for
+            data: batches to calibrate and to rank the layers with, as for
                 :func:`paddleq.calibrate`; iterated more than once.
             metric: called as ``metric(model)`` in evaluation mode, returns a number, larger is
-                better. Measure it on other data than ``loader``'s.
+                better. Measure it on other data than ``data``'s.
             max_drop: how much less than the float model's the metric may be, in its own unit.
-            batch_num: calibrate on this many batches. Default: all.
+            num_batches: calibrate on this many batches. Default: all.
             max_float, ranking_batches, evaluations: see :func:`paddleq.analysis.keep_accuracy`.
             **options: of :meth:`quantize`: ``inplace``, ``fuse``, ``fuse_list``, ``inputs``,
                 ``skip``, ``quantizable_layer_type``.
@@ -163,9 +163,9 @@ class PTQ:
             >>> list(report.left_float), type(quantized[1]).__name__
             (['1'], 'Linear')
         """
-        search = AccuracySearch(loader, metric, max_drop, max_float, ranking_batches, evaluations)
+        search = AccuracySearch(data, metric, max_drop, max_float, ranking_batches, evaluations)
         quantized = self.quantize(model, **options)
-        self.calibrate(quantized, loader, batch_num)
+        self.calibrate(quantized, data, num_batches)
         return quantized, search.run(quantized)
 
     def save_quantized_model(self, model, path, input_spec=None, onnx_format=True,

@@ -241,7 +241,7 @@ def test_calibration_resumes_and_shards_merge(tmp_path):
     whole = ptq.quantize(net)
     assert ptq.calibrate(whole, batches) == 4
     stopped = ptq.quantize(net)
-    assert ptq.calibrate(stopped, batches, batch_num=2) == 2
+    assert ptq.calibrate(stopped, batches, num_batches=2) == 2
     path = str(tmp_path / "s.pdparams")
     paddle.save(stopped.state_dict(), path)
     resumed = ptq.quantize(net)
