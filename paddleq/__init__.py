@@ -41,6 +41,7 @@ from .frontends.paddleslim.quantizers import (
     PerChannelAbsmaxQuantizer,
 )
 from .nn import QuantizableFunction, register_layer
+from .saved_model import SavedModel
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 __version__ = "0.1.0"
@@ -50,7 +51,8 @@ _logging.getLogger("paddleq").addHandler(_logging.NullHandler())
 __all__ = [
     "LSQ", "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
     "LSQPlus", "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
-    "QuantDtype", "QuantSpec", "QuantizableFunction", "SimulatedQuantizationAwareTraining", "State",
+    "QuantDtype", "QuantSpec", "QuantizableFunction", "SavedModel",
+    "SimulatedQuantizationAwareTraining", "State",
     "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
     "enable_observer", "errors", "extra_state_keys", "load_checkpoint", "quant_post_dynamic",
     "quant_post_static", "quantize", "register_layer", "save_checkpoint",

@@ -8,7 +8,7 @@ removes raises :class:`~paddleq.errors.DependencyError`, which names that versio
 import copyreg
 import functools
 import importlib
-from typing import Any, Callable, Dict, List, Tuple, Type
+from typing import Any, Callable, Dict, FrozenSet, List, Tuple, Type
 
 import paddle
 from paddle import nn
@@ -84,6 +84,17 @@ def operator_input_kinds() -> Dict[str, List[str]]:
 def operator_outputs() -> Dict[str, List[str]]:
     """Return operator type -> names of the output slots, in the order that its function returns."""
     return _legacy_info("get_core_ops_returns_info")
+
+
+@functools.lru_cache(maxsize=None)
+def known_operators() -> FrozenSet[str]:
+    """Return the types of all legacy operators of the installed Paddle."""
+    proto, names = framework_proto(), set()
+    for text in _private("paddle.base.core.get_all_op_protos", "check the operators of a model")():
+        message = proto.OpProto()
+        message.ParseFromString(text)
+        names.add(message.type)
+    return frozenset(names)
 
 
 def _legacy_info(name):

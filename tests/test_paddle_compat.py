@@ -78,6 +78,11 @@ def test_legacy_operators_take_and_return_the_slots_that_the_tables_name():
         compat.legacy_operator("no_such_operator")
 
 
+def test_known_operators_include_control_flow_and_no_public_names():
+    assert {"conv2d", "while", "rnn", "fetch"} <= compat.known_operators()
+    assert "no_such_operator" not in compat.known_operators()
+
+
 def test_is_to_static_enabled():
     for enabled in (False, True):
         paddle.jit.enable_to_static(enabled)

@@ -206,10 +206,12 @@ class _Reader:
         value = self.value(_get(content, "O", dict, "a parameter"), "a parameter")
         # [persistable, stop_gradient, trainable]: what is not persistable is not in the file.
         flags = content.get("OA")
-        stored = not (isinstance(flags, list) and flags and flags[0] == 0)
+        flags = flags if isinstance(flags, list) else []
+        stored = flags[:1] != [0]
         return Operation("builtin.parameter", [], [value],
                          {"name": Attribute("a_str", details[3]),
-                          "stored": Attribute("a_bool", stored)}, [])
+                          "stored": Attribute("a_bool", stored),
+                          "trainable": Attribute("a_bool", flags[2:3] != [0])}, [])
 
     def value(self, content, where):
         number = _get(content, "%" if isinstance(content, dict) and "%" in content else "#",

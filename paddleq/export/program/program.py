@@ -23,12 +23,15 @@ class Program:
     Attributes:
         desc: the protobuf message.
         arrays: parameter name -> numpy array.
+        constants: names of parameters that the model's training left unchanged, where the source
+            of the program says so.
     """
 
     def __init__(self, desc, arrays):
         self.desc = desc
         self.arrays = arrays
         self._variables = {}  # index of a block -> name -> VarDesc
+        self.constants = set()
         self._bfloat16 = {name for name, var in self.variables().items()
                           if name in arrays and dtype_of(var) == "bfloat16"}
 

@@ -10,6 +10,8 @@ def parameter(converter, operation):
     name = text(operation, "name")
     if name in converter.program.arrays:
         converter.bind(value, name)
+        if not get(operation, "trainable", bool, True):
+            converter.program.constants.add(name)
     # A reader of one that is not stored (rnn's dropout state is declared so) finds it empty.
 
 

@@ -1,0 +1,5 @@
+"""Saved models as layers."""
+
+from .saved_model import SavedModel
+
+__all__ = ["SavedModel"]

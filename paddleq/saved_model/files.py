@@ -1,0 +1,65 @@
+"""Find the files of a saved model."""
+
+import os
+from typing import Optional, Tuple, Union
+
+from .._checks import wrong_type
+from ..errors import FormatError
+
+_ENDINGS = (".pdmodel", ".json")
+
+
+def find_files(folder: str, model: Optional[str] = None,
+               parameters: Optional[str] = None) -> Tuple[str, Optional[str]]:
+    """Return the paths of the model and of its parameters in the folder of a saved model.
+
+    Args:
+        folder: the folder.
+        model, parameters: file names in it. Default: the only ``.pdmodel``, else the only
+            ``.json``, else ``__model__``; and the ``.pdiparams`` of the same name, else
+            ``__params__``, else the folder itself, which has one file for each parameter.
+
+    Raises:
+        FormatError: there is no such folder, or no model or several models in it.
+    """
+    if not os.path.isdir(folder):
+        raise FormatError(f"model_dir must be a folder, but there is none at {folder}")
+    names = sorted(os.listdir(folder))
+    if model is None:
+        found = ([n for n in names if n.endswith(".pdmodel")]
+                 or [n for n in names if n.endswith(".json")]
+                 or [n for n in names if n == "__model__"])
+        if len(found) != 1:
+            raise FormatError(f"model_filename must be given: {folder} holds "
+                              f"{', '.join(found) or 'no .pdmodel, .json or __model__'}")
+        model = found[0]
+    if parameters is None:
+        stem, ending = os.path.splitext(model)
+        stem = stem if ending in _ENDINGS else None
+        for candidate in ([f"{stem}.pdiparams"] if stem else ["__params__"]):
+            if candidate in names:
+                parameters = candidate
+    path = os.path.join(folder, model)
+    if parameters is None and model.endswith(".json"):
+        return path, None
+    return path, os.path.join(folder, parameters) if parameters else folder
+
+
+def locate(path: Union[str, os.PathLike]) -> Tuple[str, Optional[str]]:
+    """Return the paths of the model and of its parameters, given prefix, file or folder.
+
+    Raises:
+        ConfigTypeError: ``path`` is no path.
+        FormatError: there is no saved model.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise wrong_type("path", path, "a folder, file or prefix of a saved model")
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        return find_files(path)
+    for ending in ("", *_ENDINGS):
+        if os.path.isfile(path + ending):
+            folder, name = os.path.split(path + ending)
+            return find_files(folder or ".", name)
+    raise FormatError(f"there is no saved model at {path}: neither a folder nor a file nor the "
+                      "prefix of a .pdmodel or .json")

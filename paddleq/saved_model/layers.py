@@ -1,0 +1,343 @@
+"""Weighted operators of a saved program as ordinary layers of ``paddle.nn``.
+
+:func:`plan_layers` decides from the program alone which operators become layers. A bias add that
+only follows its operator is part of the layer. Exporting reads the same plan to put the layers'
+values and quantizers back into the program.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+import numpy as np
+from paddle import ParamAttr, nn
+from paddle.nn.initializer import Constant
+
+from ..export.program.op_desc import shape_of
+from ..export.program.program import Program
+from .operators import Operator
+
+_CONVOLUTIONS = {"conv2d": (nn.Conv2D, 2), "depthwise_conv2d": (nn.Conv2D, 2),
+                 "conv3d": (nn.Conv3D, 3), "conv2d_transpose": (nn.Conv2DTranspose, 2),
+                 "depthwise_conv2d_transpose": (nn.Conv2DTranspose, 2),
+                 "conv3d_transpose": (nn.Conv3DTranspose, 3)}
+_PRODUCTS = ("mul", "matmul", "matmul_v2")
+_BATCH_NORMS = {2: nn.BatchNorm1D, 3: nn.BatchNorm1D, 4: nn.BatchNorm2D, 5: nn.BatchNorm3D}
+
+
+@dataclass
+class LayerBinding:
+    """The connection of a layer with its operators in the program.
+
+    Attributes:
+        name: of the sublayer.
+        operator: the weighted operator.
+        source: slot of the data.
+        target: variable that the layer computes.
+        parameters: attribute of the layer -> parameter of the program.
+        weight_reader: the operator and slot that read the weight from its parameter: the operator
+            itself, or the first of the operators that reshape it (the weight of a Conv1D).
+        bias_add: the operator that adds the bias, if it is part of the layer.
+        absorbed: positions of operators in the block that the layer computes too.
+        transposed: the layer's weight is the transpose of the parameter.
+        flattened: number of leading axes that stay when the data of a ``mul`` is flattened.
+    """
+
+    name: str
+    operator: Operator
+    source: str
+    target: str
+    parameters: Dict[str, str]
+    weight_reader: Tuple[Operator, str]
+    bias_add: Optional[Operator] = None
+    absorbed: List[int] = field(default_factory=list)
+    transposed: bool = False
+    flattened: Optional[int] = None
+
+    @property
+    def weight(self) -> str:
+        """The parameter of the program that the layer is named after."""
+        return next(iter(self.parameters.values()))
+
+
+class _Graph:
+    """Makers and readers of the variables of a whole program."""
+
+    def __init__(self, program: Program, blocks: List[List[Operator]]):
+        self.program = program
+        self.arrays = program.arrays
+        self.reads = Counter(name for block in blocks for op in block
+                             for names in op.inputs.values() for name in names)
+        self.readers, self.makers, written = {}, {}, Counter()
+        for block in blocks:
+            for op in block:
+                for names in op.inputs.values():
+                    for name in names:
+                        self.readers.setdefault(name, []).append(op)
+                for names in op.outputs.values():
+                    for name in names:
+                        self.makers[name] = op
+                        written[name] += 1
+        self.rewritten = {name for name, count in written.items() if count > 1}
+        self.ranks = {var.name: shape_of(var) for block in program.desc.blocks
+                      for var in block.vars if var.type.type == 7}
+
+    def shape(self, name):
+        return self.ranks.get(name)
+
+    def is_parameter(self, name):
+        return name in self.arrays and name not in self.makers
+
+    def only_reader(self, name):
+        readers = self.readers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self.rewritten else None
+
+
+def plan_layers(program: Program, blocks: List[List[Operator]]) -> Dict[str, LayerBinding]:
+    """Return the name of each sublayer -> its :class:`LayerBinding`, in the order of execution."""
+    graph, bindings = _Graph(program, blocks), {}
+    taken = set()
+    for block in blocks:
+        for op in block:
+            binding = _bind(graph, op)
+            if binding is None:
+                continue
+            stem = layer_name(binding.weight)
+            binding.name = stem
+            while binding.name in taken:
+                number = int(binding.name[len(stem) + 1:] or 1) + 1
+                binding.name = f"{stem}_{number}"
+            taken.add(binding.name)
+            op.layer = binding.name
+            bindings[binding.name] = binding
+    return bindings
+
+
+def layer_name(parameter: str) -> str:
+    """Return the name of the layer of a weight: ``conv2d_0.w_0`` belongs to ``conv2d_0``."""
+    stem, _, ending = parameter.rpartition(".")
+    return (stem if stem and ending.startswith("w_") else parameter).replace(".", "_")
+
+
+def _bind(graph, op):
+    if op.type in _CONVOLUTIONS:
+        return _bind_convolution(graph, op)
+    if op.type in _PRODUCTS:
+        return _bind_product(graph, op)
+    if op.type == "lookup_table_v2":
+        return _bind_embedding(graph, op)
+    if op.type == "batch_norm":
+        return _bind_batch_norm(graph, op)
+    if op.type == "layer_norm":
+        return _bind_layer_norm(graph, op)
+    return _bind_recurrent(graph, op) if op.type == "rnn" else None
+
+
+def _bind_convolution(graph, op):
+    reader, slot, absorbed = op, "Filter", []
+    while True:
+        weight = reader.input(slot)
+        maker = graph.makers.get(weight)
+        if maker is None or maker.type not in ("unsqueeze2", "assign") or (
+                graph.only_reader(weight) is None or maker.block != op.block):
+            break
+        absorbed.append(maker.position)
+        reader, slot = maker, "X"
+    if not graph.is_parameter(weight) or graph.arrays[weight].dtype.kind == "i":
+        return None
+    if op.inputs.get("OutputSizeTensor") or op.attributes.get("output_size"):
+        return None  # the layers take it as an argument of each call
+    binding = LayerBinding("", op, "Input", op.output("Output"), {"weight": weight},
+                           (reader, slot), absorbed=absorbed)
+    last = str(op.attributes.get("data_format", "NCHW")).endswith("C")
+    rank = _CONVOLUTIONS[op.type][1] + 2
+    _bind_bias(graph, binding, rank - 1 if last else 1, rank)
+    return binding
+
+
+def _bind_product(graph, op):
+    weight, source = op.input("Y"), op.input("X")
+    array = graph.arrays.get(weight)
+    if not graph.is_parameter(weight) or array.ndim != 2 or array.dtype.kind == "i":
+        return None
+    shape = graph.shape(source)
+    attributes, flattened, transposed = op.attributes, None, False
+    if op.type == "mul":
+        if attributes.get("y_num_col_dims", 1) != 1 or shape is None:
+            return None
+        rows = attributes.get("x_num_col_dims", 1)
+        flattened = rows if rows != len(shape) - 1 else None
+        rank = rows + 1
+    else:
+        new = op.type == "matmul_v2"
+        if attributes.get("trans_x" if new else "transpose_X", False) or (
+                attributes.get("alpha", 1.0) != 1.0):
+            return None
+        transposed = attributes.get("trans_y" if new else "transpose_Y", False)
+        if transposed and graph.reads[weight] > 1:
+            return None  # one parameter cannot be the weight of a Linear and its transpose
+        if shape is None:
+            return None
+        rank = len(shape)
+    binding = LayerBinding("", op, "X", op.output("Out"), {"weight": weight}, (op, "Y"),
+                           transposed=transposed, flattened=flattened)
+    if rank >= 2:
+        _bind_bias(graph, binding, rank - 1, rank)
+    return binding
+
+
+def _bind_bias(graph, binding, axis, rank):
+    """Make the addition of a bias part of the layer if nothing else reads what it adds to."""
+    add = graph.only_reader(binding.target)
+    if (add is None or add.type != "elementwise_add" or add.block != binding.operator.block
+            or add.input("X") != binding.target):
+        return
+    bias = add.input("Y")
+    if graph.is_parameter(bias):
+        at = add.attributes.get("axis", -1)
+        if graph.arrays[bias].ndim == rank and all(
+                size == 1 for i, size in enumerate(graph.arrays[bias].shape) if i != axis):
+            pass
+        elif graph.arrays[bias].ndim != 1 or (rank - 1 if at == -1 else at) != axis:
+            return
+    else:
+        reshape = graph.makers.get(bias)
+        if (reshape is None or reshape.type not in ("reshape2", "reshape")
+                or graph.only_reader(bias) is None or reshape.block != add.block
+                or not graph.is_parameter(reshape.input("X"))
+                or reshape.inputs.get("Shape") or reshape.inputs.get("ShapeTensor")):
+            return
+        shape = list(reshape.attributes.get("shape", []))
+        if len(shape) != rank or any(size != 1 for i, size in enumerate(shape) if i != axis):
+            return
+        bias = reshape.input("X")
+        binding.absorbed.append(reshape.position)
+    weight = graph.arrays[binding.weight]
+    channels = _output_channels(binding, weight)
+    if graph.arrays[bias].size != channels or graph.arrays[bias].dtype != weight.dtype:
+        return
+    binding.parameters["bias"], binding.bias_add = bias, add
+    binding.absorbed.append(add.position)
+    binding.target = add.output("Out")
+
+
+def _output_channels(binding, weight):
+    op = binding.operator
+    if op.type in _PRODUCTS:
+        return weight.shape[0 if binding.transposed else 1]
+    if "transpose" in op.type:
+        return weight.shape[1] * (op.attributes.get("groups", 1) or 1)
+    return weight.shape[0]
+
+
+def _bind_embedding(graph, op):
+    weight = op.input("W")
+    if not graph.is_parameter(weight) or graph.arrays[weight].dtype.kind == "i":
+        return None
+    return LayerBinding("", op, "Ids", op.output("Out"), {"weight": weight}, (op, "W"))
+
+
+def _bind_batch_norm(graph, op):
+    slots = {"weight": "Scale", "bias": "Bias", "_mean": "Mean", "_variance": "Variance"}
+    names = {attribute: op.input(slot) for attribute, slot in slots.items()}
+    shape = graph.shape(op.input("X"))
+    if (not op.attributes.get("is_test", False) or shape is None or len(shape) not in _BATCH_NORMS
+            or any(name not in graph.arrays for name in names.values())):
+        return None
+    return LayerBinding("", op, "X", op.output("Y"), names, (op, "Scale"))
+
+
+def _bind_layer_norm(graph, op):
+    weight, bias = op.input("Scale"), op.input("Bias")
+    shape = graph.shape(op.input("X"))
+    if shape is None or not (graph.is_parameter(weight) and graph.is_parameter(bias)):
+        return None
+    if len(shape) - op.attributes.get("begin_norm_axis", 1) != 1:
+        return None
+    return LayerBinding("", op, "X", op.output("Y"), {"weight": weight, "bias": bias},
+                        (op, "Scale"))
+
+
+def _bind_recurrent(graph, op):
+    names, a = op.inputs.get("WeightList", []), op.attributes
+    if not names or not all(graph.is_parameter(name) for name in names):
+        return None
+    parts = [f"l{layer}{suffix}" for layer in range(a.get("num_layers", 1))
+             for suffix in ["", "_reverse"][:1 + a.get("is_bidirec", False)]]
+    attributes = [f"{kind}_{where}_{part}" for kind in ("weight", "bias") for part in parts
+                  for where in ("ih", "hh")]
+    if len(attributes) != len(names) or len(set(names)) != len(names):
+        return None
+    return LayerBinding("", op, "Input", op.output("Out"), dict(zip(attributes, names)),
+                        (op, "WeightList"))
+
+
+def _make_recurrent(op):
+    a, mode = op.attributes, op.attributes.get("mode", "RNN_TANH")
+    cls = {"LSTM": nn.LSTM, "GRU": nn.GRU}.get(mode, nn.SimpleRNN)
+    options = {"activation": mode[4:].lower()} if cls is nn.SimpleRNN else {}
+    return cls(a["input_size"], a["hidden_size"], a.get("num_layers", 1),
+               "bidirect" if a.get("is_bidirec", False) else "forward", time_major=True,
+               dropout=a.get("dropout_prob", 0.0), **options)
+
+
+def make_layer(binding: LayerBinding, program: Program) -> nn.Layer:
+    """Return a new layer for a binding; its parameters have no values of the program yet."""
+    op, arrays = binding.operator, program.arrays
+    attributes = op.attributes
+    weight = arrays[binding.weight]
+    if op.type == "rnn":
+        return _make_recurrent(op)
+    zero = ParamAttr(initializer=Constant(0.0))
+    bias = ParamAttr(initializer=Constant(0.0)) if "bias" in binding.parameters else False
+    if op.type in _CONVOLUTIONS:
+        cls, rank = _CONVOLUTIONS[op.type]
+        groups = attributes.get("groups", 1) or 1
+        last = str(attributes.get("data_format", "NCHW")).endswith("C")
+        explicit = attributes.get("padding_algorithm", "EXPLICIT") == "EXPLICIT"
+        # Conv1D: the weight gets its missing axis of size 1.
+        kernel = [1] * (rank + 2 - weight.ndim) + list(weight.shape[2:])
+        options = {
+            "stride": attributes.get("strides"), "dilation": attributes.get("dilations"),
+            "padding": list(attributes["paddings"]) if explicit
+            else attributes["padding_algorithm"], "groups": groups, "weight_attr": zero,
+            "bias_attr": bias,
+            "data_format": {2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}[rank][last]}
+        if "transpose" in op.type:
+            return cls(weight.shape[0], weight.shape[1] * groups, kernel,
+                       output_padding=attributes.get("output_padding") or 0, **options)
+        return cls(weight.shape[1] * groups, weight.shape[0], kernel, **options)
+    if op.type in _PRODUCTS:
+        inner, outer = weight.shape[::-1] if binding.transposed else weight.shape
+        return nn.Linear(inner, outer, weight_attr=zero, bias_attr=bias)
+    if op.type == "lookup_table_v2":
+        padding = attributes.get("padding_idx", -1)
+        return nn.Embedding(*weight.shape, padding_idx=None if padding == -1 else padding,
+                            weight_attr=zero)
+    if op.type == "batch_norm":
+        shape = next(shape_of(var) for block in program.desc.blocks for var in block.vars
+                     if var.name == op.input("X"))
+        last = attributes.get("data_layout", "NCHW") == "NHWC"
+        layouts = {2: ("NC", "NC"), 3: ("NCL", "NLC"), 4: ("NCHW", "NHWC"),
+                   5: ("NCDHW", "NDHWC")}
+        return _BATCH_NORMS[len(shape)](
+            weight.size, momentum=attributes.get("momentum", 0.9),
+            epsilon=attributes.get("epsilon", 1e-5), weight_attr=zero, bias_attr=bias,
+            data_format=layouts[len(shape)][last],
+            use_global_stats=attributes.get("use_global_stats", False) or None)
+    return nn.LayerNorm(weight.size, epsilon=attributes.get("epsilon", 1e-5), weight_attr=zero,
+                        bias_attr=bias)
+
+
+def shaped_for_layer(binding: LayerBinding, attribute: str, array: np.ndarray,
+                     shape: List[int]) -> np.ndarray:
+    """Return a parameter of the program as the layer keeps it."""
+    array = array.T if binding.transposed and attribute == "weight" else array
+    return np.ascontiguousarray(array).reshape(shape)
+
+
+def shaped_for_program(binding: LayerBinding, attribute: str, array: np.ndarray,
+                       shape: List[int]) -> np.ndarray:
+    """Return a parameter of the layer as the program keeps it."""
+    array = array.T if binding.transposed and attribute == "weight" else array
+    return np.ascontiguousarray(array).reshape(shape)

@@ -1,0 +1,411 @@
+"""A saved model as a ``paddle.nn.Layer``."""
+
+import os
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.nn.initializer import Constant
+
+from .._checks import hint
+from .._paddle_compat import framework_proto, known_operators
+from ..errors import ConfigError, ConfigTypeError, ModelError
+from ..export.pir_to_program import load_program
+from ..export.program.op_desc import dtype_of, shape_of
+from ..export.program.program import Program
+from .control_flow import CONTROL_FLOW
+from .files import locate
+from .functions import FUNCTIONS
+from .layers import LayerBinding, make_layer, plan_layers, shaped_for_layer, shaped_for_program
+from .operators import Arguments, Operator, read_operators
+from .without_gradient import run_without_gradient
+
+_INTERFACE = ("feed", "fetch")
+_DENSE_TENSOR, _TENSOR_ARRAY = 7, 13  # paddle.framework.proto.VarType.Type
+
+
+class SavedModel(nn.Layer):
+    """A model that ``paddle.jit.save`` or an older Paddle wrote, as a layer that can be trained.
+
+    The operators of the program run in dynamic mode. Operators with weights are sublayers:
+    ``Conv2D``, ``Conv2DTranspose``, ``Linear``, ``Embedding``, ``BatchNorm2D``, ``LayerNorm`` and
+    their like, named after their weights (``conv2d_0`` has the weight ``conv2d_0.w_0``).
+    Quantization, sensitivity analysis and export treat the model as any other layer. Exports write
+    into the program that was read: names, order of operators and control flow are kept.
+
+    In training mode, batch norms use the statistics of the batch. Dropout that the saved program
+    has for inference stays inactive. Gradients through operators without a public differentiable
+    function raise an error that names the operator.
+
+    Args:
+        path: prefix of the files (``dir/model``), path of the ``.pdmodel`` or ``.json``, or a
+            folder with one model.
+        params_path: file or folder of the parameters. Default: found beside the model.
+
+    Attributes:
+        input_names, output_names: names of the model's inputs and outputs, in order.
+        input_spec: one ``paddle.static.InputSpec`` for each input.
+
+    Raises:
+        FormatError: a file is missing or damaged.
+        ModelError: the installed Paddle cannot run an operator; names it.
+
+    Examples:
+        >>> import tempfile
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4), paddle.nn.ReLU())
+        >>> prefix = tempfile.mkdtemp() + "/net"
+        >>> paddle.jit.save(net, prefix, [paddle.static.InputSpec([None, 8], "float32", "x")])
+        >>> model = paddleq.SavedModel(prefix)
+        >>> x = paddle.rand([2, 8])
+        >>> bool((model(x) == net(x)).all())
+        True
+        >>> [type(layer).__name__ for layer in model.sublayers()]
+        ['Linear']
+    """
+
+    input_names: List[str]
+    output_names: List[str]
+
+    def __init__(self, path: Union[str, os.PathLike],
+                 params_path: Union[str, os.PathLike, None] = None):
+        super().__init__()
+        model_path, found = locate(path)
+        program = load_program(model_path, found if params_path is None else params_path)
+        self._read(program)
+
+    @classmethod
+    def from_program(cls, program: Program) -> "SavedModel":
+        """Return the model of a program in memory, which is not changed."""
+        model = cls.__new__(cls)
+        nn.Layer.__init__(model)
+        model._read(program)
+        return model
+
+    def _read(self, program):
+        desc = program.desc
+        self._description = desc.SerializeToString()
+        self._descriptions: Dict[Tuple[int, int], tuple] = {}
+        self._operators = [read_operators(block) for block in desc.blocks]
+        _check_operators(self._operators)
+        self._local = [[var.name for var in block.vars if not var.persistable]
+                       for block in desc.blocks]
+        main = self._operators[0]
+        self.input_names = [name for _, name in sorted(
+            (op.attributes.get("col", 0), op.output("Out")) for op in main if op.type == "feed")]
+        self._fetches = sorted((op.attributes.get("col", 0), op.input("X"))
+                               for op in main if op.type == "fetch")
+        self.output_names = [name for _, name in self._fetches]
+        variables = program.variables()
+        self._input_types = {name: (dtype_of(variables[name]), shape_of(variables[name]))
+                             for name in self.input_names}
+        self._bindings = plan_layers(program, self._operators)
+        self._absorbed = {(binding.operator.block, position)
+                          for binding in self._bindings.values() for position in binding.absorbed}
+        self._places: Dict[str, Tuple[str, str]] = {}  # parameter -> (sublayer or "", attribute)
+        self._shapes: Dict[str, Tuple[list, str]] = {
+            name: (list(array.shape), dtype_of(variables[name]))
+            for name, array in program.arrays.items() if name in variables}
+        self._read_names = {name for block in self._operators for op in block
+                            for names in op.inputs.values() for name in names}
+        self._add_layers(program)
+        self._add_other_parameters(program)
+        self._last_uses = _last_uses(self._operators, set(self.output_names))
+        self.eval()
+
+    def _add_layers(self, program):
+        for name, binding in self._bindings.items():
+            layer = make_layer(binding, program)
+            if self._shapes[binding.weight][1] != "float32":
+                layer.to(dtype=self._shapes[binding.weight][1])
+            for attribute, parameter in binding.parameters.items():
+                owner, other = self._places.get(parameter, ("", ""))
+                value = getattr(layer, attribute)
+                shared = getattr(getattr(self, owner), other) if owner else None
+                if shared is not None and list(shared.shape) == list(value.shape):
+                    setattr(layer, attribute, shared)
+                    continue
+                value.set_value(shaped_for_layer(binding, attribute, program.arrays[parameter],
+                                                 value.shape))
+                self._places.setdefault(parameter, (name, attribute))
+            self.add_sublayer(name, layer)
+
+    def _add_other_parameters(self, program):
+        trainable = {var.name for var in program.desc.blocks[0].vars
+                     if var.is_parameter and var.name not in program.constants}
+        for name, array in program.arrays.items():
+            if name in self._places or name not in self._read_names:
+                continue
+            attribute = name.replace(".", "_").replace("@", "_")
+            while hasattr(self, attribute):
+                attribute += "_"
+            dtype = self._shapes[name][1]
+            if name in trainable and array.ndim and array.size and array.dtype.kind == "f":
+                value = self.create_parameter(list(array.shape), dtype=dtype,
+                                              default_initializer=Constant(0.0))
+                value.set_value(np.ascontiguousarray(array))
+                self.add_parameter(attribute, value)
+            else:
+                value = paddle.to_tensor(np.ascontiguousarray(array).reshape(array.shape))
+                if dtype == "bfloat16":
+                    value = paddle.zeros(array.shape, "bfloat16")
+                    value.set_value(array)
+                self.register_buffer(attribute, value)
+            self._places[name] = ("", attribute)
+
+    @property
+    def input_spec(self) -> list:
+        """One ``paddle.static.InputSpec`` for each input."""
+        return [paddle.static.InputSpec([None if size < 0 else size for size in shape], dtype, name)
+                for name, (dtype, shape) in self._input_types.items()]
+
+    @property
+    def weight_names(self) -> Dict[str, str]:
+        """Name of each sublayer -> name of its weight in the program."""
+        return {name: binding.weight for name, binding in self._bindings.items()}
+
+    @property
+    def operator_types(self) -> Dict[str, str]:
+        """Name of each sublayer -> type of its operator in the program."""
+        return {name: binding.operator.type for name, binding in self._bindings.items()}
+
+    def bindings(self) -> Dict[str, LayerBinding]:
+        """Return name of each sublayer -> its place in the program."""
+        return dict(self._bindings)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the program.
+
+        Args:
+            inputs: tensors or arrays in the order of :attr:`input_names`, or one dict by name.
+
+        Returns:
+            The output, or a list of outputs if there are several.
+
+        Raises:
+            ConfigError: number, names or shapes of the inputs are wrong.
+            ConfigTypeError: an input has another element type than the model's.
+        """
+        if not paddle.in_dynamic_mode():
+            raise ModelError("a SavedModel runs in dynamic mode only; export it with "
+                             "paddleq.save_quantized_model or SavedModel.save")
+        values = self._checked(inputs)
+        self._run_block(0, values)
+        outputs = [self._value(name, values) for name in self.output_names]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _checked(self, inputs):
+        names = self.input_names
+        if len(inputs) == 1 and isinstance(inputs[0], dict):
+            given = inputs[0]
+            for name in given:
+                if name not in names:
+                    raise ConfigError(f"the model has no input {name!r}{hint(name, names)}; its "
+                                      f"inputs are {', '.join(names)}")
+            missing = [name for name in names if name not in given]
+            if missing:
+                raise ConfigError(f"the model's inputs {', '.join(missing)} are missing")
+            inputs = [given[name] for name in names]
+        elif len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):
+            inputs = inputs[0]
+        if len(inputs) != len(names):
+            raise ConfigError(f"the model takes {len(names)} inputs ({', '.join(names)}), got "
+                              f"{len(inputs)}")
+        values = {}
+        for name, value in zip(names, inputs):
+            if not isinstance(value, paddle.Tensor):
+                value = paddle.to_tensor(np.asarray(value))
+            dtype, shape = self._input_types[name]
+            found = str(value.dtype).rpartition(".")[2]
+            if dtype not in ("?", found):
+                raise ConfigTypeError(f"the model's input {name!r} must be {dtype}, got {found}")
+            if len(shape) != len(value.shape) or any(
+                    size not in (-1, have) for size, have in zip(shape, value.shape)):
+                raise ConfigError(f"the model's input {name!r} must have the shape {shape} (-1: "
+                                  f"any size), got {list(value.shape)}")
+            values[name] = value
+        return values
+
+    def _run_block(self, index, values):
+        if index:  # every run of a block starts without values of its own variables
+            for name in self._local[index]:
+                values.pop(name, None)
+        for position, op in enumerate(self._operators[index]):
+            if op.type in _INTERFACE or (index, position) in self._absorbed:
+                continue
+            if op.layer is not None:
+                self._run_layer(op, values)
+            elif op.type in CONTROL_FLOW:
+                CONTROL_FLOW[op.type](self._run_block, op, _Scope(self, values))
+            else:
+                self._run_function(op, values)
+            if index == 0:
+                for name in self._last_uses[position]:
+                    values.pop(name, None)
+
+    def _run_layer(self, op, values):
+        binding, layer = self._bindings[op.layer], getattr(self, op.layer)
+        x = self._value(op.input(binding.source), values)
+        if binding.flattened is not None:
+            rows = x.shape[:binding.flattened]
+            x = x.reshape([*rows, int(np.prod(x.shape[binding.flattened:]))])
+        if op.type != "rnn":
+            values[binding.target] = layer(x)
+            return
+        states = [self._value(name, values) for name in op.inputs["PreState"]]
+        length = op.input("SequenceLength")
+        length = None if length is None else self._value(length, values)
+        values[binding.target], found = layer(x, states[0] if len(states) == 1 else tuple(states),
+                                              length)
+        values.update(zip(op.outputs.get("State", ()),
+                          found if isinstance(found, (list, tuple)) else [found]))
+
+    def _run_function(self, op, values):
+        arguments = Arguments(
+            op.type, {slot: [self._value(name, values) for name in names]
+                      for slot, names in op.inputs.items()},
+            op.attributes, {slot: len(names) for slot, names in op.outputs.items()},
+            tuple(slot for slot, names in op.outputs.items()
+                  if not self._read_names.isdisjoint(names)))
+        found = NotImplemented
+        if op.type in FUNCTIONS:
+            found = FUNCTIONS[op.type](arguments)
+        if found is NotImplemented:
+            found = run_without_gradient(arguments, self._single_operator(op, arguments))
+        elif not isinstance(found, dict):
+            slot = next((slot for slot in ("Out", "Y", "Output") if slot in op.outputs), None)
+            found = {slot: found}
+        for slot, names in op.outputs.items():
+            value = found.get(slot)
+            if value is None:
+                continue
+            values.update(zip(names, value if isinstance(value, (list, tuple)) else [value]))
+
+    def _single_operator(self, op, arguments):
+        """Return a function that describes one operator and the variables that it uses."""
+        def describe():
+            place = op.block, op.position
+            if place not in self._descriptions:
+                whole = self.parsed_program().desc
+                block, alone = whole.blocks[op.block], Program.empty().desc
+                alone.op_version_map.CopyFrom(whole.op_version_map)
+                alone.blocks[0].ops.append(block.ops[op.position])
+                dtypes = {var.name: dtype_of(var) for var in block.vars}
+                self._descriptions[place] = (
+                    alone.SerializeToString(),
+                    tuple((name, dtypes.get(name, "float32")) for names in op.outputs.values()
+                          for name in names))
+            inputs = {name: (str(value.dtype).rpartition(".")[2], len(value.shape))
+                      for slot, names in op.inputs.items()
+                      for name, value in zip(names, arguments.inputs[slot])}
+            description, outputs = self._descriptions[place]
+            return description, tuple(sorted(inputs.items())), outputs
+        return describe
+
+    def _value(self, name, values):
+        if name in values:
+            return values[name]
+        if name not in self._places:
+            raise ModelError(f"the program reads {name!r} before it is computed")
+        owner, attribute = self._places[name]
+        value = getattr(getattr(self, owner) if owner else self, attribute)
+        if owner:
+            binding = self._bindings[owner]
+            if binding.transposed and attribute == "weight":
+                value = value.t()
+            if list(value.shape) != self._shapes[name][0]:
+                value = value.reshape(self._shapes[name][0])
+        return value
+
+    def to_program(self) -> Program:
+        """Return a new program with the current values of all parameters.
+
+        Layers that are quantized are written in float; see ``paddleq.save_quantized_model``.
+        """
+        from .lower import build_program
+
+        return build_program(self)
+
+    def save(self, path: Union[str, os.PathLike]) -> None:
+        """Write the float model as ``path.pdmodel`` and ``path.pdiparams``.
+
+        Raises:
+            ExportError: the files cannot be written.
+        """
+        path = os.fspath(path)
+        self.to_program().save(f"{path}.pdmodel", f"{path}.pdiparams")
+
+    def parsed_program(self) -> Program:
+        """Return the program that was read, without values of parameters."""
+        desc = framework_proto().ProgramDesc()
+        desc.ParseFromString(self._description)
+        return Program(desc, {})
+
+    def parameter_arrays(self) -> Dict[str, np.ndarray]:
+        """Return name of each parameter in the program -> its current value."""
+        arrays = {}
+        for name, (owner, attribute) in self._places.items():
+            holder = getattr(self, owner) if owner else self
+            value = getattr(holder, attribute, None)
+            if value is None:  # a folded batch norm has none
+                continue
+            array = value.numpy()
+            arrays[name] = shaped_for_program(
+                self._bindings[owner], attribute, array, self._shapes[name][0]) if owner else array
+        return arrays
+
+
+class _Scope(dict):
+    """Values of variables for control flow: reads fall back to the parameters of the model."""
+
+    def __init__(self, model, values):
+        super().__init__()
+        self._model, self._values = model, values
+
+    def __getitem__(self, name):
+        return self._model._value(name, self._values)
+
+    def __setitem__(self, name, value):
+        self._values[name] = value
+
+    def __contains__(self, name):
+        return name in self._values
+
+    def get(self, name: str, default: Optional[Any] = None) -> Any:
+        return self._values.get(name, default)
+
+    def pop(self, name: str, default: Optional[Any] = None) -> Any:
+        return self._values.pop(name, default)
+
+    def update(self, *pairs: Any) -> None:
+        self._values.update(*pairs)
+
+
+def _check_operators(blocks: List[List[Operator]]) -> None:
+    for op in (op for block in blocks for op in block):
+        if op.type in _INTERFACE or op.type in CONTROL_FLOW or op.type in FUNCTIONS:
+            continue
+        if op.type not in known_operators():
+            raise ModelError(f"the saved model has the operator {op.type}, which Paddle "
+                             f"{paddle.__version__} does not have")
+
+
+def _last_uses(blocks, kept):
+    """For each operator of the main block, the variables that nothing after it reads."""
+    def names_in(op):
+        names = {name for slots in (op.inputs, op.outputs) for each in slots.values()
+                 for name in each}
+        if "sub_block" in op.attributes:
+            for inner in blocks[op.attributes["sub_block"]]:
+                names |= names_in(inner)
+        return names
+
+    last = {}
+    for position, op in enumerate(blocks[0]):
+        last.update(dict.fromkeys(names_in(op), position))
+    released = [[] for _ in blocks[0]]
+    for name, position in last.items():
+        if name not in kept:
+            released[position].append(name)
+    return released
