@@ -11,8 +11,8 @@ import numpy as np
 from ..errors import FormatError
 from ..export.onnx.float_graph import require_onnx
 from ..export.pir_to_program import load_program
-from ..export.program.pdiparams import DTYPES
 from ..export.program.op_desc import inputs, outputs, tensor_of
+from ..export.program.pdiparams import DTYPES
 
 ENDINGS = (".onnx", ".pdmodel", ".json")
 

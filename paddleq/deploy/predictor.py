@@ -1,6 +1,7 @@
 """``Predictor``: one way to run a saved model, whichever runtime does it."""
 
 import contextlib
+import logging
 import os
 import queue
 
@@ -9,6 +10,8 @@ from ..errors import InferenceError
 from .inputs import arranged
 from .model_file import model_files
 from .select_runtime import fastest, named
+
+_logger = logging.getLogger("paddleq")
 
 
 class Predictor:
@@ -73,6 +76,9 @@ class Predictor:
             chosen, file = named(runtime, files)
             session, self.reason = chosen.load(file, threads), "it was asked for"
         self.runtime, self.file = chosen.name, file.path
+        if session.fallback:
+            self.reason += f"; {session.fallback}"
+            _logger.warning("%s: %s", file, session.fallback)
         self.inputs, self.outputs = session.ports, session.results
         self._original, self._made = session, [session]
         self._idle = queue.LifoQueue()

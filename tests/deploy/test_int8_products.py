@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from runtimes import paddle_inference, relative_error
+from runtimes import INT8_WEIGHT_BITS, paddle_inference, relative_error
 
 import paddleq
 from paddleq.deploy import Predictor, to_paddle_int8
@@ -36,8 +36,8 @@ class Layers(nn.Layer):
         return self.down(nn.functional.gelu(self.up(self.norm(x))))
 
 
-def exported(net, x, path, **quantizers):
-    ptq = paddleq.PTQ("AbsmaxQuantizer", **quantizers)
+def exported(net, x, path, weight_quantizer=paddleq.PerChannelAbsmaxQuantizer):
+    ptq = paddleq.PTQ("AbsmaxQuantizer", weight_quantizer(INT8_WEIGHT_BITS))
     net.eval()
     net = ptq.quantize(net)
     ptq.calibrate(net, [x])
@@ -61,7 +61,7 @@ NETS = {
     "no bias": (lambda: Layers(bias=False), [40, WIDE], {}),
     "tokens": (Layers, [6, 7, WIDE], {}),
     "four dimensions": (lambda: Layers(bias=False), [3, 2, 5, WIDE], {}),
-    "one step for a weight": (Layers, [40, WIDE], {"weight_quantizer": "AbsmaxQuantizer"}),
+    "one step for a weight": (Layers, [40, WIDE], {"weight_quantizer": paddleq.AbsmaxQuantizer}),
     "odd columns": (odd_columns, [40, WIDE], {}),
     "odd columns, no bias": (lambda: odd_columns(bias=False), [40, WIDE], {}),
 }
@@ -111,10 +111,10 @@ def test_numbers_of_the_copy_are_those_of_the_formula(tmp_path):
     net = nn.Sequential(Layers().up)
     quantized, _ = exported(net, paddle.to_tensor(x), path)
     weight = net[0].weight.numpy().astype(np.float64)
-    threshold = np.abs(weight).max(axis=0)
+    threshold, levels = np.abs(weight).max(axis=0), 2 ** (INT8_WEIGHT_BITS - 1) - 1
     step = quantized[0].activation_quantizer.threshold.item() / 127
-    integers = np.clip(np.rint(x / step), -128, 127) @ np.rint(weight / threshold * 127)
-    expected = integers * step * threshold / 127 + net[0].bias.numpy()
+    integers = np.clip(np.rint(x / step), -128, 127) @ np.rint(weight / threshold * levels)
+    expected = integers * step * threshold / levels + net[0].bias.numpy()
     with Predictor(path, runtime="paddle") as predictor:
         assert relative_error(predictor.run([x])[0], expected) < 1e-4
 
@@ -122,14 +122,18 @@ def test_numbers_of_the_copy_are_those_of_the_formula(tmp_path):
 def test_a_model_without_linears_is_copied(tmp_path):
     x = paddle.rand([2, 3, 8, 8])
     path, copy = str(tmp_path / "m"), str(tmp_path / "c")
-    exported(nn.Sequential(nn.Conv2D(3, 4, 3)), x, path)
-    assert to_paddle_int8(path, copy) == 0
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    net = ptq.quantize(nn.Sequential(nn.Conv2D(3, 4, 3)))
+    ptq.calibrate(net, [x])
+    ptq.save_quantized_model(net, path)
+    assert to_paddle_int8(path, copy, vnni=True) == 0
     assert (tmp_path / "c.pdmodel").read_bytes() == (tmp_path / "m.pdmodel").read_bytes()
 
 
 @pytest.mark.parametrize("arguments, error, words", [
     ((3, "out"), ConfigTypeError, "path"), (("m", None), ConfigTypeError, "out"),
-    (("m", "m.pdmodel"), ConfigError, "another"), (("nothing", "out"), FormatError, "nothing"),
+    (("m", "m.pdmodel"), ConfigError, "another"),
+    (("m", "out", 1), ConfigTypeError, "vnni"), (("nothing", "out"), FormatError, "nothing"),
 ])
 def test_wrong_arguments(arguments, error, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,11 @@
 import numpy as np
 import paddle.inference as inference
 
+from paddleq.deploy import has_vnni
+
+# Bits of weights that int8 kernels compute exactly on this processor, see deploy/saturation.py.
+INT8_WEIGHT_BITS = 8 if has_vnni() else 7
+
 
 def paddle_inference(path, inputs, **how):
     """Outputs of ``path.pdmodel`` in Paddle Inference; see :func:`predictor`."""

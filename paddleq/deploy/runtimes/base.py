@@ -12,8 +12,11 @@ class Session(abc.ABC):
 
     Attributes:
         ports: list of :class:`~paddleq.deploy.model_file.Port`.
-        results: names of what comes out.
+        results: names of the outputs.
+        fallback: reason why float kernels compute a quantized model; "" where int8 kernels do.
     """
+
+    fallback = ""
 
     @abc.abstractmethod
     def run(self, arrays):

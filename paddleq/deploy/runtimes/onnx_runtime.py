@@ -1,6 +1,7 @@
 """ONNX Runtime."""
 
 from ..model_file import Port
+from ..saturation import has_vnni
 from .base import Runtime, Session, reported
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
@@ -25,6 +26,9 @@ class OnnxRuntime(Runtime):
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3  # errors; its warnings are about names in the graph
+        if not has_vnni():
+            # Kernels that add products in 32 bits, a quarter slower than those that saturate.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if as_is:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         with reported(self.title, file, *_errors()):

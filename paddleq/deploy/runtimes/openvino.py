@@ -1,8 +1,11 @@
 """OpenVINO."""
 
+import importlib.util
+
 import numpy as np
 
 from ..model_file import Port
+from ..saturation import explain, has_vnni, saturating_onnx_layers
 from .base import Runtime, Session, reported
 
 _GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
@@ -30,17 +33,22 @@ class OpenVino(Runtime):
             settings["EXECUTION_MODE_HINT"] = "ACCURACY"
         file.check()
         core = ov.Core()
+        layers = [] if has_vnni() else _saturating_layers(file)
+        if layers:
+            # The quantization of the file is then computed in float, to the bit.
+            settings["LP_TRANSFORMS_MODE"] = "NO"
         # Left to itself it rounds float inputs of products with integers, in groups of its own.
         if _GROUPS in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
             settings[_GROUPS] = 0
         with reported(self.title, file):
             model = core.read_model(file.path)
-            return _Session(core.compile_model(model, "CPU", settings), file)
+            return _Session(core.compile_model(model, "CPU", settings), file,
+                            explain(self.title, layers))
 
 
 class _Session(Session):
-    def __init__(self, compiled, file):
-        self._compiled, self._file = compiled, file
+    def __init__(self, compiled, file, fallback):
+        self._compiled, self._file, self.fallback = compiled, file, fallback
         self._request = compiled.create_infer_request()
         self.ports = [Port(_name(each), np.dtype(each.element_type.to_dtype()).name,
                            _shape(each.partial_shape)) for each in compiled.inputs]
@@ -52,7 +60,15 @@ class _Session(Session):
         return [np.array(found[port]) for port in self._compiled.outputs]
 
     def clone(self):
-        return _Session(self._compiled, self._file)
+        return _Session(self._compiled, self._file, self.fallback)
+
+
+def _saturating_layers(file):
+    if file.kind != ".onnx":
+        return []  # of a .pdmodel it computes no layer with both inputs in int8
+    if importlib.util.find_spec("onnx") is None:
+        return ["unknown without the package onnx"]
+    return saturating_onnx_layers(file.onnx_model())
 
 
 def _name(port):

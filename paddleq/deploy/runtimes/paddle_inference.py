@@ -7,12 +7,13 @@ import tempfile
 
 import numpy as np
 
-from ..._checks import wrong_type
-from ...errors import ConfigError
+from ..._checks import check_bool, wrong_type
+from ...errors import ConfigError, ExportError
 from ...export.pir_to_program import load_program
 from ..model_file import Port, model_files
+from ..saturation import explain, has_vnni
 from .base import Runtime, Session, reported
-from .paddle_int8_fixes import tell_steps
+from .paddle_int8_fixes import make_float, saturating_layers, tell_steps
 
 _logger = logging.getLogger("paddleq")
 
@@ -31,72 +32,81 @@ class PaddleInference(Runtime):
 
     def load(self, file, threads, as_is=False):
         program = file.check()
-        if file.kind == ".pdmodel":
-            return self._load(file, file.path, file.params or "", threads, as_is)
-        with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
-            model, params = (os.path.join(folder, name) for name in ("m.pdmodel", "m.pdiparams"))
-            program.save(model, params, workarounds=False)
-            return self._load(file, model, params, threads, as_is)
-
-    def _load(self, file, model, params, threads, as_is):
-        from paddle import inference
-
-        def config(int8, model=model, params=params):
-            made = inference.Config(model, params)
-            made.disable_gpu()
-            made.disable_glog_info()
-            made.set_cpu_math_library_num_threads(threads)
-            if as_is:
-                made.switch_ir_optim(False)
-                made.disable_mkldnn()
-                return made
-            made.enable_mkldnn()
-            if int8:
-                made.enable_mkldnn_int8()
-            return made
-
-        with reported(self.title, file):
-            int8 = file.quantized and not as_is
+        int8, fallback, changed = file.quantized and not as_is, "", False
+        if int8:
+            program = load_program(file.path, file.params)
+            fallback, changed = _prepare(program, has_vnni())
+        with tempfile.TemporaryDirectory(prefix="paddleq-") as folder, reported(self.title, file):
             try:
-                with _told(model, params) if int8 else contextlib.nullcontext(()) as files:
-                    made = inference.create_predictor(config(int8, *files))
+                made = _predictor(file, program if changed else None, folder, threads, as_is,
+                                  int8 and not fallback)
             except RuntimeError as error:
-                if not int8:
+                if not int8 or fallback:
                     raise
-                _logger.warning("%s: Paddle Inference refuses to compute it in int8 and does so "
-                                "in float: %s", file, str(error).strip().splitlines()[-1])
-                made = inference.create_predictor(config(int8=False))
-            return _Session(made, file)
+                fallback = ("computed in float: Paddle Inference refuses it in int8: "
+                            f"{str(error).strip().splitlines()[-1]}")
+                made = _predictor(file, None, folder, threads, as_is, False)
+        return _Session(made, file, fallback)
 
 
-@contextlib.contextmanager
-def _told(model, params):
-    """Paths of files that int8 kernels compute right; none where these are such files."""
-    program = load_program(model, params or None)
-    if not tell_steps(program):
-        yield ()
-        return
-    with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
-        files = [os.path.join(folder, name) for name in ("told.pdmodel", "told.pdiparams")]
-        program.save(*files, workarounds=False)
-        yield files
+def _predictor(file, program, folder, threads, as_is, int8):
+    """Return Paddle's predictor of ``program``, or of the one in ``file`` where that is None."""
+    from paddle import inference
+
+    model, params = file.path, file.params or ""
+    if program is not None or file.kind != ".pdmodel":
+        model, params = (os.path.join(folder, name) for name in ("m.pdmodel", "m.pdiparams"))
+        (program or file.program).save(model, params, workarounds=False)
+    config = inference.Config(model, params)
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    if as_is:
+        config.switch_ir_optim(False)
+        config.disable_mkldnn()
+    else:
+        config.enable_mkldnn()
+        if int8:
+            config.enable_mkldnn_int8()
+    return inference.create_predictor(config)
 
 
-def to_paddle_int8(path, out):
-    """A copy of a ``.pdmodel`` for Paddle Inference with ``enable_mkldnn_int8()``, and for it only.
+def _prepare(program, vnni):
+    """Change a quantized program in place so that the kernels of a processor compute it right.
 
-    :class:`Predictor` makes such a copy by itself; for a program of your own, in C++ say, make it
-    once. Paddle Inference's int8 kernels give each column of a Linear's weight the step of another:
-    in a transformer a third of an output may be lost. The copy has the steps behind the products
-    (:mod:`~paddleq.deploy.runtimes.paddle_int8_fixes`), and the float weights of transposed
-    convolutions, which that mode fails on. Without the int8 switch it cannot run.
+    Returns:
+        The reason for float kernels, or "", and True if the program was changed.
+    """
+    layers = [] if vnni else saturating_layers(program)
+    if not layers:
+        return "", bool(tell_steps(program))
+    with contextlib.suppress(ExportError):  # fake_* operators: computed in float as they are
+        make_float(program)
+    return explain("Paddle Inference", layers), True
+
+
+def to_paddle_int8(path, out, vnni=None):
+    """Write a copy of a ``.pdmodel`` for Paddle Inference with ``enable_mkldnn_int8()`` only.
+
+    :class:`Predictor` makes such a copy itself; for an application that uses Paddle Inference
+    directly, e.g. in C++, make it once. Paddle Inference's int8 kernels apply the step of one
+    column of a Linear's weight to another column, which loses up to a third of an output of a
+    transformer. The copy multiplies by the steps after the products
+    (:mod:`~paddleq.deploy.runtimes.paddle_int8_fixes`), and has float weights for transposed
+    convolutions, which that mode does not support. Without the int8 switch it cannot run.
+
+    On x86 processors without VNNI, int8 kernels may saturate
+    (:mod:`~paddleq.deploy.saturation`). A copy for them of a model in which a layer may saturate
+    has float weights throughout; weights of at most 7 bits keep int8 kernels for Linear layers and
+    for convolutions whose input is not the output of relu.
 
     Args:
         path: prefix of the ``.pdmodel`` and ``.pdiparams``.
         out: prefix of the copies; another than ``path``.
+        vnni: True for processors with VNNI, False for all. Default: as this processor.
 
     Returns:
-        How many layers were changed. 0: the copy is equal to the model.
+        The number of layers that were changed. 0: the copy is equal to the model.
 
     Raises:
         FormatError: the model is missing or damaged.
@@ -111,7 +121,7 @@ def to_paddle_int8(path, out):
         >>> _ = ptq.calibrate(quantized, [x])
         >>> path = tempfile.mkdtemp() + "/net"
         >>> ptq.save_quantized_model(quantized, path)
-        >>> paddleq.deploy.to_paddle_int8(path, path + "_int8")
+        >>> paddleq.deploy.to_paddle_int8(path, path + "_int8", vnni=True)
         1
     """
     paths = []
@@ -123,17 +133,22 @@ def to_paddle_int8(path, out):
     source, target = paths
     if os.path.abspath(source) == os.path.abspath(target):
         raise ConfigError(f"out must be another prefix than path, but both are {source!r}: the "
-                          "copy runs nowhere but in Paddle Inference's int8 mode")
+                          "copy runs only in Paddle Inference's int8 mode")
+    vnni = has_vnni() if vnni is None else check_bool("vnni", vnni)
     (file,) = model_files(source + ".pdmodel")
     program = load_program(file.path, file.params)
-    count = tell_steps(program)
+    layers = [] if vnni else saturating_layers(program)
+    if layers:
+        _logger.warning("%s: %s", target, explain("Paddle Inference", layers))
+        make_float(program)
+    count = len(layers) or tell_steps(program)
     program.save(target + ".pdmodel", target + ".pdiparams", workarounds=False)
     return count
 
 
 class _Session(Session):
-    def __init__(self, predictor, file):
-        self._predictor, self._file = predictor, file
+    def __init__(self, predictor, file, fallback):
+        self._predictor, self._file, self.fallback = predictor, file, fallback
         known = {port.name: port for port in file.ports}
         names = predictor.get_input_names()
         self.ports = [known.get(name, Port(name, "float32", None)) for name in names]
@@ -151,4 +166,4 @@ class _Session(Session):
                     for name in predictor.get_output_names()]
 
     def clone(self):
-        return _Session(self._predictor.clone(), self._file)
+        return _Session(self._predictor.clone(), self._file, self.fallback)

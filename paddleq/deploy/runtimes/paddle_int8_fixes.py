@@ -15,6 +15,8 @@ threshold of any weight for that of the level 127; where there are fewer levels,
 
 import numpy as np
 
+from ...export.paddle.float_program import take_marks_out
+from ...export.paddle.markers_from_program import to_marks
 from ...export.program.graph_view import GraphView
 from ...export.program.op_builder import OpBuilder
 from ...export.program.op_desc import (
@@ -28,11 +30,17 @@ from ...export.program.op_desc import (
     set_output,
     shape_of,
 )
-from ...export.program.passes.dequantize_weights import float_weights
+from ...export.program.passes.dequantize_weights import INFERENCE_WEIGHTS, float_weights
 from ...export.program.passes.stored_weights import stored_weights
+from ..saturation import can_saturate
 
 _PRODUCTS = ("matmul_v2", "matmul", "mul")
 _TRANSPOSED = ("trans_x", "trans_y", "transpose_X", "transpose_Y")
+# Paddle Inference keeps activations unsigned behind these, and through those.
+_UNSIGNED = ("relu", "relu6")
+_PASSING = ("quantize_linear", "dequantize_linear", "transpose2", "reshape2", "pool2d", "slice",
+            "nearest_interp", "nearest_interp_v2", "flatten_contiguous_range", "squeeze2",
+            "unsqueeze2", "dropout", "assign", "concat", "split")
 _LAST_AXIS = 2  # products of tensors with more axes it computes in float
 _LEVELS = np.float32(127.0)
 _MOST_STEPS = 2.0 ** 30
@@ -88,7 +96,7 @@ def _product_of(program, graph, block, op):
     readers = graph.consumers.get(made, [])
     if weight is None or weight.ndim != 2 or weight.dtype != np.int8 or len(readers) != 1:
         return None
-    if attribute(op, "quant_axis") not in (1, -1) or attribute(op, "bit_length") != 8:
+    if attribute(op, "quant_axis") not in (1, -1):
         return None
     (product,) = readers
     if product.type not in _PRODUCTS or inputs(product, "Y")[0] != made or any(
@@ -145,7 +153,7 @@ def _bias_behind(emit, graph, product, steps):
 
 
 def _behind(emit, block, op, kind, value):
-    """``elementwise_{kind}`` with a vector behind ``op``; its result has the name of the old one."""
+    """Return ``elementwise_{kind}`` with a vector after ``op``; it takes over the output's name."""
     (result,) = outputs(op, "Out")
     before = emit.variable_like(block, result, f"{result}.before_{kind}")
     set_output(op, "Out", before)
@@ -156,3 +164,63 @@ def _behind(emit, block, op, kind, value):
 
 def _last_axis(block, name):
     return len(shape_of(next(var for var in block.vars if var.name == name))) - 1
+
+
+def saturating_layers(program):
+    """Return names of the layers that Paddle Inference's int8 mode may compute wrongly.
+
+    Args:
+        program: a quantized :class:`~paddleq.export.program.program.Program`.
+    """
+    found = []
+    for block in program.desc.blocks:
+        ops = list(block.ops)
+        view, weights = GraphView(ops), stored_weights(program, ops)
+        told = {name for op in ops for product in [_product_of(program, view, block, op)]
+                if product is not None for name in inputs(product, "Y")}
+        for op in ops:
+            slot = INFERENCE_WEIGHTS.get(op.type)
+            if slot is None:
+                continue
+            (name,) = inputs(op, slot)
+            weight = weights.get(name)
+            if weight is None:
+                # A product of two activations, the range of which is known to nobody.
+                sources = [view.producers.get(each) for entry in op.inputs
+                           for each in entry.arguments]
+                if slot == "Y" and sum(source is not None and source.type == "dequantize_linear"
+                                       for source in sources) > 1:
+                    found.append(name)
+                continue
+            array = program.arrays[weight.name]
+            if slot == "Filter":
+                if can_saturate(array) or _is_unsigned(view, inputs(op, "Input")[0]):
+                    found.append(weight.name)
+            elif can_saturate(array) or name not in told:
+                found.append(weight.name)
+    return found
+
+
+def _is_unsigned(view, name):
+    """Return True if Paddle Inference may take ``name`` for a tensor without negative numbers."""
+    todo, seen = [name], set()
+    while todo:
+        name = todo.pop()
+        maker = view.producers.get(name)
+        if maker is None or name in seen:
+            continue
+        seen.add(name)
+        if maker.type in _UNSIGNED:
+            return True
+        if maker.type in _PASSING:
+            todo += [each for slot in maker.inputs for each in slot.arguments]
+    return False
+
+
+def make_float(program):
+    """Replace quantized weights by float weights and remove quantization of activations, in place.
+
+    Raises:
+        ExportError: the program keeps its weights in float already (``fake_*`` operators).
+    """
+    take_marks_out(program, to_marks(program))

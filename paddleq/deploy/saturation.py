@@ -1,0 +1,112 @@
+"""Saturation of int8 kernels on x86 processors without VNNI.
+
+There, u8 x s8 kernels add products in pairs in 16 bits (``vpmaddubsw``), which saturates: a pair of
+activations of 255 with weights of 127 gives 32767 instead of 64770. oneDNN (Paddle Inference,
+OpenVINO) and ONNX Runtime leave it to the user to prevent that; see "Nuances of int8 computations"
+in oneDNN's documentation. Weights of at most 7 bits cannot saturate: 2 * 255 * 64 < 2 ** 15.
+
+What the runtimes do, measured on AVX2:
+
+- oneDNN halves the weights of convolutions with signed inputs, which costs one bit of them.
+- Paddle Inference quantizes the weights of convolutions anew to the full range of 8 bits, so that
+  unsigned inputs (behind relu) can saturate whatever the file holds.
+- ONNX Runtime is exact with the session option ``session.x64quantprecision``.
+"""
+
+import functools
+import platform
+from typing import List
+
+import numpy as np
+
+_MAX_WEIGHT = 64  # |weight| up to which a pair of products with activations of 8 bits fits int16
+_X86 = ("x86_64", "amd64", "i386", "i686", "x86")
+_FLAGS = ("avx512_vnni", "avx_vnni")
+_ONNX_WEIGHTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+
+
+@functools.lru_cache(maxsize=None)
+def has_vnni() -> bool:
+    """Return True if int8 kernels of this processor accumulate without saturation.
+
+    x86 processors do with AVX512-VNNI or AVX-VNNI instructions; others than x86 always do. Where
+    the processor's features cannot be read (x86 without ``/proc/cpuinfo``), it returns False, which
+    costs speed but no accuracy.
+
+    Examples:
+        >>> from paddleq.deploy import has_vnni
+        >>> has_vnni() in (True, False)
+        True
+    """
+    if platform.machine().lower() not in _X86:
+        return True
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:
+        return False
+    return any(flag in flags for flag in _FLAGS)
+
+
+def can_saturate(weight: np.ndarray) -> bool:
+    """Return True if pairs of products with ``weight`` (integers) may exceed 16 bits."""
+    return bool(weight.size) and (int(weight.max()) > _MAX_WEIGHT
+                                  or int(weight.min()) < -_MAX_WEIGHT)
+
+
+def saturating_onnx_layers(model) -> List[str]:
+    """Return names of the layers that int8 kernels of oneDNN may compute wrongly.
+
+    Args:
+        model: an ``onnx.ModelProto`` with QuantizeLinear and DequantizeLinear.
+    """
+    from ..export.onnx.graph import OnnxGraph
+
+    graph = OnnxGraph(model)
+    makers, found = graph.makers(), []
+    if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+        return []  # activations are float, and so are the kernels
+    for node in graph.nodes:
+        if node.op_type not in _ONNX_WEIGHTS:
+            continue
+        data, weight = (_dequantize_node(makers, name) for name in node.input[:2])
+        if weight is None:
+            continue
+        integers = graph.constants.get(weight.input[0])
+        if integers is None:
+            if data is not None:
+                found.append(node.input[1])  # a product of two activations
+            continue
+        zero = graph.constants.get(weight.input[2]) if len(weight.input) > 2 else None
+        if can_saturate(integers.astype(np.int32) - _zero_point_of(zero, integers)):
+            found.append(weight.input[0])
+    return found
+
+
+def _dequantize_node(makers, name):
+    """Return the DequantizeLinear that makes a tensor or what it is a view of, or None."""
+    node = makers.get(name)
+    while node is not None and node.op_type in ("Transpose", "Reshape", "Unsqueeze", "Squeeze"):
+        node = makers.get(node.input[0])
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _zero_point_of(zero, integers):
+    """Return the zero point of a weight; of several, the one for which the range is largest."""
+    if zero is None or not zero.any():
+        return 0
+    zero = zero.astype(np.int32).reshape(-1)
+    if zero.size == 1 or (zero == zero[0]).all():
+        return zero[0]
+    ends = np.int32([integers.max(), integers.min()])
+    return max(zero, key=lambda each: np.abs(ends - each).max())
+
+
+def explain(title: str, layers: List[str]) -> str:
+    """Return the reason why float kernels replace int8 kernels; "" if no layer may saturate."""
+    if not layers:
+        return ""
+    shown = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
+    return (f"computed in float: on this processor, which has no VNNI instructions, int8 kernels "
+            f"of {title} may saturate in {len(layers)} layers ({shown}); weights of at most 7 bits "
+            "have int8 kernels in OpenVINO, and ONNX Runtime computes 8 bits without saturation")
