@@ -185,7 +185,7 @@ def saturating_layers(program):
             (name,) = inputs(op, slot)
             weight = weights.get(name)
             if weight is None:
-                # A product of two activations, the range of which is known to nobody.
+                # A product of two activations: its range depends on the data.
                 sources = [view.producers.get(each) for entry in op.inputs
                            for each in entry.arguments]
                 if slot == "Y" and sum(source is not None and source.type == "dequantize_linear"
@@ -206,14 +206,14 @@ def _is_unsigned(view, name):
     todo, seen = [name], set()
     while todo:
         name = todo.pop()
-        maker = view.producers.get(name)
-        if maker is None or name in seen:
+        producer = view.producers.get(name)
+        if producer is None or name in seen:
             continue
         seen.add(name)
-        if maker.type in _UNSIGNED:
+        if producer.type in _UNSIGNED:
             return True
-        if maker.type in _PASSING:
-            todo += [each for slot in maker.inputs for each in slot.arguments]
+        if producer.type in _PASSING:
+            todo += [each for slot in producer.inputs for each in slot.arguments]
     return False
 
 
