@@ -25,21 +25,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from demo.text.models import Llama
 from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
-from paddleq.algorithms import (
-    AWQ,
-    GPTQ,
-    LinearPolicy,
-    SmoothQuant,
-    quantize_layer_by_layer,
-)
+from paddleq.algorithms import AWQ, GPTQ, SmoothQuant, quantize_layer_by_layer
+from paddleq.config import LayerConfig
 
 W4, W8 = QuantSpec(4, granularity=PerGroup(64)), QuantSpec(8, granularity=PerChannel(1))
 SCHEMES = {
-    "W4 g64, round to nearest": LinearPolicy(W4),
-    "W4 g64, AWQ": LinearPolicy(W4, smoother=AWQ(grids_num=4)),
-    "W4 g64, GPTQ": LinearPolicy(W4, rounder=GPTQ()),
-    "W4 g64, AWQ and GPTQ": LinearPolicy(W4, smoother=AWQ(grids_num=4), rounder=GPTQ()),
-    "W8A8 per token, SmoothQuant": LinearPolicy(W8, QuantSpec(8, granularity=PerToken()),
+    "W4 g64, round to nearest": LayerConfig(W4),
+    "W4 g64, AWQ": LayerConfig(W4, smoother=AWQ(grids_num=4)),
+    "W4 g64, GPTQ": LayerConfig(W4, rounder=GPTQ()),
+    "W4 g64, AWQ and GPTQ": LayerConfig(W4, smoother=AWQ(grids_num=4), rounder=GPTQ()),
+    "W8A8 per token, SmoothQuant": LayerConfig(W8, QuantSpec(8, granularity=PerToken()),
                                                 SmoothQuant()),
 }
 BATCHES, BATCH, TOKENS = 4, 4, 128

@@ -3,14 +3,8 @@
 import paddle
 
 from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
-from paddleq.algorithms import (
-    AWQ,
-    GPTQ,
-    LinearPolicy,
-    RoundToNearest,
-    SmoothQuant,
-    quantize_layer_by_layer,
-)
+from paddleq.algorithms import AWQ, GPTQ, RoundToNearest, SmoothQuant, quantize_layer_by_layer
+from paddleq.config import LayerConfig
 
 from .data import calibration_batches, held_out_tokens
 from .evaluation import perplexity
@@ -46,17 +40,17 @@ EXPECTED = {FLOAT, "W8A8", "W8A8 per token SmoothQuant 0.5", "KV int8 per_channe
 
 
 def rows():
-    """Name of a row -> (LinearPolicy or None, kind of KV cache or None), in their order."""
+    """Name of a row -> (LayerConfig or None, kind of KV cache or None), in their order."""
     found = {FLOAT: (None, None)}
     for scheme, spec in WEIGHTS.items():
         for method, (smoother, rounder) in METHODS.items():
-            found[f"{scheme} {method}"] = LinearPolicy(
+            found[f"{scheme} {method}"] = LayerConfig(
                 spec, smoother=smoother, rounder=rounder), None
     weight = QuantSpec(granularity=PerChannel(1))
     for scheme, activation in ACTIVATIONS.items():
-        found[scheme] = LinearPolicy(weight, activation), None
+        found[scheme] = LayerConfig(weight, activation), None
         for strength in STRENGTHS:
-            found[f"{scheme} SmoothQuant {strength}"] = LinearPolicy(
+            found[f"{scheme} SmoothQuant {strength}"] = LayerConfig(
                 weight, activation, SmoothQuant(strength)), None
     for kind in ("per_channel", "per_token"):
         found[f"KV int8 {kind}"] = None, kind

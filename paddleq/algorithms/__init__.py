@@ -6,11 +6,11 @@ from .base import QuantizedWeight
 from .gptq import GPTQ
 from .layerwise.driver import Quantized, quantize_layer_by_layer
 from .layerwise.network_helper import NetworkHelper, StackHelper
-from .linear import LinearPolicy, Outcome, quantize_linears
+from .linear import Outcome, quantize_linears
 from .rtn import RoundToNearest
 from .smoothquant import SmoothQuant
 from .statistics import Statistics
 
-__all__ = ["AWQ", "GPTQ", "LinearPolicy", "NetworkHelper", "Outcome", "Quantized",
+__all__ = ["AWQ", "GPTQ", "NetworkHelper", "Outcome", "Quantized",
            "QuantizedWeight", "RoundToNearest", "SmoothQuant", "StackHelper", "Statistics",
            "quantize_layer_by_layer", "quantize_linears"]

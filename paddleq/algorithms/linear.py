@@ -1,89 +1,16 @@
 """What is done to Linear layers that read one input, from the float weights to the integers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, List, Optional
 
 import paddle
 
-from .._checks import wrong_type, wrong_value
+from .._checks import wrong_value
+from ..config import LayerConfig
 from ..functional.qparams import EPS, affine_scale_zero_point
 from ..functional.weight_qparams import check_weight_spec
-from ..spec import PerTensor, PerToken, QuantSpec
-from .base import QuantizedWeight, Rounder, Smoother, checked_weight
+from .base import QuantizedWeight, Rounder, checked_weight
 from .rtn import RoundToNearest
-
-
-@dataclass(frozen=True)
-class LinearPolicy:
-    """What to do with a Linear layer.
-
-    Args:
-        weight: how its weight is quantized (granularity PerTensor, PerChannel(1) or PerGroup), or
-            None to leave the layer alone.
-        activation: how its input is: PerTensor, with a range found by calibration, PerToken, with
-            one found while the model runs (symmetric), or None (default): it stays float.
-        smoother: None (default), a :class:`SmoothQuant` or an :class:`AWQ`.
-        rounder: :class:`RoundToNearest` (default) or a :class:`GPTQ`.
-
-    Attributes:
-        needs: the statistics that this takes.
-        algorithm: the names of what is done, such as "SmoothQuant" or "AWQ-GPTQ"; "" for rounding.
-
-    Raises:
-        ConfigError, ConfigTypeError: parts that do not go together, or are of the wrong type.
-
-    Examples:
-        >>> from paddleq import PerChannel, PerToken, QuantSpec
-        >>> from paddleq.algorithms import LinearPolicy, SmoothQuant
-        >>> policy = LinearPolicy(QuantSpec(granularity=PerChannel(1)),
-        ...                       QuantSpec(granularity=PerToken()), SmoothQuant(0.8))
-        >>> sorted(policy.needs)
-        ['abs_max']
-    """
-
-    weight: Optional[QuantSpec]
-    activation: Optional[QuantSpec] = None
-    smoother: Any = None
-    rounder: Any = field(default_factory=RoundToNearest)
-
-    def __post_init__(self):
-        if self.weight is not None:
-            check_weight_spec("weight", self.weight)
-        elif self.activation is not None:
-            raise wrong_value("activation", self.activation, "None where weight is")
-        if not (self.smoother is None or isinstance(self.smoother, Smoother)):
-            raise wrong_type("smoother", self.smoother, "None, a SmoothQuant or an AWQ")
-        if not isinstance(self.rounder, Rounder):
-            raise wrong_type("rounder", self.rounder, "a RoundToNearest or a GPTQ")
-        if (self.weight is not None and getattr(self.smoother, "clip", False)
-                and not self.rounder.takes_clips(self.weight)):
-            raise wrong_value("rounder", self.rounder, "with static_groups=True, because AWQ "
-                              "clips the ranges of groups which act_order would form anew (or "
-                              "give AWQ clip=False)")
-        if self.activation is not None:
-            dynamic = isinstance(self.activation.granularity, PerToken)
-            if not (dynamic or isinstance(self.activation.granularity, PerTensor)):
-                raise wrong_value("activation", self.activation, "PerTensor or PerToken")
-            if dynamic and not self.activation.symmetric:
-                raise wrong_value("activation", self.activation, "symmetric where it is PerToken")
-
-    @property
-    def needs(self):
-        """The statistics that this takes, a frozenset of what :class:`Statistics` can gather."""
-        needs = self.rounder.needs
-        if self.smoother is not None:
-            needs = needs | self.smoother.needs
-        return needs | {"range"} if self._static else needs
-
-    @property
-    def algorithm(self):
-        """The names of what is done, "AWQ-GPTQ"; "" for plain rounding."""
-        parts = (self.smoother, self.rounder)
-        return "-".join(part.name for part in parts if part is not None and part.name)
-
-    @property
-    def _static(self):
-        return self.activation is not None and isinstance(self.activation.granularity, PerTensor)
 
 
 @dataclass
@@ -99,8 +26,9 @@ class Outcome:
     Examples:
         >>> import paddle
         >>> from paddleq import PerChannel, QuantSpec
-        >>> from paddleq.algorithms import LinearPolicy, Statistics, quantize_linears
-        >>> policy = LinearPolicy(QuantSpec(granularity=PerChannel(1)), QuantSpec(bits=4))
+        >>> from paddleq.algorithms import Statistics, quantize_linears
+        >>> from paddleq.config import LayerConfig
+        >>> policy = LayerConfig(QuantSpec(granularity=PerChannel(1)), QuantSpec(bits=4))
         >>> statistics = Statistics(policy.needs)
         >>> statistics.update(paddle.to_tensor([[1.0, -3.5]]))
         >>> outcome = quantize_linears([paddle.ones([2, 2])], policy, statistics)
@@ -113,12 +41,33 @@ class Outcome:
     activation: Optional[tuple] = None
 
 
+def rounder_of(config: LayerConfig) -> Rounder:
+    """Return the rounder of a configuration; the default rounds to nearest."""
+    return RoundToNearest() if config.rounder is None else config.rounder
+
+
+def check_linear_config(config: LayerConfig, name: str = "") -> None:
+    """Raise unless a :class:`~paddleq.config.LayerConfig` is one of a Linear layer.
+
+    Args:
+        name: prefix of the argument names in messages, such as "fc.".
+
+    Raises:
+        ConfigError: the weight's granularity is not PerTensor, PerChannel(1) or PerGroup, or the
+            activation is quantized without the weight.
+    """
+    if config.weight_spec is not None:
+        check_weight_spec(f"{name}weight", config.weight_spec)
+    elif config.activation_spec is not None:
+        raise wrong_value(f"{name}activation", config.activation_spec, "None where weight is")
+
+
 def quantize_linears(weights, policy, stats):
     """Smooth, clip and round the weights of Linear layers that read the very same input.
 
     Args:
         weights: list of float [K, N_i]. They are left as they are.
-        policy: a :class:`LinearPolicy` with a weight spec.
+        policy: a :class:`LayerConfig` with a weight spec.
         stats: :class:`Statistics` of the input, with what ``policy.needs``; may be None where
             that is nothing.
 
@@ -132,13 +81,15 @@ def quantize_linears(weights, policy, stats):
     Examples:
         >>> import paddle
         >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.algorithms import LinearPolicy, quantize_linears
-        >>> policy = LinearPolicy(QuantSpec(bits=4, granularity=PerGroup(32)))
+        >>> from paddleq.algorithms import quantize_linears
+        >>> from paddleq.config import LayerConfig
+        >>> policy = LayerConfig(QuantSpec(bits=4, granularity=PerGroup(32)))
         >>> outcome = quantize_linears([paddle.randn([64, 8])], policy, None)
         >>> list(outcome.weights[0].integers.shape), outcome.input_scale, outcome.activation
         ([64, 8], None, None)
     """
-    spec = policy.weight
+    check_linear_config(policy)
+    spec = policy.weight_spec
     if spec is None:
         raise wrong_value("policy.weight", None, "a QuantSpec: this policy leaves a layer alone")
     if not weights:
@@ -150,8 +101,8 @@ def quantize_linears(weights, policy, stats):
         weights = [weight * input_scale.unsqueeze(1) for weight in weights]
         stats = stats.divided_by(input_scale)
         clips = [smoother.clips(weight, stats, spec) for weight in weights]
-    quantized = policy.rounder.quantize_all(weights, spec, stats, clips)
-    activation = _activation(policy.activation, stats) if policy._static else None
+    quantized = rounder_of(policy).quantize_all(weights, spec, stats, clips)
+    activation = _activation(policy.activation_spec, stats) if policy.static_activation else None
     return Outcome(quantized, input_scale, activation)
 
 

@@ -30,7 +30,7 @@ def start(model, policies, batch_num):
 
     Args:
         model: a ``paddle.nn.Layer``.
-        policies: name of a ``paddle.nn.Linear`` in the model -> its :class:`LinearPolicy`.
+        policies: name of a ``paddle.nn.Linear`` in the model -> its :class:`LayerConfig`.
         batch_num: batches after which a layer quantizes its weight.
     """
     layers = dict(model.named_sublayers(include_self=True))
@@ -155,7 +155,7 @@ class _Watcher:
         except PaddleqError as error:
             raise type(error)(f"{error}; layer: {self.name}") from error
         self.deployed = IntegerLinear.from_linear(
-            self.layer, outcome.weights[0], self.policy.activation, outcome.activation,
+            self.layer, outcome.weights[0], self.policy.activation_spec, outcome.activation,
             outcome.input_scale, self.policy.algorithm)
         self._statistics = None  # a Hessian is as large as the weight, or larger
 

@@ -1,25 +1,33 @@
-"""What is to be done to one layer."""
+"""Configuration of one layer: quantizers of its tensors and algorithms for its weight."""
 
-from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from dataclasses import dataclass, replace
+from typing import Any, Callable, FrozenSet, Optional, Union
 
-from ..spec import PerChannel, QuantSpec
+from .._checks import wrong_type, wrong_value
+from ..fake_quant.fake_quantize import FakeQuantize
+from ..observers import (
+    AbsMaxObserver,
+    CurrentAbsMaxObserver,
+    CurrentMinMaxObserver,
+    MinMaxObserver,
+)
+from ..spec import PerChannel, PerTensor, PerToken, QuantSpec
 
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """How to build the fake-quantizer of one tensor.
+    """Configuration of the fake-quantizer of one tensor.
 
     Args:
         observer: called as ``observer(spec, channels)``, returns a
-            :class:`~paddleq.observers.Observer`. None: ``quantizer`` knows.
-        spec: the quantization. A :class:`~paddleq.PerChannel` granularity here means "along the
-            layer's own output channel axis", whatever its number.
+            :class:`~paddleq.observers.Observer`. May be None where ``quantizer`` is given.
+        spec: the quantization. A :class:`~paddleq.PerChannel` granularity means one scale for
+            each output channel of the layer, whatever its axis.
         saturate: the gradient is zero for values outside of the range. Default False, as in
             PaddleSlim.
-        quantizer: what to make in place of a FakeQuantize around that observer: called as
+        quantizer: factory that replaces FakeQuantize and the observer: called as
             ``quantizer(spec=..., label=...)``, with ``channel_len=...`` where it is known,
-            returns a kind of FakeQuantize, such as :class:`~paddleq.LSQ`.
+            returns a subclass of FakeQuantize, such as :class:`~paddleq.LSQ`.
 
     Examples:
         >>> from paddleq.config import QuantizerConfig
@@ -35,32 +43,41 @@ class QuantizerConfig:
     quantizer: Optional[Callable] = None
 
     @property
-    def per_channel(self):
-        """Whether each channel has a scale."""
+    def per_channel(self) -> bool:
+        """True if each channel has a scale."""
         return isinstance(self.spec.granularity, PerChannel)
 
-    def build(self, axis=None, channels=None, label=""):
-        """A new FakeQuantize; ``axis`` and ``channels`` describe a weight."""
-        from dataclasses import replace
+    def build(self, axis: Optional[int] = None, channels: Optional[int] = None,
+              label: str = "") -> FakeQuantize:
+        """Return a new FakeQuantize.
 
-        from ..fake_quant.fake_quantize import FakeQuantize
+        Args:
+            axis, channels: output channel axis of a weight, and its length.
+            label: name of the quantizer for messages.
+        """
         spec = self.spec
+        if not isinstance(spec.granularity, (PerTensor, PerChannel)):
+            raise wrong_value("granularity", spec.granularity,
+                              "PerTensor or PerChannel for a fake-quantizer")
         if self.per_channel and axis is not None:
             spec = replace(spec, granularity=PerChannel(axis))
         if self.quantizer is not None:
             known = self.per_channel and channels is not None
             return self.quantizer(spec=spec, label=label,
                                   **({"channel_len": channels} if known else {}))
+        if self.observer is None:
+            raise wrong_value("observer", None, "an observer, unless quantizer is given")
         return FakeQuantize(self.observer(spec, channels), saturate=self.saturate, label=label)
 
 
 @dataclass(frozen=True)
 class NormFold:
-    """That a layer is trained with the batch norm behind it folded into its weight.
+    """Training of a layer with the batch norm behind it folded into its weight.
 
     Args:
-        one_conv: compute the layer once a step (True), or a second time for the statistics.
-        freeze_at: training steps after which running statistics take the place of the batch's
+        one_conv: compute the layer once a step. False: twice, the first time for the statistics
+            of the batch.
+        freeze_at: training steps after which the running statistics replace those of the batch
             and stop moving.
 
     Examples:
@@ -75,30 +92,123 @@ class NormFold:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What is to be done to the weights and the inputs of a layer.
+    """Configuration of one layer.
 
     Args:
-        weight, activation: a :class:`QuantizerConfig`, or None to leave that side float.
+        weight: a :class:`~paddleq.QuantSpec` or a :class:`QuantizerConfig`; None (default) leaves
+            the weight float.
+        activation: the same for the inputs of the layer. With granularity
+            :class:`~paddleq.PerToken` their scales are computed while the model runs.
+        smoother: :class:`~paddleq.algorithms.SmoothQuant`, :class:`~paddleq.algorithms.AWQ` or
+            None (default). Linear only.
+        rounder: :class:`~paddleq.algorithms.GPTQ`, or None (default) to round to nearest. Linear
+            only.
+        output: a :class:`QuantizerConfig` for the output of the layer, or of the block of layers
+            that it begins, or None (default).
+        norm_fold: a :class:`NormFold`, or None (default) to compute a batch norm as a layer.
         weight_preprocess, activation_preprocess: classes built once for each layer and called
-            on the tensor before it is quantized, or None.
+            on the tensor before it is quantized, or None (default).
         weight_quantize, activation_quantize: classes built once for each layer and called
-            instead of the fake-quantizer, or None.
-        output: a :class:`QuantizerConfig` for what comes out of the layer, or of the block of
-            layers that it begins, or None.
-        norm_fold: a :class:`NormFold`, or None to compute a batch norm as the layer that it is.
+            instead of the fake-quantizer, or None (default).
+
+    Attributes:
+        needs: names of the input statistics that ``smoother``, ``rounder`` and a static
+            activation take.
+        algorithm: names of the algorithms, such as "SmoothQuant" or "AWQ-GPTQ"; "" for rounding
+            to nearest.
+
+    Raises:
+        ConfigTypeError: an argument is of another type.
+        ConfigError: arguments that exclude each other.
 
     Examples:
-        >>> from paddleq.config import LayerConfig, QuantizerConfig
-        >>> from paddleq.observers import CurrentAbsMaxObserver
-        >>> LayerConfig(weight=QuantizerConfig(CurrentAbsMaxObserver)).activation is None
-        True
+        >>> from paddleq import PerChannel, PerToken, QuantSpec
+        >>> from paddleq.algorithms import SmoothQuant
+        >>> from paddleq.config import LayerConfig
+        >>> config = LayerConfig(QuantSpec(granularity=PerChannel(1)),
+        ...                      QuantSpec(granularity=PerToken()), SmoothQuant(0.8))
+        >>> config.algorithm, sorted(config.needs)
+        ('SmoothQuant', ['abs_max'])
     """
 
-    weight: Optional[QuantizerConfig] = None
-    activation: Optional[QuantizerConfig] = None
+    weight: Union[QuantSpec, QuantizerConfig, None] = None
+    activation: Union[QuantSpec, QuantizerConfig, None] = None
+    smoother: Any = None
+    rounder: Any = None
+    output: Optional[QuantizerConfig] = None
+    norm_fold: Optional[NormFold] = None
     weight_preprocess: Any = None
     activation_preprocess: Any = None
     weight_quantize: Any = None
     activation_quantize: Any = None
-    output: Optional[QuantizerConfig] = None
-    norm_fold: Optional[NormFold] = None
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "activation", "output"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, (QuantSpec, QuantizerConfig))):
+                raise wrong_type(name, value, "a QuantSpec, a QuantizerConfig or None")
+        # The algorithms are defined above this package; their interface is what counts.
+        if not _provides(self.smoother, "scales"):
+            raise wrong_type("smoother", self.smoother, "None, a SmoothQuant or an AWQ")
+        if not _provides(self.rounder, "quantize_all"):
+            raise wrong_type("rounder", self.rounder, "None, a RoundToNearest or a GPTQ")
+        weight, activation = self.weight_spec, self.activation_spec
+        if (weight is not None and getattr(self.smoother, "clip", False)
+                and self.rounder is not None and not self.rounder.takes_clips(weight)):
+            raise wrong_value("rounder", self.rounder, "with static_groups=True, because AWQ "
+                              "clips the ranges of groups that act_order would form anew (or "
+                              "give AWQ clip=False)")
+        if activation is not None:
+            if not isinstance(activation.granularity, (PerTensor, PerToken)):
+                raise wrong_value("activation", activation, "PerTensor or PerToken")
+            if isinstance(activation.granularity, PerToken) and not activation.symmetric:
+                raise wrong_value("activation", activation, "symmetric where it is PerToken")
+
+    @property
+    def weight_spec(self) -> Optional[QuantSpec]:
+        """The QuantSpec of the weight, or None."""
+        return getattr(self.weight, "spec", self.weight)
+
+    @property
+    def activation_spec(self) -> Optional[QuantSpec]:
+        """The QuantSpec of the inputs, or None."""
+        return getattr(self.activation, "spec", self.activation)
+
+    @property
+    def weight_quantizer(self) -> Optional[QuantizerConfig]:
+        """The QuantizerConfig of the weight: absolute maximum, or min and max if asymmetric."""
+        return _quantizer(self.weight, CurrentAbsMaxObserver, CurrentMinMaxObserver)
+
+    @property
+    def activation_quantizer(self) -> Optional[QuantizerConfig]:
+        """The QuantizerConfig of the inputs: absolute maximum, or min and max if asymmetric."""
+        return _quantizer(self.activation, AbsMaxObserver, MinMaxObserver)
+
+    @property
+    def static_activation(self) -> bool:
+        """True if the inputs have one scale that calibration finds."""
+        spec = self.activation_spec
+        return spec is not None and isinstance(spec.granularity, PerTensor)
+
+    @property
+    def needs(self) -> FrozenSet[str]:
+        """Names of the input statistics that the algorithms take."""
+        needs = frozenset({"range"} if self.static_activation else ())
+        return needs.union(*(part.needs for part in (self.smoother, self.rounder)
+                             if part is not None))
+
+    @property
+    def algorithm(self) -> str:
+        """Names of the algorithms, "AWQ-GPTQ"; "" for rounding to nearest."""
+        return "-".join(part.name for part in (self.smoother, self.rounder)
+                        if part is not None and part.name)
+
+
+def _provides(part, method):
+    return part is None or (not isinstance(part, type) and hasattr(part, method))
+
+
+def _quantizer(given, symmetric, asymmetric):
+    if not isinstance(given, QuantSpec):
+        return given
+    return QuantizerConfig(symmetric if given.symmetric else asymmetric, given)

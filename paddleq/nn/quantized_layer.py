@@ -198,14 +198,14 @@ class LayerPlan:
             for slot in range(len(self.kind.inputs)):
                 attribute = slot_name("activation_quantizer", slot)
                 self.parts[attribute], self.parts[slot_name("activation_preprocess", slot)] = (
-                    _build(policy.activation, policy.activation_quantize,
+                    _build(policy.activation_quantizer, policy.activation_quantize,
                            policy.activation_preprocess, f"{name}.{attribute}"))
         if policy.weight is not None:
             for weight, axis in self.kind.weights.items():
                 parameter = getattr(layer, weight)
                 if id(parameter) not in shared:
                     shared[id(parameter)] = _build(
-                        policy.weight, policy.weight_quantize, policy.weight_preprocess,
+                        policy.weight_quantizer, policy.weight_quantize, policy.weight_preprocess,
                         f"{name}.{quantizer_name(weight)}", axis, parameter.shape[axis])
                 self.parts[quantizer_name(weight)], self.parts[preprocess_name(weight)] = (
                     shared[id(parameter)])

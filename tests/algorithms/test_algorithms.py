@@ -16,16 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
-from paddleq.algorithms import (
-    AWQ,
-    GPTQ,
-    LinearPolicy,
-    RoundToNearest,
-    SmoothQuant,
-    Statistics,
-    quantize_linears,
-)
+from paddleq.algorithms import AWQ, GPTQ, RoundToNearest, SmoothQuant, Statistics, quantize_linears
 from paddleq.algorithms.error_feedback import feedback_matrix
+from paddleq.config import LayerConfig
 from paddleq.errors import CalibrationError, ConfigError, ConfigTypeError, ModelError
 
 ALL = {"abs_max", "mean_abs", "hessian", "range"}
@@ -355,7 +348,7 @@ def test_awq_at_ratio_zero_rounds_to_nearest():
     spec = QuantSpec(4, granularity=PerGroup(32))
     statistics = statistics_of(x)
     outcome = quantize_linears(
-        [weight], LinearPolicy(spec, smoother=AWQ(grids_num=1, clip=False)), statistics)
+        [weight], LayerConfig(spec, smoother=AWQ(grids_num=1, clip=False)), statistics)
     assert (outcome.input_scale.numpy() == 1.0).all()
     plain = RoundToNearest().quantize(weight, spec)
     assert (outcome.weights[0].integers.numpy() == plain.integers.numpy()).all()
@@ -421,7 +414,7 @@ def test_smoothquant_has_its_best_strength_in_between(granularity, signed):
     exact = held_out.astype("float64") @ weight
 
     def error(smoother):
-        policy = LinearPolicy(spec, activation, smoother)
+        policy = LayerConfig(spec, activation, smoother)
         outcome = quantize_linears([paddle.to_tensor(weight)], policy,
                                    statistics_of(calibration, needs=policy.needs))
         return np.sqrt(((computed(held_out, outcome, activation) - exact) ** 2).mean()
@@ -463,25 +456,25 @@ def held_out_loss(policy, calibration, held_out, weight):
 def test_gptq_on_correlated_inputs(seed, gptq):
     x = correlated(seed, 4096, 256)
     data = (x[:2048], x[2048:], weights(seed, 256, 128))
-    plain = held_out_loss(LinearPolicy(W4G64), *data)
-    assert held_out_loss(LinearPolicy(W4G64, rounder=gptq), *data) <= 0.2 * plain
+    plain = held_out_loss(LayerConfig(W4G64), *data)
+    assert held_out_loss(LayerConfig(W4G64, rounder=gptq), *data) <= 0.2 * plain
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("clip", [True, False])
 def test_awq_with_three_planted_channels(seed, clip):
     data = planted(seed)
-    plain = held_out_loss(LinearPolicy(W4G64), *data)
-    assert held_out_loss(LinearPolicy(W4G64, smoother=AWQ(clip=clip)), *data) <= 0.4 * plain
+    plain = held_out_loss(LayerConfig(W4G64), *data)
+    assert held_out_loss(LayerConfig(W4G64, smoother=AWQ(clip=clip)), *data) <= 0.4 * plain
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_white_noise_leaves_nothing_to_gain(seed):
     """What the algorithms cannot do: without structure GPTQ loses a little, AWQ's scales are 1."""
     data = planted(seed, outliers=0)
-    plain = held_out_loss(LinearPolicy(W4G64), *data)
-    assert 1.0 < held_out_loss(LinearPolicy(W4G64, rounder=GPTQ()), *data) / plain < 1.15
-    awq = LinearPolicy(W4G64, smoother=AWQ(clip=False))
+    plain = held_out_loss(LayerConfig(W4G64), *data)
+    assert 1.0 < held_out_loss(LayerConfig(W4G64, rounder=GPTQ()), *data) / plain < 1.15
+    awq = LayerConfig(W4G64, smoother=AWQ(clip=False))
     assert 0.9 < held_out_loss(awq, *data) / plain < 1.1
 
 
@@ -518,7 +511,7 @@ def test_quantize_linears_does_what_its_parts_do():
     spec = QuantSpec(4, granularity=PerGroup(32))
     activation = QuantSpec(8, signed=False, symmetric=False)
     awq, gptq = AWQ(), GPTQ()
-    policy = LinearPolicy(spec, activation, awq, gptq)
+    policy = LayerConfig(spec, activation, awq, gptq)
     assert policy.needs == {"mean_abs", "hessian", "range"}
     statistics = statistics_of(calibration, needs=policy.needs)
     outcome = quantize_linears(several, policy, statistics)
@@ -538,7 +531,7 @@ def test_quantize_linears_does_what_its_parts_do():
 
 
 def test_a_static_activation_spans_the_largest_magnitude():
-    policy = LinearPolicy(QuantSpec(), QuantSpec(granularity=PerTensor()))
+    policy = LayerConfig(QuantSpec(), QuantSpec(granularity=PerTensor()))
     statistics = statistics_of(np.array([[-12.7, 3.0]], "float32"), needs=policy.needs)
     scale, zero = quantize_linears([paddle.ones([2, 2])], policy, statistics).activation
     np.testing.assert_allclose(scale.numpy(), [0.1], rtol=1e-6)
@@ -557,8 +550,8 @@ def test_half_precision_weights_are_quantized_in_float32(dtype):
 
 
 @pytest.mark.parametrize("policy", [
-    LinearPolicy(W4G64, rounder=GPTQ()), LinearPolicy(W4G64, smoother=AWQ()),
-    LinearPolicy(W4G64, smoother=SmoothQuant()), LinearPolicy(W4G64, QuantSpec()),
+    LayerConfig(W4G64, rounder=GPTQ()), LayerConfig(W4G64, smoother=AWQ()),
+    LayerConfig(W4G64, smoother=SmoothQuant()), LayerConfig(W4G64, QuantSpec()),
 ], ids=["gptq", "awq", "smoothquant", "static activation"])
 def test_calibration_without_data_is_an_error(policy):
     statistics = statistics_of(np.zeros([0, 64], "float32"), needs=policy.needs)
@@ -575,19 +568,22 @@ def test_calibration_without_data_is_an_error(policy):
     (lambda: GPTQ(damping=0.0), ConfigError, "damping"),
     (lambda: GPTQ(act_order=1), ConfigTypeError, "act_order"),
     (lambda: GPTQ(static_groups=None), ConfigTypeError, "static_groups"),
-    (lambda: LinearPolicy(QuantSpec(granularity=PerChannel(0))), ConfigError, "weight"),
-    (lambda: LinearPolicy(None, QuantSpec()), ConfigError, "activation"),
-    (lambda: LinearPolicy(QuantSpec(), QuantSpec(granularity=PerGroup(4))), ConfigError,
+    (lambda: quantize_linears(
+        [paddle.ones([2, 2])], LayerConfig(QuantSpec(granularity=PerChannel(0))), None),
+     ConfigError, "weight"),
+    (lambda: quantize_linears([paddle.ones([2, 2])], LayerConfig(None, QuantSpec()), None),
+     ConfigError, "activation"),
+    (lambda: LayerConfig(QuantSpec(), QuantSpec(granularity=PerGroup(4))), ConfigError,
      "PerTensor or PerToken"),
-    (lambda: LinearPolicy(QuantSpec(), QuantSpec(symmetric=False, granularity=PerToken())),
+    (lambda: LayerConfig(QuantSpec(), QuantSpec(symmetric=False, granularity=PerToken())),
      ConfigError, "symmetric"),
-    (lambda: LinearPolicy(QuantSpec(), smoother=GPTQ()), ConfigTypeError, "smoother"),
-    (lambda: LinearPolicy(QuantSpec(), rounder="gptq"), ConfigTypeError, "rounder"),
-    (lambda: LinearPolicy(W4G64, smoother=AWQ(), rounder=GPTQ(act_order=True)), ConfigError,
+    (lambda: LayerConfig(QuantSpec(), smoother=GPTQ()), ConfigTypeError, "smoother"),
+    (lambda: LayerConfig(QuantSpec(), rounder="gptq"), ConfigTypeError, "rounder"),
+    (lambda: LayerConfig(W4G64, smoother=AWQ(), rounder=GPTQ(act_order=True)), ConfigError,
      "static_groups"),
-    (lambda: quantize_linears([paddle.ones([2, 2])], LinearPolicy(None), None), ConfigError,
+    (lambda: quantize_linears([paddle.ones([2, 2])], LayerConfig(None), None), ConfigError,
      "policy.weight"),
-    (lambda: quantize_linears([], LinearPolicy(W4G64), None), ConfigError, "weights"),
+    (lambda: quantize_linears([], LayerConfig(W4G64), None), ConfigError, "weights"),
     (lambda: RoundToNearest().quantize(paddle.full([2, 2], float("nan")), W4G64), ModelError,
      "NaN"),
     (lambda: RoundToNearest().quantize(paddle.ones([2]), W4G64), ModelError, "matrix"),

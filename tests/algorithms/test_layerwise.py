@@ -34,7 +34,6 @@ from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
 from paddleq.algorithms import (
     AWQ,
     GPTQ,
-    LinearPolicy,
     NetworkHelper,
     RoundToNearest,
     SmoothQuant,
@@ -44,13 +43,14 @@ from paddleq.algorithms import (
     quantize_linears,
 )
 from paddleq.algorithms.layerwise.fold_smoothing import divide, norm_before
+from paddleq.config import LayerConfig
 from paddleq.errors import CalibrationError, ConfigError, ModelError, NonFiniteError
 from paddleq.nn import Int8KVCache, IntegerLinear, KVCache
 
 W8 = QuantSpec(8, granularity=PerChannel(1))
 W4 = QuantSpec(4, granularity=PerGroup(16))
-STATIC = LinearPolicy(W8, QuantSpec(8), SmoothQuant(0.5))
-PLAIN = LinearPolicy(W8)
+STATIC = LayerConfig(W8, QuantSpec(8), SmoothQuant(0.5))
+PLAIN = LayerConfig(W8)
 
 # In which order the decoder layers run.
 ORDER = {
@@ -173,8 +173,8 @@ def test_each_layer_is_what_the_quantized_ones_before_it_make_of_it(name):
 
 
 @pytest.mark.parametrize("policy", [
-    LinearPolicy(W4, rounder=GPTQ()), LinearPolicy(W4, smoother=AWQ(), rounder=GPTQ()),
-    LinearPolicy(QuantSpec(4, signed=False, symmetric=False, granularity=PerGroup(16)),
+    LayerConfig(W4, rounder=GPTQ()), LayerConfig(W4, smoother=AWQ(), rounder=GPTQ()),
+    LayerConfig(QuantSpec(4, signed=False, symmetric=False, granularity=PerGroup(16)),
                  smoother=AWQ())],
     ids=["gptq", "awq-gptq", "awq"])
 @pytest.mark.parametrize("name", ["llama", "bert", "recurring"])
@@ -238,7 +238,7 @@ def test_caches_alone_can_be_quantized():
 
 @pytest.mark.parametrize("kind", ["per_channel", "per_token"])
 def test_a_quantized_llama_generates_the_same_with_and_without_a_cache(kind):
-    final, _ = quantized("llama", LinearPolicy(W4), lambda _: kind)
+    final, _ = quantized("llama", LayerConfig(W4), lambda _: kind)
     tokens = sentences(1)[0]
     output = final(tokens)
     assert output["past"][0][0].dtype == paddle.int8
@@ -254,7 +254,7 @@ def test_a_quantized_llama_generates_the_same_with_and_without_a_cache(kind):
 
 def test_one_tensor_and_two_policies():
     """Layers of other bits than their neighbours share nothing, and the norm stays as it is."""
-    smooth4 = LinearPolicy(W4, smoother=SmoothQuant(0.5))
+    smooth4 = LayerConfig(W4, smoother=SmoothQuant(0.5))
     final, done = quantized("llama", lambda n: smooth4 if "k_proj" in n or "up" in n else STATIC)
     float_one = build("llama")
     for before, after in zip(float_one.layers, final.layers):
@@ -564,7 +564,7 @@ def test_layers_before_the_one_are_not_run_again():
 
 def test_rounding_to_nearest_needs_no_data():
     network = build("llama")
-    done = quantize_layer_by_layer(network, None, lambda _: LinearPolicy(W4),
+    done = quantize_layer_by_layer(network, None, lambda _: LayerConfig(W4),
                                    lambda _: "per_token")
     assert len(done.linears) == 22 and len(done.kv_caches) == 3
     weight = build("llama").lm_head.weight
@@ -711,9 +711,9 @@ def test_a_helper_that_names_no_cache():
     ({"batches": None}, CalibrationError, "but is none"),
     ({"batches": 3}, TypeError, "data must be an iterable of batches, but is 3"),
     ({"policy_of": lambda _: None}, ModelError, "nothing to quantize"),
-    ({"policy_of": lambda _: LinearPolicy(None)}, ModelError, "nothing to quantize"),
+    ({"policy_of": lambda _: LayerConfig(None)}, ModelError, "nothing to quantize"),
     ({"policy_of": lambda _: W8}, TypeError,
-     r"policy_of\('layers.0.self_attn.q_proj'\) must be a LinearPolicy or None"),
+     r"policy_of\('layers.0.self_attn.q_proj'\) must be a LayerConfig or None"),
     ({"kv_policy_of": lambda _: "per_head"}, ConfigError,
      r"kv_policy_of\('layers.0.self_attn.kv_cache'\) must be one of 'per_channel', 'per_token'"),
     ({"helper": StackHelper}, TypeError, "helper must be a NetworkHelper or None"),
@@ -765,7 +765,7 @@ def test_nan_in_a_cache_is_named():
 
 
 def test_per_token_policies():
-    final, _ = quantized("llama", LinearPolicy(W8, QuantSpec(8, granularity=PerToken()),
+    final, _ = quantized("llama", LayerConfig(W8, QuantSpec(8, granularity=PerToken()),
                                                SmoothQuant(0.5)))
     assert {layer.quant_type for layer in linears_of(final).values()} == {
         "SmoothQuant-W8-per_channel-A8-per_token"}

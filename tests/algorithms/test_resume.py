@@ -14,18 +14,12 @@ from transformers import Llama, build, sentences
 
 import paddleq
 from paddleq import PerGroup, QuantSpec
-from paddleq.algorithms import (
-    AWQ,
-    GPTQ,
-    LinearPolicy,
-    NetworkHelper,
-    SmoothQuant,
-    quantize_layer_by_layer,
-)
+from paddleq.algorithms import AWQ, GPTQ, NetworkHelper, SmoothQuant, quantize_layer_by_layer
+from paddleq.config import LayerConfig
 from paddleq.errors import ConfigError, FormatError
 
 W4 = QuantSpec(4, granularity=PerGroup(16))
-POLICY = LinearPolicy(W4, smoother=SmoothQuant(), rounder=GPTQ())
+POLICY = LayerConfig(W4, smoother=SmoothQuant(), rounder=GPTQ())
 
 
 def run(folder, name="llama", policy=POLICY, kind="per_channel", batches=None, network=None,
@@ -105,10 +99,10 @@ def other_batches():
 
 
 @pytest.mark.parametrize("changed, words", [
-    ({"policy": LinearPolicy(W4, smoother=SmoothQuant(), rounder=GPTQ(damping=0.02))},
+    ({"policy": LayerConfig(W4, smoother=SmoothQuant(), rounder=GPTQ(damping=0.02))},
      "another configuration: the policy of layers.0.self_attn.q_proj was .*damping=0.01.* and is "
      r".*damping=0.02.* \(and 21 more\)"),
-    ({"policy": LinearPolicy(W4, smoother=AWQ(), rounder=GPTQ())}, r"SmoothQuant.* and is .*AWQ"),
+    ({"policy": LayerConfig(W4, smoother=AWQ(), rounder=GPTQ())}, r"SmoothQuant.* and is .*AWQ"),
     ({"kind": "per_token"}, "the KV cache of layers.0.self_attn.kv_cache was 'per_channel' and is "
                             "'per_token' now"),
     ({"kind": None}, "the KV cache .* was 'per_channel' and is None now"),

@@ -20,9 +20,10 @@ import paddle
 from transformers import Llama, sentences
 
 from paddleq import PerGroup, QuantSpec
-from paddleq.algorithms import GPTQ, LinearPolicy, SmoothQuant, quantize_layer_by_layer
+from paddleq.algorithms import GPTQ, SmoothQuant, quantize_layer_by_layer
+from paddleq.config import LayerConfig
 
-POLICY = LinearPolicy(QuantSpec(4, granularity=PerGroup(16)), smoother=SmoothQuant(),
+POLICY = LayerConfig(QuantSpec(4, granularity=PerGroup(16)), smoother=SmoothQuant(),
                       rounder=GPTQ())
 DEPTH = 6
 

@@ -13,7 +13,7 @@ class Scheme:
     Args:
         weights: list of float64 [K, N_i].
         x: float64 [tokens, K], all inputs of the calibration.
-        policy: a LinearPolicy.
+        policy: a LayerConfig.
 
     Attributes:
         s: [K], what the input is divided by.

@@ -7,6 +7,7 @@ from ...nn import Int8KVCache, IntegerLinear
 from ...nn.attention import hold_cache
 from ...nn.class_swap import replace_layers
 from ...nn.kv_cache import PER_TOKEN
+from ..linear import rounder_of
 
 
 def build_structure(network, linears, kv_caches):
@@ -17,16 +18,16 @@ def build_structure(network, linears, kv_caches):
 
     Args:
         network: a ``paddle.nn.Layer``, changed in place.
-        linears: name -> LinearPolicy.
+        linears: name -> LayerConfig.
         kv_caches: name of a ``MultiHeadAttention`` or ``KVCache`` -> "per_channel" or "per_token".
 
     Examples:
         >>> import paddle
         >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.algorithms import LinearPolicy
+        >>> from paddleq.config import LayerConfig
         >>> from paddleq.algorithms.layerwise.build_structure import build_structure
         >>> network = paddle.nn.Sequential(paddle.nn.Linear(64, 8))
-        >>> policy = LinearPolicy(QuantSpec(4, granularity=PerGroup(32)))
+        >>> policy = LayerConfig(QuantSpec(4, granularity=PerGroup(32)))
         >>> build_structure(network, {"0": policy}, {})
         >>> network[0].quant_type, network(paddle.rand([1, 64])).isnan().all().item()
         ('W4-per_group', True)
@@ -49,9 +50,9 @@ def build_structure(network, linears, kv_caches):
 def _empty_linear(linear, policy):
     rows, columns = linear.weight.shape
     dtype = "float32" if linear.bias is None else str(linear.bias.dtype).replace("paddle.", "")
-    layer = IntegerLinear(rows, columns, policy.weight, linear.bias is not None,
-                          policy.activation, dtype=dtype,
-                          permuted=not policy.rounder.takes_clips(policy.weight),
+    layer = IntegerLinear(rows, columns, policy.weight_spec, linear.bias is not None,
+                          policy.activation_spec, dtype=dtype,
+                          permuted=not rounder_of(policy).takes_clips(policy.weight_spec),
                           algorithm=policy.algorithm)
     layer.weight_scale.set_value(paddle.full_like(layer.weight_scale, float("nan")))
     layer.training = linear.training

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Dict
 
+from ...config import LayerConfig
 from ...engine import eager_evaluation, iter_batches
 from ...errors import CalibrationError, PaddleqError
 from ...nn import IntegerLinear
 from ...nn.class_swap import replace_layers
 from ...nn.kv_cache import PER_CHANNEL
-from ..linear import LinearPolicy, quantize_linears
+from ..linear import quantize_linears
 from .fold_smoothing import divide, norm_before
 from .kv_calibration import quantize_caches
 from .replay import Walk
@@ -36,7 +37,7 @@ def quantize_layer_by_layer(network, helper=None, policy_of=None, kv_policy_of=N
         network: a ``paddle.nn.Layer``. Whoever holds one of its Linears, holds the quantized one
             afterwards; the float weights are freed, unless others hold the parameters.
         helper: a :class:`NetworkHelper`. Default None: a :class:`StackHelper`.
-        policy_of: function from a Linear's name to a :class:`LinearPolicy`, or to None for one that
+        policy_of: function from a Linear's name to a :class:`LayerConfig`, or to None for one that
             stays float. Default None: all do.
         kv_policy_of: function from the name of a ``MultiHeadAttention`` or ``KVCache`` to
             "per_channel", "per_token" or None. Default None: all caches stay float.
@@ -61,10 +62,11 @@ def quantize_layer_by_layer(network, helper=None, policy_of=None, kv_policy_of=N
     Examples:
         >>> import paddle
         >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.algorithms import LinearPolicy, SmoothQuant, quantize_layer_by_layer
+        >>> from paddleq.algorithms import SmoothQuant, quantize_layer_by_layer
+        >>> from paddleq.config import LayerConfig
         >>> network = paddle.nn.TransformerEncoder(
         ...     paddle.nn.TransformerEncoderLayer(32, 2, 64, normalize_before=True), num_layers=2)
-        >>> policy = LinearPolicy(QuantSpec(4, granularity=PerGroup(16)), smoother=SmoothQuant())
+        >>> policy = LayerConfig(QuantSpec(4, granularity=PerGroup(16)), smoother=SmoothQuant())
         >>> done = quantize_layer_by_layer(
         ...     network, None, lambda name: None if "out_proj" in name else policy,
         ...     lambda name: "per_token", [paddle.rand([1, 4, 32])])
@@ -97,7 +99,7 @@ class Quantized:
     """What :func:`quantize_layer_by_layer` did.
 
     Attributes:
-        linears: name -> :class:`LinearPolicy` of each Linear that was quantized.
+        linears: name -> :class:`LayerConfig` of each Linear that was quantized.
         kv_caches: name -> "per_channel" or "per_token".
         absorbed: name of a Linear -> name of the norm that its smoothing factor went into. (A
             decoder layer that was loaded from ``resume_dir`` is not in it.)
@@ -108,7 +110,7 @@ class Quantized:
         {}
     """
 
-    linears: Dict[str, LinearPolicy] = field(default_factory=dict)
+    linears: Dict[str, LayerConfig] = field(default_factory=dict)
     kv_caches: Dict[str, str] = field(default_factory=dict)
     absorbed: Dict[str, str] = field(default_factory=dict)
 
@@ -192,7 +194,7 @@ class _Driver:
                 input_scale = None
                 self.done.absorbed.update(dict.fromkeys(names, self.names[id(norm)]))
         replace_layers(self.network, [
-            (linear, IntegerLinear.from_linear(linear, weight, policy.activation,
+            (linear, IntegerLinear.from_linear(linear, weight, policy.activation_spec,
                                                outcome.activation, input_scale, policy.algorithm))
             for linear, weight in zip(linears, outcome.weights)])
 

@@ -21,7 +21,7 @@ def fingerprint(network, layers, policies, kinds, inputs):
     Args:
         network: still float.
         layers: names of the decoder layers, in order.
-        policies: name -> LinearPolicy.
+        policies: name -> LayerConfig.
         kinds: name -> kind of KV cache.
         inputs: the (args, kwargs) of each batch.
     """

@@ -7,11 +7,12 @@ from paddle import nn
 
 from ..._checks import check_choice, wrong_type, wrong_value
 from ..._paddle_compat import own_sublayers
+from ...config import LayerConfig
 from ...errors import ModelError
 from ...nn import Int8KVCache, KVCache
 from ...nn.attention import takes_cache
 from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN
-from ..linear import LinearPolicy
+from ..linear import check_linear_config
 from .network_helper import NetworkHelper, StackHelper, is_linear
 
 
@@ -22,7 +23,7 @@ class Stage:
     Attributes:
         number: of the decoder layer in the order in which they run; None for the rest.
         name, layer: of the decoder layer; None for the rest.
-        linears: name -> (Linear, LinearPolicy).
+        linears: name -> (Linear, LayerConfig).
         caches: name -> (layer with a KV cache, its kind).
         shared: names of those that several decoder layers hold.
     """
@@ -79,8 +80,9 @@ def chosen(network, helper, policy_of, kv_policy_of):
         policy = policy_of(name) if policy_of is not None and is_linear(layer) else None
         if policy is None:
             continue
-        if not isinstance(policy, LinearPolicy):
-            raise wrong_type(f"policy_of({name!r})", policy, "a LinearPolicy or None")
+        if not isinstance(policy, LayerConfig):
+            raise wrong_type(f"policy_of({name!r})", policy, "a LayerConfig or None")
+        check_linear_config(policy, f"policy_of({name!r}).")
         if policy.weight is not None:
             linears[name] = layer, policy
     for name, layer in helper.kv_caches(network) if kv_policy_of is not None else []:

@@ -8,8 +8,9 @@ from ... import engine
 from ..._checks import wrong_type
 from ..._layer_state import state_of
 from ..._paddle_compat import own_sublayers
-from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
+from ...algorithms import AWQ, GPTQ, SmoothQuant
 from ...algorithms import own_loop as in_forward
+from ...config import LayerConfig
 from ...errors import ModelError
 from ...nn.linear_support import linear_skip_reason
 from .config import AmctConfig
@@ -165,11 +166,11 @@ def _layers(model, config):
 
 
 def linear_policy(config):
-    """The :class:`~paddleq.algorithms.LinearPolicy` of an :class:`~.config.AmctConfig`."""
+    """The :class:`~paddleq.config.LayerConfig` of an :class:`~.config.AmctConfig`."""
     options = config.options
     smoother = {
         "smoothquant": lambda: SmoothQuant(options.get("smooth_strength", 0.5)),
         "awq": lambda: AWQ(grids_num=options.get("grids_num", 20)),
     }.get(config.algorithm, lambda: None)()
     rounder = {"rounder": GPTQ()} if config.algorithm == "gptq" else {}
-    return LinearPolicy(config.weight, config.activation, smoother, **rounder)
+    return LayerConfig(config.weight, config.activation, smoother, **rounder)

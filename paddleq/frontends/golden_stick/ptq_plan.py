@@ -6,7 +6,8 @@ from typing import Any, Dict
 from paddle import nn
 
 from ..._paddle_compat import own_sublayers
-from ...algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
+from ...algorithms import AWQ, GPTQ, SmoothQuant
+from ...config import LayerConfig
 from ...errors import ModelError
 from ...nn.linear_support import linear_skip_reason
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
@@ -19,7 +20,7 @@ class Plan:
     """What is quantized in a network.
 
     Attributes:
-        linears: name -> LinearPolicy.
+        linears: name -> LayerConfig.
         kv_caches: name of what holds keys and values -> "per_channel" or "per_token".
         left: name -> why, of the layers that stay float.
     """
@@ -73,7 +74,7 @@ def make_plan(network, helper, policies):
 
 
 def linear_policy(config):
-    """The LinearPolicy of a PTQConfig; None where weights stay float."""
+    """The LayerConfig of a PTQConfig; None where weights stay float."""
     if config.weight_quant_dtype is None:
         return None
     grouped = config.weight_quant_granularity is QuantGranularity.PER_GROUP
@@ -87,7 +88,7 @@ def linear_policy(config):
     algorithms = {}
     for cls, options in config.options().items():
         algorithms.update(_MAKE[cls](options))
-    return LinearPolicy(weight, activation, **algorithms)
+    return LayerConfig(weight, activation, **algorithms)
 
 
 def _awq(options):

@@ -6,7 +6,8 @@ import copy
 import pytest
 
 from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
-from paddleq.algorithms import AWQ, GPTQ, LinearPolicy, SmoothQuant
+from paddleq.algorithms import AWQ, GPTQ, SmoothQuant
+from paddleq.config import LayerConfig
 from paddleq.errors import ConfigError, ConfigTypeError, PaddleqError
 from paddleq.frontends.amct.config import AmctConfig
 from paddleq.frontends.amct.quantize import linear_policy
@@ -141,7 +142,7 @@ def test_algorithm_smoothquant(given, options):
 ])
 def test_options_and_their_defaults_reach_the_algorithms(given, inputs, policy):
     parsed = AmctConfig.parse(config(given, inputs=inputs))
-    assert linear_policy(parsed) == LinearPolicy(parsed.weight, parsed.activation, **policy)
+    assert linear_policy(parsed) == LayerConfig(parsed.weight, parsed.activation, **policy)
 
 
 @pytest.mark.parametrize("given, skipped", [

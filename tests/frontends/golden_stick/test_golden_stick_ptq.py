@@ -41,7 +41,8 @@ from transformers import NETWORKS, build, sentences
 
 import paddleq
 from paddleq import PerChannel, PerGroup, QuantSpec
-from paddleq.algorithms import AWQ, LinearPolicy, StackHelper, Statistics
+from paddleq.algorithms import AWQ, StackHelper, Statistics
+from paddleq.config import LayerConfig
 from paddleq.errors import (
     CalibrationError,
     ConfigError,
@@ -261,7 +262,7 @@ def test_the_factor_of_awq_with_the_weights_part(spec, ratios):
     random = np.random.RandomState(4)
     x = random.randn(300, 80) * np.exp(random.randn(80))
     weights = [random.randn(80, columns) * np.exp(random.randn(80, 1)) for columns in (16, 24)]
-    policy = LinearPolicy(spec, smoother=AWQ(ratios=ratios, duo_scaling=True, clip=False))
+    policy = LayerConfig(spec, smoother=AWQ(ratios=ratios, duo_scaling=True, clip=False))
     statistics = Statistics(policy.needs)
     statistics.update(paddle.to_tensor(x.astype("float32")))
     found = policy.smoother.scales([paddle.to_tensor(weight.astype("float32"))
