@@ -4,6 +4,7 @@ A message names the argument, the value it had and what would be right.
 """
 
 import difflib
+import os
 
 from .errors import ConfigError, ConfigTypeError
 
@@ -65,6 +66,21 @@ def check_choice(name, value, choices):
         raise ConfigError(f"{name} must be one of {listed}, but is {_shown(value)}"
                           + hint(value, choices))
     return value
+
+
+def check_prefix(name, path):
+    """Return ``path`` as a str if it can be the prefix of files to write, such as 'out/model'.
+
+    Raises:
+        ConfigTypeError: it is no path, or empty.
+        ConfigError: it is a folder.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise wrong_type(name, path, "a file prefix such as 'out/model'")
+    path = os.fspath(path)
+    if os.path.basename(path) == "" or os.path.isdir(path):
+        raise wrong_value(name, path, "the prefix of files such as 'out/model', not a folder")
+    return path
 
 
 def check_known_keys(what, given, known):

@@ -17,7 +17,11 @@ class PaddleqError(Exception):
 
 
 class ConfigError(PaddleqError, ValueError):
-    """An argument or a configuration entry has a value that cannot be used."""
+    """An argument or a configuration entry has a value that cannot be used.
+
+    A path to write that is a folder is one. A file to read that is missing or damaged raises
+    :class:`FormatError`, a file that cannot be written :class:`ExportError`.
+    """
 
 
 class ConfigTypeError(PaddleqError, TypeError):

@@ -8,10 +8,10 @@ import paddle
 from paddle import nn
 
 from .._atomic_write import write_bytes, write_together
-from .._checks import wrong_type
+from .._checks import check_prefix, wrong_type
 from ..engine.rollback import whole_or_not_at_all
 from ..engine.state import check_filled
-from ..errors import ConfigError, ConfigTypeError, FormatError, ModelError
+from ..errors import ConfigError, ConfigTypeError, ExportError, FormatError, ModelError
 from ..nn.class_swap import replace_layers
 from ..nn.deployable import check_fields, deployable_class, deployable_layers
 from .restricted_unpickler import load_state
@@ -50,7 +50,7 @@ def save_checkpoint(model, path):
         ...     sorted(os.listdir(folder))
         ['model.json', 'model.safetensors']
     """
-    path = _checked(model, path)
+    path = check_prefix("path", _checked(model, path))
     check_filled(model)
     state, shared = _without_shared(model.state_dict())
     layers = {name: {"kind": type(layer).__name__, "description": layer.description()}
@@ -63,7 +63,7 @@ def save_checkpoint(model, path):
                 _described(layers, shared, digests[0]))(beside),
         })
     except OSError as error:
-        raise ModelError(f"cannot write the checkpoint {path}: {error}") from error
+        raise ExportError(f"cannot write the checkpoint {path}: {error}") from error
 
 
 def load_checkpoint(model, path):

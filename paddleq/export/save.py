@@ -1,8 +1,6 @@
 """From a quantized model in memory to files."""
 
-import os
-
-from .._checks import check_choice, wrong_type
+from .._checks import check_choice, check_prefix, wrong_type
 from ..engine import check_filled, finalize, quantized_layers
 from ..errors import ModelError
 from ..nn.deployable import deployable_layers
@@ -96,12 +94,7 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel", made_
         DependencyError: "onnx" needs packages that are not installed.
     """
     check_choice("format", format, FORMATS)
-    if not isinstance(path, (str, os.PathLike)) or not str(path):
-        raise wrong_type("path", path, "a file prefix such as 'out/model'")
-    path = os.fspath(path)
-    if os.path.basename(path) == "" or os.path.isdir(path):
-        raise ModelError(f"path must be the prefix of files such as 'out/model', but is the "
-                         f"folder {path!r}")
+    path = check_prefix("path", path)
     if not hasattr(model, "sublayers"):
         raise wrong_type("model", model, "a quantized paddle.nn.Layer")
     check_filled(model)

@@ -8,6 +8,8 @@ from ..functional.qparams import as_dtype
 from ..spec import PerTensor
 from .base import Observer
 
+HIST_PERCENT = 0.99999
+
 
 class HistogramObserver(Observer):
     """Percentile of a streamed histogram of |x| (PaddleSlim's HistQuantizer).
@@ -32,7 +34,7 @@ class HistogramObserver(Observer):
     online = False
 
     def __init__(self, spec=None, channels=None, bins=1024, upsample_bins=64,
-                 hist_percent=0.99999):
+                 hist_percent=HIST_PERCENT):
         super().__init__(spec, channels)
         if not isinstance(self.spec.granularity, PerTensor):
             raise wrong_value("granularity", self.spec.granularity,

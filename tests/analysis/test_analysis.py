@@ -294,6 +294,15 @@ def test_analysis_leaves_the_model_unchanged_even_after_an_error(digits):
         assert np.array_equal(state[key], value.numpy()), key
 
 
+@pytest.mark.parametrize("analyse", [layer_errors, sensitivity])
+def test_results_name_the_nearest_layer_for_an_unknown_name(analyse):
+    data = [paddle.rand([4, 8])]
+    results = analyse(calibrated(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), data), data)
+    assert results["0"].name == "0"
+    with pytest.raises(ConfigError, match=r"no layer '00' .*did you mean '0'"):
+        results["00"]
+
+
 def test_invalid_arguments():
     x = paddle.randn([4, 4])
     net = nn.Sequential(nn.Linear(4, 4))

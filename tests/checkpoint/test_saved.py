@@ -22,7 +22,7 @@ from paddle import nn
 import paddleq
 from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
 from paddleq.checkpoint import read_state
-from paddleq.errors import ConfigTypeError, FormatError, ModelError, PaddleqError
+from paddleq.errors import ConfigTypeError, ExportError, FormatError, ModelError, PaddleqError
 from paddleq.nn import IntegerLinear
 
 W4 = QuantSpec(4, granularity=PerGroup(16))
@@ -345,7 +345,7 @@ def test_wrong_arguments(tmp_path, call):
 
 def test_a_target_that_cannot_be_written(tmp_path):
     (tmp_path / "model.json").mkdir()
-    with pytest.raises(ModelError, match="cannot write"):
+    with pytest.raises(ExportError, match="cannot write"):
         paddleq.save_checkpoint(quantized(), tmp_path / "model")
     assert os.listdir(tmp_path) == ["model.json"]  # nothing is left half way
 

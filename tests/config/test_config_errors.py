@@ -412,8 +412,8 @@ UNSAVED = [
     ("path empty", calibrated, (b"", SPEC), ConfigTypeError, ["path", "out/model"]),
     ("path number", calibrated, (3, SPEC), ConfigTypeError, ["path", "3", "out/model"]),
     ("path None", calibrated, (None, SPEC), ConfigTypeError, ["path", "None"]),
-    ("path of a folder", calibrated, ("", SPEC), ModelError, ["path", "prefix", "folder"]),
-    ("path ends in a slash", calibrated, ("new/", SPEC), ModelError, ["path", "new/"]),
+    ("path of a folder", calibrated, ("", SPEC), ConfigError, ["path", "prefix", "folder"]),
+    ("path ends in a slash", calibrated, ("new/", SPEC), ConfigError, ["path", "new/"]),
     ("spec str", calibrated, ("m", "1x8x8"), errors.PaddleqError, ["input_spec"]),
 ]
 
@@ -455,3 +455,31 @@ def test_all_errors_are_of_one_hierarchy_and_of_the_built_in_kind():
 def test_numpy_integers_are_named_in_the_message():
     with pytest.raises(ConfigTypeError, match="weight_bits.*int64"):
         QAT({"weight_bits": np.int64(8)})
+
+
+# --- paths: one error for one mistake --------------------------------------------------------
+
+@pytest.mark.parametrize("save", [
+    lambda model, path: PTQ().save_quantized_model(model, path, SPEC),
+    lambda model, path: paddleq.export.save(model, path, SPEC),
+    lambda model, path: paddleq.export.to_onnx(model, path, SPEC), paddleq.save_checkpoint,
+], ids=["save_quantized_model", "export.save", "to_onnx", "save_checkpoint"])
+@pytest.mark.parametrize("path, error", [
+    ("", ConfigTypeError), (None, ConfigTypeError), (3, ConfigTypeError),
+    ("{folder}", ConfigError), ("{folder}/new/", ConfigError)])
+def test_same_wrong_path_is_the_same_error_everywhere(save, path, error, tmp_path):
+    path = path.format(folder=tmp_path) if isinstance(path, str) else path
+    with pytest.raises(error, match="^path must be") as caught:
+        save(calibrated(), path)
+    assert type(caught.value) is error and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("read", [
+    lambda path: paddleq.load_checkpoint(cnn(), path), paddleq.deploy.Predictor,
+    lambda path: paddleq.quant_post_dynamic(path, f"{path}/out"),
+    lambda path: paddleq.quant_post_static(path, f"{path}/out", [images()]),
+], ids=["load_checkpoint", "Predictor", "quant_post_dynamic", "quant_post_static"])
+def test_missing_file_is_a_format_error_everywhere(read, tmp_path):
+    with pytest.raises(errors.FormatError):
+        read(str(tmp_path / "missing"))
+    assert list(tmp_path.iterdir()) == []

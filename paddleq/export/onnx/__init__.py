@@ -2,7 +2,7 @@
 
 import os
 
-from ..._checks import check_choice, check_int, wrong_type
+from ..._checks import check_choice, check_int, check_prefix, wrong_type
 from ...engine import finalize, quantized_layers
 from ...errors import FormatError
 from ..format_limits import OnnxTarget
@@ -67,10 +67,8 @@ def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
     check_choice("target", target, TARGETS)
     if opset is not None:
         check_int("opset", opset, LOWEST, HIGHEST)
-    if not isinstance(path, (str, os.PathLike)) or not str(path):
-        raise wrong_type("path", path, "a file such as 'out/model.onnx'")
+    path = check_prefix("path", path)
     require_onnx()
-    path = os.fspath(path)
     path = path if path.endswith(".onnx") else path + ".onnx"
     asked = {name: value for name, value in (("opset", opset), ("target", target))
              if value not in (None, TARGETS[0])}

@@ -13,7 +13,7 @@ from ..._layer_state import state_of
 from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
 from ...algorithms.layerwise.build_structure import build_structure
 from ...checkpoint import load_checkpoint
-from ...errors import ConfigError, ModelError, StateError
+from ...errors import ConfigError, FormatError, ModelError, StateError
 from ...nn.deployable import DeployableLayer, deployable_layers
 from .ptq_config import PTQConfig
 from .ptq_enums import PTQMode
@@ -145,8 +145,7 @@ class PTQ:
         Raises:
             ConfigTypeError: (a TypeError) ``net_opt`` is no ``paddle.nn.Layer``, or ``ckpt_path``
                 no str.
-            ConfigError: (a ValueError) ``ckpt_path`` is no path of a checkpoint.
-            FormatError: the checkpoint is damaged or of another kind. The network is as it was.
+            FormatError: (a ValueError) the checkpoint is missing, damaged or of another kind. The network is as it was.
             ModelError: :meth:`apply` was not called on it, or the checkpoint is of another
                 network or quantized in another way. The network is as it was.
         """
@@ -223,7 +222,7 @@ def _prefix(path):
         if path.endswith(ending) and os.path.isfile(path):
             path = path[:-len(ending)]
     if not os.path.isfile(f"{path}.json"):
-        raise wrong_value("ckpt_path", path, "the prefix of a checkpoint that save_checkpoint() "
-                          "wrote (there must be a .json of that name), or empty")
+        raise FormatError("ckpt_path must be the prefix of a checkpoint that save_checkpoint() "
+                          f"wrote, or empty, but there is no {path}.json")
     return path
 

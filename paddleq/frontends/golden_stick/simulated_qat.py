@@ -6,11 +6,11 @@ from functools import partial
 from paddle import nn
 
 from ... import engine
-from ..._checks import wrong_type, wrong_value
+from ..._checks import wrong_type
 from ...checkpoint import load_state, read_state
 from ...config import LayerConfig, NormFold, QuantConfig, QuantizerConfig
 from ...engine.example_inputs import look_now_or_later, pending
-from ...errors import ModelError
+from ...errors import FormatError, ModelError
 from ...fake_quant.delayed import DelayedFakeQuantize
 from ...graph.dataflow import PRODUCERS
 from ...nn.quantizable_function import QuantizableFunction
@@ -143,8 +143,7 @@ class SimulatedQuantizationAwareTraining:
 
         Raises:
             ConfigTypeError: ``net_opt`` is no ``paddle.nn.Layer``, or ``ckpt_path`` no str.
-            ConfigError: ``ckpt_path`` is no path of a file.
-            FormatError: the file holds more than arrays, or is damaged.
+            FormatError: the file ``ckpt_path`` does not exist, holds more than arrays, or is damaged.
             ModelError: a parameter is missing in the file or left over; the network is not
                 quantized, or was never shown a batch.
             CalibrationError: names the quantizers that saw no data.
@@ -154,7 +153,8 @@ class SimulatedQuantizationAwareTraining:
         if not isinstance(ckpt_path, str):
             raise wrong_type("ckpt_path", ckpt_path, "a str, empty for no checkpoint")
         if ckpt_path and not os.path.isfile(ckpt_path):
-            raise wrong_value("ckpt_path", ckpt_path, "the path of an existing file, or empty")
+            raise FormatError(f"ckpt_path must be the path of an existing file, or empty, but is "
+                              f"{ckpt_path!r}")
         engine.check_quantized(net_opt)
         if pending(net_opt):
             raise ModelError(

@@ -17,6 +17,7 @@ from ...export.program.passes.fold_batch_norm import fold_norms
 from ...export.program.static_quantization import StaticQuantizer, run_program
 from ...export.provenance_file import Provenance, file_digests
 from ...observers import AbsMaxObserver, HistogramObserver, KLObserver, MSEObserver
+from ...observers.histogram import HIST_PERCENT
 from ...spec import QuantSpec
 from .saved_models import check_op_types, find_files
 
@@ -28,7 +29,7 @@ _OBSERVERS = {"abs_max": AbsMaxObserver, "hist": HistogramObserver, "KL": KLObse
 def quant_post_static(model_dir, quantize_model_path, data_loader, model_filename=None,
                       params_filename=None, save_model_filename="model.pdmodel",
                       save_params_filename="model.pdiparams", batch_nums=None, algo="hist",
-                      hist_percent=0.9999, quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
+                      hist_percent=HIST_PERCENT, quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
                       activation_bits=8, weight_quantize_type="channel_wise_abs_max",
                       optimize_model=True, skip_tensor_list=None):
     """Quantize a saved model, of either format, with a few batches and without its Python class.
@@ -48,7 +49,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
         save_model_filename, save_params_filename: names of the files to write.
         batch_nums: stop after this many batches. Default: all.
         algo: how thresholds of activations are found: "hist" (default), "KL", "abs_max", "mse".
-        hist_percent: share of the magnitudes below the threshold, for "hist". Default 0.9999.
+        hist_percent: share of the magnitudes below the threshold, for "hist". Default 0.99999.
         quantizable_op_type: operators to quantize. "mul" means Linear, in whichever way it was
             saved.
         weight_bits, activation_bits: 2 to 8. Default 8.
@@ -100,7 +101,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
 
 
 def quantized_statically(model_dir, data_loader, model_filename=None, params_filename=None,
-                         batch_nums=None, algo="hist", hist_percent=0.9999,
+                         batch_nums=None, algo="hist", hist_percent=HIST_PERCENT,
                          quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
                          weight_quantize_type="channel_wise_abs_max", optimize_model=True,
                          skip_tensor_list=None):
@@ -114,7 +115,7 @@ def quantized_statically(model_dir, data_loader, model_filename=None, params_fil
 
 
 def sensitivity_post_static(model_dir, data_loader, model_filename=None, params_filename=None,
-                            batch_nums=None, algo="hist", hist_percent=0.9999,
+                            batch_nums=None, algo="hist", hist_percent=HIST_PERCENT,
                             quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
                             weight_quantize_type="channel_wise_abs_max", optimize_model=True,
                             skip_tensor_list=None):

@@ -206,8 +206,9 @@ def _make_quantizer(name, given, known, kwargs):
             raise ConfigError(f"{name} is already built ({given!r}); its arguments "
                               f"{', '.join(kwargs)} must be given when it is built")
         return given
-    if given not in known.values():
+    if not (isinstance(given, type) and issubclass(given, tuple(known.values()))):
         raise wrong_type(name, given, f"one of {', '.join(known)}, as a name, class or instance")
-    valid = list(inspect.signature(given.__init__).parameters)[1:]
-    check_known_keys(given.__name__, kwargs, valid)
+    parameters = list(inspect.signature(given.__init__).parameters.values())[1:]
+    if all(each.kind is not each.VAR_KEYWORD for each in parameters):
+        check_known_keys(given.__name__, kwargs, [each.name for each in parameters])
     return given(**kwargs)

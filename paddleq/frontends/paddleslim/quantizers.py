@@ -5,6 +5,7 @@ from ..._checks import check_float, check_int
 from ...config import QuantizerConfig
 from ...engine import named
 from ...observers import AbsMaxObserver, CurrentAbsMaxObserver, HistogramObserver, KLObserver
+from ...observers.histogram import HIST_PERCENT
 from ...spec import PerChannel, QuantSpec
 
 
@@ -77,7 +78,7 @@ class HistQuantizer(_Quantizer):
         0.999
     """
 
-    def __init__(self, quant_bits=8, bins=1024, upsample_bins=64, hist_percent=0.99999):
+    def __init__(self, quant_bits=8, bins=1024, upsample_bins=64, hist_percent=HIST_PERCENT):
         super().__init__(quant_bits)
         self.bins = check_int("bins", bins, 2)
         self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)

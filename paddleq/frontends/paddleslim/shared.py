@@ -31,7 +31,8 @@ def layer_classes(name: str, value: Any) -> List[type]:
                                   f"{', '.join(known)}, or what paddleq.register_layer added")
             classes.append(known[entry])
         elif isinstance(entry, type) and issubclass(entry, nn.Layer):
-            if entry not in known.values():
+            if not any(issubclass(entry, cls) and entry.forward is cls.forward
+                       for cls in known.values()):
                 raise ConfigError(f"{name}: {entry.__name__} is not registered; register it "
                                   "with paddleq.register_layer")
             classes.append(entry)

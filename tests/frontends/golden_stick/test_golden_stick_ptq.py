@@ -691,7 +691,7 @@ def test_convert_type_error_ckpt_path(ckpt_path):
 
 def test_convert_value_error_ckpt_path_is_no_path(tmp_path):
     for path in (str(tmp_path / "nothing"), str(tmp_path), str(tmp_path / "nothing.json")):
-        with raises(ConfigError, "ckpt_path must be the prefix of a checkpoint", "but is"):
+        with raises(FormatError, "ckpt_path must be the prefix of a checkpoint", "there is no"):
             PTQ().convert(applied(), path)
 
 

@@ -534,7 +534,7 @@ def test_convert_type_error_ckpt_path(ckpt_path):
 def test_convert_value_error_ckpt_path_is_no_path(tmp_path):
     net = trained()
     for path in (str(tmp_path / "nothing.ckpt"), str(tmp_path)):
-        with raises(ConfigError, "ckpt_path must be the path of an existing file", "but is"):
+        with raises(FormatError, "ckpt_path must be the path of an existing file", "but is"):
             SimQAT().convert(net, path)
 
 
