@@ -92,7 +92,7 @@ def learned(name):
 
 def simulated(**config):
     """A function that quantizes a model with simulated QAT, in its default (affine) ranges."""
-    algorithm = paddleq.SimulatedQuantizationAwareTraining(
+    algorithm = paddleq.golden_stick.SimulatedQuantizationAwareTraining(
         {"per_channel": (False, True), **config})
     return lambda model: algorithm.apply(model, paddle.rand([BATCH, 1, 8, 8]))
 

@@ -13,24 +13,32 @@ except ImportError as _error:
         "installs neither by itself: pip install 'paddleq[cpu]' or pip install 'paddleq[gpu]'"
     ) from _error
 
+from . import algorithms as algorithms
+from . import analysis as analysis
+from . import config as config
 from . import deploy as deploy
-from . import errors
+from . import errors as errors
+from . import export as export
+from . import observers as observers
 from .checkpoint import load_checkpoint, save_checkpoint
+from .config import LayerConfig, QuantConfig
 from .engine import (
     calibrate,
+    convert,
     disable_fake_quant,
     disable_observer,
     enable_fake_quant,
     enable_observer,
     extra_state_keys,
+    quantize,
     set_fake_quantize,
     summary,
 )
 from .export import save_quantized_model
 from .fake_quant import LSQ, PACT, LSQPlus
 from .fake_quant.fake_quantize import FakeQuantize, State
-from .frontends.amct import convert, quantize
-from .frontends.golden_stick import QuantDtype, SimulatedQuantizationAwareTraining
+from .frontends import amct as amct
+from .frontends import golden_stick as golden_stick
 from .frontends.paddleslim import PTQ, QAT
 from .frontends.paddleslim.post_dynamic import quant_post_dynamic
 from .frontends.paddleslim.post_static import quant_post_static
@@ -51,8 +59,7 @@ _logging.getLogger("paddleq").addHandler(_logging.NullHandler())
 __all__ = [
     "LSQ", "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
     "LSQPlus", "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
-    "QuantDtype", "QuantSpec", "QuantizableFunction", "SavedModel",
-    "SimulatedQuantizationAwareTraining", "State",
+    "LayerConfig", "QuantConfig", "QuantSpec", "QuantizableFunction", "SavedModel", "State",
     "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
     "enable_observer", "errors", "extra_state_keys", "load_checkpoint", "quant_post_dynamic",
     "quant_post_static", "quantize", "register_layer", "save_checkpoint",

@@ -4,7 +4,7 @@ from .calibration import calibrate, calibrating, forward_arguments, iter_batches
 from .freeze import convert, copy_of
 from .fuse_blocks import arrange, blocks_of, find_arrangement, same_parameters
 from .hooks import capture_calls, capture_inputs, eager_evaluation, patched_forward
-from .prepare import check_model, prepare
+from .prepare import check_model, prepare, quantize
 from .provenance import method_of, named, plain, say_method
 from .restore_float import check_can_leave, leave_float
 from .state import (
@@ -39,6 +39,6 @@ __all__ = [
     "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
     "fake_quantizers", "calibrating", "finalize", "find_arrangement", "run_batches", "capture_calls", "layer_rows",
     "leave_float", "eager_evaluation", "method_of", "forward_arguments", "named",
-    "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off",
+    "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off", "quantize",
     "quantized_layers", "quantizing_only", "same_parameters", "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "capture_inputs",
 ]

@@ -6,13 +6,16 @@ import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
-from .._checks import wrong_type
+from .._checks import check_bool, wrong_type
 from .._layer_state import state_of
 from .._paddle_compat import own_sublayers
-from ..errors import ModelError
+from ..config import QuantConfig
+from ..errors import ConfigError, ModelError
 from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import DeployableLayer
 from ..nn.quantized_layer import LayerPlan, QuantizedLayer
+from .freeze import copy_of
+from .provenance import say_method
 from .select import select
 
 _logger = logging.getLogger("paddleq")
@@ -26,6 +29,50 @@ def check_model(model):
         if isinstance(layer, (QuantizedLayer, CalibratingLinear, DeployableLayer)):
             raise ModelError(f"model must be a float model, but its layer {name or 'itself'!r} "
                              "is already quantized; quantize a fresh copy of the float model")
+
+
+def quantize(model: nn.Layer, config: QuantConfig, inplace: bool = False) -> nn.Layer:
+    """Put fake-quantizers into the layers of ``model`` that ``config`` matches.
+
+    Train the result, or run :func:`paddleq.calibrate` on it, and export it with
+    :func:`paddleq.save_quantized_model`. :class:`paddleq.QAT`, :class:`paddleq.PTQ` and
+    :class:`paddleq.golden_stick.SimulatedQuantizationAwareTraining` parse the configuration of a
+    vendor's interface and do the same.
+
+    Args:
+        model: a float32 ``paddle.nn.Layer``.
+        config: rules that assign a :class:`~paddleq.config.LayerConfig` to layers.
+        inplace: change ``model`` itself. Default False: a copy.
+
+    Returns:
+        The quantized model.
+
+    Raises:
+        ConfigTypeError: ``config`` is no QuantConfig.
+        ConfigError: an entry of a rule matches no layer, or a configuration has algorithms for
+            weights; :func:`paddleq.algorithms.quantize_layer_by_layer` runs those.
+        ModelError: the model is already quantized, is not float32, or has nothing to quantize.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> from paddleq import LayerConfig, QuantConfig, QuantSpec
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.Linear(2, 2))
+        >>> config = QuantConfig()
+        >>> config.add_type(paddle.nn.Linear, LayerConfig(QuantSpec(4), QuantSpec(8)))
+        >>> config.add_name("1", None)
+        >>> quantized = paddleq.quantize(net, config)
+        >>> paddleq.calibrate(quantized, [paddle.rand([8, 2])])
+        1
+        >>> [type(layer).__name__ for layer in quantized]
+        ['QuantizedLinear', 'Linear']
+    """
+    check_model(model)
+    if not isinstance(config, QuantConfig):
+        raise wrong_type("config", config, "a QuantConfig")
+    model = model if check_bool("inplace", inplace) else copy_of(model)
+    prepare(model, config)
+    say_method(model, "quantize", rules=config.rules)
+    return model
 
 
 def prepare(model, config, before=None):
@@ -54,6 +101,12 @@ def prepare(model, config, before=None):
             include_self=True) if not own_sublayers(layer)})
         raise ModelError("model has no layer to quantize under this configuration; "
                          f"its layers are of types {', '.join(kinds)}")
+    for name, each in selection.selected.items():
+        if each.config.smoother is not None or each.config.rounder is not None:
+            raise ConfigError(
+                f"the configuration of {name!r} must have no smoother and no rounder to simulate "
+                f"quantization, but has {each.config.algorithm or each.config.rounder}; "
+                "paddleq.algorithms.quantize_layer_by_layer runs these algorithms")
     plans = [LayerPlan(each.layer, each.config, name, shared)
              for name, each in selection.selected.items()]
     layers = dict(model.named_sublayers(include_self=True))

@@ -80,11 +80,11 @@ def by_amct(net, batches, activations=False, algorithm=None, **more):
     quant = {"weights": channel}
     if activations:
         quant["inputs"] = {**channel, "strategy": "token"}
-    paddleq.quantize(net, {"batch_num": len(batches), "quant_cfg": quant,
+    paddleq.amct.quantize(net, {"batch_num": len(batches), "quant_cfg": quant,
                            "algorithm": "smoothquant" if activations else "minmax", **more})
     for batch in batches:
         call(net, batch)
-    paddleq.convert(net)
+    paddleq.amct.convert(net)
     return net
 
 
@@ -422,7 +422,7 @@ def test_an_argument_that_is_left_out_of_a_batch_is_named_in_a_warning(make, war
 def test_what_is_still_calibrated_is_not_written(batches, tmp_path):
     net = Net()
     weights = {"type": "int8", "symmetric": True, "strategy": "tensor"}
-    paddleq.quantize(net, {"batch_num": 2, "quant_cfg": {"weights": weights},
+    paddleq.amct.quantize(net, {"batch_num": 2, "quant_cfg": {"weights": weights},
                            "algorithm": "minmax", "skip_layers": "up"})
     for batch in data(batches):
         net(batch)
@@ -469,11 +469,11 @@ def test_parts_of_a_model_may_be_quantized_apart():
     expected = net(batch)
     for number, layer in enumerate(net.layers):
         weights = {"type": "int8", "symmetric": True, "strategy": ("tensor", "channel")[number]}
-        paddleq.quantize(layer, {"batch_num": 1, "quant_cfg": {"weights": weights},
+        paddleq.amct.quantize(layer, {"batch_num": 1, "quant_cfg": {"weights": weights},
                                  "algorithm": ("minmax", "gptq")[number]})
     net(batch)
     for layer in net.layers:
-        paddleq.convert(layer)
+        paddleq.amct.convert(layer)
     kinds = [net.layers[number].up.quant_type for number in range(2)]
     assert kinds == ["W8-per_tensor", "GPTQ-W8-per_channel"]
     assert relative_error(net(batch).numpy(), expected.numpy()) < 0.02

@@ -31,6 +31,7 @@ from paddleq.errors import (
     ModelError,
     NonFiniteError,
 )
+from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 
 
 def calibrated(net, data, quantizer="AbsmaxQuantizer", **options):
@@ -223,7 +224,7 @@ def test_ranking_omits_layers_without_data():
 def test_layer_error_of_a_fused_block_uses_the_relu_output(bn_fold, digits):
     batches = digits.batches(16, 2)
     net = SeparableNet(8)
-    algorithm = paddleq.SimulatedQuantizationAwareTraining(
+    algorithm = SimQAT(
         {"symmetric": True, "enable_fusion": True, "bn_fold": bn_fold})
     quantized = algorithm.apply(net, inputs=batches[0])
     quantized.train()
@@ -522,7 +523,7 @@ def test_restoring_one_layer_of_a_shared_weight_keeps_the_other_quantized(tmp_pa
 
 
 def test_a_layer_of_a_fused_block_cannot_be_restored(digits):
-    quantized = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(
+    quantized = SimQAT({"enable_fusion": True}).apply(
         SeparableNet(8), inputs=digits.batches(8, 1)[0])
     quantized(digits.batches(8, 1)[0])
     quantized.eval()

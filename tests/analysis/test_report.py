@@ -28,6 +28,7 @@ from paddleq.errors import (
     ModelError,
     NonFiniteError,
 )
+from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.observers import KLObserver
 
 
@@ -112,7 +113,7 @@ def test_clipping_limits_of_pact_and_of_affine_ranges():
     found = {each.part: each for each in distributions_of(pact, [x])["0"]}["activation"]
     assert (found.low, found.high) == (-0.5, 0.5)
     assert found.clipped == (np.abs(x.numpy()) > 0.5).sum()
-    affine = paddleq.SimulatedQuantizationAwareTraining().apply(nn.Sequential(nn.Linear(4, 4)))
+    affine = SimQAT().apply(nn.Sequential(nn.Linear(4, 4)))
     affine(x)
     affine.eval()
     found = {each.part: each for each in distributions_of(affine, [x])["0"]}

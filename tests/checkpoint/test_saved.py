@@ -23,6 +23,7 @@ import paddleq
 from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
 from paddleq.checkpoint import read_state
 from paddleq.errors import ConfigTypeError, ExportError, FormatError, ModelError, PaddleqError
+from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.nn import IntegerLinear
 
 W4 = QuantSpec(4, granularity=PerGroup(16))
@@ -400,7 +401,7 @@ def test_a_state_in_safetensors_for_simulated_training(tmp_path):
                             nn.Linear(144, 10))
         return algorithm.apply(net, images)
 
-    algorithm = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True})
+    algorithm = SimQAT({"enable_fusion": True})
     trained = network()
     for _ in range(3):
         trained(images)

@@ -14,13 +14,14 @@ from paddleq import engine
 from paddleq.config import LayerConfig, QuantConfig, QuantizerConfig
 from paddleq.engine import blocks_of, same_parameters
 from paddleq.fake_quant.delayed import DelayedFakeQuantize
+from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.nn.block import BlockMember
 from paddleq.observers import AbsMaxObserver, CurrentAbsMaxObserver, MovingAverageAbsMaxObserver
 from paddleq.spec import QuantSpec
 
 
 def simulated(net, x, inputs=True, **config):
-    algorithm = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True, **config})
+    algorithm = SimQAT({"enable_fusion": True, **config})
     net = algorithm.apply(net, x if inputs else None)
     if not inputs:
         net(x)
@@ -245,7 +246,7 @@ def test_a_copy_of_a_fused_network_is_its_own():
 
 
 def test_a_copy_made_before_the_first_batch_looks_for_itself():
-    net = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(OneRelu())
+    net = SimQAT({"enable_fusion": True}).apply(OneRelu())
     other = copy.deepcopy(net)
     other(paddle.randn(ROW))
     assert blocks(other) == [("fc1", "relu"), ("fc2", "relu")] and blocks(net) == []
@@ -254,7 +255,7 @@ def test_a_copy_made_before_the_first_batch_looks_for_itself():
 
 
 def test_first_batch_that_fails_changes_nothing():
-    net = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(OneRelu())
+    net = SimQAT({"enable_fusion": True}).apply(OneRelu())
     with pytest.raises(ValueError, match="(?s).*"):
         net(paddle.randn([8, 4]))
     net(paddle.randn(ROW))
@@ -264,13 +265,13 @@ def test_first_batch_that_fails_changes_nothing():
 def test_inputs_that_fail_leave_a_float_model():
     net = OneRelu()
     with pytest.raises(ValueError, match="(?s).*"):
-        paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(
+        SimQAT({"enable_fusion": True}).apply(
             net, paddle.randn([8, 4]))
     assert type(net.fc1) is nn.Linear
 
 
 def test_keyword_arguments_only_on_the_first_batch_is_an_error_that_says_what_to_do():
-    net = paddleq.SimulatedQuantizationAwareTraining({"enable_fusion": True}).apply(OneRelu())
+    net = SimQAT({"enable_fusion": True}).apply(OneRelu())
     with pytest.raises(paddleq.errors.FusionError, match="pass example inputs"):
         net(x=paddle.randn(ROW))
 

@@ -14,7 +14,6 @@ from paddle import nn
 from runtimes import onnx_graph, onnxruntime, openvino, paddle_inference, relative_error
 
 import paddleq
-from paddleq import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.errors import (
     ConfigError,
     ConfigTypeError,
@@ -22,6 +21,7 @@ from paddleq.errors import (
     FormatError,
     UnsupportedOperatorError,
 )
+from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.observers import PerChannelMinMaxObserver
 
 SPEC = paddle.static.InputSpec

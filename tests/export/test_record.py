@@ -19,6 +19,7 @@ import paddleq
 from paddleq.errors import ExportError
 from paddleq.frontends.golden_stick import PTQ as GoldenStickPTQ
 from paddleq.frontends.golden_stick import PTQConfig
+from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.recipes import Recipe, run
 
 IMAGE = [InputSpec([None, 1, 8, 8], "float32", "x")]
@@ -220,7 +221,7 @@ def test_qat_says_its_configuration_and_hooks(tmp_path):
 
 def test_simulated_qat(tmp_path):
     config = {"per_channel": (False, True), "symmetric": True, "enable_fusion": True}
-    algorithm, x = paddleq.SimulatedQuantizationAwareTraining(config), paddle.rand([4, 1, 8, 8])
+    algorithm, x = SimQAT(config), paddle.rand([4, 1, 8, 8])
     net = algorithm.apply(SmallNet(), x)
     net(x).sum().backward()
     paddleq.export.save(algorithm.convert(net), tmp_path / "m", IMAGE)
@@ -271,15 +272,15 @@ def test_amct(tmp_path):
               "quant_cfg": {"weights": {"type": "int8", "symmetric": True, "strategy": "channel"},
                             "inputs": {"type": "int8", "symmetric": True, "strategy": "tensor"}}}
     net = Stack()
-    paddleq.quantize(net, config)
+    paddleq.amct.quantize(net, config)
     with paddle.no_grad():
         net(paddle.rand([2, 8, 64]))
-    paddleq.convert(net)
+    paddleq.amct.convert(net)
     paddleq.save_quantized_model(net, tmp_path / "m", TOKENS)
     (entry,) = record(tmp_path)
     assert entry["quantize"] == {"method": "amct",
                                  "config": {**config, "algorithm": {"smoothquant": {}}}}
-    paddleq.quantize(Stack(), entry["quantize"]["config"])
+    paddleq.amct.quantize(Stack(), entry["quantize"]["config"])
     row = next(row for row in entry["layers"] if row["name"] == "encoder.layers.0.linear1")
     assert row["quantizers"]["activation"] == {"bits": 8, "granularity": "per_tensor"}
 

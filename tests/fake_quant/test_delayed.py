@@ -6,6 +6,7 @@ import pytest
 
 import paddleq
 from paddleq.fake_quant.delayed import DelayedFakeQuantize
+from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.observers import AbsMaxObserver, CurrentAbsMaxObserver
 
 X = [0.3, -1.0, 0.77]
@@ -81,7 +82,7 @@ def test_count_is_in_state_dict_and_is_obeyed_after_loading():
 def test_each_quantizer_counts_for_itself():
     net = paddle.nn.Sequential(paddle.nn.Linear(3, 3), paddle.nn.ReLU(), paddle.nn.Linear(3, 3))
     x = paddle.ones([2, 3])
-    net = paddleq.SimulatedQuantizationAwareTraining().apply(net, x)
+    net = SimQAT().apply(net, x)
     net[0](x)
     net(x)
     steps = {name: value.item() for name, value in net.state_dict().items()

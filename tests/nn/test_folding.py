@@ -11,6 +11,7 @@ from paddle import nn
 
 import paddleq
 from paddleq.engine import fake_quantizers, quantization_off
+from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.graph import FoldedNorm
 from paddleq.graph.dataflow import find_pairs
 
@@ -62,7 +63,7 @@ def quantized_pair(pair, mode, **config):
     layer, norm, shape = PAIRS[pair]
     plain = nn.Sequential(layer(), norm(), nn.ReLU())
     settle(plain[1])
-    net = paddleq.SimulatedQuantizationAwareTraining({**MODES[mode], **config}).apply(
+    net = SimQAT({**MODES[mode], **config}).apply(
         copy.deepcopy(plain), paddle.randn(shape))
     return plain, net, shape
 
@@ -185,7 +186,7 @@ def coarse_pair(mode, **config):
     net = nn.Sequential(nn.Conv2D(3, 6, 1), nn.BatchNorm2D(6))
     settle(net[1])
     x = paddle.randn([4, 3, 5, 5])
-    net = paddleq.SimulatedQuantizationAwareTraining({**MODES[mode], **config}).apply(net, x)
+    net = SimQAT({**MODES[mode], **config}).apply(net, x)
     without_fake_quant(net)
     net[0].weight_quantizer = Coarse()
     return net, Reference(net), x
@@ -273,7 +274,7 @@ def test_converted_network_equals_the_trained_one(pair, mode, config):
     net[0].output_quantizer.fake_quant_enabled = False
     x = paddle.randn(shape)
     expected = net(x).numpy()
-    converted = paddleq.SimulatedQuantizationAwareTraining().convert(net)
+    converted = SimQAT().convert(net)
     converted[0].output_quantizer.fake_quant_enabled = False
     assert isinstance(converted[1], FoldedNorm) and converted[0].bias is not None
     assert_near(converted(x).numpy(), expected, "quantized")
@@ -289,7 +290,7 @@ def test_converted_network_that_was_not_folded_differs_by_the_weights_rounding(p
     _, net, shape = quantized_pair(pair, "off")
     train_steps(net, paddle.randn(shape))
     x = paddle.randn(shape)
-    converted = paddleq.SimulatedQuantizationAwareTraining().convert(net)
+    converted = SimQAT().convert(net)
     with quantization_off(net), quantization_off(converted):
         expected = net(x).numpy()
         assert_near(converted(x).numpy(), expected, "float")
@@ -305,7 +306,7 @@ def test_converted_network_that_was_not_folded_is_the_same_where_a_fold_keeps_th
         train_steps(net, paddle.randn(shape))
         net[0].output_quantizer.fake_quant_enabled = False
         x = paddle.randn(shape)
-        converted = paddleq.SimulatedQuantizationAwareTraining().convert(net)
+        converted = SimQAT().convert(net)
         converted[0].output_quantizer.fake_quant_enabled = False
         assert_near(converted(x).numpy(), net(x).numpy(), pair)
 
@@ -331,7 +332,7 @@ class Everything(nn.Layer):
 def test_half_precision_under_amp_trains(mode):
     net = Everything()
     x = paddle.rand([4, 1, 8, 8])
-    net = paddleq.SimulatedQuantizationAwareTraining(MODES[mode]).apply(net, x)
+    net = SimQAT(MODES[mode]).apply(net, x)
     with paddle.amp.auto_cast(dtype="bfloat16"):
         net(x).astype("float32").sum().backward()
     assert paddle.isfinite(net.conv1.weight.grad).all().item()
@@ -373,6 +374,6 @@ def test_linear_on_sequences_folds_a_norm_over_its_features():
     plain = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1D(6, data_format="NLC"))
     x = paddle.randn([4, 7, 5])
     for mode in FOLDED:
-        net = without_fake_quant(paddleq.SimulatedQuantizationAwareTraining(MODES[mode]).apply(
+        net = without_fake_quant(SimQAT(MODES[mode]).apply(
             copy.deepcopy(plain), x))
         assert_near(net(x).numpy(), copy.deepcopy(plain)(x).numpy(), mode)

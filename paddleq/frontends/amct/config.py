@@ -1,4 +1,4 @@
-"""The ``config`` of :func:`paddleq.quantize`: parsed and checked."""
+"""The ``config`` of :func:`paddleq.amct.quantize`: parsed and checked."""
 
 from dataclasses import dataclass, field
 from typing import Dict, Optional, Tuple
@@ -67,7 +67,7 @@ class AmctConfig:
         """From a user's dict.
 
         Raises:
-            ConfigTypeError, ConfigError: see :func:`paddleq.quantize`.
+            ConfigTypeError, ConfigError: see :func:`paddleq.amct.quantize`.
         """
         _check_keys("config", config, ("batch_num", "quant_cfg", "algorithm"), ("skip_layers",))
         quant = config["quant_cfg"]

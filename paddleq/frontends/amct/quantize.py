@@ -85,7 +85,7 @@ def quantize(model, config):
         >>> import paddle, paddleq
         >>> model = paddle.nn.Sequential(paddle.nn.Linear(64, 8), paddle.nn.ReLU(),
         ...                              paddle.nn.Linear(8, 2))
-        >>> paddleq.quantize(model, {
+        >>> paddleq.amct.quantize(model, {
         ...     "batch_num": 2,
         ...     "quant_cfg": {"weights": {"type": "int4", "symmetric": True, "strategy": "group",
         ...                               "group_size": 32}},
@@ -93,7 +93,7 @@ def quantize(model, config):
         ...     "skip_layers": "2"})
         >>> for _ in range(2):
         ...     _ = model(paddle.rand([16, 64]))
-        >>> paddleq.convert(model)
+        >>> paddleq.amct.convert(model)
         >>> model[0]
         IntegerLinear(in_features=64, out_features=8, AWQ-W4-per_group, smoothed)
     """
@@ -135,10 +135,10 @@ def convert(model):
         >>> import paddle, paddleq
         >>> model = paddle.nn.Sequential(paddle.nn.Linear(64, 8))
         >>> channel = {"type": "int8", "symmetric": True, "strategy": "channel"}
-        >>> paddleq.quantize(model, {"batch_num": 2, "quant_cfg": {"weights": channel},
+        >>> paddleq.amct.quantize(model, {"batch_num": 2, "quant_cfg": {"weights": channel},
         ...                          "algorithm": "minmax"})
         >>> _ = model(paddle.rand([16, 64]))
-        >>> paddleq.convert(model)
+        >>> paddleq.amct.convert(model)
         Traceback (most recent call last):
             ...
         paddleq.errors.CalibrationError: calibration needs 2 batches, but 1 of 1 layers saw ...

@@ -17,7 +17,7 @@ class QuantDtype(enum.Enum):
         signed: whether there are negative numbers.
 
     Examples:
-        >>> from paddleq import QuantDtype
+        >>> from paddleq.frontends.golden_stick import QuantDtype
         >>> QuantDtype.INT8.num_bits, QuantDtype.UINT4.signed
         (8, False)
     """

@@ -66,7 +66,7 @@ class SimulatedQuantizationAwareTraining:
         >>> from paddle import nn
         >>> net = nn.Sequential(nn.Conv2D(1, 4, 3), nn.BatchNorm2D(4), nn.ReLU(), nn.Flatten(),
         ...                     nn.Linear(144, 10))
-        >>> algorithm = paddleq.SimulatedQuantizationAwareTraining({"symmetric": True})
+        >>> algorithm = paddleq.golden_stick.SimulatedQuantizationAwareTraining({"symmetric": True})
         >>> algorithm.set_enable_fusion(True)
         >>> algorithm.set_bn_fold(True)
         >>> images = paddle.rand([2, 1, 8, 8])

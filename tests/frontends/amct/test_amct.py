@@ -47,7 +47,7 @@ TENSOR, TOKEN = weights(strategy="tensor"), weights(strategy="token")
 def observed(given, model=None, count=2):
     """A model that was quantized and ran on ``count`` batches."""
     model = decoder() if model is None else model
-    assert paddleq.quantize(model, given) is None
+    assert paddleq.amct.quantize(model, given) is None
     for batch in batches(count):
         model(batch)
     return model
@@ -55,7 +55,7 @@ def observed(given, model=None, count=2):
 
 def converted(given, model=None):
     model = observed(given, model, given["batch_num"])
-    assert paddleq.convert(model) is None
+    assert paddleq.amct.convert(model) is None
     return model
 
 
@@ -180,7 +180,7 @@ def test_a_layer_is_skipped_when_its_name_contains_an_entry():
 
 def test_an_entry_of_skip_layers_that_skips_nothing_is_named_in_a_warning(caplog):
     with caplog.at_level(logging.WARNING, "paddleq"):
-        paddleq.quantize(decoder(), config(skip_layers=["lm_head", "head"]))
+        paddleq.amct.quantize(decoder(), config(skip_layers=["lm_head", "head"]))
     assert [record.getMessage() for record in caplog.records] == [
         "config['skip_layers'] has 'lm_head', which no layer's name contains"]
 
@@ -190,7 +190,7 @@ def test_what_is_quantized_and_why_the_rest_is_not():
     patched.forward = lambda x: x
     model = nn.Sequential(nn.Linear(4, 4), Named(4, 4), Doubling(4, 4), patched, nn.ReLU(),
                           nn.Linear(4, 4), nn.Conv1D(4, 4, 1))
-    paddleq.quantize(model, config(skip_layers="5"))
+    paddleq.amct.quantize(model, config(skip_layers="5"))
     why = {line.split("|")[0].strip(): line.split("|")[-1].strip()
            for line in paddleq.summary(model).splitlines()[2:]}
     for name, part in (("2", "overrides forward"), ("3", "overrides forward"),
@@ -206,12 +206,12 @@ def test_what_is_quantized_and_why_the_rest_is_not():
 ])
 def test_model_error_nothing_to_quantize(model, part):
     with pytest.raises(ModelError, match=f"model has no layer to quantize.*{part}"):
-        paddleq.quantize(model, config())
+        paddleq.amct.quantize(model, config())
 
 
 @pytest.mark.parametrize("model", [None, 3, "model", nn.Linear, [nn.Linear(2, 2)]])
 def test_type_error_model(model):
-    for call in (lambda: paddleq.quantize(model, config()), lambda: paddleq.convert(model)):
+    for call in (lambda: paddleq.amct.quantize(model, config()), lambda: paddleq.amct.convert(model)):
         with pytest.raises(ConfigTypeError, match="model must be a paddle.nn.Layer"):
             call()
 
@@ -220,7 +220,7 @@ def test_model_error_quantized_already():
     for model in (observed(config(), count=0), converted(config()),
                   paddleq.QAT().quantize(decoder())):
         with pytest.raises(ModelError, match="already quantized"):
-            paddleq.quantize(model, config())
+            paddleq.amct.quantize(model, config())
         with pytest.raises(ModelError, match="already quantized"):
             paddleq.QAT().quantize(model)
 
@@ -229,9 +229,9 @@ def test_an_error_of_the_config_leaves_the_model_as_it_was():
     model = decoder()
     before = model(batches(1)[0]).numpy()
     with pytest.raises(ConfigError, match="less than K = 8 of layer 'stem'.*skip_layers"):
-        paddleq.quantize(model, config(weight=GROUP))
+        paddleq.amct.quantize(model, config(weight=GROUP))
     with pytest.raises(ConfigTypeError):
-        paddleq.quantize(model, None)
+        paddleq.amct.quantize(model, None)
     assert linears(model, nn.Linear) and not linears(model)
     assert not model._forward_pre_hooks and not model._forward_post_hooks
     np.testing.assert_array_equal(model(batches(1)[0]).numpy(), before)
@@ -251,7 +251,7 @@ def test_the_last_group_may_be_smaller():
 def test_float_until_batch_num_batches_then_as_what_is_deployed(count):
     plain_model, x = decoder(), batches(count + 1)
     model = decoder()
-    paddleq.quantize(model, config("smoothquant", count, inputs=TENSOR))
+    paddleq.amct.quantize(model, config("smoothquant", count, inputs=TENSOR))
     for batch in x[:count]:
         np.testing.assert_array_equal(model(batch).numpy(), plain_model(batch).numpy())
     names = list(plain_model.state_dict())
@@ -260,7 +260,7 @@ def test_float_until_batch_num_batches_then_as_what_is_deployed(count):
     assert not np.allclose(simulated, plain_model(x[-1]).numpy(), atol=1e-4)
     assert "A8-per_tensor" in repr(model.head)
     model(10.0 * x[0])  # observes no more
-    assert paddleq.convert(model) is None
+    assert paddleq.amct.convert(model) is None
     np.testing.assert_array_equal(model(x[-1]).numpy(), simulated)
     assert not linears(model, nn.Linear) and len(linears(model)) == LINEARS
     assert not model._forward_pre_hooks and not model._forward_post_hooks
@@ -270,10 +270,10 @@ def test_calibration_error_too_few_batches_names_them_and_goes_on():
     model = observed(config(batch_num=3), count=2)
     with pytest.raises(CalibrationError, match=(
             r"needs 3 batches, but 14 of 14 layers saw fewer: stem \(2\), .*head \(2\)")):
-        paddleq.convert(model)
+        paddleq.amct.convert(model)
     assert not linears(model)
     model(batches(1)[0])
-    paddleq.convert(model)
+    paddleq.amct.convert(model)
     assert len(linears(model)) == LINEARS
 
 
@@ -300,14 +300,14 @@ class Branches(nn.Layer):
 def saw(model):
     """How many batches each layer saw, as the error of convert() says."""
     with pytest.raises(CalibrationError) as found:
-        paddleq.convert(model)
+        paddleq.amct.convert(model)
     listed = str(found.value).split("fewer: ")[1].split(";")[0]
     return {part.split(" (")[0]: int(part.split("(")[1][:-1]) for part in listed.split(", ")}
 
 
 def test_calibration_error_names_a_layer_that_saw_no_batch():
     model = Branches()
-    paddleq.quantize(model, config(batch_num=2))
+    paddleq.amct.quantize(model, config(batch_num=2))
     for _ in range(2):
         model(paddle.rand([3, 4]), tokens=2)
     assert saw(model) == {"none": 0}
@@ -315,7 +315,7 @@ def test_calibration_error_names_a_layer_that_saw_no_batch():
 
 def test_one_forward_of_the_model_is_one_batch_of_each_layer_that_it_reached():
     model = Branches()
-    paddleq.quantize(model, config(batch_num=9))
+    paddleq.amct.quantize(model, config(batch_num=9))
     model(paddle.rand([3, 4]))  # without a token, `some` sees nothing
     model(paddle.rand([3, 4]), tokens=1)
     assert saw(model) == {"twice": 2, "some": 1, "none": 0}
@@ -332,9 +332,9 @@ def test_a_layer_that_is_called_twice_observes_both_calls():
     model = Branches()
     x = paddle.rand([3, 4])
     inputs = np.concatenate([x.numpy(), model.twice(x).numpy()])
-    paddleq.quantize(model, config(batch_num=1, skip_layers=["some", "none"], inputs=TENSOR))
+    paddleq.amct.quantize(model, config(batch_num=1, skip_layers=["some", "none"], inputs=TENSOR))
     model(x)
-    paddleq.convert(model)
+    paddleq.amct.convert(model)
     np.testing.assert_allclose(model.twice.activation_scale.item(),
                                np.abs(inputs).max() / 127, rtol=1e-6)
 
@@ -358,17 +358,17 @@ def test_model_error_of_a_weight_names_the_layer():
 def test_model_error_convert_without_quantize():
     for model in (decoder(), converted(config())):
         with pytest.raises(ModelError, match=r"not being calibrated; call quantize\(\)"):
-            paddleq.convert(model)
+            paddleq.amct.convert(model)
 
 
 def test_a_copy_calibrates_by_itself():
     model = observed(config(batch_num=2), count=1)
     other = copy.deepcopy(model)
     other(batches(1)[0])
-    paddleq.convert(other)
+    paddleq.amct.convert(other)
     assert saw(model) == dict.fromkeys(linears(model, nn.Linear), 1)
     model(batches(1)[0])
-    paddleq.convert(model)
+    paddleq.amct.convert(model)
     x = batches(3)[2]
     np.testing.assert_array_equal(model(x).numpy(), other(x).numpy())
 
@@ -376,17 +376,17 @@ def test_a_copy_calibrates_by_itself():
 def test_a_layer_under_two_names_is_replaced_at_both():
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), shared)
-    paddleq.quantize(model, config(batch_num=1))
+    paddleq.amct.quantize(model, config(batch_num=1))
     model(paddle.rand([2, 4]))
-    paddleq.convert(model)
+    paddleq.amct.convert(model)
     assert isinstance(model[0], IntegerLinear) and model[0] is model[2]
 
 
 def test_the_model_may_be_a_linear_itself():
     model = nn.Linear(4, 2)
-    paddleq.quantize(model, config(batch_num=1))
+    paddleq.amct.quantize(model, config(batch_num=1))
     model(paddle.rand([3, 4]))
-    paddleq.convert(model)
+    paddleq.amct.convert(model)
     assert isinstance(model, IntegerLinear)
 
 
@@ -396,7 +396,7 @@ def test_the_float_weights_are_gone_after_convert():
     gc.collect()
     gc.disable()
     try:
-        paddleq.convert(model)
+        paddleq.amct.convert(model)
         assert [ref() for ref in left] == [None] * LINEARS
     finally:
         gc.enable()

@@ -14,7 +14,6 @@ from paddleq import (
     PerGroup,
     PerTensor,
     PerToken,
-    QuantDtype,
     QuantSpec,
     algorithms,
 )
@@ -28,6 +27,7 @@ from paddleq.frontends.golden_stick import (
     PrecisionRecovery,
     PTQConfig,
     PTQMode,
+    QuantDtype,
     QuantGranularity,
     SmoothQuantConfig,
 )

@@ -12,8 +12,6 @@ from paddle import nn
 from runtimes import openvino, paddle_inference, relative_error
 
 import paddleq
-from paddleq import QuantDtype
-from paddleq import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.engine import blocks_of, fake_quantizers, quantized_layers
 from paddleq.errors import (
     CalibrationError,
@@ -26,6 +24,8 @@ from paddleq.errors import (
 )
 from paddleq.export import save
 from paddleq.fake_quant.delayed import DelayedFakeQuantize
+from paddleq.frontends.golden_stick import QuantDtype
+from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.graph import FoldedNorm
 from paddleq.nn import is_quantized
 
