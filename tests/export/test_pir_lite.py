@@ -3,6 +3,7 @@
 import numpy as np
 import paddle
 import pytest
+import vision
 import zoo
 from nets import warmed
 from paddle import nn
@@ -16,13 +17,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.lite, pytest.mark.needs_pir]
 LACKS = {"SSD, NMS": "nms"}
 # Without batch norm or activation behind a convolution its x86 kernels want the older form.
 OLDER_FORM = ("DenseNet121", "GoogLeNet")
+# These are trained for this test alone.
+NIGHTLY = set(vision.MODELS) - {"MobileNetV1", "ResNet18"}
 # Nothing to quantize there (Linear is broken on x86).
 NOT_ON_X86 = ("Transformer", *LACKS)
 
 
 def quantized_for_x86(name, path):
     """Convolutions with 7-bit weights (docs/paddle_lite.md says why), written to ``path``."""
-    model, net, rng = zoo.ZOO[name], zoo.trained(name), np.random.RandomState(1)
+    model, net, rng = zoo.ZOO[name], zoo.network(name), np.random.RandomState(1)
     batches = [model.tensors(rng.choice(zoo.TRAINING, model.batch)) for _ in range(2)]
     for layer in net.sublayers():
         if any(isinstance(child, nn.Hardswish) for child in layer.children()):
@@ -32,7 +35,8 @@ def quantized_for_x86(name, path):
     return quantized, net
 
 
-@pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for name in zoo.ZOO])
 def test_opt_for_arm_and_x86(lite, prefix, name):
     net, _ = export(name, "float", prefix)
     if name in LACKS:

@@ -80,7 +80,8 @@ def first(output):
     return output[0] if isinstance(output, (list, tuple)) else output
 
 
-def _scale_layers(net, x):
+def scale_layers(net, x):
+    """Scale the weights until the output of each layer has a standard deviation of 1."""
     def scale(layer, _, output):
         deviation = output.std().item()
         layer.weight.set_value(layer.weight / deviation)
@@ -97,9 +98,10 @@ def _scale_layers(net, x):
         hook.remove()
 
 
-def _settle_norms(net, batches):
-    """Let the statistics be the mean over ``batches``: in training they lag behind, those of
-    MobileNetV3 by hundreds of steps.
+def settle_norms(net, batches):
+    """Set the statistics of norms to their mean over ``batches``.
+
+    In training they lag behind, those of MobileNetV3 by hundreds of steps.
     """
     norms = [layer for layer in net.sublayers() if isinstance(layer, nn.BatchNorm2D)]
     if not norms:
@@ -124,7 +126,7 @@ def train(recipe, seed):
     rng, net = np.random.RandomState(seed), recipe.make()
     net.train()
     if recipe.scaled:
-        _scale_layers(net, recipe.draw(rng)[0])
+        scale_layers(net, recipe.draw(rng)[0])
     rate = paddle.optimizer.lr.OneCycleLR(recipe.rate, recipe.steps + 1, phase_pct=0.1)
     optimizer = paddle.optimizer.AdamW(rate, parameters=net.parameters(), weight_decay=0.05,
                                        grad_clip=nn.ClipGradByGlobalNorm(1.0))
@@ -134,7 +136,7 @@ def train(recipe, seed):
         optimizer.step()
         optimizer.clear_grad()
         rate.step()
-    _settle_norms(net, [recipe.draw(rng)[0] for _ in range(SETTLING)])
+    settle_norms(net, [recipe.draw(rng)[0] for _ in range(SETTLING)])
     return {key: value.numpy() for key, value in net.state_dict().items()}
 
 

@@ -1,8 +1,4 @@
-"""Models of every common kind, small, with data that trains them: scikit-learn's digits.
-
-A net of random weights would say little about an export: one value that a runtime rounds the other
-way, because it adds in another order, may change the output of such a net by per cents.
-"""
+"""Small models of every common kind, with data that trains them: scikit-learn's digits."""
 
 import functools
 from dataclasses import dataclass
@@ -61,16 +57,16 @@ class Model:
                                 for values in self.draw(indices)))
 
     def open_sizes(self):
-        """Whether more than the batch is open."""
+        """Return True if a dimension other than the batch is open."""
         return any(None in shape[1:] for _, shape, _ in self.inputs)
 
     def tensors(self, indices, other=False):
-        """The inputs that :attr:`draw` makes, as tensors."""
+        """Return the inputs of :attr:`draw` as tensors."""
         return [paddle.to_tensor(value) for value in self.draw(indices, other)[0]]
 
 
 def unseen(count):
-    """Indices of digits that no model was trained on."""
+    """Return indices of digits that are not in the training set."""
     return np.arange(TRAINING, TRAINING + count)
 
 
@@ -90,7 +86,7 @@ def _trained(family):
 
 
 def _settle_batch_norms(net, model, rng):
-    """Statistics of one larger batch: the running ones lag behind so short a training."""
+    """Set the statistics of norms to those of one larger batch: the running ones lag behind."""
     norms = [layer for layer in net.sublayers() if isinstance(layer, nn.BatchNorm2D)]
     if not norms:
         return
@@ -103,10 +99,10 @@ def _settle_batch_norms(net, model, rng):
         layer._momentum = momentum
 
 
-def trained(name):
-    """A new network of this name, trained, in evaluation mode."""
+def network(name, trained=True):
+    """A new network in evaluation mode. ``trained=False`` leaves a vision model untrained."""
     if name in vision.MODELS:
-        net = vision.network(name)
+        net = vision.network(name) if trained else vision.untrained(name)
     else:
         net = ZOO[name].make()
         net.set_state_dict(_trained(ZOO[name].family or name))
@@ -115,7 +111,7 @@ def trained(name):
 
 
 def outputs(result):
-    """What a model returned, as a list."""
+    """Return the output of a model as a list."""
     return list(result) if isinstance(result, (list, tuple)) else [result]
 
 

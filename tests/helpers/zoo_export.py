@@ -11,12 +11,12 @@ METHODS = ("float", "qat", "ptq")
 
 
 def export(name, method, path):
-    """Write a model of the zoo as ``path.pdmodel``.
+    """Write a model of the zoo as ``path.pdmodel``; vision models are untrained.
 
     Returns:
-        (a layer that computes what the file shall, the float layer).
+        The layer that the file must compute, and the float layer.
     """
-    model, net = zoo.ZOO[name], zoo.trained(name)
+    model, net = zoo.ZOO[name], zoo.network(name, trained=False)
     if method == "float":
         paddle.jit.save(net, path + "_pir", input_spec=model.spec())
         paddleq.export.to_program_desc(path + "_pir", path)
@@ -32,7 +32,7 @@ def export(name, method, path):
             model.loss_of(net, draw).backward()
             optimizer.step()
             optimizer.clear_grad()
-        with paddle.no_grad():  # the moving averages start at 1: let them find the range
+        with paddle.no_grad():  # moving averages start at 1
             for draw in draws:
                 net(*model.tensors(draw))
         net.eval()
@@ -40,8 +40,6 @@ def export(name, method, path):
         plain.eval()
         plain.set_state_dict({key: state[key] for key in plain.state_dict()})
     else:
-        # (KL cuts off much of pictures of which most is background: a net that hardly works any
-        # more is as sensitive as one of random weights.)
         quanter, plain = paddleq.PTQ("AbsmaxQuantizer"), net
         net = quanter.quantize(net, fuse=True)
         quanter.calibrate(net, [model.tensors(draw) for draw in draws[:2]])
@@ -50,14 +48,14 @@ def export(name, method, path):
 
 
 def difference(found, expected):
-    """The largest relative L2 distance of an output; infinity where their shapes differ."""
+    """Return the largest relative L2 distance of an output, infinity if shapes differ."""
     assert len(found) == len(expected)
     return max(relative_error(f, e) if np.shape(f) == np.shape(e) else float("inf")
                for f, e in zip(found, expected))
 
 
 def cases(name, *nets):
-    """(inputs, what each of ``nets`` makes of them): other sizes too where those are open."""
+    """Yield inputs and the outputs of each of ``nets``, also in other sizes if those are open."""
     model = zoo.ZOO[name]
     for other in (False, True) if model.open_sizes() else (False,):
         inputs = model.tensors(zoo.unseen(3 if other else 32), other)
