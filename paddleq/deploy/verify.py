@@ -158,6 +158,7 @@ class _Check:
         with _noted(finding), ExitStack() as stack:
             session = runtime.load(file, self.threads)
             stack.callback(session.close)
+            finding.fallback = session.fallback
             self.compare(finding, session)
             self.measure(finding, runtime, file, session, stack)
             if not finding.ok:

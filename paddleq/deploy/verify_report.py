@@ -19,6 +19,7 @@ class Finding:
         size, float_size: bytes of the files.
         worst_layer: (name, error before it, error behind it) of the layer behind which the runtime
             is furthest from the file as it stands; None where it was not looked for.
+        fallback: reason why float kernels computed a quantized model; "" where int8 kernels did.
         problem: what is wrong, or None.
 
     Examples:
@@ -37,6 +38,7 @@ class Finding:
     size: Optional[int] = None
     float_size: Optional[int] = None
     worst_layer: Optional[Tuple[str, float, float]] = None
+    fallback: str = ""
     problem: Optional[str] = None
 
     @property
@@ -99,6 +101,8 @@ class Report:
                                            zip(row[2:], widths[2:])]).rstrip())
         for row in self.rows:
             name = f"{row.runtime}, {row.file}"
+            if row.fallback:
+                lines.append(f"{name}: {row.fallback}")
             if row.problem:
                 lines.append(f"{name}: {row.problem}")
             if row.worst_layer:

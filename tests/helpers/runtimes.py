@@ -51,6 +51,8 @@ def onnxruntime(path, inputs, as_is=True, saved_as=None):
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
+    if not has_vnni():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if as_is:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if saved_as is not None:
@@ -89,6 +91,8 @@ def compiled(path, as_is=True, ending="pdmodel"):
 
     settings = {"EXECUTION_MODE_HINT": "ACCURACY"} if as_is else {}
     settings["INFERENCE_PRECISION_HINT"] = "f32"
+    if as_is and not has_vnni():
+        settings["LP_TRANSFORMS_MODE"] = "NO"  # its int8 kernels saturate with weights of 8 bits
     made = ov.Core().compile_model(f"{path}.{ending}", "CPU", settings)
     return lambda inputs: [np.array(value) for value in made(
         inputs if isinstance(inputs, dict) else list(inputs)).values()]

@@ -183,26 +183,21 @@ def saturating_layers(program):
             if slot is None:
                 continue
             (name,) = inputs(op, slot)
-            weight = weights.get(name)
-            if weight is None:
-                # A product of two activations: its range depends on the data.
-                sources = [view.producers.get(each) for entry in op.inputs
-                           for each in entry.arguments]
-                if slot == "Y" and sum(source is not None and source.type == "dequantize_linear"
-                                       for source in sources) > 1:
-                    found.append(name)
-                continue
-            array = program.arrays[weight.name]
-            if slot == "Filter":
-                if can_saturate(array) or _is_unsigned(view, inputs(op, "Input")[0]):
-                    found.append(weight.name)
-            elif can_saturate(array) or name not in told:
-                found.append(weight.name)
+            (data,) = inputs(op, "Input" if slot == "Filter" else "X")
+            if not _comes_from(view, data, ("dequantize_linear",)):
+                continue  # without a scale of its input it is computed in float
+            array = program.arrays[weights[name].name] if name in weights else None
+            if array is None:
+                # Float weights, which it quantizes to 8 bits, or a product of two activations.
+                found.append(name)
+            elif can_saturate(array) or (_comes_from(view, data, _UNSIGNED) if slot == "Filter"
+                                         else name not in told):
+                found.append(weights[name].name)
     return found
 
 
-def _is_unsigned(view, name):
-    """Return True if Paddle Inference may take ``name`` for a tensor without negative numbers."""
+def _comes_from(view, name, kinds):
+    """Return True if an operator of ``kinds`` makes ``name`` or what is passed on to it."""
     todo, seen = [name], set()
     while todo:
         name = todo.pop()
@@ -210,7 +205,7 @@ def _is_unsigned(view, name):
         if producer is None or name in seen:
             continue
         seen.add(name)
-        if producer.type in _UNSIGNED:
+        if producer.type in kinds:
             return True
         if producer.type in _PASSING:
             todo += [each for slot in producer.inputs for each in slot.arguments]

@@ -1,0 +1,153 @@
+"""int8 kernels on x86 processors with and without VNNI, see ``paddleq.deploy.saturation``."""
+
+import platform
+import subprocess
+
+import numpy as np
+import onnx
+import paddle
+import pytest
+from paddle import nn
+from paddle.static import InputSpec
+from runtimes import compiled, predictor, relative_error
+
+import paddleq
+from paddleq.deploy import Predictor, has_vnni, to_paddle_int8, verify
+from paddleq.deploy.runtimes.paddle_int8_fixes import saturating_layers
+from paddleq.deploy.saturation import can_saturate, explain, saturating_onnx_layers
+from paddleq.export.pir_to_program import load_program
+
+RUNTIMES = ["openvino", "onnxruntime", "paddle"]
+KINDS = ["conv", "conv after relu", "linear", "linear after relu"]
+CHANNELS = 16
+
+
+class Net(nn.Layer):
+    """Two layers with weights and inputs near their largest, where sums of pairs saturate."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.relu = nn.ReLU() if "relu" in kind else nn.Identity()
+        self.first, self.second = ((nn.Linear(CHANNELS, CHANNELS) for _ in range(2))
+                                   if "linear" in kind else
+                                   (nn.Conv2D(CHANNELS, CHANNELS, 1) for _ in range(2)))
+        for layer in (self.first, self.second):
+            layer.weight.set_value(paddle.rand(layer.weight.shape) * 0.2 + 0.8)
+        eye = paddle.eye(CHANNELS).reshape(self.first.weight.shape)
+        self.first.weight.set_value(self.first.weight * eye)
+
+    def forward(self, x):
+        return self.second(self.relu(self.first(x)))
+
+
+def exported(kind, bits, path):
+    """(input, output of the quantized model) of a net saved as ``path.pdmodel`` and ``.onnx``."""
+    shape = [4, CHANNELS] if "linear" in kind else [4, CHANNELS, 6, 6]
+    x = paddle.rand(shape) * 0.3 + 0.7
+    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(bits))
+    net = ptq.quantize(Net(kind))
+    ptq.calibrate(net, [x])
+    for format in ("pdmodel", "onnx"):
+        ptq.save_quantized_model(net, path, [InputSpec([None, *shape[1:]], "float32", "x")],
+                                 format=format)
+    return x.numpy(), net(x).numpy()
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc/cpuinfo")
+def test_has_vnni_agrees_with_cpuinfo():
+    words = subprocess.run(["cat", "/proc/cpuinfo"], check=True, stdout=subprocess.PIPE,
+                           universal_newlines=True).stdout.split()
+    if platform.machine() == "x86_64":
+        assert has_vnni() == ("avx512_vnni" in words or "avx_vnni" in words)
+
+
+def test_has_vnni_agrees_with_the_integers_of_a_stock_kernel(tmp_path):
+    """255 * 127 + 255 * 127 is 64770, and 32767 where pairs are added in 16 bits."""
+    import onnxruntime as ort
+
+    node = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    weight = onnx.numpy_helper.from_array(np.full([2, 8], 127, np.int8), "w")
+    graph = onnx.helper.make_graph(
+        [node], "g", [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [8, 2])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [8, 8])], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)],
+                                   ir_version=8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.full([8, 2], 255, np.uint8)})
+    assert (found == (64770 if has_vnni() else 32767)).all()
+
+
+@pytest.mark.parametrize("largest", [1, 63, 64, 65, 127])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bound_of_weights_that_cannot_saturate(largest, sign):
+    weight = np.int8([[sign * largest, sign * largest], [0, 0]])
+    pairs = np.int32([0, 1, 254, 255])[:, None] * weight.astype(np.int32).sum(1)
+    fits = (pairs == np.clip(pairs, -2 ** 15, 2 ** 15 - 1)).all()
+    assert can_saturate(weight) == (not fits)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_runtime_computes_the_simulation(kind, bits, tmp_path, caplog):
+    path = str(tmp_path / "net")
+    x, expected = exported(kind, bits, path)
+    for runtime in RUNTIMES:
+        caplog.clear()
+        with Predictor(path, runtime, threads=1) as runs:
+            (found,) = runs.run(x)
+        assert relative_error(found, expected) < (1e-5 if runtime != "paddle" else 5e-3)
+        float_kernels = not has_vnni() and runtime != "onnxruntime" and (
+            bits == 8 or (runtime, kind) == ("paddle", "conv after relu"))
+        assert ("computed in float" in runs.reason) == float_kernels
+        assert ("which has no VNNI" in caplog.text) == float_kernels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_may_saturate_are_found_in_either_format(kind, tmp_path):
+    counts = {}
+    for bits in (7, 8):
+        path = str(tmp_path / f"net{bits}")
+        exported(kind, bits, path)
+        counts[bits] = (len(saturating_onnx_layers(onnx.load(path + ".onnx"))),
+                        len(saturating_layers(load_program(path + ".pdmodel",
+                                                           path + ".pdiparams"))))
+    # In the ONNX file a convolution without quantized output has float weights. Paddle Inference
+    # quantizes weights of convolutions again, to 8 bits.
+    assert counts == {8: (2 if "linear" in kind else 1, 2), 7: (0, int(kind == "conv after relu"))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_for_all_processors(kind, tmp_path, caplog):
+    path, copy = str(tmp_path / "net"), str(tmp_path / "copy")
+    x, expected = exported(kind, 8, path)
+    assert to_paddle_int8(path, copy, vnni=False) == 2
+    assert "may saturate in 2 layers" in caplog.text
+    found = predictor(copy, ir_optim=True, int8=True)([x])[0]
+    assert relative_error(found, expected) < 5e-3
+    arrays = load_program(copy + ".pdmodel", copy + ".pdiparams").arrays
+    assert all(array.dtype == np.float32 for array in arrays.values())
+
+
+def test_stock_int8_kernels_saturate_without_vnni(tmp_path):
+    """The reason for this module; with VNNI they are right."""
+    path = str(tmp_path / "net")
+    x, expected = exported("linear", 8, path)
+    for run in (compiled(path, as_is=False, ending="onnx"),
+                predictor(path, ir_optim=True, int8=True)):
+        assert (relative_error(run([x])[0], expected) < 0.05) == has_vnni()
+
+
+def test_verify_reports_float_kernels(tmp_path):
+    path = str(tmp_path / "net")
+    x, expected = exported("linear", 8, path)
+    report = verify(path, lambda _: expected, x, seconds=0, top1=0.0, error=5e-3)
+    assert report.ok
+    notes = {(row.runtime, row.file[-4:]) for row in report.rows if row.fallback}
+    assert notes == (set() if has_vnni() else {("paddle", "odel"), ("openvino", "onnx")})
+    assert str(report).count("computed in float") == len(notes)
+
+
+def test_the_explanation_names_layers_and_remedies():
+    assert explain("OpenVINO", []) == ""
+    text = explain("OpenVINO", ["a", "b", "c", "d"])
+    assert "OpenVINO may saturate in 4 layers (a, b, c, ...)" in text and "7 bits" in text
