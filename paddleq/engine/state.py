@@ -1,6 +1,6 @@
 """The fake-quantizers of a model, and switching them."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from paddle import nn
 
@@ -186,21 +186,40 @@ def evaluation(model):
 
 
 def finalize(model):
-    """Compute every threshold that calibration observed.
+    """Compute the scales of the quantizers that observed data since their scale was set.
+
+    Quantizers in the state QAT are left out.
 
     Raises:
-        CalibrationError: names the quantizers that saw no data. No threshold is changed then.
+        CalibrationError: names the quantizers that observed no data. No scale is changed then.
     """
-    pending = [(name, q) for name, q in fake_quantizers(model)
-               if not q.observer.dynamic and q.state is not State.QAT
-               and (q.observer_enabled or q.state is not State.CALIBRATION)]
-    unseen = [name for name, q in pending if not q.observer.num_batches]
-    if unseen:
+    quantizers = [(name, q) for name, q in fake_quantizers(model)
+                  if not q.observer.dynamic and q.state is not State.QAT
+                  and (q.observer_enabled or q.state is not State.CALIBRATION)]
+    waiting = [(name, q) for name, q in quantizers if q.needs_finalize]
+    without_data = [name for name, q in waiting
+                    if not (q.observer.num_batches or q.observer.fixed)]
+    if without_data:
         raise CalibrationError(
-            f"no calibration data reached {len(unseen)} of {len(pending)} quantizers: "
-            f"{', '.join(unseen)}; run calibrate() or forward passes on real inputs first")
-    for _, quantizer in pending:
+            f"no calibration data reached {len(without_data)} of {len(quantizers)} quantizers: "
+            f"{', '.join(without_data)}; run calibrate() or forward passes on real inputs first")
+    for _, quantizer in waiting:
         quantizer.finalize()
+
+
+@contextmanager
+def finalized(model):
+    """While open, the scales are those that :func:`finalize` computes. Nothing else is changed.
+
+    Raises:
+        CalibrationError: as :func:`finalize`.
+    """
+    with ExitStack() as stack:
+        for _, quantizer in fake_quantizers(model):
+            if quantizer.needs_finalize:
+                stack.enter_context(quantizer.preserved_qparams())
+        finalize(model)
+        yield
 
 
 def check_filled(model):

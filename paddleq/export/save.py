@@ -1,7 +1,7 @@
 """From a quantized model in memory to files."""
 
 from .._checks import check_choice, check_prefix, wrong_type
-from ..engine import check_filled, finalize, quantized_layers
+from ..engine import check_filled, finalized, quantized_layers
 from ..errors import ModelError
 from ..nn.deployable import deployable_layers
 from .format_limits import OnnxTarget
@@ -101,7 +101,11 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel", made_
     if not (quantized_layers(model) or deployable_layers(model)):
         raise ModelError("model must be quantized before save_quantized_model, but has no "
                          "quantized layer; call quantize() first")
-    finalize(model)
+    with finalized(model):
+        _write(model, path, input_spec, onnx_format, format, made_by)
+
+
+def _write(model, path, input_spec, onnx_format, format, made_by):
     input_spec = known_spec(model, input_spec)
     asked = {} if onnx_format or format != "pdmodel" else {"onnx_format": False}
     record = Provenance.of_layer(format, model, made_by, **asked)

@@ -2,6 +2,7 @@
 
 import enum
 import inspect
+from contextlib import contextmanager
 
 import numpy as np
 import paddle
@@ -9,7 +10,7 @@ from paddle import nn
 
 from .._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type, wrong_value
 from .._factory import Factory, WithArgs
-from .._paddle_compat import own_buffers, skip_bytecode_translation
+from .._paddle_compat import own_buffers, own_parameters, skip_bytecode_translation
 from ..errors import CalibrationError, ConfigError, ModelError, NonFiniteError
 from ..functional import clip_and_fake_quantize, fake_quantize, representable_range
 from ..functional.qparams import as_dtype
@@ -110,7 +111,10 @@ class FakeQuantize(nn.Layer, WithArgs):
         self.label = label
         self._make_buffers([self.observer.channels])
         self._known_version = None
+        self._qparams_when_observed = None
         self.set_state(State.QAT)
+        if self.observer.fixed:
+            self._store_observed()
 
     def _make_buffers(self, shape):
         self.register_buffer("threshold", paddle.zeros(shape, dtype="float32"))
@@ -190,6 +194,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         with paddle.no_grad():
             self._store(paddle.to_tensor((steps * spec.quant_max).astype("float32")),
                         paddle.to_tensor(zeros.astype("int64")))
+        self._qparams_when_observed = None
 
     def range(self):
         """(lowest, highest) value that is not clipped, float32 tensors [1] or [channels]."""
@@ -242,12 +247,16 @@ class FakeQuantize(nn.Layer, WithArgs):
         seen = x
         if clipping is not None and self.observer.accepts_abs_max:
             seen = clipping.largest if clipping.idle else clipping.bound
-        if not self.observer.online:
+        if self.observer.online:
+            qparams = self.observer.update_qparams(seen)
+            with paddle.no_grad():
+                self._store(*(self.observer.qparams() if self.observer.track_batch else qparams))
+        else:
             self.observer.update(seen)
-            return self._qparams()
-        qparams = self.observer.update_qparams(seen)
-        with paddle.no_grad():
-            self._store(*(self.observer.qparams() if self.observer.track_batch else qparams))
+            qparams = self._qparams()
+        if paddle.in_dynamic_mode() and (
+                self.state is State.CALIBRATION or not self.observer.online):
+            self._qparams_when_observed = self._copy_qparams()
         return qparams
 
     def _fake_quantize(self, x, qparams, clipping=None):
@@ -271,18 +280,54 @@ class FakeQuantize(nn.Layer, WithArgs):
             return self(x.clip(-bound.item(), bound.item()))
         return fake_quantize(x, paddle.minimum(self.threshold, bound), self.spec, self.saturate)
 
+    @property
+    def needs_finalize(self):
+        """True if observed statistics wait to become a scale.
+
+        A scale that was set or loaded after the last observed batch is kept.
+        """
+        if self.observer.dynamic:
+            return False
+        before = self._qparams_when_observed
+        if before is None:
+            return not self.initialized
+        return all(bool((old == new).all()) for old, new in zip(before, self._copy_qparams()))
+
     def finalize(self):
-        """Compute the scale from all that was observed.
+        """Compute the scale from the observed statistics.
 
         Raises:
             CalibrationError: nothing was observed.
         """
         if self.observer.dynamic:
             return
-        if not self.observer.num_batches:
-            raise CalibrationError(f"{self.label or 'the quantizer'} saw no data")
+        if not (self.observer.num_batches or self.observer.fixed):
+            raise CalibrationError(f"{self.label or 'the quantizer'} observed no data")
+        self._store_observed()
+        self._qparams_when_observed = None
+
+    @contextmanager
+    def preserved_qparams(self):
+        """While open, scale and zero point may change; they are restored afterwards."""
+        held = [(owner, name, tensor, tensor.detach().clone())
+                for owner in (own_parameters(self), own_buffers(self))
+                for name, tensor in owner.items()]
+        observed = self._qparams_when_observed
+        try:
+            yield
+        finally:
+            for owner, name, tensor, value in held:
+                with paddle.no_grad():
+                    paddle.assign(value, tensor)
+                owner[name] = tensor
+            self._qparams_when_observed, self._known_version = observed, None
+
+    def _store_observed(self):
         with paddle.no_grad():
             self._store(*self.observer.qparams())
+
+    def _copy_qparams(self):
+        return [each.detach().clone() for each in (self.threshold, self.zero_point)]
 
     def qparams_of(self, x):
         """(threshold, zero point or None) with which ``x`` is quantized outside of training."""

@@ -102,7 +102,8 @@ class LSQ(FakeQuantize):
         self.step = self.create_parameter(shape, attr=attr, dtype="float32")
         self.offset = None if spec.symmetric else self.create_parameter(shape, attr=attr,
                                                                         dtype="float32")
-        self._calibrated = False
+        if self.observer.fixed:
+            self._store_observed()
 
     @classmethod
     def spec_from(cls, spec=None, **words):
@@ -184,12 +185,6 @@ class LSQ(FakeQuantize):
         """Whether :meth:`forward` can clip as well: never; the step is trained as it is."""
         return False
 
-    def finalize(self):
-        """Set the step from what calibration observed since it was set last, if anything."""
-        if self._calibrated or not self.initialized:
-            super().finalize()
-        self._calibrated = False
-
     def _make_buffers(self, shape):
         # A program of to_static can set buffers, but no parameter that it trains.
         for name in ("first_step",) if self.spec.symmetric else ("first_step", "first_offset"):
@@ -212,7 +207,6 @@ class LSQ(FakeQuantize):
 
     def _observe(self, x, clipping):
         if self.state is State.CALIBRATION:
-            self._calibrated = True
             super()._observe(x, None)
         elif not paddle.in_dynamic_mode():
             return self._observe_in_static_mode(x)

@@ -26,6 +26,7 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
     Attributes:
         online: the threshold is cheap and meaningful after each batch, so that training can
             use it as it moves. False for histograms, whose threshold is searched once.
+        fixed: the range does not depend on data.
         track_batch: a batch is quantized with its own threshold while training, with the stored
             one afterwards.
         dynamic: there is nothing to remember: the threshold is a property of each tensor
@@ -44,6 +45,7 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
     online = True
     dynamic = False
     track_batch = False
+    fixed = False
     abs_max_only = False
     per_channel = False  # what a spec without a granularity of its own is to have
 

@@ -22,6 +22,8 @@ class FixedScaleObserver(Observer):
         [63.5]
     """
 
+    fixed = True
+
     def __init__(self, spec=None, channels=None, scale=1.0, zero_point=0):
         super().__init__(spec, channels)
         self.scale = check_float("scale", scale, 0.0, float("inf"), open_low=True, open_high=True)

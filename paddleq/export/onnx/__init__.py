@@ -3,7 +3,7 @@
 import os
 
 from ..._checks import check_choice, check_int, check_prefix, wrong_type
-from ...engine import finalize, quantized_layers
+from ...engine import finalized
 from ...errors import FormatError
 from ..format_limits import OnnxTarget
 from ..paddle.markers_from_program import to_marks
@@ -78,10 +78,9 @@ def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
         record = Provenance.of_saved("onnx", program, files, **asked)
         marks = to_marks(program)
     elif hasattr(model, "sublayers"):
-        if quantized_layers(model):
-            finalize(model)
-        program, marks = trace(model, known_spec(model, input_spec), target=OnnxTarget())
-        record = Provenance.of_layer("onnx", model, **asked)
+        with finalized(model):
+            program, marks = trace(model, known_spec(model, input_spec), target=OnnxTarget())
+            record = Provenance.of_layer("onnx", model, **asked)
     else:
         raise wrong_type("model", model, "a paddle.nn.Layer or the prefix of a saved model")
     write_program(program, marks, path, opset, target, record)
