@@ -1,4 +1,4 @@
-"""Commands that write a saved model in another format."""
+"""Commands that convert models to other formats."""
 
 import os
 
@@ -25,14 +25,14 @@ examples:
 @click.argument("model")
 @output_option
 @click.option("--params", metavar="FILE",
-              help="the parameters (default: the .pdiparams beside the .json)")
+              help="file of parameters (default: the .pdiparams file next to the .json)")
 def to_pdmodel(model, output, params):
-    """Write a model that Paddle 3 saved (.json) as a .pdmodel.
+    """Convert a model of Paddle 3 (.json) to a .pdmodel.
 
-    MODEL is the .json that paddle.jit.save wrote. The .pdmodel is what Paddle-Lite, OpenVINO and
-    the int8 mode of Paddle Inference read.
+    MODEL is the .json file of paddle.jit.save. Paddle-Lite, OpenVINO and the int8 mode of Paddle
+    Inference require a .pdmodel.
     """
-    # "-o out.pdmodel" can only mean this.
+    # The suffix is optional.
     if output.endswith(".pdmodel"):
         output = output[:-len(".pdmodel")]
     to_program_desc(model, output, params)
@@ -54,12 +54,13 @@ examples:
 @layer_options
 @output_option
 @click.option("--format", type=click.Choice(["onnx", "pdmodel"]), required=True)
-@click.option("--opset", type=int, help="of ONNX, 13 to 21 (default: 17, or what the model needs)")
+@click.option("--opset", type=int,
+              help="ONNX opset, 13 to 21 (default: 17, or the minimum of the model)")
 def export(model, output, format, opset, weights, arguments, inputs):
-    """Write a model, quantized or not, in another format.
+    """Convert a quantized or float model to another format.
 
     MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
-    returns a paddle.nn.Layer; it is written as it is.
+    returns a paddle.nn.Layer, which is not quantized further.
     """
     if opset is not None and format != "onnx":
         raise ConfigError("--opset is for --format onnx")

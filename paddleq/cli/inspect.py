@@ -1,4 +1,4 @@
-"""Commands that look at models."""
+"""Commands that analyse models."""
 
 import importlib.util
 import json
@@ -10,8 +10,8 @@ import click
 
 from .. import deploy
 from ..errors import ConfigError, DependencyError, FormatError
-from ..export.program.inspect import inspect as describe
 from ..export.pir_to_program import load_program
+from ..export.program.inspect import inspect as describe
 from ..frontends.paddleslim.saved_models import find_files
 from ..recipes.run import saved_model, sensitivities, write_report
 from ..recipes.sources import open_data
@@ -39,7 +39,7 @@ examples:
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 def inspect(model, as_json):
-    """Show what is in a saved model: operators, parameters, scales and histograms.
+    """Show the operators, parameters, scales and histograms of a saved model.
 
     MODEL is its folder, file or prefix; .pdmodel or .json.
     """
@@ -47,9 +47,9 @@ def inspect(model, as_json):
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    for what in ("inputs", "outputs"):
-        click.echo(f"{what}:")
-        for each in found[what]:
+    for group in ("inputs", "outputs"):
+        click.echo(f"{group}:")
+        for each in found[group]:
             click.echo(f"  {each['name']}  {each['dtype']} {each['shape']}")
     click.echo("operators:")
     for name, count in found["operators"].items():
@@ -81,7 +81,7 @@ examples:
 @ptq_options
 @click.option("--json", "as_json", is_flag=True, help="as JSON, worst first")
 def sensitivity(model, weights, arguments, inputs, as_json, **options):
-    """Tell which layers lose most when each is quantized alone, worst first.
+    """Rank layers by the loss when only one of them is quantized, worst first.
 
     MODEL is as for 'paddleq ptq'. The number is the signal-to-quantization-noise ratio of the
     model's output in dB: 6 dB less is one bit less.
@@ -108,23 +108,22 @@ examples:
 @click.argument("model")
 @data_options
 @click.option("--reference", metavar="MODEL",
-              help="saved model to compare with, computed as it stands (default: MODEL itself, "
-                   "operator by operator)")
+              help="saved model to compare with, run without optimization (default: MODEL itself)")
 @click.option("--float", "float_model", metavar="MODEL",
-              help="the float model, to measure speed and size against")
+              help="float model for the comparison of speed and size")
 @click.option("--runtime", "runtimes", multiple=True, metavar="NAME",
               help="paddle, openvino, onnxruntime or paddlelite; may be repeated (default: all of "
                    "the first three that are installed)")
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--top1", type=float, default=0.99, show_default=True,
-              help="least share of samples with the same answer")
+              help="minimum share of samples with the same prediction")
 @click.option("--error", type=float, default=0.1, show_default=True,
-              help="greatest relative L2 distance of the outputs")
+              help="maximum relative L2 distance of the outputs")
 def verify(model, reference, float_model, runtimes, threads, top1, error, **data):
-    """Run a saved model in every installed runtime and compare what they answer.
+    """Run a saved model in all installed runtimes and compare their outputs.
 
-    Prints for each runtime how many answers agree, how far the outputs are, how fast and how large
-    it is, and fails if one is too far off.
+    Print the agreement of predictions, the distance of outputs, the speed and the size for each
+    runtime. Fail if a runtime exceeds a limit.
     """
     section = data_section(**data)
     found = deploy.verify(model, reference, open_data(**section), float_model=float_model,
@@ -132,7 +131,7 @@ def verify(model, reference, float_model, runtimes, threads, top1, error, **data
                           error=error)
     click.echo(str(found))
     if not found.ok:
-        click.echo("paddleq: error: a runtime is too far off", err=True)
+        click.echo("paddleq: error: a runtime exceeds a limit", err=True)
         click.get_current_context().exit(FAILED)
 
 
@@ -147,13 +146,13 @@ examples:
 @ptq_options
 @click.option("-o", "--output", required=True, metavar="FILE", help="the .html to write")
 def report(model, output, weights, arguments, inputs, **options):
-    """Write an HTML page about what quantization does to a Layer; it needs no network.
+    """Write an HTML report of a quantized Layer: errors, distributions and sensitivity.
 
-    MODEL is MODULE:FUNCTION or FILE.py:FUNCTION. It is quantized as 'paddleq ptq' does it.
+    MODEL is MODULE:FUNCTION or FILE.py:FUNCTION. It is quantized as by 'paddleq ptq'.
     """
     if ":" not in model:
         raise ConfigError(f"MODEL must be MODULE:FUNCTION that builds a Layer, but is {model!r}; "
-                          "'paddleq inspect' and 'paddleq sensitivity' look at saved models")
+                          "use 'paddleq inspect' and 'paddleq sensitivity' for saved models")
     data, how = split_options(options)
     write_report(recipe_of({
         "model": model_section(model, weights, arguments, inputs),
@@ -169,18 +168,18 @@ examples:
 
 """ + STATUS)
 @click.argument("logdir")
-@click.option("--model", metavar="FILE", help="a .pdmodel whose graph is shown too")
+@click.option("--model", metavar="FILE", help="a .pdmodel whose graph is shown as well")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8040, show_default=True)
 def serve_vdl(logdir, model, host, port):
-    """Show what was logged, and a model's graph, in VisualDL. Ctrl-C ends it."""
+    """Show logs and the graph of a model in VisualDL. Ctrl-C stops the server."""
     if importlib.util.find_spec("visualdl") is None:
         raise DependencyError("serve-vdl needs visualdl: pip install 'paddleq[viz]'")
     if not os.path.isdir(logdir):
         raise FormatError(f"there is no folder {logdir}")
     if model is not None and not os.path.isfile(model):
         raise FormatError(f"there is no file {model}")
-    # Without a language it answers clients that ask for none with an error.
+    # Without a language the server answers requests without one with an error.
     command = [sys.executable, "-m", "visualdl.server.app", "--logdir", logdir, "--host", host,
                "--port", str(port), "--language", "en"]
     if model is not None:

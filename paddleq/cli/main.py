@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from typing import List, Optional
 
 import click
 import paddle
@@ -13,14 +14,14 @@ DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 STATUS = """\b
 exit status:
-  0    done; the last line on standard output says what was written
-  1    the model or the data cannot be used, or a check failed; standard
-       error says why
+  0    success; the last line of standard output lists the written files
+  1    the model or the data cannot be used, or a check failed; the
+       reason is on standard error
   2    the command line or a recipe is wrong
   130  interrupted
-What a command writes is there as a whole or not at all."""
+Files are written completely or not at all."""
 
-# Command -> the module that has it: one that needs a package of an extra is imported when it runs.
+# Command -> module. Modules are imported on use, because some require packages of an extra.
 COMMANDS = {
     "ptq": "quantize", "dynamic": "quantize", "qat-export": "quantize", "run": "quantize",
     "export": "convert", "to-pdmodel": "convert", "verify": "inspect", "inspect": "inspect",
@@ -56,21 +57,21 @@ examples:
   paddleq inspect out/model
   paddleq to-pdmodel model.json -o out/model
 
-'paddleq COMMAND --help' has more on each command. Completion: eval "$(_PADDLEQ_COMPLETE=bash_source
+'paddleq COMMAND --help' describes each command. Completion: eval "$(_PADDLEQ_COMPLETE=bash_source
 paddleq)", or zsh_source, fish_source.""")
 @click.version_option(__version__, message=f"%(prog)s %(version)s (Paddle {paddle.__version__})")
 def paddleq():
-    """Quantization of PaddlePaddle models, and their export."""
+    """Quantize and export PaddlePaddle models."""
 
 
-def main(arguments=None):
-    """Run the command.
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Run the command line.
 
     Args:
-        arguments: list of texts; None for those of the process.
+        arguments: list of arguments. Default: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+        Exit status: 0 success, 1 failure, 2 wrong use, 130 interrupted.
 
     Examples:
         >>> from paddleq.cli.main import main
@@ -84,17 +85,17 @@ def main(arguments=None):
     except click.UsageError as error:
         if error.ctx is not None:
             sys.stderr.write(error.ctx.get_usage() + "\n")
-        return _said(error.format_message(), WRONG_USE)
+        return _report_error(error.format_message(), WRONG_USE)
     except click.ClickException as error:
-        return _said(error.format_message(), FAILED)
+        return _report_error(error.format_message(), FAILED)
     except PaddleqError as error:
-        return _said(str(error), WRONG_USE if isinstance(error, ConfigError) else FAILED)
+        return _report_error(str(error), WRONG_USE if isinstance(error, ConfigError) else FAILED)
     except (KeyboardInterrupt, click.Abort):
-        return _said("interrupted", INTERRUPTED)
+        return _report_error("interrupted", INTERRUPTED)
 
 
-def _said(message, status):
-    # One line for each mistake, whatever the message holds.
+def _report_error(message, status):
+    # One line for each mistake, even if a message contains newlines.
     lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
     if status == WRONG_USE and len(lines) > 1:
         sys.stderr.write("\n".join(lines[:-1]) + "\n")

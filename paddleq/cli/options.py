@@ -1,22 +1,22 @@
-"""What several commands take."""
+"""Options that several commands share, and the recipe sections that they give."""
 
 import functools
 
 import click
-import yaml
 
 from ..errors import ConfigError, RecipeError
 from ..recipes import Recipe
+from ..recipes.recipe import load_yaml
 
 
-def _several(*options):
+def _combine(*options):
     def add(function):
         return functools.reduce(lambda made, option: option(made), reversed(options), function)
     return add
 
 
-# A model: what a path cannot say of a Layer.
-layer_options = _several(
+# Details of a Layer that a path does not contain.
+layer_options = _combine(
     click.option("--weights", metavar="FILE", help="weights for a Layer (.pdparams, .safetensors)"),
     click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE",
                  help="argument of the function that builds the Layer; may be repeated"),
@@ -26,7 +26,7 @@ layer_options = _several(
                       "open)"),
 )
 
-data_options = _several(
+data_options = _combine(
     click.option("--data", "-d", "source", required=True, metavar="SOURCE",
                  help="a .npy or .npz, a folder of images, or MODULE:FUNCTION that yields batches"),
     click.option("--labels", metavar="KEY",
@@ -43,31 +43,33 @@ data_options = _several(
 
 ALGORITHMS = {"KL": "KLQuantizer", "hist": "HistQuantizer", "abs_max": "AbsmaxQuantizer"}
 
-ptq_options = _several(
+ptq_options = _combine(
     click.option("--algo", type=click.Choice(list(ALGORITHMS)), default="KL", show_default=True,
-                 help="how thresholds of activations are found"),
-    click.option("--hist-percent", type=float, help="share below the threshold, for --algo hist"),
+                 help="observer of activations"),
+    click.option("--hist-percent", type=float,
+                 help="share of values below the threshold, for --algo hist"),
     click.option("--weight-bits", type=int, default=8, show_default=True),
     click.option("--activation-bits", type=int, default=8, show_default=True),
-    click.option("--per-tensor", is_flag=True, help="one scale for a weight, not one a channel"),
+    click.option("--per-tensor", is_flag=True,
+                 help="one scale per weight instead of one per channel"),
     click.option("--no-fuse", is_flag=True, help="do not fold batch norms"),
     click.option("--skip", multiple=True, metavar="NAME",
-                 help="leave alone: a regular expression for names of layers, a name of a tensor "
-                      "of a saved model; may be repeated"),
+                 help="do not quantize: a regular expression for names of layers, or the name of "
+                      "a tensor of a saved model; may be repeated"),
 )
 
 output_option = click.option("-o", "--output", required=True, metavar="OUT",
-                             help="prefix of the files to write; folders are made")
+                             help="prefix of the files to write; missing folders are created")
 
 
 def model_section(model, weights=None, arguments=(), inputs=()):
-    """The section ``model`` of a recipe."""
+    """Return the section ``model`` of a recipe."""
     if ":" not in model:
         given = {"weights": weights, "arg": arguments, "input": inputs}
         for name, value in given.items():
             if value:
                 raise ConfigError(f"--{name} has an effect with MODULE:FUNCTION only, but the "
-                                  f"model is the saved one {model!r}")
+                                  f"model is the saved model {model!r}")
         return {"path": model}
     section = {"build": model}
     if weights:
@@ -80,7 +82,7 @@ def model_section(model, weights=None, arguments=(), inputs=()):
 
 
 def data_section(source, labels, keys, transform, batch_size, batches):
-    """The section ``data.calibration`` or ``data.evaluation`` of a recipe."""
+    """Return the section ``data.calibration`` or ``data.evaluation`` of a recipe."""
     section = {"source": source, "batch_size": batch_size, "batches": batches,
                "labels": True if labels == "folders" else labels, "keys": list(keys),
                "transform": [_yaml("--transform", text) for text in transform]}
@@ -91,14 +93,14 @@ _DATA = ("source", "labels", "keys", "transform", "batch_size", "batches")
 
 
 def split_options(options):
-    """(those of :data:`data_options`, those of :data:`ptq_options`)."""
+    """Return (options of :data:`data_options`, options of :data:`ptq_options`)."""
     data = {name: options.pop(name) for name in _DATA}
     return data, options
 
 
 def ptq_section(model, algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse,
                 skip):
-    """The section ``quantize`` of a recipe for the method ptq."""
+    """Return the section ``quantize`` of a recipe for the method ptq."""
     activation = {"name": ALGORITHMS[algo], "quant_bits": activation_bits}
     if hist_percent is not None:
         activation["hist_percent"] = hist_percent
@@ -113,16 +115,16 @@ def ptq_section(model, algo, hist_percent, weight_bits, activation_bits, per_ten
 
 
 def recipe_of(sections):
-    """A :class:`~paddleq.recipes.Recipe` of what the command line says, for this folder.
+    """Return the :class:`~paddleq.recipes.Recipe` of a command line, for the working folder.
 
     Raises:
-        ConfigError: a mistake; it names the key, which is what the option is called.
+        ConfigError: lists the mistakes by key, which has the name of the option.
     """
-    text = yaml.safe_dump({"paddleq": 1, **sections}, sort_keys=False)
     try:
-        return Recipe.parse(text, source="command line")
+        return Recipe.from_dict({"paddleq": 1, **sections}, "command line")
     except RecipeError as error:
-        raise ConfigError("; ".join(f"{key} {what}" for _, key, what in error.problems)) from None
+        raise ConfigError("; ".join(f"{key} {problem}"
+                                    for _, key, problem in error.problems)) from None
 
 
 def _argument(text):
@@ -145,6 +147,6 @@ def _input(text):
 
 def _yaml(option, text):
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return load_yaml(text, option)[0]
+    except RecipeError as error:
         raise ConfigError(f"{option} must be YAML, but is {text!r}") from error

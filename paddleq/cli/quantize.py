@@ -1,16 +1,16 @@
-"""Commands that quantize. Each is a recipe that is written on the command line."""
+"""Commands that quantize. Each builds a recipe from its options."""
 
 import os
 
 import click
-import yaml
 
-from ..errors import ConfigError, FormatError
+from ..errors import ConfigError, FormatError, RecipeError
 from ..export import save
 from ..frontends.paddleslim import QAT
 from ..recipes import Recipe
 from ..recipes import run as run_recipe
-from ..recipes.run import input_specs, written
+from ..recipes.recipe import load_yaml
+from ..recipes.run import input_specs, written_files
 from ..recipes.sources import build_model, load_weights
 from .main import FAILED, STATUS
 from .options import (
@@ -47,7 +47,7 @@ examples:
 @ptq_options
 @click.option("--seed", type=int, default=0, show_default=True)
 def ptq(model, output, formats, seed, weights, arguments, inputs, **options):
-    """Quantize after training, with a few batches of data.
+    """Quantize a trained model with a few batches of data (PTQ).
 
     MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
     returns a paddle.nn.Layer.
@@ -70,11 +70,11 @@ examples:
 @output_option
 @_formats_option
 @click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True)
-@click.option("--per-tensor", is_flag=True, help="one scale for a weight, not one a channel")
+@click.option("--per-tensor", is_flag=True, help="one scale per weight instead of one per channel")
 @click.option("--op-type", "op_types", multiple=True, metavar="TYPE",
               help="operators whose weights are quantized, 'mul' means Linear; may be repeated")
 def dynamic(model, output, formats, bits, per_tensor, op_types, weights, arguments, inputs):
-    """Store weights as integers; no data is needed.
+    """Store weights as integers. No data is needed.
 
     MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
     returns a paddle.nn.Layer.
@@ -97,13 +97,13 @@ examples:
 @click.argument("model")
 @layer_options
 @output_option
-@click.option("--config", metavar="FILE", help="the dict that QAT was given, as YAML")
+@click.option("--config", metavar="FILE", help="configuration of QAT as YAML")
 @click.option("--format", type=_FORMATS, default="pdmodel", show_default=True)
 def qat_export(model, output, config, format, weights, arguments, inputs):
-    """Export what quantization-aware training gave.
+    """Export a model after quantization-aware training (QAT).
 
-    MODEL is MODULE:FUNCTION or FILE.py:FUNCTION that returns the float Layer; --weights are the
-    state_dict of the quantized one, as trained.
+    MODEL is MODULE:FUNCTION or FILE.py:FUNCTION that returns the float Layer; --weights is
+    the state_dict of the trained quantized Layer.
     """
     if ":" not in model:
         raise ConfigError(f"MODEL must be MODULE:FUNCTION that builds a Layer, but is {model!r}")
@@ -119,34 +119,37 @@ def qat_export(model, output, config, format, weights, arguments, inputs):
     save(net, output, input_specs(section["input_spec"]), qat.config["onnx_format"], format,
          made_by={"command": "qat-export", "model": section, "weights": weights,
                   "quantize": {"method": "qat", "config": settings}})
-    click.echo(f"wrote {', '.join(written(output, format))}")
+    click.echo(f"wrote {', '.join(written_files(output, format))}")
 
 
 @click.command("run", epilog="""\b
 examples:
   paddleq run recipe.yaml
-  paddleq run out/model.paddleq.yaml    # what lies beside an export makes it again
+  paddleq run out/model.paddleq.yaml    # repeats an export
 
 """ + STATUS)
 @click.argument("recipe")
 def run(recipe):
-    """Do what a RECIPE says: one YAML file for model, data, quantization, export and checks."""
+    """Run a RECIPE: a YAML file with a model, data, quantization, exports and checks."""
     _run(Recipe.load(recipe))
 
 
 def _run(recipe):
-    done = run_recipe(recipe)
-    for report in done.reports:
+    result = run_recipe(recipe)
+    for report in result.reports:
         click.echo(str(report))
-    size = sum(os.path.getsize(path) for path in done.files)
-    click.echo(f"wrote {', '.join(os.path.relpath(path) for path in done.files)}: {size:,} bytes")
-    if not done.ok:
+    size = sum(os.path.getsize(path) for path in result.files)
+    click.echo(f"wrote {', '.join(os.path.relpath(path) for path in result.files)}: {size:,} bytes")
+    if not result.ok:
         click.echo("paddleq: error: a check failed", err=True)
         click.get_current_context().exit(FAILED)
 
 
 def _exports(output, formats):
-    """The section ``export``; "pir", whose .pdiparams is another one, gets a path of its own."""
+    """Return the section ``export``. A pir file beside others gets a separate path.
+
+    Its .pdiparams file has the name, but not the content, of the one of a .pdmodel file.
+    """
     formats = list(dict.fromkeys(formats))
     return [{"format": each,
              "path": f"{output}_pir" if each == "pir" and len(formats) > 1 else output}
@@ -156,6 +159,6 @@ def _exports(output, formats):
 def _yaml_file(path):
     try:
         with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            return load_yaml(file.read(), path)[0]
+    except (OSError, UnicodeDecodeError, RecipeError) as error:
         raise FormatError(f"cannot read {path}: {error}") from error

@@ -1,6 +1,6 @@
-"""Recipes: one YAML file that says model, data, quantization, export and checks."""
+"""Recipes: YAML files with a model, data, quantization, exports and checks."""
 
 from .recipe import Recipe
-from .run import Done, run
+from .run import RecipeResult, run
 
-__all__ = ["Done", "Recipe", "run"]
+__all__ = ["Recipe", "RecipeResult", "run"]

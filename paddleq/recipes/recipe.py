@@ -1,269 +1,46 @@
-"""The format of a recipe, and reading one."""
+"""Reading of recipes: YAML text to checked values, with line numbers for mistakes."""
 
-import copy
 import os
 import re
-from collections import OrderedDict
+import typing
+from typing import Any, Dict, List, Tuple
 
-from .._checks import (
-    check_bool,
-    check_choice,
-    check_float,
-    check_int,
-    check_known_keys,
-    wrong_type,
-    wrong_value,
-)
-from ..errors import ConfigError, FormatError, PaddleqError, RecipeError
-from ..export.provenance_file import FILES
-from ..frontends.amct.config import AmctConfig
-from ..frontends.golden_stick import PTQ as GoldenStickPTQ
-from ..frontends.golden_stick import PTQConfig
-from ..frontends.paddleslim.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from ..frontends.paddleslim.saved_models import check_op_types
-from ..nn.layer_types import known_classes
-from . import yaml_document as document
-from .schema import Entries, Section, Value
-from .sources import check_function_name
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import RoundTripConstructor
+from ruamel.yaml.error import YAMLError
 
-FORMAT_VERSION = 1
-METHODS = ("ptq", "dynamic", "golden_stick", "amct")
-FORMATS = ("pdmodel", "onnx", "pir", "checkpoint")
-RUNTIMES = ("paddle", "openvino", "onnxruntime", "paddlelite")
+from .._checks import hint
+from ..errors import FormatError, RecipeError
+from .schema import RecipeSections
 
-
-def _choice(*valid):
-    return lambda name, value: check_choice(name, value, valid)
-
-
-def _int(low, high=None):
-    return lambda name, value: check_int(name, value, low, high)
-
-
-def _float(low, high):
-    return lambda name, value: check_float(name, value, low, high)
-
-
-def _text(name, value):
-    if not isinstance(value, str):
-        raise wrong_type(name, value, "text")
-    if not value.strip():
-        raise wrong_value(name, value, "text that is not empty")
-    return value
-
-
-def _texts(name, value):
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
-        raise wrong_type(name, value, "text or a list of texts")
-    return values
-
-
-def _pattern(name, value):
-    try:
-        re.compile(_text(name, value))
-    except re.error as error:
-        raise wrong_value(name, value, f"a regular expression ({error})") from error
-    return value
-
-
-def _mapping(name, value):
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise wrong_type(name, value, "a mapping")
-    return value
-
-
-def _shape(name, value):
-    if not isinstance(value, list):
-        raise wrong_type(name, value, "a list such as [null, 3, 224, 224]")
-    for size in value:
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise wrong_value(name, value, "a list of sizes, null where one is open")
-    return value
-
-
-def _transform(name, value):
-    from .sources import image_transform
-
-    if not isinstance(value, list):
-        raise wrong_type(name, value, "a list of transforms, such as [{Resize: {size: 256}}]")
-    for step in value:
-        if isinstance(step, dict) and len(step) == 1 and isinstance(next(iter(step)), str):
-            continue
-        if not isinstance(step, str):
-            raise wrong_value(name, value, "a list of names or of {name: arguments}")
-    image_transform([step for step in value if ":" not in next(iter(
-        [step] if isinstance(step, str) else step))])
-    return value
-
-
-def _quantizer(known):
-    """A name, or a mapping with ``name`` and its arguments."""
-    def check(name, value):
-        given = {"name": value} if isinstance(value, str) else value
-        if not isinstance(given, dict) or "name" not in given:
-            raise wrong_type(name, value, f"one of {', '.join(known)}, or a mapping with a name "
-                                          "and arguments")
-        check_choice(name, given["name"], known)
-        made, arguments = known[given["name"]], {k: v for k, v in given.items() if k != "name"}
-        valid = made.__init__.__code__.co_varnames[1:made.__init__.__code__.co_argcount]
-        check_known_keys(given["name"], arguments, valid)
-        return made(**arguments)
-    return check
-
-
-def _layer_type(name, value):
-    return check_choice(name, value, known_classes())
-
-
-def _op_types(name, value):
-    try:
-        check_op_types(value)
-    except ConfigError as error:
-        raise ConfigError(f"{name} {error}") from error
-    return value
-
-
-_INPUT = Section({
-    "shape": Value(_shape),
-    "dtype": Value(_choice("float32", "float64", "float16", "int32", "int64", "bool"), "float32"),
-    "name": Value(_text, None),
-})
-
-_MODEL = Section({
-    "build": Value(check_function_name, None),
-    "path": Value(_text, None),
-    "arguments": Value(_mapping, None),
-    "weights": Value(_text, None),
-    "input_spec": Entries(_INPUT, None),
-}, one_of=("build", "path"), together=lambda model: (
-    (key, "has an effect with build only; a saved model has it already")
-    for key in ("arguments", "weights", "input_spec") if model["path"] and model[key] is not None))
-
-
-def _data(**more):
-    return Section({
-        "source": Value(_text),
-        "keys": Value(_texts, None),
-        "labels": Value(lambda name, value: value if value is True else _text(name, value), None),
-        "transform": Value(_transform, None),
-        "batch_size": Value(_int(1), 32),
-        "batches": Value(_int(1), None),
-    }, **more)
-
-
-def _rule_together(rule):
-    said = [key for key in ("weight_quantizer", "activation_quantizer") if rule[key] is not None]
-    if rule["skip"] and said:
-        yield said[0], "contradicts skip: a layer that is skipped has no quantizer"
-    if not rule["skip"] and not said:
-        yield "skip", "a rule must say skip, weight_quantizer or activation_quantizer"
-
-
-_RULE = Section({
-    "name": Value(_text, None),
-    "type": Value(_layer_type, None),
-    "pattern": Value(_pattern, None),
-    "skip": Value(check_bool, False),
-    "weight_quantizer": Value(_quantizer(WEIGHT_QUANTIZERS), None),
-    "activation_quantizer": Value(_quantizer(ACTIVATION_QUANTIZERS), None),
-}, one_of=("name", "type", "pattern"), together=_rule_together)
-
-_KEYS = {
-    "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules"),
-    "dynamic": ("weight_bits", "weight_quantize_type", "quantizable_op_type"),
-    "golden_stick": ("config", "layer_policies"),
-    "amct": ("config",),
+Location = Tuple[Any, ...]  # keys and indices, such as ("quantize", "rules", 1, "type")
+_DOCUMENT = "the document"
+_MESSAGES = {
+    "missing": "is missing",
+    "int_type": "must be an int",
+    "float_type": "must be a float",
+    "bool_type": "must be a bool",
+    "string_type": "must be a text",
+    "string_pattern_mismatch": "must be a text that is not empty",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "too_short": "must have an entry, but is empty",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
 }
 
 
-def _method_together(quantize):
-    method = quantize["method"]
-    for key in sorted({key for keys in _KEYS.values() for key in keys} - set(_KEYS[method])):
-        if quantize[key] is not None:
-            yield key, f"has no effect with the method {method}"
-    checks = {
-        "amct": {"config": lambda: AmctConfig.parse(quantize["config"])},
-        "golden_stick": {"config": lambda: PTQConfig.parse(quantize["config"]),
-                         "layer_policies": lambda: GoldenStickPTQ(None, policies_of(quantize))},
-    }
-    for key, check in checks.get(method, {}).items():
-        try:
-            check()
-        except PaddleqError as error:
-            yield key, str(error)
-
-
-def policies_of(quantize):
-    """``layer_policies`` as Golden Stick's PTQ takes them: patterns to configurations."""
-    given = quantize["layer_policies"]
-    return None if given is None else OrderedDict(
-        (pattern, None if config is None else PTQConfig.parse(config))
-        for pattern, config in given.items())
-
-
-_QUANTIZE = Section({
-    "method": Value(_choice(*METHODS), "ptq"),
-    "activation_quantizer": Value(_quantizer(ACTIVATION_QUANTIZERS), None),
-    "weight_quantizer": Value(_quantizer(WEIGHT_QUANTIZERS), None),
-    "fuse": Value(check_bool, None),
-    "rules": Entries(_RULE, None),
-    "weight_bits": Value(lambda name, value: check_choice(name, value, (8, 16)), None),
-    "weight_quantize_type": Value(_choice("channel_wise_abs_max", "abs_max"), None),
-    "quantizable_op_type": Value(_op_types, None),
-    "config": Value(_mapping, None),
-    "layer_policies": Value(_mapping, None),
-}, together=_method_together)
-
-_EXPORT = Section({
-    "format": Value(_choice(*FORMATS), "pdmodel"),
-    "path": Value(_text),
-})
-
-_CHECKS = Section({
-    "runtimes": Value(lambda name, value: [check_choice(name, each, RUNTIMES)
-                                           for each in _texts(name, value)], None),
-    "top1_agreement": Value(_float(0.0, 1.0), 0.99),
-    "relative_error": Value(_float(0.0, 10.0), 0.1),
-}, default=None)
-
-
-def _together(recipe):
-    calibration = (recipe["data"] or {}).get("calibration")
-    evaluation = (recipe["data"] or {}).get("evaluation")
-    method = recipe["quantize"]["method"]
-    if method != "dynamic" and calibration is None:
-        yield "data", f"must have calibration batches for the method {method}"
-    if method in ("golden_stick", "amct") and recipe["model"]["path"]:
-        yield "quantize", f"the method {method} is for a Layer: say model.build"
-    if recipe["checks"] is not None and evaluation is None and calibration is None:
-        yield "checks", "need data: say data.evaluation"
-    files = [export["path"] + ending for export in recipe["export"]
-             for ending in FILES[export["format"]]]
-    for path in sorted({path for path in files if files.count(path) > 1}):
-        yield "export", f"would write {path!r} twice"
-
-
-SCHEMA = Section({
-    "paddleq": Value(_choice(FORMAT_VERSION)),
-    "seed": Value(_int(0, 2**31 - 1), 0),
-    "model": _MODEL,
-    "data": Section({"calibration": _data(default=None), "evaluation": _data(default=None)},
-                    default=None),
-    "quantize": _QUANTIZE,
-    "export": Entries(_EXPORT, several=True),
-    "checks": _CHECKS,
-}, together=_together)
-
-
 class Recipe:
-    """A checked recipe.
+    """Checked recipe.
 
     Attributes:
-        values: what it says, with defaults, as nested dicts.
-        plain: what it says, as it was written, as nested dicts.
-        folder: what its paths are relative to.
-        source: name of the file, for messages.
+        values: :class:`~paddleq.recipes.schema.RecipeSections` with defaults.
+        plain: nested dicts without defaults, as written.
+        folder: folder that paths are relative to.
+        source: name of the file for messages.
 
     Examples:
         >>> from paddleq.recipes import Recipe
@@ -274,21 +51,22 @@ class Recipe:
         ... quantize: {method: ptq, activation_quantizer: KLQuantizer}
         ... export: {path: out/net}
         ... ''')
-        >>> recipe.values["export"]
-        [{'format': 'pdmodel', 'path': 'out/net'}]
+        >>> recipe.values.export
+        [ExportSection(format='pdmodel', path='out/net')]
     """
 
-    def __init__(self, plain, values, lines, folder, source):
+    def __init__(self, plain: Dict[str, Any], values: RecipeSections, lines: Dict[str, int],
+                 folder: str, source: str):
         self.plain, self.values, self.folder, self.source = plain, values, folder, source
         self._lines = lines
 
     @classmethod
-    def load(cls, path):
-        """Read a recipe, or the one in a ``.paddleq.yaml`` that lies beside an export.
+    def load(cls, path) -> "Recipe":
+        """Read a recipe, or the one in the ``.paddleq.yaml`` file of an export.
 
         Raises:
-            FormatError: there is no such file.
-            RecipeError: its mistakes, each with line, key and the nearest valid one.
+            FormatError: the file cannot be read.
+            RecipeError: lists all mistakes with line, key and the nearest valid value.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -298,47 +76,205 @@ class Recipe:
         return cls.parse(text, folder=os.path.dirname(os.path.abspath(path)), source=path)
 
     @classmethod
-    def parse(cls, text, folder=".", source="recipe"):
-        """Read the text of a recipe; paths in it are relative to ``folder``."""
-        located = document.load(text, source)
-        if isinstance(located.value, dict) and "exports" in located.value and (
-                "paddleq" not in located.value):  # else it is a recipe's key, misspelt
-            located, folder = _in_record(located.value["exports"], folder, source)
-        problems = []
-        values = SCHEMA.read(located, problems)
-        if problems:
-            raise RecipeError(problems, source)
-        lines = {}
-        _collect(located, lines)
-        return cls(located.plain(), copy.copy(values), lines, folder, source)
+    def parse(cls, text: str, folder: str = ".", source: str = "recipe") -> "Recipe":
+        """Read the text of a recipe. Paths in it are relative to ``folder``."""
+        plain, lines = load_yaml(text, source)
+        prefix: Location = ()
+        if isinstance(plain, dict) and "exports" in plain and (
+                "paddleq" not in plain):  # otherwise a misspelt key of a recipe
+            plain, prefix, folder = _recipe_of_export(plain["exports"], lines, folder, source)
+        return cls._validated(plain, lines, prefix, folder, source)
 
-    def resolve(self, path):
-        """``path``, relative to the recipe, as one that can be opened."""
+    @classmethod
+    def from_dict(cls, sections: Dict[str, Any], source: str = "recipe") -> "Recipe":
+        """Check a recipe in nested dicts. Paths in it are relative to the working folder."""
+        return cls._validated(sections, {(): 1}, (), ".", source)
+
+    @classmethod
+    def _validated(cls, plain, lines, prefix, folder, source):
+        try:
+            values = RecipeSections.model_validate(plain)
+        except ValidationError as error:
+            raise RecipeError([(_line(lines, prefix + location),
+                                _path(prefix + location) or _DOCUMENT, problem)
+                               for location, problem in _problems(error, plain)],
+                              source) from None
+        start = len(_path(prefix)) + 1 if prefix else 0
+        return cls(plain, values, {_path(location)[start:]: line
+                                   for location, line in lines.items()
+                                   if location[:len(prefix)] == prefix}, folder, source)
+
+    def resolve(self, path: str) -> str:
+        """Return ``path``, which is relative to the recipe, relative to the working folder."""
         return os.path.normpath(os.path.join(self.folder, path))
 
-    def mistake(self, key, what):
-        """A :class:`RecipeError` about a key, found while the recipe runs."""
-        return RecipeError([(self._lines.get(key, 1), key, what)], self.source)
+    def error(self, key: str, problem: str) -> RecipeError:
+        """Return a :class:`RecipeError` for a problem with ``key`` at run time."""
+        return RecipeError([(self._lines.get(key, 1), key, problem)], self.source)
 
 
-def _in_record(exports, folder, source):
-    """(recipe, what its paths are relative to) of what lies beside an export."""
-    found = [each.value for each in exports.value if isinstance(each.value, dict)
-             and "recipe" in each.value] if isinstance(exports.value, list) else []
+def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
+    """Return (plain values, location -> line) of a YAML document. Lines count from 1.
+
+    Args:
+        text: document.
+        source: name of the document for messages.
+
+    Raises:
+        RecipeError: the text is not YAML, has several documents, or repeats a key.
+    """
+    yaml = YAML(typ="rt")
+    yaml.Constructor = _Constructor
+    try:
+        document = yaml.load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError([(mark.line + 1 if mark else 1, _DOCUMENT,
+                            f"is no YAML: {problem}")], source) from error
+    if document is None:
+        raise RecipeError([(1, _DOCUMENT, "is empty")], source)
+    lines: Dict[Location, int] = {(): 1}
+    problems: List[Tuple[int, str, str]] = []
+    duplicates = getattr(yaml.constructor, "duplicates", [])
+    plain = _plain(document, (), lines, duplicates, problems)
+    if problems:
+        raise RecipeError(problems, source)
+    return plain, lines
+
+
+class _Constructor(RoundTripConstructor):
+    """Constructor that collects repeated keys instead of stopping at the first one."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.duplicates = []
+
+    def check_mapping_key(self, node, key_node, mapping, key, value):
+        if key in mapping:
+            self.duplicates.append((mapping, key, key_node.start_mark.line + 1))
+            return False
+        return True
+
+
+def _plain(value, location, lines, duplicates, problems):
+    """Return ``value`` in Python's own types. Fill ``lines`` and ``problems``."""
+    if isinstance(value, dict):
+        for key in value:
+            position = value.lc.data.get(key)
+            lines[(*location, key)] = position[0] + 1 if position else lines[location]
+            if not isinstance(key, str):
+                problems.append((lines[(*location, key)], _path((*location, key)),
+                                 "a key must be text"))
+        for mapping, key, line in duplicates:
+            if mapping is value:
+                problems.append((line, _path((*location, key)), "stands here a second time; the "
+                                 f"first is on line {lines[(*location, key)]}"))
+        return {key: _plain(item, (*location, key), lines, duplicates, problems)
+                for key, item in value.items()}
+    if isinstance(value, list):
+        for index in range(len(value)):
+            lines[(*location, index)] = value.lc.item(index)[0] + 1
+        return [_plain(item, (*location, index), lines, duplicates, problems)
+                for index, item in enumerate(value)]
+    for plain_type in (bool, int, float, str):
+        if isinstance(value, plain_type):
+            return plain_type(value)
+    return value
+
+
+def _recipe_of_export(exports, lines, folder, source):
+    """Return (recipe, its location, folder of its paths) from the record of an export."""
+    found = [index for index, each in enumerate(exports) if isinstance(each, dict)
+             and "recipe" in each] if isinstance(exports, list) else []
     if not found:
-        raise RecipeError([(exports.line, "exports", "none of them was made by a recipe")], source)
-    for other in found[1:]:
-        if other["recipe"].plain() != found[0]["recipe"].plain():
-            raise RecipeError([(other["recipe"].line, other["recipe"].path,
-                                "is another one than that of the first export")], source)
-    inside = found[0].get("folder")
-    inside = "." if inside is None else _text("folder", inside.plain())
-    return found[0]["recipe"], os.path.normpath(os.path.join(folder, inside))
+        raise RecipeError([(lines[("exports",)], "exports", "none of them has a recipe")], source)
+    first = exports[found[0]]
+    for index in found[1:]:
+        if exports[index]["recipe"] != first["recipe"]:
+            location = ("exports", index, "recipe")
+            raise RecipeError([(lines[location], _path(location),
+                                "differs from the recipe of the first export")], source)
+    inside = first.get("folder", ".")
+    if not isinstance(inside, str):
+        location = ("exports", found[0], "folder")
+        raise RecipeError([(lines[location], _path(location),
+                            f"must be a text, but is {inside!r}")], source)
+    return (first["recipe"], ("exports", found[0], "recipe"),
+            os.path.normpath(os.path.join(folder, inside)))
 
 
-def _collect(located, lines):
-    lines[located.path] = located.line
-    children = located.value.values() if isinstance(located.value, dict) else (
-        located.value if isinstance(located.value, list) else ())
-    for child in children:
-        _collect(child, lines)
+def _problems(error: ValidationError, plain):
+    """Yield (location, problem) of each mistake that pydantic found."""
+    for each in error.errors():
+        location, kind, context = each["loc"], each["type"], each.get("ctx", {})
+        location = _existing(location, plain)
+        if kind == "problems":
+            for key, problem in context["problems"]:
+                own = (*location, key) if key is not None else location
+                yield (own if _contains(plain, own) else location), problem
+        elif kind == "extra_forbidden":
+            keys = _keys_at(location[:-1])
+            yield location, (f"there is no such key{hint(location[-1], keys)}; "
+                             f"valid: {', '.join(keys)}")
+        elif kind in ("missing", "too_short"):
+            yield location, _MESSAGES[kind]
+        elif kind == "value_error":
+            yield location, str(context["error"])
+        else:
+            problem = _MESSAGES.get(kind, each["msg"]).format(**context)
+            choices = re.findall(r"'([^']*)'", context.get("expected", ""))
+            text = repr(each["input"])
+            text = text if len(text) <= 80 else text[:77] + "..."
+            yield location, f"{problem}, but is {text}{hint(each['input'], choices)}"
+
+
+def _existing(location, plain):
+    """Drop the index of a list that the recipe writes as a single value."""
+    result = []
+    for part in location:
+        if isinstance(part, int) and not isinstance(plain, list):
+            continue
+        result.append(part)
+        try:
+            plain = plain[part]
+        except (KeyError, IndexError, TypeError):
+            plain = None
+    return tuple(result)
+
+
+def _contains(plain, location):
+    for part in location:
+        try:
+            plain = plain[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def _keys_at(location):
+    """Return the valid keys of the section at ``location``."""
+    section: Any = RecipeSections
+    for part in location:
+        if isinstance(part, str):
+            section = _section_in(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_in(annotation):
+    """Return the section class in a type such as ``Optional[List[RuleSection]]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, typing.get_args(annotation))), None)
+
+
+def _line(lines, location):
+    """Return the line of ``location``, or of the nearest section that contains it."""
+    while location not in lines:
+        location = location[:-1]
+    return lines[location]
+
+
+def _path(location):
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return text[1:] if text.startswith(".") else text

@@ -1,4 +1,4 @@
-"""Doing what a recipe says."""
+"""Execution of recipes."""
 
 import contextlib
 import logging
@@ -6,6 +6,7 @@ import os
 import random
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import List, Optional
 
 import numpy as np
 import paddle
@@ -14,7 +15,7 @@ from .. import engine, export
 from ..analysis import report, sensitivity
 from ..checkpoint import save_checkpoint
 from ..config import LayerConfig
-from ..deploy import verify
+from ..deploy import Report, verify
 from ..engine.example_inputs import fuse_now_or_later
 from ..export.onnx import require_onnx, write_program
 from ..export.paddle.markers_from_program import to_marks
@@ -30,7 +31,7 @@ from ..frontends.paddleslim.post_static import quantized_statically, sensitivity
 from ..frontends.paddleslim.saved_models import check_op_types, find_files
 from ..frontends.paddleslim.shared import rules_for
 from ..nn.layer_types import known_classes
-from .recipe import policies_of
+from .recipe import Recipe
 from .sources import build_model, open_data
 
 _logger = logging.getLogger("paddleq")
@@ -38,90 +39,88 @@ _ALGORITHMS = {"KLQuantizer": "KL", "HistQuantizer": "hist", "AbsmaxQuantizer": 
 
 
 @dataclass
-class Done:
-    """What a recipe did.
+class RecipeResult:
+    """Result of :func:`run`.
 
     Attributes:
-        files: paths that were written.
-        model: the quantized Layer, None where the model was a saved one.
-        reports: what the checks found, one :class:`~paddleq.deploy.Report` for each path.
+        files: paths of the written files.
+        model: quantized Layer. ``None`` if the model is a saved one.
+        reports: results of the checks, one :class:`~paddleq.deploy.Report` for each path.
     """
 
-    files: list = field(default_factory=list)
-    model: object = None
-    reports: list = field(default_factory=list)
+    files: List[str] = field(default_factory=list)
+    model: Optional[paddle.nn.Layer] = None
+    reports: List[Report] = field(default_factory=list)
 
     @property
-    def ok(self):
-        """Whether every check passed."""
+    def ok(self) -> bool:
+        """True if every check passed."""
         return all(report.ok for report in self.reports)
 
 
-def run(recipe):
-    """Do what a :class:`Recipe` says.
-
-    Returns:
-        :class:`Done`.
+def run(recipe: Recipe) -> RecipeResult:
+    """Quantize, export and check as a :class:`Recipe` describes.
 
     Raises:
-        PaddleqError: of the class that fits; errors about a key of the recipe are
+        PaddleqError: a subclass for the failed step; problems with a key of the recipe are
             :class:`~paddleq.errors.RecipeError`.
     """
-    # Parameters are named as in a process that does nothing else: the same bytes on each run.
-    with _seeded(recipe.values["seed"]), paddle.utils.unique_name.guard():
+    # With a new name generator, parameters are named as in a new process: each run writes the
+    # same bytes.
+    with _seeded(recipe.values.seed), paddle.utils.unique_name.guard():
         return _run(recipe)
 
 
 def _run(recipe):
-    values, done = recipe.values, Done()
-    if values["model"]["build"]:
-        _run_on_layer(recipe, done)
+    values, result = recipe.values, RecipeResult()
+    if values.model.build:
+        _run_on_layer(recipe, result)
     else:
-        _run_on_saved(recipe, done)
-    if values["checks"] is not None:
-        _check(recipe, done)
-    return done
+        _run_on_saved(recipe, result)
+    if values.checks is not None:
+        _check(recipe, result)
+    return result
 
 
-def _check(recipe, done):
-    checks = recipe.values["checks"]
-    # At one path there may be several formats, which are verified together.
-    for path in dict.fromkeys(each["path"] for each in recipe.values["export"]
-                              if each["format"] != "checkpoint"):
+def _check(recipe, result):
+    checks = recipe.values.checks
+    # Several formats at one path are verified together.
+    for path in dict.fromkeys(each.path for each in recipe.values.export
+                              if each.format != "checkpoint"):
         data = data_of(recipe, "evaluation") or data_of(recipe, "calibration")
-        done.reports.append(verify(
-            recipe.resolve(path), done.model, data, runtimes=checks["runtimes"],
-            top1=checks["top1_agreement"], error=checks["relative_error"], seconds=0.0))
+        result.reports.append(verify(
+            recipe.resolve(path), result.model, data, runtimes=checks.runtimes,
+            top1=checks.top1_agreement, error=checks.relative_error, seconds=0.0))
 
 
-def _run_on_layer(recipe, done):
-    model, quantize = recipe.values["model"], recipe.values["quantize"]
+def _run_on_layer(recipe, result):
+    model, quantize = recipe.values.model, recipe.values.quantize
     net = _built(recipe)
-    spec = input_specs(model["input_spec"])
-    if quantize["method"] == "dynamic":
+    spec = input_specs(model.input_spec)
+    if quantize.method == "dynamic":
         _check_formats(recipe, "the method dynamic")
-        _write_programs(recipe, _dynamic(recipe, trace_float(net, spec)), done)
+        _write_programs(recipe, _dynamic(recipe, trace_float(net, spec)), result)
         return
-    done.model = {"ptq": quantized_by_ptq, "golden_stick": _by_golden_stick,
-                  "amct": _by_amct}[quantize["method"]](recipe, net)
-    for number, each in enumerate(recipe.values["export"]):
-        path = recipe.resolve(each["path"])
-        if each["format"] == "checkpoint":
-            if quantize["method"] == "ptq":
-                raise recipe.mistake(f"export[{number}].format", "checkpoint is for the methods "
+    result.model = {"ptq": quantized_by_ptq, "golden_stick": _by_golden_stick,
+                    "amct": _by_amct}[quantize.method](recipe, net)
+    for number, each in enumerate(recipe.values.export):
+        path = recipe.resolve(each.path)
+        if each.format == "checkpoint":
+            if quantize.method == "ptq":
+                raise recipe.error(f"export[{number}].format", "checkpoint is for the methods "
                                      "golden_stick and amct, which leave integers in the Layer")
-            save_checkpoint(done.model, path)
-            Provenance.of_layer("checkpoint", done.model, _made_by(recipe, path)).write(path)
+            save_checkpoint(result.model, path)
+            Provenance.of_layer("checkpoint", result.model, _made_by(recipe, path)).write(path)
         else:
-            export.save(done.model, path, spec, format=each["format"],
+            export.save(result.model, path, spec, format=each.format,
                         made_by=_made_by(recipe, path))
-        done.files += written(path, each["format"])
+        result.files += written_files(path, each.format)
 
 
 def _built(recipe):
-    """The Layer of a recipe, which takes its calibration data."""
-    model = recipe.values["model"]
-    net = build_model(model["build"], recipe.folder, model["arguments"], model["weights"])
+    """Return the Layer of a recipe after a forward pass on its calibration data."""
+    model = recipe.values.model
+    net = build_model(model.build, recipe.folder, model.arguments, model.weights)
     for batch in islice(data_of(recipe, "calibration") or (), 1):
         args, kwargs = engine.forward_arguments(net, batch)
         try:
@@ -129,21 +128,21 @@ def _built(recipe):
                 net(*args, **kwargs)
         except Exception as error:
             shapes = [list(getattr(each, "shape", ())) for each in (*args, *kwargs.values())]
-            what = " ".join(str(error).split())
-            raise recipe.mistake(
+            message = " ".join(str(error).split())
+            raise recipe.error(
                 "data.calibration", f"does not fit the model, which fails on its first batch, of "
-                f"the shapes {shapes}: {type(error).__name__}: {what[:300]}") from error
+                f"the shapes {shapes}: {type(error).__name__}: {message[:300]}") from error
     return net
 
 
 def _by_golden_stick(recipe, net):
-    quantize = recipe.values["quantize"]
-    ptq = GoldenStickPTQ(quantize["config"], policies_of(quantize))
+    quantize = recipe.values.quantize
+    ptq = GoldenStickPTQ(quantize.config, quantize.policies())
     return ptq.convert(ptq.apply(net, datasets=data_of(recipe, "calibration")))
 
 
 def _by_amct(recipe, net):
-    config = recipe.values["quantize"]["config"]
+    config = recipe.values.quantize.config
     quantize(net, config)
     with paddle.no_grad():
         engine.run_batches(lambda inputs: net(*inputs[0], **inputs[1]), engine.iter_batches(
@@ -153,31 +152,31 @@ def _by_amct(recipe, net):
 
 
 def quantized_by_ptq(recipe, net):
-    """A quantized, calibrated copy of ``net``."""
-    quantize = recipe.values["quantize"]
-    given = {key: quantize[key] for key in ("activation_quantizer", "weight_quantizer")
-             if quantize[key] is not None}
+    """Return a quantized, calibrated copy of ``net``."""
+    quantize = recipe.values.quantize
+    given = {key: getattr(quantize, key) for key in ("activation_quantizer", "weight_quantizer")
+             if getattr(quantize, key) is not None}
     ptq = PTQ(**given)
     classes = [cls for name, cls in known_classes().items()
                if name not in ("Embedding", "QuantizableFunction")]
-    rules = rules_for(classes, _policy(ptq, {}))
+    rules = rules_for(classes, _layer_config(ptq))
     names = {name for name, _ in net.named_sublayers(include_self=True)}
-    for number, rule in enumerate(quantize["rules"] or ()):
-        policy = None if rule["skip"] else _policy(ptq, rule)
-        if rule["name"] is not None:
-            if rule["name"] not in names:
+    for number, rule in enumerate(quantize.rules or ()):
+        policy = None if rule.skip else _layer_config(ptq, rule)
+        if rule.name is not None:
+            if rule.name not in names:
                 from .._checks import hint
-                raise recipe.mistake(f"quantize.rules[{number}].name",
-                                     f"the model has no layer {rule['name']!r}"
-                                     f"{hint(rule['name'], names)}")
-            rules.add_name(rule["name"], policy)
-        elif rule["type"] is not None:
-            rules.add_type(known_classes()[rule["type"]], policy)
+                raise recipe.error(f"quantize.rules[{number}].name",
+                                     f"the model has no layer {rule.name!r}"
+                                     f"{hint(rule.name, names)}")
+            rules.add_name(rule.name, policy)
+        elif rule.type is not None:
+            rules.add_type(known_classes()[rule.type], policy)
         else:
-            rules.add_pattern(rule["pattern"], policy)
+            rules.add_pattern(rule.pattern, policy)
     data = data_of(recipe, "calibration")
     net = engine.copy_of(net)
-    fuse = None if quantize["fuse"] is False else lambda: fuse_now_or_later(net, None)
+    fuse = None if quantize.fuse is False else lambda: fuse_now_or_later(net, None)
     engine.prepare(net, rules, fuse)
     net.eval()
     engine.set_state(net, "calibration")
@@ -185,25 +184,22 @@ def quantized_by_ptq(recipe, net):
     return net
 
 
-def _policy(ptq, rule):
-    weight = rule.get("weight_quantizer") or ptq.weight_quantizer
-    activation = rule.get("activation_quantizer") or ptq.activation_quantizer
+def _layer_config(ptq, rule=None):
+    weight = rule and rule.weight_quantizer or ptq.weight_quantizer
+    activation = rule and rule.activation_quantizer or ptq.activation_quantizer
     return LayerConfig(weight=weight.weight(), activation=activation.activation())
 
 
 def sensitivities(recipe):
-    """What each layer, or each operator of a saved model, costs when it is quantized alone.
+    """Measure the sensitivity to each layer, or to each operator of a saved model.
 
     Args:
-        recipe: a :class:`Recipe` of the method ptq; its exports are not written.
-
-    Returns:
-        :class:`~paddleq.analysis.Sensitivities`.
+        recipe: :class:`Recipe` of the method ptq. Its exports are not written.
     """
-    model = recipe.values["model"]
-    with _seeded(recipe.values["seed"]):
-        if not model["build"]:
-            folder, name = saved_model(recipe.resolve(model["path"]))
+    model = recipe.values.model
+    with _seeded(recipe.values.seed):
+        if not model.build:
+            folder, name = saved_model(recipe.resolve(model.path))
             return sensitivity_post_static(folder, data_of(recipe, "calibration"),
                                            model_filename=name, **_static_options(recipe))
         quantized = quantized_by_ptq(recipe, _built(recipe))
@@ -211,28 +207,28 @@ def sensitivities(recipe):
 
 
 def write_report(recipe, path):
-    """Write :func:`paddleq.analysis.report` of the Layer that a recipe of the method ptq makes."""
-    with _seeded(recipe.values["seed"]):
-        model, data = recipe.values["model"], data_of(recipe, "calibration")
+    """Write the report of the Layer that a recipe of the method ptq quantizes."""
+    with _seeded(recipe.values.seed):
+        model, data = recipe.values.model, data_of(recipe, "calibration")
         quantized = quantized_by_ptq(recipe, _built(recipe))
         report(quantized, path, data, sensitivities=sensitivity(quantized, data),
-               title=model["build"])
+               title=model.build)
 
 
-def _run_on_saved(recipe, done):
+def _run_on_saved(recipe, result):
     _check_formats(recipe, "a saved model")
-    folder, name = saved_model(recipe.resolve(recipe.values["model"]["path"]))
-    if recipe.values["quantize"]["method"] == "dynamic":
+    folder, name = saved_model(recipe.resolve(recipe.values.model.path))
+    if recipe.values.quantize.method == "dynamic":
         program = _dynamic(recipe, load_program(*find_files(folder, name, None)))
     else:
         program, _ = quantized_statically(folder, data_of(recipe, "calibration"), name,
                                           **_static_options(recipe))
-    _write_programs(recipe, program, done)
+    _write_programs(recipe, program, result)
 
 
 def _static_options(recipe):
-    quantize, options = recipe.values["quantize"], {}
-    activation, weight = quantize["activation_quantizer"], quantize["weight_quantizer"]
+    quantize, options = recipe.values.quantize, {}
+    activation, weight = quantize.activation_quantizer, quantize.weight_quantizer
     options["algo"] = "KL" if activation is None else _ALGORITHMS[type(activation).__name__]
     if options["algo"] == "hist":
         options["hist_percent"] = activation.hist_percent
@@ -242,69 +238,69 @@ def _static_options(recipe):
         options["weight_bits"] = weight.quant_bits
         options["weight_quantize_type"] = (
             "abs_max" if type(weight).__name__ == "AbsmaxQuantizer" else "channel_wise_abs_max")
-    options["optimize_model"] = quantize["fuse"] is not False
+    options["optimize_model"] = quantize.fuse is not False
     skip = []
-    for number, rule in enumerate(quantize["rules"] or ()):
-        if not (rule["skip"] and rule["name"]):
-            raise recipe.mistake(f"quantize.rules[{number}]",
+    for number, rule in enumerate(quantize.rules or ()):
+        if not (rule.skip and rule.name):
+            raise recipe.error(f"quantize.rules[{number}]",
                                  "of a saved model must be a name of a tensor and skip")
-        skip.append(rule["name"])
+        skip.append(rule.name)
     return {**options, "skip_tensor_list": skip}
 
 
 def _dynamic(recipe, program):
-    """The program with weights as integers."""
-    quantize = recipe.values["quantize"]
-    op_types = quantize["quantizable_op_type"]
+    """Return the program with integer weights."""
+    quantize = recipe.values.quantize
+    op_types = quantize.quantizable_op_type
     return weights_as_integers(
         program, None if op_types is None else check_op_types(op_types),
-        quantize["weight_bits"] or 8, quantize["weight_quantize_type"] != "abs_max")
+        quantize.weight_bits or 8, quantize.weight_quantize_type != "abs_max")
 
 
-def _check_formats(recipe, what):
-    """Only a Layer can be written in all formats; said before anything is computed."""
-    for number, each in enumerate(recipe.values["export"]):
-        if each["format"] not in ("pdmodel", "onnx"):
-            raise recipe.mistake(f"export[{number}].format", f"must be pdmodel or onnx for {what}, "
-                                                             f"but is {each['format']}")
+def _check_formats(recipe, model):
+    """Raise before any computation if a format requires a quantized Layer."""
+    for number, each in enumerate(recipe.values.export):
+        if each.format not in ("pdmodel", "onnx"):
+            raise recipe.error(f"export[{number}].format", f"must be pdmodel or onnx for {model}, "
+                                                             f"but is {each.format}")
 
 
-def _write_programs(recipe, program, done):
-    for each in recipe.values["export"]:
-        path = recipe.resolve(each["path"])
-        record = Provenance.of_program(each["format"], program, _made_by(recipe, path))
-        if each["format"] == "onnx":
+def _write_programs(recipe, program, result):
+    for each in recipe.values.export:
+        path = recipe.resolve(each.path)
+        record = Provenance.of_program(each.format, program, _made_by(recipe, path))
+        if each.format == "onnx":
             require_onnx()
             marked = copy_of(program)
             write_program(marked, to_marks(marked), path + ".onnx", record=record)
         else:
             program.save(path + ".pdmodel", path + ".pdiparams", record)
-        done.files += written(path, each["format"])
+        result.files += written_files(path, each.format)
 
 
 def _made_by(recipe, path):
-    """What lies beside an export at ``path``: the recipe, and the folder it is relative to."""
-    beside = os.path.dirname(os.path.abspath(path))
-    return {"folder": os.path.relpath(recipe.folder, beside).replace(os.sep, "/"),
+    """Return the recipe and the folder of its paths, relative to an export at ``path``."""
+    folder = os.path.dirname(os.path.abspath(path))
+    return {"folder": os.path.relpath(recipe.folder, folder).replace(os.sep, "/"),
             "recipe": recipe.plain}
 
 
-def written(path, format):
-    """The files of an export at the prefix ``path``, and what lies beside them."""
+def written_files(path, format):
+    """Return the files of an export at the prefix ``path``, with its provenance file."""
     files = [path + ending for ending in FILES[format]]
     files.append(provenance_path(files[0]))
     _logger.info("wrote %s", ", ".join(files))
     return files
 
 
-def data_of(recipe, which):
-    """The batches of ``data.calibration`` or ``data.evaluation``, or None."""
-    given = (recipe.values["data"] or {}).get(which)
-    return None if given is None else open_data(folder=recipe.folder, **given)
+def data_of(recipe, purpose):
+    """Return the batches of ``data.calibration`` or ``data.evaluation``, or None."""
+    section = getattr(recipe.values.data, purpose)
+    return None if section is None else open_data(folder=recipe.folder, **section.model_dump())
 
 
 def saved_model(path):
-    """(folder, file name or None) of a saved model named by a folder, a file or a prefix."""
+    """Return (folder, file name or None) of a saved model from its folder, file or prefix."""
     if os.path.isdir(path):
         return path, None
     folder, name = os.path.split(path)
@@ -314,17 +310,16 @@ def saved_model(path):
     return folder or ".", name + ".pdmodel"
 
 
-def input_specs(given):
-    """The InputSpecs of a recipe's ``input_spec``, or None."""
-    if given is None:
+def input_specs(sections):
+    """Return the InputSpecs of the ``input_spec`` of a recipe, or None."""
+    if sections is None:
         return None
-    return [paddle.static.InputSpec(each["shape"], each["dtype"], each["name"])
-            for each in given]
+    return [paddle.static.InputSpec(each.shape, each.dtype, each.name) for each in sections]
 
 
 @contextlib.contextmanager
 def _seeded(seed):
-    """What a model's own code draws is the same on each run; the caller's generators go on."""
+    """Seed all random generators, and restore their states afterwards."""
     states = random.getstate(), np.random.get_state(), paddle.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)

@@ -1,4 +1,4 @@
-"""Where a recipe's model and data come from: files, folders of images, functions."""
+"""Sources of models and data for recipes: files, folders of images and functions."""
 
 import contextlib
 import importlib
@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import sys
+from typing import Callable
 
 import numpy as np
 import paddle
@@ -18,7 +19,7 @@ _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 
 def check_function_name(name, value):
-    """Return ``value`` if it is text such as "module:function" or "file.py:function"."""
+    """Return ``value`` if it is a text such as "module:function" or "file.py:function"."""
     if not isinstance(value, str):
         raise wrong_type(name, value, "text such as 'module:function'")
     module, _, function = value.rpartition(":")
@@ -27,15 +28,15 @@ def check_function_name(name, value):
     return value
 
 
-def find_function(text, folder):
-    """The function that "module:function" or "file.py:function" names.
+def find_function(text: str, folder: str) -> Callable:
+    """Return the function with the name "module:function" or "file.py:function".
 
     Args:
-        text: the name.
-        folder: what a file is relative to, and where modules are looked for first.
+        text: name of the function.
+        folder: folder of a file, which is also searched first for modules.
 
     Raises:
-        ConfigError: there is no such file, module or function, or it fails when imported.
+        ConfigError: the file, module or function does not exist, or its import fails.
     """
     module_name, _, function = text.rpartition(":")
     try:
@@ -83,11 +84,11 @@ def _file(path):
 
 
 def build_model(function, folder, arguments=None, weights=None):
-    """The Layer that a function returns, in evaluation mode, with the weights of a file.
+    """Build a Layer with a function and load its weights from a file. It is in evaluation mode.
 
     Raises:
         ConfigError: see :func:`find_function`, or the function fails.
-        ModelError: it returns no Layer, or the weights are those of another model.
+        ModelError: the function returns no Layer, or the weights belong to another model.
         FormatError: the file of weights is missing or damaged.
     """
     build = find_function(function, folder)
@@ -105,11 +106,11 @@ def build_model(function, folder, arguments=None, weights=None):
 
 
 def load_weights(model, path):
-    """Give ``model`` the weights of a ``.pdparams`` or ``.safetensors`` file.
+    """Load the weights of a ``.pdparams`` or ``.safetensors`` file into ``model``.
 
     Raises:
         FormatError: the file cannot be read.
-        ModelError: a tensor is missing or has another shape; what is left over is an error too.
+        ModelError: a tensor is missing, has another shape or is not in the model.
     """
     from ..checkpoint import load_state
 
@@ -118,25 +119,25 @@ def load_weights(model, path):
 
 def open_data(source, folder=".", batch_size=32, batches=None, keys=None, labels=None,
               transform=None):
-    """The batches of a recipe's data.
+    """Open the data of a recipe.
 
     Args:
-        source: path of a ``.npy``, a ``.npz`` or a folder of images, or "module:function".
-        folder: what paths are relative to.
-        batch_size: items in a batch. A function makes its own batches.
-        batches: stop after this many. None: all.
-        keys: names of the arrays in a ``.npz``, in the order of the model's inputs. None: all
-            but ``labels``.
-        labels: name of the labels in a ``.npz``; ``True`` for images in a folder for each class.
+        source: path of a ``.npy`` or ``.npz`` file or a folder of images, or "module:function".
+        folder: folder that paths are relative to.
+        batch_size: number of items in a batch. Functions yield complete batches.
+        batches: number of batches. Default: all.
+        keys: names of the arrays of a ``.npz`` file in the order of the inputs of the model.
+            Default: all except ``labels``.
+        labels: name of the labels in a ``.npz`` file; ``True`` for one folder of images per class.
         transform: see :func:`image_transform`, for images.
 
     Returns:
-        An iterable of batches that starts anew each time. A batch is a list of arrays, the
-        model's inputs, or what a user's function yields. ``labelled()`` gives pairs of (batch,
-        labels or None), ``has_labels`` says whether there are any.
+        An iterable of batches that can be iterated repeatedly. A batch is a list of arrays, the
+        inputs of the model, or an item of a user's function. ``labelled()`` yields pairs of
+        (batch, labels or None); ``has_labels`` is True if there are labels.
 
     Raises:
-        ConfigError, FormatError: there is no such thing, or it is damaged.
+        ConfigError, FormatError: the source does not exist or is damaged.
     """
     path = os.path.join(folder, source)
     if ":" in source and not os.path.exists(path):
@@ -147,7 +148,7 @@ def open_data(source, folder=".", batch_size=32, batches=None, keys=None, labels
 
 
 class _FunctionData:
-    """Batches of a user's function, whose number nobody knows."""
+    """Batches of a user's function. Their number is unknown."""
 
     has_labels = False
 
@@ -184,7 +185,7 @@ class _FileData:
 
 
 class _Arrays:
-    """The arrays of a .npy or .npz, whose first axis counts items."""
+    """Arrays of a .npy or .npz file. Their first axis counts items."""
 
     def __init__(self, path, keys, labels):
         if not os.path.isfile(path):
@@ -225,7 +226,7 @@ class _Arrays:
 
 
 class _ImageFolder:
-    """Image files of a folder; in a folder for each class, these are the labels, by name."""
+    """Image files of a folder. Labels are the numbers of class folders in alphabetic order."""
 
     def __init__(self, path, labels, transform, folder):
         classes = sorted(name for name in os.listdir(path)
@@ -238,7 +239,7 @@ class _ImageFolder:
                  for name in sorted(os.listdir(where)) if name.lower().endswith(_IMAGES)]
         if not found:
             raise FormatError(f"{path} holds no image ({', '.join(_IMAGES)})")
-        # A batch of each class, not the first class only: calibration takes the first batches.
+        # Shuffled, because calibration uses the first batches, which must contain all classes.
         order = np.random.RandomState(0).permutation(len(found))
         self._files = [found[i][0] for i in order]
         self.labels = np.array([found[i][1] for i in order]) if labels else None
@@ -252,7 +253,7 @@ class _ImageFolder:
         shapes = {image.shape for image in images}
         if len(shapes) != 1:
             raise ConfigError(f"images of a batch must have one shape, but have {sorted(shapes)}; "
-                              "let the transform Resize and CenterCrop them")
+                              "use Resize and CenterCrop in transform")
         labels = None if self.labels is None else self.labels[chosen.start:chosen.stop]
         return [np.stack(images)], labels
 
@@ -261,7 +262,7 @@ class _ImageFolder:
 
         try:
             with Image.open(path) as image:
-                # Grey ones too, as paddle.vision.datasets reads what a network is trained on.
+                # As paddle.vision.datasets does, also for gray images.
                 image = image.convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
             raise FormatError(f"{path} is no image: {error}") from error
@@ -269,15 +270,15 @@ class _ImageFolder:
 
 
 def image_transform(steps, folder="."):
-    """A function from a PIL image to an array [channels, height, width].
+    """Return a function from a PIL image to an array [channels, height, width].
 
     Args:
         steps: list of texts or one-key mappings: classes of ``paddle.vision.transforms`` with
             their arguments, ``{"Resize": {"size": 256}}``, ``"ToTensor"``, or "module:function".
-            Where no step makes an array of channels first, ``ToTensor`` is the last.
+            ``ToTensor`` is added if no step returns an array.
 
     Raises:
-        ConfigError: there is no such transform, or it does not take these arguments.
+        ConfigError: a transform does not exist or does not accept its arguments.
     """
     from paddle.vision import transforms
 

@@ -1,4 +1,4 @@
-"""Recipes: what they may say, what they do, and what a mistake in one is answered with."""
+"""Recipes: validation with line numbers, execution and reproducibility."""
 
 import hashlib
 import os
@@ -65,7 +65,7 @@ def batches():
         yield [np.random.RandomState(seed).rand(4, 1, 8, 8).astype("float32")]
 """
 
-# (what to replace, by what, line of the mistake, its key, words of the message)
+# (text to replace, replacement, line of the mistake, its key, words of the message)
 MISTAKES = {
     "misspelt section": ("export:", "exports:", 23, "exports", ["'export'"]),
     "misspelt key": ("source: digits.npz", "sorce: digits.npz", 10, "data.calibration.sorce",
@@ -99,7 +99,7 @@ MISTAKES = {
                            ["name, type, pattern"]),
     "rule with two keys": ('{name: "0", skip: true}', '{name: "0", type: Linear, skip: true}', 20,
                            "quantize.rules[0]", ["name and type"]),
-    "rule that says nothing": ('{name: "0", skip: true}', '{name: "0"}', 20, "quantize.rules[0]",
+    "rule without quantizers": ('{name: "0", skip: true}', '{name: "0"}', 20, "quantize.rules[0]",
                                ["skip"]),
     "rule that contradicts itself": (
         "{type: Linear,", "{type: Linear, skip: true,", 21, "quantize.rules[1].weight_quantizer",
@@ -129,7 +129,7 @@ MISTAKES = {
 
 @pytest.fixture
 def folder(tmp_path, digits):
-    """A folder with a recipe and what it names."""
+    """A folder with a recipe and the files that it names."""
     (tmp_path / "zoo.py").write_text(ZOO)
     (tmp_path / "recipe.yaml").write_text(GOOD)
     images, labels = digits.train
@@ -142,18 +142,18 @@ def test_there_are_25_kinds_of_mistakes():
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_a_mistake_is_told_with_its_line_its_key_and_what_is_valid(kind):
+def test_a_mistake_is_reported_with_line_key_and_valid_values(kind):
     old, new, line, key, words = MISTAKES[kind]
     assert GOOD.count(old) == 1, "the row replaces one place"
     with pytest.raises(RecipeError) as caught:
         Recipe.parse(GOOD.replace(old, new), source="recipe.yaml")
-    told = str(caught.value).splitlines()
-    mine = [text for text in told if text.startswith(f"recipe.yaml:{line}: {key}: ")]
-    assert mine, told
+    messages = str(caught.value).splitlines()
+    mine = [text for text in messages if text.startswith(f"recipe.yaml:{line}: {key}: ")]
+    assert mine, messages
     assert all(word in mine[0] for word in words), mine
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_reported_at_once():
     text = GOOD.replace("seed: 5", "seed: -1").replace("fuse: true", "fuse: 1").replace(
         "format: pdmodel", "format: pdmodle")
     with pytest.raises(RecipeError) as caught:
@@ -170,13 +170,13 @@ def test_an_empty_and_a_missing_recipe(tmp_path):
         Recipe.load(str(tmp_path / "nowhere.yaml"))
 
 
-def test_a_recipe_does_what_the_same_calls_do(folder, digits):
-    done = run(Recipe.load(str(folder / "recipe.yaml")))
-    assert [os.path.relpath(path, folder) for path in done.files] == [
+def test_a_recipe_equals_the_same_calls(folder, digits):
+    result = run(Recipe.load(str(folder / "recipe.yaml")))
+    assert [os.path.relpath(path, folder) for path in result.files] == [
         "out/net.pdmodel", "out/net.pdiparams", "out/net.paddleq.yaml"]
-    rows = paddleq.summary(done.model)
+    rows = paddleq.summary(result.model)
     assert "excluded by name '0'" in rows and "folded into 0" in rows
-    parts = {name: dict(layer.quantizers()) for name, layer in done.model.named_sublayers()
+    parts = {name: dict(layer.quantizers()) for name, layer in result.model.named_sublayers()
              if hasattr(layer, "quantizers")}
     assert sorted(parts) == ["3", "6"]
     assert str(parts["6"]["weight_quantizer"].spec) == "int8 per_tensor"
@@ -185,15 +185,15 @@ def test_a_recipe_does_what_the_same_calls_do(folder, digits):
     assert type(parts["6"]["activation_quantizer"].observer).__name__ == "HistogramObserver"
     images = digits.test[0]
     found = paddle_inference(str(folder / "out" / "net"), [images])[0]
-    assert relative_error(found, done.model(paddle.to_tensor(images)).numpy()) < 1e-6
+    assert relative_error(found, result.model(paddle.to_tensor(images)).numpy()) < 1e-6
 
 
 def test_checks_run_the_export(folder):
     text = GOOD + "checks: {runtimes: [paddle, openvino], top1_agreement: 0.9}\n"
-    done = run(Recipe.parse(text, folder=str(folder)))
-    assert done.ok and len(done.reports) == 1
-    done = run(Recipe.parse(text.replace("0.9}", "0.9, relative_error: 0}"), folder=str(folder)))
-    assert not done.ok
+    result = run(Recipe.parse(text, folder=str(folder)))
+    assert result.ok and len(result.reports) == 1
+    result = run(Recipe.parse(text.replace("0.9}", "0.9, relative_error: 0}"), folder=str(folder)))
+    assert not result.ok
 
 
 def digests(folder):
@@ -201,8 +201,8 @@ def digests(folder):
             for name in ("net.pdmodel", "net.pdiparams")}
 
 
-def test_what_lies_beside_an_export_makes_it_again_byte_by_byte(folder):
-    """In this process, whose names are counted on, and in a fresh one."""
+def test_the_provenance_file_reproduces_an_export_byte_for_byte(folder):
+    """In this process, which has used parameter names already, and in a new one."""
     run(Recipe.load(str(folder / "recipe.yaml")))
     first = digests(folder)
     record = yaml.safe_load((folder / "out" / "net.paddleq.yaml").read_text())
@@ -222,7 +222,7 @@ def test_what_lies_beside_an_export_makes_it_again_byte_by_byte(folder):
     assert digests(folder) == first
 
 
-def test_a_recipe_leaves_the_generators_alone(folder):
+def test_a_recipe_keeps_the_random_state_of_the_caller(folder):
     paddle.seed(11)
     np.random.seed(11)
     expected = paddle.rand([3]).tolist(), np.random.rand(3).tolist()
@@ -233,7 +233,7 @@ def test_a_recipe_leaves_the_generators_alone(folder):
 
 
 @pytest.mark.parametrize("format", ["pdmodel", "onnx"])
-def test_a_saved_model_by_either_method(folder, digits, format):
+def test_saved_models_with_ptq_and_dynamic_quantization(folder, digits, format):
     net = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(64, 32), paddle.nn.ReLU(),
                                paddle.nn.Linear(32, 10))
     net.eval()
@@ -251,11 +251,11 @@ def test_a_saved_model_by_either_method(folder, digits, format):
             quantize: {{method: {method}}}
             export: {{path: out/{method[:3]}, format: {format}}}
             """)
-        done = run(Recipe.parse(text, folder=str(folder)))
+        result = run(Recipe.parse(text, folder=str(folder)))
         path = str(folder / "out" / method[:3])
         found = (paddle_inference if format == "pdmodel" else onnxruntime)(path, [images])[0]
         assert 1e-4 < relative_error(found, expected) < 0.03
-        assert done.files[-1] == f"{path}.paddleq.yaml"
+        assert result.files[-1] == f"{path}.paddleq.yaml"
         (record,) = yaml.safe_load((folder / "out" / f"{method[:3]}.paddleq.yaml").read_text())[
             "exports"]
         assert record["format"] == format and record["recipe"]["quantize"]["method"] == (
@@ -267,8 +267,8 @@ def test_a_saved_model_by_either_method(folder, digits, format):
     assert (folder / "out" / name).stat().st_size < most  # of float weights: 9,600 bytes and more
 
 
-def test_both_formats_of_a_saved_model_are_one_model(folder, digits):
-    """Calibrated once, written twice at one path, told of in one record that makes both again."""
+def test_both_formats_of_a_saved_model_agree(folder, digits):
+    """One calibration, two formats at one path and one provenance file that reproduces both."""
     net = paddle.nn.Sequential(paddle.nn.Conv2D(1, 4, 3), paddle.nn.BatchNorm2D(4),
                                paddle.nn.ReLU(), paddle.nn.Flatten(), paddle.nn.Linear(144, 10))
     net.eval()
@@ -317,7 +317,7 @@ def test_a_saved_model_cannot_become_pir(folder):
      ["recipe.yaml:20", "quantize.rules[0].name", "'conv'"]),
     ('"^3$"', '"^conv$"', ConfigError, ["'^conv$'", "matches no layer"]),
 ])
-def test_what_only_running_shows(folder, old, new, error, words):
+def test_mistakes_that_are_found_at_run_time(folder, old, new, error, words):
     assert GOOD.count(old) == 1
     (folder / "recipe.yaml").write_text(GOOD.replace(old, new))
     with pytest.raises(error) as caught:
@@ -391,13 +391,13 @@ export: {path: out/stack}
 @pytest.mark.parametrize("text, kinds", [
     (GOLDEN_STICK, {"SmoothQuant-W8-per_channel-A8-per_token": 9, "GPTQ-W4-per_group": 2}),
     (AMCT, {"AWQ-W8-per_channel": 12})], ids=["golden_stick", "amct"])
-def test_a_transformer_by_either_front_door(folder, text, kinds):
+def test_a_transformer_with_golden_stick_and_amct(folder, text, kinds):
     (folder / "stack.py").write_text(STACK)
-    done = run(Recipe.parse(text, folder=str(folder)))
-    found = [layer.quant_type for layer in done.model.sublayers() if hasattr(layer, "quant_type")]
+    result = run(Recipe.parse(text, folder=str(folder)))
+    found = [layer.quant_type for layer in result.model.sublayers() if hasattr(layer, "quant_type")]
     assert {kind: found.count(kind) for kind in set(found)} == kinds
     x = np.random.RandomState(9).randn(3, 8, 64).astype("float32")
-    expected = done.model(paddle.to_tensor(x)).numpy()
+    expected = result.model(paddle.to_tensor(x)).numpy()
     (given,) = paddle_inference(str(folder / "out" / "stack"), [x])
     assert relative_error(given, expected) < 1e-6
     if text is GOLDEN_STICK:
@@ -420,13 +420,13 @@ def test_a_transformer_by_either_front_door(folder, text, kinds):
     (AMCT, "build: stack.py:Stack\n  input_spec: [{shape: [null, 8, 64], name: x}]", "path: net",
      5, "quantize", ["model.build"]),
 ])
-def test_the_front_doors_check_their_part(text, old, new, line, key, words):
+def test_vendor_configurations_are_checked(text, old, new, line, key, words):
     assert text.count(old) == 1
     with pytest.raises(RecipeError) as caught:
         Recipe.parse(text.replace(old, new), source="r.yaml")
-    told = str(caught.value).splitlines()
-    mine = [each for each in told if each.startswith(f"r.yaml:{line}: {key}: ")]
-    assert mine and all(word in mine[0] for word in words), told
+    messages = str(caught.value).splitlines()
+    mine = [each for each in messages if each.startswith(f"r.yaml:{line}: {key}: ")]
+    assert mine and all(word in mine[0] for word in words), messages
 
 
 def test_weights_of_a_file(folder):
@@ -437,8 +437,8 @@ def test_weights_of_a_file(folder):
     np.save(folder / "x.npy", np.random.RandomState(0).randn(8, 3).astype("float32"))
     text = ("paddleq: 1\nmodel: {build: small.py:build, weights: net.pdparams}\n"
             "data: {calibration: {source: x.npy}}\nquantize: {}\nexport: {path: out/net}\n")
-    done = run(Recipe.parse(text, folder=str(folder)))
-    np.testing.assert_array_equal(done.model[0].weight.numpy(), net[0].weight.numpy())
+    result = run(Recipe.parse(text, folder=str(folder)))
+    np.testing.assert_array_equal(result.model[0].weight.numpy(), net[0].weight.numpy())
 
 
 def test_data_of_functions_arrays_and_images(folder):
@@ -470,8 +470,8 @@ def test_data_of_functions_arrays_and_images(folder):
         list(open_data("images/cat", str(folder), batch_size=1))
 
 
-def test_images_are_read_as_paddle_reads_them_for_training(tmp_path):
-    """Grey and coloured ones, ones with a palette and with transparency: three channels."""
+def test_images_are_read_as_by_paddle_datasets(tmp_path):
+    """Gray, colour, palette and transparent images have three channels."""
     from paddle.vision import transforms
     from paddle.vision.datasets import DatasetFolder
     from PIL import Image
@@ -489,7 +489,7 @@ def test_images_are_read_as_paddle_reads_them_for_training(tmp_path):
     assert [batch[0].shape for batch, _ in grey.labelled()] == [(5, 1, 6, 5)]
 
 
-def test_arrays_that_do_not_fit(folder):
+def test_invalid_array_files(folder):
     np.savez(folder / "bad.npz", x=np.zeros([3, 2]), y=np.zeros([2]))
     with pytest.raises(FormatError, match="same number"):
         open_data("bad.npz", str(folder))
@@ -501,7 +501,7 @@ def test_arrays_that_do_not_fit(folder):
         open_data("broken.npz", str(folder))
 
 
-def test_a_transform_is_refused_by_its_name():
+def test_an_unknown_transform_is_an_error():
     with pytest.raises(ConfigError, match="'Resize'"):
         image_transform(["Resise"])
     with pytest.raises(ConfigError, match="CenterCrop"):
