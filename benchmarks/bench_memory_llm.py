@@ -20,13 +20,15 @@ from side_by_side import child, heading, table, timed
 
 # isort: split
 import paddle
+from paddle import nn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from demo.text.models import Llama
 from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
 from paddleq.algorithms import AWQ, GPTQ, SmoothQuant, quantize_layer_by_layer
-from paddleq.config import LayerConfig
+from paddleq.config import LayerConfig, QuantConfig
+from paddleq.nn import KVCache
 
 W4, W8 = QuantSpec(4, granularity=PerGroup(64)), QuantSpec(8, granularity=PerChannel(1))
 SCHEMES = {
@@ -72,10 +74,12 @@ def model(layers, width):
 
 def measure(scheme, layers, width):
     """Quantize once; returns the sizes."""
-    policy = SCHEMES[scheme]
+    config = QuantConfig()
+    config.add_type(nn.Linear, SCHEMES[scheme])
+    config.add_type(KVCache, LayerConfig(kv_cache="per_channel"))
 
     def quantize(network, batches):
-        quantize_layer_by_layer(network, None, lambda _: policy, lambda _: "per_channel", batches)
+        quantize_layer_by_layer(network, None, config, batches)
 
     batches = [paddle.randint(0, 90, [BATCH, TOKENS]) for _ in range(BATCHES)]
     quantize(model(1, 128), batches)  # kernels and their buffers

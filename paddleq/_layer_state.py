@@ -13,6 +13,7 @@ class QuantizationState:
 
     Attributes:
         note: reason that ``summary`` shows.
+        skip_reason: :class:`~paddleq.config.SkipReason` of a layer that was left float.
         method: configuration with which the model was quantized, on its root.
         input_spec: InputSpec of the last call, on the root.
         pending: function to run on the first batch, on the root.
@@ -27,6 +28,7 @@ class QuantizationState:
     """
 
     note: str = ""
+    skip_reason: Any = None
     method: Optional[dict] = None
     input_spec: Optional[list] = None
     pending: Optional[Callable] = None

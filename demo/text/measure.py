@@ -1,10 +1,12 @@
 """What quantization algorithms do to the perplexity of a trained model, and what is expected."""
 
 import paddle
+from paddle import nn
 
 from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from paddleq.algorithms import AWQ, GPTQ, RoundToNearest, SmoothQuant, quantize_layer_by_layer
-from paddleq.config import LayerConfig
+from paddleq.config import LayerConfig, QuantConfig
+from paddleq.nn import KVCache
 
 from .data import calibration_batches, held_out_tokens
 from .evaluation import perplexity
@@ -79,14 +81,18 @@ def measure(name, seed, characters, only=None):
                 plant_outliers(model)
             if row != FLOAT:
                 quantize_layer_by_layer(
-                    model, DecoderHelper(), lambda layer, p=policy: _in_decoder(layer, p),
-                    lambda _, kind=cache: kind, batches, progress=False)
+                    model, DecoderHelper(), _rules(policy, cache), batches, progress=False)
             found[variant][row] = perplexity(model, tokens)
     return found
 
 
-def _in_decoder(layer, policy):
-    return policy if layer.startswith("layers.") else None
+def _rules(policy, cache):
+    """Rules for the decoder layers alone."""
+    rules = QuantConfig()
+    rules.add_type(nn.Linear, policy)
+    rules.add_type(KVCache, LayerConfig(kv_cache=cache))
+    rules.add_pattern(r"^(?!layers\.)", None)
+    return rules
 
 
 def expectations(found):

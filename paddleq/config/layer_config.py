@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Callable, FrozenSet, Optional, Union
 
-from .._checks import wrong_type, wrong_value
+from .._checks import check_choice, wrong_type, wrong_value
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..observers import (
     AbsMaxObserver,
@@ -103,6 +103,9 @@ class LayerConfig:
             None (default). Linear only.
         rounder: :class:`~paddleq.algorithms.GPTQ`, or None (default) to round to nearest. Linear
             only.
+        kv_cache: "per_channel" or "per_token" for int8 keys and values, of a
+            ``paddle.nn.MultiHeadAttention`` or a :class:`~paddleq.nn.KVCache`; None (default)
+            leaves them float.
         output: a :class:`QuantizerConfig` for the output of the layer, or of the block of layers
             that it begins, or None (default).
         norm_fold: a :class:`NormFold`, or None (default) to compute a batch norm as a layer.
@@ -135,6 +138,7 @@ class LayerConfig:
     activation: Union[QuantSpec, QuantizerConfig, None] = None
     smoother: Any = None
     rounder: Any = None
+    kv_cache: Optional[str] = None
     output: Optional[QuantizerConfig] = None
     norm_fold: Optional[NormFold] = None
     weight_preprocess: Any = None
@@ -152,6 +156,7 @@ class LayerConfig:
             raise wrong_type("smoother", self.smoother, "None, a SmoothQuant or an AWQ")
         if not _provides(self.rounder, "quantize_all"):
             raise wrong_type("rounder", self.rounder, "None, a RoundToNearest or a GPTQ")
+        check_choice("kv_cache", self.kv_cache, (None, "per_channel", "per_token"))
         weight, activation = self.weight_spec, self.activation_spec
         if (weight is not None and getattr(self.smoother, "clip", False)
                 and self.rounder is not None and not self.rounder.takes_clips(weight)):

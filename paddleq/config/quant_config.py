@@ -1,11 +1,15 @@
 """Rules that assign a configuration to the layers of a model."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+import logging
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from paddle import nn
 
+from .._checks import wrong_type
 from .layer_config import LayerConfig
 from .scope import Scope
+
+_logger = logging.getLogger("paddleq")
 
 
 class Rule(NamedTuple):
@@ -43,12 +47,20 @@ class QuantConfig:
         self.rules: List[Tuple[Scope, Optional[LayerConfig]]] = []
 
     def add(self, scope: Scope, config: Optional[LayerConfig]) -> None:
-        """Assign ``config`` to the layers of ``scope``; None leaves them float."""
+        """Assign ``config`` to the layers of ``scope``; None leaves them float.
+
+        Raises:
+            ConfigTypeError: an argument is of another type.
+        """
+        if not isinstance(scope, Scope):
+            raise wrong_type("scope", scope, "a Scope")
+        if not (config is None or isinstance(config, LayerConfig)):
+            raise wrong_type("config", config, "a LayerConfig or None")
         self.rules.append((scope, config))
 
     def add_type(self, cls: type, config: Optional[LayerConfig]) -> None:
         """Assign ``config`` to layers of class ``cls``. It is no error if there are none."""
-        self.add(Scope(types=[cls], required=False), config)
+        self.add(Scope(types=[cls], contents=False, required=False), config)
 
     def add_name(self, name: str, config: Optional[LayerConfig]) -> None:
         """Assign ``config`` to the layer ``name`` and all layers in it."""
@@ -64,6 +76,22 @@ class QuantConfig:
         See :meth:`Scope.parse`.
         """
         self.add(Scope.parse(entries, model, argument), None)
+
+    def exclude_substrings(self, parts: Iterable[str], names: Iterable[str],
+                           argument: str) -> None:
+        """Leave layers float whose name contains one of ``parts``; the first one is the reason.
+
+        Args:
+            parts: parts of names. One that no name contains is logged as a warning.
+            names: names of the layers in question.
+            argument: name of the argument for messages.
+        """
+        names = list(names)
+        for part in reversed(list(parts)):  # the last rule that matches decides
+            found = [name for name in names if part in name]
+            if not found:
+                _logger.warning("%s has %r, which no layer's name contains", argument, part)
+            self.add(Scope(names=found, contents=False, label=f"{argument} {part!r}"), None)
 
     def resolve(self, model: nn.Layer) -> Dict[str, Rule]:
         """Return layer name -> :class:`Rule` for every layer that a rule matches.

@@ -15,11 +15,12 @@ class Scope:
     """Layers of a model, by name, regular expression or class.
 
     Args:
-        names: names in ``model.named_sublayers()``. A name means that layer and all layers in it.
+        names: names in ``model.named_sublayers()``.
         patterns: regular expressions, searched in the name of each layer.
         types: layer classes. A subclass counts unless it overrides ``forward``.
-        contents: include the layers inside those of ``types``. Default False.
+        contents: include the layers inside those of ``names`` and ``types``. Default True.
         required: raise for an entry that matches no layer. Default True.
+        label: text for messages in place of the entry, such as "skip_layers 'head'".
 
     Raises:
         ConfigTypeError: an entry is of another type.
@@ -40,8 +41,9 @@ class Scope:
     names: Tuple[str, ...] = ()
     patterns: Tuple[str, ...] = ()
     types: Tuple[type, ...] = ()
-    contents: bool = False
+    contents: bool = True
     required: bool = True
+    label: str = ""
 
     def __post_init__(self) -> None:
         for field, kind, expected in (("names", str, "names of layers"),
@@ -85,7 +87,7 @@ class Scope:
         texts = [entry for entry in entries if isinstance(entry, str)]
         return cls(names=[text for text in texts if text in known],
                    patterns=[text for text in texts if text not in known],
-                   types=[entry for entry in entries if isinstance(entry, type)], contents=True)
+                   types=[entry for entry in entries if isinstance(entry, type)])
 
     def __bool__(self) -> bool:
         return bool(self.names or self.patterns or self.types)
@@ -106,13 +108,13 @@ class Scope:
             if contents:
                 names = [name for name in layers if not set(names).isdisjoint(_path(name))]
             for name in names:
-                found.setdefault(name, text)
+                found.setdefault(name, self.label or text)
         return found
 
     def _entries(self) -> Iterator[tuple]:
         """(text for messages, key, predicate of a name and a layer, include contents)."""
         for key in self.names:
-            yield f"name {key!r}", key, lambda name, _, key=key: name == key, True
+            yield f"name {key!r}", key, lambda name, _, key=key: name == key, self.contents
         for key in self.patterns:
             yield (f"pattern {key!r}", key,
                    lambda name, _, key=key: re.search(key, name) is not None, False)

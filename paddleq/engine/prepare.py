@@ -8,7 +8,6 @@ from paddle.static import InputSpec
 
 from .._checks import check_bool, wrong_type
 from .._layer_state import state_of
-from .._paddle_compat import own_sublayers
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
 from ..nn.calibrating import CalibratingLinear
@@ -16,7 +15,7 @@ from ..nn.deployable import DeployableLayer
 from ..nn.quantized_layer import LayerPlan, QuantizedLayer
 from .freeze import copy_of
 from .provenance import say_method
-from .select import select
+from .select import nothing_selected, record_reasons, select
 
 _logger = logging.getLogger("paddleq")
 
@@ -97,10 +96,7 @@ def prepare(model, config, before=None):
     check_model(model)
     selection, shared = select(model, config), {}
     if not selection.selected:
-        kinds = sorted({type(layer).__name__ for _, layer in model.named_sublayers(
-            include_self=True) if not own_sublayers(layer)})
-        raise ModelError("model has no layer to quantize under this configuration; "
-                         f"its layers are of types {', '.join(kinds)}")
+        raise nothing_selected(model, selection)
     for name, each in selection.selected.items():
         if each.config.smoother is not None or each.config.rounder is not None:
             raise ConfigError(
@@ -109,19 +105,15 @@ def prepare(model, config, before=None):
                 "paddleq.algorithms.quantize_layer_by_layer runs these algorithms")
     plans = [LayerPlan(each.layer, each.config, name, shared)
              for name, each in selection.selected.items()]
-    layers = dict(model.named_sublayers(include_self=True))
-    notes = [(layers[name], str(reason)) for name, reason in selection.skipped.items()]
-    notes += [(each.layer, f"quantized by {each.entry}") for each in selection.selected.values()]
-    for layer, _ in notes:
+    for layer in model.sublayers(include_self=True):
         state_of(layer).note = ""
     if before is not None:
         before()
     for plan in plans:
         plan.apply()
-    for layer, note in notes:
-        # Fusion may already have said something about a norm.
-        state = state_of(layer)
-        state.note = state.note or note
+    for each in selection.selected.values():
+        state_of(each.layer).note = f"quantized by {each.entry}"
+    record_reasons(model, selection, keep_notes=True)
     model.register_forward_pre_hook(_remember_inputs)
     _logger.info("%d layers quantized", len(plans))
     return model

@@ -5,6 +5,9 @@ from typing import Any, Callable, Dict, Optional, Sequence
 
 from paddle import nn
 
+from .._checks import wrong_type
+from .._layer_state import state_of
+from .._paddle_compat import own_sublayers
 from ..config import LayerConfig, QuantConfig, SkipKind, SkipReason
 from ..errors import ModelError
 from ..nn.layer_types import has_own_forward, kind_of
@@ -65,6 +68,8 @@ def select(model: nn.Layer, config: QuantConfig,
         ConfigError: an entry of a rule matches no layer.
         ModelError: a weight of a selected layer has another data type; names it.
     """
+    if not isinstance(config, QuantConfig):
+        raise wrong_type("config", config, "a QuantConfig")
     found, rules, marked = Selection(), config.resolve(model), set()
     for name, layer in model.named_sublayers(include_self=True):
         if getattr(layer, "skip_quant", False) or (
@@ -87,8 +92,31 @@ def select(model: nn.Layer, config: QuantConfig,
     return found
 
 
+def nothing_selected(model: nn.Layer, selection: Selection) -> ModelError:
+    """Return the error for a model without a layer to quantize: its leaf layers, and why."""
+    layers = dict(model.named_sublayers(include_self=True))
+    reasons = sorted({f"{type(layers[name]).__name__} ({reason})"
+                      for name, reason in selection.skipped.items()
+                      if not own_sublayers(layers[name])})
+    return ModelError(f"model has no layer to quantize; its layers are {'; '.join(reasons)}")
+
+
+def record_reasons(model: nn.Layer, selection: Selection, keep_notes: bool = False) -> None:
+    """Keep the reasons for skipped layers on the layers, where :func:`summary` finds them.
+
+    Args:
+        keep_notes: a note that a layer has, e.g. from fusion, stays.
+    """
+    layers = dict(model.named_sublayers(include_self=True))
+    for name, reason in selection.skipped.items():
+        state = state_of(layers[name])
+        state.note = keep_notes and state.note or str(reason)
+        state.skip_reason = reason
+
+
 def _check_dtype(name, layer, dtypes):
-    for weight in kind_of(layer).weights:
+    kind = kind_of(layer)
+    for weight in () if kind is None else kind.weights:
         dtype = str(getattr(layer, weight).dtype).replace("paddle.", "")
         if dtype not in dtypes:
             raise ModelError(

@@ -17,6 +17,7 @@ import paddle
 import pytest
 from paddle import nn
 from paths import ROOT
+from rules import rules
 from transformers import (
     NETWORKS,
     WIDTH,
@@ -43,7 +44,7 @@ from paddleq.algorithms import (
     quantize_linears,
 )
 from paddleq.algorithms.layerwise.fold_smoothing import divide, norm_before
-from paddleq.config import LayerConfig
+from paddleq.config import LayerConfig, QuantConfig
 from paddleq.errors import CalibrationError, ConfigError, ModelError, NonFiniteError
 from paddleq.nn import Int8KVCache, IntegerLinear, KVCache
 
@@ -95,11 +96,10 @@ def logits(output):
     return (output[0] if isinstance(output, tuple) else output).numpy()
 
 
-def quantized(name, policy_of, kv_policy_of=None, **arguments):
+def quantized(name, linear, kv_cache=None, **arguments):
     network = build(name)
-    done = quantize_layer_by_layer(
-        network, None, policy_of if callable(policy_of) else lambda _: policy_of, kv_policy_of,
-        arguments.pop("batches", sentences()), **arguments)
+    done = quantize_layer_by_layer(network, None, rules(network, linear, kv_cache),
+                                   arguments.pop("batches", sentences()), **arguments)
     return network, done
 
 
@@ -391,7 +391,7 @@ class Tied(nn.Layer):
 def test_shared_layers_and_weights():
     network = Tied()
     exact, embedding = network(sentences(1)[0]), network.embedding.weight.numpy()
-    quantize_layer_by_layer(network, None, lambda _: STATIC, None, sentences())
+    quantize_layer_by_layer(network, None, rules(network, STATIC), sentences())
     assert network.blocks[0].up is network.blocks[1].up
     assert network.heads["first"] is network.head  # whoever holds it
     assert isinstance(network.head, IntegerLinear) and isinstance(network.second_head,
@@ -430,7 +430,7 @@ def test_parts_that_several_decoder_layers_hold():
     paddle.seed(0)
     network, x = SharedParts(), paddle.randn([5, WIDTH])
     exact, norm = network(x).numpy(), network.layers[0].norm.weight.numpy()
-    done = quantize_layer_by_layer(network, None, lambda _: STATIC, None, [x])
+    done = quantize_layer_by_layer(network, None, rules(network, STATIC), [x])
     # Its norm gives to another decoder layer too, which no run of this one shows.
     assert done.absorbed == {} and all(layer.up.smoothed for layer in network.layers)
     np.testing.assert_array_equal(network.layers[0].norm.weight.numpy(), norm)
@@ -446,7 +446,7 @@ def test_parts_that_several_decoder_layers_hold():
 def test_a_network_of_to_static():
     """What is compiled is not looked at, but the layers that it was compiled from."""
     network = paddle.jit.to_static(build("pre-norm"))
-    quantize_layer_by_layer(network, None, lambda _: STATIC, None, sentences())
+    quantize_layer_by_layer(network, None, rules(network, STATIC), sentences())
     expected, _ = quantized("pre-norm", STATIC)
     for name, value in expected.state_dict().items():
         np.testing.assert_array_equal(network.state_dict()[name].numpy(), value.numpy())
@@ -466,7 +466,7 @@ def test_an_embedding_that_is_a_linears_weight_stays_float():
 
     network = TransposedTie()
     weight = network.embedding.weight.numpy()
-    quantize_layer_by_layer(network, None, lambda _: STATIC, None, sentences())
+    quantize_layer_by_layer(network, None, rules(network, STATIC), sentences())
     assert isinstance(network.lm_head, IntegerLinear)
     np.testing.assert_array_equal(network.embedding.weight.numpy(), weight)
 
@@ -498,7 +498,7 @@ def test_layers_that_read_one_tensor_in_some_batches_only():
     network.forward = lambda x: network[0][0](x)
     batches = [paddle.ones([3, 4]) * paddle.to_tensor([1.0, 2.0, 3.0, 5.0]),
                -paddle.ones([3, 4]) * paddle.to_tensor([1.0, 2.0, 3.0, 5.0])]
-    done = quantize_layer_by_layer(network, None, lambda _: STATIC, None, batches)
+    done = quantize_layer_by_layer(network, None, rules(network, STATIC), batches)
     first, second = network[0][0].first, network[0][0].second
     assert done.absorbed == {}
     assert second.input_scale.numpy().max() > 2 * first.input_scale.numpy().max()
@@ -529,7 +529,7 @@ def test_dropout_and_modes():
     network = build("pre-norm")
     network.train()
     network.pooler.eval()
-    quantize_layer_by_layer(network, None, lambda _: STATIC, None, sentences())
+    quantize_layer_by_layer(network, None, rules(network, STATIC), sentences())
     assert network.training and network.encoder.layers[1].dropout.training
     assert not network.pooler.training
     for name, value in expected.state_dict().items():
@@ -554,8 +554,8 @@ def test_layers_before_the_one_are_not_run_again():
     network, calls = build("llama"), []
     for number, layer in enumerate(network.layers):
         layer.self_attn.register_forward_pre_hook(lambda *_, n=number: calls.append(n))
-    quantize_layer_by_layer(network, None, lambda _: PLAIN if _ == "lm_head" else STATIC, None,
-                            sentences())
+    quantize_layer_by_layer(
+        network, None, rules(network, lambda _: PLAIN if _ == "lm_head" else STATIC), sentences())
     counts = [calls.count(number) for number in range(3)]
     # Once for the order, one batch for who reads what, all batches for statistics and for the
     # outputs, and some runs of one batch for who else reads what the two norms give.
@@ -564,8 +564,7 @@ def test_layers_before_the_one_are_not_run_again():
 
 def test_rounding_to_nearest_needs_no_data():
     network = build("llama")
-    done = quantize_layer_by_layer(network, None, lambda _: LayerConfig(W4),
-                                   lambda _: "per_token")
+    done = quantize_layer_by_layer(network, None, rules(network, LayerConfig(W4), "per_token"))
     assert len(done.linears) == 22 and len(done.kv_caches) == 3
     weight = build("llama").lm_head.weight
     expected = RoundToNearest().quantize(weight, W4)
@@ -578,7 +577,7 @@ def test_float_weights_are_freed():
     network = build("llama")
     held = weakref.ref(network.layers[0].mlp["up_proj"].weight)
     kept = network.layers[0].self_attn.q_proj.weight
-    quantize_layer_by_layer(network, None, lambda _: STATIC, None, sentences())
+    quantize_layer_by_layer(network, None, rules(network, STATIC), sentences())
     assert held() is None and list(kept.shape) == [WIDTH, WIDTH]
 
 
@@ -596,7 +595,7 @@ def test_batches_of_every_kind():
     for batch in (x, x.numpy(), [x], (x, "a label"), {"x": x, "scale": 1.0}):
         paddle.seed(0)
         network = Two()
-        quantize_layer_by_layer(network, None, lambda _: STATIC, None, iter([batch]))
+        quantize_layer_by_layer(network, None, rules(network, STATIC), iter([batch]))
         found = network.blocks[0].up.activation_scale.item()
         expected = found if expected is None else expected
         assert found == expected
@@ -613,14 +612,14 @@ def test_other_dtypes():
     network.to(dtype="float64")
     wide = copy.deepcopy(network)
     wide.forward = lambda x: wide[0][0](x)
-    done = quantize_layer_by_layer(wide, None, lambda _: STATIC, None, [x.astype("float64")])
+    done = quantize_layer_by_layer(wide, None, rules(wide, STATIC), [x.astype("float64")])
     assert done.absorbed and wide[0][0].norm.gamma.dtype == paddle.float64
     y = wide(x.astype("float64"))
     assert y.dtype == paddle.float64
     assert np.abs(y.numpy() - exact).max() < 0.1 * np.abs(exact).max()
 
     network.to(dtype="bfloat16")
-    quantize_layer_by_layer(network, None, lambda _: PLAIN)
+    quantize_layer_by_layer(network, None, rules(network, PLAIN))
     assert network[0][0].up(x.astype("bfloat16")).dtype == paddle.bfloat16
     off = network[0][0].up.dequantized_weight().numpy() - weight
     assert np.abs(off).max() < 0.01 * np.abs(weight).max()
@@ -663,13 +662,14 @@ def test_a_helper_of_ones_own():
 
     network = Named()
     with pytest.raises(ModelError, match="no decoder layers found in Named.*NetworkHelper"):
-        quantize_layer_by_layer(network, None, lambda _: STATIC, None, [paddle.ones([1, WIDTH])])
-    done = quantize_layer_by_layer(network, Helper(), lambda n: STATIC if "one" in n else None,
-                                   None, [paddle.ones([1, WIDTH])])
+        quantize_layer_by_layer(network, None, rules(network, STATIC), [paddle.ones([1, WIDTH])])
+    done = quantize_layer_by_layer(
+        network, Helper(), rules(network, lambda n: STATIC if "one" in n else None),
+        [paddle.ones([1, WIDTH])])
     assert done.absorbed == {"one.up": "one.norm"}
     with pytest.raises(CalibrationError, match="no calibration data reached two.self_attn.q_proj"):
-        quantize_layer_by_layer(network, Helper(), lambda n: STATIC, None,
-                                [paddle.ones([1, WIDTH])])
+        quantize_layer_by_layer(
+            network, Helper(), rules(network, STATIC), [paddle.ones([1, WIDTH])])
 
 
 class Wrong(NetworkHelper):
@@ -689,8 +689,9 @@ class Wrong(NetworkHelper):
 ])
 def test_wrong_helpers(layers, error, words):
     with pytest.raises(error, match=words):
-        quantize_layer_by_layer(build("recurring"), Wrong(layers), lambda _: STATIC, None,
-                                sentences())
+        network = build("recurring")
+        quantize_layer_by_layer(
+            network, Wrong(layers), rules(network, STATIC), sentences())
 
 
 def test_a_helper_that_names_no_cache():
@@ -699,7 +700,8 @@ def test_a_helper_that_names_no_cache():
             return [("encoder", network.encoder)]
 
     with pytest.raises(ConfigError, match=r"kv_caches\(\) must be layers of .*, but is 'encoder'"):
-        quantize_layer_by_layer(build("bert"), Caches(), None, lambda _: "per_token")
+        network = build("bert")
+        quantize_layer_by_layer(network, Caches(), rules(network, None, "per_token"))
 
 
 # -- errors --------------------------------------------------------------------------------------
@@ -710,20 +712,17 @@ def test_a_helper_that_names_no_cache():
      "batches must hold at least one batch, for layers.0.self_attn.q_proj, .*holds none"),
     ({"batches": None}, CalibrationError, "but is none"),
     ({"batches": 3}, TypeError, "data must be an iterable of batches, but is 3"),
-    ({"policy_of": lambda _: None}, ModelError, "nothing to quantize"),
-    ({"policy_of": lambda _: LayerConfig(None)}, ModelError, "nothing to quantize"),
-    ({"policy_of": lambda _: W8}, TypeError,
-     r"policy_of\('layers.0.self_attn.q_proj'\) must be a LayerConfig or None"),
-    ({"kv_policy_of": lambda _: "per_head"}, ConfigError,
-     r"kv_policy_of\('layers.0.self_attn.kv_cache'\) must be one of 'per_channel', 'per_token'"),
+    ({"config": QuantConfig()}, ModelError, "no layer to quantize"),
+    ({"config": rules(build("llama"), LayerConfig(None))}, ModelError, "weight is None"),
+    ({"config": W8}, TypeError, "config must be a QuantConfig"),
     ({"helper": StackHelper}, TypeError, "helper must be a NetworkHelper or None"),
     ({"network": 3}, TypeError, "network must be a paddle.nn.Layer"),
     ({"resume_dir": 3}, TypeError, "resume_dir must be a path or None"),
 ])
 def test_wrong_arguments(arguments, error, words):
     network = build("llama")
-    given = {"network": network, "helper": None, "policy_of": lambda _: STATIC,
-             "kv_policy_of": None, "batches": sentences(), **arguments}
+    given = {"network": network, "helper": None, "config": rules(network, STATIC),
+             "batches": sentences(), **arguments}
     with pytest.raises(error, match=words):
         quantize_layer_by_layer(**given)
     assert len(linears_of(network)) == 22 and all(
@@ -733,7 +732,7 @@ def test_wrong_arguments(arguments, error, words):
 def test_a_cache_is_quantized_once():
     final, _ = quantized("bert", None, lambda _: "per_token")
     with pytest.raises(ModelError, match="encoder.layers.0.self_attn is quantized already"):
-        quantize_layer_by_layer(final, None, None, lambda _: "per_token")
+        quantize_layer_by_layer(final, None, rules(final, None, "per_token"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -749,7 +748,8 @@ def test_nan_is_named_with_its_layer_and_batch(bad):
     x = paddle.randn([2, WIDTH])
     batches = [[x, paddle.zeros([1])], [x, paddle.full([1], bad)]]
     with pytest.raises(NonFiniteError, match="NaN or infinity reaches blocks.1.up in batch 1"):
-        quantize_layer_by_layer(Fed(), None, lambda _: STATIC, None, batches)
+        network = Fed()
+        quantize_layer_by_layer(network, None, rules(network, STATIC), batches)
 
 
 def test_nan_in_a_cache_is_named():
@@ -758,10 +758,9 @@ def test_nan_in_a_cache_is_named():
     weight.set_value(paddle.full(weight.shape, float("nan")))
     with pytest.raises(NonFiniteError,
                        match="layers.1.self_attn.kv_cache in batch 0 of the calibration data"):
-        quantize_layer_by_layer(network, None, lambda n: None, lambda _: "per_channel",
-                                sentences())
+        quantize_layer_by_layer(network, None, rules(network, None, "per_channel"), sentences())
     with pytest.raises(ModelError, match="layers.1.self_attn.v_proj: the weight holds NaN"):
-        quantize_layer_by_layer(network, None, lambda n: PLAIN, None, sentences())
+        quantize_layer_by_layer(network, None, rules(network, PLAIN), sentences())
 
 
 def test_per_token_policies():

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from paths import HELPERS
+from rules import rules
 from transformers import Llama, build, sentences
 
 import paddleq
@@ -25,7 +26,7 @@ POLICY = LayerConfig(W4, smoother=SmoothQuant(), rounder=GPTQ())
 def run(folder, name="llama", policy=POLICY, kind="per_channel", batches=None, network=None,
         helper=None):
     network = build(name) if network is None else network
-    quantize_layer_by_layer(network, helper, lambda _: policy, lambda _: kind,
+    quantize_layer_by_layer(network, helper, rules(network, policy, kind),
                             sentences() if batches is None else batches, resume_dir=folder)
     return network
 

@@ -60,7 +60,7 @@ def ptq(fuse=False):
 
 
 def simulated_qat(convert=False):
-    quanter = paddleq.SimulatedQuantizationAwareTraining(
+    quanter = paddleq.golden_stick.SimulatedQuantizationAwareTraining(
         {"enable_fusion": True, "bn_fold": True, "one_conv_fold": False, "quant_delay": 1})
     model = quanter.apply(net(), X)
     trained(model)

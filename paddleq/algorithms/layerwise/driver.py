@@ -20,12 +20,12 @@ from .fold_smoothing import divide, norm_before
 from .kv_calibration import quantize_caches
 from .replay import Walk
 from .resume import Resume, fingerprint
-from .schedule import checked_helper, chosen, decoder_layers, homes_of, stages_of
+from .schedule import checked_helper, choose, decoder_layers, homes_of, stages_of
 from .shared_inputs import find_groups, gather
 
 
-def quantize_layer_by_layer(network, helper=None, policy_of=None, kv_policy_of=None, batches=None,
-                            resume_dir=None, progress=True):
+def quantize_layer_by_layer(network, helper=None, config=None, batches=None, resume_dir=None,
+                            progress=True):
     """Quantize Linears and KV caches of a network, in place, decoder layer by decoder layer.
 
     Linears that read the very same tensor, and have the same policy, share their statistics and
@@ -37,10 +37,8 @@ def quantize_layer_by_layer(network, helper=None, policy_of=None, kv_policy_of=N
         network: a ``paddle.nn.Layer``. Whoever holds one of its Linears, holds the quantized one
             afterwards; the float weights are freed, unless others hold the parameters.
         helper: a :class:`NetworkHelper`. Default None: a :class:`StackHelper`.
-        policy_of: function from a Linear's name to a :class:`LayerConfig`, or to None for one that
-            stays float. Default None: all do.
-        kv_policy_of: function from the name of a ``MultiHeadAttention`` or ``KVCache`` to
-            "per_channel", "per_token" or None. Default None: all caches stay float.
+        config: a :class:`~paddleq.config.QuantConfig` for Linears, and for layers of
+            ``MultiHeadAttention`` or ``KVCache`` whose configuration has ``kv_cache``.
         batches: an iterable of batches as :func:`paddleq.calibrate` takes them. They are held in
             memory, and so is what one decoder layer gives for all of them. May be None where no
             policy needs data.
@@ -63,20 +61,22 @@ def quantize_layer_by_layer(network, helper=None, policy_of=None, kv_policy_of=N
         >>> import paddle
         >>> from paddleq import PerGroup, QuantSpec
         >>> from paddleq.algorithms import SmoothQuant, quantize_layer_by_layer
-        >>> from paddleq.config import LayerConfig
+        >>> from paddleq.config import LayerConfig, QuantConfig
         >>> network = paddle.nn.TransformerEncoder(
         ...     paddle.nn.TransformerEncoderLayer(32, 2, 64, normalize_before=True), num_layers=2)
-        >>> policy = LayerConfig(QuantSpec(4, granularity=PerGroup(16)), smoother=SmoothQuant())
-        >>> done = quantize_layer_by_layer(
-        ...     network, None, lambda name: None if "out_proj" in name else policy,
-        ...     lambda name: "per_token", [paddle.rand([1, 4, 32])])
+        >>> config = QuantConfig()
+        >>> config.add_type(paddle.nn.Linear, LayerConfig(
+        ...     QuantSpec(4, granularity=PerGroup(16)), smoother=SmoothQuant()))
+        >>> config.add_type(paddle.nn.MultiHeadAttention, LayerConfig(kv_cache="per_token"))
+        >>> config.add_pattern("out_proj$", None)
+        >>> done = quantize_layer_by_layer(network, None, config, [paddle.rand([1, 4, 32])])
         >>> network.layers[0].linear1.quant_type, done.absorbed["layers.0.linear1"]
         ('SmoothQuant-W4-per_group', 'layers.0.norm2')
     """
     helper = checked_helper(network, helper)
     layers = decoder_layers(network, helper)
     inputs = _inputs(network, batches)
-    linears, caches = chosen(network, helper, policy_of, kv_policy_of)
+    linears, caches, _ = choose(network, helper, config)
     hungry = [name for name, (_, policy) in linears.items() if policy.needs] + [
         name for name, (_, kind) in caches.items() if kind == PER_CHANNEL]
     if hungry and not inputs:

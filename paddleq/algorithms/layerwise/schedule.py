@@ -5,15 +5,17 @@ from typing import Any, Optional
 
 from paddle import nn
 
-from ..._checks import check_choice, wrong_type, wrong_value
+from ..._checks import wrong_type, wrong_value
 from ..._paddle_compat import own_sublayers
-from ...config import LayerConfig
+from ...config import SkipKind, SkipReason
+from ...engine.select import nothing_selected, select
 from ...errors import ModelError
 from ...nn import Int8KVCache, KVCache
 from ...nn.attention import takes_cache
-from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN
+from ...nn.kv_cache import PER_CHANNEL
+from ...nn.linear_support import linear_skip_reason
 from ..linear import check_linear_config
-from .network_helper import NetworkHelper, StackHelper, is_linear
+from .network_helper import NetworkHelper, StackHelper
 
 
 @dataclass
@@ -73,32 +75,50 @@ def decoder_layers(network, helper):
     return layers
 
 
-def chosen(network, helper, policy_of, kv_policy_of):
-    """(name -> (Linear, policy), name -> (layer with a cache, kind)) of what is to be quantized."""
-    linears, caches = {}, {}
-    for name, layer in network.named_sublayers(include_self=True):
-        policy = policy_of(name) if policy_of is not None and is_linear(layer) else None
-        if policy is None:
-            continue
-        if not isinstance(policy, LayerConfig):
-            raise wrong_type(f"policy_of({name!r})", policy, "a LayerConfig or None")
-        check_linear_config(policy, f"policy_of({name!r}).")
-        if policy.weight is not None:
-            linears[name] = layer, policy
-    for name, layer in helper.kv_caches(network) if kv_policy_of is not None else []:
+def choose(network, helper, config, dtypes=("float32", "float16", "bfloat16", "float64")):
+    """Choose the Linears and KV caches of a network to quantize.
+
+    Args:
+        network: a ``paddle.nn.Layer``.
+        helper: a :class:`NetworkHelper`, which names the KV caches.
+        config: a :class:`~paddleq.config.QuantConfig`.
+        dtypes: data types that the weights may have.
+
+    Returns:
+        (name -> (Linear, LayerConfig), name -> (layer with a KV cache, its kind),
+        :class:`~paddleq.engine.select.Selection`).
+
+    Raises:
+        ModelError: there is nothing to quantize.
+        ConfigError: a configuration is not one of a Linear layer.
+    """
+    holders = list(helper.kv_caches(network))
+    for name, layer in holders:
         if not (isinstance(layer, KVCache) or takes_cache(layer)):
             raise wrong_value("kv_caches()", name, "layers of paddle.nn.MultiHeadAttention, with "
                               "its own way to keys and values, or of paddleq.nn.KVCache")
-        kind = kv_policy_of(name)
-        if kind is None:
+    ids = {id(layer): name for name, layer in holders}
+    selection = select(
+        network, config, lambda layer: None if id(layer) in ids else linear_skip_reason(layer),
+        dtypes)
+    linears, caches = {}, {}
+    for name, each in list(selection.selected.items()):
+        if id(each.layer) not in ids:
+            check_linear_config(each.config, f"{name}.")
+            if each.config.weight_spec is not None:
+                linears[name] = each.layer, each.config
+                continue
+        elif each.config.kv_cache is not None:
+            if isinstance(getattr(each.layer, "kv_cache", each.layer), Int8KVCache):
+                raise ModelError(f"the KV cache of {name} is quantized already")
+            caches[ids[id(each.layer)]] = each.layer, each.config.kv_cache
             continue
-        check_choice(f"kv_policy_of({name!r})", kind, (PER_CHANNEL, PER_TOKEN))
-        if isinstance(getattr(layer, "kv_cache", layer), Int8KVCache):
-            raise ModelError(f"the KV cache of {name} is quantized already")
-        caches[name] = layer, kind
-    if not linears and not caches:
-        raise ModelError("there is nothing to quantize: no Linear and no KV cache has a policy")
-    return linears, caches
+        del selection.selected[name]
+        field = "kv_cache" if id(each.layer) in ids else "weight"
+        selection.skipped[name] = SkipReason(SkipKind.NOT_CONFIGURED, field)
+    if not selection.selected:
+        raise nothing_selected(network, selection)
+    return linears, caches, selection
 
 
 def homes_of(network, layers):

@@ -8,9 +8,8 @@ import numpy as np
 from ...errors import ExportError
 from ...nn.tracing import MARKER_FACTOR
 from ...spec import PerGroup, QuantSpec
-from ..program.op_desc import replace_ops
 from ..program.op_builder import OpBuilder
-from ..program.op_desc import attribute, inputs, outputs
+from ..program.op_desc import attribute, inputs, outputs, replace_ops
 
 
 @dataclass

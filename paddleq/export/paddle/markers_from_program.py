@@ -8,9 +8,8 @@ import numpy as np
 
 from ...errors import ExportError
 from ...nn.tracing import MARKER_FACTOR
-from ..program.op_desc import replace_ops
+from ..program.op_desc import attribute, inputs, make_op, outputs, replace_ops
 from ..program.passes.stored_weights import spec_of, stored_weights
-from ..program.op_desc import attribute, inputs, make_op, outputs
 from .lower import ActivationMark, WeightMark, simulated_weight
 
 

@@ -4,8 +4,8 @@ import math
 import struct
 
 from ...errors import FormatError
-from ..program.pdiparams import CODES
 from ..program.op_desc import make_op, set_typed_attribute
+from ..program.pdiparams import CODES
 
 _KINDS = {"a_bool": bool, "a_i32": int, "a_i64": int, "a_index": int, "a_f32": float,
           "a_f64": float, "a_str": str, "a_dtype": str}

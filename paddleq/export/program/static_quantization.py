@@ -10,10 +10,9 @@ import paddle
 
 from ..._checks import hint
 from ...errors import CalibrationError, ConfigError, ModelError, NonFiniteError
-from .op_desc import replace_ops
 from .op_builder import OpBuilder
+from .op_desc import attribute, inputs, make_op, outputs, replace_ops
 from .passes.stored_weights import WEIGHTED_OPS, channel_axis, quantize_array
-from .op_desc import attribute, inputs, make_op, outputs
 from .program import Program
 
 _DATA_SLOT = {"mul": "X", "matmul": "X", "matmul_v2": "X"}  # of the others: Input

@@ -1,7 +1,9 @@
-"""The ``config`` of :func:`paddleq.amct.quantize`: parsed and checked."""
+"""Parsing of the ``config`` of :func:`paddleq.amct.quantize`."""
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
+
+from paddle import nn
 
 from ..._checks import (
     check_bool,
@@ -12,6 +14,8 @@ from ..._checks import (
     wrong_type,
     wrong_value,
 )
+from ...algorithms import AWQ, GPTQ, SmoothQuant
+from ...config import LayerConfig, QuantConfig
 from ...errors import ConfigError
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
@@ -44,15 +48,15 @@ FOR_WEIGHTS_ALONE = ("minmax", "awq", "gptq")
 
 @dataclass(frozen=True)
 class AmctConfig:
-    """A ``config`` that was found right.
+    """A parsed and validated ``config``.
 
     Attributes:
-        batch_num: forward passes to observe.
-        weight: how weights are quantized.
-        activation: how inputs are quantized; None: they are not.
+        batch_num: number of forward passes to observe.
+        weight: QuantSpec of the weights.
+        activation: QuantSpec of the inputs; None leaves them float.
         algorithm: a key of ``ALGORITHMS``.
-        options: option of the algorithm -> value, those that were given.
-        skip_layers: parts of the names of layers to leave alone.
+        options: options of the algorithm that were given.
+        skip_layers: substrings of the names of layers to leave float.
     """
 
     batch_num: int
@@ -63,8 +67,8 @@ class AmctConfig:
     skip_layers: Tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, config):
-        """From a user's dict.
+    def parse(cls, config: Any) -> "AmctConfig":
+        """Parse a user's dict.
 
         Raises:
             ConfigTypeError, ConfigError: see :func:`paddleq.amct.quantize`.
@@ -82,12 +86,31 @@ class AmctConfig:
         parsed._check_together()
         return parsed
 
-    def skipped_by(self, name):
-        """The first entry of ``skip_layers`` that ``name`` contains, or None."""
-        return next((part for part in self.skip_layers if part in name), None)
+    def layer_config(self) -> LayerConfig:
+        """Return the configuration of the layers that are quantized."""
+        smoother, rounder, options = None, None, self.options
+        if self.algorithm == "smoothquant":
+            smoother = SmoothQuant(options.get("smooth_strength", 0.5))
+        elif self.algorithm == "awq":
+            smoother = AWQ(grids_num=options.get("grids_num", 20))
+        elif self.algorithm == "gptq":
+            rounder = GPTQ()
+        return LayerConfig(self.weight, self.activation, smoother, rounder)
 
-    def check_group_size(self, name, in_features):
-        """Raise if the layer ``name`` is too small for groups of the size that is asked for."""
+    def rules(self, model: nn.Layer) -> QuantConfig:
+        """Return the rules for the layers of ``model``."""
+        rules = QuantConfig()
+        rules.add_type(nn.Linear, self.layer_config())
+        names = [name for name, _ in model.named_sublayers(include_self=True)]
+        rules.exclude_substrings(self.skip_layers, names, "skip_layers")
+        return rules
+
+    def check_group_size(self, name: str, in_features: int) -> None:
+        """Raise if the layer ``name`` is too small for groups of the configured size.
+
+        Raises:
+            ConfigError: names the valid sizes.
+        """
         granularity = self.weight.granularity
         if isinstance(granularity, PerGroup) and granularity.size >= in_features:
             largest = (in_features - 1) // GROUP_UNIT * GROUP_UNIT

@@ -1,33 +1,27 @@
-"""``quantize(model, config)``, which lets a model calibrate, and ``convert(model)``."""
+"""``quantize`` and ``convert`` with AMCT's interface."""
 
-import logging
+from typing import Any, Dict
 
 from paddle import nn
 
 from ... import engine
 from ..._checks import wrong_type
-from ..._layer_state import state_of
-from ..._paddle_compat import own_sublayers
-from ...algorithms import AWQ, GPTQ, SmoothQuant
-from ...algorithms import own_loop as in_forward
-from ...config import LayerConfig
-from ...errors import ModelError
+from ...algorithms import own_loop
+from ...engine.select import nothing_selected, record_reasons, select
 from ...nn.linear_support import linear_skip_reason
 from .config import AmctConfig
 
-_logger = logging.getLogger("paddleq")
 
+def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
+    """Start the calibration of the Linear layers of a model, in place.
 
-def quantize(model, config):
-    """Let the Linear layers of a model calibrate, in place, as AMCT's function of that name.
+    Run the model on calibration data afterwards; each forward pass is one batch. After
+    ``batch_num`` batches a layer quantizes its weight and computes as the integer layer that
+    :func:`convert` replaces it with. Layers are calibrated independently of each other: each
+    observes its input in the float model.
 
-    Then run the model on data as usual: each forward pass is a batch. After ``batch_num`` of them
-    a layer quantizes its weight, and computes from then on as the quantized layer that
-    :func:`convert` puts in its place. Layers are independent of each other: each observes what it
-    reads in the float model.
-
-    ``paddle.nn.Linear`` is quantized, and subclasses that keep its ``forward``. Other layers are
-    left as they are; :func:`paddleq.summary` says why.
+    ``paddle.nn.Linear`` and its subclasses that keep its ``forward`` are quantized. Other layers
+    stay float; :func:`paddleq.summary` shows the reasons.
 
     Args:
         model: a float ``paddle.nn.Layer``, float32, float16 or bfloat16.
@@ -60,7 +54,7 @@ def quantize(model, config):
                 and find smaller errors.
               - ``"gptq"``.
             - ``skip_layers`` (optional): a str or a list of str; a layer whose name contains one
-              of them is left alone.
+              of them stays float.
 
             ======================= ==================== ============================
             weights                 inputs               algorithms
@@ -75,7 +69,7 @@ def quantize(model, config):
     Raises:
         ConfigTypeError: (a TypeError) ``model`` or a value of ``config`` is of another type.
         ConfigError: (a ValueError) a key is missing or unknown, a value is out of range, or
-            values do not go together. The model is left as it was.
+            values contradict each other. The model is not changed.
         ModelError: the model is quantized already, or has nothing to quantize.
 
     See :class:`~paddleq.algorithms.SmoothQuant`, :class:`~paddleq.algorithms.AWQ` and
@@ -97,27 +91,26 @@ def quantize(model, config):
         >>> model[0]
         IntegerLinear(in_features=64, out_features=8, AWQ-W4-per_group, smoothed)
     """
-    given, config = config, AmctConfig.parse(config)
+    parsed = AmctConfig.parse(config)
     engine.check_model(model)
-    layers, notes = _layers(model, config)
-    policy = linear_policy(config)
-    for name in layers:
-        config.check_group_size(name, layers[name].weight.shape[0])
-    if not layers:
-        raise ModelError("model has no layer to quantize: its layers are " + "; ".join(
-            sorted({f"{type(layer).__name__} ({why})" for layer, why in notes})))
-    for layer, note in notes:
-        state_of(layer).note = note
-    in_forward.start(model, dict.fromkeys(layers, policy), config.batch_num)
+    selection = select(model, parsed.rules(model), linear_skip_reason,
+                       dtypes=("float32", "float16", "bfloat16"))
+    if not selection.selected:
+        raise nothing_selected(model, selection)
+    for name, each in selection.selected.items():
+        parsed.check_group_size(name, each.layer.weight.shape[0])
+    record_reasons(model, selection)
+    own_loop.start(model, {name: each.config for name, each in selection.selected.items()},
+                   parsed.batch_num)
     engine.say_method(model, "amct", config={
-        **given, "algorithm": {config.algorithm: config.options}})
+        **config, "algorithm": {parsed.algorithm: parsed.options}})
 
 
-def convert(model):
-    """Put deployable layers in the place of those that :func:`quantize` calibrated, in place.
+def convert(model: nn.Layer) -> None:
+    """Replace the layers that :func:`quantize` calibrated with integer layers, in place.
 
-    The model computes what it computed since the last batch of calibration. It is saved with
-    :func:`paddleq.save_checkpoint` and exported with :func:`paddleq.save_quantized_model`.
+    The outputs are those after the last batch of calibration. Save the model with
+    :func:`paddleq.save_checkpoint` or export it with :func:`paddleq.save_quantized_model`.
 
     Args:
         model: the model that was given to :func:`quantize`, run on ``batch_num`` batches.
@@ -128,8 +121,8 @@ def convert(model):
     Raises:
         ConfigTypeError: (a TypeError) ``model`` is no ``paddle.nn.Layer``.
         ModelError: :func:`quantize` was not called on it.
-        CalibrationError: layers saw fewer than ``batch_num`` batches; names them, and how many
-            each saw. The model is left as it was.
+        CalibrationError: layers saw fewer than ``batch_num`` batches; names them and their
+            numbers of batches. The model is not changed.
 
     Examples:
         >>> import paddle, paddleq
@@ -145,32 +138,4 @@ def convert(model):
     """
     if not isinstance(model, nn.Layer):
         raise wrong_type("model", model, "a paddle.nn.Layer")
-    in_forward.finish(model)
-
-
-def _layers(model, config):
-    """(name -> Linear to quantize, [(layer, why it is left alone)])."""
-    layers, notes, names = {}, [], []
-    for name, layer in model.named_sublayers(include_self=True):
-        names.append(name)
-        part = config.skipped_by(name)
-        why = linear_skip_reason(layer) or (part and f"skip_layers has {part!r}")
-        if not why:
-            layers[name] = layer
-        elif not own_sublayers(layer):
-            notes.append((layer, str(why)))
-    for part in config.skip_layers:
-        if not any(part in name for name in names):
-            _logger.warning("config['skip_layers'] has %r, which no layer's name contains", part)
-    return layers, notes
-
-
-def linear_policy(config):
-    """The :class:`~paddleq.config.LayerConfig` of an :class:`~.config.AmctConfig`."""
-    options = config.options
-    smoother = {
-        "smoothquant": lambda: SmoothQuant(options.get("smooth_strength", 0.5)),
-        "awq": lambda: AWQ(grids_num=options.get("grids_num", 20)),
-    }.get(config.algorithm, lambda: None)()
-    rounder = {"rounder": GPTQ()} if config.algorithm == "gptq" else {}
-    return LayerConfig(config.weight, config.activation, smoother, **rounder)
+    own_loop.finish(model)

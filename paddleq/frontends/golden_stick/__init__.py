@@ -1,17 +1,16 @@
-"""The front doors of MindSpore Golden Stick: simulated QAT, and PTQ with policies."""
+"""MindSpore Golden Stick's interface: simulated QAT, and PTQ of transformers."""
 
 from ...algorithms import NetworkHelper
-from .config import QuantDtype
-from .ptq import PTQ
-from .ptq_args import AWQConfig, GPTQQuantConfig, SmoothQuantConfig
-from .ptq_config import PTQConfig
-from .ptq_enums import (
+from .enums import (
     BackendTarget,
     OutliersSuppressionType,
     PrecisionRecovery,
     PTQMode,
+    QuantDtype,
     QuantGranularity,
 )
+from .ptq import PTQ
+from .ptq_config import AWQConfig, GPTQQuantConfig, PTQConfig, SmoothQuantConfig
 from .simulated_qat import SimulatedQuantizationAwareTraining
 
 __all__ = [

@@ -9,16 +9,18 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import wrong_type, wrong_value
-from ..._layer_state import state_of
 from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
 from ...algorithms.layerwise.build_structure import build_structure
+from ...algorithms.layerwise.schedule import choose
 from ...checkpoint import load_checkpoint
+from ...config import SkipKind, SkipReason
+from ...engine.select import record_reasons
 from ...errors import ConfigError, FormatError, ModelError, StateError
 from ...nn.deployable import DeployableLayer, deployable_layers
+from ...nn.linear_support import linear_skip_reason
+from .enums import PTQMode
 from .ptq_config import PTQConfig
-from .ptq_enums import PTQMode
-from .ptq_plan import make_plan
-from .ptq_policies import LayerPolicies
+from .ptq_rules import LayerPolicies
 
 
 class PTQ:
@@ -114,15 +116,20 @@ class PTQ:
         if not isinstance(helper, NetworkHelper):
             raise wrong_type("network_helper", helper, "a NetworkHelper or None")
         batches = None if deploy else _not_empty(datasets)
-        plan = make_plan(network, helper, policies)
+        rules = policies.rules(network, helper)
+        linears, kv_caches, selection = choose(network, helper, rules,
+                                               dtypes=("float32", "float16", "bfloat16"))
+        for name, layer in network.named_sublayers(include_self=True):
+            reason = selection.skipped.get(name)
+            if (reason is not None and reason.kind is SkipKind.NO_RULE
+                    and linear_skip_reason(layer) is None):
+                selection.skipped[name] = SkipReason(SkipKind.OUTSIDE_DECODER_LAYERS)
+        record_reasons(network, selection)
         if deploy:
-            build_structure(network, plan.linears, plan.kv_caches)
+            build_structure(network, {name: each for name, (_, each) in linears.items()},
+                            {name: kind for name, (_, kind) in kv_caches.items()})
         else:
-            quantize_layer_by_layer(network, helper, plan.linears.get, plan.kv_caches.get,
-                                    batches, resume_dir=resume_dir)
-        layers = dict(network.named_sublayers(include_self=True))
-        for name, why in plan.left.items():
-            state_of(layers[name]).note = why
+            quantize_layer_by_layer(network, helper, rules, batches, resume_dir=resume_dir)
         engine.say_method(network, "golden_stick", config=policies.config,
                           layer_policies=policies.policies or None)
         return network

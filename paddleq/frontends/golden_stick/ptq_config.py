@@ -1,17 +1,23 @@
-"""``PTQConfig``: what ``PTQ`` is to do, checked when it is made."""
+"""Configuration of ``PTQ`` and options of its algorithms."""
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Mapping, Optional, Tuple
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
-from ..._checks import check_int, check_known_keys, wrong_type, wrong_value
+from ..._checks import (
+    check_bool,
+    check_float,
+    check_int,
+    check_known_keys,
+    wrong_type,
+    wrong_value,
+)
 from ...errors import ConfigError
-from .config import QuantDtype
-from .ptq_args import AWQConfig, GPTQQuantConfig, SmoothQuantConfig, parse_algo_args
-from .ptq_enums import (
+from .enums import (
     BackendTarget,
     OutliersSuppressionType,
     PrecisionRecovery,
     PTQMode,
+    QuantDtype,
     QuantGranularity,
     check_dtype,
     check_enum,
@@ -39,8 +45,96 @@ GROUP_SIZES = (64, 128)
 
 
 @dataclass(frozen=True)
+class SmoothQuantConfig:
+    """Options of ``OutliersSuppressionType.SMOOTH``.
+
+    Args:
+        alpha: migration strength, in [0, 1]. A larger value moves more of the range of the
+            activations into the weights, for larger outliers. Default 0.5.
+
+    Raises:
+        ConfigTypeError, ConfigError: for a value of another type, or out of range.
+
+    Examples:
+        >>> from paddleq.frontends.golden_stick import SmoothQuantConfig
+        >>> SmoothQuantConfig(alpha=0.7)
+        SmoothQuantConfig(alpha=0.7)
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", check_float("alpha", self.alpha, 0, 1))
+
+
+@dataclass(frozen=True)
+class AWQConfig:
+    """Options of ``OutliersSuppressionType.AWQ``.
+
+    Args:
+        duo_scaling: compute the factors of the input channels from weights and activations, not
+            from activations alone. Default True.
+        smooth_alpha: exponents to try, each in [0, 1]; a float or a list of them. Default
+            ``[i / 20 for i in range(20)]``.
+        weight_clip_ratio: factors to try on the range of a group of weights, each in (0, 1]; a
+            float or a list of them. Default ``[1 - i / 20 for i in range(10)]``.
+
+    Raises:
+        ConfigTypeError, ConfigError: for a value of another type, out of range, or an empty list.
+
+    Examples:
+        >>> from paddleq.frontends.golden_stick import AWQConfig
+        >>> AWQConfig(smooth_alpha=[0.0, 0.5], weight_clip_ratio=1.0)
+        AWQConfig(duo_scaling=True, smooth_alpha=(0.0, 0.5), weight_clip_ratio=(1.0,))
+    """
+
+    duo_scaling: bool = True
+    smooth_alpha: Union[float, Tuple[float, ...]] = tuple(i / 20 for i in range(20))
+    weight_clip_ratio: Union[float, Tuple[float, ...]] = tuple(1 - i / 20 for i in range(10))
+
+    def __post_init__(self) -> None:
+        check_bool("duo_scaling", self.duo_scaling)
+        for name, open_low in (("smooth_alpha", False), ("weight_clip_ratio", True)):
+            object.__setattr__(self, name, _floats(name, getattr(self, name), open_low))
+
+
+@dataclass(frozen=True)
+class GPTQQuantConfig:
+    """Options of ``PrecisionRecovery.GPTQ``.
+
+    Args:
+        block_size: rows that are rounded before their errors are propagated to the other rows.
+            Affects the speed, not the result. Default 128.
+        desc_act: round the rows with the largest activations first. Default False.
+        damp_percent: share of the mean of the Hessian's diagonal that is added to it, in (0, 1].
+            Default 0.01.
+        static_groups: fix the scales of all groups before any row is rounded. Default False.
+
+    Raises:
+        ConfigTypeError, ConfigError: for a value of another type, or out of range.
+
+    Examples:
+        >>> from paddleq.frontends.golden_stick import GPTQQuantConfig
+        >>> GPTQQuantConfig(desc_act=True).block_size
+        128
+    """
+
+    block_size: int = 128
+    desc_act: bool = False
+    damp_percent: float = 0.01
+    static_groups: bool = False
+
+    def __post_init__(self) -> None:
+        check_int("block_size", self.block_size, 1)
+        check_bool("desc_act", self.desc_act)
+        object.__setattr__(self, "damp_percent",
+                           check_float("damp_percent", self.damp_percent, 0, 1, open_low=True))
+        check_bool("static_groups", self.static_groups)
+
+
+@dataclass(frozen=True)
 class PTQConfig:
-    """What :class:`PTQ` does with the layers that it is for.
+    """Configuration of :class:`PTQ`.
 
     An enum may be given as its value ("awq"), a data type as ``QuantDtype.INT8``, "int8" or
     ``paddle.int8``.
@@ -49,7 +143,7 @@ class PTQConfig:
         mode: ``PTQMode.QUANTIZE`` (default) calibrates and quantizes; ``PTQMode.DEPLOY`` builds
             the quantized structure, without data, to load a checkpoint into.
         backend: a :class:`BackendTarget`; both give the same network. Default ``NONE``.
-        opname_blacklist: list of str; a layer whose name contains one of them is left alone.
+        opname_blacklist: list of str; a layer whose name contains one of them stays float.
         algo_args: options of the algorithms, as a dict or as :class:`SmoothQuantConfig`,
             :class:`AWQConfig`, :class:`GPTQQuantConfig` (or a list of these). Default ``{}``.
         weight_quant_dtype: ``INT8`` (default), ``INT4`` or None.
@@ -67,7 +161,7 @@ class PTQConfig:
 
     Raises:
         ConfigTypeError: (a TypeError) a value of another type.
-        ConfigError: (a ValueError) a value that there is not, or values that exclude each other:
+        ConfigError: (a ValueError) an invalid value, or values that contradict each other:
             activations without weights; int8 weights and activations with AWQ, GPTQ or groups;
             int4 weights and int8 activations unless these are per token and the weights are
             rounded by GPTQ; per-token activations that are not quantized; a per-token KV cache
@@ -96,7 +190,7 @@ class PTQConfig:
     act_quant_granularity: QuantGranularity = PER_TENSOR
     group_size: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, (check, choices) in _CHOICES.items():
             object.__setattr__(self, name, check(name, getattr(self, name), choices))
         object.__setattr__(self, "opname_blacklist", _names(self.opname_blacklist))
@@ -107,8 +201,8 @@ class PTQConfig:
         _check_groups_stay(self.weight_quant_granularity, self.options())
 
     @classmethod
-    def parse(cls, given):
-        """A PTQConfig of a PTQConfig, a dict with its fields, or None (the defaults)."""
+    def parse(cls, given: Any) -> "PTQConfig":
+        """Return the PTQConfig of a PTQConfig, a dict with its fields, or None (the defaults)."""
         if given is None:
             return cls()
         if isinstance(given, cls):
@@ -118,8 +212,8 @@ class PTQConfig:
         check_known_keys("config", given, [each.name for each in fields(cls)])
         return cls(**given)
 
-    def options(self):
-        """Class of options -> the options, for the algorithms that are asked for."""
+    def options(self) -> Dict[type, Any]:
+        """Return class of options -> options, for the algorithms that the fields select."""
         wanted = [cls for asked, cls in (
             (self.outliers_suppression is OutliersSuppressionType.SMOOTH, SmoothQuantConfig),
             (self.outliers_suppression is OutliersSuppressionType.AWQ, AWQConfig),
@@ -149,7 +243,7 @@ def _check_groups_stay(granularity, options):
 
 
 def _contradictions(c):
-    """(whether it is so, what is wrong about it) for all that takes two fields to be wrong."""
+    """(condition, message) of every contradiction between fields."""
     weight, act = c.weight_quant_dtype, c.act_quant_dtype
     grouped = c.weight_quant_granularity is PER_GROUP
     gptq = c.precision_recovery is PrecisionRecovery.GPTQ
@@ -196,3 +290,41 @@ def _contradictions(c):
          "group_size must be 64 or 128 with weight_quant_granularity=QuantGranularity.PER_GROUP, "
          f"but is {c.group_size}"),
     ]
+
+
+def parse_algo_args(given: Any, wanted: Sequence[type]) -> Dict[type, Any]:
+    """Return class -> instance for the option classes ``wanted``.
+
+    Args:
+        given: a dict of options of any of ``wanted``, an instance of one of them, or a list or
+            tuple of instances.
+
+    Raises:
+        ConfigTypeError: ``given`` is of another type.
+        ConfigError: an option that none of ``wanted`` has.
+    """
+    known = {field.name: cls for cls in wanted for field in fields(cls)}
+    if isinstance(given, dict):
+        options = given
+    else:
+        options = {}
+        for each in given if isinstance(given, (list, tuple)) else [given]:
+            if not is_dataclass(each) or isinstance(each, type):
+                raise wrong_type("algo_args", given, "a dict, or an instance of "
+                                 "SmoothQuantConfig, AWQConfig or GPTQQuantConfig")
+            if type(each) not in wanted:
+                names = ", ".join(cls.__name__ for cls in wanted) or "no options"
+                raise ConfigError(
+                    f"algo_args is {each!r}, but the algorithms that are asked for take {names}; "
+                    "see outliers_suppression and precision_recovery")
+            options.update(asdict(each))
+    check_known_keys("algo_args", options, known)
+    return {cls: cls(**{name: value for name, value in options.items() if known[name] is cls})
+            for cls in wanted}
+
+
+def _floats(name, value, open_low):
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise ConfigError(f"{name} must hold at least one float, but is {value!r}")
+    return tuple(check_float(name, each, 0, 1, open_low=open_low) for each in values)

@@ -16,7 +16,7 @@ from ...graph.dataflow import PRODUCERS
 from ...nn.quantizable_function import QuantizableFunction
 from ...observers import CurrentMinMaxObserver, MovingAverageMinMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
-from .config import SimulatedQATConfig
+from .simulated_qat_config import SimulatedQATConfig
 
 
 class SimulatedQuantizationAwareTraining:

@@ -23,7 +23,6 @@ from paddleq.errors import (
     NonFiniteError,
 )
 from paddleq.frontends.amct.config import AmctConfig
-from paddleq.frontends.amct.quantize import linear_policy
 from paddleq.nn import IntegerLinear
 
 LINEARS = 2 * 6 + 2
@@ -79,10 +78,11 @@ class Reference:
 
         for batch in batches(config.batch_num):
             in_numpy(self.state, batch.numpy().astype("float64"), observe)
-        policy = linear_policy(config)
+        policy = config.layer_config()
         self.schemes = {
             name: Scheme([self.state[f"{name}.weight"]], np.concatenate(x), policy)
-            for name, x in seen.items() if config.skipped_by(name) is None}
+            for name, x in seen.items()
+            if not any(part in name for part in config.skip_layers)}
 
     def __call__(self, x):
         return in_numpy(self.state, x.numpy().astype("float64"), self.linear)
@@ -182,7 +182,7 @@ def test_an_entry_of_skip_layers_that_skips_nothing_is_named_in_a_warning(caplog
     with caplog.at_level(logging.WARNING, "paddleq"):
         paddleq.amct.quantize(decoder(), config(skip_layers=["lm_head", "head"]))
     assert [record.getMessage() for record in caplog.records] == [
-        "config['skip_layers'] has 'lm_head', which no layer's name contains"]
+        "skip_layers has 'lm_head', which no layer's name contains"]
 
 
 def test_what_is_quantized_and_why_the_rest_is_not():
@@ -194,7 +194,7 @@ def test_what_is_quantized_and_why_the_rest_is_not():
     why = {line.split("|")[0].strip(): line.split("|")[-1].strip()
            for line in paddleq.summary(model).splitlines()[2:]}
     for name, part in (("2", "overrides forward"), ("3", "overrides forward"),
-                       ("4", "only Linear is quantized"), ("5", "skip_layers has '5'"),
+                       ("4", "only Linear is quantized"), ("5", "excluded by skip_layers '5'"),
                        ("6", "only Linear is quantized"), ("0", "calibrating: 0 of 2 batches")):
         assert part in why[name], why
     assert "calibrating: 0 of 2 batches" in repr(model[1])
@@ -416,4 +416,4 @@ def test_summary_says_what_is_deployed():
     assert rows["layers.0.up"] == [
         "IntegerLinear", "deployed", "int8 per_channel(1)", "int8 per_token",
         "W8-per_channel-A8-per_token"]
-    assert rows["head"] == ["Linear", "left", "", "", "skip_layers has 'head'"]
+    assert rows["head"] == ["Linear", "left", "", "", "excluded by skip_layers 'head'"]

@@ -4,13 +4,13 @@ import contextlib
 import copy
 
 import pytest
+from rules import model_of
 
 from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from paddleq.algorithms import AWQ, GPTQ, SmoothQuant
 from paddleq.config import LayerConfig
 from paddleq.errors import ConfigError, ConfigTypeError, PaddleqError
 from paddleq.frontends.amct.config import AmctConfig
-from paddleq.frontends.amct.quantize import linear_policy
 
 WEIGHTS = "config['quant_cfg']['weights']"
 INPUTS = "config['quant_cfg']['inputs']"
@@ -142,7 +142,7 @@ def test_algorithm_smoothquant(given, options):
 ])
 def test_options_and_their_defaults_reach_the_algorithms(given, inputs, policy):
     parsed = AmctConfig.parse(config(given, inputs=inputs))
-    assert linear_policy(parsed) == LayerConfig(parsed.weight, parsed.activation, **policy)
+    assert parsed.layer_config() == LayerConfig(parsed.weight, parsed.activation, **policy)
 
 
 @pytest.mark.parametrize("given, skipped", [
@@ -153,8 +153,11 @@ def test_options_and_their_defaults_reach_the_algorithms(given, inputs, policy):
     ([], {"lm_head": None, "": None}),
 ])
 def test_skip_layers_is_never_read_by_letters(given, skipped):
-    parsed = AmctConfig.parse(config(skip_layers=given))
-    assert {name: parsed.skipped_by(name) for name in skipped} == skipped
+    model = model_of(skipped)
+    rules = AmctConfig.parse(config(skip_layers=given)).rules(model).resolve(model)
+    assert {name: rules[name].entry for name in skipped if name} == {
+        name: f"skip_layers {part!r}" if part else "type Linear"
+        for name, part in skipped.items() if name}
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

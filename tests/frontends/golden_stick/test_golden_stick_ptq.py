@@ -57,7 +57,7 @@ from paddleq.frontends.golden_stick import (
     PTQConfig,
     PTQMode,
 )
-from paddleq.frontends.golden_stick.ptq_plan import linear_policy
+from paddleq.frontends.golden_stick.ptq_rules import layer_config
 
 IN_A_LAYER = ["attention.q", "attention.k", "attention.v", "attention.out", "up", "down"]
 
@@ -97,12 +97,12 @@ class Reference:
     def __init__(self, model, config, data):
         self.state, self.config = arrays(model), config
         self.schemes, self.caches = {}, {}
-        policy = linear_policy(config)
+        policy = layer_config(config)
         xs = [plain("stem", batch.numpy().astype("float64"), *self.parameters("stem"))
               for batch in data]
         for i in range(len(model.layers)):
             name = f"layers.{i}"
-            if policy is not None:
+            if policy.weight is not None:
                 self.quantize(name, xs, policy)
             self.find_cache_scales(name, xs)
             xs = [self.block(name, x) for x in xs]
@@ -181,9 +181,9 @@ def combinations():
 
 def name_of(config):
     config = PTQConfig(**config)
-    policy = linear_policy(config)
-    parts = [] if policy is None else [policy.algorithm, f"{policy.weight}"]
-    parts += [] if policy is None or policy.activation is None else [f"{policy.activation}"]
+    policy = layer_config(config)
+    parts = [] if policy.weight is None else [policy.algorithm, f"{policy.weight}"]
+    parts += [] if policy.activation is None else [f"{policy.activation}"]
     if config.kvcache_quant_dtype is not None:
         parts.append(f"C8 {config.kvcache_quant_granularity}")
     return ", ".join(filter(None, parts))
@@ -204,8 +204,8 @@ def test_the_network_computes_what_the_formulas_say(config):
     # What lies in the middle of two integers goes one way in float32, the other in float64, and
     # other values after it: the errors are as large, where they are not the same.
     assert abs(error - right) <= 0.25 * right
-    policy = linear_policy(config)
-    if policy is None or (policy.activation is None and policy.algorithm in ("", "SmoothQuant")):
+    policy = layer_config(config)
+    if policy.weight is None or (policy.activation is None and policy.algorithm in ("", "SmoothQuant")):
         assert np.linalg.norm(found - expected) <= 0.1 * right
 
 
@@ -309,11 +309,11 @@ def test_summary_says_why_a_layer_is_left():
                       OrderedDict({r"layers\.1": None, r"layers\.0\.down": PTQConfig(**ONLY_KV)}))
     why = {line.split("|")[0].strip(): line.split("|")[-1].strip()
            for line in paddleq.summary(network).splitlines()[2:]}
-    assert why["layers.0.up"] == "opname_blacklist has 'up'"
-    assert why["layers.1.attention.q"] == r"layer_policies['layers\\.1'] is None"
-    assert why["layers.0.down"] == "weight_quant_dtype is None"
+    assert why["layers.0.up"] == "excluded by opname_blacklist 'up'"
+    assert why["layers.1.attention.q"] == r"excluded by layer_policies['layers\\.1']"
+    assert why["layers.0.down"] == "weight is None"
     assert why["head"] == "outside of the decoder layers"
-    assert why["layers.0.attention.kv_cache"] == "kvcache_quant_dtype is None"
+    assert why["layers.0.attention.kv_cache"] == "kv_cache is None"
 
 
 def test_opname_blacklist_is_a_part_of_a_name():
@@ -630,12 +630,12 @@ def test_apply_takes_a_generator():
 
 
 @pytest.mark.parametrize("config, part", [
-    ({"weight_quant_dtype": None}, "weight_quant_dtype is None"),
-    ({"opname_blacklist": ["layers"]}, "opname_blacklist has 'layers'"),
+    ({"weight_quant_dtype": None}, "weight is None"),
+    ({"opname_blacklist": ["layers"]}, "excluded by opname_blacklist 'layers'"),
 ])
 @pytest.mark.parametrize("mode", list(PTQMode), ids=lambda mode: mode.value)
 def test_apply_model_error_nothing_to_quantize(mode, config, part):
-    with raises(ModelError, "network has no layer to quantize", part):
+    with raises(ModelError, "model has no layer to quantize", part):
         PTQ(PTQConfig(mode, **config)).apply(decoder(), Layers(), batches(1))
 
 

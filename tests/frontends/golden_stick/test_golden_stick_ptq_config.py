@@ -3,11 +3,11 @@ Golden Stick's documents and docs/golden_stick_ptq.md name."""
 
 import dataclasses
 import logging
-import re
 from collections import OrderedDict
 
 import paddle
 import pytest
+from rules import model_of
 
 from paddleq import (
     PerChannel,
@@ -31,8 +31,7 @@ from paddleq.frontends.golden_stick import (
     QuantGranularity,
     SmoothQuantConfig,
 )
-from paddleq.frontends.golden_stick.ptq_plan import linear_policy
-from paddleq.frontends.golden_stick.ptq_policies import LayerPolicies
+from paddleq.frontends.golden_stick.ptq_rules import LayerPolicies, layer_config
 
 INT4, INT8 = QuantDtype.INT4, QuantDtype.INT8
 AWQ, SMOOTH = OutliersSuppressionType.AWQ, OutliersSuppressionType.SMOOTH
@@ -210,9 +209,9 @@ def test_combination(combination):
               "outliers_suppression": suppression, "precision_recovery": recovery,
               "group_size": 64 if grain is PER_GROUP else 0}
     if is_valid(*combination):
-        policy = linear_policy(PTQConfig(**config))
-        assert (policy is None) == (weight is None)
-        if policy is not None:
+        policy = layer_config(PTQConfig(**config))
+        assert (policy.weight is None) == (weight is None)
+        if policy.weight is not None:
             assert policy.weight == QuantSpec(
                 4 if weight is INT4 else 8,
                 granularity=PerGroup(64) if grain is PER_GROUP else PerChannel(1))
@@ -393,11 +392,11 @@ def test_value_error_awq_clips_groups_that_desc_act_forms_anew(change, valid):
     ({"precision_recovery": GPTQ}, "rounder", algorithms.GPTQ(128, 0.01)),
     ({"precision_recovery": GPTQ, "algo_args": GPTQQuantConfig(32, True, 0.1, True)}, "rounder",
      algorithms.GPTQ(32, 0.1, act_order=True, static_groups=True)),
-    ({}, "rounder", algorithms.RoundToNearest()),
+    ({}, "rounder", None),
     ({}, "smoother", None),
 ])
 def test_options_reach_the_algorithms(config, part, expected):
-    assert getattr(linear_policy(PTQConfig(**config)), part) == expected
+    assert getattr(layer_config(PTQConfig(**config)), part) == expected
 
 
 # Policies for layers
@@ -409,30 +408,37 @@ def policies(**patterns):
     return OrderedDict(patterns)
 
 
-@pytest.mark.parametrize("name, config, why", [
+def decided(found, names):
+    """Name -> (LayerConfig or None, the entry of the rule that decided)."""
+    names = list(names)
+    resolved = found.rules_of(names, names).resolve(model_of(names))
+    return {name: tuple(resolved[name]) for name in names}
+
+
+@pytest.mark.parametrize("name, config, entry", [
     ("layers.0.attention.q", PTQConfig(), "config"),
-    ("layers.0.mlp.up", W4, r"layer_policies\['layers"),
-    ("layers.1.mlp.up", W4, r"layer_policies\['layers"),
+    ("layers.0.mlp.up", W4, r"layer_policies['layers\\.\\d+\\.mlp\\.up']"),
+    ("layers.1.mlp.up", W4, r"layer_policies['layers\\.\\d+\\.mlp\\.up']"),
     ("net.layers.1.mlp.up", PTQConfig(), "config"),  # from the start of the name
-    ("layers.1.mlp.down", None, r"layer_policies\['.*down'\] is None"),
+    ("layers.1.mlp.down", None, r"layer_policies['layers\\.\\d+\\..*down']"),
 ])
-def test_policy_of_a_layer(name, config, why):
+def test_policy_of_a_layer(name, config, entry):
     found = LayerPolicies(PTQConfig(), OrderedDict([
         (r"layers\.\d+\.mlp\.up", W4), (r"layers\.\d+\..*down", None)]))
-    policy, reason = found.of(name)
-    assert policy == config
-    assert re.match(why, reason), reason
+    expected = None if config is None else layer_config(config)
+    assert decided(found, [name])[name] == (expected, entry)
 
 
 def test_blacklist_is_a_part_of_a_name():
     found = LayerPolicies(
         PTQConfig(opname_blacklist=["head", "mlp.do"]),
         OrderedDict({r"layers\.0\.": PTQConfig(weight_quant_dtype=INT4, opname_blacklist=["q"])}))
-    left = {name: found.of(name)[0] is None for name in (
-        "lm_head", "layers.0.mlp.down", "layers.0.mlp.up", "layers.0.attn.q", "layers.1.attn.q")}
-    assert left == {"lm_head": True, "layers.0.mlp.down": True, "layers.0.mlp.up": False,
-                    "layers.0.attn.q": True, "layers.1.attn.q": False}
-    assert found.of("layers.0.mlp.down")[1] == "opname_blacklist has 'mlp.do'"
+    rules = decided(found, [
+        "lm_head", "layers.0.mlp.down", "layers.0.mlp.up", "layers.0.attn.q", "layers.1.attn.q"])
+    assert {name: config is None for name, (config, _) in rules.items()} == {
+        "lm_head": True, "layers.0.mlp.down": True, "layers.0.mlp.up": False,
+        "layers.0.attn.q": True, "layers.1.attn.q": False}
+    assert rules["layers.0.mlp.down"][1] == "opname_blacklist 'mlp.do'"
 
 
 def test_value_error_two_policies_on_one_layer_names_both():
@@ -440,8 +446,8 @@ def test_value_error_two_policies_on_one_layer_names_both():
         (r".*mlp.*", W4), (r"layers\.0", None), (r"tail", None)]))
     with raises(ConfigError, "layer_policies must have one pattern for a layer",
                 r"'\.\*mlp\.\*' and 'layers", "match 'layers.0.mlp.up'"):
-        found.of("layers.0.mlp.up")
-    assert found.of("layers.0.attention.q")[0] is None
+        decided(found, ["layers.0.mlp.up"])
+    assert decided(found, ["layers.0.attention.q"])["layers.0.attention.q"][0] is None
 
 
 @pytest.mark.parametrize("given", [{}, {".*": None}, [], "mlp", 3, [(".*", None)]])
@@ -475,7 +481,7 @@ def test_value_error_layer_policies_of_another_mode():
 def test_a_pattern_that_matches_nothing_is_named_in_a_warning(caplog):
     found = LayerPolicies(PTQConfig(), policies(mlp=W4, attn=None, lm=None))
     with caplog.at_level(logging.WARNING, "paddleq"):
-        found.warn_of_unmatched(["attn.q", "lm_head", "layers.mlp"])
+        decided(found, ["attn.q", "lm_head", "layers.mlp"])
     assert [record.getMessage() for record in caplog.records] == [
         "layer_policies['mlp'] matches no layer that can be quantized"]
 
@@ -484,7 +490,8 @@ def test_an_entry_of_a_blacklist_that_is_in_no_name_is_named_in_a_warning(caplog
     found = LayerPolicies(PTQConfig(opname_blacklist=["head", "heads"]), OrderedDict(
         {"attn": PTQConfig(weight_quant_dtype=INT4, opname_blacklist=["heads", "k", "q"])}))
     with caplog.at_level(logging.WARNING, "paddleq"):
-        found.warn_of_unmatched(["attn.q", "lm_head"])
+        decided(found, ["attn.q", "lm_head"])
+    # Of the policy, which has attn.q alone, and of the configuration; each from its end.
     assert [record.getMessage() for record in caplog.records] == [
-        f"opname_blacklist has {part!r}, which no name of a layer that can be quantized contains"
-        for part in ("heads", "k")]
+        f"opname_blacklist has {part!r}, which no layer's name contains"
+        for part in ("k", "heads", "heads")]

@@ -3,9 +3,16 @@
 ONNX knows no other order, and paddle2onnx writes some of these operators as if they had it.
 """
 
-from ..op_desc import replace_ops
 from ..op_builder import OpBuilder
-from ..op_desc import attribute, make_op, outputs, set_attribute, set_typed_attribute, shape_of
+from ..op_desc import (
+    attribute,
+    make_op,
+    outputs,
+    replace_ops,
+    set_attribute,
+    set_typed_attribute,
+    shape_of,
+)
 
 _DENSE_TENSOR = 7  # paddle.framework.proto.VarType.Type
 _LAST = {"NHWC": "NCHW", "NDHWC": "NCDHW", "NLC": "NCL", "NWC": "NCW"}

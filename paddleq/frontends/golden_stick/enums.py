@@ -1,16 +1,49 @@
-"""The names under which MindSpore Golden Stick's ``PTQ`` says what is wanted."""
+"""Enumerations of MindSpore Golden Stick's interface."""
 
 import enum
+from typing import Any, Optional, Sequence
 
 import paddle
 
 from ..._checks import hint, wrong_type
 from ...errors import ConfigError
-from .config import QuantDtype
+
+
+class QuantDtype(enum.Enum):
+    """Data types of quantized tensors, under Golden Stick's names.
+
+    ``SimulatedQuantizationAwareTraining`` takes INT8.
+
+    Attributes:
+        num_bits: width of a number.
+        signed: True if there are negative numbers.
+
+    Examples:
+        >>> from paddleq.frontends.golden_stick import QuantDtype
+        >>> QuantDtype.INT8.num_bits, QuantDtype.UINT4.signed
+        (8, False)
+    """
+
+    INT4 = "INT4"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    UINT4 = "UINT4"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+
+    @property
+    def num_bits(self) -> int:
+        """Width of one number."""
+        return int(self.value.rpartition("INT")[2])
+
+    @property
+    def signed(self) -> bool:
+        """True if there are negative numbers."""
+        return not self.value.startswith("U")
 
 
 class PTQMode(enum.Enum):
-    """Whether a network is being quantized, or built to load a quantized checkpoint.
+    """Mode of ``PTQ``: quantize a network, or build the structure to load a checkpoint into.
 
     Examples:
         >>> from paddleq.frontends.golden_stick import PTQMode
@@ -23,7 +56,7 @@ class PTQMode(enum.Enum):
 
 
 class BackendTarget(enum.Enum):
-    """What the quantized network is for. Both give the same network here.
+    """Target of the quantized network. Both give the same network here.
 
     Examples:
         >>> from paddleq.frontends.golden_stick import BackendTarget
@@ -36,7 +69,7 @@ class BackendTarget(enum.Enum):
 
 
 class OutliersSuppressionType(enum.Enum):
-    """What is done about outliers in activations before anything is rounded.
+    """Suppression of outliers in activations before weights are rounded.
 
     Examples:
         >>> from paddleq.frontends.golden_stick import OutliersSuppressionType
@@ -50,7 +83,7 @@ class OutliersSuppressionType(enum.Enum):
 
 
 class PrecisionRecovery(enum.Enum):
-    """How weights are rounded: each to the nearest, or by GPTQ.
+    """Rounding of weights: to nearest, or by GPTQ.
 
     Examples:
         >>> from paddleq.frontends.golden_stick import PrecisionRecovery
@@ -63,7 +96,7 @@ class PrecisionRecovery(enum.Enum):
 
 
 class QuantGranularity(enum.Enum):
-    """Which elements share a scale.
+    """Granularity of scales.
 
     Examples:
         >>> from paddleq.frontends.golden_stick import QuantGranularity
@@ -76,12 +109,12 @@ class QuantGranularity(enum.Enum):
     PER_TOKEN = "per_token"
     PER_GROUP = "per_group"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.value
 
 
-def check_enum(name, value, choices):
-    """``value`` as one of ``choices``, members of one enum class; given as it or as its value.
+def check_enum(name: str, value: Any, choices: Sequence[enum.Enum]) -> Any:
+    """Return the member of ``choices`` that ``value`` is, as a member or as its value.
 
     Raises:
         ConfigTypeError: it is neither a member of that class nor a str.
@@ -89,7 +122,7 @@ def check_enum(name, value, choices):
     """
     kind = type(choices[0])
     if isinstance(value, str):
-        # A configuration that was read from YAML holds words.
+        # Values of a configuration from YAML.
         value = {str(each.value): each for each in kind}.get(value.lower(), value)
     elif not isinstance(value, kind):
         raise wrong_type(name, value, f"a {kind.__name__}, or its value as a str")
@@ -101,10 +134,10 @@ def check_enum(name, value, choices):
     return value
 
 
-def check_dtype(name, value, choices):
-    """``value`` as one of ``choices``, each a QuantDtype or None.
+def check_dtype(name: str, value: Any, choices: Sequence[Optional[QuantDtype]]) -> Any:
+    """Return the element of ``choices``, each a QuantDtype or None, that ``value`` is.
 
-    It may be given as the QuantDtype, as its name ("int8") or as Paddle's dtype.
+    ``value`` is the QuantDtype, its name ("int8") or Paddle's dtype.
 
     Raises:
         ConfigTypeError: it is none of these.

@@ -1,43 +1,10 @@
-"""The configuration of ``SimulatedQuantizationAwareTraining``: parsed and checked."""
+"""Parsing of the configuration of ``SimulatedQuantizationAwareTraining``."""
 
-import enum
 from dataclasses import dataclass, replace
 
 from ..._checks import check_bool, check_int, check_known_keys, wrong_type, wrong_value
 from ...errors import ConfigError
-
-
-class QuantDtype(enum.Enum):
-    """Data types of quantized tensors, under Golden Stick's names.
-
-    ``SimulatedQuantizationAwareTraining`` takes INT8.
-
-    Attributes:
-        num_bits: width.
-        signed: whether there are negative numbers.
-
-    Examples:
-        >>> from paddleq.frontends.golden_stick import QuantDtype
-        >>> QuantDtype.INT8.num_bits, QuantDtype.UINT4.signed
-        (8, False)
-    """
-
-    INT4 = "INT4"
-    INT8 = "INT8"
-    INT16 = "INT16"
-    UINT4 = "UINT4"
-    UINT8 = "UINT8"
-    UINT16 = "UINT16"
-
-    @property
-    def num_bits(self):
-        """Width of one number."""
-        return int(self.value.rpartition("INT")[2])
-
-    @property
-    def signed(self):
-        """Whether there are negative numbers."""
-        return not self.value.startswith("U")
+from .enums import QuantDtype
 
 
 def check_delay(name, value):
