@@ -323,8 +323,7 @@ def make_layer(binding: LayerBinding, program: Program) -> nn.Layer:
         return _BATCH_NORMS[len(shape)](
             weight.size, momentum=attributes.get("momentum", 0.9),
             epsilon=attributes.get("epsilon", 1e-5), weight_attr=zero, bias_attr=bias,
-            data_format=layouts[len(shape)][last],
-            use_global_stats=attributes.get("use_global_stats", False) or None)
+            data_format=layouts[len(shape)][last])  # use_global_stats is set by each evaluation
     return nn.LayerNorm(weight.size, epsilon=attributes.get("epsilon", 1e-5), weight_attr=zero,
                         bias_attr=bias)
 

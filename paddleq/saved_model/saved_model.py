@@ -132,8 +132,9 @@ class SavedModel(nn.Layer):
             self.add_sublayer(name, layer)
 
     def _add_other_parameters(self, program):
+        # Paddle 2.6 marks parameters with stop_gradient only, the converter with is_parameter only.
         trainable = {var.name for var in program.desc.blocks[0].vars
-                     if var.is_parameter and var.name not in program.constants}
+                     if var.is_parameter or not var.stop_gradient} - program.constants
         for name, array in program.arrays.items():
             if name in self._places or name not in self._read_names:
                 continue
@@ -169,6 +170,10 @@ class SavedModel(nn.Layer):
     def operator_types(self) -> Dict[str, str]:
         """Name of each sublayer -> type of its operator in the program."""
         return {name: binding.operator.type for name, binding in self._bindings.items()}
+
+    def parameter_places(self) -> Dict[str, Tuple[str, str]]:
+        """Return name of each parameter in the program -> (sublayer or "", attribute)."""
+        return dict(self._places)
 
     def bindings(self) -> Dict[str, LayerBinding]:
         """Return name of each sublayer -> its place in the program."""

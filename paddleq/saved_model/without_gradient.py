@@ -129,6 +129,7 @@ def _predictor(description, inputs, outputs, read):
     names = [name for slot in read for name in operator.outputs[slot]]
     fetches = [make_op("fetch", {"X": name}, {"Out": "fetch"}, col=i)
                for i, name in enumerate(names)]
+    program.add_parameter("paddleq.unused", np.zeros([1], np.float32))  # Paddle 2.6 needs one
     replace_ops(block, [*feeds, *block.ops, *fetches])
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
         paths = [os.path.join(folder, name) for name in ("m.pdmodel", "m.pdiparams")]
