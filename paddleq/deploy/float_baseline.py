@@ -4,9 +4,9 @@ import os
 
 from paddle.static import InputSpec
 
-from ..export.format_limits import OnnxTarget
+from ..export.formats import FORMATS
 from ..export.onnx import write_program
-from ..export.paddle.float_program import take_marks_out
+from ..export.paddle.lower import remove_markers
 from ..export.trace import trace
 from .model_file import ModelFile
 
@@ -20,10 +20,10 @@ def float_twin(model, file, folder):
         file: says the kind, and the names and shapes of inputs.
     """
     spec = [InputSpec(list(port.shape), port.dtype, port.name) for port in file.ports]
-    program, marks = trace(model, spec, target=OnnxTarget())
+    program, marks = trace(model, spec, FORMATS["onnx"]())
     if not marks:
         return None
-    take_marks_out(program, marks)
+    remove_markers(program, marks)
     path = os.path.join(folder, "float")
     if file.kind == ".onnx":
         write_program(program, [], path + ".onnx")

@@ -111,7 +111,7 @@ def _onnx_places(file):
     from ..export.onnx.graph import OnnxGraph
 
     graph = OnnxGraph(file.onnx_model())
-    readers, places, made_of = graph.readers(), [], {}
+    readers, places, made_of = graph.consumers(), [], {}
     for node in graph.nodes:
         weights = [name for name in node.input if name in made_of or (
             node.op_type in ("DequantizeLinear", "Cast") and name in graph.constants
@@ -126,7 +126,7 @@ def _onnx_places(file):
         while len(readers.get(name, ())) == 1 and readers[name][0] is not None and (
                 readers[name][0].op_type in _PASSED):
             name = readers[name][0].output[0]
-            if graph.makers()[name].op_type == "DequantizeLinear":
+            if graph.producers()[name].op_type == "DequantizeLinear":
                 break
         places.append((weight, name))
     return places
@@ -141,7 +141,7 @@ def _cut_onnx(file, tensor, folder):
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
     graph = OnnxGraph(model)
-    graph.drop_unread()
+    graph.remove_unused()
     read = {name for node in graph.nodes for name in node.input}
     for each in [each for each in model.graph.input if each.name not in read]:
         model.graph.input.remove(each)

@@ -14,21 +14,19 @@ from .._versions import versions
 from ..engine import layer_rows, method_of
 from ..errors import ExportError
 from ..nn.class_swap import float_class
+from .formats import FORMATS
 from .program.inspect import program_rows
 
 _HEAD = "# Beside an exported model: how it was made.\n"
 ENDING = ".paddleq.yaml"
-FILES = {"pdmodel": (".pdmodel", ".pdiparams"), "pir": (".json", ".pdiparams"),
-         "onnx": (".onnx",), "checkpoint": (".safetensors", ".json")}
-_MODELS = (".pdmodel", ".json", ".onnx")
-_PACKAGES = {"onnx": ("onnx", "paddle2onnx")}
+_CHECKPOINT = (".safetensors", ".json")
 
 
 class Provenance:
     """Entry of a provenance file for one export.
 
     Args:
-        format: a key of ``FILES``.
+        format: a registered format, or "checkpoint".
         program: the program to summarize as ``layers``, if ``fields`` have none.
         fields: further fields of the entry: plain dicts, lists, strings and numbers.
     """
@@ -104,7 +102,7 @@ class Provenance:
         Raises:
             ExportError: the provenance file cannot be written.
         """
-        files = [path + ending for ending in FILES[self._format]]
+        files = export_files(path, self._format)
         target = provenance_path(files[0])
         try:
             write_together({target: write_bytes(self._content(files[0], file_digests(files)))})
@@ -113,8 +111,9 @@ class Provenance:
         return target
 
     def _content(self, model_path, files):
+        packages = FORMATS[self._format].packages if self._format in FORMATS else ()
         entry = {"format": self._format, "files": dict(sorted(files.items())),
-                 "versions": versions(*_PACKAGES.get(self._format, ())), **self._fields}
+                 "versions": versions(*packages), **self._fields}
         if self._program is not None:
             entry["layers"] = program_rows(self._program)
         folder = os.path.dirname(model_path)
@@ -154,10 +153,17 @@ def write_export(model_path, writers, provenance=None):
         raise ExportError(f"cannot write {model_path}: {error}") from error
 
 
+def export_files(path, format):
+    """Paths of the files of an export at the prefix ``path``, the model first."""
+    endings = _CHECKPOINT if format == "checkpoint" else FORMATS[format].endings
+    return [path + ending for ending in endings]
+
+
 def provenance_path(model_path):
     """Path of the provenance file of a model: the path of the model with another ending."""
     stem, ending = os.path.splitext(model_path)
-    return (stem if ending in (*_MODELS, ".safetensors") else model_path) + ENDING
+    models = {_CHECKPOINT[0], *(each.endings[0] for each in FORMATS.values())}
+    return (stem if ending in models else model_path) + ENDING
 
 
 def read_provenance(model_path):

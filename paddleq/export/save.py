@@ -1,57 +1,53 @@
-"""From a quantized model in memory to files."""
+"""Export of a quantized model in memory to files."""
 
-from .._checks import check_choice, check_prefix, wrong_type
+from .._checks import check_prefix, wrong_type
 from ..engine import check_filled, finalized, quantized_layers
 from ..errors import ModelError
 from ..nn.deployable import deployable_layers
-from .format_limits import OnnxTarget
-from .onnx import require_onnx, write_program
-from .paddle.lower import rewrite
-from .pir.lower import PirFiles, rewrite_pir
+from .formats import FORMATS
 from .provenance_file import Provenance
-from .trace import known_spec, trace
-
-FORMATS = ("pdmodel", "pir", "onnx")
+from .trace import input_spec_of, trace
 
 
 def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
-    """Write any quantized model for deployment, as ``path.pdmodel`` and ``path.pdiparams``.
+    """Export any quantized model for deployment, as ``path.pdmodel`` and ``path.pdiparams``.
 
-    ``path.paddleq.yaml`` beside them says how they were made: versions, SHA-256 of the files, how
-    the model was quantized, and what was done to each layer. Another format at the same ``path``
-    is told of in the same file.
+    ``path.paddleq.yaml`` beside them records how they were made: versions, SHA-256 of the files,
+    the quantization of the model and a summary of its layers. Exports in several formats at the
+    same ``path`` share this file.
 
-    The model may have been quantized by any front door, and hold :class:`~paddleq.nn.IntegerLinear`
-    as well as layers that simulate quantization. What an IntegerLinear becomes:
+    The model may have been quantized by any front end, and contain
+    :class:`~paddleq.nn.IntegerLinear` as well as layers with simulated quantization. An
+    IntegerLinear is exported as follows:
 
     - int8 weights, symmetric, per tensor or per channel: int8 in the file, with
       ``dequantize_linear``.
-    - Weights of 4 bits and fewer, in groups, or with zero points: the integers in the file as they
-      are held, two of 4 bits in a byte, with the operators that make the float weight of them.
-      Runtimes may do that once, when they load the model.
+    - Weights of 4 bits and fewer, in groups, or with zero points: the stored integers, two of 4
+      bits in a byte, with the operators that compute the float weight. Runtimes may do that once,
+      when they load the model.
     - Quantized activations: ``quantize_linear`` and ``dequantize_linear``; per token with the
       operators around them that compute and apply the scale of each token.
 
-    Paddle Inference, with its int8 mode switched on, runs int8 kernels where activations are
-    static. OpenVINO holds the int8 weights as they are; it rounds activations as the file says, in
-    float, and when left to itself it quantizes what goes into a product with int8 weights.
+    Paddle Inference in int8 mode runs int8 kernels where activations are static. OpenVINO keeps the
+    int8 weights. It rounds activations as the file specifies, in float, and by default quantizes
+    the inputs of products with int8 weights.
 
     Args:
         model: a quantized ``paddle.nn.Layer``. It is not changed.
-        path: prefix of the files; folders are made.
-        input_spec: list of ``paddle.static.InputSpec`` or example tensors. Dimensions of None may
-            be of any size. Default: what a model with simulated layers was last called with, the
-            batch dimension left open.
-        format: "pdmodel" (default) for every runtime; "pir" (``path.json``), which Paddle 3 loads
-            itself and which has no int8 kernels; or "onnx" (``path.onnx``), which holds zero
-            points too: see :func:`paddleq.export.to_onnx`.
+        path: prefix of the files; folders are created.
+        input_spec: list of ``paddle.static.InputSpec`` or example tensors. Dimensions of None are
+            dynamic. Default: the inputs of the last call of a model with simulated layers, with a
+            dynamic batch dimension.
+        format: a registered format: "pdmodel" (default) for every runtime; "pir" (``path.json``),
+            which Paddle 3 loads itself and which has no int8 kernels; "onnx" (``path.onnx``), which
+            represents zero points too: see :func:`paddleq.export.to_onnx`.
 
     Raises:
         ModelError: the model is not quantized.
-        ConfigError, ConfigTypeError: a wrong format, path or input_spec.
-        ExportError: activations that are quantized with a zero point, or to less than all integers
-            of their bits: no runtime takes these from a .pdmodel. Names the layer.
-        CalibrationError: names the layers that saw no calibration data.
+        ConfigError, ConfigTypeError: an invalid format, path or input_spec.
+        ExportError: activations with a zero point, or with fewer integers than their bits allow,
+            which no runtime supports in a .pdmodel. Names the layer.
+        CalibrationError: names the layers without calibration data.
         TraceError: Paddle could not trace the model into a program.
 
     Examples:
@@ -69,31 +65,31 @@ def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
 
 
 def save(model, path, input_spec=None, onnx_format=True, format="pdmodel", made_by=None):
-    """Write a quantized model as ``path.pdmodel`` or ``path.json``, and ``path.pdiparams``.
+    """Export a quantized model to the files of a format.
 
     Args:
         model: a quantized ``paddle.nn.Layer``. It is not changed.
         path: prefix of the files.
-        input_spec: list of InputSpec or example tensors. None: what the model was last called
-            with, the batch dimension left open.
-        onnx_format: ``quantize_linear`` / ``dequantize_linear`` with integer weights, or
-            ``fake_*`` operators with float weights.
-        format: "pdmodel": integers, for every runtime, on every Paddle. "pir": ``path.json`` and
-            ``path.pdiparams`` (so give each format a path of its own), the program that Paddle 3
-            loads with ``paddle.jit.load`` and Paddle Inference. PIR has no int8 path: this
-            simulates quantization in float, with float weights. The file is as large as the
-            float model's and runs slower than it. "onnx": ``path.onnx``, as
+        input_spec: list of InputSpec or example tensors. None: the inputs of the last call of the
+            model, with a dynamic batch dimension.
+        onnx_format: for "pdmodel": ``quantize_linear`` / ``dequantize_linear`` with integer
+            weights, or ``fake_*`` operators with float weights.
+        format: a registered format. "pdmodel": integers, for every runtime, on every Paddle. "pir":
+            ``path.json`` and ``path.pdiparams`` (so each format needs a path of its own), the
+            program that Paddle 3 loads with ``paddle.jit.load`` and Paddle Inference. PIR has no
+            int8 path: quantization is simulated in float, with float weights. The file is as large
+            as that of the float model and slower. "onnx": ``path.onnx``, as
             :func:`paddleq.export.to_onnx` writes it.
-        made_by: what ``path.paddleq.yaml`` is to say of how the model was made: a dict of plain
-            values. None: how its front door quantized it.
+        made_by: dict of plain values for ``path.paddleq.yaml`` that describes how the model was
+            made. None: the quantization that the front end recorded.
 
     Raises:
         ModelError: the model is not quantized.
-        ConfigError: there is no such format.
+        ConfigError: unknown format.
         CalibrationError, ExportError, TraceError: see ``save_quantized_model``.
-        DependencyError: "onnx" needs packages that are not installed.
+        DependencyError: the format needs packages that are not installed.
     """
-    check_choice("format", format, FORMATS)
+    exporter = FORMATS[format]()
     path = check_prefix("path", path)
     if not hasattr(model, "sublayers"):
         raise wrong_type("model", model, "a quantized paddle.nn.Layer")
@@ -101,24 +97,9 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel", made_
     if not (quantized_layers(model) or deployable_layers(model)):
         raise ModelError("model must be quantized before save_quantized_model, but has no "
                          "quantized layer; call quantize() first")
+    options = {"onnx_format": False} if format == "pdmodel" and not onnx_format else {}
+    exporter.require()
     with finalized(model):
-        _write(model, path, input_spec, onnx_format, format, made_by)
-
-
-def _write(model, path, input_spec, onnx_format, format, made_by):
-    input_spec = known_spec(model, input_spec)
-    asked = {} if onnx_format or format != "pdmodel" else {"onnx_format": False}
-    record = Provenance.of_layer(format, model, made_by, **asked)
-    if format == "onnx":
-        require_onnx()
-        program, marks = trace(model, input_spec, target=OnnxTarget())
-        write_program(program, marks, path + ".onnx", record=record)
-        return
-    if format == "pir":
-        program, marks = trace(model, input_spec, PirFiles.load)
-        rewrite_pir(program, marks)
-        program.save(path + ".json", path + ".pdiparams", record)
-        return
-    program, marks = trace(model, input_spec)
-    rewrite(program, marks, onnx_format)
-    program.save(path + ".pdmodel", path + ".pdiparams", record)
+        provenance = Provenance.of_layer(format, model, made_by, **options)
+        program, marks = trace(model, input_spec_of(model, input_spec), exporter)
+    exporter.write(program, marks, path, provenance, **options)

@@ -1,4 +1,4 @@
-"""Getting a program of a quantized model: Paddle traces the float model, with markers in it."""
+"""Trace a quantized model: Paddle traces the float model, with markers in it."""
 
 import contextlib
 import logging
@@ -22,41 +22,45 @@ from ..nn.integer_linear import IntegerLinear
 from ..nn.kv_cache import SPEC, Int8KVCache
 from ..nn.tracing import Recorder, recording
 from ..spec import PerChannel, PerGroup, QuantSpec
-from .format_limits import PaddleTarget
-from .paddle.lower import ActivationMark, WeightMark
+from .formats import FORMATS
+from .markers import ActivationMark, WeightMark
 from .pir_to_program import load_program
 
 _logger = logging.getLogger("paddleq")
 
 
-def trace(model, input_spec, read=load_program, target=None):
-    """(program, marks): the float program of ``model`` and what the markers in it stand for.
-
-    The model is left as it was.
+def trace(model, input_spec, format=None):
+    """Trace a quantized model to its float program with markers. The model is not changed.
 
     Args:
-        read: ``read(model_path, params_path)`` makes the program of the files that Paddle writes.
-        target: a :class:`~paddleq.export.format_limits.Target`. Default: Paddle's operators.
+        format: the :class:`~paddleq.export.formats.Format` to export to. Default: "pdmodel".
+
+    Returns:
+        Tuple (program, marks): the program that ``format.read`` returns and the list of marks.
 
     Raises:
-        ExportError: quantizers without a scale; names them.
+        ExportError: quantizers without a scale, or that the format cannot represent.
         TraceError: Paddle could not trace the model.
     """
     with evaluation(model):
-        recorder = _ExportRecorder(model, target or PaddleTarget())
+        format = format or FORMATS["pdmodel"]()
+        recorder = _ExportRecorder(model, format)
         with recording(recorder):
-            program = trace_float(model, input_spec, read)
+            program = trace_float(model, input_spec, format.read or load_program)
     return program, recorder.marks
 
 
 def trace_float(model, input_spec, read=load_program):
-    """The program that Paddle traces of ``model`` in evaluation mode; the model stays as it was.
+    """Trace ``model`` in evaluation mode. The model is not changed.
+
+    Args:
+        read: function (model_path, params_path) that reads the files that Paddle writes.
 
     Raises:
         TraceError: Paddle could not trace the model.
         UnsupportedOperatorError: Paddle 3 traced an operator that the legacy format lacks.
     """
-    with evaluation(model), _forwards_restored(model), tempfile.TemporaryDirectory(
+    with evaluation(model), _trace_attributes_restored(model), tempfile.TemporaryDirectory(
             prefix="paddleq-") as folder:
         path = os.path.join(folder, "model")
         try:
@@ -70,10 +74,10 @@ def trace_float(model, input_spec, read=load_program):
         return read(path + ending, path + ".pdiparams" if has_params else None)
 
 
-def known_spec(model, input_spec):
-    """``input_spec``, or else what ``model`` was last called with while it was quantized."""
+def input_spec_of(model, input_spec):
+    """Return ``input_spec``, by default that of the last call of the quantized ``model``."""
     if input_spec is None and isinstance(model.forward, types.MethodType):
-        # (A forward that to_static wrapped knows its own.)
+        # A forward that to_static wrapped has its own input_spec.
         input_spec = read_state(model).input_spec
         if input_spec is None:
             raise wrong_type("input_spec", None, "a list of paddle.static.InputSpec or of example "
@@ -82,10 +86,12 @@ def known_spec(model, input_spec):
 
 
 class _ExportRecorder(Recorder):
-    """Leaves markers. What they stand for is computed before the trace: in it nothing has a value.
+    """Recorder that inserts markers.
+
+    The marks are computed before the trace, in which tensors have no values.
     """
 
-    def __init__(self, model, target):
+    def __init__(self, model, format):
         super().__init__()
         _refuse_untrained(model)
         _refuse_unfolded(model)
@@ -93,34 +99,34 @@ class _ExportRecorder(Recorder):
         with paddle.no_grad():
             for _, layer in quantized_layers(model):
                 for slot in range(len(layer._paddleq.kind.inputs)):
-                    self._inputs[id(layer), slot] = _input_plan(layer, slot, target)
+                    self._inputs[id(layer), slot] = _input_hooks_and_mark(layer, slot, format)
                 output = getattr(layer, "output_quantizer", None)
                 if output is not None:
-                    target.check(f"the output of {layer._paddleq.name}", output.spec, False)
+                    format.check_spec(f"the output of {layer._paddleq.name}", output.spec, False)
                     self._outputs[id(layer)] = _activation_mark(layer, output, output.threshold)
                 for name in layer._paddleq.kind.weights:
                     if layer.weight_parts(name)[1] is None:
                         continue
                     parameter = getattr(layer, name)
                     if id(parameter) not in shared:
-                        shared[id(parameter)] = _weight_mark(layer, name, parameter, target)
+                        shared[id(parameter)] = _weight_mark(layer, name, parameter, format)
                     self._weights[id(layer), name] = shared[id(parameter)]
             for name, layer in deployable_layers(model):
                 if isinstance(layer, IntegerLinear):
-                    self._plan_integer_linear(name, layer, target)
+                    self._mark_integer_linear(name, layer, format)
                 elif isinstance(layer, Int8KVCache):
-                    for slot in (0, 1):  # keys and values, in steps already
+                    for slot in (0, 1):  # keys and values, which are integers already
                         mark = ActivationMark(name, np.float32([SPEC.quant_max]), SPEC)
                         self._inputs[id(layer), slot] = [], mark
 
-    def _plan_integer_linear(self, name, layer, target):
+    def _mark_integer_linear(self, name, layer, format):
         spec = layer.activation_spec
         if spec is not None:
-            target.check(f"the input of {name}", spec, False)
+            format.check_spec(f"the input of {name}", spec, False)
             zero_point = None if spec.symmetric else layer.activation_zero_point.numpy()
             threshold = _float32(layer.activation_threshold())
             self._inputs[id(layer), 0] = [], ActivationMark(name, threshold, spec, zero_point)
-        if target.holds_weight_of(layer):
+        if format.stores_integers_of(layer):
             self._weights[id(layer), "weight"] = _stored_weight_mark(name, layer)
 
     def activation(self, x, layer, slot):
@@ -140,7 +146,7 @@ class _ExportRecorder(Recorder):
         mark = self._weights.get((id(layer), "weight"))
         if mark is None:
             return None
-        # A constant that the rewriting replaces: no float weight is made of the integers.
+        # A placeholder that the lowering replaces by the integers.
         return self.mark(paddle.zeros([layer.in_features, layer.out_features]), mark)
 
 
@@ -165,22 +171,22 @@ def _refuse_unfolded(model):
             f"{', '.join(training)}; export what convert() returns")
 
 
-def _input_plan(layer, slot, target):
-    """(callables that stay in the exported graph, mark or None) of one input of a layer."""
+def _input_hooks_and_mark(layer, slot, format):
+    """Return (callables that remain in the exported graph, mark or None) of an input of a layer."""
     preprocess, quantizer = layer.input_parts(slot)
     hooks = [] if preprocess is None else [preprocess]
     if quantizer is None:
         return hooks, None
     if not isinstance(quantizer, FakeQuantize):
-        _logger.warning("%s: its own activation quantizer %s is exported as the operators it "
+        _logger.warning("%s: the activation quantizer %s is exported as the operators it "
                         "consists of; runtimes compute this layer in float",
                         layer._paddleq.name, type(quantizer).__name__)
         return [*hooks, quantizer], None
-    target.check(f"the input of {layer._paddleq.name}", quantizer.spec, False)
+    format.check_spec(f"the input of {layer._paddleq.name}", quantizer.spec, False)
     threshold = quantizer.threshold
     if PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric:
         threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
-    elif preprocess is not None and _changes_nothing(preprocess, quantizer):
+    elif preprocess is not None and _is_redundant(preprocess, quantizer):
         hooks = []
     return hooks, _activation_mark(layer, quantizer, threshold)
 
@@ -190,11 +196,11 @@ def _activation_mark(layer, quantizer, threshold):
                           _zero_point(quantizer.zero_point, quantizer.spec))
 
 
-def _changes_nothing(preprocess, quantizer):
-    """Whether quantizing after ``preprocess`` gives the same integers as without it.
+def _is_redundant(preprocess, quantizer):
+    """Return True if quantization gives the same integers with and without ``preprocess``.
 
-    A clipping range at or beyond the quantizer's own is the usual case. The hook is tried on
-    values across eight times the range, in steps finer than the quantizer's.
+    The usual case is a clipping range that contains the range of the quantizer. The hook is
+    evaluated on values across eight times the range, in steps finer than the quantizer's.
     """
     spec, threshold = quantizer.spec, quantizer.threshold
     zero_point = None if spec.symmetric else quantizer.zero_point
@@ -203,7 +209,7 @@ def _changes_nothing(preprocess, quantizer):
     values = paddle.linspace(-reach, reach, 2 * points + 1).reshape([1, -1, 1, 1])
     try:
         after = preprocess(values)
-    except Exception:  # a hook that takes other shapes only: it stays in the graph
+    except Exception:  # a hook for other shapes only remains in the graph
         return False
     if after.shape != values.shape:
         return False
@@ -211,24 +217,24 @@ def _changes_nothing(preprocess, quantizer):
     return (after == values).all().item()
 
 
-def _weight_mark(layer, name, parameter, target):
+def _weight_mark(layer, name, parameter, format):
     layer_name = layer._paddleq.name
     preprocess, quantizer = layer.weight_parts(name)
     value = parameter if preprocess is None else preprocess(parameter)
     if isinstance(quantizer, FakeQuantize):
         spec = quantizer.spec
-        target.check(f"{layer_name}.{name}", spec, True)
+        format.check_spec(f"{layer_name}.{name}", spec, True)
         threshold, zero_point = quantizer.qparams_of(value)
         integers = quantize(value, threshold, spec, zero_point)
         return WeightMark(layer_name, _float32(value), _integers(integers, spec),
                           _float32(threshold), spec, quantizer.observer.dynamic,
                           _zero_point(zero_point, spec))
-    return _own_weight_mark(layer_name, name, quantizer, quantizer(value),
+    return _custom_weight_mark(layer_name, name, quantizer, quantizer(value),
                             layer._paddleq.kind.weights[name])
 
 
 def _stored_weight_mark(name, layer):
-    """The weight of an IntegerLinear, of which there is no float value."""
+    """Mark of the weight of an IntegerLinear, which has no float value."""
     spec = layer.weight_spec
     threshold, zero_point = layer.weight_scale * float(spec.quant_max), None
     if not spec.symmetric:
@@ -240,8 +246,8 @@ def _stored_weight_mark(name, layer):
                       dynamic=False, zero_point=zero_point)
 
 
-def _own_weight_mark(layer_name, name, quantizer, value, axis):
-    """A weight that a user's own class quantized: integers if it lies on a grid of 8 bits."""
+def _custom_weight_mark(layer_name, name, quantizer, value, axis):
+    """Mark of a weight that a user-defined quantizer quantized: integers of 8 bits if they fit."""
     for granularity in (None, PerChannel(axis)):
         spec = QuantSpec() if granularity is None else QuantSpec(granularity=granularity)
         for bits in range(2, 9):
@@ -274,8 +280,8 @@ def _float32(tensor):
 
 
 @contextlib.contextmanager
-def _forwards_restored(model):
-    """Take back what tracing leaves on layers, so that the model runs and trains as before."""
+def _trace_attributes_restored(model):
+    """Remove the attributes that tracing adds to layers, so that the model trains as before."""
     kept = [(layer, {name: layer.__dict__[name] for name in TRACE_ATTRIBUTES
                      if name in layer.__dict__})
             for layer in model.sublayers(include_self=True)]

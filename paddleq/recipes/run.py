@@ -18,10 +18,10 @@ from ..config import LayerConfig
 from ..deploy import Report, verify
 from ..engine.example_inputs import fuse_now_or_later
 from ..export.onnx import require_onnx, write_program
-from ..export.paddle.markers_from_program import to_marks
+from ..export.paddle.markers_from_program import raise_to_markers
 from ..export.pir_to_program import load_program
 from ..export.program.static_quantization import copy_of
-from ..export.provenance_file import FILES, Provenance, provenance_path
+from ..export.provenance_file import Provenance, export_files, provenance_path
 from ..export.trace import trace_float
 from ..frontends.amct import convert, quantize
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
@@ -272,7 +272,7 @@ def _write_programs(recipe, program, result):
         if each.format == "onnx":
             require_onnx()
             marked = copy_of(program)
-            write_program(marked, to_marks(marked), path + ".onnx", record=record)
+            write_program(marked, raise_to_markers(marked), path + ".onnx", provenance=record)
         else:
             program.save(path + ".pdmodel", path + ".pdiparams", record)
         result.files += written_files(path, each.format)
@@ -287,7 +287,7 @@ def _made_by(recipe, path):
 
 def written_files(path, format):
     """Return the files of an export at the prefix ``path``, with its provenance file."""
-    files = [path + ending for ending in FILES[format]]
+    files = export_files(path, format)
     files.append(provenance_path(files[0]))
     _logger.info("wrote %s", ", ".join(files))
     return files

@@ -12,7 +12,8 @@ from typing_extensions import Annotated, Literal
 from .._checks import check_choice, check_known_keys, wrong_type, wrong_value
 from ..deploy.runtimes import RUNTIMES
 from ..errors import PaddleqError
-from ..export.provenance_file import FILES
+from ..export import FORMATS
+from ..export.provenance_file import export_files
 from ..frontends.amct.config import AmctConfig
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
@@ -230,7 +231,7 @@ class QuantizeSection(Section):
 class ExportSection(Section):
     """File format and path of an export."""
 
-    format: Annotated[str, _checked(_choice_of(lambda: list(FILES)))] = "pdmodel"
+    format: Annotated[str, _checked(_choice_of(lambda: [*FORMATS, "checkpoint"]))] = "pdmodel"
     path: Text
 
 
@@ -269,6 +270,7 @@ class RecipeSections(Section):
             yield "quantize", f"the method {method} is for a Layer: use model.build"
         if self.checks is not None and not (self.data.evaluation or self.data.calibration):
             yield "checks", "need data: use data.evaluation"
-        files = [export.path + suffix for export in self.export for suffix in FILES[export.format]]
+        files = [path for export in self.export
+                 for path in export_files(export.path, export.format)]
         for path in sorted({path for path in files if files.count(path) > 1}):
             yield "export", f"would write {path!r} twice"

@@ -12,8 +12,8 @@ from runtimes import INT8_WEIGHT_BITS, paddle_inference, relative_error
 
 import paddleq
 from paddleq.deploy import Predictor, to_paddle_int8
-from paddleq.export.paddle.lower import WeightMark
-from paddleq.export.paddle.markers_from_program import to_marks
+from paddleq.export.markers import WeightMark
+from paddleq.export.paddle.markers_from_program import raise_to_markers
 from paddleq.export.pir_to_program import load_program
 from paddleq.export.program.inspect import inspect, program_rows
 
@@ -96,7 +96,7 @@ def test_the_file_says_that_the_layer_is_quantized(name, tmp_path):
     assert thresholds.size == array.shape[weight["axis"]]
     others = tuple(axis for axis in range(array.ndim) if axis != weight["axis"])
     assert (np.abs(array.astype(int)).max(axis=others) == 127).all()  # each reaches its highest
-    (mark,) = [each for each in to_marks(program) if isinstance(each, WeightMark)]
+    (mark,) = [each for each in raise_to_markers(program) if isinstance(each, WeightMark)]
     np.testing.assert_array_equal(mark.integers, array)
     assert mark.spec.channel_axis == weight["axis"]
     np.testing.assert_array_equal(mark.threshold, thresholds)

@@ -1,73 +1,159 @@
-"""From a program with markers to an ONNX file."""
+"""Pipeline from a model or a program with markers to an ONNX file."""
+
+import os
 
 from ..._atomic_write import write_bytes
-from ...errors import ExportError
-from ..program.passes.channels_first import put_channels_first
-from ..provenance_file import write_export
-from .biases import join_biases
-from .dead_channels import enlarge_steps
-from .float_graph import float_graph
-from .fold_batch_norm import fold_norms
+from ..._checks import check_choice, check_int, check_prefix, wrong_type
+from ...engine import finalized
+from ...errors import ExportError, FormatError
+from ..formats import Format, register_format
+from ..paddle.markers_from_program import raise_to_markers
+from ..pir_to_program import load_program
+from ..program.passes.channels_first import to_channels_first
+from ..provenance_file import Provenance, write_export
+from ..trace import input_spec_of, trace
+from .float_graph import float_graph, require_onnx
+from .fold_into_convolution import enlarge_scales, fold_batch_norms, fold_biases
 from .graph import OnnxGraph
-from .integer_types import check_opset, opset_for
-from .lower import put_in
-from .opset import CONVERTER_HIGHEST, raise_opset
-from .qdq_placement import arrange
-from .simplify import tidy
-from .weight_views import fold_views
+from .lower import lower_markers
+from .opset import CONVERTER_HIGHEST, HIGHEST, LOWEST, check_opset, default_opset, raise_opset
+from .qdq_placement import place_quantizers
+from .simplify import fold_weight_views, simplify
 
+TARGETS = ("onnxruntime", "plain")
 _MOST_BYTES = 2 ** 31 - 1  # of a protobuf message
 
 
-def onnx_model(program, marks, opset, arranged):
-    """The ``onnx.ModelProto`` of a program, its markers replaced by what ``marks`` says.
+@register_format("onnx")
+class OnnxFormat(Format):
+    """``path.onnx``, which represents zero points, groups and ranges of any kind."""
 
-    ``opset`` None: the lowest usual one that holds the marks.
+    endings = (".onnx",)
+    packages = ("onnx", "paddle2onnx")
+
+    def require(self):
+        require_onnx()
+
+    def write(self, program, marks, path, provenance=None, opset=None, target="onnxruntime"):
+        write_program(program, marks, path + ".onnx", opset, target, provenance)
+
+
+def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
+    """Export a model to ONNX with QuantizeLinear and DequantizeLinear operators.
+
+    The file has integer weights, with a scale for each channel where the model has them, and zero
+    points. Names of inputs, outputs and parameters are those of a ``.pdmodel``; dynamic dimensions
+    remain dynamic. ``path.paddleq.yaml``, without ``.onnx``, records how the file was made.
+
+    Args:
+        model: a ``paddle.nn.Layer``, quantized or float; or the prefix of a saved model
+            (``.pdmodel`` or else ``.json``, and ``.pdiparams``) that ``save_quantized_model``,
+            ``quant_post_dynamic`` or ``paddle.jit.save`` wrote.
+        path: the file to write; ``.onnx`` is appended if it is missing.
+        input_spec: for a Layer: list of InputSpec or example tensors. None: the inputs of the last
+            call of the model, with a dynamic batch dimension.
+        opset: 13 to 21. None: 17, or the one that the model needs: 16-bit integers need 21. From 21
+            on, weights of at most 4 bits are stored as int4, two in a byte.
+        target: "onnxruntime": quantizers are placed so that ONNX Runtime computes in integers
+            (unsigned activations, a relu as a clip of integers, biases in convolutions), with the
+            same numbers. "plain": signed integers and quantizers where training had them, for
+            compilers that expect that form, such as TensorRT's.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        DependencyError, UnsupportedOperatorError, ExportError: see :func:`.float_graph`; or a
-            mark that the opset does not hold.
+        DependencyError: paddle2onnx or onnx is not installed.
+        ConfigError, ConfigTypeError: an invalid argument.
+        FormatError: the saved model is missing or damaged.
+        CalibrationError: the model was not calibrated.
+        ExportError: quantizers without a scale; a setting that the opset cannot represent; the
+            target cannot be written.
+        UnsupportedOperatorError: paddle2onnx does not support an operator of the model.
+        TraceError: Paddle could not trace the model.
+
+    References: the operators at https://onnx.ai/onnx/operators/.
+
+    Examples:
+        >>> import os, tempfile, paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(64, 64), paddle.nn.ReLU())
+        >>> ptq = paddleq.PTQ()
+        >>> quantized = ptq.quantize(net)
+        >>> _ = ptq.calibrate(quantized, [paddle.rand([8, 64])])
+        >>> folder = tempfile.mkdtemp()
+        >>> path = paddleq.export.to_onnx(quantized, folder + "/int8")
+        >>> os.path.basename(path), os.path.getsize(path) < 0.5 * 4 * 64 * 64
+        ('int8.onnx', True)
     """
-    opset = opset_for(marks) if opset is None else opset
+    check_choice("target", target, TARGETS)
+    if opset is not None:
+        check_int("opset", opset, LOWEST, HIGHEST)
+    path = check_prefix("path", path)
+    require_onnx()
+    path = path if path.endswith(".onnx") else path + ".onnx"
+    options = {name: value for name, value in (("opset", opset), ("target", target))
+               if value not in (None, TARGETS[0])}
+    if isinstance(model, (str, os.PathLike)):
+        files = _files(os.fspath(model))
+        program = load_program(*files)
+        provenance = Provenance.of_saved("onnx", program, files, **options)
+        marks = raise_to_markers(program)
+    elif hasattr(model, "sublayers"):
+        with finalized(model):
+            program, marks = trace(model, input_spec_of(model, input_spec), OnnxFormat())
+            provenance = Provenance.of_layer("onnx", model, **options)
+    else:
+        raise wrong_type("model", model, "a paddle.nn.Layer or the prefix of a saved model")
+    write_program(program, marks, path, opset, target, provenance)
+    return path
+
+
+def write_program(program, marks, path, opset=None, target="onnxruntime", provenance=None):
+    """Write a :class:`~paddleq.export.program.program.Program` with markers as an ONNX file.
+
+    Raises:
+        DependencyError, ExportError, UnsupportedOperatorError: see :func:`to_onnx`.
+    """
+    import onnx
+
+    model = _onnx_model(program, marks, opset, target)
+    if model.ByteSize() > _MOST_BYTES:
+        raise ExportError(f"the model has {model.ByteSize()} bytes, and one ONNX file holds at "
+                          f"most {_MOST_BYTES}; write format='pdmodel'")
+    content = model.SerializeToString()
+    # Its full check infers shapes, which kills the process on some graphs.
+    onnx.checker.check_model(content)
+    write_export(path, {path: write_bytes(content)}, provenance)
+
+
+def _onnx_model(program, marks, opset, target):
+    opset = default_opset(marks) if opset is None else opset
     for mark in marks:
         check_opset(mark, opset)
-    put_channels_first(program)
+    to_channels_first(program)
     parameters = set(program.arrays)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))
     if opset > CONVERTER_HIGHEST:
         raise_opset(model)
     opset = max(opset, model.opset_import[0].version)
     graph = OnnxGraph(model)
-    tidy(graph)
-    put_in(graph, marks, opset, parameters)
-    fold_views(graph)
-    join_biases(graph)
-    fold_norms(graph)
-    enlarge_steps(graph)
-    if arranged:
-        arrange(graph)
+    simplify(graph)
+    lower_markers(graph, marks, opset, parameters)
+    fold_weight_views(graph)
+    fold_biases(graph)
+    fold_batch_norms(graph)
+    enlarge_scales(graph)
+    if target == "onnxruntime":
+        place_quantizers(graph)
     return graph.finish(opset)
 
 
-def write_onnx(model, path, record=None):
-    """Check a model and write it beside ``path``, then rename it into place.
-
-    Args:
-        record: the :class:`~paddleq.export.provenance_file.Record` to lie beside it, if any.
-
-    Raises:
-        ExportError: it is too large for one file, or the target cannot be written.
-    """
-    import onnx
-
-    content = _serialized(model)
-    # (Its full check infers shapes, which kills the process on some graphs.)
-    onnx.checker.check_model(content)
-    write_export(path, {path: write_bytes(content)}, record)
-
-
-def _serialized(model):
-    if model.ByteSize() > _MOST_BYTES:
-        raise ExportError(f"the model has {model.ByteSize()} bytes, and one ONNX file holds at "
-                          f"most {_MOST_BYTES}; write format='pdmodel'")
-    return model.SerializeToString()
+def _files(prefix):
+    """Return (model file, parameter file or None) of a saved model."""
+    for ending in (".pdmodel", ".json"):
+        prefix = prefix[:-len(ending)] if prefix.endswith(ending) else prefix
+    for ending in (".pdmodel", ".json"):
+        if os.path.exists(prefix + ending):
+            params = prefix + ".pdiparams"
+            return prefix + ending, params if os.path.exists(params) else None
+    raise FormatError(f"there is neither {prefix}.pdmodel nor {prefix}.json")

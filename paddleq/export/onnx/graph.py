@@ -1,4 +1,4 @@
-"""An ONNX graph that can be edited."""
+"""Editable ONNX graph with a use-def view."""
 
 from collections import Counter
 
@@ -8,19 +8,24 @@ import numpy as np
 
 
 class OnnxGraph:
-    """The nodes of a model in order, and its constants.
+    """Nodes and constants of a model.
+
+    Args:
+        model: an ``onnx.ModelProto``; its inputs and outputs are kept.
 
     Attributes:
-        model: the ``onnx.ModelProto`` that it came from, whose inputs and outputs it keeps.
-        nodes: list of NodeProto, each behind those that it reads.
-        constants: name -> numpy array: initializers, and the values of Constant nodes.
-        types: name -> element type, for constants whose type numpy cannot say (int4).
+        nodes: list of NodeProto in topological order.
+        constants: name -> numpy array: initializers and the values of Constant nodes.
+        types: name -> element type, for constants of a type that numpy lacks (int4).
+        inputs, outputs: names of the inputs and outputs of the model.
     """
 
     def __init__(self, model):
         from onnx import numpy_helper
 
         self.model, self.types = model, {}
+        self.inputs = [value.name for value in model.graph.input]
+        self.outputs = dict.fromkeys(value.name for value in model.graph.output)
         self.constants = {each.name: numpy_helper.to_array(each)
                           for each in model.graph.initializer}
         self.nodes = []
@@ -34,18 +39,8 @@ class OnnxGraph:
         self._names.update(self.inputs, self.outputs, self.constants)
         self._numbers = Counter()
 
-    @property
-    def inputs(self):
-        """Names of what the model reads."""
-        return [value.name for value in self.model.graph.input]
-
-    @property
-    def outputs(self):
-        """Names of what the model returns."""
-        return [value.name for value in self.model.graph.output]
-
     def fresh(self, name):
-        """``name``, or it with a number where it is taken."""
+        """Reserve and return ``name``, with a number appended if it is in use."""
         unique = name
         while unique in self._names:
             self._numbers[name] += 1
@@ -54,7 +49,7 @@ class OnnxGraph:
         return unique
 
     def constant(self, name, array, element_type=None):
-        """A new constant; returns its name."""
+        """Add a constant and return its name."""
         name = self.fresh(name)
         self.constants[name] = np.asarray(array)
         if element_type is not None:
@@ -62,38 +57,42 @@ class OnnxGraph:
         return name
 
     def scalar(self, name):
-        """The number that the constant ``name`` holds, or None."""
+        """Value of the constant ``name`` if it is a single number, else None."""
         array = self.constants.get(name)
         return array.reshape(-1)[0].item() if array is not None and array.size == 1 else None
 
-    def makers(self):
-        """Name -> the node that makes it."""
+    def producers(self):
+        """Map each name to the node that writes it."""
         return {name: node for node in self.nodes for name in node.output}
 
-    def readers(self):
-        """Name -> the nodes that read it, once for each time; None for the model's outputs."""
-        readers = {}
+    def consumers(self):
+        """Map each name to the nodes that read it, once per use; None for the model's outputs."""
+        consumers = {}
         for node in self.nodes:
             for name in node.input:
-                readers.setdefault(name, []).append(node)
+                consumers.setdefault(name, []).append(node)
         for name in self.outputs:
-            readers.setdefault(name, []).append(None)
-        return readers
+            consumers.setdefault(name, []).append(None)
+        return consumers
 
-    def rename_inputs(self, renamed):
-        """Let all nodes read ``renamed[name]`` in place of ``name``."""
-        for node in self.nodes:
+    def rename_inputs(self, renamed, nodes=None):
+        """Replace inputs ``name`` of all nodes, or of ``nodes``, by ``renamed[name]``."""
+        for node in self.nodes if nodes is None else nodes:
             for i, name in enumerate(node.input):
                 if name in renamed:
                     node.input[i] = _last(renamed, name)
 
-    def drop(self, nodes):
-        """Take these nodes out."""
-        gone = {id(node) for node in nodes}
-        self.nodes = [node for node in self.nodes if id(node) not in gone]
+    def remove(self, nodes):
+        """Remove nodes."""
+        removed = {id(node) for node in nodes}
+        self.nodes = [node for node in self.nodes if id(node) not in removed]
 
-    def drop_unread(self):
-        """Take out nodes and constants that nothing reads."""
+    def replace(self, replaced):
+        """Replace nodes by ``replaced[id(node)]``, a list of nodes."""
+        self.nodes = [new for node in self.nodes for new in replaced.get(id(node), [node])]
+
+    def remove_unused(self):
+        """Remove nodes and constants that no output depends on."""
         needed, kept = set(self.outputs), []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
@@ -104,10 +103,10 @@ class OnnxGraph:
                           if name in needed}
 
     def finish(self, opset):
-        """Write nodes and constants back; returns the model."""
+        """Write nodes and constants into the model and return it."""
         from onnx import helper
 
-        self.drop_unread()
+        self.remove_unused()
         graph = self.model.graph
         nodes = [type(node).FromString(node.SerializeToString()) for node in self.nodes]
         for field in (graph.node, graph.initializer, graph.value_info):
@@ -126,7 +125,7 @@ class OnnxGraph:
 
         if name not in self.types:
             return numpy_helper.from_array(np.asarray(array, order="C"), name)
-        # Two values in a byte, the first one in the lower half.
+        # Two values per byte, the first one in the low bits.
         flat = array.reshape(-1).astype(np.uint8) & 15
         pairs = np.append(flat, np.zeros(flat.size % 2, np.uint8)).reshape(-1, 2)
         return TensorProto(name=name, dims=array.shape, data_type=self.types[name],
@@ -134,7 +133,7 @@ class OnnxGraph:
 
 
 def make_node(kind, inputs, output, **attributes):
-    """A node with one output, named after it."""
+    """Create a node with one output, named after the output."""
     from onnx import helper
 
     return helper.make_node(kind, list(inputs), [output], name=f"{kind}:{output}",
@@ -142,7 +141,7 @@ def make_node(kind, inputs, output, **attributes):
 
 
 def attribute(node, name, default=None):
-    """Value of an attribute."""
+    """Value of an attribute, or ``default`` if the node lacks it."""
     from onnx import helper
 
     for each in node.attribute:
@@ -152,7 +151,7 @@ def attribute(node, name, default=None):
 
 
 def set_attribute(node, name, value):
-    """Give an attribute another value."""
+    """Set an attribute."""
     from onnx import helper
 
     for each in [each for each in node.attribute if each.name == name]:

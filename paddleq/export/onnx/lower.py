@@ -1,156 +1,156 @@
-"""Putting quantization into a float graph: markers become QuantizeLinear and DequantizeLinear."""
+"""Lower markers to QuantizeLinear and DequantizeLinear of an ONNX graph."""
 
 import numpy as np
 
 from ...nn.tracing import MARKER_FACTOR
 from ...spec import PerGroup
-from ..paddle.lower import ActivationMark, mark_of
+from ..markers import MarkerLowering, marker_number
 from .graph import make_node
-from .integer_types import holder_of
+from .opset import integer_type
 
 
-def put_in(graph, marks, opset, parameters):
-    """Replace the markers of ``graph`` by what ``marks`` says they stand for, in place.
+def lower_markers(graph, marks, opset, parameters):
+    """Replace the markers of ``graph`` by operators, in place.
 
-    ``parameters``: names of the model's own; other constants are placeholders of weights.
+    Args:
+        parameters: names of the parameters of the model. Other constants are placeholders of
+            weights.
     """
-    _Rewriter(graph, marks, opset, parameters).run()
+    _OnnxLowering(graph, marks, opset, parameters).run()
 
 
-class _Rewriter:
+class _OnnxLowering(MarkerLowering):
     def __init__(self, graph, marks, opset, parameters):
-        self.graph, self.marks, self.opset, self.parameters = graph, marks, opset, parameters
-        self.markers = _markers(graph)
-        inside = {id(node) for pair in self.markers.values() for node in pair[1:]}
-        self.float_uses = {name for node in graph.nodes if id(node) not in inside
-                           for name in node.input}
-        self.taken = set()  # parameters whose own name stands for integers by now
-        self.folded = {}  # parameter -> name of the float value that takes its place
-        self.made = {}  # what a pair computes -> name of its result
-        self.renamed = {}
+        super().__init__(marks)
+        self.graph, self.opset, self.parameters = graph, opset, parameters
+        self.results = {}  # parameters of a quantizer -> its result
+        self.numbers = _single_node_markers(graph)
 
-    def run(self):
-        first = {id(pair[1]) for pair in self.markers.values()}
-        nodes = []
-        for node in self.graph.nodes:
-            if id(node) in first:
-                continue
-            if id(node) not in self.markers:
-                nodes.append(node)
-                continue
-            number, multiply, _ = self.markers[id(node)]
-            mark = self.marks[number - 1]
-            source, target = multiply.input[0], node.output[0]
-            source = self.renamed.get(source, source)
-            write = self.activation if isinstance(mark, ActivationMark) else self.weight
-            nodes += write(mark, source, target)
-        self.graph.nodes = nodes
-        self.graph.rename_inputs(self.renamed)
-
-    def activation(self, mark, source, target):
-        if mark.spec.binary:
-            return self.sign(source, target, mark.threshold[0])
-        holder = holder_of(mark.spec, self.opset, weight=False)
-        step, zero = step_of(mark), zero_of(mark)
-        key = (source, mark.spec, step.tobytes(), zero.tobytes())
-        if key in self.made:  # several layers read one tensor, with one scale
-            self.renamed[target] = self.made[key]
+    def quantize_dequantize(self, marker):
+        mark, target = marker.mark, marker.target
+        integers = integer_type(mark.spec, self.opset, is_weight=False)
+        scale, zero = scale_of(mark), zero_point_of(mark)
+        key = (marker.source, mark.spec, scale.tobytes(), zero.tobytes())
+        if key in self.results:  # several layers read one tensor with one scale
+            self.renamed[target] = self.results[key]
             return []
-        self.made[key] = target
-        along = _along(mark.spec)
-        parameters = self.scale_and_zero(target, step, zero, holder, along)
-        source, nodes = self.clipped(mark, source, target, step, zero, holder)
+        self.results[key] = target
+        axis = _axis_attributes(mark.spec)
+        parameters = self.scale_and_zero_point(target, scale, zero, integers, axis)
+        source, nodes = self.clipped(marker, scale, zero, integers)
         quantized = self.graph.fresh(f"{target}.quantized")
         return [*nodes,
-                make_node("QuantizeLinear", [source, *parameters], quantized, **along),
-                make_node("DequantizeLinear", [quantized, *parameters], target, **along)]
+                make_node("QuantizeLinear", [source, *parameters], quantized, **axis),
+                make_node("DequantizeLinear", [quantized, *parameters], target, **axis)]
 
-    def clipped(self, mark, source, target, step, zero, holder):
-        """Where the type has more integers than the spec: the values are kept in range."""
-        spec = mark.spec
-        if (spec.quant_min, spec.quant_max) == (holder.low, holder.high):
-            return source, []
-        low, high = ((limit - zero.astype(np.float32)) * step
+    def clipped(self, marker, scale, zero, integers):
+        """Clip the activation if the integer type has more values than the spec."""
+        spec, target = marker.mark.spec, marker.target
+        if (spec.quant_min, spec.quant_max) == (integers.low, integers.high):
+            return marker.source, []
+        low, high = ((limit - zero.astype(np.float32)) * scale
                      for limit in (spec.quant_min, spec.quant_max))
         name = self.graph.fresh(f"{target}.clipped")
         limits = [self.graph.constant(f"{target}.{side}", limit.reshape([]))
                   for side, limit in (("low", low), ("high", high))]
-        return name, [make_node("Clip", [source, *limits], name)]
+        return name, [make_node("Clip", [marker.source, *limits], name)]
 
-    def weight(self, mark, source, target):
-        if mark.integers is None:
-            if source not in self.folded:
-                self.folded[source] = self.store(mark, source, ".folded", mark.value)
-            self.renamed[target] = self.folded[source]
+    def integer_weight(self, marker):
+        mark = marker.mark
+        integers = integer_type(mark.spec, self.opset, is_weight=True)
+        key = (marker.source, id(mark))
+        if key in self.results:
+            self.renamed[marker.target] = self.results[key]
             return []
-        holder = holder_of(mark.spec, self.opset, weight=True)
-        key = (source, id(mark))
-        if key in self.made:
-            self.renamed[target] = self.made[key]
-            return []
-        self.made[key] = target
-        step, zero = step_of(mark), zero_of(mark)
-        name = self.store(mark, source, ".integers", mark.integers, holder.element_type)
-        along = _along(mark.spec)
-        parameters = self.scale_and_zero(name, step, zero, holder, along)
-        return [make_node("DequantizeLinear", [name, *parameters], target, **along)]
+        self.results[key] = marker.target
+        name = self.store(marker, mark.integers, ".integers")
+        if integers.element_type is not None:
+            self.graph.types[name] = integers.element_type
+        axis = _axis_attributes(mark.spec)
+        parameters = self.scale_and_zero_point(name, scale_of(mark), zero_point_of(mark), integers,
+                                               axis)
+        return [make_node("DequantizeLinear", [name, *parameters], marker.target, **axis)]
 
-    def scale_and_zero(self, name, step, zero, holder, along):
-        """Names of step and zero point."""
-        shape = step.shape if along else []
-        return [self.graph.constant(f"{name}.scale", step.reshape(shape)),
+    def scale_and_zero_point(self, name, scale, zero, integers, axis):
+        """Add the constants of a quantizer and return their names."""
+        shape = scale.shape if axis else []
+        return [self.graph.constant(f"{name}.scale", scale.reshape(shape)),
                 self.graph.constant(f"{name}.zero_point",
-                                    zero.astype(holder.dtype).reshape(shape),
-                                    holder.element_type)]
+                                    zero.astype(integers.dtype).reshape(shape),
+                                    integers.element_type)]
 
-    def store(self, mark, source, suffix, array, element_type=None):
-        """Put ``array`` into the file, under the parameter's own name if that is free."""
-        graph = self.graph
-        if source not in self.parameters:  # a placeholder
-            return graph.constant(f"{mark.layer}.weight", array, element_type)
-        if source in self.float_uses or source in self.taken:
-            return graph.constant(source + suffix, array, element_type)
-        self.taken.add(source)
-        graph.constants[source] = array
-        if element_type is not None:
-            graph.types[source] = element_type
-        return source
-
-    def sign(self, source, target, size):
-        """-size below 0, +size from 0 on."""
-        constant, fresh = self.graph.constant, self.graph.fresh
+    def sign(self, marker, size):
+        target, constant = marker.target, self.graph.constant
         zero, above, below = (constant(f"{target}.{name}", np.float32(value))
                               for name, value in (("zero", 0), ("above", size), ("below", -size)))
-        negative = fresh(f"{target}.negative")
-        return [make_node("Less", [source, zero], negative),
+        negative = self.graph.fresh(f"{target}.negative")
+        return [make_node("Less", [marker.source, zero], negative),
                 make_node("Where", [negative, below, above], target)]
 
+    def blocks(self):
+        return [self.graph]
 
-def _along(spec):
-    """Attributes that say which elements share a scale."""
+    def operations(self, block):
+        return self.graph.nodes
+
+    def set_operations(self, block, ops):
+        self.graph.nodes = ops
+
+    def inputs_of(self, op):
+        return op.input
+
+    def outputs_of(self, op):
+        return op.output
+
+    def rename_inputs(self, ops):
+        self.graph.rename_inputs(self.renamed, ops)
+
+    def marker_of(self, op):
+        number = self.numbers.get(id(op))
+        return None if number is None else (number, op.input[0], op.output[0])
+
+    def parameter_name(self, source):
+        return source if source in self.parameters else None
+
+    def add_parameter(self, name, array):
+        return self.graph.constant(name, array)
+
+    def set_parameter(self, source, array):
+        self.graph.constants[source] = array
+
+
+def _axis_attributes(spec):
+    """Attributes of the granularity of a quantizer."""
     if isinstance(spec.granularity, PerGroup):
         return {"axis": 0, "block_size": spec.granularity.size}
     return {} if spec.channel_axis is None else {"axis": spec.channel_axis}
 
 
-def step_of(mark):
-    """The step between two integers, float32."""
+def scale_of(mark):
+    """Scale of a mark, float32."""
     levels = 1 if mark.spec.binary else mark.spec.quant_max
-    return (mark.threshold.astype(np.float64) / levels).astype(np.float32)
+    return (mark.abs_max.astype(np.float64) / levels).astype(np.float32)
 
 
-def zero_of(mark):
-    """The integers that stand for 0, int64, of the step's shape."""
+def zero_point_of(mark):
+    """Zero point of a mark, int64, of the shape of the scale."""
     zero = mark.zero_point
-    return np.zeros(mark.threshold.shape, np.int64) if zero is None else zero
+    return np.zeros(mark.abs_max.shape, np.int64) if zero is None else zero
 
 
-def _markers(graph):
-    """id of the last node of each marker -> (its number, its Mul, its Add)."""
-    readers, found = graph.readers(), {}
+def _single_node_markers(graph):
+    """Merge the Mul and Add of each marker into the Add, in place.
+
+    Returns:
+        Dict, id of the Add -> number of the marker.
+    """
+    consumers, numbers, merged = graph.consumers(), {}, []
     for node in graph.nodes:
         if node.op_type != "Mul" or graph.scalar(node.input[1]) != MARKER_FACTOR:
             continue
-        (add,) = readers[node.output[0]]
-        found[id(add)] = mark_of(graph.scalar(add.input[1])), node, add
-    return found
+        (add,) = consumers[node.output[0]]
+        numbers[id(add)] = marker_number(MARKER_FACTOR, graph.scalar(add.input[1]))
+        add.input[0] = node.input[0]
+        merged.append(node)
+    graph.remove(merged)
+    return numbers

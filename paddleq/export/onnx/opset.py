@@ -1,17 +1,81 @@
-"""Which opset a model gets."""
+"""Opset of a model, and the integer types that it offers for a :class:`~paddleq.QuantSpec`."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
 
 from ...errors import ExportError, UnsupportedOperatorError
+from ...spec import PerGroup
 
 LOWEST, USUAL, HIGHEST = 13, 17, 21  # 13: the first with a scale for each channel
 CONVERTER_HIGHEST = 19  # of paddle2onnx
-# From 20 on, by the names that it had before.
+_INT4_OPSET = _WIDE_OPSET = 21  # the first with 4 bits and with 16 bits
+FLOAT, _UINT4, _INT4 = 1, 21, 22  # onnx.TensorProto.DataType
+# Modes of GridSample from opset 20 on, by their former names.
 _MODES = {b"bilinear": b"linear", b"bicubic": b"cubic"}
 
 
-def raise_opset(model):
-    """Make a model of opset 19 one of opset 21, in place.
+@dataclass(frozen=True)
+class IntegerType:
+    """Integer type of ONNX.
 
-    Of what paddle2onnx writes, only GridSample changed by more than the types that it takes.
+    Attributes:
+        dtype: numpy type of an array of these integers.
+        low, high: lowest and highest integer.
+        element_type: of TensorProto, if numpy has no such type.
+    """
+
+    dtype: str
+    low: int
+    high: int
+    element_type: Optional[int] = None
+
+
+_FOUR_BITS = {True: IntegerType("int8", -8, 7, _INT4), False: IntegerType("uint8", 0, 15, _UINT4)}
+
+
+def integer_type(spec, opset, is_weight):
+    """Smallest integer type of ``opset`` for the integers of ``spec``.
+
+    Types of 4 bits are for weights only: no runtime computes with them in activations.
+    """
+    if is_weight and spec.bits <= 4 and not spec.binary and opset >= _INT4_OPSET:
+        return _FOUR_BITS[spec.signed]
+    limits = np.iinfo(spec.storage)
+    return IntegerType(spec.storage, int(limits.min), int(limits.max))
+
+
+def default_opset(marks):
+    """Default opset, or the higher one that these marks need."""
+    return _WIDE_OPSET if any(map(_needs, marks)) else USUAL
+
+
+def check_opset(mark, opset):
+    """Raise ExportError if ``opset`` lacks an integer type or granularity for a mark."""
+    need = _needs(mark)
+    if need and opset < _WIDE_OPSET:
+        raise ExportError(
+            f"{mark.layer} is quantized {need[0]}, which DequantizeLinear knows from opset "
+            f"{_WIDE_OPSET} on, but opset is {opset}; leave opset out, or give {_WIDE_OPSET} or "
+            f"{need[1]}")
+
+
+def _needs(mark):
+    """Return (property that needs a newer opset, alternative), or None."""
+    if mark.spec is None:
+        return None
+    if mark.spec.bits > 8:
+        return f"to {mark.spec.bits} bits", "at most 8 bits"
+    if isinstance(mark.spec.granularity, PerGroup):
+        return f"in groups of {mark.spec.granularity.size}", "one scale for each channel"
+    return None
+
+
+def raise_opset(model):
+    """Convert a model of opset 19 to opset 21, in place.
+
+    Of the operators that paddle2onnx writes, only GridSample changed by more than its types.
     """
     version = model.opset_import[0].version
     if version < CONVERTER_HIGHEST:

@@ -1,34 +1,34 @@
-"""Arranging a quantized graph so that ONNX Runtime computes it in integers.
+"""Placement of quantizers so that ONNX Runtime computes the graph in integers.
 
-ONNX Runtime makes an integer convolution of DequantizeLinear, Conv, QuantizeLinear in a row, with
-unsigned activations. What a float model has between, a relu or a pool, keeps it from that, and then
-it computes in float, with weights that it dequantizes in each run. So:
+ONNX Runtime fuses DequantizeLinear, Conv and QuantizeLinear in a row, with unsigned activations,
+into an integer convolution. Operators of the float model between them, a relu or a pool, prevent
+that: it then computes in float, with weights that it dequantizes in each run. So:
 
 1. Signed activations become unsigned ones with a zero point in the middle: the same numbers.
-2. A quantizer moves in front of what only orders or moves values, which then runs on integers; a
-   relu is a lower limit of theirs. Rounding is monotonic, so that each value stays what it was.
-3. A weight whose operator is computed in float all the same is dequantized by Cast and Mul, which
-   ONNX Runtime computes when it loads the model. (DequantizeLinear it computes in each run.)
-4. The bias of an integer convolution is 32-bit integers, which ONNX Runtime before 1.21 needs and
-   later ones make themselves. It is rounded to what the smallest two factors give.
-5. A bias behind a product of integers is subtracted, negated: of an addition behind a product ONNX
-   Runtime makes a Gemm, before it looks for integers, and that one is computed in float.
+2. A quantizer moves before operators that only move or limit values, which then run on integers; a
+   relu becomes a lower limit of the integers. Rounding is monotonic, so all values stay the same.
+3. A weight whose operator is computed in float is dequantized by Cast and Mul, which ONNX Runtime
+   folds when it loads the model. (It computes DequantizeLinear in each run.)
+4. The bias of an integer convolution is stored as 32-bit integers, which ONNX Runtime before 1.21
+   needs and later versions compute themselves.
+5. A bias behind an integer MatMul is negated and subtracted: ONNX Runtime fuses MatMul and Add into
+   a Gemm before it looks for integers, and computes that in float.
 """
 
 import numpy as np
 
 from .graph import attribute, make_node
-from .integer_types import FLOAT
+from .opset import FLOAT
 
 _MOVES = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 
 
-def arrange(graph):
-    """Change ``graph`` in place; the numbers that it computes stay."""
-    _count_from_the_middle(graph)
-    _Advance(graph).run()
-    _dequantize_when_loaded(graph)
-    _round_biases(graph)
+def place_quantizers(graph):
+    """Change ``graph`` in place; its numbers stay the same."""
+    _make_activations_unsigned(graph)
+    _QuantizerMotion(graph).run()
+    _dequantize_at_load(graph)
+    _quantize_biases(graph)
     _subtract_biases(graph)
 
 
@@ -36,36 +36,39 @@ def _of_type(graph, kind):
     return [node for node in graph.nodes if node.op_type == kind]
 
 
-def _count_from_the_middle(graph):
+def _make_activations_unsigned(graph):
     for node in _of_type(graph, "QuantizeLinear"):
         zero = graph.constants[node.input[2]]
         if zero.dtype == np.int8:  # the dequantizer reads the same constant
             graph.constants[node.input[2]] = (zero.astype(np.int16) + 128).astype(np.uint8)
 
 
-class _Advance:
-    """Moves quantizers up to the convolutions that feed them."""
+class _QuantizerMotion:
+    """Move quantizers up to the convolutions that produce their input."""
 
     def __init__(self, graph):
-        self.graph, self.makers, self.readers = graph, graph.makers(), graph.readers()
+        self.graph = graph
+        self.producers, self.consumers = graph.producers(), graph.consumers()
 
     def run(self):
-        replaced = {}  # id of a node -> what stands in its place
+        replaced = {}  # id of a node -> nodes that replace it
         for node in _of_type(self.graph, "QuantizeLinear"):
             between = self.between(node)
             if between:
                 replaced.update({id(each): [] for each in between})
                 replaced[id(node)] = self.rebuilt(node, between)
-        self.graph.nodes = [new for node in self.graph.nodes
-                            for new in replaced.get(id(node), [node])]
+        self.graph.replace(replaced)
 
     def between(self, quantizer):
-        """The nodes that a quantizer may pass up to a convolution, the nearest first."""
+        """Return the nodes between a convolution and its quantizer, the last one first.
+
+        Empty if the quantizer cannot move before all of them.
+        """
         found, name = [], quantizer.input[0]
         if self.graph.constants[quantizer.input[2]].size != 1:
             return []
-        while len(self.readers[name]) == 1 and name in self.makers:
-            node = self.makers[name]
+        while len(self.consumers[name]) == 1 and name in self.producers:
+            node = self.producers[name]
             if node.op_type == "Conv":
                 return found
             if self.limits(node) is None and not (
@@ -76,7 +79,7 @@ class _Advance:
         return []
 
     def limits(self, node):
-        """(lowest, highest) value that a limiting node lets through, or None."""
+        """Return (lowest, highest) output of a clipping node, None for other nodes."""
         if node.op_type == "Relu":
             return 0.0, np.inf
         if node.op_type != "Clip":
@@ -88,7 +91,7 @@ class _Advance:
         return None if None in limits else tuple(limits)
 
     def rebuilt(self, quantizer, between):
-        """Quantize first, then limit and move the integers."""
+        """Return the nodes that quantize first, then clip and move the integers."""
         graph, last = self.graph, quantizer.output[0]
         scale, zero = (graph.constants[name].reshape(-1)[0] for name in quantizer.input[1:])
         lowest, highest = np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
@@ -115,37 +118,38 @@ class _Advance:
         return chain
 
 
-class _Products:
-    """Which operators ONNX Runtime computes in integers."""
+class _IntegerKernels:
+    """Prediction of the operators that ONNX Runtime computes in integers."""
 
     def __init__(self, graph):
-        self.graph, self.makers, self.readers = graph, graph.makers(), graph.readers()
+        self.graph = graph
+        self.producers, self.consumers = graph.producers(), graph.consumers()
 
-    def in_integers(self, node):
-        """Whether a node that reads a dequantized weight is one of them."""
+    def is_integer(self, node):
+        """Return True if a node that reads a dequantized weight is computed in integers."""
         if node is None or node.op_type not in ("Conv", "MatMul"):
             return False
-        activation, weight = (self.makers.get(name) for name in node.input[:2])
+        activation, weight = (self.producers.get(name) for name in node.input[:2])
         if not (self.is_quantized(activation) and _dequantizes(weight)):
             return False
         zeros = self.graph.constants[weight.input[2]].reshape(-1)
         return node.op_type == "MatMul" or (
             bool((zeros == zeros[0]).all()) and self.is_between_integers(node))
 
-    def in_blocks(self, node):
-        """Whether its weight is dequantized in blocks, of which ONNX Runtime makes one operator."""
-        weight = self.makers.get(node.input[1])
+    def is_blockwise(self, node):
+        """Return True if the weight is dequantized in blocks, which ONNX Runtime fuses."""
+        weight = self.producers.get(node.input[1])
         return _dequantizes(weight) and attribute(weight, "block_size") is not None
 
     def is_between_integers(self, node):
-        """Whether it reads dequantized values and is read by one quantizer of 8 bits."""
-        (reader, *others) = self.readers[node.output[0]]
-        return (self.is_quantized(self.makers.get(node.input[0])) and not others
-                and reader is not None and reader.op_type == "QuantizeLinear"
-                and self.graph.constants[reader.input[2]].dtype == np.uint8)
+        """Return True if a node reads dequantized values and its consumer is one 8-bit quantizer."""
+        (consumer, *others) = self.consumers[node.output[0]]
+        return (self.is_quantized(self.producers.get(node.input[0])) and not others
+                and consumer is not None and consumer.op_type == "QuantizeLinear"
+                and self.graph.constants[consumer.input[2]].dtype == np.uint8)
 
     def is_quantized(self, node):
-        """Whether it dequantizes an activation of 8 bits that has one scale."""
+        """Return True if a node dequantizes an 8-bit activation per tensor."""
         if not _dequantizes(node) or node.input[0] in self.graph.constants:
             return False
         zero = self.graph.constants[node.input[2]]
@@ -156,38 +160,37 @@ def _dequantizes(node):
     return node is not None and node.op_type == "DequantizeLinear"
 
 
-def _dequantize_when_loaded(graph):
-    products, nodes, renamed = _Products(graph), [], {}
+def _dequantize_at_load(graph):
+    kernels, nodes, renamed = _IntegerKernels(graph), [], []
     for node in graph.nodes:
         nodes.append(node)
-        if not _dequantizes(node) or not _is_plain_weight(graph, node):
+        if not _dequantizes(node) or not _is_simple_weight(graph, node):
             continue
-        readers = products.readers[node.output[0]]
-        # Between integers ONNX Runtime would quantize float weights anew, in its own way.
-        in_float = [each for each in readers if each is None or not (
-            products.in_integers(each) or products.is_between_integers(each))]
+        consumers = kernels.consumers[node.output[0]]
+        # Between integers ONNX Runtime would quantize float weights again, with its own scales.
+        in_float = [each for each in consumers if each is None or not (
+            kernels.is_integer(each) or kernels.is_between_integers(each))]
         if not in_float:
             continue
-        if len(in_float) == len(readers):
+        if len(in_float) == len(consumers):
             nodes.pop()
             nodes += _cast_and_multiply(graph, node, node.output[0])
             continue
         target = graph.fresh(f"{node.output[0]}.float")
         nodes += _cast_and_multiply(graph, node, target)
-        renamed.update({(id(each), node.output[0]): target for each in in_float})
+        renamed.append(([each for each in in_float if each is not None], node.output[0], target))
     graph.nodes = nodes
-    for node in nodes:
-        for i, name in enumerate(node.input):
-            node.input[i] = renamed.get((id(node), name), name)
+    for consumers, name, target in renamed:
+        graph.rename_inputs({name: target}, consumers)
 
 
-def _is_plain_weight(graph, node):
+def _is_simple_weight(graph, node):
     return (node.input[0] in graph.constants and node.input[0] not in graph.types
             and attribute(node, "block_size") is None)
 
 
 def _cast_and_multiply(graph, node, target):
-    """What a dequantizer of a constant computes, in operators that are folded."""
+    """Dequantize a constant with operators that ONNX Runtime folds."""
     integers, scale, zero = (graph.constants[name] for name in node.input)
     shape = [1] * integers.ndim
     if scale.size != 1:
@@ -202,32 +205,32 @@ def _cast_and_multiply(graph, node, target):
     return [*steps, make_node("Mul", [steps[-1].output[0], factor], target)]
 
 
-def _round_biases(graph):
-    products, nodes = _Products(graph), []
+def _quantize_biases(graph):
+    kernels, nodes = _IntegerKernels(graph), []
     for node in graph.nodes:
         if (node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in graph.constants
-                and products.in_integers(node)):
-            nodes += _rounded_bias(graph, products, node)
+                and kernels.is_integer(node)):
+            nodes += _quantized_bias(graph, kernels, node)
         nodes.append(node)
     graph.nodes = nodes
 
 
-def _rounded_bias(graph, products, conv):
-    """Turns a convolution's bias into integers; returns the nodes that this needs."""
-    activation, weight = (products.makers[name] for name in conv.input[:2])
+def _quantized_bias(graph, kernels, conv):
+    """Store the bias of a convolution as integers; return the nodes that dequantize it."""
+    activation, weight = (kernels.producers[name] for name in conv.input[:2])
     bias = graph.constants[conv.input[2]]
-    steps = (graph.constants[activation.input[1]].reshape([1])
-             * graph.constants[weight.input[1]].reshape(-1))
-    integers = np.rint(bias.astype(np.float64) / steps)
+    scales = (graph.constants[activation.input[1]].reshape([1])
+              * graph.constants[weight.input[1]].reshape(-1))
+    integers = np.rint(bias.astype(np.float64) / scales)
     if not (np.abs(integers) <= np.iinfo(np.int32).max).all():
-        return []  # a weight that others read too, whose steps could not be enlarged
+        return []  # a shared weight, whose scales could not be enlarged
     name, nodes = conv.input[2], []
-    if steps.shape == bias.shape:
-        # The product of two that are there is folded at loading, and not in the file.
+    if scales.shape == bias.shape:
+        # The product of two existing constants is folded at loading and not stored.
         scale = graph.fresh(f"{name}.scale")
         nodes.append(make_node("Mul", [activation.input[1], weight.input[1]], scale))
     else:
-        scale = graph.constant(f"{name}.scale", np.broadcast_to(steps, bias.shape).copy())
+        scale = graph.constant(f"{name}.scale", np.broadcast_to(scales, bias.shape).copy())
     numbers = graph.constant(f"{name}.integers", integers.astype(np.int32))
     conv.input[2] = graph.fresh(f"{name}.dequantized")
     nodes.append(make_node("DequantizeLinear", [numbers, scale], conv.input[2], axis=0))
@@ -235,14 +238,14 @@ def _rounded_bias(graph, products, conv):
 
 
 def _subtract_biases(graph):
-    products = _Products(graph)
+    kernels = _IntegerKernels(graph)
     for node in graph.nodes:
         if node.op_type != "Add":
             continue
         for x, bias in (node.input, node.input[::-1]):
-            product = products.makers.get(x)
+            product = kernels.producers.get(x)
             if (bias in graph.constants and product is not None and product.op_type == "MatMul"
-                    and (products.in_integers(product) or products.in_blocks(product))):
+                    and (kernels.is_integer(product) or kernels.is_blockwise(product))):
                 negative = graph.constant(f"{bias}.negative", -graph.constants[bias])
                 node.op_type = "Sub"
                 node.input[:] = [x, negative]

@@ -1,75 +1,74 @@
-"""Making the graph of paddle2onnx short: it writes for every runtime, through many small nodes.
+"""Passes that simplify the graph of paddle2onnx, which has many small nodes for all runtimes.
 
-None of it changes what the graph computes. What stays has the names that it had in Paddle.
+They do not change the function of the graph. Remaining tensors keep their names in Paddle.
 """
 
 import numpy as np
 
-from .weight_views import TURNS
+from .graph import attribute, set_attribute
 
-_SMALL = 1 << 12  # numbers
+_SMALL = 1 << 12  # elements of a constant that may be stored twice
 
 
-def tidy(graph):
-    """Take out identities and compute what depends on constants only, in place."""
-    _drop_identities(graph)
+def simplify(graph):
+    """Remove identities and fold constants, in place."""
+    _remove_identities(graph)
     _fold_constants(graph)
-    _shorten_flattening(graph)
-    graph.drop_unread()
+    _simplify_flattening(graph)
+    graph.remove_unused()
 
 
-def _drop_identities(graph):
-    """What an identity copies gets the name of the copy, which is Paddle's name for it."""
-    makers, readers, gone, renamed = graph.makers(), graph.readers(), [], {}
+def _remove_identities(graph):
+    """Remove identities. The tensor gets the name of the copy, which is its name in Paddle."""
+    producers, consumers, removed, renamed = graph.producers(), graph.consumers(), [], {}
     for node in graph.nodes:
-        if not _does_nothing(node):
+        if not _is_identity(node):
             continue
         source, target = node.input[0], node.output[0]
-        maker = makers.get(source)
-        # A second name for one value; an output of the model must keep its own.
-        if maker is not None and source not in graph.outputs and (
-                target in graph.outputs or len(readers[source]) == 1):
-            index = list(maker.output).index(source)
-            maker.output[index] = target
-            makers[target] = maker
+        producer = producers.get(source)
+        # An output of the model must keep its name.
+        if producer is not None and source not in graph.outputs and (
+                target in graph.outputs or len(consumers[source]) == 1):
+            index = list(producer.output).index(source)
+            producer.output[index] = target
+            producers[target] = producer
             renamed[source] = target
-            gone.append(node)
+            removed.append(node)
         elif target not in graph.outputs:
             renamed[target] = source
-            gone.append(node)
-    graph.drop(gone)
+            removed.append(node)
+    graph.remove(removed)
     graph.rename_inputs(renamed)
 
 
-def _does_nothing(node):
+def _is_identity(node):
     return node.op_type == "Identity" or (node.op_type == "Dropout" and len(node.output) == 1)
 
 
 def _fold_constants(graph):
-    readers = graph.readers()
+    consumers = graph.consumers()
     for node in graph.nodes:
         fold = _FOLDS.get(node.op_type)
         if fold is None or node.output[0] in graph.outputs:
             continue
         values = [graph.constants.get(name) for name in node.input]
-        # A large one that others read too would be in the file twice.
+        # A large constant with other consumers would be stored twice.
         if all(value is not None for value in values) and (
-                values[0].size <= _SMALL or len(readers[node.input[0]]) == 1):
+                values[0].size <= _SMALL or len(consumers[node.input[0]]) == 1):
             folded = fold(node, *values)
             if folded is not None:
                 graph.constants[node.output[0]] = folded
-    graph.drop([node for node in graph.nodes if node.output[0] in graph.constants])
+    graph.remove([node for node in graph.nodes if node.output[0] in graph.constants])
 
 
-def _shorten_flattening(graph):
-    """Where a new shape begins with dimensions of the old one, zeros say so: nothing needs to look
-    at the tensor for that."""
-    makers = graph.makers()
+def _simplify_flattening(graph):
+    """Express leading dimensions that a Reshape keeps by zeros instead of computing them."""
+    producers = graph.producers()
     for node in graph.nodes:
-        concat = makers.get(node.input[1]) if node.op_type == "Reshape" else None
+        concat = producers.get(node.input[1]) if node.op_type == "Reshape" else None
         if concat is None or concat.op_type != "Concat":
             continue
-        kept = _leading(graph, makers, makers.get(concat.input[0]), node.input[0])
+        kept = _leading(graph, producers, producers.get(concat.input[0]), node.input[0])
         rest = [graph.constants.get(name) for name in concat.input[1:]]
         if kept and all(part is not None and 0 not in part for part in rest):
             shape = np.concatenate([np.zeros(kept, np.int64), *(part.reshape(-1)
@@ -77,21 +76,67 @@ def _shorten_flattening(graph):
             node.input[1] = graph.constant(f"{node.output[0]}.shape", shape)
 
 
-def _leading(graph, makers, node, source):
-    """How many dimensions of ``source``, counted from the first, a node takes; 0: none so."""
+def _leading(graph, producers, node, source):
+    """Number of leading dimensions of ``source`` that a node slices, 0 if it does anything else."""
     if node is None or node.op_type != "Slice":
         return 0
-    shape = makers.get(node.input[0])
+    shape = producers.get(node.input[0])
     if shape is None or shape.op_type != "Shape" or shape.input[0] != source:
         return 0
     starts, ends, *axes = (graph.scalar(name) for name in node.input[1:])
     return ends if starts == 0 and axes == [0] and ends is not None and ends > 0 else 0
 
 
+def _transpose(node, value):
+    return np.ascontiguousarray(value.transpose(attribute(node, "perm")))
+
+
+def _unsqueeze(node, value, axes):
+    return np.expand_dims(value, tuple(axes.reshape(-1).tolist()))
+
+
+def _squeeze(node, value, axes=None):
+    return np.squeeze(value, None if axes is None else tuple(axes.reshape(-1).tolist()))
+
+
 def _reshape(node, value, shape):
-    if 0 in shape:  # it means "as before" there
+    if 0 in shape:  # in ONNX: keep the dimension
         return None
     return value.reshape(shape)
 
 
-_FOLDS = {"Reshape": _reshape, **TURNS}
+_VIEWS = {"Transpose": _transpose, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze}
+_FOLDS = {"Reshape": _reshape, **_VIEWS}
+
+
+def fold_weight_views(graph):
+    """Apply Unsqueeze, Squeeze and Transpose behind a dequantized weight to its integers, in place.
+
+    Paddle unsqueezes the weight of a Conv1D for a Conv2D, and matmul may transpose its weight.
+    Between DequantizeLinear and its consumer, runtimes do not recognize the weight of integers.
+    """
+    producers, consumers, removed = graph.producers(), graph.consumers(), []
+    for node in graph.nodes:
+        view = _VIEWS.get(node.op_type)
+        weight = producers.get(node.input[0]) if node.input else None
+        if (view is None or weight is None or weight.op_type != "DequantizeLinear"
+                or any(len(consumers[name]) != 1 for name in (weight.input[0], node.input[0]))
+                or weight.input[0] not in graph.constants
+                or attribute(weight, "block_size") is not None):
+            continue
+        rest = [graph.constants.get(name) for name in node.input[1:]]
+        if any(value is None for value in rest) or (view is _squeeze and not rest):
+            continue
+        integers = graph.constants[weight.input[0]]
+        graph.constants[weight.input[0]] = view(node, integers, *rest)
+        axis = attribute(weight, "axis")
+        if axis is not None:
+            # Find the new axis by the view of a shape in which only this axis has size 2.
+            sizes = [1] * integers.ndim
+            sizes[axis] = 2
+            shape = view(node, np.empty(sizes), *rest).shape
+            set_attribute(weight, "axis", shape.index(2))
+        weight.output[0] = node.output[0]
+        producers[node.output[0]] = weight
+        removed.append(node)
+    graph.remove(removed)

@@ -1,166 +1,147 @@
-"""Putting quantization into a saved float program: markers become quantize and dequantize ops."""
-
-from dataclasses import dataclass
-from typing import Optional
+"""Lower markers to quantize and dequantize operators of a ProgramDesc (``.pdmodel``)."""
 
 import numpy as np
 
 from ...errors import ExportError
-from ...nn.tracing import MARKER_FACTOR
-from ...spec import PerGroup, QuantSpec
+from ...spec import QuantSpec
+from ..formats import Format, register_format
+from ..markers import MarkerLowering, marker_number, simulated_weight
 from ..program.op_builder import OpBuilder
-from ..program.op_desc import attribute, inputs, outputs, replace_ops
+from ..program.op_desc import (
+    all_inputs,
+    all_outputs,
+    attribute,
+    inputs,
+    outputs,
+    rename_inputs,
+    replace_ops,
+)
 
 
-@dataclass
-class ActivationMark:
-    """A quantizer in front of a layer's input."""
+@register_format("pdmodel")
+class PdmodelFormat(Format):
+    """``path.pdmodel`` and ``path.pdiparams``, which every runtime of Paddle reads."""
 
-    layer: str
-    threshold: np.ndarray  # float32 [1]
-    spec: QuantSpec
-    zero_point: Optional[np.ndarray] = None  # int64, of the threshold's shape; None for 0
+    endings = (".pdmodel", ".pdiparams")
+
+    def check_spec(self, name, spec, is_weight):
+        if not spec.symmetric:
+            raise ExportError(
+                f"{name} is quantized with a zero point, which Paddle Inference and OpenVINO do "
+                "not take from a .pdmodel; make it symmetric (symmetric=True, a qscheme that ends "
+                "in _symmetric, or 'lsq' in place of 'lsq_plus'), or write format='onnx', which "
+                "holds zero points")
+        # The integers of a weight are in the file already: a narrow range changes nothing.
+        plain = QuantSpec(spec.bits, narrow_range=is_weight and spec.narrow_range)
+        if (spec.quant_min, spec.quant_max) != (plain.quant_min, plain.quant_max):
+            raise ExportError(
+                f"{name} is quantized to [{spec.quant_min}, {spec.quant_max}], but the operators "
+                f"of a .pdmodel quantize to [{plain.quant_min}, {plain.quant_max}]; use signed "
+                "integers and all of their range, or write format='onnx'")
+
+    def stores_integers_of(self, layer):
+        return layer.quantized_linearly
+
+    def write(self, program, marks, path, provenance=None, onnx_format=True):
+        lower_markers(program, marks, onnx_format)
+        program.save(path + ".pdmodel", path + ".pdiparams", provenance)
 
 
-@dataclass
-class WeightMark:
-    """A quantized weight.
+def lower_markers(program, marks, onnx_format=True):
+    """Replace the markers of ``program`` by operators, in place.
 
-    ``integers`` is None where the weight is on no grid that integers can hold; then ``value``
-    goes into the file. ``value`` is None where there are integers only.
+    Args:
+        onnx_format: ``quantize_linear`` and ``dequantize_linear`` with integer weights, or
+            ``fake_*`` operators with float weights.
     """
-
-    layer: str
-    value: Optional[np.ndarray]  # float32, after preprocess, before quantization
-    integers: Optional[np.ndarray]
-    threshold: Optional[np.ndarray]
-    spec: Optional[QuantSpec]
-    dynamic: bool = True  # the threshold is max|value|, which fake_* operators compute themselves
-    zero_point: Optional[np.ndarray] = None
+    _ProgramLowering(program, marks, onnx_format).run()
 
 
-def rewrite(program, marks, onnx_format=True):
-    """Replace the markers of ``program`` by what ``marks`` says they stand for, in place."""
-    Rewriter(program, marks, onnx_format).run()
+def remove_markers(program, marks):
+    """Restore the float program: remove markers of activations and store weights as floats.
+
+    Weights get their values before quantization; those of which only integers are known are
+    dequantized.
+    """
+    _MarkerRemoval(program, marks, onnx_format=True).run()
 
 
-class Rewriter:
-    """Goes over a program; a subclass may write other things in the places of markers."""
-
+class _ProgramLowering(MarkerLowering):
     def __init__(self, program, marks, onnx_format):
-        self.program, self.marks, self.onnx_format = program, marks, onnx_format
+        super().__init__(marks)
+        self.program, self.onnx_format = program, onnx_format
         self.builder = OpBuilder(program)
-        self.taken = set()  # parameters whose own name the file uses for something else by now
-        self.folded = {}  # parameter -> name of the float value that takes its place
-        self.renamed = {}
-        self.placeholders = set()  # constants in the places of weights that are integers
-        self.float_uses = {
-            name for block in program.desc.blocks for op in block.ops
-            if marker_number(op) is None for slot in op.inputs for name in slot.arguments}
 
-    def run(self):
-        for block in self.program.desc.blocks:
-            ops = []
-            for op in block.ops:
-                number = marker_number(op)
-                if number is None:
-                    ops.append(op)
-                    continue
-                (source,), (target,) = inputs(op, "X"), outputs(op, "Out")
-                mark = self.marks[number - 1]
-                write = self.activation if isinstance(mark, ActivationMark) else self.weight
-                ops += write(block, mark, source, target)
-            self.rename_inputs(ops)
-            replace_ops(block, [op for op in ops if not self.makes_placeholder(op)])
-        self.program.remove_unused_parameters()
-
-    def activation(self, block, mark, source, target):
-        bits = mark.spec.bits
-        if mark.spec.binary:
-            return self.builder.sign(block, source, target, float(mark.threshold[0]))
+    def quantize_dequantize(self, marker):
+        mark, (_, _, block, source, target) = marker.mark, marker
         if not self.onnx_format:
-            return self.builder.fake_quantize(source, target, mark.threshold, bits)
-        return self.builder.quantize_dequantize(block, source, target, mark.threshold, bits)
+            return self.builder.fake_quantize(source, target, mark.abs_max, mark.spec.bits)
+        return self.builder.quantize_dequantize(block, source, target, mark.abs_max,
+                                                mark.spec.bits)
 
-    def weight(self, block, mark, source, target):
-        if mark.integers is None:
-            return self.float_weight(mark, source, target, mark.value)
+    def sign(self, marker, size):
+        return self.builder.sign(marker.block, marker.source, marker.target, size)
+
+    def integer_weight(self, marker):
+        mark = marker.mark
         bits, axis = mark.spec.bits, mark.spec.channel_axis
         if self.onnx_format:
-            name = self.store(mark.layer, source, ".integers", mark.integers)
-            scale = self.builder.parameter(f"{name}.scale", mark.threshold)
-            return self.builder.dequantize_weight(block, name, scale, target, bits, axis)
+            name = self.store(marker, mark.integers, ".integers")
+            abs_max = self.builder.parameter(f"{name}.scale", mark.abs_max)
+            return self.builder.dequantize_weight(marker.block, name, abs_max, marker.target, bits,
+                                                  axis)
         if mark.spec.binary or not mark.dynamic:
-            # The fake_* operators find max|weight| themselves; where that is not the threshold
-            # the weight goes into the file as it looks after quantization.
-            return self.float_weight(mark, source, target, simulated_weight(mark))
-        name = self.store(mark.layer, source, ".folded", mark.value)
-        return self.builder.fake_quantize_weight(name, target, mark.threshold, bits, axis)
+            # fake_* operators compute max|weight|; a weight with another abs_max is stored
+            # quantized and dequantized.
+            return self.float_weight(marker, simulated_weight(mark))
+        name = self.store(marker, mark.value, self.float_suffix)
+        return self.builder.fake_quantize_weight(name, marker.target, mark.abs_max, bits, axis)
 
-    def float_weight(self, mark, source, target, value):
-        if source not in self.folded:
-            self.folded[source] = self.store(mark.layer, source, ".folded", value)
-        self.renamed[target] = self.folded[source]
-        return []
+    def blocks(self):
+        return self.program.desc.blocks
 
-    def store(self, layer, source, suffix, array):
-        """Put ``array`` into the file, under the parameter's own name if that is free.
+    def operations(self, block):
+        return block.ops
 
-        A weight that is read twice is put there twice: Paddle Inference's int8 mode and
-        Paddle-Lite dequantize a weight in place for each op that reads it.
-        """
-        if source not in self.program.arrays:
-            self.placeholders.add(source)
-            return self.builder.parameter(f"{layer}.weight", array)
-        if source in self.float_uses or source in self.taken:
-            return self.builder.parameter(source + suffix, array)
-        self.taken.add(source)
-        self.program.set_parameter(source, array)
-        return source
+    def set_operations(self, block, ops):
+        replace_ops(block, ops)
 
-    def makes_placeholder(self, op):
-        made = {name for slot in op.outputs for name in slot.arguments}
-        return bool(made) and made <= self.placeholders - self.float_uses
+    def inputs_of(self, op):
+        return all_inputs(op)
+
+    def outputs_of(self, op):
+        return all_outputs(op)
 
     def rename_inputs(self, ops):
-        for op in ops:
-            for slot in op.inputs:
-                for i, name in enumerate(slot.arguments):
-                    slot.arguments[i] = self.renamed.get(name, name)
+        rename_inputs(ops, self.renamed)
+
+    def marker_of(self, op):
+        number = (marker_number(attribute(op, "scale"), attribute(op, "bias"))
+                  if op.type == "scale" else None)
+        return None if number is None else (number, inputs(op, "X")[0], outputs(op, "Out")[0])
+
+    def parameter_name(self, source):
+        return source if source in self.program.arrays else None
+
+    def add_parameter(self, name, array):
+        return self.builder.parameter(name, array)
+
+    def set_parameter(self, source, array):
+        self.program.set_parameter(source, array)
+
+    def finish(self):
+        self.program.remove_unused_parameters()
 
 
-def simulated_weight(mark):
-    """The float weight that a :class:`WeightMark` stands for."""
-    if mark.integers is None:
-        return mark.value
-    threshold, zero = _along_weight(mark.threshold, mark), mark.zero_point
-    integers = mark.integers.astype(np.float32)
-    if zero is not None:
-        integers = integers - _along_weight(zero, mark).astype(np.float32)
-    return integers * threshold / np.float32(mark.spec.quant_max)
+class _MarkerRemoval(_ProgramLowering):
+    def activation(self, marker):
+        self.renamed[marker.target] = marker.source
+        return []
 
-
-def _along_weight(values, mark):
-    """Numbers for each group or channel, in a shape that goes with the integers."""
-    rows = mark.integers.shape[0]
-    if isinstance(mark.spec.granularity, PerGroup):
-        return np.repeat(values, mark.spec.granularity.size, axis=0)[:rows]
-    shape = [1] * mark.integers.ndim
-    if mark.spec.channel_axis is not None:
-        shape[mark.spec.channel_axis] = -1
-    return values.reshape(shape)
-
-
-def marker_number(op):
-    """The number of a marker, None for any other op."""
-    if op.type != "scale" or attribute(op, "scale") != MARKER_FACTOR:
-        return None
-    return mark_of(attribute(op, "bias"))
-
-
-def mark_of(bias):
-    """The number that a marker's bias says."""
-    if bias != int(bias) or bias < 1:
-        raise ExportError(f"a scale op of the model has the factor {MARKER_FACTOR}, by which "
-                          "paddleq marks places; use another one")
-    return int(bias)
+    def weight(self, marker):
+        mark = marker.mark
+        value = simulated_weight(mark) if mark.value is None else mark.value
+        if np.array_equal(self.program.arrays.get(marker.source), value):  # not stored twice
+            self.renamed[marker.target] = marker.source
+            return []
+        return self.float_weight(marker, value)

@@ -1,9 +1,9 @@
-"""``format="pir"``: the simulated model as the PIR program that Paddle 3 itself loads.
+"""Lower markers to ``fake_*`` operators of a PIR program (``.json``), which Paddle 3 loads.
 
-The same markers as in the other format are replaced, in the JSON this time. PIR has no integer
-path: its ``quantize_linear`` takes float weights only, ``paddle.jit.load`` computes it wrongly and
-Paddle Inference drops the pair. So weights are stored as the floats that quantization leaves, and
-activations go through ``fake_quantize_dequantize_moving_average_abs_max``.
+PIR has no integer path: its ``quantize_linear`` takes float weights only, ``paddle.jit.load``
+computes it incorrectly and Paddle Inference removes it together with ``dequantize_linear``. So
+weights are stored as floats after quantization, and activations are quantized by
+``fake_quantize_dequantize_moving_average_abs_max``.
 """
 
 import json
@@ -13,17 +13,33 @@ import numpy as np
 from ..._atomic_write import write_bytes
 from ..._paddle_compat import framework_proto
 from ...errors import ExportError
-from ...nn.tracing import MARKER_FACTOR
-from ..paddle.lower import ActivationMark, mark_of, simulated_weight
+from ..formats import register_format
+from ..markers import MarkerLowering, marker_number, simulated_weight
+from ..paddle.lower import PdmodelFormat
 from ..pir_to_program.pir_graph import PirProgram
-from ..program import pdiparams as params
+from ..program import pdiparams
 from ..provenance_file import write_export
 
 _FAKE = "1.fake_quantize_dequantize_moving_average_abs_max"
 
 
+@register_format("pir")
+class PirFormat(PdmodelFormat):
+    """``path.json`` and ``path.pdiparams``, which Paddle 3 loads itself."""
+
+    endings = (".json", ".pdiparams")
+
+    @staticmethod
+    def read(model_path, params_path):
+        return PirFiles.load(model_path, params_path)
+
+    def write(self, program, marks, path, provenance=None):
+        _PirLowering(program, marks).run()
+        program.save(path + ".json", path + ".pdiparams", provenance)
+
+
 class PirFiles:
-    """A PIR program as Paddle saved it, to be edited.
+    """Editable PIR program and its parameters.
 
     Attributes:
         content: the parsed JSON.
@@ -32,16 +48,16 @@ class PirFiles:
 
     def __init__(self, content, arrays, dtypes):
         self.content, self.arrays, self.dtypes = content, arrays, dtypes
-        self.added = []  # parameters for the front of the program
+        self.added = []  # operations of new parameters, for the front of the program
         (self.top,) = content["program"]["regions"][0]["blocks"]
         self.last = max(value["%"] for op in _operations(self.top) for value in _results(op))
 
     @classmethod
     def load(cls, model_path, params_path):
-        """Read what ``paddle.jit.save`` wrote.
+        """Read a program that ``paddle.jit.save`` wrote.
 
         Raises:
-            ExportError: it is no PIR program, because this Paddle cannot write any.
+            ExportError: it is no PIR program: Paddle 2 cannot write any.
             FormatError: a file is damaged.
         """
         if not model_path.endswith(".json"):
@@ -49,27 +65,27 @@ class PirFiles:
         dtypes = PirProgram.load(model_path).stored_parameters()
         arrays = {}
         if params_path is not None:
-            arrays = params.read(params_path, {name: value.dtype for name, value
-                                               in dtypes.items()}, framework_proto())
+            arrays = pdiparams.read(params_path, {name: value.dtype for name, value
+                                                  in dtypes.items()}, framework_proto())
         with open(model_path, encoding="utf-8") as file:
             content = json.load(file)
         return cls(content, arrays, {name: value.dtype for name, value in dtypes.items()})
 
-    def save(self, model_path, params_path, record=None):
+    def save(self, model_path, params_path, provenance=None):
         """Write both files; see :func:`..provenance_file.write_export`."""
         proto = framework_proto()
         write_export(model_path, {
-            params_path: lambda path: params.write(path, self.arrays, self.dtypes, proto),
+            params_path: lambda path: pdiparams.write(path, self.arrays, self.dtypes, proto),
             model_path: write_bytes(json.dumps(self.content).encode()),
-        }, record)
+        }, provenance)
 
     def value(self, tensor):
-        """A new value of the type of ``tensor``."""
+        """Create a value of the type ``tensor``."""
         self.last += 1
         return {"%": self.last, "TT": tensor}
 
     def parameter(self, name, array):
-        """Add a parameter; returns the number of its value."""
+        """Add a parameter and return the number of its value."""
         while name in self.arrays:
             name += "_"
         self.arrays[name], self.dtypes[name] = array, array.dtype.name
@@ -79,91 +95,85 @@ class PirFiles:
         return value["%"]
 
 
-def rewrite_pir(files, marks):
-    """Replace the markers of ``files`` by what ``marks`` says they stand for, in place."""
-    _Rewriter(files, marks).run()
+class _PirLowering(MarkerLowering):
+    float_suffix = ".simulated"
 
-
-class _Rewriter:
     def __init__(self, files, marks):
-        self.files, self.marks = files, marks
-        self.constants, self.names, float_uses = {}, {}, set()
+        super().__init__(marks)
+        self.files, self.constants, self.names, self.values = files, {}, {}, {}
         for op in _operations(files.top):
             if op["#"] == "1.full":
                 self.constants[op["O"][0]["%"]] = _attribute(op, "value")
-            if op["#"] == "p":
+            elif op["#"] == "p":
                 self.names[op["O"]["%"]] = op["A"][3]
-        for op in _operations(files.top):
-            if self.number(op) is None:
-                float_uses.update(value["%"] for value in op.get("I", ()))
-        self.taken = float_uses  # parameters whose value something else needs as it is
-        self.renamed = {}
-        self.placeholders = set()  # constants in the places of weights that are integers
+            elif op["#"] == "1.scale":
+                self.values[op["O"][0]["%"]] = op["O"][0]
 
-    def number(self, op):
-        """The number of a marker, None for any other operation."""
-        if op["#"] != "1.scale" or self.constants.get(op["I"][1]["%"]) != MARKER_FACTOR:
-            return None
-        return mark_of(_attribute(op, "bias"))
-
-    def run(self):
-        for block in list(_blocks(self.files.top)):
-            block["ops"] = [new for op in block["ops"] for new in self.replace(op)]
-        for block in _blocks(self.files.top):
-            block["ops"] = [op for op in block["ops"] if not self.makes_placeholder(op)]
-        self.files.top["ops"][:0] = self.files.added
-        for op in _operations(self.files.top):
-            for value in op.get("I", ()):
-                value["%"] = self.renamed.get(value["%"], value["%"])
-
-    def makes_placeholder(self, op):
-        return any(value["%"] in self.placeholders for value in _results(op))
-
-    def replace(self, op):
-        number = self.number(op)
-        if number is None:
-            return [op]
-        mark, source, target = self.marks[number - 1], op["I"][0]["%"], op["O"][0]
-        if not isinstance(mark, ActivationMark):
-            self.weight(mark, source, target["%"])
-            return []
-        name = f"{mark.layer or 'model'}.scale_{number}"
-        if mark.spec.binary:
-            return self.sign(source, target, float(mark.threshold[0]))
-        scale = self.files.parameter(name, mark.threshold.reshape([1]))
-        outputs = [target, *(self.files.value(_tensor_type([1])) for _ in range(3))]
-        return [_op(_FAKE, [source, scale, scale, scale], outputs,
+    def quantize_dequantize(self, marker):
+        mark, files = marker.mark, self.files
+        scale = files.parameter(f"{mark.layer or 'model'}.scale_{marker.number}",
+                                mark.abs_max.reshape([1]))
+        outputs = [self.values[marker.target], *(files.value(_tensor_type([1])) for _ in range(3))]
+        return [_op(_FAKE, [marker.source, scale, scale, scale], outputs,
                     moving_rate=_typed("0.a_f32", 0.9), bit_length=_typed("0.a_i32",
                                                                           mark.spec.bits),
                     is_test=_typed("0.a_bool", True), round_type=_typed("0.a_i32", 0))]
 
-    def weight(self, mark, source, target):
-        value = simulated_weight(mark)
-        if source not in self.names:
-            self.placeholders.add(source)
-            self.renamed[target] = self.files.parameter(f"{mark.layer}.weight", value)
-            return
-        if source in self.taken:
-            self.renamed[target] = self.files.parameter(f"{self.names[source]}.simulated", value)
-            return
-        self.taken.add(source)
-        self.files.arrays[self.names[source]] = value
-        self.renamed[target] = source
-
-    def sign(self, source, target, size):
-        """-size below 0, +size from 0 on."""
+    def sign(self, marker, size):
+        target = self.values[marker.target]
         shape = target["TT"]["D"][1]
         zero, above, number, factor = (
             self.files.value(_tensor_type(*each)) for each in
             (([1],), (shape, "t_bool"), (shape,), ([1],)))
         return [
             _full(zero, 0.0),
-            _op("1.greater_equal", [source, zero["%"]], [above]),
+            _op("1.greater_equal", [marker.source, zero["%"]], [above]),
             _op("1.cast", [above["%"]], [number], dtype=_typed("1.a_dtype", "float32")),
             _full(factor, 2.0 * size),
             _op("1.scale", [number["%"], factor["%"]], [target], bias=_typed("0.a_f32", -size),
                 bias_after_scale=_typed("0.a_bool", True)),
         ]
+
+    def integer_weight(self, marker):
+        return self.float_weight(marker, simulated_weight(marker.mark))
+
+    def blocks(self):
+        return _blocks(self.files.top)
+
+    def operations(self, block):
+        return block["ops"]
+
+    def set_operations(self, block, ops):
+        block["ops"] = ops
+
+    def inputs_of(self, op):
+        return [value["%"] for value in op.get("I", ())]
+
+    def outputs_of(self, op):
+        return [value["%"] for value in _results(op)]
+
+    def rename_inputs(self, ops):
+        for op in ops:
+            for value in op.get("I", ()):
+                value["%"] = self.renamed.get(value["%"], value["%"])
+
+    def marker_of(self, op):
+        if op["#"] != "1.scale":
+            return None
+        number = marker_number(self.constants.get(op["I"][1]["%"]), _attribute(op, "bias"))
+        return None if number is None else (number, op["I"][0]["%"], op["O"][0]["%"])
+
+    def parameter_name(self, source):
+        return self.names.get(source)
+
+    def add_parameter(self, name, array):
+        return self.files.parameter(name, array)
+
+    def set_parameter(self, source, array):
+        self.files.arrays[self.names[source]] = array
+
+    def finish(self):
+        self.files.top["ops"][:0] = self.files.added
 
 
 def _blocks(block):

@@ -1,15 +1,18 @@
-"""Operators whose channels come last, as ones whose channels come first between two transposes.
+"""Convert operators with channels last to channels first, between two transposes.
 
-ONNX knows no other order, and paddle2onnx writes some of these operators as if they had it.
+ONNX supports no other order, and paddle2onnx ignores the order of some of these operators.
 """
 
 from ..op_builder import OpBuilder
 from ..op_desc import (
     attribute,
+    inputs,
     make_op,
     outputs,
     replace_ops,
     set_attribute,
+    set_input,
+    set_output,
     set_typed_attribute,
     shape_of,
 )
@@ -18,7 +21,7 @@ _DENSE_TENSOR = 7  # paddle.framework.proto.VarType.Type
 _LAST = {"NHWC": "NCHW", "NDHWC": "NCDHW", "NLC": "NCL", "NWC": "NCW"}
 _CONVOLUTION = ("Input", "Output", "data_format")
 _INTERPOLATION = ("X", "Out", "data_layout")
-# Op type -> (slot of what it reads, slot of what it makes, attribute that says the order).
+# Operator type -> (input slot, output slot, attribute with the order).
 _LAYOUTS = {
     "conv2d": _CONVOLUTION, "depthwise_conv2d": _CONVOLUTION, "conv3d": _CONVOLUTION,
     "conv2d_transpose": _CONVOLUTION, "depthwise_conv2d_transpose": _CONVOLUTION,
@@ -32,42 +35,40 @@ _LAYOUTS = {
 }
 
 
-def put_channels_first(program):
-    """Change ``program`` in place; what it computes stays."""
-    emit = OpBuilder(program)
+def to_channels_first(program):
+    """Convert all operators of ``program`` in place."""
+    builder = OpBuilder(program)
     for block in program.desc.blocks:
         shapes = {var.name: shape_of(var) for var in block.vars
                   if var.type.type == _DENSE_TENSOR}
-        ops = [new for op in block.ops for new in _replaced(emit, block, op, shapes)]
+        ops = [new for op in block.ops for new in _replaced(builder, block, op, shapes)]
         replace_ops(block, ops)
 
 
-def _replaced(emit, block, op, shapes):
+def _replaced(builder, block, op, shapes):
     source_slot, target_slot, order = _LAYOUTS.get(op.type, (None, None, None))
     layout = order and attribute(op, order)
     if layout not in _LAST:
         return [op]
     (target,) = outputs(op, target_slot)
     rank = len(shapes[target])
-    if rank != len(layout):  # the order means nothing: two dimensions, say
+    if rank != len(layout):  # without spatial dimensions the order has no meaning
         return [op]
     set_attribute(op, order, _LAST[layout])
     forth, back = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
-    source = next(slot for slot in op.inputs if slot.parameter == source_slot)
-    made = next(slot for slot in op.outputs if slot.parameter == target_slot)
-    first = _transpose(emit, block, source.arguments[0], None, forth, shapes)
-    source.arguments[0] = outputs(first, "Out")[0]
-    inner = [shapes[target][i] for i in forth]
-    made.arguments[0] = emit.variable(block, f"{target}.first", inner)
-    last = _transpose(emit, block, made.arguments[0], target, back, shapes)
+    first = _transpose(builder, block, inputs(op, source_slot)[0], None, forth, shapes)
+    set_input(op, source_slot, outputs(first, "Out")[0])
+    inner = builder.variable(block, f"{target}.first", [shapes[target][i] for i in forth])
+    set_output(op, target_slot, inner)
+    last = _transpose(builder, block, inner, target, back, shapes)
     return [first, op, last]
 
 
-def _transpose(emit, block, source, target, axes, shapes):
+def _transpose(builder, block, source, target, axes, shapes):
     if target is None:
         shape = [shapes[source][i] for i in axes]
-        target = emit.variable(block, f"{source}.first", shape)
-    shadow = emit.variable(block, f"{target}.shape", [0])
+        target = builder.variable(block, f"{source}.first", shape)
+    shadow = builder.variable(block, f"{target}.shape", [0])
     op = make_op("transpose2", {"X": source}, {"Out": target, "XShape": shadow})
     set_typed_attribute(op, "axis", "ints", axes)
     return op

@@ -1,0 +1,152 @@
+"""Passes that fold biases and batch norms into convolutions with an integer weight.
+
+The function stays the same; the order in which the same factors are multiplied changes.
+"""
+
+import numpy as np
+
+from .graph import attribute, set_attribute
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_MOST_STEPS = 2.0 ** 30
+
+
+def fold_biases(graph):
+    """Make an addition behind a convolution its third input, in place.
+
+    Runtimes recognize quantized convolutions in the form input, weight, bias.
+    """
+    producers, consumers, folded = graph.producers(), graph.consumers(), []
+    for node in graph.nodes:
+        if node.op_type != "Add":
+            continue
+        for x, bias in (node.input, node.input[::-1]):
+            conv, value = producers.get(x), graph.constants.get(bias)
+            if (conv is None or value is None or conv.op_type not in _CONVOLUTIONS
+                    or len(conv.input) != 2 or len(consumers[x]) != 1
+                    or not _is_along_channels(value)):
+                continue
+            conv.input.append(graph.constant(f"{conv.input[1]}.bias", value.reshape(-1)))
+            conv.output[0] = node.output[0]
+            producers[node.output[0]] = conv
+            folded.append(node)
+            break
+    graph.remove(folded)
+
+
+def _is_along_channels(value):
+    return value.ndim >= 3 and value.size == value.shape[-1 - (value.ndim - 2)]
+
+
+def fold_batch_norms(graph):
+    """Fold each BatchNormalization that is the only consumer of a convolution, in place.
+
+    The norm changes the scales of the weight and the bias. The integers stay, except in channels
+    with a negative factor, where they change their sign.
+    """
+    producers, consumers, folded = graph.producers(), graph.consumers(), []
+    for node in graph.nodes:
+        if node.op_type != "BatchNormalization" or len(node.output) != 1:
+            continue
+        conv = producers.get(node.input[0])
+        if conv is None or conv.op_type != "Conv" or len(consumers[conv.output[0]]) != 1:
+            continue
+        weight = producers.get(conv.input[1])
+        if _is_foldable(graph, weight, consumers, conv):
+            factor, shift = _factor_and_shift(graph, node)
+            if _scale_weight(graph, weight, factor):
+                _set_bias(graph, conv, factor, shift)
+                conv.output[0] = node.output[0]
+                producers[node.output[0]] = conv
+                folded.append(node)
+    graph.remove(folded)
+
+
+def _is_foldable(graph, weight, consumers, conv):
+    if weight is None or weight.op_type != "DequantizeLinear":
+        return False
+    unshared = all(len(consumers[name]) == 1 for name in [weight.output[0], *weight.input])
+    return (unshared and weight.input[0] in graph.constants
+            and attribute(weight, "axis", 0) in (0, -4)
+            and (len(conv.input) == 2 or conv.input[2] in graph.constants))
+
+
+def _factor_and_shift(graph, norm):
+    gamma, beta, mean, variance = (graph.constants[name].astype(np.float64)
+                                   for name in norm.input[1:])
+    factor = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+    return factor, beta - mean * factor
+
+
+def _scale_weight(graph, weight, factor):
+    """Multiply the channels of a dequantized weight; return False if its integers prevent it."""
+    integers, scale, zero = (graph.constants[name] for name in weight.input)
+    limits = np.iinfo(integers.dtype) if weight.input[0] not in graph.types else None
+    if limits is None or len(factor) != len(integers):
+        return False
+    shape = [-1] + [1] * (integers.ndim - 1)
+    zero = np.broadcast_to(zero.astype(np.int32).reshape(-1), factor.shape).copy()
+    values = integers.astype(np.int32)
+    negative = factor < 0
+    # Mirrored within the type if it is unsigned, around zero if it is signed.
+    values = np.where(negative.reshape(shape), _mirror(values, limits), values)
+    zero = np.where(negative, _mirror(zero, limits), zero)
+    if values.max() > limits.max:  # -128 has no counterpart
+        return False
+    # A scale must be positive: a channel that becomes zero gets the zero point as its integers.
+    values = np.where((factor == 0).reshape(shape), zero.reshape(shape), values)
+    scale = scale.reshape(-1) * np.where(factor == 0, 1.0, np.abs(factor))
+    for name, value in zip(weight.input, (values.astype(integers.dtype),
+                                          scale.astype(np.float32), zero.astype(integers.dtype))):
+        graph.constants[name] = value
+    if attribute(weight, "axis") is None:
+        set_attribute(weight, "axis", 0)
+    return True
+
+
+def _mirror(values, limits):
+    return limits.max - values if limits.min == 0 else -values
+
+
+def _set_bias(graph, conv, factor, shift):
+    if len(conv.input) == 3:
+        shift = shift + graph.constants[conv.input[2]].astype(np.float64) * factor
+        del conv.input[2:]
+    conv.input.append(graph.constant(f"{conv.input[1]}.bias", shift.astype(np.float32)))
+
+
+def enlarge_scales(graph):
+    """Enlarge weight scales so that each bias of a convolution has at most 2^30 steps, in place.
+
+    A runtime that computes in integers represents the bias in steps of input scale times weight
+    scale, in 32 bits. In channels whose weights are zero, or that a batch norm made tiny, it would
+    overflow (in ONNX Runtime without an error). A larger scale makes the integers of such a channel
+    smaller or zero, which loses less than the last bits of the bias.
+    """
+    producers, consumers = graph.producers(), graph.consumers()
+    for node in graph.nodes:
+        if node.op_type != "Conv" or len(node.input) != 3 or (
+                node.input[2] not in graph.constants):
+            continue
+        activation, weight = (producers.get(name) for name in node.input[:2])
+        if any(each is None or each.op_type != "DequantizeLinear"
+               for each in (activation, weight)) or weight.input[0] in graph.types:
+            continue
+        if all(len(consumers[name]) == 1 for name in (node.input[1], *weight.input)):
+            _enlarge(graph, graph.constants[activation.input[1]], weight,
+                     graph.constants[node.input[2]])
+
+
+def _enlarge(graph, input_scale, weight, bias):
+    integers, scale, zero = (graph.constants[name] for name in weight.input)
+    needed = np.abs(bias.astype(np.float64)) / (_MOST_STEPS * input_scale.min())
+    needed = needed.astype(np.float32)
+    if not (needed > scale).any():
+        return
+    shape = [-1] + [1] * (integers.ndim - 1)
+    old = np.broadcast_to(scale.reshape(-1), bias.shape).astype(np.float32)
+    new, zero = np.maximum(old, needed), np.broadcast_to(zero.reshape(-1), bias.shape)
+    offsets = zero.astype(np.int32).reshape(shape)
+    values = np.rint((integers - offsets) * (old / new).reshape(shape)) + offsets
+    graph.constants.update(zip(weight.input, (values.astype(integers.dtype), new, zero.copy())))
+    set_attribute(weight, "axis", 0)
