@@ -63,7 +63,7 @@ def saturating_onnx_layers(model) -> List[str]:
     from ..export.onnx.graph import OnnxGraph
 
     graph = OnnxGraph(model)
-    makers, found = graph.makers(), []
+    makers, found = graph.producers(), []
     if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         return []  # activations are float, and so are the kernels
     for node in graph.nodes:

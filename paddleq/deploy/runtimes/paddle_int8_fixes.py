@@ -15,8 +15,8 @@ threshold of any weight for that of the level 127; where there are fewer levels,
 
 import numpy as np
 
-from ...export.paddle.float_program import take_marks_out
-from ...export.paddle.markers_from_program import to_marks
+from ...export.paddle.lower import remove_markers
+from ...export.paddle.markers_from_program import raise_to_markers
 from ...export.program.graph_view import GraphView
 from ...export.program.op_builder import OpBuilder
 from ...export.program.op_desc import (
@@ -218,4 +218,4 @@ def make_float(program):
     Raises:
         ExportError: the program keeps its weights in float already (``fake_*`` operators).
     """
-    take_marks_out(program, to_marks(program))
+    remove_markers(program, raise_to_markers(program))
