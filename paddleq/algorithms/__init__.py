@@ -2,7 +2,7 @@
 driver that takes a network through it, decoder layer by decoder layer."""
 
 from .awq import AWQ
-from .base import QuantizedWeight
+from .base import ALGORITHMS, QuantizedWeight, Rounder, Smoother, register_algorithm
 from .gptq import GPTQ
 from .layerwise.driver import Quantized, quantize_layer_by_layer
 from .layerwise.network_helper import NetworkHelper, StackHelper
@@ -11,6 +11,7 @@ from .rtn import RoundToNearest
 from .smoothquant import SmoothQuant
 from .statistics import Statistics
 
-__all__ = ["AWQ", "GPTQ", "NetworkHelper", "Outcome", "Quantized",
-           "QuantizedWeight", "RoundToNearest", "SmoothQuant", "StackHelper", "Statistics",
-           "quantize_layer_by_layer", "quantize_linears"]
+__all__ = ["ALGORITHMS", "AWQ", "GPTQ", "NetworkHelper", "Outcome", "Quantized",
+           "QuantizedWeight", "RoundToNearest", "Rounder", "SmoothQuant", "Smoother",
+           "StackHelper", "Statistics", "quantize_layer_by_layer", "quantize_linears",
+           "register_algorithm"]

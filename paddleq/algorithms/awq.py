@@ -10,11 +10,12 @@ from .._checks import check_bool, check_float, check_int, wrong_type
 from ..functional import compute_weight_qparams
 from ..functional.weight_qparams import group_rows, group_size
 from ..spec import PerTensor
-from .base import Smoother, checked_statistics, checked_weight
+from .base import Smoother, checked_statistics, checked_weight, register_algorithm
 
 _SMALLEST = 1e-4  # of the mean magnitude: what a feature that is nearly always 0 counts as
 
 
+@register_algorithm("awq")
 @dataclass(frozen=True)
 class AWQ(Smoother):
     """A factor s for each input feature, and ranges that are clipped: both by search.

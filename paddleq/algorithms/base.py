@@ -7,10 +7,13 @@ from typing import Any, Optional
 import paddle
 
 from .._checks import wrong_value
+from ..config.layer_config import ALGORITHMS
 from ..errors import ModelError
 from ..functional import WeightQParams
 from ..functional.qparams import as_dtype
 from ..functional.weight_qparams import check_weight_spec
+
+register_algorithm = ALGORITHMS.register
 
 
 @dataclass

@@ -8,11 +8,12 @@ from .._checks import check_bool, check_float, check_int, wrong_value
 from ..functional import WeightQParams, compute_weight_qparams
 from ..functional.weight_qparams import group_size
 from ..spec import PerGroup
-from .base import QuantizedWeight, Rounder, checked_statistics, checked_weight
+from .base import QuantizedWeight, Rounder, checked_statistics, checked_weight, register_algorithm
 from .error_feedback import feedback_matrix
 from .gptq_rows import RowByRow
 
 
+@register_algorithm("gptq")
 @dataclass(frozen=True)
 class GPTQ(Rounder):
     """Rounds row after row; each is moved first by what the errors of the earlier ones call for.

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from ..functional import compute_weight_qparams
-from .base import QuantizedWeight, Rounder, checked_weight
+from .base import QuantizedWeight, Rounder, checked_weight, register_algorithm
 
 
+@register_algorithm("rtn")
 @dataclass(frozen=True)
 class RoundToNearest(Rounder):
     """Each weight becomes the nearest integer of the grid.

@@ -6,11 +6,12 @@ from functools import reduce
 import paddle
 
 from .._checks import check_float
-from .base import Smoother, checked_statistics, checked_weight
+from .base import Smoother, checked_statistics, checked_weight, register_algorithm
 
 _SMALLEST = 1e-5
 
 
+@register_algorithm("smoothquant")
 @dataclass(frozen=True)
 class SmoothQuant(Smoother):
     """A factor s for each input feature: the layer computes (x / s) @ (W * s).

@@ -26,6 +26,7 @@ COMMANDS = {
     "ptq": "quantize", "dynamic": "quantize", "qat-export": "quantize", "run": "quantize",
     "export": "convert", "to-pdmodel": "convert", "verify": "inspect", "inspect": "inspect",
     "sensitivity": "inspect", "report": "inspect", "serve-vdl": "inspect",
+    "extensions": "extensions",
 }
 
 
@@ -60,8 +61,15 @@ examples:
 'paddleq COMMAND --help' describes each command. Completion: eval "$(_PADDLEQ_COMPLETE=bash_source
 paddleq)", or zsh_source, fish_source.""")
 @click.version_option(__version__, message=f"%(prog)s %(version)s (Paddle {paddle.__version__})")
-def paddleq():
+@click.option("--import", "modules", multiple=True, metavar="MODULE",
+              help="Python module that registers extensions; may be repeated")
+def paddleq(modules=()):
     """Quantize and export PaddlePaddle models."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"--import {module}: {error}") from error
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, FrozenSet, Optional, Union
 
 from .._checks import check_choice, wrong_type, wrong_value
+from .._registry import Registry
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..observers import (
     AbsMaxObserver,
@@ -12,6 +13,9 @@ from ..observers import (
     MinMaxObserver,
 )
 from ..spec import PerChannel, PerTensor, PerToken, QuantSpec
+
+# Smoother and Rounder classes by name. paddleq.algorithms, above this package, registers its own.
+ALGORITHMS: "Registry[Callable]" = Registry("algorithm")
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,10 @@ class LayerConfig:
             the weight float.
         activation: the same for the inputs of the layer. With granularity
             :class:`~paddleq.PerToken` their scales are computed while the model runs.
-        smoother: :class:`~paddleq.algorithms.SmoothQuant`, :class:`~paddleq.algorithms.AWQ` or
-            None (default). Linear only.
-        rounder: :class:`~paddleq.algorithms.GPTQ`, or None (default) to round to nearest. Linear
-            only.
+        smoother: :class:`~paddleq.algorithms.SmoothQuant`, :class:`~paddleq.algorithms.AWQ`, the
+            name of a registered algorithm ("smoothquant", "awq") or None (default). Linear only.
+        rounder: :class:`~paddleq.algorithms.GPTQ`, the name of a registered algorithm ("gptq",
+            "rtn"), or None (default) to round to nearest. Linear only.
         kv_cache: "per_channel" or "per_token" for int8 keys and values, of a
             ``paddle.nn.MultiHeadAttention`` or a :class:`~paddleq.nn.KVCache`; None (default)
             leaves them float.
@@ -151,6 +155,10 @@ class LayerConfig:
             value = getattr(self, name)
             if not (value is None or isinstance(value, (QuantSpec, QuantizerConfig))):
                 raise wrong_type(name, value, "a QuantSpec, a QuantizerConfig or None")
+        for name in ("smoother", "rounder"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, ALGORITHMS[ALGORITHMS.check(value, name)]())
         # The algorithms are defined above this package; their interface is what counts.
         if not _provides(self.smoother, "scales"):
             raise wrong_type("smoother", self.smoother, "None, a SmoothQuant or an AWQ")

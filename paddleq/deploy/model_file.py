@@ -137,30 +137,38 @@ def _onnx_port(value):
     return Port(value.name, np.dtype(dtype).name, tuple(dims))
 
 
+def _endings():
+    """Endings of model files: those that paddleq writes, and those of further runtimes."""
+    from .runtimes import RUNTIMES  # it imports this module
+
+    return list(dict.fromkeys([*ENDINGS, *(kind for runtime in RUNTIMES.values()
+                                           for kind in runtime.kinds)]))
+
+
 def model_files(path):
-    """The files of the model at ``path``, which names one of them or is their common prefix.
+    """Return the files of the model at ``path``: one of them, or their common prefix.
 
     Raises:
         FormatError: there is none.
     """
-    path = os.fspath(path)
-    ending = os.path.splitext(path)[1]
-    if ending in ENDINGS:
+    path, endings = os.fspath(path), _endings()
+    if os.path.splitext(path)[1] in endings:
         if not os.path.isfile(path):
             raise FormatError(f"there is no file {path}")
         return [ModelFile(path)]
-    found = [path + each for each in ENDINGS if os.path.isfile(path + each)]
+    found = [path + each for each in endings if os.path.isfile(path + each)]
     if not found:
         raise FormatError(f"there is no model at {path}: none of "
-                          f"{', '.join(path + each for each in ENDINGS)} exists")
+                          f"{', '.join(path + each for each in endings)} exists")
     return [ModelFile(each) for each in found]
 
 
 def most_readable(files):
-    """The one of ``files`` about which most is known without another package: Paddle's own."""
-    return min(files, key=lambda file: (".pdmodel", ".json", ".onnx").index(file.kind))
+    """Return the file that can be read with the fewest packages: Paddle's own if there is one."""
+    order = [".pdmodel", ".json", ".onnx"]
+    return min(files, key=lambda file: (order + [file.kind]).index(file.kind))
 
 
 def as_numpy(value):
-    """``value`` as a numpy array; a Paddle tensor is one too."""
+    """Return ``value``, a Paddle tensor or anything that numpy takes, as a numpy array."""
     return np.asarray(value.numpy() if hasattr(value, "numpy") else value)

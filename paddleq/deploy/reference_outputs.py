@@ -12,9 +12,6 @@ from .inputs import arranged
 from .model_file import as_numpy, model_files, most_readable
 from .runtimes import RUNTIMES
 
-# Each computes the operators of its kind of file one by one, as they stand.
-_AS_IS = {".onnx": "onnxruntime", ".pdmodel": "paddle", ".json": "paddle"}
-
 
 def as_it_stands(file):
     """A session that computes the operators of a file one by one, in float.
@@ -22,7 +19,9 @@ def as_it_stands(file):
     Raises:
         DependencyError: the runtime that can do so is not installed.
     """
-    runtime = RUNTIMES[_AS_IS[file.kind]]
+    runtime = next((each for each in RUNTIMES.values() if file.kind in each.references), None)
+    if runtime is None:
+        raise ConfigError(f"no runtime computes {file.kind} files operator by operator")
     runtime.require()
     return runtime.load(file, threads=1, as_is=True)
 

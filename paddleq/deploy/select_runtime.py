@@ -11,8 +11,6 @@ from .runtimes import RUNTIMES
 
 _logger = logging.getLogger("paddleq")
 
-# In this order where nothing can be measured; OpenVINO computes most kinds of layers in integers.
-AUTOMATIC = ("openvino", "onnxruntime", "paddle")
 _SECONDS = 0.2  # that each runtime is given
 
 
@@ -47,8 +45,9 @@ def fastest(files, threads):
         InferenceError: none runs the model.
     """
     sessions, refused = {}, []
-    for name in AUTOMATIC:
-        runtime = RUNTIMES[name]
+    for name, runtime in RUNTIMES.items():
+        if not runtime.automatic:
+            continue
         file = runtime.choose(files)
         if file is None:
             refused.append(f"{name} reads {' and '.join(runtime.kinds)}")

@@ -5,7 +5,7 @@ import os
 import tempfile
 from contextlib import ExitStack, contextmanager
 
-from .._checks import check_choice, check_float, check_int, wrong_type
+from .._checks import check_float, check_int, wrong_type
 from ..errors import ConfigError, PaddleqError
 from .float_baseline import float_twin
 from .latency import latencies
@@ -18,7 +18,6 @@ from .worst_layer import worst_layer
 
 _logger = logging.getLogger("paddleq")
 AS_IT_STANDS = "as it stands"
-_USUAL = ("openvino", "onnxruntime", "paddle")
 
 
 def verify(path, reference, data, float_model=None, runtimes=None, threads=1, top1=0.99,
@@ -101,11 +100,12 @@ def _checked_path(name, path):
 
 def _names(runtimes):
     if runtimes is None:
-        return [name for name in _USUAL if RUNTIMES[name].installed()]
+        return [name for name, runtime in RUNTIMES.items()
+                if runtime.automatic and runtime.installed()]
     if isinstance(runtimes, str) or not isinstance(runtimes, (list, tuple)):
         raise wrong_type("runtimes", runtimes, "a list of names of runtimes")
     for name in runtimes:
-        RUNTIMES[check_choice("runtimes", name, RUNTIMES)].require()
+        RUNTIMES[RUNTIMES.check(name, "runtimes")].require()
     return list(runtimes)
 
 

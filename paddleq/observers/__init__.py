@@ -1,7 +1,7 @@
 """Observers: they watch tensors and say which range is worth representing."""
 
 from .abs_max import AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, RangeAbsMaxObserver
-from .base import Observer
+from .base import OBSERVERS, Observer, register_observer
 from .fixed_scale import FixedScaleObserver
 from .histogram import HistogramObserver, KLObserver, MSEObserver
 from .lsq_init import DeviationObserver, MeanMagnitudeObserver
@@ -20,5 +20,5 @@ __all__ = [
     "MeanMagnitudeObserver", "MinMaxObserver",
     "MovingAverageAbsMaxObserver", "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver", "Observer", "PerChannelMinMaxObserver",
-    "RangeAbsMaxObserver",
+    "OBSERVERS", "RangeAbsMaxObserver", "register_observer",
 ]

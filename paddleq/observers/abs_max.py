@@ -3,7 +3,7 @@
 import paddle
 
 from .._checks import check_int
-from .base import Observer
+from .base import Observer, register_observer
 
 
 class CurrentAbsMaxObserver(Observer):
@@ -38,6 +38,7 @@ class CurrentAbsMaxObserver(Observer):
         return self._floored(self.current)
 
 
+@register_observer("abs_max")
 class AbsMaxObserver(Observer):
     """Running maximum of max|x|.
 
@@ -122,6 +123,7 @@ class RangeAbsMaxObserver(Observer):
         return self._floored(self.window.max(axis=0))
 
 
+@register_observer("avg")
 class AverageObserver(Observer):
     """Mean of max|x| over the batches.
 

@@ -1,16 +1,21 @@
 """What every observer can do."""
 
 import abc
+from typing import Callable
 
 import paddle
 from paddle import nn
 
 from .._factory import WithArgs
 from .._paddle_compat import own_buffers
+from .._registry import Registry
 from ..errors import CalibrationError
 from ..functional import EPS, abs_max, affine_qparams
 from ..functional.qparams import as_dtype
 from ..spec import QuantSpec
+
+OBSERVERS: "Registry[Callable]" = Registry("observer")
+register_observer = OBSERVERS.register
 
 
 class Observer(nn.Layer, WithArgs, abc.ABC):

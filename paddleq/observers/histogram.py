@@ -6,11 +6,12 @@ from .._checks import check_float, check_int, wrong_value
 from ..functional import histogram, kl
 from ..functional.qparams import as_dtype
 from ..spec import PerTensor
-from .base import Observer
+from .base import Observer, register_observer
 
 HIST_PERCENT = 0.99999
 
 
+@register_observer("hist")
 class HistogramObserver(Observer):
     """Percentile of a streamed histogram of |x| (PaddleSlim's HistQuantizer).
 
@@ -87,6 +88,7 @@ class HistogramObserver(Observer):
         return histogram.percentile_threshold(hist, top, self.hist_percent)
 
 
+@register_observer("KL")
 class KLObserver(HistogramObserver):
     """Threshold with the smallest KL divergence (PaddleSlim's KLQuantizer, TensorRT's entropy).
 
@@ -110,6 +112,7 @@ class KLObserver(HistogramObserver):
         return kl.kl_threshold(hist, top, self.spec.quant_max)
 
 
+@register_observer("mse")
 class MSEObserver(HistogramObserver):
     """Threshold with the smallest mean squared error of rounding and clipping.
 

@@ -6,7 +6,7 @@ from .._checks import check_float
 from ..functional import EPS
 from ..functional.qparams import as_dtype
 from ..spec import PerChannel, QuantSpec
-from .base import Observer
+from .base import Observer, register_observer
 
 
 class _Extremes(Observer):
@@ -41,6 +41,7 @@ class _Extremes(Observer):
         return self._threshold_of(*self.range())
 
 
+@register_observer("min_max")
 class MinMaxObserver(_Extremes):
     """Running minimum and maximum; the range always contains 0.
 
@@ -66,6 +67,7 @@ class MinMaxObserver(_Extremes):
         self._assign("max", paddle.maximum(self.max, other.max))
 
 
+@register_observer("moving_average_min_max")
 class MovingAverageMinMaxObserver(_Extremes):
     """Moving averages of minimum and maximum.
 

@@ -1,9 +1,10 @@
 """Moving average of the largest magnitude, as PaddleSlim's QAT defines it."""
 
 from .._checks import check_float
-from .base import Observer
+from .base import Observer, register_observer
 
 
+@register_observer("moving_average_abs_max")
 class MovingAverageAbsMaxObserver(Observer):
     """Moving average of max|x| with bias correction.
 

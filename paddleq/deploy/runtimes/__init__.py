@@ -1,11 +1,10 @@
-"""The runtimes that are known, by what users call them."""
+"""Runtimes by name, in the order in which ``Predictor`` prefers them where it cannot measure."""
 
-from .onnx_runtime import OnnxRuntime
-from .openvino import OpenVino
-from .paddle_inference import PaddleInference
-from .paddle_lite import PaddleLite
+# Registration order: OpenVINO computes most kinds of layers in integers.
+from . import openvino  # noqa: F401  isort: skip
+from . import onnx_runtime  # noqa: F401  isort: skip
+from . import paddle_inference  # noqa: F401  isort: skip
+from . import paddle_lite  # noqa: F401  isort: skip
+from .base import RUNTIMES, Runtime, Session, register_runtime
 
-RUNTIMES = {runtime.name: runtime
-            for runtime in (OpenVino(), OnnxRuntime(), PaddleInference(), PaddleLite())}
-
-__all__ = ["RUNTIMES"]
+__all__ = ["RUNTIMES", "Runtime", "Session", "register_runtime"]

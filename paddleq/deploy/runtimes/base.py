@@ -1,75 +1,110 @@
-"""What a runtime is to the rest of this package."""
+"""Base classes and registry of runtimes."""
 
 import abc
 import importlib.util
 from contextlib import contextmanager
+from typing import Any, Callable, List, Optional, Tuple, Type
 
+import numpy as np
+
+from ..._registry import Registry
 from ...errors import DependencyError, FormatError, InferenceError, PaddleqError
+
+RUNTIMES: "Registry[Runtime]" = Registry("runtime")
+
+
+def register_runtime(name: str) -> Callable[[Type["Runtime"]], Type["Runtime"]]:
+    """Class decorator that makes a runtime available to :class:`Predictor` and :func:`verify`.
+
+    Raises:
+        ConfigError: the name is taken.
+
+    Examples:
+        >>> from paddleq.deploy.runtimes import RUNTIMES
+        >>> list(RUNTIMES)[:4]
+        ['openvino', 'onnxruntime', 'paddle', 'paddlelite']
+    """
+    def register(cls: Type["Runtime"]) -> Type["Runtime"]:
+        cls.name = name
+        RUNTIMES.register(name)(cls())
+        return cls
+
+    return register
 
 
 class Session(abc.ABC):
-    """A model that is loaded; for one thread at a time.
+    """A loaded model, for one thread at a time.
 
     Attributes:
-        ports: list of :class:`~paddleq.deploy.model_file.Port`.
+        ports: list of :class:`~paddleq.deploy.model_file.Port`, one for each input.
         results: names of the outputs.
         fallback: reason why float kernels compute a quantized model; "" where int8 kernels do.
     """
 
+    ports: List[Any]
+    results: List[str]
     fallback = ""
 
     @abc.abstractmethod
-    def run(self, arrays):
-        """What the model makes of a list of arrays in the order of ``ports``: a list of arrays."""
+    def run(self, arrays: List[np.ndarray]) -> List[np.ndarray]:
+        """Compute the outputs for arrays in the order of ``ports``."""
 
     @abc.abstractmethod
-    def clone(self):
-        """A session of the same model for another thread, which shares its weights."""
+    def clone(self) -> "Session":
+        """Return a session of the same model for another thread; weights are shared."""
 
-    def close(self):
-        """Give back what the session holds; it is not used any more."""
+    def close(self) -> None:
+        """Release the resources of the session, which is not used any more."""
         return None
 
 
 class Runtime(abc.ABC):
-    """A library that runs models.
+    """Library that runs models. A subclass is registered with ``@register_runtime("name")``.
 
     Attributes:
-        name: what users call it.
-        title: what it calls itself.
-        kinds: endings of files that it reads, the best first.
-        module: name of the module whose presence shows that it is installed.
+        name: that it is registered under.
+        title: its own name, for messages.
+        kinds: endings of the files that it reads, the preferred one first.
+        module: name of the Python module whose presence shows that it is installed.
         remedy: how to install it.
+        automatic: candidate for ``Predictor(runtime="auto")`` and default of ``verify``.
+        references: endings of files that ``load(..., as_is=True)`` computes operator by operator
+            as the reference of :func:`~paddleq.deploy.verify`.
     """
 
-    name = title = module = remedy = None
-    kinds = ()
+    name: str = ""
+    title: str = ""
+    module: str = ""
+    remedy: str = ""
+    kinds: Tuple[str, ...] = ()
+    automatic = False
+    references: Tuple[str, ...] = ()
 
-    def installed(self):
-        """Whether it can be used here."""
+    def installed(self) -> bool:
+        """Return True if the runtime can be used here."""
         return importlib.util.find_spec(self.module) is not None
 
     @abc.abstractmethod
-    def version(self):
-        """Its version."""
+    def version(self) -> str:
+        """Return its version."""
 
-    def require(self):
-        """Raise :class:`DependencyError` if it is not installed."""
+    def require(self) -> None:
+        """Raise :class:`~paddleq.errors.DependencyError` if it is not installed."""
         if not self.installed():
             raise DependencyError(f"the runtime {self.name!r} needs {self.title}, which is not "
                                   f"installed: {self.remedy}")
 
-    def choose(self, files):
-        """The one of ``files`` that it runs best, or None."""
+    def choose(self, files: List[Any]) -> Optional[Any]:
+        """Return the preferred one of ``files``, or None if it reads none of them."""
         return next((file for kind in self.kinds for file in files if file.kind == kind), None)
 
     @abc.abstractmethod
-    def load(self, file, threads, as_is=False):
-        """A :class:`Session` of a :class:`~paddleq.deploy.model_file.ModelFile`.
+    def load(self, file: Any, threads: int, as_is: bool = False) -> Session:
+        """Load a :class:`~paddleq.deploy.model_file.ModelFile`.
 
         Args:
-            threads: of one run.
-            as_is: compute the operators that are in the file, one by one.
+            threads: number of threads of one run.
+            as_is: compute the operators of the file one by one, without optimization.
 
         Raises:
             FormatError: the file is damaged.
@@ -79,11 +114,11 @@ class Runtime(abc.ABC):
 
 @contextmanager
 def reported(what, file, damaged=(), refused=()):
-    """Errors of a runtime as ours.
+    """Convert errors of a runtime to errors of paddleq.
 
     Args:
-        damaged: types of its own that tell of a file that it cannot read.
-        refused: other types of its own.
+        damaged: exception types of the runtime for files that it cannot read.
+        refused: its other exception types.
     """
     try:
         yield
@@ -98,6 +133,6 @@ def reported(what, file, damaged=(), refused=()):
 
 def _short(error):
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Paddle puts the trace of its own calls first.
-    said = [line for line in lines if "Error:" in line or "[Hint:" in line] or lines
-    return " ".join(said[:3])[:500] or type(error).__name__
+    # Paddle puts a C++ stack trace first.
+    message = [line for line in lines if "Error:" in line or "[Hint:" in line] or lines
+    return " ".join(message[:3])[:500] or type(error).__name__

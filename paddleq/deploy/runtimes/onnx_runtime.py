@@ -2,18 +2,21 @@
 
 from ..model_file import Port
 from ..saturation import has_vnni
-from .base import Runtime, Session, reported
+from .base import Runtime, Session, register_runtime, reported
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
            "tensor(bool)": "bool"}
 
 
+@register_runtime("onnxruntime")
 class OnnxRuntime(Runtime):
     """Runs ``.onnx`` on the processor."""
 
-    name, title, module = "onnxruntime", "ONNX Runtime", "onnxruntime"
+    title, module = "ONNX Runtime", "onnxruntime"
     kinds = (".onnx",)
     remedy = "pip install 'paddleq[onnx]' (or onnxruntime)"
+    automatic = True
+    references = (".onnx",)
 
     def version(self):
         import onnxruntime

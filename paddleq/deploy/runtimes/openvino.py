@@ -6,17 +6,19 @@ import numpy as np
 
 from ..model_file import Port
 from ..saturation import explain, has_vnni, saturating_onnx_layers
-from .base import Runtime, Session, reported
+from .base import Runtime, Session, register_runtime, reported
 
 _GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 
+@register_runtime("openvino")
 class OpenVino(Runtime):
     """Runs ``.onnx`` and ``.pdmodel`` on the processor."""
 
-    name, title, module = "openvino", "OpenVINO", "openvino"
+    title, module = "OpenVINO", "openvino"
     kinds = (".onnx", ".pdmodel")
     remedy = "pip install 'paddleq[openvino]' (or openvino)"
+    automatic = True
 
     def version(self):
         import openvino

@@ -12,18 +12,21 @@ from ...errors import ConfigError, ExportError
 from ...export.pir_to_program import load_program
 from ..model_file import Port, model_files
 from ..saturation import explain, has_vnni
-from .base import Runtime, Session, reported
+from .base import Runtime, Session, register_runtime, reported
 from .paddle_int8_fixes import make_float, saturating_layers, tell_steps
 
 _logger = logging.getLogger("paddleq")
 
 
+@register_runtime("paddle")
 class PaddleInference(Runtime):
     """Runs ``.pdmodel``, and ``.json`` as the ``.pdmodel`` that it stands for."""
 
-    name, title, module = "paddle", "Paddle Inference", "paddle"
+    title, module = "Paddle Inference", "paddle"
     kinds = (".pdmodel", ".json")
     remedy = "pip install 'paddleq[cpu]'"
+    automatic = True
+    references = (".pdmodel", ".json")
 
     def version(self):
         import paddle

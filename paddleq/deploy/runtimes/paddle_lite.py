@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...errors import InferenceError
 from . import lite_child
-from .base import Runtime, Session
+from .base import Runtime, Session, register_runtime
 
 INTERPRETER = "PADDLEQ_LITE_PYTHON"  # environment variable that names it
 _CHILD = str(Path(__file__).with_name("lite_child.py"))
@@ -20,6 +20,7 @@ _PROBE = ("import importlib.util, os, sysconfig; print(importlib.util.find_spec(
           "os.path.join(sysconfig.get_path('platlib'), 'paddlelite', 'libs'))")
 
 
+@register_runtime("paddlelite")
 class PaddleLite(Runtime):
     """Runs ``.pdmodel`` on x86 in a process of the interpreter that ``PADDLEQ_LITE_PYTHON`` names.
 
@@ -27,7 +28,7 @@ class PaddleLite(Runtime):
     no quantized Linear: it is never chosen, only named.
     """
 
-    name, title, module = "paddlelite", "Paddle-Lite", "paddlelite"
+    title, module = "Paddle-Lite", "paddlelite"
     kinds = (".pdmodel",)
     remedy = (f"set {INTERPRETER} to a Python 3.6 or 3.7 that has it "
               "(pip install numpy paddlelite==2.12)")

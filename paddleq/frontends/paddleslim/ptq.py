@@ -12,7 +12,8 @@ from ...engine.example_inputs import fuse_now_or_later
 from ...errors import ConfigError
 from ...nn.layer_types import known_classes
 from ...nn.quantizable_function import QuantizableFunction
-from .quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from ...observers import OBSERVERS
+from .quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, ObserverQuantizer
 from .shared import layer_classes, rules_for, skip_rules
 
 
@@ -197,6 +198,8 @@ class PTQ:
 
 def _make_quantizer(name, given, known, kwargs):
     if isinstance(given, str):
+        if known is ACTIVATION_QUANTIZERS and given in OBSERVERS:
+            return ObserverQuantizer(given, **kwargs)
         if given not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, but is "
                               f"{given!r}{hint(given, known)}")

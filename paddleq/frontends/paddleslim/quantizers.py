@@ -1,10 +1,18 @@
 """PTQ's quantizers, under PaddleSlim's names: each holds parameters and says which observer to use.
 """
 
+from functools import partial
+
 from ..._checks import check_float, check_int
 from ...config import QuantizerConfig
 from ...engine import named
-from ...observers import AbsMaxObserver, CurrentAbsMaxObserver, HistogramObserver, KLObserver
+from ...observers import (
+    OBSERVERS,
+    AbsMaxObserver,
+    CurrentAbsMaxObserver,
+    HistogramObserver,
+    KLObserver,
+)
 from ...observers.histogram import HIST_PERCENT
 from ...spec import PerChannel, QuantSpec
 
@@ -117,6 +125,33 @@ class KLQuantizer(_Quantizer):
         return QuantizerConfig(
             lambda spec, channels: KLObserver(spec, channels, self.bins, self.upsample_bins),
             QuantSpec(self.quant_bits))
+
+
+class ObserverQuantizer(_Quantizer):
+    """Threshold of a registered observer. For activations.
+
+    Args:
+        observer: name of the observer, see :func:`~paddleq.observers.register_observer`.
+        quant_bits: 1 to 16. Default 8.
+        **kwargs: further arguments of the observer.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ("mse").activation_quantizer
+        ObserverQuantizer(quant_bits=8, observer='mse')
+    """
+
+    def __init__(self, observer, quant_bits=8, **kwargs):
+        super().__init__(quant_bits)
+        self.observer = OBSERVERS.check(observer)
+        vars(self).update(kwargs)
+
+    def activation(self):
+        """QuantizerConfig for an activation."""
+        kwargs = {key: value for key, value in vars(self).items()
+                  if key not in ("quant_bits", "observer")}
+        return QuantizerConfig(partial(OBSERVERS[self.observer], **kwargs),
+                               QuantSpec(self.quant_bits))
 
 
 ACTIVATION_QUANTIZERS = {q.__name__: q for q in (KLQuantizer, HistQuantizer, AbsmaxQuantizer)}

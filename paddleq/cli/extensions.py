@@ -1,0 +1,22 @@
+"""Command that lists the registered extension points."""
+
+import click
+
+from ..algorithms import ALGORITHMS
+from ..deploy.runtimes import RUNTIMES
+from ..export.save import FORMATS
+from ..nn.layer_types import known_classes
+from ..observers import OBSERVERS
+from .main import STATUS
+
+
+@click.command("extensions", epilog=STATUS)
+def extensions():
+    """List observers, layer types, algorithms, export formats and runtimes.
+
+    "paddleq --import MODULE extensions" includes those that a module of your own registers.
+    """
+    for title, names in (("observers", OBSERVERS), ("layer types", known_classes()),
+                         ("algorithms", ALGORITHMS), ("formats", FORMATS),
+                         ("runtimes", RUNTIMES)):
+        click.echo(f"{title}: {', '.join(names)}")
