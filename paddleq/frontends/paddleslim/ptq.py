@@ -22,7 +22,7 @@ class PTQ:
 
     Args:
         activation_quantizer: "KLQuantizer" (default), "HistQuantizer" or "AbsmaxQuantizer", the
-            class of that name, or an instance of it.
+            class of that name, an instance of it, or the name of a registered observer.
         weight_quantizer: "PerChannelAbsmaxQuantizer" (default) or "AbsmaxQuantizer", the class
             or an instance.
         **kwargs: arguments of the activation quantizer, where that is no instance:
