@@ -1,10 +1,11 @@
-"""Argument checks that all front doors share, so that every message has one shape.
+"""Checks of arguments.
 
-A message names the argument, the value it had and what would be right.
+Messages name the argument, its value and the accepted values.
 """
 
 import difflib
 import os
+from typing import Any, Iterable, Optional
 
 from .errors import ConfigError, ConfigTypeError
 
@@ -14,18 +15,19 @@ def _shown(value):
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def wrong_type(name, value, expected):
-    """A :class:`ConfigTypeError` saying that ``name`` should have been ``expected``."""
+def wrong_type(name: str, value: Any, expected: str) -> ConfigTypeError:
+    """Return the error for an argument that is not of the ``expected`` type."""
     return ConfigTypeError(
         f"{name} must be {expected}, but is {_shown(value)} of type {type(value).__name__}")
 
 
-def wrong_value(name, value, expected):
-    """A :class:`ConfigError` saying that ``name`` should have been ``expected``."""
+def wrong_value(name: str, value: Any, expected: str) -> ConfigError:
+    """Return the error for an argument that is not one of the ``expected`` values."""
     return ConfigError(f"{name} must be {expected}, but is {_shown(value)}")
 
 
-def check_int(name, value, low=None, high=None):
+def check_int(name: str, value: Any, low: Optional[int] = None,
+              high: Optional[int] = None) -> int:
     """Return ``value`` if it is an int (a bool is not) in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise wrong_type(name, value, "an int")
@@ -35,7 +37,8 @@ def check_int(name, value, low=None, high=None):
     return value
 
 
-def check_float(name, value, low, high, open_low=False, open_high=False):
+def check_float(name: str, value: Any, low: float, high: float, open_low: bool = False,
+                open_high: bool = False) -> float:
     """Return ``value`` as float if it is a number between low and high."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise wrong_type(name, value, "a float")
@@ -47,14 +50,14 @@ def check_float(name, value, low, high, open_low=False, open_high=False):
     return float(value)
 
 
-def check_bool(name, value):
+def check_bool(name: str, value: Any) -> bool:
     """Return ``value`` if it is a bool."""
     if not isinstance(value, bool):
         raise wrong_type(name, value, "a bool")
     return value
 
 
-def check_choice(name, value, choices):
+def check_choice(name: str, value: Any, choices: Iterable) -> Any:
     """Return ``value`` if it is one of ``choices``."""
     choices = list(choices)
     try:
@@ -68,7 +71,7 @@ def check_choice(name, value, choices):
     return value
 
 
-def check_prefix(name, path):
+def check_prefix(name: str, path: Any) -> str:
     """Return ``path`` as a str if it can be the prefix of files to write, such as 'out/model'.
 
     Raises:
@@ -83,17 +86,17 @@ def check_prefix(name, path):
     return path
 
 
-def check_known_keys(what, given, known):
+def check_known_keys(owner: str, given: Iterable, known: Iterable) -> None:
     """Raise for keys of ``given`` that are not in ``known``, naming the nearest valid one."""
     for key in given:
         if key not in known:
             listed = ", ".join(sorted(known)) or "none"
-            raise ConfigError(f"{what} does not know {key!r}{hint(key, known)}; "
+            raise ConfigError(f"{owner} does not know {key!r}{hint(key, known)}; "
                               f"valid: {listed}")
 
 
-def hint(word, known):
-    """' (did you mean ...?)' for the entry of ``known`` nearest to ``word``, or ''."""
+def hint(word: Any, known: Iterable) -> str:
+    """Return " (did you mean ...?)" with the entry of ``known`` nearest to ``word``, or ""."""
     names = {k.lower(): k for k in known if isinstance(k, str)}
     near = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.5)
     return f" (did you mean {names[near[0]]!r}?)" if near else ""

@@ -1,9 +1,11 @@
-"""Every error that paddleq raises on purpose.
+"""Errors of paddleq.
 
-All of them derive from :class:`PaddleqError`, so ``except paddleq.errors.PaddleqError``
-catches what the library refuses and nothing else. Errors about an argument also derive
-from the built-in class a Python programmer would expect (``ValueError``, ``TypeError``).
+All of them derive from :class:`PaddleqError`, so ``except paddleq.errors.PaddleqError`` catches
+the library's own errors only. Errors about arguments also derive from the corresponding built-in
+class (``ValueError``, ``TypeError``).
 """
+
+from typing import Any, List, Optional, Tuple
 
 
 class PaddleqError(Exception):
@@ -32,50 +34,50 @@ class RecipeError(ConfigError):
     """A recipe has mistakes.
 
     Attributes:
-        problems: list of (line, key, what is wrong), by their lines.
+        problems: list of (line, key, message), sorted by line.
         source: the name of the file.
     """
 
-    def __init__(self, problems, source):
+    def __init__(self, problems: List[Tuple[int, str, str]], source: str) -> None:
         self.problems, self.source = sorted(problems), source
-        super().__init__("\n".join(f"{source}:{line}: {key}: {what}"
-                                   for line, key, what in self.problems))
+        super().__init__("\n".join(f"{source}:{line}: {key}: {message}"
+                                   for line, key, message in self.problems))
 
 
 class ModelError(PaddleqError, ValueError):
-    """The model cannot be quantized as asked (already quantized, wrong dtype, ...)."""
+    """The model cannot be quantized (already quantized, unsupported dtype, ...)."""
 
 
 class FusionError(PaddleqError, ValueError):
-    """A pair of layers that was named for fusion must not be fused."""
+    """A pair of layers that was named for fusion cannot be fused."""
 
 
 class CalibrationError(PaddleqError, RuntimeError):
-    """Calibration is missing, saw no data or saw data that cannot be used."""
+    """Calibration is missing, had no data or had invalid data."""
 
 
 class StateError(PaddleqError, RuntimeError):
-    """A method is called on an object that is not ready for it."""
+    """A method was called on an object that is not initialized."""
 
 
 class NonFiniteError(CalibrationError):
-    """A calibration batch produced NaN or infinity at the input of a layer."""
+    """A calibration batch contains, or produces, NaN or infinity."""
 
 
 class AccuracyError(PaddleqError, RuntimeError):
-    """No model within a stated drop of a metric was found.
+    """No quantized model within the allowed drop of a metric was found.
 
     Attributes:
-        report: the :class:`~paddleq.analysis.AccuracyReport` of what came nearest.
+        report: the :class:`~paddleq.analysis.AccuracyReport` of the best model.
     """
 
-    def __init__(self, message, report=None):
+    def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
 
 
 class ExportError(PaddleqError, RuntimeError):
-    """The model cannot be written in the format that was asked for."""
+    """The model cannot be written in the requested format."""
 
 
 class TraceError(ExportError):
@@ -87,22 +89,23 @@ class FormatError(PaddleqError, ValueError):
 
 
 class InferenceError(PaddleqError, RuntimeError):
-    """A runtime refused to load or to run a model."""
+    """A runtime failed to load or run a model."""
 
 
 class DependencyError(PaddleqError, ImportError):
-    """A package that the call needs is not installed."""
+    """A required package is not installed."""
 
 
 class UnsupportedOperatorError(ExportError):
-    """An operator of the model has no counterpart in the format that was asked for.
+    """An operator of the model has no counterpart in the requested format.
 
     Attributes:
-        operator: its name in PIR.
-        struct_name: the layer that it comes from, as Paddle saved it; None if it did not.
+        operator: name of the operator in PIR.
+        struct_name: name of its layer as Paddle saved it, or None.
     """
 
-    def __init__(self, message, operator=None, struct_name=None):
+    def __init__(self, message: str, operator: Optional[str] = None,
+                 struct_name: Optional[str] = None) -> None:
         super().__init__(message)
         self.operator = operator
         self.struct_name = struct_name

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 
 class SkipKind(enum.Enum):
-    """Kinds of reasons for which a layer stays float. The value is the sentence for display."""
+    """Kinds of reasons for which a layer stays float. The value is the sentence for display.
+
+    Examples:
+        >>> from paddleq.config import SkipKind
+        >>> SkipKind.NO_RULE.value
+        'no rule matches'
+    """
 
     SKIP_ATTRIBUTE = "skip_quant is set"
     NO_RULE = "no rule matches"

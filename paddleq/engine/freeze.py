@@ -9,15 +9,24 @@ from .state import check_quantized, finalize, set_state
 
 
 def convert(model):
-    """Make ``model`` the network that is deployed, in place.
+    """Fold the batch norms of fused blocks and fix all scales, in place.
 
-    Batch norms of blocks go into the weights and biases before them, from which the weights'
-    scales are computed then; the activations' scales are what their observers say. The network is
-    in evaluation mode and its quantizers learn nothing more.
+    Scales of weights are computed from the folded weights, scales of activations from their
+    observers. The model is in evaluation mode afterwards.
+
+    Returns:
+        The model.
 
     Raises:
         ModelError: there is no quantized layer.
-        CalibrationError: names the quantizers that saw no data.
+        CalibrationError: names the quantizers that observed no data.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddleq.QAT().quantize(paddle.nn.Sequential(paddle.nn.Linear(2, 2)))
+        >>> _ = net(paddle.to_tensor([[0.5, -3.0]]))
+        >>> paddleq.convert(net)[0].activation_quantizer.state
+        <State.VALIDATION: 'validation'>
     """
     check_quantized(model)
     set_state(model, "validation")

@@ -1,4 +1,4 @@
-"""The front door of AMCT: ``quantize(model, config)`` and ``convert(model)``."""
+"""AMCT's interface: ``quantize(model, config)`` and ``convert(model)``."""
 
 from .quantize import convert, quantize
 

@@ -1,8 +1,10 @@
-"""``PTQ``: weights, activations and KV caches of transformers, with policies for layers."""
+"""``PTQ``: quantization of weights, activations and KV caches of transformers."""
 
 import itertools
 import os
 import sys
+from collections import OrderedDict
+from typing import Any, Dict, Iterable, Optional, Union
 
 import paddle
 from paddle import nn
@@ -26,15 +28,15 @@ from .ptq_rules import LayerPolicies
 class PTQ:
     """Post-training quantization with MindSpore Golden Stick's interface.
 
-    ``paddle.nn.Linear`` in the decoder layers of a network, and its KV caches, are quantized as
-    ``config`` says; ``layer_policies`` says otherwise for layers of some names. Linears outside
-    of the decoder layers, such as a ``lm_head``, are quantized only where a pattern matches them.
+    ``config`` applies to ``paddle.nn.Linear`` in the decoder layers of a network and to its KV
+    caches; ``layer_policies`` overrides it by layer name. Linears outside of the decoder layers,
+    such as a ``lm_head``, are quantized only if a pattern matches them.
 
     Args:
         config: a :class:`PTQConfig`, a dict with its fields, or None (default) for its defaults.
         layer_policies: an OrderedDict of regular expression -> :class:`PTQConfig`, or None to
-            leave what it matches alone. An expression is matched from the start of a layer's name
-            in ``network.named_sublayers()``; a KV cache has the name of its
+            leave the matched layers float. An expression is matched from the start of a layer's
+            name in ``network.named_sublayers()``; a KV cache has the name of its
             ``paddle.nn.MultiHeadAttention`` or ``paddleq.nn.KVCache``. Default None: no patterns.
 
     Raises:
@@ -61,7 +63,8 @@ class PTQ:
         layers.1.linear2            | GPTQ-W4-per_channel
     """
 
-    def __init__(self, config=None, layer_policies=None):
+    def __init__(self, config: Union[PTQConfig, Dict[str, Any], None] = None,
+                 layer_policies: Optional["OrderedDict[str, Optional[PTQConfig]]"] = None) -> None:
         config = PTQConfig.parse(config)
         if config.mode is PTQMode.QUANTIZE and not paddle.in_dynamic_mode():
             raise ConfigError("config.mode must be PTQMode.DEPLOY in static graph mode, but is "
@@ -69,43 +72,45 @@ class PTQ:
         self._policies = LayerPolicies(config, layer_policies)
 
     @property
-    def config(self):
+    def config(self) -> PTQConfig:
         """The :class:`PTQConfig` of layers that no pattern matches."""
         return self._policies.config
 
-    def apply(self, network, network_helper=None, datasets=None, resume_dir=None):
+    def apply(self, network: nn.Layer, network_helper: Optional[NetworkHelper] = None,
+              datasets: Optional[Iterable] = None,
+              resume_dir: Union[str, os.PathLike, None] = None) -> nn.Layer:
         """Quantize ``network``, or build the structure of the quantized one, in place.
 
-        In ``PTQMode.QUANTIZE`` decoder layer by decoder layer: outliers are suppressed, weights
-        rounded, the ranges of KV caches found, and the next decoder layer sees what this one then
-        gives. Linears that read the very same tensor share their smoothing factor, which goes into
-        the norm before them where that is possible. In ``PTQMode.DEPLOY`` there are no data; load
+        ``PTQMode.QUANTIZE`` processes one decoder layer at a time: it suppresses outliers, rounds
+        the weights and calibrates the KV caches; the next decoder layer is calibrated on the
+        output of the quantized one. Linears with the same input share their smoothing factor,
+        which is folded into the preceding norm if possible. ``PTQMode.DEPLOY`` uses no data; load
         a checkpoint with :meth:`convert`.
 
         Args:
             network: a float ``paddle.nn.Layer``.
-            network_helper: a :class:`NetworkHelper`, which says where the decoder layers are.
-                Default None: those in a ``LayerList`` or ``Sequential`` of layers of one class.
-            datasets: an iterable of batches to calibrate on: a tensor, a list or tuple that begins
-                with the arguments that ``network.forward`` needs (labels after them are left
-                out), or a dict of arguments. Not used in DEPLOY mode.
-            resume_dir: folder for finished decoder layers; a run that was killed goes on after the
-                last of them, to the same bits. Default None. (Not in Golden Stick.)
+            network_helper: a :class:`NetworkHelper` that returns the decoder layers. Default
+                None: the layers of a ``LayerList`` or ``Sequential`` with layers of one class.
+            datasets: an iterable of calibration batches: a tensor, a list or tuple that begins
+                with the arguments of ``network.forward`` (labels after them are ignored), or a
+                dict of arguments. Not used in DEPLOY mode.
+            resume_dir: folder for finished decoder layers; an interrupted run resumes after the
+                last of them, with bit-identical results. Default None. (Not in Golden Stick.)
 
         Returns:
-            The network, which computes as the deployed one.
+            The network, which computes the outputs of the deployed network.
 
         Raises:
             StateError: (a RuntimeError) a subclass did not call ``PTQ.__init__``.
             ConfigTypeError: (a TypeError) ``network`` is no ``paddle.nn.Layer``, or
                 ``network_helper`` no NetworkHelper.
-            ConfigError: (a ValueError) no ``network_helper`` in DEPLOY mode; no or empty
+            ConfigError: (a ValueError) no ``network_helper`` in DEPLOY mode; missing or empty
                 ``datasets`` in QUANTIZE mode; two patterns match one layer.
-            ModelError: the network is quantized already, or has nothing to quantize.
-            CalibrationError: a layer saw no data, or NaN or infinity; names it.
+            ModelError: the network is already quantized, or has nothing to quantize.
+            CalibrationError: a layer had no data, or NaN or infinity; names it.
 
-        After an error in one of the decoder layers those before it are quantized: begin with a
-        float network again (and with ``resume_dir``, after the last layer that was finished).
+        After an error in a decoder layer, the layers before it are quantized: start again from a
+        float network (with ``resume_dir``, the run continues after the last finished layer).
         """
         policies = self._initialized()
         engine.check_model(network)
@@ -134,17 +139,17 @@ class PTQ:
                           layer_policies=policies.policies or None)
         return network
 
-    def convert(self, net_opt, ckpt_path=""):
-        """The network to deploy, in place.
+    def convert(self, net_opt: nn.Layer, ckpt_path: str = "") -> nn.Layer:
+        """Return the network to deploy, changed in place.
 
-        What :meth:`apply` quantized is that already; with ``ckpt_path`` it becomes the network
-        that :func:`paddleq.save_checkpoint` wrote. It is exported with
+        A network from :meth:`apply` is returned in evaluation mode; ``ckpt_path`` loads a
+        checkpoint of :func:`paddleq.save_checkpoint` into it. Export it with
         :func:`paddleq.save_quantized_model`.
 
         Args:
-            net_opt: what :meth:`apply` returned.
+            net_opt: the network that :meth:`apply` returned.
             ckpt_path: prefix of the files that :func:`paddleq.save_checkpoint` wrote, or the path
-                of one of the two; "" (default): none. Nothing in them is unpickled.
+                of one of them; "" (default): none. Nothing in them is unpickled.
 
         Returns:
             The network, in evaluation mode.
@@ -152,9 +157,10 @@ class PTQ:
         Raises:
             ConfigTypeError: (a TypeError) ``net_opt`` is no ``paddle.nn.Layer``, or ``ckpt_path``
                 no str.
-            FormatError: (a ValueError) the checkpoint is missing, damaged or of another kind. The network is as it was.
+            FormatError: (a ValueError) the checkpoint is missing, damaged or of another kind. The
+                network is not changed.
             ModelError: :meth:`apply` was not called on it, or the checkpoint is of another
-                network or quantized in another way. The network is as it was.
+                network or quantized in another way. The network is not changed.
         """
         self._initialized()
         if not isinstance(net_opt, nn.Layer):
@@ -162,23 +168,23 @@ class PTQ:
         if not isinstance(ckpt_path, str):
             raise wrong_type("ckpt_path", ckpt_path, "a str, empty for no checkpoint")
         if not deployable_layers(net_opt):
-            raise ModelError("net_opt has no quantized layer; give it to apply() first")
+            raise ModelError("net_opt has no quantized layer; call apply() on it first")
         if ckpt_path:
             load_checkpoint(net_opt, _prefix(ckpt_path))
         net_opt.eval()
         return net_opt
 
-    def summary(self, network):
-        """Print a table of the layers and how each is quantized.
+    def summary(self, network: nn.Layer) -> str:
+        """Print a table of the layers and their quantization types.
 
         Args:
             network: a ``paddle.nn.Layer``.
 
         Returns:
-            What was printed: lines ``layer_name | quant_type`` for each Linear and each KV cache.
-            The type names the algorithms, the bits of weights, activations and KV caches and
-            their granularity, such as ``SmoothQuant-W8-per_channel-A8-per_tensor``,
-            ``AWQ-W4-per_group``, ``C8-per_channel``; ``NA`` for a layer that is not quantized.
+            The printed text: lines ``layer_name | quant_type`` for each Linear and KV cache. The
+            type gives algorithms, bits and granularity of weights, activations and KV caches, such
+            as ``SmoothQuant-W8-per_channel-A8-per_tensor``, ``AWQ-W4-per_group``,
+            ``C8-per_channel``; ``NA`` for a float layer.
 
         Raises:
             ConfigTypeError: (a TypeError) ``network`` is no ``paddle.nn.Layer``.
@@ -210,7 +216,7 @@ class PTQ:
 
 
 def _not_empty(datasets):
-    """The batches of ``datasets``, of which there is at least one."""
+    """Return an iterator over ``datasets``, which must hold at least one batch."""
     expected = "an iterable of at least one batch in PTQMode.QUANTIZE"
     if datasets is None:
         raise wrong_value("datasets", None, expected)
@@ -224,7 +230,7 @@ def _not_empty(datasets):
 
 
 def _prefix(path):
-    """The prefix that a checkpoint's two files have in common."""
+    """Return the common prefix of the two files of a checkpoint."""
     for ending in (".safetensors", ".json"):
         if path.endswith(ending) and os.path.isfile(path):
             path = path[:-len(ending)]

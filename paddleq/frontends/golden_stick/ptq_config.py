@@ -27,7 +27,7 @@ INT4, INT8 = QuantDtype.INT4, QuantDtype.INT8
 PER_TENSOR, PER_CHANNEL = QuantGranularity.PER_TENSOR, QuantGranularity.PER_CHANNEL
 PER_TOKEN, PER_GROUP = QuantGranularity.PER_TOKEN, QuantGranularity.PER_GROUP
 
-# field -> (check, what it may be)
+# field -> (check, choices)
 _CHOICES = {
     "mode": (check_enum, tuple(PTQMode)),
     "backend": (check_enum, tuple(BackendTarget)),

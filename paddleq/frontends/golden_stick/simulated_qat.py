@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from typing import Any, Dict, Optional
 
 from paddle import nn
 
@@ -16,50 +17,49 @@ from ...graph.dataflow import PRODUCERS
 from ...nn.quantizable_function import QuantizableFunction
 from ...observers import CurrentMinMaxObserver, MovingAverageMinMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
+from .enums import QuantDtype
 from .simulated_qat_config import SimulatedQATConfig
 
 
 class SimulatedQuantizationAwareTraining:
     """Simulated quantization-aware training with MindSpore Golden Stick's interface.
 
-    Convolutions and linear layers get a fake-quantizer for what goes in, for their weight and
-    for what comes out, of the layer or of the block (with batch norm and ReLU) that it begins.
+    Convolutions and linear layers get fake-quantizers for their input, weight and output. A layer
+    that is fused with a batch norm and ReLU has the output of the block quantized.
 
     Args:
-        config: dict; None for the defaults. Five keys are pairs: of a list or tuple of two the
-            first is for activations, the second for weights; a single value, or a list or tuple
-            of one, is for both.
+        config: dict; None for the defaults. Five keys are pairs: a list or tuple of two values is
+            (activations, weights); a single value, or a list or tuple of one, is for both.
 
-            - ``quant_delay`` ((0, 0)): training steps after which a quantizer begins to quantize;
-              it observes meanwhile. Evaluation always quantizes and never counts. Each quantizer
-              counts the forward passes through it while training, in its buffer ``step``.
+            - ``quant_delay`` ((0, 0)): number of training steps before a quantizer starts to
+              quantize; it observes from the first step. Evaluation always quantizes. Each
+              quantizer counts its forward passes in training in the buffer ``step``.
             - ``quant_dtype`` ((QuantDtype.INT8, QuantDtype.INT8)): INT8 only.
             - ``per_channel`` ((False, False)): a scale for each output channel. The first must be
               False.
             - ``symmetric`` ((False, False)): the range is [-M, M] with M = max(|m|, |M|), in int8;
-              else it is [m, M], in uint8 with a zero point. It always contains 0.
-            - ``narrow_range`` ((False, False)): leave the lowest integer out.
-            - ``enable_fusion`` (False): join Conv + BN + ReLU, Conv + BN, Conv + ReLU, and the
-              same with Linear, to blocks, which are quantized at their ends only. Which layers
-              follow each other is seen from what the data does; ``F.relu`` cannot be seen,
-              ``nn.ReLU`` can. A pair whose middle is read by others is not joined.
-            - ``freeze_bn`` (10000000): training steps after which a folded batch norm computes
-              with its running statistics, which stop moving. Of no effect without ``bn_fold``.
-            - ``bn_fold`` (False): train with the batch norm folded into the weight, so that what
-              is quantized is what will be deployed. Needs ``enable_fusion``.
-            - ``one_conv_fold`` (True): compute the convolution once in a step. False: twice, the
-              first time for the statistics of the batch, without quantization.
+              otherwise [m, M], in uint8 with a zero point. It always contains 0.
+            - ``narrow_range`` ((False, False)): exclude the lowest integer.
+            - ``enable_fusion`` (False): fuse Conv + BN + ReLU, Conv + BN and Conv + ReLU, and the
+              same with Linear, into blocks that are quantized at their input and output only.
+              Blocks follow the data flow; ``F.relu`` is not part of it, ``nn.ReLU`` is. A pair
+              whose intermediate tensor has another consumer is not fused.
+            - ``freeze_bn`` (10000000): number of training steps after which a folded batch norm
+              uses its running statistics and stops updating them. Needs ``bn_fold``.
+            - ``bn_fold`` (False): train with the batch norm folded into the weight, so that
+              training quantizes the deployed weight. Needs ``enable_fusion``.
+            - ``one_conv_fold`` (True): compute the convolution once per step. False: twice, the
+              first time in float for the statistics of the batch.
 
     Raises:
-        ConfigTypeError: (a TypeError) a value of another type: a bool is no int here, an int no
-            bool.
+        ConfigTypeError: (a TypeError) a value of another type; a bool is not accepted as an int,
+            nor an int as a bool.
         ConfigError: (a ValueError) an unknown key, a negative int, more than two values, another
             dtype than INT8, ``per_channel`` for activations, ``bn_fold`` without
             ``enable_fusion``.
 
-    Each part of the configuration has a setter, which checks as the constructor does. What takes
-    two to be wrong (``bn_fold`` without ``enable_fusion``) is checked by :meth:`apply`, so that
-    setters can be called in any order.
+    Each part of the configuration has a setter with the same checks. Contradictions (``bn_fold``
+    without ``enable_fusion``) are checked by :meth:`apply`, so setters can be called in any order.
 
     Examples:
         >>> import paddle, paddleq
@@ -77,28 +77,28 @@ class SimulatedQuantizationAwareTraining:
         ['QuantizedConv2D', 'FoldedNorm']
     """
 
-    def __init__(self, config=None):
+    def __init__(self, config: Optional[Dict[str, Any]] = None) -> None:
         self._config = SimulatedQATConfig.parse(config)
 
     @property
-    def config(self):
-        """A dict of the nine keys as they stand."""
+    def config(self) -> Dict[str, Any]:
+        """Dict of the nine keys."""
         return self._config.as_dict()
 
-    def apply(self, network, inputs=None):
-        """Make ``network`` simulate quantization, in place.
+    def apply(self, network: nn.Layer, inputs: Any = None) -> nn.Layer:
+        """Insert fake-quantizers into ``network``, in place.
 
-        1. With ``enable_fusion``, layers are joined to blocks.
-        2. The layers are given policies: what is quantized, and how.
-        3. Of two quantizers with the same parameters on one tensor, the second goes.
-        4. The layers become quantized ones. They remain the same objects, with the same parameters
-           under the same names: a float checkpoint loads, and an optimizer made before trains on.
+        1. With ``enable_fusion``, layers are fused into blocks.
+        2. Each layer gets its configuration.
+        3. Of two quantizers with the same parameters on one tensor, the second is removed.
+        4. The layers become quantized layers. They are the same objects, with the same parameters
+           under the same names: a float checkpoint loads, and an existing optimizer trains on.
 
         Args:
             network: a float ``paddle.nn.Layer``.
-            inputs: example inputs (a tensor, a list of arguments or a dict), which show which
-                layer feeds which. Without them the first batch shows it; until then the network
-                has quantizers that it may turn out not to need.
+            inputs: example inputs (a tensor, a list of arguments or a dict), from which the data
+                flow is found. Default None: the first batch; until then the network has
+                redundant quantizers.
 
         Returns:
             The network.
@@ -111,42 +111,41 @@ class SimulatedQuantizationAwareTraining:
         config = self._config
         engine.check_model(network)
         config.check_together()
-        look = partial(engine.find_arrangement, blocks=config.enable_fusion)
+        find = partial(engine.find_arrangement, blocks=config.enable_fusion)
         found = []
         if inputs is not None:
             engine.prepare(network, _rules(config), lambda: look_now_or_later(
-                network, inputs, lambda model, run: found.append(look(model, run))))
+                network, inputs, lambda model, run: found.append(find(model, run))))
             engine.arrange(network, found[0])
         else:
             engine.prepare(network, _rules(config))
-            look_now_or_later(network, None, partial(_look_and_arrange, look=look))
+            look_now_or_later(network, None, partial(_arrange, find=find))
         engine.say_method(network, "simulated_qat", config=self.config)
         return network
 
-    def convert(self, net_opt, ckpt_path=""):
-        """The network to deploy: batch norms folded into weights and biases, scales fixed.
+    def convert(self, net_opt: nn.Layer, ckpt_path: str = "") -> nn.Layer:
+        """Return a copy of the network to deploy: batch norms folded, scales fixed.
 
-        The scales of weights are computed from the folded weights. With ``bn_fold`` these are
-        what training quantized, and the result is the same as the network's in evaluation; without
-        it, training quantized the weights before the fold, and results move by as much as
-        rounding them anew does.
+        The scales of the weights are computed from the folded weights. With ``bn_fold``, training
+        quantized these weights and the outputs equal those of the network in evaluation. Without
+        it, training quantized the weights before the fold and the outputs differ by rounding.
 
-        It is exported as any quantized network, by ``paddleq.export.save(network, path)``.
+        Export the result with ``paddleq.export.save(network, path)``.
 
         Args:
-            net_opt: a network that :meth:`apply` returned, trained. It is not changed.
-            ckpt_path: a file that ``paddle.save(net_opt.state_dict(), path)`` wrote, to load
-                before; "" (default): none. Nothing in it is unpickled.
+            net_opt: a trained network that :meth:`apply` returned. It is not changed.
+            ckpt_path: a file that ``paddle.save(net_opt.state_dict(), path)`` wrote, which is
+                loaded first; "" (default): none. Nothing in it is unpickled.
 
         Returns:
             A copy of the network, converted, in evaluation mode.
 
         Raises:
             ConfigTypeError: ``net_opt`` is no ``paddle.nn.Layer``, or ``ckpt_path`` no str.
-            FormatError: the file ``ckpt_path`` does not exist, holds more than arrays, or is damaged.
-            ModelError: a parameter is missing in the file or left over; the network is not
-                quantized, or was never shown a batch.
-            CalibrationError: names the quantizers that saw no data.
+            FormatError: the file ``ckpt_path`` is missing, holds more than arrays, or is damaged.
+            ModelError: a parameter is missing in the file or unexpected; the network is not
+                quantized, or has not run a batch yet.
+            CalibrationError: names the quantizers without data.
         """
         if not isinstance(net_opt, nn.Layer):
             raise wrong_type("net_opt", net_opt, "a paddle.nn.Layer that apply() returned")
@@ -158,179 +157,179 @@ class SimulatedQuantizationAwareTraining:
         engine.check_quantized(net_opt)
         if pending(net_opt):
             raise ModelError(
-                "net_opt has not been shown a batch yet, so that it is not known which layer "
-                "feeds which; give apply() example inputs (inputs=...), or run a batch first")
+                "net_opt has not run a batch yet, so its data flow is not known; pass example "
+                "inputs to apply() (inputs=...), or run a batch first")
         network = engine.copy_of(net_opt)
         if ckpt_path:
             load_state(network, read_state(ckpt_path), ckpt_path)
         return engine.convert(network)
 
-    def set_act_quant_delay(self, act_quant_delay):
+    def set_act_quant_delay(self, act_quant_delay: int) -> None:
         """Change ``act_quant_delay`` for the next :meth:`apply`.
 
         Args:
-            act_quant_delay: training steps after which activations are quantized. An int of at
-                least 0.
+            act_quant_delay: number of training steps before activations are quantized. An int of
+                at least 0.
 
         Raises:
-            ConfigTypeError: it is no int, or a bool.
+            ConfigTypeError: it is not an int, or a bool.
             ConfigError: it is negative.
         """
         self._config = self._config.changed("act_quant_delay", act_quant_delay)
 
-    def set_weight_quant_delay(self, weight_quant_delay):
+    def set_weight_quant_delay(self, weight_quant_delay: int) -> None:
         """Change ``weight_quant_delay`` for the next :meth:`apply`.
 
         Args:
-            weight_quant_delay: training steps after which weights are quantized. An int of at
+            weight_quant_delay: number of training steps before weights are quantized. An int of at
                 least 0.
 
         Raises:
-            ConfigTypeError: it is no int, or a bool.
+            ConfigTypeError: it is not an int, or a bool.
             ConfigError: it is negative.
         """
         self._config = self._config.changed("weight_quant_delay", weight_quant_delay)
 
-    def set_act_quant_dtype(self, act_quant_dtype):
+    def set_act_quant_dtype(self, act_quant_dtype: QuantDtype) -> None:
         """Change ``act_quant_dtype`` for the next :meth:`apply`.
 
         Args:
             act_quant_dtype: data type of quantized activations. QuantDtype.INT8 only.
 
         Raises:
-            ConfigTypeError: it is no QuantDtype.
-            ConfigError: it is another one.
+            ConfigTypeError: it is not a QuantDtype.
+            ConfigError: it is not INT8.
         """
         self._config = self._config.changed("act_quant_dtype", act_quant_dtype)
 
-    def set_weight_quant_dtype(self, weight_quant_dtype):
+    def set_weight_quant_dtype(self, weight_quant_dtype: QuantDtype) -> None:
         """Change ``weight_quant_dtype`` for the next :meth:`apply`.
 
         Args:
             weight_quant_dtype: data type of quantized weights. QuantDtype.INT8 only.
 
         Raises:
-            ConfigTypeError: it is no QuantDtype.
-            ConfigError: it is another one.
+            ConfigTypeError: it is not a QuantDtype.
+            ConfigError: it is not INT8.
         """
         self._config = self._config.changed("weight_quant_dtype", weight_quant_dtype)
 
-    def set_act_per_channel(self, act_per_channel):
+    def set_act_per_channel(self, act_per_channel: bool) -> None:
         """Change ``act_per_channel`` for the next :meth:`apply`.
 
         Args:
-            act_per_channel: whether activations have a scale for each channel. False only.
+            act_per_channel: scale per channel for activations. False only.
 
         Raises:
-            ConfigTypeError: it is no bool.
+            ConfigTypeError: it is not a bool.
             ConfigError: it is True.
         """
         self._config = self._config.changed("act_per_channel", act_per_channel)
 
-    def set_weight_per_channel(self, weight_per_channel):
+    def set_weight_per_channel(self, weight_per_channel: bool) -> None:
         """Change ``weight_per_channel`` for the next :meth:`apply`.
 
         Args:
-            weight_per_channel: whether weights have a scale for each output channel. A bool.
+            weight_per_channel: scale per output channel for weights. A bool.
 
         Raises:
-            ConfigTypeError: it is no bool.
+            ConfigTypeError: it is not a bool.
         """
         self._config = self._config.changed("weight_per_channel", weight_per_channel)
 
-    def set_act_symmetric(self, act_symmetric):
+    def set_act_symmetric(self, act_symmetric: bool) -> None:
         """Change ``act_symmetric`` for the next :meth:`apply`.
 
         Args:
-            act_symmetric: whether the range of activations is symmetric. A bool.
+            act_symmetric: symmetric range for activations. A bool.
 
         Raises:
-            ConfigTypeError: it is no bool.
+            ConfigTypeError: it is not a bool.
         """
         self._config = self._config.changed("act_symmetric", act_symmetric)
 
-    def set_weight_symmetric(self, weight_symmetric):
+    def set_weight_symmetric(self, weight_symmetric: bool) -> None:
         """Change ``weight_symmetric`` for the next :meth:`apply`.
 
         Args:
-            weight_symmetric: whether the range of weights is symmetric. A bool.
+            weight_symmetric: symmetric range for weights. A bool.
 
         Raises:
-            ConfigTypeError: it is no bool.
+            ConfigTypeError: it is not a bool.
         """
         self._config = self._config.changed("weight_symmetric", weight_symmetric)
 
-    def set_act_narrow_range(self, act_narrow_range):
+    def set_act_narrow_range(self, act_narrow_range: bool) -> None:
         """Change ``act_narrow_range`` for the next :meth:`apply`.
 
         Args:
-            act_narrow_range: whether activations leave the lowest integer out. A bool.
+            act_narrow_range: exclude the lowest integer for activations. A bool.
 
         Raises:
-            ConfigTypeError: it is no bool.
+            ConfigTypeError: it is not a bool.
         """
         self._config = self._config.changed("act_narrow_range", act_narrow_range)
 
-    def set_weight_narrow_range(self, weight_narrow_range):
+    def set_weight_narrow_range(self, weight_narrow_range: bool) -> None:
         """Change ``weight_narrow_range`` for the next :meth:`apply`.
 
         Args:
-            weight_narrow_range: whether weights leave the lowest integer out. A bool.
+            weight_narrow_range: exclude the lowest integer for weights. A bool.
 
         Raises:
-            ConfigTypeError: it is no bool.
+            ConfigTypeError: it is not a bool.
         """
         self._config = self._config.changed("weight_narrow_range", weight_narrow_range)
 
-    def set_enable_fusion(self, enable_fusion):
+    def set_enable_fusion(self, enable_fusion: bool) -> None:
         """Change ``enable_fusion`` for the next :meth:`apply`.
 
         Args:
-            enable_fusion: whether to join layers to blocks. A bool.
+            enable_fusion: fuse layers into blocks. A bool.
 
         Raises:
-            ConfigTypeError: it is no bool.
+            ConfigTypeError: it is not a bool.
         """
         self._config = self._config.changed("enable_fusion", enable_fusion)
 
-    def set_bn_fold(self, bn_fold):
+    def set_bn_fold(self, bn_fold: bool) -> None:
         """Change ``bn_fold`` for the next :meth:`apply`.
 
         Args:
-            bn_fold: whether to train with batch norms folded into weights. A bool.
+            bn_fold: train with batch norms folded into weights. A bool.
 
         Raises:
-            ConfigTypeError: it is no bool.
+            ConfigTypeError: it is not a bool.
         """
         self._config = self._config.changed("bn_fold", bn_fold)
 
-    def set_one_conv_fold(self, one_conv_fold):
+    def set_one_conv_fold(self, one_conv_fold: bool) -> None:
         """Change ``one_conv_fold`` for the next :meth:`apply`.
 
         Args:
-            one_conv_fold: whether folding computes the convolution once in a step. A bool.
+            one_conv_fold: compute a folded convolution once per step. A bool.
 
         Raises:
-            ConfigTypeError: it is no bool.
+            ConfigTypeError: it is not a bool.
         """
         self._config = self._config.changed("one_conv_fold", one_conv_fold)
 
-    def set_freeze_bn(self, freeze_bn):
+    def set_freeze_bn(self, freeze_bn: int) -> None:
         """Change ``freeze_bn`` for the next :meth:`apply`.
 
         Args:
-            freeze_bn: training steps after which a folded batch norm keeps its running statistics.
-                An int of at least 0.
+            freeze_bn: number of training steps after which a folded batch norm uses its running
+                statistics. An int of at least 0.
 
         Raises:
-            ConfigTypeError: it is no int, or a bool.
+            ConfigTypeError: it is not an int, or a bool.
             ConfigError: it is negative.
         """
         self._config = self._config.changed("freeze_bn", freeze_bn)
 
 
-def _look_and_arrange(model, run, look):
-    engine.arrange(model, look(model, run))
+def _arrange(model, run, find):
+    engine.arrange(model, find(model, run))
 
 
 def _rules(config):
@@ -343,7 +342,7 @@ def _rules(config):
 
 
 def _quantizers(config):
-    """(for activations, for weights)."""
+    """(QuantizerConfig of activations, QuantizerConfig of weights)."""
     def spec(side, granularity):
         symmetric = getattr(config, f"{side}_symmetric")
         return QuantSpec(

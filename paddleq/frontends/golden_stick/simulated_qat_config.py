@@ -1,28 +1,29 @@
 """Parsing of the configuration of ``SimulatedQuantizationAwareTraining``."""
 
 from dataclasses import dataclass, replace
+from typing import Any, Dict, Optional
 
 from ..._checks import check_bool, check_int, check_known_keys, wrong_type, wrong_value
 from ...errors import ConfigError
 from .enums import QuantDtype
 
 
-def check_delay(name, value):
+def check_delay(name: str, value: Any) -> int:
     """Return ``value`` if it is an int of at least 0."""
     return check_int(name, value, 0)
 
 
-def check_dtype(name, value):
+def check_dtype(name: str, value: Any) -> QuantDtype:
     """Return ``value`` if it is QuantDtype.INT8."""
     if not isinstance(value, QuantDtype):
         raise wrong_type(name, value, "a QuantDtype, such as QuantDtype.INT8")
     if value is not QuantDtype.INT8:
-        raise wrong_value(name, value, "QuantDtype.INT8, the only one there is so far")
+        raise wrong_value(name, value, "QuantDtype.INT8, the only supported one")
     return value
 
 
-def check_per_tensor(name, value):
-    """Return ``value`` if it is False: activations have no scale for each channel."""
+def check_per_tensor(name: str, value: Any) -> bool:
+    """Return ``value`` if it is False: activations have one scale per tensor."""
     if check_bool(name, value):
         raise wrong_value(name, value, "False for activations; (False, True) or "
                           "set_weight_per_channel(True) is per channel for weights")
@@ -50,7 +51,7 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class SimulatedQATConfig:
-    """The nine keys, those that are pairs in their two parts. The defaults are the seed's."""
+    """The nine keys; pairs have one field for activations and one for weights."""
 
     act_quant_delay: int = 0
     weight_quant_delay: int = 0
@@ -68,8 +69,8 @@ class SimulatedQATConfig:
     one_conv_fold: bool = True
 
     @classmethod
-    def parse(cls, config):
-        """From a user's dict, or None.
+    def parse(cls, config: Optional[Dict[str, Any]]) -> "SimulatedQATConfig":
+        """Parse a user's dict, or None.
 
         Raises:
             ConfigTypeError, ConfigError: see ``SimulatedQuantizationAwareTraining``.
@@ -91,19 +92,20 @@ class SimulatedQATConfig:
         parsed.check_together()
         return parsed
 
-    def changed(self, field, value, name=None):
-        """A copy with another value, checked; ``name`` is what to call it in messages."""
+    def changed(self, field: str, value: Any,
+                name: Optional[str] = None) -> "SimulatedQATConfig":
+        """Return a copy with another value of ``field``, which messages call ``name``."""
         return replace(self, **{field: CHECKS[field](name or field, value)})
 
-    def check_together(self):
-        """Raise for values that exclude each other."""
+    def check_together(self) -> None:
+        """Raise for values that contradict each other."""
         if self.bn_fold and not self.enable_fusion:
             raise ConfigError(
                 "bn_fold must be False while enable_fusion is False, but is True: only a fused "
                 "convolution and batch norm can be folded; set enable_fusion to True as well")
 
-    def as_dict(self):
-        """The nine keys as a user writes them, pairs as (activation, weight)."""
+    def as_dict(self) -> Dict[str, Any]:
+        """Return the nine keys, pairs as (activation, weight)."""
         return {
             **{key: (getattr(self, f"act_{key}"), getattr(self, f"weight_{key}"))
                for key in _PAIRS},
@@ -113,7 +115,7 @@ class SimulatedQATConfig:
 
 
 def _pair(name, value):
-    """(for activations, for weights) of a scalar or of a list or tuple of one or two."""
+    """Return (value for activations, value for weights)."""
     if not isinstance(value, (list, tuple)):
         return value, value
     if not 1 <= len(value) <= 2:

@@ -1,7 +1,7 @@
-"""The front door of PaddleSlim: ``QAT`` and ``PTQ``.
+"""PaddleSlim's interface: ``QAT`` and ``PTQ``.
 
-Nothing is quantized here. The configuration is checked, said in the engine's language, and the
-engine does the rest.
+The front ends parse and validate their arguments and pass a :class:`~paddleq.config.QuantConfig`
+to the engine.
 """
 
 from .ptq import PTQ

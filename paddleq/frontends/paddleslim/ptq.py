@@ -1,6 +1,8 @@
-"""Static post-training quantization as PaddleSlim offers it."""
+"""Static post-training quantization with PaddleSlim's interface."""
 
 import inspect
+import os
+from typing import Any, Optional, Sequence, Union
 
 from paddle import nn
 
@@ -22,14 +24,15 @@ class PTQ:
 
     Args:
         activation_quantizer: "KLQuantizer" (default), "HistQuantizer" or "AbsmaxQuantizer", the
-            class of that name, an instance of it, or the name of a registered observer.
-        weight_quantizer: "PerChannelAbsmaxQuantizer" (default) or "AbsmaxQuantizer", the class
-            or an instance.
-        **kwargs: arguments of the activation quantizer, where that is no instance:
+            class of that name, a subclass of it, an instance, or the name of a registered
+            observer.
+        weight_quantizer: "PerChannelAbsmaxQuantizer" (default) or "AbsmaxQuantizer", the class,
+            a subclass, or an instance.
+        **kwargs: arguments of the activation quantizer, unless it is an instance:
             ``quant_bits``, ``bins``, ``upsample_bins``, ``hist_percent``.
 
     Raises:
-        ConfigError, ConfigTypeError: an unknown quantizer or argument, or a wrong value.
+        ConfigError, ConfigTypeError: an unknown quantizer or argument, or an invalid value.
 
     Examples:
         >>> import paddle, paddleq
@@ -40,26 +43,27 @@ class PTQ:
         1
     """
 
-    def __init__(self, activation_quantizer="KLQuantizer",
-                 weight_quantizer="PerChannelAbsmaxQuantizer", **kwargs):
+    def __init__(self, activation_quantizer: Any = "KLQuantizer",
+                 weight_quantizer: Any = "PerChannelAbsmaxQuantizer", **kwargs: Any) -> None:
         self.activation_quantizer = _make_quantizer(
             "activation_quantizer", activation_quantizer, ACTIVATION_QUANTIZERS, kwargs)
         self.weight_quantizer = _make_quantizer(
             "weight_quantizer", weight_quantizer, WEIGHT_QUANTIZERS, {})
 
-    def quantize(self, model, inplace=False, fuse=False, fuse_list=None, inputs=None, skip=None,
-                 quantizable_layer_type=None):
-        """Put observers into ``model``; it calibrates with each forward pass from then on.
+    def quantize(self, model: nn.Layer, inplace: bool = False, fuse: bool = False,
+                 fuse_list: Optional[Sequence[Sequence[str]]] = None, inputs: Any = None,
+                 skip: Any = None, quantizable_layer_type: Optional[Sequence] = None) -> nn.Layer:
+        """Insert observers into ``model``, which collect statistics in each forward pass.
 
         Args:
             model: a float ``paddle.nn.Layer``.
-            inplace: change ``model`` itself or a copy (default). Either way the result is in
-                evaluation mode.
+            inplace: change ``model`` itself. Default False: a copy. The result is in evaluation
+                mode.
             fuse: fold batch norms into the convolutions and linear layers before them.
-            fuse_list: names of the pairs to fold, ``[["conv1", "bn1"], ...]``. None with
-                ``fuse=True``: all pairs that the data shows to be such.
-            inputs: example inputs (a tensor, a list of arguments or a dict) to find the pairs
-                with. Without them they are found on the first calibration batch.
+            fuse_list: names of the pairs to fold, ``[["conv1", "bn1"], ...]``. Default None: all
+                pairs in the data flow.
+            inputs: example inputs (a tensor, a list of arguments or a dict) from which the pairs
+                are found. Default None: the first calibration batch.
             skip: layers to leave float: a layer's name (the layer and all layers in it), a
                 regular expression searched in all names, a layer class, or a list of them.
             quantizable_layer_type: layer classes or their names. Default: all registered ones
@@ -70,7 +74,8 @@ class PTQ:
 
         Raises:
             ModelError: the model is already quantized, is not float32 or has nothing to quantize.
-            FusionError: a pair of ``fuse_list`` must not be folded; says why.
+            FusionError: a pair of ``fuse_list`` cannot be folded; gives the reason.
+            ConfigError: an entry of ``skip`` matches no layer.
         """
         check_bool("inplace", inplace)
         check_bool("fuse", fuse)
@@ -83,10 +88,10 @@ class PTQ:
                        if cls not in (nn.Embedding, QuantizableFunction)]
         else:
             classes = layer_classes("quantizable_layer_type", quantizable_layer_type)
-        policy = LayerConfig(weight=self.weight_quantizer.weight(),
+        config = LayerConfig(weight=self.weight_quantizer.weight(),
                              activation=self.activation_quantizer.activation())
         model = model if inplace else engine.copy_of(model)
-        engine.prepare(model, rules_for(classes, policy, scope),
+        engine.prepare(model, rules_for(classes, config, scope),
                        (lambda: fuse_now_or_later(model, inputs, fuse_list)) if fuse else None)
         model.eval()
         engine.set_state(model, "calibration")
@@ -106,10 +111,10 @@ class PTQ:
         """
         return engine.calibrate(model, data, num_batches)
 
-    def convert(self, model):
-        """Compute the thresholds from what plain forward calls observed, and simulate.
+    def convert(self, model: nn.Layer) -> nn.Layer:
+        """Compute the scales from the statistics of plain forward calls.
 
-        :meth:`calibrate` does this at its end.
+        The model simulates quantization from then on. :meth:`calibrate` ends with this step.
 
         Returns:
             The model, in place.
@@ -124,10 +129,9 @@ class PTQ:
 
     def quantize_with_accuracy(self, model, data, metric, max_drop, num_batches=None,
                                max_float=1.0, ranking_batches=4, evaluations=30, **options):
-        """Quantize and calibrate ``model``, but leave layers float that cost too much accuracy.
+        """Quantize and calibrate ``model``, and keep layers float that cost too much accuracy.
 
-        The worst layers first, as few as the search finds:
-        :func:`paddleq.analysis.keep_accuracy` says how.
+        :func:`paddleq.analysis.keep_accuracy` describes the search.
 
         Args:
             model: a float ``paddle.nn.Layer``.
@@ -143,10 +147,10 @@ class PTQ:
 
         Returns:
             (the quantized model, calibrated; :class:`paddleq.analysis.AccuracyReport`: layers left
-            float, the metric before and after, how often it was asked).
+            float, the metric before and after, number of evaluations).
 
         Raises:
-            AccuracyError: the drop cannot be met; says how near it came.
+            AccuracyError: the drop cannot be met; reports the smallest drop found.
             CalibrationError, ModelError, ConfigError, ConfigTypeError: see :meth:`quantize`,
                 :meth:`calibrate` and :func:`paddleq.analysis.keep_accuracy`.
 
@@ -169,24 +173,23 @@ class PTQ:
         self.calibrate(quantized, data, num_batches)
         return quantized, search.run(quantized)
 
-    def save_quantized_model(self, model, path, input_spec=None, onnx_format=True,
-                             format="pdmodel"):
+    def save_quantized_model(self, model: nn.Layer, path: Union[str, os.PathLike],
+                             input_spec: Optional[Sequence] = None, onnx_format: bool = True,
+                             format: str = "pdmodel") -> None:
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
 
-        ``path.paddleq.yaml`` beside them says how they were made.
-
-        The model is not changed.
+        ``path.paddleq.yaml`` beside them describes their origin. The model is not changed.
 
         Args:
-            model: a model that :meth:`quantize` returned, calibrated.
-            path: prefix of the files; folders are made.
-            input_spec: list of ``paddle.static.InputSpec`` or example tensors. Default: what the
-                model was last called with, the batch dimension left open.
+            model: a calibrated model that :meth:`quantize` returned.
+            path: prefix of the files; missing folders are created.
+            input_spec: list of ``paddle.static.InputSpec`` or example tensors. Default: the
+                shapes of the last call, with a dynamic batch dimension.
             onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with
                 integer weights; False: ``fake_*`` operators with float weights.
-            format: "pdmodel" (default): integers, for every runtime, on every Paddle. "pir":
-                ``path.json``, a simulation in float for Paddle 3, under a ``path`` of its own.
-                :func:`paddleq.export.save` says what each is good for.
+            format: "pdmodel" (default): integers, for all runtimes and versions of Paddle. "pir":
+                ``path.json``, a float simulation for Paddle 3; needs another ``path``.
+                See :func:`paddleq.export.save`.
 
         Raises:
             CalibrationError: names the layers that saw no calibration data.

@@ -1,6 +1,8 @@
-"""Quantization-aware training as PaddleSlim offers it."""
+"""Quantization-aware training with PaddleSlim's interface."""
 
 import copy
+import os
+from typing import Any, Callable, Dict, Optional, Sequence, Union
 
 from paddle import nn
 
@@ -50,8 +52,7 @@ _QAT_DEFAULTS = {
 class QAT:
     """Quantization-aware training with PaddleSlim's interface.
 
-    Puts fake-quantizers in front of the inputs and weights of layers, so that training learns
-    to live with int8.
+    Fake-quantizers on the inputs and weights of layers simulate int8 while the model trains.
 
     Args:
         config: dict; None for the defaults. Keys, defaults and values:
@@ -59,36 +60,36 @@ class QAT:
             - ``weight_preprocess_type`` (None): None or "PACT".
             - ``activation_preprocess_type`` (None): None or "PACT".
             - ``weight_quantize_type`` ("channel_wise_abs_max"): or "abs_max",
-              "range_abs_max", "moving_average_abs_max". The two abs_max types follow the weight
-              at each step; those two keep statistics over training steps. Or "lsq",
-              "channel_wise_lsq", "lsq_plus", "channel_wise_lsq_plus": steps that training
-              learns, :class:`~paddleq.LSQ` and :class:`~paddleq.LSQPlus`; make the optimizer
-              after :meth:`quantize`.
+              "range_abs_max", "moving_average_abs_max". The two abs_max types use the maximum of
+              the current weight, the other two statistics over training steps. Or "lsq",
+              "channel_wise_lsq", "lsq_plus", "channel_wise_lsq_plus": learned scales,
+              :class:`~paddleq.LSQ` and :class:`~paddleq.LSQPlus`; create the optimizer after
+              :meth:`quantize`.
             - ``activation_quantize_type`` ("moving_average_abs_max"): or "abs_max",
               "range_abs_max". With "abs_max" a training batch is quantized with its own
               maximum, evaluation and export with the maximum of all training batches. Or
-              "lsq", a learned step; "lsq_plus", with a learned offset as well, which no
-              .pdmodel can hold.
+              "lsq", a learned scale; "lsq_plus", a learned scale and offset, which a .pdmodel
+              cannot store.
             - ``weight_bits``, ``activation_bits`` (8): 1 to 16. One bit is the sign times the
-              mean magnitude; a learned step needs two.
+              mean magnitude; a learned scale needs at least two bits.
             - ``dtype`` ("int8").
-            - ``window_size`` (10000): batches that "range_abs_max" looks back.
+            - ``window_size`` (10000): number of batches in the window of "range_abs_max".
             - ``moving_rate`` (0.9): in [0, 1), for "moving_average_abs_max".
             - ``quantizable_layer_type`` (["Conv2D", "Linear"]): layer classes or their names.
             - ``fuse_conv_bn`` (False): fold batch norms before training.
             - ``onnx_format`` (True): export ``quantize_linear`` / ``dequantize_linear`` with
               integer weights; False: ``fake_*`` operators with float weights.
         weight_preprocess, act_preprocess: classes (usually ``paddle.nn.Layer`` subclasses) built
-            once for each layer and called on the tensor before it is quantized. Trainable
+            once for each layer and called on the tensor before it is quantized. Their trainable
             parameters train with the model. They take precedence over the ``*_type`` keys.
         weight_quantize, act_quantize: classes built once for each layer and called instead of
-            the fake-quantizer; they return the tensor quantized and dequantized.
+            the fake-quantizer; they return the quantized and dequantized tensor.
             :class:`~paddleq.LSQ`, :class:`~paddleq.LSQPlus` and their ``with_args(...)`` take bits
-            and channels from the configuration where they do not say them.
+            and channels from the configuration unless they set them.
 
     Raises:
-        ConfigError, ConfigTypeError: an unknown key or a wrong value; names the nearest valid
-            key, the value and what would be right.
+        ConfigError, ConfigTypeError: an unknown key or an invalid value; names the nearest valid
+            key, or the value and the accepted ones.
 
     The simulation rounds half to even and clips to [-128, 127], as the exported
     ``quantize_linear`` does. PaddleSlim rounds half away from zero and clips to +-127 while
@@ -103,8 +104,11 @@ class QAT:
         >>> loss.backward()
     """
 
-    def __init__(self, config=None, weight_preprocess=None, act_preprocess=None,
-                 weight_quantize=None, act_quantize=None):
+    def __init__(self, config: Optional[Dict[str, Any]] = None,
+                 weight_preprocess: Optional[Callable] = None,
+                 act_preprocess: Optional[Callable] = None,
+                 weight_quantize: Optional[Callable] = None,
+                 act_quantize: Optional[Callable] = None) -> None:
         self.config = _parse_qat_config(config)
         self._hooks = {"weight_preprocess": weight_preprocess, "act_preprocess": act_preprocess,
                        "weight_quantize": weight_quantize, "act_quantize": act_quantize}
@@ -114,22 +118,22 @@ class QAT:
         weight, activation = _qat_quantizers(self.config)
         weight, weight_quantize = _learned(weight, weight_quantize, weight=True)
         activation, act_quantize = _learned(activation, act_quantize, weight=False)
-        self._policy = LayerConfig(
+        self._layer_config = LayerConfig(
             weight=weight, activation=activation,
             weight_preprocess=weight_preprocess or types[self.config["weight_preprocess_type"]],
             activation_preprocess=(
                 act_preprocess or types[self.config["activation_preprocess_type"]]),
             weight_quantize=weight_quantize, activation_quantize=act_quantize)
 
-    def quantize(self, model, inplace=True, inputs=None, skip=None):
-        """Make ``model`` simulate quantization.
+    def quantize(self, model: nn.Layer, inplace: bool = True, inputs: Any = None,
+                 skip: Any = None) -> nn.Layer:
+        """Insert fake-quantizers into ``model``.
 
         Args:
             model: a float ``paddle.nn.Layer``.
             inplace: change ``model`` itself (default) or a copy.
-            inputs: example inputs (a tensor, a list of arguments or a dict), with which
-                ``fuse_conv_bn`` looks at what the model does. Without them it looks at the
-                first batch.
+            inputs: example inputs (a tensor, a list of arguments or a dict), from which
+                ``fuse_conv_bn`` finds the data flow. Default None: the first batch.
             skip: layers to leave float: a layer's name (the layer and all layers in it), a
                 regular expression searched in all names, a layer class, or a list of them.
                 ``layer.skip_quant = True`` skips a layer and all layers in it as well.
@@ -139,42 +143,43 @@ class QAT:
 
         Raises:
             ModelError: the model is already quantized, is not float32, or has no layer of the
-                asked types.
-            ConfigError: ``skip`` matches nothing.
+                configured types.
+            ConfigError: an entry of ``skip`` matches no layer.
         """
         check_bool("inplace", inplace)
         engine.check_model(model)
         scope = Scope.parse(skip, model)
         model = model if inplace else engine.copy_of(model)
         fuse = (lambda: fuse_now_or_later(model, inputs)) if self.config["fuse_conv_bn"] else None
-        engine.prepare(
-            model, rules_for(self.config["quantizable_layer_type"], self._policy, scope), fuse)
+        rules = rules_for(self.config["quantizable_layer_type"], self._layer_config, scope)
+        engine.prepare(model, rules, fuse)
         engine.say_method(model, "qat", config=self.config, rules=skip_rules(scope),
                           **self._hooks)
         return model
 
-    def save_quantized_model(self, model, path, input_spec=None, onnx_format=None,
-                             format="pdmodel"):
+    def save_quantized_model(self, model: nn.Layer, path: Union[str, os.PathLike],
+                             input_spec: Optional[Sequence] = None,
+                             onnx_format: Optional[bool] = None,
+                             format: str = "pdmodel") -> None:
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
 
-        ``path.paddleq.yaml`` beside them says how they were made.
-
-        The model is not changed: same mode, same outputs, still trainable.
+        ``path.paddleq.yaml`` beside them describes their origin. The model is not changed and
+        can be trained on.
 
         Args:
-            model: a model that :meth:`quantize` returned, trained.
-            path: prefix of the files; folders are made.
+            model: a trained model that :meth:`quantize` returned.
+            path: prefix of the files; missing folders are created.
             input_spec: list of ``paddle.static.InputSpec`` or example tensors, one for each
-                argument of ``forward``. Default: what the model was last called with, the batch
-                dimension left open.
-            onnx_format: override the key of the configuration.
-            format: "pdmodel" (default): integers, for every runtime, on every Paddle. "pir":
-                ``path.json``, a simulation in float for Paddle 3, under a ``path`` of its own.
-                :func:`paddleq.export.save` says what each is good for.
+                argument of ``forward``. Default: the shapes of the last call, with a dynamic
+                batch dimension.
+            onnx_format: overrides the key of the configuration.
+            format: "pdmodel" (default): integers, for all runtimes and versions of Paddle. "pir":
+                ``path.json``, a float simulation for Paddle 3; needs another ``path``.
+                See :func:`paddleq.export.save`.
 
         Raises:
             ExportError: names the layers whose quantizers were never trained; or the format
-                cannot hold what was asked for.
+                does not support a part of the model.
             TraceError: Paddle could not trace the model into a program.
         """
         onnx_format = self.config["onnx_format"] if onnx_format is None else check_bool(
@@ -246,8 +251,7 @@ def _qat_quantizers(config):
 
 
 def _learned(config, hook, weight):
-    """(QuantizerConfig, hook): a hook that is LSQ or the like is told of the layer, as no other is.
-    """
+    """(QuantizerConfig, hook): LSQ and its subclasses become the quantizer of the config."""
     found = None if hook is None else LSQ.in_layer(hook, config.spec, weight)
     if found is None:
         return config, hook

@@ -1,5 +1,4 @@
-"""PTQ's quantizers, under PaddleSlim's names: each holds parameters and says which observer to use.
-"""
+"""Quantizers of PaddleSlim's ``PTQ``, each the parameters of an observer."""
 
 from functools import partial
 
@@ -18,13 +17,13 @@ from ...spec import PerChannel, QuantSpec
 
 
 class _Quantizer:
-    """Base of the quantizers that PTQ takes; each holds parameters and makes observers."""
+    """Base class of the quantizers."""
 
-    def __init__(self, quant_bits=8):
+    def __init__(self, quant_bits: int = 8) -> None:
         self.quant_bits = check_int("quant_bits", quant_bits, 1, 16)
 
-    def said(self):
-        """What a recipe says to have this quantizer."""
+    def said(self) -> dict:
+        """Return this quantizer as recipes describe it."""
         return named(type(self), vars(self))
 
     def __repr__(self):
@@ -33,7 +32,7 @@ class _Quantizer:
 
 
 class AbsmaxQuantizer(_Quantizer):
-    """Threshold = the largest magnitude seen. For activations and weights.
+    """Range from the largest observed magnitude. For activations and weights.
 
     Args:
         quant_bits: 1 to 16. Default 8.
@@ -44,17 +43,17 @@ class AbsmaxQuantizer(_Quantizer):
         AbsmaxQuantizer(quant_bits=8)
     """
 
-    def activation(self):
-        """QuantizerConfig for an activation."""
+    def activation(self) -> QuantizerConfig:
+        """Return the QuantizerConfig of an activation."""
         return QuantizerConfig(AbsMaxObserver, QuantSpec(self.quant_bits))
 
-    def weight(self):
-        """QuantizerConfig for a weight."""
+    def weight(self) -> QuantizerConfig:
+        """Return the QuantizerConfig of a weight."""
         return QuantizerConfig(CurrentAbsMaxObserver, QuantSpec(self.quant_bits))
 
 
 class PerChannelAbsmaxQuantizer(_Quantizer):
-    """Threshold = the largest magnitude of each output channel. For weights.
+    """Range from the largest magnitude of each output channel. For weights.
 
     Args:
         quant_bits: 1 to 16. Default 8.
@@ -65,14 +64,14 @@ class PerChannelAbsmaxQuantizer(_Quantizer):
         PerChannelAbsmaxQuantizer(quant_bits=8)
     """
 
-    def weight(self):
-        """QuantizerConfig for a weight."""
+    def weight(self) -> QuantizerConfig:
+        """Return the QuantizerConfig of a weight."""
         return QuantizerConfig(CurrentAbsMaxObserver,
                                QuantSpec(self.quant_bits, granularity=PerChannel()))
 
 
 class HistQuantizer(_Quantizer):
-    """Threshold below which a share of the magnitudes lies. For activations.
+    """Range that contains a share of the magnitudes. For activations.
 
     Args:
         quant_bits: 1 to 16. Default 8.
@@ -86,15 +85,16 @@ class HistQuantizer(_Quantizer):
         0.999
     """
 
-    def __init__(self, quant_bits=8, bins=1024, upsample_bins=64, hist_percent=HIST_PERCENT):
+    def __init__(self, quant_bits: int = 8, bins: int = 1024, upsample_bins: int = 64,
+                 hist_percent: float = HIST_PERCENT) -> None:
         super().__init__(quant_bits)
         self.bins = check_int("bins", bins, 2)
         self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
         self.hist_percent = check_float("hist_percent", hist_percent, 0.0, 1.0,
                                         open_low=True, open_high=True)
 
-    def activation(self):
-        """QuantizerConfig for an activation."""
+    def activation(self) -> QuantizerConfig:
+        """Return the QuantizerConfig of an activation."""
         return QuantizerConfig(
             lambda spec, channels: HistogramObserver(
                 spec, channels, self.bins, self.upsample_bins, self.hist_percent),
@@ -102,7 +102,7 @@ class HistQuantizer(_Quantizer):
 
 
 class KLQuantizer(_Quantizer):
-    """Threshold with the smallest KL divergence. For activations.
+    """Range with the smallest KL divergence. For activations.
 
     Args:
         quant_bits: 1 to 16. Default 8.
@@ -115,13 +115,13 @@ class KLQuantizer(_Quantizer):
         KLQuantizer(quant_bits=8, bins=1024, upsample_bins=64)
     """
 
-    def __init__(self, quant_bits=8, bins=1024, upsample_bins=64):
+    def __init__(self, quant_bits: int = 8, bins: int = 1024, upsample_bins: int = 64) -> None:
         super().__init__(quant_bits)
         self.bins = check_int("bins", bins, 2)
         self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
 
-    def activation(self):
-        """QuantizerConfig for an activation."""
+    def activation(self) -> QuantizerConfig:
+        """Return the QuantizerConfig of an activation."""
         return QuantizerConfig(
             lambda spec, channels: KLObserver(spec, channels, self.bins, self.upsample_bins),
             QuantSpec(self.quant_bits))
