@@ -200,7 +200,8 @@ def forward_arguments(model: nn.Layer, batch: Any) -> Arguments:
         return [x], {}
     required = sum(p.default is p.empty for p in _positional(model))
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        required = max(required, 1)
+        # A SavedModel names its inputs.
+        required = max(required, len(getattr(model, "input_names", ())), 1)
     if len(batch) < required:
         raise ConfigError(f"a batch must hold the {required} arguments of forward, but has "
                           f"{len(batch)} entries")

@@ -45,8 +45,13 @@ def trace(model, input_spec, format=None):
     with evaluation(model):
         format = format or FORMATS["pdmodel"]()
         recorder = _ExportRecorder(model, format)
-        with recording(recorder):
-            program = trace_float(model, input_spec, format.read or load_program)
+        if hasattr(model, "traced_program"):  # a SavedModel has its program already
+            if format.read is not None:
+                raise ExportError("a SavedModel can be exported as pdmodel and onnx, not as pir")
+            program = model.traced_program(recorder)
+        else:
+            with recording(recorder):
+                program = trace_float(model, input_spec, format.read or load_program)
     return program, recorder.marks
 
 
@@ -76,6 +81,8 @@ def trace_float(model, input_spec, read=load_program):
 
 def input_spec_of(model, input_spec):
     """Return ``input_spec``, by default that of the last call of the quantized ``model``."""
+    if hasattr(model, "traced_program"):
+        return None
     if input_spec is None and isinstance(model.forward, types.MethodType):
         # A forward that to_static wrapped has its own input_spec.
         input_spec = read_state(model).input_spec
@@ -128,6 +135,18 @@ class _ExportRecorder(Recorder):
             self._inputs[id(layer), 0] = [], ActivationMark(name, threshold, spec, zero_point)
         if format.stores_integers_of(layer):
             self._weights[id(layer), "weight"] = _stored_weight_mark(name, layer)
+
+    def input_mark(self, layer, slot):
+        """Return (callables that stay in the graph, mark or None) of an input of a layer."""
+        return self._inputs.get((id(layer), slot), ([], None))
+
+    def weight_mark(self, layer, name):
+        """Return the mark of a weight, None if the weight stays float."""
+        return self._weights.get((id(layer), name))
+
+    def output_mark(self, layer):
+        """Return the mark of the output of a layer, None if it stays float."""
+        return self._outputs.get(id(layer))
 
     def activation(self, x, layer, slot):
         hooks, mark = self._inputs[id(layer), slot]

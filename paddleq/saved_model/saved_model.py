@@ -18,6 +18,7 @@ from .control_flow import CONTROL_FLOW
 from .files import locate
 from .functions import FUNCTIONS
 from .layers import LayerBinding, make_layer, plan_layers, shaped_for_layer, shaped_for_program
+from .lower import build_program
 from .operators import Arguments, Operator, read_operators
 from .without_gradient import run_without_gradient
 
@@ -179,11 +180,12 @@ class SavedModel(nn.Layer):
         """Return name of each sublayer -> its place in the program."""
         return dict(self._bindings)
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run the program.
 
         Args:
             inputs: tensors or arrays in the order of :attr:`input_names`, or one dict by name.
+            named: the inputs by name, where their names are Python identifiers.
 
         Returns:
             The output, or a list of outputs if there are several.
@@ -195,7 +197,7 @@ class SavedModel(nn.Layer):
         if not paddle.in_dynamic_mode():
             raise ModelError("a SavedModel runs in dynamic mode only; export it with "
                              "paddleq.save_quantized_model or SavedModel.save")
-        values = self._checked(inputs)
+        values = self._checked((named,) if named and not inputs else inputs)
         self._run_block(0, values)
         outputs = [self._value(name, values) for name in self.output_names]
         return outputs[0] if len(outputs) == 1 else outputs
@@ -328,8 +330,6 @@ class SavedModel(nn.Layer):
 
         Layers that are quantized are written in float; see ``paddleq.save_quantized_model``.
         """
-        from .lower import build_program
-
         return build_program(self)
 
     def save(self, path: Union[str, os.PathLike]) -> None:
@@ -347,17 +347,30 @@ class SavedModel(nn.Layer):
         desc.ParseFromString(self._description)
         return Program(desc, {})
 
+    def traced_program(self, recorder: Any) -> Program:
+        """Return the program with markers of an export in it; ``paddleq.export`` calls this."""
+        return build_program(self, recorder)
+
+    def parameter_shape(self, name: str) -> List[int]:
+        """Return the shape of a parameter in the program."""
+        return list(self._shapes[name][0])
+
     def parameter_arrays(self) -> Dict[str, np.ndarray]:
-        """Return name of each parameter in the program -> its current value."""
-        arrays = {}
+        """Return name of each parameter in the program -> its current value.
+
+        Zeros for those that the layers no longer have (of folded batch norms, or stored as
+        integers).
+        """
+        arrays = {name: np.zeros(shape, "uint16" if dtype == "bfloat16" else dtype)
+                  for name, (shape, dtype) in self._shapes.items()}
         for name, (owner, attribute) in self._places.items():
-            holder = getattr(self, owner) if owner else self
-            value = getattr(holder, attribute, None)
-            if value is None:  # a folded batch norm has none
+            value = getattr(getattr(self, owner) if owner else self, attribute, None)
+            if value is None or owner and not paddle.is_floating_point(value):
                 continue
-            array = value.numpy()
-            arrays[name] = shaped_for_program(
-                self._bindings[owner], attribute, array, self._shapes[name][0]) if owner else array
+            arrays[name] = value.numpy()
+            if owner:
+                arrays[name] = shaped_for_program(self._bindings[owner], attribute, arrays[name],
+                                                  self._shapes[name][0])
         return arrays
 
 
