@@ -42,6 +42,15 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: the name is taken.
             ConfigTypeError: the name is not a non-empty string.
+
+        Examples:
+            >>> from paddleq.observers import OBSERVERS, AbsMaxObserver, register_observer
+            >>> @register_observer("half")
+            ... class HalfObserver(AbsMaxObserver):
+            ...     def threshold(self):
+            ...         return 0.5 * super().threshold()
+            >>> OBSERVERS.unregister("half") is HalfObserver
+            True
         """
         if not isinstance(name, str) or not name:
             raise wrong_type(f"name of the {self.kind}", name, "a non-empty string")

@@ -54,6 +54,15 @@ class Smoother(ABC):
     Attributes:
         name: what a summary calls it.
         needs: which :class:`Statistics` of the input it takes.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.algorithms import Smoother
+        >>> class NoSmoothing(Smoother):
+        ...     def scales(self, weights, stats, spec):
+        ...         return paddle.ones([weights[0].shape[0]])
+        >>> NoSmoothing().scales([paddle.zeros([2, 3])], None, None).tolist()
+        [1.0, 1.0]
     """
 
     name = ""
@@ -93,6 +102,16 @@ class Rounder(ABC):
     Attributes:
         name: what a summary calls it.
         needs: which :class:`Statistics` of the input it takes.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.algorithms import RoundToNearest, Rounder
+        >>> class Halves(Rounder):
+        ...     def quantize_all(self, weights, spec, stats=None, clips=None):
+        ...         return RoundToNearest().quantize_all([w / 2 for w in weights], spec)
+        >>> Halves().quantize(paddle.eye(2), QuantSpec(bits=4)).dequantize().tolist()
+        [[0.5, 0.0], [0.0, 0.5]]
     """
 
     name = ""

@@ -4,7 +4,7 @@ import click
 
 from ..algorithms import ALGORITHMS
 from ..deploy.runtimes import RUNTIMES
-from ..export.save import FORMATS
+from ..export.formats import FORMATS
 from ..nn.layer_types import known_classes
 from ..observers import OBSERVERS
 from .main import STATUS
