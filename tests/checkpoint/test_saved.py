@@ -5,10 +5,8 @@ import hashlib
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import paddle
@@ -18,6 +16,7 @@ from deployed import deploy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paddle import nn
+from paths import HELPERS, ROOT
 
 import paddleq
 from paddleq import PerChannel, PerGroup, PerToken, QuantSpec
@@ -359,36 +358,42 @@ def test_a_dtype_that_the_format_lacks(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-KILLED = """
-import sys, zlib, numpy as np, paddle, paddleq
-model = paddle.nn.Sequential(paddle.nn.Linear(700, 700), paddle.nn.Linear(700, 700))
-sys.stdout.write("ready\\n"); sys.stdout.flush()
-number = 1
-while True:
-    for value in model.state_dict().values():
-        value.set_value(paddle.full_like(value, float(number)))
-    paddleq.save_checkpoint(model, sys.argv[1])
-    number += 1
-"""
+def checkpoints_after_crashes(folder, *arguments):
+    """Return (finished renames, "ones", "twos" or "refused") for each step that was killed."""
+    done = subprocess.run([sys.executable, str(HELPERS / "crash_worker.py"), str(folder),
+                           *arguments], stdout=subprocess.PIPE, text=True, check=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    renames, found = json.loads(done.stdout.splitlines()[-1]), []
+    for number in range(len(renames)):
+        model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30))
+        try:
+            paddleq.load_checkpoint(model, folder / str(number) / "model")
+        except FormatError:
+            found.append("refused")
+        else:
+            values = {float(each) for value in model.state_dict().values()
+                      for each in (value.min(), value.max())}
+            found.append({(1.0,): "ones", (2.0,): "twos"}[tuple(values)])
+    return list(zip(renames, found))
+
+
+def expected_after_crashes(renames):
+    """The old files before the first rename, the new ones after the last; torn ones are refused."""
+    return ["ones" if count == 0 else "twos" if count == max(renames) else "refused"
+            for count in renames]
 
 
 def test_a_killed_process_leaves_whole_files(tmp_path):
-    """Between the two renames lies a moment; what it leaves is refused, not loaded."""
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "model")],
-                               stdout=subprocess.PIPE)
-    process.stdout.readline()
-    time.sleep(1.0)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    model = nn.Sequential(nn.Linear(700, 700), nn.Linear(700, 700))
-    try:
-        paddleq.load_checkpoint(model, tmp_path / "model")
-    except FormatError as error:
-        assert "does not belong" in str(error)
-    else:
-        values = {value.numpy().min() for value in model.state_dict().values()}
-        assert len(values) == 1 and values.pop() >= 1.0
+    renames, found = zip(*checkpoints_after_crashes(tmp_path))
+    assert max(renames) == 2 and renames.count(0) >= 2  # at each write, and between the renames
+    assert list(found) == expected_after_crashes(renames)
+    # The renames follow all writes: no step but a rename lies between the first and the last.
+    assert renames[-3:] == (0, 1, 2) and found[-3:] == ("ones", "refused", "twos")
+
+
+def test_the_crash_test_detects_a_rename_before_the_last_write(tmp_path):
+    renames, _ = zip(*checkpoints_after_crashes(tmp_path, "interleaved"))
+    assert renames[-3:] != (0, 1, 2)
 
 
 def test_a_state_in_safetensors_for_simulated_training(tmp_path):
