@@ -17,6 +17,7 @@ import paddleq
 from paddleq.errors import (
     ConfigError,
     ConfigTypeError,
+    DependencyError,
     ExportError,
     FormatError,
     UnsupportedOperatorError,
@@ -454,6 +455,17 @@ except paddleq.errors.DependencyError as error:
                           universal_newlines=True)
     assert f"needs {'the package ' * (missing == 'onnx')}{missing}" in done.stdout
     assert "pip install 'paddleq[onnx]'" in done.stdout
+
+
+def test_another_interpreter_runs_paddle2onnx(tmp_path, monkeypatch):
+    net = paddle.nn.Linear(4, 3)
+    paddleq.export.to_onnx(net, tmp_path / "own", [SPEC([None, 4])])
+    monkeypatch.setenv("PADDLEQ_PADDLE2ONNX_PYTHON", sys.executable)
+    paddleq.export.to_onnx(net, tmp_path / "other", [SPEC([None, 4])])
+    assert (tmp_path / "own.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
+    monkeypatch.setenv("PADDLEQ_PADDLE2ONNX_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(DependencyError, match="PADDLEQ_PADDLE2ONNX_PYTHON.*python is not a Python"):
+        paddleq.export.to_onnx(net, tmp_path / "none", [SPEC([None, 4])])
 
 
 SCHEMES = [*((weight, "A16") for weight in WEIGHTS),

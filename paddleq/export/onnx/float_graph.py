@@ -1,6 +1,6 @@
-"""The float graph in ONNX, by paddle2onnx."""
+"""Conversion of a float program to ONNX by paddle2onnx."""
 
-import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -9,18 +9,21 @@ import tempfile
 from pathlib import Path
 
 from ...errors import DependencyError, ExportError, UnsupportedOperatorError
+from .paddle2onnx_child import find
 
-VERSION = "1.3.1"  # the one release that reads a .pdmodel on its own, beside any Paddle
-_INSTALL = f"pip install 'paddleq[onnx]' (or paddle2onnx=={VERSION} and onnx)"
-_CHILD = Path(__file__).with_name("paddle2onnx_child.py")
+INTERPRETER = "PADDLEQ_PADDLE2ONNX_PYTHON"
+"""Environment variable that names another Python interpreter, which has paddle2onnx."""
+
+_INSTALL = "pip install 'paddleq[onnx]' (or paddle2onnx==1.3.1 and onnx)"
+_CHILD = str(Path(__file__).with_name("paddle2onnx_child.py"))
 _LAST_LINES = 5
 
 
 def require_onnx():
-    """The module ``onnx``.
+    """Return the module ``onnx``.
 
     Raises:
-        DependencyError: it is not installed.
+        DependencyError: onnx is not installed.
     """
     try:
         import onnx
@@ -30,76 +33,82 @@ def require_onnx():
 
 
 def float_graph(program, opset):
-    """The ``onnx.ModelProto`` of a float :class:`~paddleq.export.program.program.Program`.
+    """Convert a float :class:`~paddleq.export.program.program.Program` to ``onnx.ModelProto``.
 
     Args:
-        opset: of the operators. Where one of them needs a higher one, the model gets that.
+        program: the program.
+        opset: minimum opset of the operators. An operator that needs a higher one raises it.
 
     Raises:
-        DependencyError: paddle2onnx is missing or of another version.
-        UnsupportedOperatorError: it does not know an operator.
-        ExportError: it failed otherwise; with what it said.
+        DependencyError: paddle2onnx is missing or has an unsupported version.
+        UnsupportedOperatorError: paddle2onnx does not support an operator.
+        ExportError: paddle2onnx failed for another reason, which the message quotes.
     """
     onnx = require_onnx()
-    module = _module()
+    python, module, version = _converter()
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
         model, params, out = (os.path.join(folder, name)
                               for name in ("m.pdmodel", "m.pdiparams", "m.onnx"))
         program.save(model, params, workarounds=False)
         done = subprocess.run(
-            [sys.executable, "-I", str(_CHILD), module, model, params, str(opset), out],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
-            errors="replace")
+            [python, "-I", _CHILD, module, model, params, str(opset), out],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         if done.returncode != 0 or not os.path.exists(out):
-            raise _failure(done)
+            raise _failure(done, version)
         model = onnx.load(out)
-    _refuse_nonsense(model)
+    _check_strides(model, version)
     return model
 
 
-def _refuse_nonsense(model):
-    """Raise for what paddle2onnx writes where it should give up, and runtimes crash on."""
+def _check_strides(model, version):
+    """Raise for strides of 0, which paddle2onnx writes for a pool that it cannot express."""
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "strides" and 0 in attribute.ints:
                 raise ExportError(
-                    f"paddle2onnx {VERSION} wrote a {node.op_type} of stride 0: an adaptive pool "
+                    f"paddle2onnx {version} wrote a {node.op_type} of stride 0: an adaptive pool "
                     "makes its input larger, which it cannot express; give the pool, or the "
                     "whole model, a larger input")
 
 
-def _module():
-    """Path of paddle2onnx' compiled module."""
-    spec = importlib.util.find_spec("paddle2onnx")
-    found = [] if spec is None or spec.origin is None else sorted(
-        Path(spec.origin).parent.glob("paddle2onnx_cpp2py_export*"))
-    if not found:
-        raise DependencyError(f"export to ONNX needs paddle2onnx {VERSION}, which has packages for "
-                              f"Python 3.8 to 3.12: {_INSTALL}")
-    version = _version()
-    if version != VERSION:
+def _converter():
+    """Return (Python interpreter, path of the compiled module, version) of paddle2onnx."""
+    python = os.environ.get(INTERPRETER)
+    if python:
+        try:
+            found = json.loads(subprocess.run([python, "-I", _CHILD], check=True, text=True,
+                                              stdout=subprocess.PIPE).stdout)
+        except (OSError, subprocess.CalledProcessError, ValueError) as error:
+            raise DependencyError(
+                f"{INTERPRETER}={python} is not a Python interpreter that runs: {error}") from error
+    else:
+        found = find()
+    if found is None:
         raise DependencyError(
-            f"export to ONNX needs paddle2onnx {VERSION}, which works beside any Paddle, but "
-            f"{version} is installed: pip install paddle2onnx=={VERSION}")
-    return str(found[-1])
+            f"export to ONNX needs paddle2onnx, which {python or sys.executable} does not have: "
+            f"{_INSTALL}; it has wheels for Python 3.8 to 3.12, on another version set "
+            f"{INTERPRETER} to such an interpreter that has paddle2onnx==1.3.1")
+    module, version = found
+    if version != "1.3.1" and version.split(".")[:2] != ["2", "1"]:
+        raise DependencyError(
+            f"export to ONNX needs paddle2onnx 1.3.1 or 2.1, but {version} is installed: "
+            "pip install paddle2onnx==1.3.1")
+    return python or sys.executable, module, version
 
 
-def _version():
-    try:
-        from importlib.metadata import version
-    except ImportError:  # Python 3.7 and older; nothing else in paddleq runs there
-        return None
-    return version("paddle2onnx")
+def converter_version():
+    """Return the version of paddle2onnx."""
+    return _converter()[2]
 
 
-def _failure(done):
+def _failure(done, version):
     said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).strip()
     unknown = re.search(r"operators not supported yet, including (.+)", said)
     if unknown:
         names = unknown.group(1).strip(" ,.")
         return UnsupportedOperatorError(
-            f"paddle2onnx {VERSION} cannot convert the operators {names}; without them, or as "
+            f"paddle2onnx {version} cannot convert the operators {names}; without them, or as "
             "format='pdmodel', the model can be exported", names)
     last = "\n".join(said.splitlines()[-_LAST_LINES:])
-    return ExportError(f"paddle2onnx {VERSION} could not convert the float model (exit code "
+    return ExportError(f"paddle2onnx {version} could not convert the float model (exit code "
                        f"{done.returncode}): {last or 'it said nothing'}")

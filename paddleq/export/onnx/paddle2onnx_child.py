@@ -1,21 +1,47 @@
-"""Runs paddle2onnx on one model, in a process of its own: MODULE MODEL PARAMS OPSET OUT.
+"""Script that runs paddle2onnx on one float program, in its own process.
 
-paddle2onnx aborts the process where it cannot go on, and only the export must end then. This is
-a script: its compiled module is loaded by path, for importing the package imports Paddle, which
-takes seconds and is not needed.
+    python -I paddle2onnx_child.py                              print the module and its version
+    python -I paddle2onnx_child.py MODULE MODEL PARAMS OPSET OUT   convert
+
+A separate process, because paddle2onnx aborts it on an error. The compiled module is loaded by its
+path, because ``import paddle2onnx`` imports Paddle: 1.3.1 works without Paddle, and 2.x needs
+the libraries of Paddle 3.
 """
 
+import importlib.metadata
 import importlib.util
+import json
 import sys
+from pathlib import Path
 
 
-def main():
-    module, model, params, opset, out = sys.argv[1:]
+def find():
+    """Return (path of the compiled module, version) of the installed paddle2onnx, or None."""
+    spec = importlib.util.find_spec("paddle2onnx")
+    found = [] if spec is None or spec.origin is None else sorted(
+        Path(spec.origin).parent.glob("paddle2onnx_cpp2py_export*"))
+    return (str(found[-1]), importlib.metadata.version("paddle2onnx")) if found else None
+
+
+def _load(module):
     spec = importlib.util.spec_from_file_location("paddle2onnx_cpp2py_export", module)
+    assert spec is not None and spec.loader is not None
     converter = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(converter)
-    # By position, the names are not there. What is on: raising the opset where an operator needs
-    # it, its log, and operators that are not of ONNX's own domain never.
+    return converter
+
+
+def _convert(module, model, params, opset, out):
+    try:
+        converter = _load(module)
+    except ImportError:  # 2.x: symbols of Paddle's libraries
+        import zlib  # noqa: F401  (before paddle: see paddleq/__init__.py)
+
+        import paddle  # noqa: F401
+
+        converter = _load(module)
+    # The parameters have no names: upgrade raises the opset where an operator needs it;
+    # operators outside of ONNX's own domain stay off.
     upgrade, verbose, check, experimental, optimize, half = True, False, False, False, False, False
     content = converter.export(model, params, int(opset), upgrade, verbose, check, experimental,
                                optimize, {}, "onnxruntime", "", "", half)
@@ -24,4 +50,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        _convert(*sys.argv[1:])
+    else:
+        print(json.dumps(find()))
