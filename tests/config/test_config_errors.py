@@ -1,7 +1,8 @@
-"""What is refused, with which error, and what the message says.
+"""Errors of invalid arguments.
 
-Every message names the argument, the value that it had and what would be right; every error is of
-the library's own hierarchy, and a refused ``quantize`` leaves the model as it was.
+Messages name the argument, its value and the accepted values; errors are of the library's
+hierarchy; a failed ``quantize`` does not change the model. tests/test_checks.py has the values
+that each kind of check refuses.
 """
 
 import numpy as np
@@ -62,7 +63,7 @@ class TwoInputs(nn.Layer):
 
 
 class Own(nn.Layer):
-    """A class that nobody registered."""
+    """A class that is not registered."""
 
     def __init__(self):
         super().__init__()
@@ -92,11 +93,10 @@ def ident(case):
     return case[0]
 
 
-# (name, callable, error, what the message contains)
+# (name, callable, error, words of the message)
 ARGUMENTS = [
     # QAT(config)
     ("config no dict", lambda: QAT("qat.yaml"), ConfigTypeError, ["config", "'qat.yaml'", "dict"]),
-    ("config list", lambda: QAT([1]), ConfigTypeError, ["config", "[1]", "dict"]),
     ("key misspelt", qat(weight_bit=8), ConfigError,
      ["'weight_bit'", "did you mean 'weight_bits'"]),
     ("key unknown", qat(frobnicate=1), ConfigError, ["'frobnicate'", "valid", "moving_rate"]),
@@ -112,18 +112,12 @@ ARGUMENTS = [
     ("weight preprocess", qat(weight_preprocess_type=True), ConfigError,
      ["weight_preprocess_type", "True", "'PACT'"]),
     ("weight_bits 0", qat(weight_bits=0), ConfigError, ["weight_bits", "0", "[1, 16]"]),
-    ("weight_bits 17", qat(weight_bits=17), ConfigError, ["weight_bits", "17", "[1, 16]"]),
-    ("weight_bits float", qat(weight_bits=8.0), ConfigTypeError, ["weight_bits", "8.0", "int"]),
     ("weight_bits bool", qat(weight_bits=True), ConfigTypeError, ["weight_bits", "True", "int"]),
     ("activation_bits str", qat(activation_bits="8"), ConfigTypeError,
      ["activation_bits", "'8'", "int"]),
-    ("activation_bits -1", qat(activation_bits=-1), ConfigError, ["activation_bits", "-1"]),
     ("dtype", qat(dtype="int4"), ConfigError, ["dtype", "'int4'", "'int8'"]),
     ("window_size 0", qat(window_size=0), ConfigError, ["window_size", "0", "at least 1"]),
-    ("window_size float", qat(window_size=1e4), ConfigTypeError, ["window_size", "10000.0"]),
     ("moving_rate 1", qat(moving_rate=1.0), ConfigError, ["moving_rate", "1.0", "[0.0, 1.0)"]),
-    ("moving_rate below 0", qat(moving_rate=-0.1), ConfigError, ["moving_rate", "-0.1"]),
-    ("moving_rate NaN", qat(moving_rate=float("nan")), ConfigError, ["moving_rate", "nan"]),
     ("moving_rate str", qat(moving_rate="0.9"), ConfigTypeError, ["moving_rate", "'0.9'"]),
     ("fuse_conv_bn int", qat(fuse_conv_bn=1), ConfigTypeError, ["fuse_conv_bn", "1", "bool"]),
     ("onnx_format str", qat(onnx_format="yes"), ConfigTypeError, ["onnx_format", "'yes'", "bool"]),
@@ -139,7 +133,6 @@ ARGUMENTS = [
      ["act_preprocess", "PACT()", "class", "not an instance"]),
     ("hook str", lambda: QAT(weight_quantize="PACT"), ConfigTypeError,
      ["weight_quantize", "'PACT'", "class"]),
-    ("hook int", lambda: QAT(act_quantize=3), ConfigTypeError, ["act_quantize", "3", "class"]),
     # PTQ(...)
     ("PTQ name", ptq("KLQuantiser"), ConfigError,
      ["activation_quantizer", "'KLQuantiser'", "did you mean 'KLQuantizer'"]),
@@ -164,30 +157,22 @@ ARGUMENTS = [
     *[(f"{cls.__name__} bits {bits!r}", lambda cls=cls, bits=bits: cls(quant_bits=bits), error,
        ["quant_bits", repr(bits)])
       for cls in (KLQuantizer, HistQuantizer, AbsmaxQuantizer, PerChannelAbsmaxQuantizer)
-      for bits, error in ((0, ConfigError), (17, ConfigError), (8.0, ConfigTypeError),
-                          (True, ConfigTypeError))],
+      for bits, error in ((17, ConfigError), (True, ConfigTypeError))],
     *[(f"{cls.__name__} {name} {value!r}",
        lambda cls=cls, name=name, value=value: cls(**{name: value}), error, [name, repr(value)])
       for cls in (KLQuantizer, HistQuantizer)
-      for name, value, error in (("bins", 0, ConfigError), ("bins", "1024", ConfigTypeError),
-                                 ("upsample_bins", 0, ConfigError),
-                                 ("upsample_bins", 6.5, ConfigTypeError))],
-    ("percent 0", lambda: HistQuantizer(hist_percent=0.0), ConfigError,
-     ["hist_percent", "0.0", "(0.0, 1.0)"]),
+      for name, value, error in (("bins", 0, ConfigError), ("upsample_bins", 6.5,
+                                                            ConfigTypeError))],
     ("percent 1", lambda: HistQuantizer(hist_percent=1), ConfigError, ["hist_percent", "1"]),
     ("percent 99.9", lambda: HistQuantizer(hist_percent=99.9), ConfigError,
      ["hist_percent", "99.9", "(0.0, 1.0)"]),
-    ("percent str", lambda: HistQuantizer(hist_percent="all"), ConfigTypeError,
-     ["hist_percent", "'all'"]),
     # QuantSpec and observers
     ("spec bits 0", spec(bits=0), ConfigError, ["bits", "0", "[1, 16]"]),
-    ("spec bits float", spec(bits=4.0), ConfigTypeError, ["bits", "4.0", "int"]),
     ("spec rounding", spec(rounding="up"), ConfigError, ["rounding", "'up'", "'half_up'"]),
     ("spec granularity", spec(granularity="per_tensor"), ConfigTypeError,
      ["granularity", "'per_tensor'", "PerTensor"]),
     ("spec granularity class", spec(granularity=PerChannel), ConfigTypeError, ["granularity"]),
     ("spec signed", spec(signed="no"), ConfigTypeError, ["signed", "'no'", "bool"]),
-    ("spec symmetric", spec(symmetric=1), ConfigTypeError, ["symmetric", "1", "bool"]),
     ("spec narrow_range", spec(narrow_range=None), ConfigTypeError,
      ["narrow_range", "None", "bool"]),
     ("channel axis", lambda: PerChannel("0"), ConfigTypeError, ["axis", "'0'", "int"]),
@@ -266,15 +251,14 @@ def test_bad_arguments(case):
     assert [word for word in words if word not in text] == [], text
 
 
-def test_the_table_is_long_enough():
-    assert len(ARGUMENTS) >= 45
+def test_names_of_the_table_are_unique():
     assert len({case[0] for case in ARGUMENTS}) == len(ARGUMENTS)
 
 
 # --- quantize: refused, and the model as it was ----------------------------------------------
 
 def snapshot(model):
-    """What must not change: classes, keys, values, modes, hooks."""
+    """Classes, keys, values, modes and hooks, which must not change."""
     return ([(name, type(layer), layer.training, len(layer._forward_pre_hooks),
               len(layer._forward_post_hooks))
              for name, layer in model.named_sublayers(include_self=True)],
@@ -305,7 +289,7 @@ def ptq_on(**kwargs):
     return lambda model: PTQ().quantize(model, inplace=True, **kwargs)
 
 
-# (name, model, what is called on it, error, what the message contains)
+# (name, model, function of it, error, words of the message)
 REFUSED = [
     *[(f"{quantize.__name__} {dtype}", with_dtype(dtype), quantize(), ModelError,
        ["4.weight", dtype, "float32"])
@@ -354,7 +338,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=ident)
-def test_a_refused_quantize_leaves_the_model_as_it_was(case):
+def test_failed_quantize_does_not_change_the_model(case):
     _, make, quantize, error, words = case
     model = make()
     before = snapshot(model)
@@ -368,7 +352,7 @@ def test_a_refused_quantize_leaves_the_model_as_it_was(case):
 
 @pytest.mark.parametrize("quantize", [QAT().quantize, PTQ().quantize], ids=["QAT", "PTQ"])
 @pytest.mark.parametrize("model", [None, "resnet50", nn.Conv2D, {}])
-def test_what_is_no_model(quantize, model):
+def test_model_that_is_no_layer(quantize, model):
     with pytest.raises(ConfigTypeError, match="model must be a paddle.nn.Layer"):
         quantize(model)
 
@@ -383,7 +367,7 @@ def test_quantizing_twice(first, quantize):
     assert snapshot(model) == before
 
 
-def test_a_hook_that_cannot_be_built_leaves_the_model_as_it_was():
+def test_hook_that_cannot_be_built_does_not_change_the_model():
     model = cnn()
     before = snapshot(model)
     with pytest.raises(TypeError, match="in_features"):
@@ -420,7 +404,7 @@ UNSAVED = [
 
 @pytest.mark.parametrize("case", UNSAVED, ids=ident)
 @pytest.mark.parametrize("front", [QAT, PTQ])
-def test_what_cannot_be_saved(case, front, tmp_path):
+def test_invalid_arguments_of_save_quantized_model(case, front, tmp_path):
     _, make, (path, input_spec), error, words = case
     if isinstance(path, str):
         path = f"{tmp_path}/{path}"
@@ -446,7 +430,7 @@ def test_onnx_format_is_a_bool(front, tmp_path):
 
 # --- the hierarchy ---------------------------------------------------------------------------
 
-def test_all_errors_are_of_one_hierarchy_and_of_the_built_in_kind():
+def test_errors_derive_from_paddleq_error_and_built_in_errors():
     own = [cls for cls in vars(errors).values()
            if isinstance(cls, type) and cls.__module__ == errors.__name__]
     assert all(issubclass(cls, errors.PaddleqError) for cls in own)

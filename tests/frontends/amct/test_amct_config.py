@@ -33,7 +33,7 @@ GROUP = weights(strategy="group", group_size=64)
 
 @contextlib.contextmanager
 def raises(error, *parts):
-    """That an error of the project is raised, which is also the built-in one, and names parts."""
+    """Expect an error of the library that is also the built-in one and names ``parts``."""
     builtin = TypeError if error is ConfigTypeError else ValueError
     assert issubclass(error, PaddleqError) and issubclass(error, builtin)
     with pytest.raises(error) as found:
@@ -43,7 +43,7 @@ def raises(error, *parts):
 
 
 def changed(path, value, base=None):
-    """A valid config with what is at ``path`` replaced."""
+    """Return a valid config with the value at ``path`` replaced."""
     result = copy.deepcopy(base or config(weight=weights(), inputs=TENSOR))
     *way, last = path
     at = result
@@ -167,7 +167,7 @@ def test_skip_layers_is_never_read_by_letters(given, skipped):
                                     TOKEN], ids=["none", "tensor", "asymmetric", "token"])
 @pytest.mark.parametrize("algorithm", ["minmax", "smoothquant", "awq", "gptq"])
 def test_combination(kind, symmetric, strategy, inputs, algorithm):
-    """The table of docs/amct.md, read again."""
+    """The table of docs/amct.md."""
     given = config(algorithm, inputs=inputs, weight=weights(
         kind, symmetric, strategy, **({"group_size": 64} if strategy == "group" else {})))
     if inputs is None:
@@ -185,19 +185,12 @@ def test_combination(kind, symmetric, strategy, inputs, algorithm):
 
 
 @pytest.mark.parametrize("path, value, parts", [
-    (("batch_num",), 1.0, ["config['batch_num'] must be an int", "1.0"]),
     (("batch_num",), True, ["config['batch_num'] must be an int"]),
-    (("batch_num",), "1", ["config['batch_num'] must be an int"]),
-    (("batch_num",), None, ["config['batch_num'] must be an int"]),
-    (("quant_cfg",), None, ["config['quant_cfg'] must be a dict"]),
     (("quant_cfg",), "int8", ["config['quant_cfg'] must be a dict"]),
     (("quant_cfg", "weights"), None, [f"{WEIGHTS} must be a dict"]),
     (("quant_cfg", "inputs"), None, [f"{INPUTS} must be a dict"]),
-    (("quant_cfg", "inputs"), ["int8"], [f"{INPUTS} must be a dict"]),
     (("quant_cfg", "weights", "type"), 8, [f"{WEIGHTS}['type'] must be a str", "'int4'"]),
-    (("quant_cfg", "weights", "type"), ["int8"], [f"{WEIGHTS}['type'] must be a str"]),
     (("quant_cfg", "weights", "symmetric"), 1, [f"{WEIGHTS}['symmetric'] must be a bool"]),
-    (("quant_cfg", "weights", "symmetric"), "True", [f"{WEIGHTS}['symmetric'] must be a bool"]),
     (("quant_cfg", "weights", "strategy"), None, [f"{WEIGHTS}['strategy'] must be a str"]),
     (("quant_cfg", "inputs", "type"), 8, [f"{INPUTS}['type'] must be a str"]),
     (("quant_cfg", "inputs", "symmetric"), None, [f"{INPUTS}['symmetric'] must be a bool"]),
@@ -209,12 +202,8 @@ def test_combination(kind, symmetric, strategy, inputs, algorithm):
     (("algorithm",), {"smoothquant": 0.5}, ["config['algorithm']['smoothquant'] must be a dict"]),
     (("algorithm",), {"smoothquant": {"smooth_strength": "0.5"}},
      ["config['algorithm']['smoothquant']['smooth_strength'] must be a float"]),
-    (("algorithm",), {"smoothquant": {"smooth_strength": True}}, ["must be a float"]),
     (("algorithm",), {"awq": {"grids_num": 20.0}},
      ["config['algorithm']['awq']['grids_num'] must be an int"]),
-    (("algorithm",), {"awq": {"grids_num": True}}, ["must be an int"]),
-    (("skip_layers",), None, ["config['skip_layers'] must be a str or a list of str"]),
-    (("skip_layers",), 3, ["config['skip_layers'] must be a str or a list of str"]),
     (("skip_layers",), ["head", 3], ["config['skip_layers'] must be a str or a list of str"]),
     (("skip_layers",), {"head": 1}, ["config['skip_layers'] must be a str or a list of str"]),
 ])
@@ -231,7 +220,6 @@ def test_type_error_config(value):
 
 @pytest.mark.parametrize("path, value, parts", [
     (("batch_num",), 0, ["config['batch_num'] must be an int in [1, 4294967295]", "0"]),
-    (("batch_num",), -1, ["config['batch_num'] must be an int in"]),
     (("batch_num",), 2**32, ["config['batch_num'] must be an int in"]),
     (("quant_cfg", "weights", "type"), "int16",
      [f"{WEIGHTS}['type'] must be one of 'int8', 'int4'", "'int16'"]),

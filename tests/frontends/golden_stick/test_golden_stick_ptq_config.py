@@ -41,7 +41,7 @@ PER_TOKEN, PER_GROUP = QuantGranularity.PER_TOKEN, QuantGranularity.PER_GROUP
 
 
 def raises(error, *parts):
-    """That an error of the project is raised, which is also the built-in one, and names parts."""
+    """Expect an error of the library that is also the built-in one and names ``parts``."""
     builtin = TypeError if error is ConfigTypeError else ValueError
     assert issubclass(error, PaddleqError) and issubclass(error, builtin)
     return pytest.raises(error, match="(?s)" + ".*".join(parts))
@@ -117,18 +117,13 @@ DTYPES = ["weight_quant_dtype", "act_quant_dtype", "kvcache_quant_dtype"]
 
 
 @pytest.mark.parametrize("field, value, expected", [
-    *((field, value, "its value as a str") for field in ENUMS for value in (1, None, True, [])),
-    *((field, value, "a QuantDtype") for field in DTYPES for value in (8, True, [INT8], int)),
+    *((field, 1, "its value as a str") for field in ENUMS),
+    *((field, 8, "a QuantDtype") for field in DTYPES),
     ("opname_blacklist", "lm_head", "a list of str"),
     ("opname_blacklist", ["lm_head", 3], "a list of str"),
-    ("opname_blacklist", None, "a list of str"),
-    ("algo_args", None, "a dict"),
     ("algo_args", "alpha", "a dict"),
     ("algo_args", SmoothQuantConfig, "a dict"),
-    ("group_size", 64.0, "an int"),
     ("group_size", True, "an int"),
-    ("group_size", "64", "an int"),
-    ("group_size", None, "an int"),
 ])
 def test_type_error_of_a_field(field, value, expected):
     with raises(ConfigTypeError, field, f"must be .*{expected}", type(value).__name__):
@@ -164,7 +159,7 @@ def test_value_error_unknown_field_names_the_nearest():
         PTQConfig.parse({"weight_quant_type": INT8})
 
 
-@pytest.mark.parametrize("config", [3, "int8", [], W8A8.items()])
+@pytest.mark.parametrize("config", ["int8", W8A8.items()])
 def test_type_error_config(config):
     with raises(ConfigTypeError, "config must be a PTQConfig, a dict"):
         PTQConfig.parse(config)
@@ -175,7 +170,7 @@ def test_a_config_cannot_be_changed():
         PTQConfig().mode = PTQMode.DEPLOY
 
 
-# What goes together
+# Combinations
 
 COMBINATIONS = [
     # (weights, activations, granularity of weights, of activations, suppression, recovery)
@@ -187,7 +182,7 @@ COMBINATIONS = [
 
 
 def is_valid(weight, act, grain, act_grain, suppression, recovery):
-    """What docs/golden_stick_ptq.md says, read again."""
+    """Return True if docs/golden_stick_ptq.md lists the combination."""
     nothing = (grain, act_grain, suppression, recovery) == (
         PER_CHANNEL, PER_TENSOR, OutliersSuppressionType.NONE, PrecisionRecovery.NONE)
     return {
@@ -257,7 +252,7 @@ def test_there_are_valid_and_invalid_combinations():
     ({"weight_quant_dtype": None, **GROUPS},
      ["weight_quant_granularity must be .*PER_CHANNEL while weight_quant_dtype is None"]),
 ])
-def test_value_error_of_what_does_not_go_together(config, parts):
+def test_value_error_of_a_contradiction(config, parts):
     with raises(ConfigError, *parts):
         PTQConfig(**config)
 
@@ -284,18 +279,13 @@ def test_default_options(cls, defaults):
 
 
 @pytest.mark.parametrize("cls, option, value", [
-    (SmoothQuantConfig, "alpha", "0.5"),
-    (SmoothQuantConfig, "alpha", None),
     (SmoothQuantConfig, "alpha", True),
     (AWQConfig, "duo_scaling", 1),
     (AWQConfig, "smooth_alpha", "0.5"),
     (AWQConfig, "smooth_alpha", [0.5, None]),
-    (AWQConfig, "weight_clip_ratio", None),
     (AWQConfig, "weight_clip_ratio", ["1"]),
-    (GPTQQuantConfig, "block_size", 128.0),
     (GPTQQuantConfig, "block_size", True),
     (GPTQQuantConfig, "desc_act", 1),
-    (GPTQQuantConfig, "desc_act", None),
     (GPTQQuantConfig, "damp_percent", "0.01"),
     (GPTQQuantConfig, "static_groups", 0),
 ])
@@ -307,7 +297,6 @@ def test_type_error_of_an_option(cls, option, value):
 @pytest.mark.parametrize("cls, option, value", [
     (SmoothQuantConfig, "alpha", -0.1),
     (SmoothQuantConfig, "alpha", 1.1),
-    (SmoothQuantConfig, "alpha", float("nan")),
     (AWQConfig, "smooth_alpha", -0.1),
     (AWQConfig, "smooth_alpha", [0.5, 1.1]),
     (AWQConfig, "smooth_alpha", []),
@@ -315,9 +304,7 @@ def test_type_error_of_an_option(cls, option, value):
     (AWQConfig, "weight_clip_ratio", 0.0),
     (AWQConfig, "weight_clip_ratio", [1.0, -0.5]),
     (GPTQQuantConfig, "block_size", 0),
-    (GPTQQuantConfig, "block_size", -1),
     (GPTQQuantConfig, "damp_percent", 0.0),
-    (GPTQQuantConfig, "damp_percent", -0.01),
     (GPTQQuantConfig, "damp_percent", 1.01),
 ])
 def test_value_error_of_an_option(cls, option, value):
@@ -450,19 +437,19 @@ def test_value_error_two_policies_on_one_layer_names_both():
     assert decided(found, ["layers.0.attention.q"])["layers.0.attention.q"][0] is None
 
 
-@pytest.mark.parametrize("given", [{}, {".*": None}, [], "mlp", 3, [(".*", None)]])
+@pytest.mark.parametrize("given", [{}, [(".*", None)]])
 def test_type_error_layer_policies_no_ordered_dict(given):
     with raises(ConfigTypeError, "layer_policies must be an OrderedDict"):
         LayerPolicies(PTQConfig(), given)
 
 
-@pytest.mark.parametrize("value", [3, "int4", {"weight_quant_dtype": INT4}, PTQConfig, INT4])
+@pytest.mark.parametrize("value", [{"weight_quant_dtype": INT4}, PTQConfig])
 def test_type_error_layer_policies_value_no_ptq_config(value):
     with raises(ConfigTypeError, r"layer_policies\['mlp'\] must be a PTQConfig or None"):
         LayerPolicies(PTQConfig(), policies(attention=None, mlp=value))
 
 
-@pytest.mark.parametrize("key", [3, None, ("mlp",), b"mlp"])
+@pytest.mark.parametrize("key", [3, b"mlp"])
 def test_type_error_layer_policies_key_no_str(key):
     with raises(ConfigTypeError, "layer_policies must be an OrderedDict whose keys are str"):
         LayerPolicies(PTQConfig(), OrderedDict([(key, None)]))

@@ -373,8 +373,8 @@ def test_value_error_bn_fold_without_enable_fusion():
 
 # The setters
 
-NO_BOOL, NO_INT = [1, 0, "True", None, [True]], [1.0, "1", True, None, [1]]
-NO_DTYPE, NEGATIVE = ["INT8", 8, None, [INT8]], [-1]
+NO_BOOL, NO_INT = [1], [1.0, True]
+NO_DTYPE, NEGATIVE = ["INT8"], [-1]
 
 SETTERS = {
     "act_narrow_range": ("narrow_range", 0, True, NO_BOOL, []),
