@@ -27,7 +27,7 @@ def quantized_model():
     net.eval()
     x = paddle.rand([4, 3, 16, 16])
     # 7 bits: int8 kernels of processors without VNNI saturate with 8-bit weights.
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(quant_bits=7))
+    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(quant_bits=7))
     net = ptq.quantize(net, fuse=True)
     ptq.calibrate(net, [x])
     return ptq, net, x

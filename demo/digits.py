@@ -54,7 +54,7 @@ of products saturate. It runs with its own default number of threads."""
 def quantize_ptq(net, name, images, weight_bits, skip):
     """Post-training quantization: observe some batches, no training."""
     kind, fuse = PTQ_VARIANTS[name]
-    ptq = paddleq.PTQ(kind, paddleq.PerChannelAbsmaxQuantizer(weight_bits))
+    ptq = paddleq.PTQ(kind, paddleq.paddleslim.PerChannelAbsmaxQuantizer(weight_bits))
     quantized = ptq.quantize(net, fuse=fuse, skip=skip)
     ptq.calibrate(quantized, batches(images[:512]))
     return ptq, quantized

@@ -39,15 +39,10 @@ from .fake_quant import LSQ, PACT, LSQPlus
 from .fake_quant.fake_quantize import FakeQuantize, State
 from .frontends import amct as amct
 from .frontends import golden_stick as golden_stick
+from .frontends import paddleslim as paddleslim
 from .frontends.paddleslim import PTQ, QAT
 from .frontends.paddleslim.post_dynamic import quant_post_dynamic
 from .frontends.paddleslim.post_static import quant_post_static
-from .frontends.paddleslim.quantizers import (
-    AbsmaxQuantizer,
-    HistQuantizer,
-    KLQuantizer,
-    PerChannelAbsmaxQuantizer,
-)
 from .nn import QuantizableFunction, register_layer
 from .saved_model import SavedModel
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
@@ -57,9 +52,8 @@ __version__ = "0.1.0"
 _logging.getLogger("paddleq").addHandler(_logging.NullHandler())
 
 __all__ = [
-    "LSQ", "PACT", "PTQ", "QAT", "AbsmaxQuantizer", "FakeQuantize", "HistQuantizer", "KLQuantizer",
-    "LSQPlus", "PerChannel", "PerChannelAbsmaxQuantizer", "PerGroup", "PerTensor", "PerToken",
-    "LayerConfig", "QuantConfig", "QuantSpec", "QuantizableFunction", "SavedModel", "State",
+    "LSQ", "PACT", "PTQ", "QAT", "FakeQuantize", "LSQPlus", "LayerConfig", "PerChannel", "PerGroup",
+    "PerTensor", "PerToken", "QuantConfig", "QuantSpec", "QuantizableFunction", "SavedModel", "State",
     "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
     "enable_observer", "errors", "extra_state_keys", "load_checkpoint", "quant_post_dynamic",
     "quant_post_static", "quantize", "register_layer", "save_checkpoint",

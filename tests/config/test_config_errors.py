@@ -15,12 +15,8 @@ import paddleq
 from paddleq import (
     PTQ,
     QAT,
-    AbsmaxQuantizer,
     FakeQuantize,
-    HistQuantizer,
-    KLQuantizer,
     PerChannel,
-    PerChannelAbsmaxQuantizer,
     PerGroup,
     QuantizableFunction,
     QuantSpec,
@@ -35,6 +31,12 @@ from paddleq.errors import (
     ExportError,
     FusionError,
     ModelError,
+)
+from paddleq.frontends.paddleslim import (
+    AbsmaxQuantizer,
+    HistQuantizer,
+    KLQuantizer,
+    PerChannelAbsmaxQuantizer,
 )
 from paddleq.observers import (
     AbsMaxObserver,

@@ -35,7 +35,7 @@ def exported(name, way, path, bits=8):
         quanter.quantize(net)
         train_steps(net, x, steps=4, lr=1e-6)
     else:
-        quanter = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(bits))
+        quanter = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(bits))
         net = quanter.quantize(net, quantizable_layer_type=kinds)
         quanter.calibrate(net, [x])
     net.eval()
@@ -106,7 +106,7 @@ def test_weights_of_other_bits_and_shapes(tmp_path):
     """Those that are multiplied out are the bits that dequantize_linear makes."""
     x = paddle.rand([2, 2, 5, 5, 5])
     for bits in (2, 3, 4, 8, 16):
-        ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(quant_bits=bits))
+        ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(quant_bits=bits))
         net = ptq.quantize(nn.Sequential(nn.Conv3D(2, 4, 3)), quantizable_layer_type=["Conv3D"])
         ptq.calibrate(net, [x])
         path = str(tmp_path / f"m{bits}")
@@ -123,7 +123,7 @@ def test_weights_of_other_bits_and_shapes(tmp_path):
 def test_weights_of_few_bits_in_the_predictor(name, bits, tmp_path):
     make, shape = LAYERS[name]
     x = paddle.rand(shape)
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(quant_bits=bits))
+    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(quant_bits=bits))
     net = ptq.quantize(nn.Sequential(make()), quantizable_layer_type=LAYER_TYPES)
     ptq.calibrate(net, [x])
     path = str(tmp_path / "m")

@@ -36,7 +36,7 @@ class Layers(nn.Layer):
         return self.down(nn.functional.gelu(self.up(self.norm(x))))
 
 
-def exported(net, x, path, weight_quantizer=paddleq.PerChannelAbsmaxQuantizer):
+def exported(net, x, path, weight_quantizer=paddleq.paddleslim.PerChannelAbsmaxQuantizer):
     ptq = paddleq.PTQ("AbsmaxQuantizer", weight_quantizer(INT8_WEIGHT_BITS))
     net.eval()
     net = ptq.quantize(net)
@@ -61,7 +61,7 @@ NETS = {
     "no bias": (lambda: Layers(bias=False), [40, WIDE], {}),
     "tokens": (Layers, [6, 7, WIDE], {}),
     "four dimensions": (lambda: Layers(bias=False), [3, 2, 5, WIDE], {}),
-    "one step for a weight": (Layers, [40, WIDE], {"weight_quantizer": paddleq.AbsmaxQuantizer}),
+    "one step for a weight": (Layers, [40, WIDE], {"weight_quantizer": paddleq.paddleslim.AbsmaxQuantizer}),
     "odd columns": (odd_columns, [40, WIDE], {}),
     "odd columns, no bias": (lambda: odd_columns(bias=False), [40, WIDE], {}),
 }

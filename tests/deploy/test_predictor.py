@@ -171,7 +171,7 @@ def test_paddle_inference_computes_in_int8_by_default(tmp_path):
     path, x = str(tmp_path / "net"), paddle.rand([2, 3, 12, 12])
     net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.Hardswish(), nn.Conv2D(4, 4, 3), nn.Hardswish(),
                         nn.Conv2D(4, 4, 3))
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(INT8_WEIGHT_BITS))
+    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(INT8_WEIGHT_BITS))
     net = ptq.quantize(net)
     ptq.calibrate(net, [x])
     ptq.save_quantized_model(net, path)
@@ -301,7 +301,7 @@ def seven_bits(tmp_path):
     x = paddle.randn([4, 3, 16, 16])
     net = warmed(nn.Sequential(nn.Conv2D(3, 8, 3), nn.BatchNorm2D(8), nn.ReLU(),
                                nn.Conv2D(8, 8, 3), nn.ReLU()), x)
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(7))
+    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(7))
     net = ptq.quantize(net, fuse=True)
     ptq.calibrate(net, [x])
     path = str(tmp_path / "net")

@@ -44,7 +44,7 @@ def exported(kind, bits, path):
     """(input, output of the quantized model) of a net saved as ``path.pdmodel`` and ``.onnx``."""
     shape = [4, CHANNELS] if "linear" in kind else [4, CHANNELS, 6, 6]
     x = paddle.rand(shape) * 0.3 + 0.7
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(bits))
+    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(bits))
     net = ptq.quantize(Net(kind))
     ptq.calibrate(net, [x])
     for format in ("pdmodel", "onnx"):

@@ -189,7 +189,7 @@ def test_paddle_lite_where_it_is_named(tmp_path, monkeypatch):
     x = paddle.randn([4, 16, 16, 16])
     for bits, ok in ((7, True), (8, False)):
         net = nn.Sequential(nn.Conv2D(16, 8, 1), nn.ReLU())
-        ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(bits))
+        ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(bits))
         quantized = ptq.quantize(net)
         ptq.calibrate(quantized, [x])
         path = str(tmp_path / f"net{bits}")

@@ -260,7 +260,7 @@ def test_limits_of_integers_are_the_limits_of_their_values(limits, qscheme, tmp_
 def test_four_bits_are_packed_from_opset_21_on(tmp_path):
     net = nn.Sequential(nn.Conv2D(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(45, 9))
     x = paddle.randn([4, 3, 5, 5])
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.PerChannelAbsmaxQuantizer(4))
+    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(4))
     net = ptq.quantize(net)
     ptq.calibrate(net, [x])
     _, wide, _ = written_equals_simulated(net, [x], tmp_path / "wide")

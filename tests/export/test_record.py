@@ -94,8 +94,8 @@ def test_what_ptq_says_is_the_section_of_a_recipe(tmp_path):
     with paddle.utils.unique_name.guard():
         net = nn.Sequential(nn.Conv2D(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
         paddle.save(net.state_dict(), str(tmp_path / "net.pdparams"))
-        ptq = paddleq.PTQ(paddleq.HistQuantizer(7, hist_percent=0.99),
-                          paddleq.AbsmaxQuantizer(6))
+        ptq = paddleq.PTQ(paddleq.paddleslim.HistQuantizer(7, hist_percent=0.99),
+                          paddleq.paddleslim.AbsmaxQuantizer(6))
         quantized = ptq.quantize(net, skip=nn.Linear)
         ptq.calibrate(quantized, [paddle.to_tensor(images)])
         ptq.save_quantized_model(quantized, tmp_path / "m", IMAGE)

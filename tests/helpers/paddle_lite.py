@@ -57,7 +57,7 @@ class Lite:
 
 def calibrated(net, batches, weight_bits=8, layers=None):
     ptq = paddleq.PTQ("AbsmaxQuantizer",
-                      paddleq.PerChannelAbsmaxQuantizer(quant_bits=weight_bits))
+                      paddleq.paddleslim.PerChannelAbsmaxQuantizer(quant_bits=weight_bits))
     quantized = ptq.quantize(net, quantizable_layer_type=layers)
     ptq.calibrate(quantized, batches)
     return ptq, quantized

@@ -6,5 +6,13 @@ to the engine.
 
 from .ptq import PTQ
 from .qat import QAT
+from .quantizers import (
+    AbsmaxQuantizer,
+    HistQuantizer,
+    KLQuantizer,
+    ObserverQuantizer,
+    PerChannelAbsmaxQuantizer,
+)
 
-__all__ = ["PTQ", "QAT"]
+__all__ = ["PTQ", "QAT", "AbsmaxQuantizer", "HistQuantizer", "KLQuantizer", "ObserverQuantizer",
+           "PerChannelAbsmaxQuantizer"]

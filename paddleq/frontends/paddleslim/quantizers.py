@@ -1,6 +1,7 @@
 """Quantizers of PaddleSlim's ``PTQ``, each the parameters of an observer."""
 
 from functools import partial
+from typing import Any
 
 from ..._checks import check_float, check_int
 from ...config import QuantizerConfig
@@ -39,7 +40,7 @@ class AbsmaxQuantizer(_Quantizer):
 
     Examples:
         >>> import paddleq
-        >>> paddleq.PTQ(paddleq.AbsmaxQuantizer(quant_bits=8)).activation_quantizer
+        >>> paddleq.PTQ(paddleq.paddleslim.AbsmaxQuantizer(quant_bits=8)).activation_quantizer
         AbsmaxQuantizer(quant_bits=8)
     """
 
@@ -128,7 +129,7 @@ class KLQuantizer(_Quantizer):
 
 
 class ObserverQuantizer(_Quantizer):
-    """Threshold of a registered observer. For activations.
+    """Range of a registered observer. For activations.
 
     Args:
         observer: name of the observer, see :func:`~paddleq.observers.register_observer`.
@@ -141,13 +142,13 @@ class ObserverQuantizer(_Quantizer):
         ObserverQuantizer(quant_bits=8, observer='mse')
     """
 
-    def __init__(self, observer, quant_bits=8, **kwargs):
+    def __init__(self, observer: str, quant_bits: int = 8, **kwargs: Any) -> None:
         super().__init__(quant_bits)
         self.observer = OBSERVERS.check(observer)
         vars(self).update(kwargs)
 
-    def activation(self):
-        """QuantizerConfig for an activation."""
+    def activation(self) -> QuantizerConfig:
+        """Return the QuantizerConfig of an activation."""
         kwargs = {key: value for key, value in vars(self).items()
                   if key not in ("quant_bits", "observer")}
         return QuantizerConfig(partial(OBSERVERS[self.observer], **kwargs),

@@ -6,9 +6,15 @@ import pytest
 from paddle import nn
 
 import paddleq
-from paddleq import PTQ, QAT, AbsmaxQuantizer, HistQuantizer, KLQuantizer, PerChannelAbsmaxQuantizer
+from paddleq import PTQ, QAT
 from paddleq.config import QuantizerConfig
 from paddleq.errors import ConfigError
+from paddleq.frontends.paddleslim import (
+    AbsmaxQuantizer,
+    HistQuantizer,
+    KLQuantizer,
+    PerChannelAbsmaxQuantizer,
+)
 from paddleq.observers import AbsMaxObserver, HistogramObserver
 
 

@@ -26,14 +26,16 @@ from runtimes import relative_error
 from paddleq import (
     PTQ,
     QAT,
-    AbsmaxQuantizer,
     FakeQuantize,
-    HistQuantizer,
-    KLQuantizer,
-    PerChannelAbsmaxQuantizer,
     QuantSpec,
 )
 from paddleq.fake_quant import PACT
+from paddleq.frontends.paddleslim import (
+    AbsmaxQuantizer,
+    HistQuantizer,
+    KLQuantizer,
+    PerChannelAbsmaxQuantizer,
+)
 from paddleq.functional import EPS
 from paddleq.observers import AbsMaxObserver, MovingAverageAbsMaxObserver
 
