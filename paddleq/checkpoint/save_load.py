@@ -53,7 +53,7 @@ def save_checkpoint(model, path):
     path = check_prefix("path", _checked(model, path))
     check_filled(model)
     state, shared = _without_shared(model.state_dict())
-    layers = {name: {"kind": type(layer).__name__, "description": layer.description()}
+    layers = {name: {"kind": layer.kind, "description": layer.description()}
               for name, layer in deployable_layers(model)}
     digests = []
     try:

@@ -1,7 +1,7 @@
 """prepare -> calibrate -> simulate: the one engine behind every front door."""
 
 from .calibration import calibrate, calibrating, forward_arguments, iter_batches, run_batches
-from .freeze import convert, copy_of
+from .freeze import convert, copy_of, freeze, freeze_weights_of
 from .fuse_blocks import arrange, blocks_of, find_arrangement, same_parameters
 from .hooks import capture_calls, capture_inputs, eager_evaluation, patched_forward
 from .prepare import check_model, prepare, quantize
@@ -38,7 +38,7 @@ __all__ = [
     "SummaryRow", "arrange", "iter_batches", "blocks_of", "calibrate", "check_can_leave",
     "check_filled", "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
     "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
-    "fake_quantizers", "calibrating", "finalize", "finalized", "find_arrangement", "run_batches", "capture_calls", "layer_rows",
+    "fake_quantizers", "calibrating", "finalize", "finalized", "find_arrangement", "freeze", "freeze_weights_of", "run_batches", "capture_calls", "layer_rows",
     "leave_float", "eager_evaluation", "method_of", "forward_arguments", "named",
     "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off", "quantize",
     "quantized_layers", "quantizing_only", "same_parameters", "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "capture_inputs",

@@ -2,10 +2,16 @@
 
 import copy
 
+from paddle import nn
+
+from .._layer_state import state_of
 from ..graph.fold_batch_norm import fold
 from ..nn.block import Block
+from ..nn.integer_layer import freeze_quantized, freeze_weights
+from ..nn.layer_types import kind_of
 from .fuse_blocks import blocks_of
-from .state import check_quantized, finalize, set_state
+from .rollback import whole_or_not_at_all
+from .state import check_quantized, finalize, quantized_layers, set_state
 
 
 def convert(model):
@@ -44,6 +50,48 @@ def convert(model):
         if relu is not None:
             Block(producer, None, relu).join()
     return model
+
+
+def freeze(model: nn.Layer) -> nn.Layer:
+    """Replace simulated quantization by integer weights and fixed scales, in place.
+
+    Batch norms of fused blocks are folded as :func:`convert` does. Each quantized layer becomes an
+    :class:`~paddleq.nn.integer_layer.IntegerLayer`, which computes the same as before.
+    The model is in evaluation mode and cannot be trained afterwards.
+
+    Raises:
+        ModelError: there is no quantized layer, or one whose scales are not fixed; the model may
+            have been converted by then, but no layer holds integers.
+        CalibrationError: names the quantizers that observed no data.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> from paddleq.engine import freeze
+        >>> net = paddleq.PTQ("AbsmaxQuantizer").quantize(
+        ...     paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3)))
+        >>> _ = paddleq.calibrate(net, [paddle.rand([1, 3, 8, 8])])
+        >>> freeze(net)[0].weight.dtype == paddle.int8
+        True
+    """
+    convert(model)
+    shared = {}
+    with whole_or_not_at_all(model):
+        for _, layer in quantized_layers(model):
+            freeze_quantized(layer, shared)
+    return model
+
+
+def freeze_weights_of(model: nn.Layer, classes: tuple, bits: int, per_channel: bool) -> int:
+    """Store the weights of float layers of ``classes`` as integers, in place; return their number.
+    """
+    model.eval()
+    shared, count = {}, 0
+    for layer in model.sublayers(include_self=True):
+        if kind_of(layer) is not None and isinstance(layer, classes):
+            freeze_weights(layer, bits, per_channel, shared)
+            state_of(layer).note = "weights stored as integers"
+            count += 1
+    return count
 
 
 def copy_of(model):

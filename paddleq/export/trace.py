@@ -18,8 +18,10 @@ from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import abs_max, quantize
 from ..nn.deployable import deployable_layers
+from ..nn.integer_layer import IntegerLayer
 from ..nn.integer_linear import IntegerLinear
 from ..nn.kv_cache import SPEC, Int8KVCache
+from ..nn.quantized_layer import slot_name
 from ..nn.tracing import Recorder, recording
 from ..spec import PerChannel, PerGroup, QuantSpec
 from .formats import FORMATS
@@ -121,6 +123,8 @@ class _ExportRecorder(Recorder):
             for name, layer in deployable_layers(model):
                 if isinstance(layer, IntegerLinear):
                     self._mark_integer_linear(name, layer, format)
+                elif isinstance(layer, IntegerLayer):
+                    self._mark_integer_layer(name, layer, format, shared)
                 elif isinstance(layer, Int8KVCache):
                     for slot in (0, 1):  # keys and values, which are integers already
                         mark = ActivationMark(name, np.float32([SPEC.quant_max]), SPEC)
@@ -148,6 +152,24 @@ class _ExportRecorder(Recorder):
         """Return the mark of the output of a layer, None if it stays float."""
         return self._outputs.get(id(layer))
 
+    def _mark_integer_layer(self, name, layer, format, shared):
+        for slot, spec in enumerate(layer.input_specs):
+            if spec is not None:
+                format.check_spec(f"the input of {name}", spec, False)
+                self._inputs[id(layer), slot] = [], _fixed_mark(
+                    name, layer, slot_name("activation", slot), spec)
+        if layer.output_spec is not None:
+            format.check_spec(f"the output of {name}", layer.output_spec, False)
+            self._outputs[id(layer)] = _fixed_mark(name, layer, "output", layer.output_spec)
+        for weight, spec in layer.weight_specs.items():
+            format.check_spec(f"{name}.{weight}", spec, True)
+            held = getattr(layer, weight)
+            if id(held) not in shared:
+                threshold, zero_point = layer.qparams(weight, spec)
+                shared[id(held)] = WeightMark(name, None, held.numpy(), _float32(threshold), spec,
+                                              False, _zero_point(zero_point, spec))
+            self._weights[id(layer), weight] = shared[id(held)]
+
     def activation(self, x, layer, slot):
         hooks, mark = self._inputs[id(layer), slot]
         for hook in hooks:
@@ -161,12 +183,12 @@ class _ExportRecorder(Recorder):
         mark = self._weights.get((id(layer), name))
         return weight if mark is None else self.mark(weight, mark)
 
-    def stored_weight(self, layer):
-        mark = self._weights.get((id(layer), "weight"))
+    def stored_weight(self, layer, name="weight"):
+        mark = self._weights.get((id(layer), name))
         if mark is None:
             return None
         # A placeholder that the lowering replaces by the integers.
-        return self.mark(paddle.zeros([layer.in_features, layer.out_features]), mark)
+        return self.mark(paddle.zeros(list(mark.integers.shape)), mark)
 
 
 def _refuse_untrained(model):
@@ -208,6 +230,11 @@ def _input_hooks_and_mark(layer, slot, format):
     elif preprocess is not None and _is_redundant(preprocess, quantizer):
         hooks = []
     return hooks, _activation_mark(layer, quantizer, threshold)
+
+
+def _fixed_mark(name, layer, attribute, spec):
+    threshold, zero_point = layer.qparams(attribute, spec)
+    return ActivationMark(name, _float32(threshold), spec, _zero_point(zero_point, spec))
 
 
 def _activation_mark(layer, quantizer, threshold):

@@ -19,6 +19,11 @@ _GRANULARITIES = {"per_tensor": (PerTensor, None), "per_channel": (PerChannel, "
 class DeployableLayer(abc.ABC):
     """What a layer class that checkpoints describe must have."""
 
+    @property
+    def kind(self):
+        """Name of the class under which checkpoints know the layer."""
+        return type(self).__name__
+
     @abc.abstractmethod
     def description(self):
         """A dict of plain values from which :meth:`from_description` builds an empty layer."""

@@ -73,7 +73,7 @@ class QuantizedLayer:
         if isinstance(x, (list, tuple)):
             # concat and its like: what is joined must share one scale.
             return type(x)(self._quantize_input(slot, item) for item in x)
-        if not _is_float(x):
+        if not is_float_tensor(x):
             return x
         preprocess, quantizer = self.input_parts(slot)
         return tracing.run_activation(x, preprocess, quantizer, self, slot)
@@ -81,7 +81,7 @@ class QuantizedLayer:
     def quantize_output(self, y):
         """The output of the layer, or of the block it begins, on its way through its quantizer."""
         quantizer = getattr(self, "output_quantizer", None)
-        if quantizer is None or self._paddleq.compute_float or not _is_float(y):
+        if quantizer is None or self._paddleq.compute_float or not is_float_tensor(y):
             return y
         return tracing.run_output(y, quantizer, self)
 
@@ -164,7 +164,7 @@ def preprocess_name(weight):
     return f"{weight}_preprocess"
 
 
-def _is_float(x):
+def is_float_tensor(x):
     dtype = getattr(x, "dtype", None)
     return dtype in (paddle.float32, paddle.float16, paddle.bfloat16, paddle.float64)
 

@@ -49,7 +49,7 @@ class Recorder(abc.ABC):
         """The parameter ``name`` of ``layer``, as it is to be traced."""
 
     @abc.abstractmethod
-    def stored_weight(self, layer):
+    def stored_weight(self, layer, name="weight"):
         """The float weight of a layer that holds integers, or None.
 
         None: the operators that make it of the integers are to be traced.

@@ -151,9 +151,9 @@ def test_calibrating_model_goes_on_after_a_round_trip():
     config = {"batch_num": 1, "algorithm": "minmax", "quant_cfg": {
         "weights": {"type": "int8", "symmetric": True, "strategy": "channel"},
         "inputs": {"type": "int8", "symmetric": True, "strategy": "tensor"}}}
-    paddleq.quantize(model, config)
+    paddleq.amct.quantize(model, config)
     copied = pickle.loads(pickle.dumps(model))
     for each in (model, copied):
         each(X)
-        paddleq.convert(each)
+        paddleq.amct.convert(each)
     assert np.array_equal(output(model), output(copied))

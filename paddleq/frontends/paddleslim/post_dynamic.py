@@ -5,16 +5,25 @@ import os
 from paddle import nn
 
 from ..._checks import check_bool, check_choice, check_int, wrong_type
-from ...engine import check_model
+from ...engine import check_model, copy_of, freeze_weights_of
 from ...errors import ConfigError, ModelError
 from ...export.pir_to_program import load_program
 from ...export.program.passes.weight_only import quantize_weights
 from ...export.provenance_file import Provenance, file_digests
 from ...export.trace import trace_float
-from ...nn.integer import store_integer_weights
 from .saved_models import check_op_types, find_files
 
 _DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
+# Layer classes by the operators as which programs have them.
+_LAYERS = {
+    "conv2d": (nn.Conv1D, nn.Conv2D),
+    "depthwise_conv2d": (nn.Conv1D, nn.Conv2D),
+    "conv3d": (nn.Conv3D,),
+    "conv2d_transpose": (nn.Conv1DTranspose, nn.Conv2DTranspose),
+    "depthwise_conv2d_transpose": (nn.Conv1DTranspose, nn.Conv2DTranspose),
+    "matmul_v2": (nn.Linear,),
+    "lookup_table_v2": (nn.Embedding,),
+}
 
 
 def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, params_filename=None,
@@ -99,7 +108,13 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
             program.save(os.path.join(folder, save_model_filename),
                          os.path.join(folder, save_params_filename),
                          Provenance.of_program("pdmodel", program, made_by))
-    return store_integer_weights(model_dir, op_types, weight_bits, per_channel) if live else None
+    if not live:
+        return None
+    frozen = copy_of(model_dir)
+    classes = tuple(cls for op in op_types for cls in _LAYERS.get(op, ()))
+    if not freeze_weights_of(frozen, classes, weight_bits, per_channel):
+        raise ModelError(f"the model has no weight of the op types {', '.join(sorted(op_types))}")
+    return frozen
 
 
 def weights_as_integers(program, op_types=None, weight_bits=8, per_channel=True, as_float=False):

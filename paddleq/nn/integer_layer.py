@@ -1,0 +1,313 @@
+"""Layers of any registered type that hold integer weights and fixed activation scales."""
+
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+
+import paddle
+from paddle import nn
+
+from .._layer_state import state_of
+from .._paddle_compat import LAYER_CONTAINERS, own_parameters
+from ..errors import FormatError, ModelError
+from ..fake_quant import PACT
+from ..fake_quant.fake_quantize import FakeQuantize
+from ..functional import abs_max, dequantize, fake_quantize, quantize
+from ..functional.qparams import as_dtype
+from ..spec import PerChannel, PerTensor, QuantSpec
+from . import tracing
+from .block import leave_block
+from .class_swap import float_class, substituted, swapped_class
+from .deployable import (
+    DeployableLayer,
+    check_fields,
+    deployable,
+    describe_spec,
+    spec_from,
+    spec_name,
+)
+from .layer_types import kind_of
+from .quantized_layer import is_float_tensor, make_float, slot_name
+
+_FIELDS = ("layer", "weights", "inputs", "output")
+
+
+@deployable
+class IntegerLayer(nn.Layer, DeployableLayer):
+    """Mixin of layers whose weights are integers and whose activation scales are fixed.
+
+    The layer stays the same object. In ``state_dict`` it has each weight as int8, int16, uint8 or
+    uint16 under the name of the parameter, with ``<weight>_scale`` and, for an affine spec,
+    ``<weight>_zero_point``; ``activation_scale``, ``activation_1_scale``, ... of the quantized
+    inputs and ``output_scale``. A scale is the step: w = (q - zero_point) * scale.
+
+    Attributes:
+        weight_specs: name of each integer weight -> :class:`~paddleq.QuantSpec`.
+        input_specs: QuantSpec or None of each input that the layer type quantizes.
+        output_spec: QuantSpec of the output, of the layer or of the block that begins with it.
+    """
+
+    prefix = "Integer"
+    kind = "IntegerLayer"
+
+    @classmethod
+    def freeze(cls, layer: nn.Layer, weights: Mapping[str, Tuple[Any, Any, QuantSpec]],
+               inputs: Sequence[Optional[tuple]] = (), output: Optional[tuple] = None) -> None:
+        """Make a float layer an integer layer, in place.
+
+        Args:
+            weights: name of a parameter -> (integers, scale, zero point or None, spec).
+            inputs: (scale, zero point or None, spec) of each quantized input, None for float ones.
+            output: the same for the output.
+        """
+        state = state_of(layer)
+        state.kind = kind_of(layer)
+        layer.__class__ = swapped_class(cls, type(layer))
+        layer.weight_specs = {name: each[-1] for name, each in weights.items()}
+        layer.input_specs = tuple(each and each[-1] for each in inputs)
+        layer.output_spec = output and output[-1]
+        for name, (integers, scale, zero_point, spec) in weights.items():
+            del own_parameters(layer)[name]
+            layer.register_buffer(name, integers)
+            layer._register_qparams(name, scale, zero_point)
+        for slot, each in enumerate(inputs):
+            if each is not None:
+                layer._register_qparams(slot_name("activation", slot), *each[:2])
+        if output is not None:
+            layer._register_qparams("output", *output[:2])
+
+    def _register_qparams(self, name, scale, zero_point):
+        self.register_buffer(f"{name}_scale", scale)
+        if zero_point is not None:
+            self.register_buffer(f"{name}_zero_point", zero_point)
+
+    def swapped_forward(self, args, kwargs):
+        """Compute the layer's forward with dequantized weights and quantized activations."""
+        args = list(args)
+        for slot, (position, spec) in enumerate(zip(self._paddleq.kind.inputs, self.input_specs)):
+            if spec is not None and position < len(args):
+                args[position] = self._quantize_input(slot, args[position])
+        with substituted(self, {name: self._weight(name) for name in self.weight_specs}):
+            forward = self._paddleq.forward
+            y = (forward(*args, **kwargs) if forward is not None
+                 else self._float_class.forward(self, *args, **kwargs))
+        return leave_block(self, y)
+
+    def _quantize_input(self, slot, x):
+        if isinstance(x, (list, tuple)):
+            return type(x)(self._quantize_input(slot, item) for item in x)
+        if not is_float_tensor(x):
+            return x
+        recorder = tracing.recorder()
+        if recorder is not None:
+            return recorder.activation(x, self, slot)
+        return self._fake_quantize(x, slot_name("activation", slot), self.input_specs[slot])
+
+    def quantize_output(self, y):
+        """Quantize and dequantize the output of the layer, or of the block that begins with it."""
+        if self.output_spec is None or not is_float_tensor(y):
+            return y
+        recorder = tracing.recorder()
+        if recorder is not None:
+            return recorder.output(y, self)
+        return self._fake_quantize(y, "output", self.output_spec)
+
+    def _fake_quantize(self, x, name, spec):
+        threshold, zero_point = self.qparams(name, spec)
+        return fake_quantize(x, threshold, spec, zero_point=zero_point)
+
+    def qparams(self, name: str, spec: QuantSpec) -> tuple:
+        """Return (absolute maximum, zero point or None) of a weight or of ``activation``."""
+        threshold = as_dtype(getattr(self, f"{name}_scale"), paddle.float32) * float(spec.quant_max)
+        return threshold, None if spec.symmetric else getattr(self, f"{name}_zero_point")
+
+    def _weight(self, name):
+        recorder = tracing.recorder()
+        stored = None if recorder is None else recorder.stored_weight(self, name)
+        return self.dequantized_weight(name) if stored is None else stored
+
+    def dequantized_weight(self, name: str = "weight") -> paddle.Tensor:
+        """Return the float32 weight that the integers represent."""
+        spec = self.weight_specs[name]
+        threshold, zero_point = self.qparams(name, spec)
+        return dequantize(getattr(self, name).astype("float32"), threshold, spec, zero_point)
+
+    @property
+    def weight_spec(self) -> Optional[QuantSpec]:
+        """QuantSpec of the first weight, None if there is none."""
+        return next(iter(self.weight_specs.values()), None)
+
+    @property
+    def activation_spec(self) -> Optional[QuantSpec]:
+        """QuantSpec of the first quantized input, None if all are float."""
+        return next((spec for spec in self.input_specs if spec is not None), None)
+
+    @property
+    def quant_type(self) -> str:
+        """Scheme in short, such as ``W8-per_channel-A8-per_tensor``."""
+        return "-".join(f"{letter}{spec_name(spec)}" for letter, spec in (
+            ("W", self.weight_spec), ("A", self.activation_spec)) if spec is not None)
+
+    def description(self) -> Dict[str, Any]:
+        """Return plain values from which :meth:`in_place_of` builds the layer.
+
+        Raises:
+            ModelError: the layer is fused with others, which a checkpoint does not describe.
+        """
+        if self._paddleq.block is not None:
+            raise ModelError(f"the layer {self._paddleq.name!r} is fused with the layers after it, "
+                             "which a checkpoint cannot hold; export the model instead")
+        return {"layer": self._float_class.__name__,
+                "weights": {name: describe_spec(spec) for name, spec in self.weight_specs.items()},
+                "inputs": [describe_spec(spec) for spec in self.input_specs],
+                "output": describe_spec(self.output_spec)}
+
+    @classmethod
+    def from_description(cls, description):
+        """Refuse: the layer needs a float layer.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError("an integer layer is made of the float layer; build the float model first")
+
+    @classmethod
+    def in_place_of(cls, layer, description):
+        """Return the empty layer of a :meth:`description` for the float ``layer``.
+
+        Raises:
+            FormatError: ``description`` does not describe a layer.
+            ModelError: ``layer`` does not fit.
+        """
+        fields = check_fields("an IntegerLayer", description, _FIELDS)
+        if not (isinstance(fields["weights"], dict) and isinstance(fields["inputs"], list)):
+            raise FormatError("an IntegerLayer must have a dict of weights and a list of inputs")
+        weights = {name: spec_from(spec) for name, spec in fields["weights"].items()}
+        inputs = [spec_from(spec) for spec in fields["inputs"]]
+        output = spec_from(fields["output"])
+        new = _shallow_copy(layer)
+        if isinstance(layer, IntegerLayer):
+            if layer.description() != description:
+                raise ModelError("its integer form is another one in the checkpoint")
+            return new
+        kind = kind_of(layer)
+        if float_class(layer).__name__ != fields["layer"] or kind is None or not (
+                set(weights) <= set(kind.weights) and len(inputs) <= len(kind.inputs)):
+            raise ModelError(f"it must be a {fields['layer']}, but is a {type(layer).__name__}")
+        cls.freeze(
+            new,
+            {name: (paddle.zeros(getattr(layer, name).shape, "int32").astype(spec.storage),
+                    *_empty_qparams(spec, getattr(layer, name)), spec)
+             for name, spec in weights.items()},
+            [spec and (*_empty_qparams(spec), spec) for spec in inputs],
+            output and (*_empty_qparams(output), output))
+        return new
+
+    def extra_repr(self):
+        return ", ".join(filter(None, [super().extra_repr(), self.quant_type]))
+
+
+def _empty_qparams(spec, weight=None):
+    channels = 1 if spec.channel_axis is None or weight is None else (
+        weight.shape[spec.channel_axis])
+    return (paddle.zeros([channels]),
+            None if spec.symmetric else paddle.zeros([channels], "int64"))
+
+
+def _shallow_copy(layer):
+    new = type(layer).__new__(type(layer))
+    attributes = {name: value.copy() if name in LAYER_CONTAINERS else value
+                  for name, value in layer.__dict__.items()}
+    if "_paddleq" in attributes:
+        attributes["_paddleq"] = attributes["_paddleq"].copy()
+    object.__setattr__(new, "__dict__", attributes)
+    return new
+
+
+def freeze_weights(layer: nn.Layer, bits: int, per_channel: bool, shared: dict) -> None:
+    """Make a float layer an integer layer with float activations, in place.
+
+    Args:
+        shared: id of a parameter -> its integer form, so that layers share it as before.
+    """
+    weights = {}
+    with paddle.no_grad():
+        for name, axis in kind_of(layer).weights.items():
+            parameter = getattr(layer, name)
+            if id(parameter) not in shared:
+                spec = QuantSpec(bits, granularity=PerChannel(axis) if per_channel else PerTensor())
+                threshold = abs_max(parameter, spec)
+                integers = quantize(parameter, threshold, spec).astype(spec.storage)
+                # The parameter is kept, so that no other one gets its id.
+                shared[id(parameter)] = (parameter, integers, threshold / float(spec.quant_max),
+                                         None, spec)
+            weights[name] = shared[id(parameter)][1:]
+    IntegerLayer.freeze(layer, weights)
+
+
+def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
+    """Make a layer that simulates quantization an integer layer, in place.
+
+    Args:
+        shared: id of a parameter -> its integer form, so that layers share it as before.
+
+    Raises:
+        ModelError: the layer has a quantizer or a preprocess that fixed scales cannot represent.
+    """
+    state = layer._paddleq
+    weights, inputs = {}, []
+    with paddle.no_grad():
+        for name in state.kind.weights:
+            preprocess, quantizer = layer.weight_parts(name)
+            if quantizer is None:
+                continue
+            _check_quantizer(state.name, quantizer)
+            parameter = getattr(layer, name)
+            if id(parameter) not in shared:
+                value = parameter if preprocess is None else preprocess(parameter)
+                threshold, zero_point = quantizer.qparams_of(value)
+                spec = quantizer.spec
+                integers = quantize(value, threshold, spec, zero_point).astype(spec.storage)
+                shared[id(parameter)] = (parameter, integers, threshold / float(spec.quant_max),
+                                         zero_point, spec)
+            weights[name] = shared[id(parameter)][1:]
+        for slot in range(len(state.kind.inputs)):
+            inputs.append(_fixed_input(layer, slot))
+        quantizer = getattr(layer, "output_quantizer", None)
+        output = quantizer and _fixed(state.name, quantizer, quantizer.threshold)
+    name, block, note = state.name, state.block, state.note
+    make_float(layer)
+    IntegerLayer.freeze(layer, weights, inputs, output)
+    state = layer._paddleq
+    state.name, state.block, state.note = name, block, note
+
+
+def _fixed_input(layer, slot):
+    preprocess, quantizer = layer.input_parts(slot)
+    name = layer._paddleq.name
+    if quantizer is None and preprocess is None:
+        return None
+    if quantizer is None:
+        raise ModelError(f"{name} has a preprocess of its input, which freeze() cannot keep")
+    _check_quantizer(name, quantizer)
+    threshold = quantizer.threshold
+    if preprocess is not None:
+        if not (PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric):
+            raise ModelError(f"{name} has the preprocess {type(preprocess).__name__} of its input, "
+                             "which freeze() cannot keep; export the model instead")
+        threshold = paddle.minimum(threshold, preprocess.bound())
+    return _fixed(name, quantizer, threshold)
+
+
+def _fixed(name, quantizer, threshold):
+    _check_quantizer(name, quantizer)
+    if quantizer.observer.dynamic:
+        raise ModelError(f"{name} quantizes each input with a scale of its own; freeze() needs "
+                         "an observer with a fixed scale")
+    spec = quantizer.spec
+    zero_point = None if spec.symmetric else quantizer.zero_point.detach().clone()
+    return (threshold.detach() / float(spec.quant_max), zero_point, spec)
+
+
+def _check_quantizer(name, quantizer):
+    if not isinstance(quantizer, FakeQuantize):
+        raise ModelError(f"{name} has the quantizer {type(quantizer).__name__}, whose scale is not "
+                         "known; freeze() needs FakeQuantize or a class derived from it")

@@ -1,0 +1,180 @@
+"""One integer form of every layer type, reached from every front end."""
+
+import copy
+import pickle
+
+import numpy as np
+import paddle
+import pytest
+from layer_cases import LAYER_TYPES, LAYERS
+from paddle import nn
+from runtimes import paddle_inference, relative_error
+
+import paddleq
+from paddleq.engine import freeze, summary_rows
+from paddleq.errors import ModelError
+from paddleq.nn import IntegerLinear
+from paddleq.nn.integer_layer import IntegerLayer
+
+paddle.seed(11)
+X = paddle.randn([4, 3, 8, 8])
+
+
+def net():
+    model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    model.eval()
+    return model
+
+
+def ptq(model=None, x=X, **options):
+    quantized = paddleq.PTQ("AbsmaxQuantizer").quantize(model or net(), **options)
+    paddleq.calibrate(quantized, [x])
+    return quantized
+
+
+def qat():
+    model = paddleq.QAT({"activation_preprocess_type": "PACT"}).quantize(net())
+    model.train()
+    model(X).square().mean().backward()
+    model.eval()
+    return model
+
+
+def simulated_qat(symmetric=True):
+    algorithm = paddleq.golden_stick.SimulatedQuantizationAwareTraining(
+        {"symmetric": symmetric})
+    model = algorithm.apply(net(), X)
+    model.train()
+    model(X)
+    return algorithm.convert(model)
+
+
+def dynamic(**options):
+    return paddleq.quant_post_dynamic(net(), **options)
+
+
+SOURCES = {"ptq": lambda: freeze(ptq()), "qat": lambda: freeze(qat()),
+           "simulated qat": lambda: freeze(simulated_qat()), "dynamic": dynamic,
+           "dynamic 16 bits": lambda: dynamic(weight_bits=16),
+           "dynamic per tensor": lambda: dynamic(weight_quantize_type="abs_max")}
+
+
+@pytest.fixture(params=list(SOURCES))
+def frozen(request):
+    return SOURCES[request.param]()
+
+
+def assert_close_up_to_rounding(found, expected):
+    """Equal but for inputs that lie on a border between two integers."""
+    different = np.abs(found - expected) > 1e-5 * np.abs(expected).max()
+    assert different.mean() < 0.02
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_frozen_layer_of_every_type_computes_as_the_simulated_one(name, tmp_path):
+    make, shape = LAYERS[name]
+    x = paddle.randn(shape)
+    model = nn.Sequential(make())
+    model.eval()
+    model = ptq(model, x, quantizable_layer_type=LAYER_TYPES)
+    expected = model(x).numpy()
+    freeze(model)
+    assert isinstance(model[0], (IntegerLayer, IntegerLinear))
+    assert_close_up_to_rounding(model(x).numpy(), expected)
+    spec = [paddle.static.InputSpec([None, *x.shape[1:]], str(x.dtype).replace("paddle.", ""))]
+    paddleq.save_quantized_model(model, str(tmp_path / "m"), spec)
+    (found,) = paddle_inference(str(tmp_path / "m"), [x.numpy()])
+    assert relative_error(found, model(x).numpy()) < 1e-5
+
+
+def test_affine_quantization_computes_as_the_simulated_one():
+    model = simulated_qat(symmetric=False)
+    model.eval()
+    x = paddle.randn([64, 3, 8, 8])
+    expected = model(x).numpy()
+    assert_close_up_to_rounding(freeze(model)(x).numpy(), expected)
+    assert list(model[0].weight_zero_point.shape) == list(model[0].weight_scale.shape)
+
+
+def test_frozen_weights_are_the_integers_that_are_exported(tmp_path):
+    simulated = ptq()
+    paddleq.export.save(simulated, str(tmp_path / "simulated"), [X])
+    frozen = freeze(copy.deepcopy(simulated))
+    paddleq.export.save(frozen, str(tmp_path / "frozen"), [X])
+    results = [paddle_inference(str(tmp_path / name), [X.numpy()])[0]
+               for name in ("simulated", "frozen")]
+    assert_close_up_to_rounding(*results)
+    weight, scale = simulated[0].weight.numpy(), frozen[0].weight_scale.numpy()
+    integers = np.clip(np.round(weight / scale.reshape([-1, 1, 1, 1])), -128, 127)
+    assert np.array_equal(frozen[0].weight.numpy(), integers)
+
+
+def test_summary_knows_frozen_layers(frozen):
+    rows = {row.name: row for row in summary_rows(frozen)}
+    for name in ("0", "3"):
+        assert rows[name].done == "deployed" and rows[name].weight.startswith("int")
+
+
+def test_weight_scale_is_the_step(frozen):
+    for layer in (frozen[0], frozen[3]):
+        step, weight = layer.weight_scale.numpy(), layer.dequantized_weight().numpy()
+        assert np.allclose(np.abs(weight).max(), np.abs(layer.weight.numpy().astype("float32")
+                           * step.reshape([-1, 1, 1, 1] if weight.ndim == 4 and step.size > 1
+                                          else [1] * (weight.ndim - 1) + [-1])).max(), rtol=1e-5)
+        assert np.abs(weight).max() / step.max() <= 2 ** (layer.weight_spec.bits - 1)
+
+
+def test_checkpoint_of_a_frozen_model_loads_into_a_float_one(frozen, tmp_path):
+    paddleq.save_checkpoint(frozen, str(tmp_path / "m"))
+    loaded = paddleq.load_checkpoint(net(), str(tmp_path / "m"))
+    assert np.array_equal(loaded(X).numpy(), frozen(X).numpy())
+    again = paddleq.load_checkpoint(loaded, str(tmp_path / "m"))
+    assert np.array_equal(again(X).numpy(), frozen(X).numpy())
+
+
+def test_checkpoint_of_a_frozen_model_does_not_fit_another_model(tmp_path):
+    paddleq.save_checkpoint(dynamic(), str(tmp_path / "m"))
+    other = nn.Sequential(nn.Conv2D(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Embedding(144, 5))
+    with pytest.raises(ModelError, match="Linear"):
+        paddleq.load_checkpoint(other, str(tmp_path / "m"))
+    assert type(other[0]) is nn.Conv2D
+
+
+@pytest.mark.parametrize("format", [
+    "pdmodel", pytest.param("pir", marks=pytest.mark.needs_pir), "onnx"])
+def test_frozen_model_is_exported(frozen, format, tmp_path):
+    paddleq.export.save(frozen, str(tmp_path / "m"), [X], format=format)
+    if format == "pdmodel":
+        (found,) = paddle_inference(str(tmp_path / "m"), [X.numpy()])
+        assert_close_up_to_rounding(found, frozen(X).numpy())
+
+
+def test_frozen_model_is_exported_with_fake_operators(frozen, tmp_path):
+    paddleq.export.save(frozen, str(tmp_path / "m"), [X], onnx_format=False)
+    (found,) = paddle_inference(str(tmp_path / "m"), [X.numpy()])
+    assert_close_up_to_rounding(found, frozen(X).numpy())
+
+
+@pytest.mark.parametrize("quantize", [
+    lambda model: paddleq.QAT().quantize(model), paddleq.quant_post_dynamic,
+    lambda model: paddleq.PTQ().quantize(model)])
+def test_quantizing_a_frozen_model_again_is_refused(frozen, quantize):
+    with pytest.raises(ModelError, match="already quantized"):
+        quantize(frozen)
+
+
+def test_frozen_model_pickles(frozen):
+    copied = pickle.loads(pickle.dumps(frozen))
+    assert np.array_equal(copied(X).numpy(), frozen(X).numpy())
+
+
+def test_layers_that_share_a_weight_share_its_integers():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    frozen = paddleq.quant_post_dynamic(nn.Sequential(first, second))
+    assert frozen[0].weight is frozen[1].weight
+
+
+def test_freezing_a_float_model_is_refused():
+    with pytest.raises(ModelError, match="no quantized layer"):
+        freeze(net())
