@@ -16,7 +16,8 @@ from side_by_side import heading, interleaved, median, table
 import paddle
 
 from paddleq import PerChannel, PerGroup, QuantSpec
-from paddleq.algorithms import GPTQ, RoundToNearest, Statistics
+from paddleq.algorithms import GPTQ, RoundToNearest
+from paddleq.observers import ChannelStats
 
 LIMIT = 2.5
 ROWS = 16  # that GPTQ rounds one by one; among so few it uses no matrix product
@@ -35,7 +36,7 @@ VARIANTS = {
 def layer(size):
     """(weight, statistics) of a Linear whose inputs are correlated."""
     paddle.seed(0)
-    statistics = Statistics(GPTQ.needs)
+    statistics = ChannelStats(GPTQ.needs)
     mix = paddle.randn([size // 16, size])
     for _ in range(4):
         x = paddle.matmul(paddle.randn([size // 2, size // 16]), mix)

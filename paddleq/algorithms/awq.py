@@ -1,4 +1,4 @@
-"""AWQ (arXiv:2306.00978): rows of the weight whose input is large are rounded more finely."""
+"""AWQ (arXiv:2306.00978): scale up the weight rows of features with large activations."""
 
 from dataclasses import dataclass
 from typing import Optional, Tuple
@@ -12,31 +12,29 @@ from ..functional.weight_qparams import group_rows, group_size
 from ..spec import PerTensor
 from .base import Smoother, checked_statistics, checked_weight, register_algorithm
 
-_SMALLEST = 1e-4  # of the mean magnitude: what a feature that is nearly always 0 counts as
+_MIN_MAGNITUDE = 1e-4  # lower bound for features that are almost always 0, relative to the mean
 
 
 @register_algorithm("awq")
 @dataclass(frozen=True)
 class AWQ(Smoother):
-    """A factor s for each input feature, and ranges that are clipped: both by search.
+    """Search for a smoothing factor s per input feature and for clipping ratios.
 
     s = mean|x| ** ratio, for ``grids_num`` ratios 0, 1 / grids_num, ...; the layer computes
-    (x / s) @ (W * s). Ratio 0 is rounding to nearest: s is 1. The ratio and the clipping are those
-    that lose least of x @ W, reckoned from the Hessian H of the input: with d the change of the
-    weights, the sum of (H @ d) * d. For clipping, each group is judged by its own rows, as if the
-    others were exact.
+    (x / s) @ (W * s). Ratio 0 is rounding to nearest: s is 1. The search minimizes the squared
+    error of x @ W, computed from the Hessian H of the input: the sum of (H @ d) * d, where d is the
+    change of the weights. The clipping ratio of a group is chosen by the error of its own rows.
 
     Args:
-        grids_num: how many ratios are tried, and into how many parts a range is divided. Default
+        grids_num: number of ratios, and number of steps between clipping ratios 0 and 1. Default
             20.
-        clip: search for ranges that leave out the largest weights of a group, down to half of
-            the range. Default True.
-        ratios: a tuple of the ratios to try, each in [0, 1]. Default None: those above.
-        clip_factors: a tuple of the shares of a range to try, each in (0, 1]. Default None: those
+        clip: search for clipping ratios between 0.5 and 1 for each group. Default True.
+        ratios: tuple of the ratios to try, each in [0, 1]. Default None: those above.
+        clip_factors: tuple of the clipping ratios to try, each in (0, 1]. Default None: those
             above.
-        duo_scaling: s = mean|x| ** ratio / w ** (1 - ratio), where w is the mean magnitude of a
-            feature's weights, each as a share of the largest weight that has the same scale. The
-            factor 1 is tried as well. Default False.
+        duo_scaling: use s = mean|x| ** ratio / w ** (1 - ratio), where w is the mean of the
+            weights' magnitudes of a feature, each relative to the largest weight with the same
+            scale. The factor 1 is tried as well. Default False.
 
     Raises:
         ConfigError, ConfigTypeError: an argument is out of range or of the wrong type.
@@ -44,11 +42,12 @@ class AWQ(Smoother):
     Examples:
         >>> import paddle
         >>> from paddleq import PerChannel, QuantSpec
-        >>> from paddleq.algorithms import AWQ, Statistics
+        >>> from paddleq.algorithms import AWQ
+        >>> from paddleq.observers import ChannelStats
         >>> x = paddle.randn([64, 8]) * paddle.to_tensor([30.0] + [1.0] * 7)
-        >>> statistics, spec = Statistics(AWQ.needs), QuantSpec(4, granularity=PerChannel(1))
-        >>> statistics.update(x)
-        >>> s = AWQ().scales([paddle.randn([8, 16])], statistics, spec)
+        >>> stats, spec = ChannelStats(AWQ.needs), QuantSpec(4, granularity=PerChannel(1))
+        >>> stats.update(x)
+        >>> s = AWQ().scales([paddle.randn([8, 16])], stats, spec)
         >>> bool(s[0] > 2 * s[1:].max())
         True
     """
@@ -68,20 +67,20 @@ class AWQ(Smoother):
         check_bool("duo_scaling", self.duo_scaling)
         for name, above_zero in (("ratios", False), ("clip_factors", True)):
             if getattr(self, name) is not None:
-                _check_shares(name, getattr(self, name), above_zero)
+                _check_ratios(name, getattr(self, name), above_zero)
 
     def scales(self, weights, stats, spec):
         weights = [checked_weight(weight, spec) for weight in weights]
         hessian = checked_statistics(stats.hessian, weights[0], "the Hessian")
         with paddle.no_grad():
             magnitude = stats.mean_abs
-            magnitude = (magnitude / magnitude.mean().clip(min=1e-30)).clip(min=_SMALLEST)
+            magnitude = (magnitude / magnitude.mean().clip(min=1e-30)).clip(min=_MIN_MAGNITUDE)
             best, least = None, float("inf")
             for s in self._candidates(magnitude, weights, spec):
                 column = s.unsqueeze(1)
                 loss = 0.0
                 for weight in weights:
-                    change = _rounded(weight * column, spec).divide_(
+                    change = _round_to_nearest(weight * column, spec).divide_(
                         column.expand(weight.shape)).subtract_(weight)
                     loss += paddle.matmul(hessian, change).multiply_(change).sum().item()
                 if loss < least:
@@ -89,11 +88,11 @@ class AWQ(Smoother):
         return best
 
     def _candidates(self, magnitude, weights, spec):
-        """The factors to try, one after the other."""
+        """Yield the smoothing factors to try."""
         ratios = self.ratios
         if ratios is None:
             ratios = [i / self.grids_num for i in range(self.grids_num)]
-        shares = _shares_of_range(weights, spec) if self.duo_scaling else None
+        shares = _relative_magnitudes(weights, spec) if self.duo_scaling else None
         if shares is not None:
             yield paddle.ones_like(magnitude)
         for ratio in ratios:
@@ -117,7 +116,7 @@ class AWQ(Smoother):
             best = least = None
             whole = isinstance(spec.granularity, PerTensor)
             for factor in self._clip_factors():
-                change = group_rows(_rounded(weight, spec, factor).subtract_(weight), spec)
+                change = group_rows(_round_to_nearest(weight, spec, factor).subtract_(weight), spec)
                 loss = paddle.matmul(blocks, change).multiply_(change).sum(axis=1)
                 if whole:
                     loss = loss.sum().reshape([1, 1])
@@ -130,21 +129,21 @@ class AWQ(Smoother):
         return best
 
 
-def _shares_of_range(weights, spec):
-    """Mean of |w| / max|w| over the outputs of all weights, max among those that share a scale."""
-    shares = [_rows_of_groups(paddle.abs(weight), spec) for weight in weights]
+def _relative_magnitudes(weights, spec):
+    """Compute the mean of |w| / max|w| over all output features; max is that of one scale."""
+    shares = [_relative_to_group(paddle.abs(weight), spec) for weight in weights]
     columns = sum(weight.shape[1] for weight in weights)
-    return (paddle.add_n([each.sum(axis=1) for each in shares]) / columns).clip(min=_SMALLEST)
+    return (paddle.add_n([each.sum(axis=1) for each in shares]) / columns).clip(min=_MIN_MAGNITUDE)
 
 
-def _rows_of_groups(magnitude, spec):
+def _relative_to_group(magnitude, spec):
     groups = group_rows(magnitude, spec)
     axes = [0, 1, 2] if isinstance(spec.granularity, PerTensor) else [1]
     largest = groups.max(axis=axes, keepdim=True).clip(min=1e-30)
     return (groups / largest).reshape([-1, magnitude.shape[1]])[:magnitude.shape[0]]
 
 
-def _check_shares(name, values, above_zero):
+def _check_ratios(name, values, above_zero):
     if not isinstance(values, tuple) or not values:
         raise wrong_type(name, values, "a tuple of at least one float, or None")
     for value in values:
@@ -152,7 +151,7 @@ def _check_shares(name, values, above_zero):
 
 
 def _diagonal_blocks(hessian, size):
-    """[groups, size, size]: the part of the Hessian that each group has to itself."""
+    """Return the diagonal blocks of the Hessian that belong to the groups, [groups, size, size]."""
     rows = hessian.shape[0]
     blocks = [hessian[start:start + size, start:start + size] for start in range(0, rows, size)]
     missing = -rows % size
@@ -161,6 +160,6 @@ def _diagonal_blocks(hessian, size):
     return paddle.stack(blocks)
 
 
-def _rounded(weight, spec, clip=None):
-    grid = compute_weight_qparams(weight, spec, clip)
-    return grid.dequantize(grid.quantize(weight))
+def _round_to_nearest(weight, spec, clip=None):
+    qparams = compute_weight_qparams(weight, spec, clip)
+    return qparams.dequantize(qparams.quantize(weight))

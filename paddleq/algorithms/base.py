@@ -1,8 +1,8 @@
-"""What the algorithms have in common: rounders, smoothers, and a weight that has been rounded."""
+"""Base classes and registry of weight algorithms."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import paddle
 
@@ -12,19 +12,21 @@ from ..errors import ModelError
 from ..functional import WeightQParams
 from ..functional.qparams import as_dtype
 from ..functional.weight_qparams import check_weight_spec
+from ..observers import ChannelStats
+from ..spec import QuantSpec
 
 register_algorithm = ALGORITHMS.register
 
 
 @dataclass
 class QuantizedWeight:
-    """A Linear's weight as integers.
+    """Integer weight of a Linear layer.
 
     Attributes:
-        integers: int8 or uint8 (the spec's ``storage``), [K, N], one in each element.
-        grid: what they stand for, a :class:`~paddleq.functional.WeightQParams`.
-        permutation: None, or int64 [K]: stored row i is row permutation[i] of the weight, and
-            the layer computes x[..., permutation] @ stored.
+        integers: int8 or uint8 (``spec.storage``), [K, N], not packed.
+        qparams: scale and zero point, a :class:`~paddleq.functional.WeightQParams`.
+        permutation: None, or int64 [K]: stored row i is row permutation[i] of the weight, and the
+            layer computes x[..., permutation] @ stored.
 
     Examples:
         >>> import paddle
@@ -35,25 +37,25 @@ class QuantizedWeight:
         ([[7, 0], [0, 7]], [[1.0, 0.0], [0.0, 1.0]])
     """
 
-    integers: Any
-    grid: WeightQParams
-    permutation: Optional[Any] = None
+    integers: paddle.Tensor
+    qparams: WeightQParams
+    permutation: Optional[paddle.Tensor] = None
 
-    def dequantize(self):
-        """The float32 weight [K, N] that it stands for, rows in the weight's own order."""
+    def dequantize(self) -> paddle.Tensor:
+        """Compute the float32 weight [K, N], rows in their original order."""
         with paddle.no_grad():
-            weight = self.grid.dequantize(self.integers)
+            weight = self.qparams.dequantize(self.integers)
             if self.permutation is None:
                 return weight
             return weight.index_select(paddle.argsort(self.permutation))
 
 
 class Smoother(ABC):
-    """What finds a factor s for each input feature: the layer computes (x / s) @ (W * s).
+    """Algorithm that computes a smoothing factor s per input feature: (x / s) @ (W * s).
 
     Attributes:
-        name: what a summary calls it.
-        needs: which :class:`Statistics` of the input it takes.
+        name: name in a summary.
+        needs: kinds of :class:`~paddleq.observers.ChannelStats` of the input that it uses.
 
     Examples:
         >>> import paddle
@@ -69,39 +71,41 @@ class Smoother(ABC):
     needs = frozenset()
 
     @abstractmethod
-    def scales(self, weights, stats, spec):
-        """The factor s, float32 [K].
+    def scales(self, weights: List[paddle.Tensor], stats: ChannelStats,
+               spec: QuantSpec) -> paddle.Tensor:
+        """Compute the smoothing factor s, float32 [K].
 
         Args:
-            weights: list of float [K, N_i] that read the same input. They are left as they are.
-            stats: :class:`Statistics` of that input.
-            spec: how the weights will be quantized.
+            weights: list of float [K, N_i] of layers with the same input. They are unchanged.
+            stats: statistics of that input.
+            spec: quantization of the weights.
 
         Raises:
-            ConfigError, ModelError: the spec or a weight is of another kind.
-            CalibrationError: the statistics saw no data.
+            ConfigError, ModelError: the spec or a weight is not supported.
+            CalibrationError: the statistics are empty.
         """
 
-    def clips(self, weight, stats, spec):
-        """By which factors the ranges of the smoothed weight should shrink, or None.
+    def clips(self, weight: paddle.Tensor, stats: ChannelStats,
+              spec: QuantSpec) -> Optional[paddle.Tensor]:
+        """Compute the clipping ratios of the smoothed weight.
 
         Args:
             weight: float [K, N], multiplied by s.
-            stats: :class:`Statistics` of the input divided by s.
-            spec: how the weight will be quantized.
+            stats: statistics of the input divided by s.
+            spec: quantization of the weight.
 
         Returns:
-            None, or a float32 tensor of the grid's scale's shape, in (0, 1].
+            None, or float32 of the shape of the weight's scale, in (0, 1].
         """
         return None
 
 
 class Rounder(ABC):
-    """What turns the weights of Linear layers into integers.
+    """Algorithm that converts the weights of Linear layers to integers.
 
     Attributes:
-        name: what a summary calls it.
-        needs: which :class:`Statistics` of the input it takes.
+        name: name in a summary.
+        needs: kinds of :class:`~paddleq.observers.ChannelStats` of the input that it uses.
 
     Examples:
         >>> import paddle
@@ -118,36 +122,39 @@ class Rounder(ABC):
     needs = frozenset()
 
     @abstractmethod
-    def quantize_all(self, weights, spec, stats=None, clips=None):
-        """A :class:`QuantizedWeight` of each of several weights that read the same input.
+    def quantize_all(self, weights: List[paddle.Tensor], spec: QuantSpec,
+                     stats: Optional[ChannelStats] = None,
+                     clips: Optional[List[Any]] = None) -> List[QuantizedWeight]:
+        """Quantize the weights of layers with the same input.
 
         Args:
-            weights: list of float [K, N_i]. They are left as they are.
+            weights: list of float [K, N_i]. They are unchanged.
             spec: a :class:`~paddleq.QuantSpec`, granularity PerTensor, PerChannel(1) or PerGroup.
-            stats: :class:`Statistics` of the input, with what ``needs`` names.
-            clips: for each weight None or a factor in (0, 1] by which the range shrinks,
-                broadcasting to the grid's scale. Default: None for all.
+            stats: statistics of the input, of the kinds ``needs``.
+            clips: for each weight None or the clipping ratio in (0, 1] of its range, which
+                broadcasts to the scale. Default: None for all.
 
         Raises:
-            ConfigError, ModelError: the spec or a weight is of another kind.
-            CalibrationError: the statistics saw no data.
+            ConfigError, ModelError: the spec or a weight is not supported.
+            CalibrationError: the statistics are empty.
         """
 
-    def takes_clips(self, spec):
-        """Whether the groups that a clip was found for are those that this makes."""
+    def accepts_clips(self, spec: QuantSpec) -> bool:
+        """Return True if clipping ratios of the groups of ``spec`` can be used."""
         return True
 
-    def quantize(self, weight, spec, stats=None, clip=None):
-        """A :class:`QuantizedWeight` of one weight; see :meth:`quantize_all`."""
+    def quantize(self, weight: paddle.Tensor, spec: QuantSpec,
+                 stats: Optional[ChannelStats] = None, clip: Any = None) -> QuantizedWeight:
+        """Quantize one weight; see :meth:`quantize_all`."""
         return self.quantize_all([weight], spec, stats, [clip])[0]
 
 
-def checked_weight(weight, spec):
-    """``weight`` in float32, once it is known that ``spec`` can quantize it.
+def checked_weight(weight: paddle.Tensor, spec: QuantSpec) -> paddle.Tensor:
+    """Return ``weight`` in float32 after checking that ``spec`` can quantize it.
 
     Raises:
-        ConfigError: the spec is not one of a Linear's weight.
-        ModelError: the weight is not a matrix or holds NaN or infinity.
+        ConfigError: the spec is not supported for the weight of a Linear layer.
+        ModelError: the weight is not a matrix, or holds NaN or infinity.
 
     Examples:
         >>> import paddle
@@ -159,7 +166,7 @@ def checked_weight(weight, spec):
     """
     check_weight_spec("spec", spec)
     if len(weight.shape) != 2 or 0 in weight.shape:
-        raise ModelError("a Linear's weight is a matrix, but this one has the shape "
+        raise ModelError("the weight of a Linear layer must be a matrix, but has the shape "
                          f"{list(weight.shape)}")
     with paddle.no_grad():
         weight = as_dtype(weight.detach(), paddle.float32)
@@ -168,11 +175,11 @@ def checked_weight(weight, spec):
     return weight
 
 
-def checked_statistics(values, weight, name):
-    """``values``, statistics along the input features, if they are those of ``weight``.
+def checked_statistics(values: paddle.Tensor, weight: paddle.Tensor, name: str) -> paddle.Tensor:
+    """Return ``values`` after checking that they have the input features of ``weight``.
 
     Raises:
-        ConfigError: they belong to another number of input features.
+        ConfigError: the number of input features differs.
 
     Examples:
         >>> import paddle

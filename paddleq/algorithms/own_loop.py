@@ -1,56 +1,70 @@
-"""Calibrating Linear layers in the forward passes that a user runs himself.
+"""Calibration of Linear layers in forward passes that the user runs.
 
-From :func:`start` on each layer observes what it reads. After enough batches it quantizes its
-weight, and computes as the layer that :func:`finish` puts in its place. Every layer is by itself
-here; :mod:`.layerwise.driver` goes through a model in order and shows each layer what the quantized ones
-before it give.
+After :func:`start`, each layer collects statistics of its input. After enough batches it quantizes
+its weight and computes like the layer that :func:`finish` replaces it with. Each layer sees the
+inputs of the float model; :mod:`.layerwise.driver` instead gives each layer the outputs of the
+quantized layers before it.
 """
 
 import logging
+from typing import Dict
 
 import paddle
+from paddle import nn
 
+from .._checks import wrong_value
 from .._paddle_compat import forward_hooks
+from ..config import LayerConfig
 from ..errors import CalibrationError, ModelError, NonFiniteError, PaddleqError
 from ..nn.calibrating import watch
 from ..nn.class_swap import replace_layers
 from ..nn.integer_linear import IntegerLinear
+from ..observers import ChannelStats
 from .linear import quantize_linears
-from .statistics import Statistics
 
 _ATTRIBUTE = "_paddleq_calibration"
 _logger = logging.getLogger("paddleq")
 
 
-def start(model, policies, batch_num):
-    """Let the layers ``policies`` observe, in place.
+def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) -> None:
+    """Make layers collect statistics of their inputs, in place.
 
-    One forward pass of ``model`` is one batch, however often it calls a layer. A layer that is
-    called by itself, outside of one, counts each call.
+    One forward pass of ``model`` is one batch, however often it calls a layer. If a layer is called
+    outside of the model, each call is one batch.
 
     Args:
         model: a ``paddle.nn.Layer``.
-        policies: name of a ``paddle.nn.Linear`` in the model -> its :class:`LayerConfig`.
-        batch_num: batches after which a layer quantizes its weight.
+        configs: name of a ``paddle.nn.Linear`` in the model -> its
+            :class:`~paddleq.config.LayerConfig`.
+        num_batches: number of batches after which a layer quantizes its weight.
+
+    Raises:
+        ConfigError: a configuration has a smoother and an observer of the activation. The observer
+            needs the smoothed activations, but each batch is seen only once.
     """
+    for config in configs.values():
+        if config.smoother is not None and config.activation_observer() is not None:
+            raise wrong_value("activation", config.activation,
+                              f"a QuantSpec with {config.smoother.name}, because an observer needs "
+                              "the smoothed activations in a second pass over the data")
     layers = dict(model.named_sublayers(include_self=True))
     calibration = _Calibration()
-    for name, policy in policies.items():
-        watcher = _Watcher(name, layers[name], policy, batch_num, calibration)
-        calibration.watchers.append(watcher)
-        watch(layers[name], watcher)
+    for name, config in configs.items():
+        layer = _CalibratedLayer(name, layers[name], config, num_batches, calibration)
+        calibration.layers.append(layer)
+        watch(layers[name], layer)
     model.__dict__[_ATTRIBUTE] = calibration
     model.register_forward_pre_hook(calibration.begin_batch)
     model.register_forward_post_hook(calibration.end_batch)
 
 
-def finish(model):
-    """Put the quantized layers in the place of those that observed, in place.
+def finish(model: nn.Layer) -> None:
+    """Replace the calibrated layers by the quantized ones, in place.
 
     Raises:
-        ModelError: nobody called :func:`start` for this model.
-        CalibrationError: names the layers that saw too few batches, and how many each saw. The
-            model is left as it was.
+        ModelError: :func:`start` was not called on this model.
+        CalibrationError: layers saw too few batches; names them with their number of batches. The
+            model is unchanged.
     """
     calibration = model.__dict__.get(_ATTRIBUTE)
     if calibration is None:
@@ -61,105 +75,111 @@ def finish(model):
         for key in [key for key, hook in hooks.items()
                     if getattr(hook, "__self__", None) is calibration]:
             del hooks[key]
-    replace_layers(model, [(watcher.layer, watcher.deployed) for watcher in calibration.watchers])
+    replace_layers(model, [(layer.layer, layer.quantized) for layer in calibration.layers])
 
 
 class _Calibration:
-    """All layers of a model that observe, and where a batch begins and ends."""
+    """Calibrated layers of a model, and the begin and end of a batch."""
 
     def __init__(self):
-        self.watchers = []
-        self._running = False
+        self.layers = []
+        self._in_model = False
 
     def begin_batch(self, model, inputs):
-        self._running = True
-        for watcher in self.watchers:
-            watcher.saw_batch = False  # what a pass that failed left
+        self._in_model = True
+        for layer in self.layers:
+            layer.saw_batch = False  # set by a forward pass that failed
 
     def end_batch(self, model, inputs, outputs):
-        self._running = False
-        self._count(self.watchers)
+        self._in_model = False
+        self._count(self.layers)
 
-    def layer_ran(self, watcher):
-        if not self._running:
-            self._count([watcher])
+    def end_call(self, layer):
+        if not self._in_model:
+            self._count([layer])
 
-    def _count(self, watchers):
+    def _count(self, layers):
         from tqdm import tqdm
 
-        ready = [watcher for watcher in watchers if watcher.count_batch()]
-        # Silent where there is no terminal; one layer needs no bar.
-        for watcher in tqdm(ready, desc="quantizing", disable=None if len(ready) > 1 else True,
-                            leave=False):
-            watcher.quantize()
-        if ready and all(watcher.deployed is not None for watcher in self.watchers):
-            _logger.info("%d layers calibrated and quantized", len(self.watchers))
+        ready = [layer for layer in layers if layer.count_batch()]
+        # No progress bar for a single layer, nor without a terminal.
+        for layer in tqdm(ready, desc="quantizing", disable=None if len(ready) > 1 else True,
+                          leave=False):
+            layer.quantize()
+        if ready and all(layer.quantized is not None for layer in self.layers):
+            _logger.info("%d layers calibrated and quantized", len(self.layers))
 
     def check_complete(self):
         """Raise unless every layer is quantized."""
-        lacking = [watcher for watcher in self.watchers if watcher.deployed is None]
-        if lacking:
-            listed = ", ".join(f"{watcher.name} ({watcher.batches})" for watcher in lacking)
+        missing = [layer for layer in self.layers if layer.quantized is None]
+        if missing:
+            listed = ", ".join(f"{layer.name} ({layer.batches})" for layer in missing)
             raise CalibrationError(
-                f"calibration needs {lacking[0].batch_num} batches, but {len(lacking)} of "
-                f"{len(self.watchers)} layers saw fewer: {listed}; run the model on more batches, "
-                "or quantize() it anew with another batch_num or without these layers")
+                f"calibration needs {missing[0].num_batches} batches, but {len(missing)} of "
+                f"{len(self.layers)} layers saw fewer: {listed}; run the model on more batches, "
+                "or call quantize() on the float model with another batch_num or without these "
+                "layers")
 
 
-class _Watcher:
-    """What is known of one layer until another takes its place.
+class _CalibratedLayer:
+    """Statistics of one layer, and the quantized layer once there is one.
 
     Attributes:
-        batches: how many batches it saw.
-        saw_batch: whether it saw the one that is running.
-        deployed: the :class:`IntegerLinear`, once there is one.
+        batches: number of batches that the layer saw.
+        saw_batch: True if the layer saw the current batch.
+        quantized: the :class:`IntegerLinear`, or None.
     """
 
-    def __init__(self, name, layer, policy, batch_num, calibration):
+    def __init__(self, name, layer, config, num_batches, calibration):
         self.name, self.layer = name or "(model)", layer
-        self.policy, self.batch_num = policy, batch_num
-        self.batches, self.saw_batch, self.deployed = 0, False, None
-        self._statistics = Statistics(policy.needs)
+        self.config, self.num_batches = config, num_batches
+        self.batches, self.saw_batch, self.quantized = 0, False, None
+        self._stats = ChannelStats(config.needs)
+        self._observer = config.activation_observer()
         self._calibration = calibration
 
     def run(self, x, forward):
-        if self.deployed is not None:
-            return self.deployed(x)
+        if self.quantized is not None:
+            return self.quantized(x)
         if not paddle.in_dynamic_mode():
             raise ModelError("model is being calibrated and cannot be traced; run its batches in "
                              "dynamic mode, then call convert()")
-        self._observe(x)
+        self._collect(x)
         y = forward()
-        self._calibration.layer_ran(self)
+        self._calibration.end_call(self)
         return y
 
-    def _observe(self, x):
-        before = self._statistics.tokens
+    def _collect(self, x):
+        tokens = self._stats.tokens
         try:
-            self._statistics.update(x)
+            self._stats.update(x)
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}; layer: {self.name}, batch: {self.batches}") from None
-        # An expert that gets no token of a batch has not seen it.
-        self.saw_batch |= self._statistics.tokens > before
+        # An expert without tokens in a batch has not seen the batch.
+        if self._stats.tokens > tokens:
+            self.saw_batch = True
+            if self._observer is not None:
+                self._observer.update(x)
 
     def count_batch(self):
-        """Whether the batch that ended was the last one to observe."""
-        self.batches += self.saw_batch and self.deployed is None
+        """Count the batch that ended and return True if it was the last one to collect."""
+        self.batches += self.saw_batch and self.quantized is None
         self.saw_batch = False
-        return self.deployed is None and self.batches >= self.batch_num
+        return self.quantized is None and self.batches >= self.num_batches
 
     def quantize(self):
-        """Make the layer to deploy of what was observed."""
+        """Create the quantized layer from the statistics."""
         try:
-            outcome = quantize_linears([self.layer.weight], self.policy, self._statistics)
+            result = quantize_linears([self.layer.weight], self.config, self._stats,
+                                      lambda _: self._observer)
         except PaddleqError as error:
             raise type(error)(f"{error}; layer: {self.name}") from error
-        self.deployed = IntegerLinear.from_linear(
-            self.layer, outcome.weights[0], self.policy.activation_spec, outcome.activation,
-            outcome.input_scale, self.policy.algorithm)
-        self._statistics = None  # a Hessian is as large as the weight, or larger
+        self.quantized = IntegerLinear.from_linear(
+            self.layer, result.weights[0], self.config.activation_spec, result.activation,
+            result.input_scale, self.config.algorithm)
+        self._stats = self._observer = None  # a Hessian is at least as large as the weight
 
     def __str__(self):
-        if self.deployed is not None:
-            return self.deployed.quant_type
-        return f"calibrating: {self.batches} of {self.batch_num} batches"
+        if self.quantized is not None:
+            return self.quantized.quant_type
+        return f"calibrating: {self.batches} of {self.num_batches} batches"

@@ -1,4 +1,4 @@
-"""Round to nearest: every weight by itself."""
+"""Round to nearest."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from .base import QuantizedWeight, Rounder, checked_weight, register_algorithm
 @register_algorithm("rtn")
 @dataclass(frozen=True)
 class RoundToNearest(Rounder):
-    """Each weight becomes the nearest integer of the grid.
+    """Round each weight to the nearest integer.
 
     Examples:
         >>> import paddle
@@ -17,13 +17,13 @@ class RoundToNearest(Rounder):
         >>> from paddleq.algorithms import RoundToNearest
         >>> spec = QuantSpec(bits=4, granularity=PerGroup(64))
         >>> quantized = RoundToNearest().quantize(paddle.randn([128, 8]), spec)
-        >>> list(quantized.integers.shape), list(quantized.grid.scale.shape)
+        >>> list(quantized.integers.shape), list(quantized.qparams.scale.shape)
         ([128, 8], [2, 8])
     """
 
     def quantize_all(self, weights, spec, stats=None, clips=None):
         weights = [checked_weight(weight, spec) for weight in weights]
-        grids = [compute_weight_qparams(weight, spec, clip)
-                 for weight, clip in zip(weights, clips or [None] * len(weights))]
-        return [QuantizedWeight(grid.quantize(weight).astype(spec.storage), grid)
-                for grid, weight in zip(grids, weights)]
+        qparams = [compute_weight_qparams(weight, spec, clip)
+                   for weight, clip in zip(weights, clips or [None] * len(weights))]
+        return [QuantizedWeight(each.quantize(weight).astype(spec.storage), each)
+                for each, weight in zip(qparams, weights)]

@@ -11,6 +11,7 @@ from ..observers import (
     CurrentAbsMaxObserver,
     CurrentMinMaxObserver,
     MinMaxObserver,
+    Observer,
 )
 from ..spec import PerChannel, PerTensor, PerToken, QuantSpec
 
@@ -119,8 +120,8 @@ class LayerConfig:
             instead of the fake-quantizer, or None (default).
 
     Attributes:
-        needs: names of the input statistics that ``smoother``, ``rounder`` and a static
-            activation take.
+        needs: kinds of :class:`~paddleq.observers.ChannelStats` that ``smoother``, ``rounder`` and
+            a static activation use.
         algorithm: names of the algorithms, such as "SmoothQuant" or "AWQ-GPTQ"; "" for rounding
             to nearest.
 
@@ -167,10 +168,10 @@ class LayerConfig:
         check_choice("kv_cache", self.kv_cache, (None, "per_channel", "per_token"))
         weight, activation = self.weight_spec, self.activation_spec
         if (weight is not None and getattr(self.smoother, "clip", False)
-                and self.rounder is not None and not self.rounder.takes_clips(weight)):
+                and self.rounder is not None and not self.rounder.accepts_clips(weight)):
             raise wrong_value("rounder", self.rounder, "with static_groups=True, because AWQ "
-                              "clips the ranges of groups that act_order would form anew (or "
-                              "give AWQ clip=False)")
+                              "clips the ranges of groups that act_order would change (or "
+                              "use AWQ with clip=False)")
         if activation is not None:
             if not isinstance(activation.granularity, (PerTensor, PerToken)):
                 raise wrong_value("activation", activation, "PerTensor or PerToken")
@@ -205,10 +206,29 @@ class LayerConfig:
 
     @property
     def needs(self) -> FrozenSet[str]:
-        """Names of the input statistics that the algorithms take."""
-        needs = frozenset({"range"} if self.static_activation else ())
+        """Kinds of :class:`~paddleq.observers.ChannelStats` that are collected."""
+        default = self.static_activation and isinstance(self.activation, QuantSpec)
+        needs = frozenset({"range"} if default else ())
         return needs.union(*(part.needs for part in (self.smoother, self.rounder)
                              if part is not None))
+
+    @property
+    def needs_data(self) -> bool:
+        """True if a Linear layer cannot be quantized without calibration data."""
+        return self.static_activation or bool(self.needs)
+
+    def activation_observer(self) -> Optional[Observer]:
+        """Create the observer of a static activation of a Linear layer.
+
+        None if :class:`~paddleq.observers.ChannelStats` give the range: ``activation`` is a
+        QuantSpec.
+        """
+        if not self.static_activation or isinstance(self.activation, QuantSpec):
+            return None
+        if self.activation.observer is None:
+            raise wrong_value("activation.observer", None, "an observer for a Linear layer whose "
+                              "weight is converted by an algorithm")
+        return self.activation.observer(self.activation.spec)
 
     @property
     def algorithm(self) -> str:

@@ -3,7 +3,13 @@
 from .calibration import calibrate, calibrating, forward_arguments, iter_batches, run_batches
 from .freeze import convert, copy_of, freeze, freeze_weights_of
 from .fuse_blocks import arrange, blocks_of, find_arrangement, same_parameters
-from .hooks import capture_calls, capture_inputs, eager_evaluation, patched_forward
+from .hooks import (
+    capture_calls,
+    capture_inputs,
+    collect_inputs,
+    eager_evaluation,
+    patched_forward,
+)
 from .prepare import check_model, prepare, quantize
 from .provenance import method_of, named, plain, say_method
 from .restore_float import check_can_leave, leave_float
@@ -35,11 +41,13 @@ from .summary import (
 )
 
 __all__ = [
-    "SummaryRow", "arrange", "iter_batches", "blocks_of", "calibrate", "check_can_leave",
-    "check_filled", "check_model", "check_quantized", "convert", "copy_of", "disable_fake_quant",
-    "disable_observer", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
-    "fake_quantizers", "calibrating", "finalize", "finalized", "find_arrangement", "freeze", "freeze_weights_of", "run_batches", "capture_calls", "layer_rows",
-    "leave_float", "eager_evaluation", "method_of", "forward_arguments", "named",
-    "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off", "quantize",
-    "quantized_layers", "quantizing_only", "same_parameters", "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows", "capture_inputs",
+    "SummaryRow", "arrange", "blocks_of", "calibrate", "calibrating", "capture_calls",
+    "capture_inputs", "check_can_leave", "check_filled", "check_model", "check_quantized",
+    "collect_inputs", "convert", "copy_of", "disable_fake_quant", "disable_observer",
+    "eager_evaluation", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
+    "fake_quantizers", "finalize", "finalized", "find_arrangement", "forward_arguments", "freeze",
+    "freeze_weights_of", "iter_batches", "layer_rows", "leave_float", "method_of", "named",
+    "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off",
+    "quantize", "quantized_layers", "quantizing_only", "run_batches", "same_parameters",
+    "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows",
 ]

@@ -161,8 +161,8 @@ def _warn_of_ignored_entries(model, given, taken):
     optional = _positional(model)[taken:]
     if optional:
         _logger.warning(
-            "%s receives the first %d of the %d entries of a batch, its required arguments; to pass "
-            "its argument %r as well, make each batch a dict of arguments",
+            "%s receives the first %d of the %d entries of a batch, its required arguments; to "
+            "pass its argument %r as well, make each batch a dict of arguments",
             type(model).__name__, taken, given, optional[0].name)
 
 

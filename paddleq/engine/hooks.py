@@ -1,22 +1,31 @@
-"""Running a model so that it can be looked into."""
+"""Attaching functions and collectors to the calls of layers.
 
+The forward method of a layer is patched on the instance and restored on exit. Paddle's forward
+hooks do not receive keyword arguments.
+"""
+
+import weakref
 from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Dict, Hashable, Iterator, List, Tuple
 
 import paddle
+from paddle import nn
 
 from .._paddle_compat import is_to_static_enabled
+from ..errors import NonFiniteError
+from ..observers import Collector
 from .state import evaluation
 
 
 @contextmanager
-def eager_evaluation(*models):
-    """While open, the models are in evaluation mode, without gradients, and not compiled.
+def eager_evaluation(*models: nn.Layer) -> Iterator[None]:
+    """Run models in evaluation mode, without gradients and without ``to_static`` while open.
 
-    (In a program of ``to_static`` no layer can be looked at.)
+    Patched forward methods have no effect in a program that ``to_static`` compiled.
     """
-    compiles = is_to_static_enabled()
+    enabled = is_to_static_enabled()
     with ExitStack() as stack:
-        stack.callback(paddle.jit.enable_to_static, compiles)
+        stack.callback(paddle.jit.enable_to_static, enabled)
         paddle.jit.enable_to_static(False)
         for model in models:
             stack.enter_context(evaluation(model))
@@ -25,12 +34,9 @@ def eager_evaluation(*models):
 
 
 @contextmanager
-def patched_forward(layer, forward):
-    """While open, ``layer`` calls ``forward(original, *args, **kwargs)``.
-
-    In the place of the forward, not a hook: hooks are not told of keyword arguments.
-    """
-    own = layer.__dict__.get("forward")
+def patched_forward(layer: nn.Layer, forward: Callable) -> Iterator[None]:
+    """Call ``forward(original, *args, **kwargs)`` instead of the layer's forward while open."""
+    previous = layer.__dict__.get("forward")
     original = layer.forward
 
     def patch(*args, **kwargs):
@@ -41,45 +47,103 @@ def patched_forward(layer, forward):
         yield
     finally:
         del layer.__dict__["forward"]
-        if own is not None:
-            layer.__dict__["forward"] = own
+        if previous is not None:
+            layer.__dict__["forward"] = previous
 
 
 @contextmanager
-def capture_calls(layers, see):
-    """While open, ``see(name, args, kwargs, output)`` is called after each call of a layer.
+def capture_calls(layers: Dict[str, nn.Layer],
+                  on_call: Callable[[str, tuple, dict, Any], None]) -> Iterator[None]:
+    """Call ``on_call(name, args, kwargs, output)`` after each call of a layer while open.
 
     Args:
         layers: name -> layer.
-        see: what it returns is not used; it must not change what it is given.
+        on_call: must not modify its arguments.
     """
-    def seeing(name):
+    def patch(name):
         def forward(original, *args, **kwargs):
             output = original(*args, **kwargs)
-            see(name, args, kwargs, output)
+            on_call(name, args, kwargs, output)
             return output
         return forward
 
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.enter_context(patched_forward(layer, seeing(name)))
+            stack.enter_context(patched_forward(layer, patch(name)))
         yield
 
 
 @contextmanager
-def capture_inputs(layers, saw):
-    """While open, ``saw(name, x)`` is called with the first argument before each call of a layer.
-
-    Args:
-        layers: name -> layer.
-    """
-    def watching(name):
+def capture_inputs(layers: Dict[str, nn.Layer],
+                   on_input: Callable[..., None], count: int = 1) -> Iterator[None]:
+    """Call ``on_input(name, x, ...)`` with the first ``count`` arguments before each call."""
+    def patch(name):
         def forward(original, *args, **kwargs):
-            saw(name, args[0] if args else next(iter(kwargs.values())))
+            on_input(name, *[*args, *kwargs.values()][:count])
             return original(*args, **kwargs)
         return forward
 
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.enter_context(patched_forward(layer, watching(name)))
+            stack.enter_context(patched_forward(layer, patch(name)))
         yield
+
+
+class TensorKeys:
+    """Keys that identify tensors while they exist, without keeping them in memory."""
+
+    def __init__(self) -> None:
+        self._known: Dict[int, Tuple[weakref.ref, int]] = {}  # id -> (weak reference, number)
+        self._count = 0
+
+    def key(self, x: paddle.Tensor) -> Hashable:
+        """Return a key that no other tensor has. It changes if ``x`` is changed in place."""
+        reference, number = self._known.get(id(x), (None, None))
+        if reference is None or reference() is not x:  # the id belonged to a deleted tensor
+            self._count += 1
+            number = self._count
+            self._known[id(x)] = (weakref.ref(x), number)
+        return number, x.inplace_version
+
+
+@contextmanager
+def collect_inputs(layers: Dict[str, nn.Layer],
+                   collectors: Dict[str, Collector]) -> Iterator[Dict[str, List[Hashable]]]:
+    """Update collectors with the inputs of layers while open.
+
+    If one collector is given for several layers, a tensor that several of them read is collected
+    once.
+
+    Args:
+        layers: name -> layer.
+        collectors: name -> :class:`~paddleq.observers.Collector`, for the same names.
+
+    Yields:
+        name -> list of the keys of the first argument of each call, filled while open.
+
+    Raises:
+        NonFiniteError: NaN or infinity reached a layer; names the layer.
+    """
+    keys = TensorKeys()
+    read: Dict[str, List[Hashable]] = {}
+    collected = set()
+
+    def collect(name, *inputs):
+        collector = collectors[name]
+        key = keys.key(inputs[0])
+        read.setdefault(name, []).append(key)
+        if (id(collector), key) in collected:
+            return
+        collected.add((id(collector), key))
+        try:
+            collector.update(*inputs)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; layer: {name}") from None
+
+    counts = {collector.num_inputs for collector in collectors.values()}
+    with ExitStack() as stack:
+        for count in counts:
+            stack.enter_context(capture_inputs(
+                {name: layer for name, layer in layers.items()
+                 if collectors[name].num_inputs == count}, collect, count))
+        yield read

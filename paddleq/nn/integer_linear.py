@@ -130,7 +130,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             input_scale: float32 [K], or None (default).
             algorithm: name of what found the integers. Default "".
         """
-        grid, order = quantized_weight.grid, quantized_weight.permutation
+        grid, order = quantized_weight.qparams, quantized_weight.permutation
         rows, columns = quantized_weight.integers.shape
         bias = linear.bias
         dtype = "float32" if bias is None else _name_of(bias.dtype)

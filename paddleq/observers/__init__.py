@@ -1,9 +1,12 @@
-"""Observers: they watch tensors and say which range is worth representing."""
+"""Collectors of tensor statistics. Observers compute quantization parameters from them."""
 
 from .abs_max import AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, RangeAbsMaxObserver
-from .base import OBSERVERS, Observer, register_observer
+from .base import OBSERVERS, Collector, Observer, register_observer
+from .channel_stats import ChannelStats
 from .fixed_scale import FixedScaleObserver
+from .hessian import HessianCollector
 from .histogram import HistogramObserver, KLObserver, MSEObserver
+from .kv_range import KVRange
 from .lsq_init import DeviationObserver, MeanMagnitudeObserver
 from .min_max import (
     CurrentMinMaxObserver,
@@ -15,10 +18,10 @@ from .min_max import (
 from .moving_average import MovingAverageAbsMaxObserver
 
 __all__ = [
-    "AbsMaxObserver", "AverageObserver", "CurrentAbsMaxObserver", "CurrentMinMaxObserver",
-    "DeviationObserver", "FixedScaleObserver", "HistogramObserver", "KLObserver", "MSEObserver",
-    "MeanMagnitudeObserver", "MinMaxObserver",
-    "MovingAverageAbsMaxObserver", "MovingAverageMinMaxObserver",
-    "MovingAveragePerChannelMinMaxObserver", "Observer", "PerChannelMinMaxObserver",
-    "OBSERVERS", "RangeAbsMaxObserver", "register_observer",
+    "OBSERVERS", "AbsMaxObserver", "AverageObserver", "ChannelStats", "Collector",
+    "CurrentAbsMaxObserver", "CurrentMinMaxObserver", "DeviationObserver", "FixedScaleObserver",
+    "HessianCollector", "HistogramObserver", "KLObserver", "KVRange", "MSEObserver",
+    "MeanMagnitudeObserver", "MinMaxObserver", "MovingAverageAbsMaxObserver",
+    "MovingAverageMinMaxObserver", "MovingAveragePerChannelMinMaxObserver", "Observer",
+    "PerChannelMinMaxObserver", "RangeAbsMaxObserver", "register_observer",
 ]

@@ -1,13 +1,17 @@
-"""Largest magnitude: of this tensor, of all tensors, of a window, on average."""
+"""Observers of max|x|: current, running, windowed and average."""
+
+from typing import Optional
 
 import paddle
 
 from .._checks import check_int
+from ..spec import QuantSpec
 from .base import Observer, register_observer
 
 
+@register_observer("current_abs_max")
 class CurrentAbsMaxObserver(Observer):
-    """max|x| of the tensor at hand, per tensor or per channel: what weights use.
+    """max|x| of the current tensor, per tensor or per channel, for weights.
 
     Examples:
         >>> import paddle
@@ -20,7 +24,7 @@ class CurrentAbsMaxObserver(Observer):
 
     dynamic = True
 
-    def __init__(self, spec=None, channels=None):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__(spec, channels)
         self._float_buffer("current")
 
@@ -29,13 +33,13 @@ class CurrentAbsMaxObserver(Observer):
 
     def update_qparams(self, x):
         with paddle.no_grad():
-            return self._measured(self._abs_max(x.detach()))
+            return self._batch_qparams(self._abs_max(x.detach()))
 
     def _merge(self, other):
         self._assign("current", other.current)
 
     def threshold(self):
-        return self._floored(self.current)
+        return self._at_least_eps(self.current)
 
 
 @register_observer("abs_max")
@@ -44,8 +48,8 @@ class AbsMaxObserver(Observer):
 
     Args:
         spec, channels: as for :class:`Observer`.
-        track_batch: while training, quantize each batch with its own maximum (PaddleSlim's
-            ``abs_max`` activations) and keep the running maximum for evaluation and export.
+        track_batch: in training, quantize each batch with its own maximum (PaddleSlim's
+            ``abs_max`` activations); evaluation and export use the running maximum.
 
     Examples:
         >>> import paddle
@@ -59,15 +63,16 @@ class AbsMaxObserver(Observer):
 
     abs_max_only = True
 
-    def __init__(self, spec=None, channels=None, track_batch=False):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 track_batch: bool = False):
         super().__init__(spec, channels)
         self.track_batch = track_batch
         self._float_buffer("max")
 
     def _update(self, x):
-        self._take(self._abs_max(x))
+        self._add(self._abs_max(x))
 
-    def _take(self, current):
+    def _add(self, current):
         self._assign("max", paddle.maximum(self.max, current))
 
     def update_qparams(self, x):
@@ -75,22 +80,23 @@ class AbsMaxObserver(Observer):
             return super().update_qparams(x)
         with paddle.no_grad():
             current = self._abs_max(x.detach())
-            self._take(current)
+            self._add(current)
             self._assign("batches", self.batches + 1)
-            return self._measured(current)
+            return self._batch_qparams(current)
 
     def _merge(self, other):
         self._assign("max", paddle.maximum(self.max, other.max))
 
     def threshold(self):
-        return self._floored(self.max)
+        return self._at_least_eps(self.max)
 
 
+@register_observer("range_abs_max")
 class RangeAbsMaxObserver(Observer):
     """Maximum of max|x| over the last ``window_size`` batches.
 
     Args:
-        window_size: number of batches that count. Default 10000.
+        window_size: number of batches in the window. Default 10000.
 
     Examples:
         >>> import paddle
@@ -104,23 +110,24 @@ class RangeAbsMaxObserver(Observer):
 
     abs_max_only = True
 
-    def __init__(self, spec=None, channels=None, window_size=10000):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 window_size: int = 10000):
         super().__init__(spec, channels)
         self.window_size = check_int("window_size", window_size, 1)
         self._float_buffer("window", [self.window_size, self.channels])
 
     def _update(self, x):
         current = self._abs_max(x).reshape([1, -1])
-        # (Not a slice of the buffer: to_static assigns to none that has a view.)
+        # Not a slice of the buffer: to_static cannot assign to a buffer that has a view.
         older = paddle.roll(self.window, -1, axis=0)[:-1]
         self._assign("window", paddle.concat([older, current]))
 
     def _merge(self, other):
-        # The two streams have no common order: the windows are taken to have run side by side.
+        # The two streams have no common order: treat the windows as parallel.
         self._assign("window", paddle.maximum(self.window, other.window))
 
     def threshold(self):
-        return self._floored(self.window.max(axis=0))
+        return self._at_least_eps(self.window.max(axis=0))
 
 
 @register_observer("avg")
@@ -139,7 +146,7 @@ class AverageObserver(Observer):
 
     abs_max_only = True
 
-    def __init__(self, spec=None, channels=None):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__(spec, channels)
         self._float_buffer("total", dtype="float64")
 
@@ -150,4 +157,4 @@ class AverageObserver(Observer):
         self._assign("total", self.total + other.total)
 
     def threshold(self):
-        return self._floored(self.total / self.batches.astype("float64").clip(min=1.0))
+        return self._at_least_eps(self.total / self.batches.astype("float64").clip(min=1.0))

@@ -1,7 +1,7 @@
-"""What every observer can do."""
+"""Interface of collectors, and base class and registry of observers, the range collectors."""
 
 import abc
-from typing import Callable
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import paddle
 from paddle import nn
@@ -18,25 +18,60 @@ OBSERVERS: "Registry[Callable]" = Registry("observer")
 register_observer = OBSERVERS.register
 
 
-class Observer(nn.Layer, WithArgs, abc.ABC):
-    """Watches tensors and says which range is worth representing.
-
-    An observer is a ``paddle.nn.Layer`` whose statistics are buffers: they are in
-    ``state_dict``, they move with the model, and a copy of the model has its own.
-
-    Args:
-        spec: the quantization that the range is for. Default: int8 per tensor.
-        channels: length of the channel axis when ``spec`` is per channel.
+class Collector(abc.ABC):
+    """Accumulates statistics of the tensors that a layer receives.
 
     Attributes:
-        online: the threshold is cheap and meaningful after each batch, so that training can
-            use it as it moves. False for histograms, whose threshold is searched once.
-        fixed: the range does not depend on data.
-        track_batch: a batch is quantized with its own threshold while training, with the stored
-            one afterwards.
-        dynamic: there is nothing to remember: the threshold is a property of each tensor
-            (a weight's largest magnitude).
-        abs_max_only: of a tensor, nothing but max|x| matters.
+        num_inputs: number of arguments of the layer's ``forward`` that :meth:`update` takes.
+    """
+
+    num_inputs = 1
+
+    @abc.abstractmethod
+    def update(self, x: paddle.Tensor) -> None:
+        """Add one tensor to the statistics.
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity, where the collector checks that. The
+                statistics are unchanged.
+        """
+
+    @abc.abstractmethod
+    def merge(self, other: Any) -> None:
+        """Add the statistics of another collector of the same kind."""
+
+    @abc.abstractmethod
+    def state_dict(self) -> Dict[str, paddle.Tensor]:
+        """Return the statistics as tensors."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
+        """Replace the statistics by those that :meth:`state_dict` returned."""
+
+    @abc.abstractmethod
+    def result(self) -> Any:
+        """Return what is computed from the statistics."""
+
+
+class Observer(nn.Layer, WithArgs, Collector):
+    """Collect tensor statistics and compute quantization parameters.
+
+    An observer is a ``paddle.nn.Layer`` whose statistics are buffers: ``state_dict`` contains them,
+    ``to`` moves them, and a copy of the model has a copy of them.
+
+    Args:
+        spec: the quantization whose parameters are computed. Default: int8 per tensor.
+        channels: length of the channel axis if ``spec`` is per channel.
+
+    Attributes:
+        online: the threshold is cheap and meaningful after each batch, so that training can use it.
+            False for histograms, which are searched once, at the end.
+        fixed: the qparams do not depend on data.
+        track_batch: in training, quantize each batch with its own threshold; later with the
+            accumulated one.
+        dynamic: nothing is accumulated; the threshold is computed from each tensor (weights).
+        abs_max_only: the statistics depend on max|x| only.
+        per_channel: granularity of the default spec of a fake quantizer with this observer.
 
     Examples:
         >>> import paddle
@@ -52,93 +87,104 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
     track_batch = False
     fixed = False
     abs_max_only = False
-    per_channel = False  # what a spec without a granularity of its own is to have
+    per_channel = False
 
-    def __init__(self, spec=None, channels=None):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__()
         self.spec = QuantSpec() if spec is None else spec
         self.channels = 1 if channels is None or self.spec.channel_axis is None else channels
         self.register_buffer("batches", paddle.zeros([1], dtype="int64"))
 
-    def forward(self, x):
-        """Observe ``x`` and hand it on."""
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Update the statistics with ``x`` and return ``x``."""
         self.update(x)
         return x
 
-    def update(self, x):
-        """Take one tensor into the statistics."""
+    def update(self, x: paddle.Tensor) -> None:
+        """Add one tensor to the statistics."""
         with paddle.no_grad():
             self._update(x.detach())
             self._assign("batches", self.batches + 1)
 
-    def update_qparams(self, x):
-        """Observe ``x`` and return the :meth:`qparams` with which ``x`` itself is quantized."""
+    def update_qparams(self, x: paddle.Tensor) -> Tuple[paddle.Tensor, Optional[paddle.Tensor]]:
+        """Update the statistics with ``x`` and return the :meth:`qparams` that quantize ``x``."""
         self.update(x)
         return self.qparams()
 
-    def qparams(self):
-        """(threshold, zero point or None for a symmetric spec) from all that was seen."""
+    def qparams(self) -> Tuple[paddle.Tensor, Optional[paddle.Tensor]]:
+        """Compute (threshold, zero point). The zero point is None for a symmetric spec."""
         if self.spec.symmetric:
             return self.threshold(), None
         return affine_qparams(*self.range(), self.spec)
 
-    def _measured(self, threshold, range_=None):
+    def result(self) -> Tuple[paddle.Tensor, Optional[paddle.Tensor]]:
+        """Return :meth:`qparams`."""
+        return self.qparams()
+
+    def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
+        """Replace the statistics by those that ``state_dict`` returned."""
+        for name in list(own_buffers(self)):
+            self._assign(name, state[name])
+
+    def _batch_qparams(self, threshold, range_=None):
         if self.spec.symmetric:
             return threshold, None
         return affine_qparams(*(range_ or (-threshold, threshold)), self.spec)
 
     @property
-    def accepts_abs_max(self):
-        """Whether observing max|x|, one element, is the same as observing x."""
+    def accepts_abs_max(self) -> bool:
+        """True if updating with the single element max|x| is equivalent to updating with x."""
         return self.abs_max_only and self.spec.channel_axis is None and not self.spec.binary
 
     @abc.abstractmethod
-    def threshold(self):
-        """Threshold from all that was seen: float32, shape [1] or [channels]."""
+    def threshold(self) -> paddle.Tensor:
+        """Compute the clipping threshold, scale * quant_max: float32, shape [1] or [channels]."""
 
-    def range(self):
-        """(lowest, highest) value worth representing, each of the threshold's shape."""
+    def range(self) -> Tuple[paddle.Tensor, paddle.Tensor]:
+        """Compute the (lowest, highest) value to represent, each of the threshold's shape."""
         threshold = self.threshold()
         return -threshold, threshold
 
-    def merge(self, other):
-        """Take another observer's statistics in, as if its batches had come here too."""
+    def merge(self, other: "Observer") -> None:
+        """Add the statistics of another observer of the same class and spec.
+
+        Raises:
+            CalibrationError: the observers differ.
+        """
         if type(other) is not type(self) or other.spec != self.spec:
             raise CalibrationError(
                 f"cannot merge {type(other).__name__}({getattr(other, 'spec', None)}) into "
-                f"{type(self).__name__}({self.spec}): observers merge with their own kind only")
+                f"{type(self).__name__}({self.spec}): class and spec must be equal")
         sizes = [{name: list(buffer.shape) for name, buffer in each.named_buffers()}
                  for each in (other, self)]
         if sizes[0] != sizes[1]:
             raise CalibrationError(
                 f"cannot merge a {type(other).__name__} with statistics of the sizes {sizes[0]} "
-                f"into one of {sizes[1]}: make both with the same arguments")
+                f"into one of {sizes[1]}: create both with the same arguments")
         if other.num_batches:
             with paddle.no_grad():
-                if self.num_batches:
-                    self._merge(other)
-                else:
-                    for name, value in other.named_buffers():
-                        self._assign(name, value)
+                if not self.num_batches:
+                    self.load_state_dict(dict(other.named_buffers()))
                     return
+                self._merge(other)
                 self._assign("batches", self.batches + other.batches)
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int:
         """Number of batches observed."""
         return int(self.batches.item())
 
     @abc.abstractmethod
     def _update(self, x):
-        """Take one tensor into the statistics."""
+        """Add one tensor to the statistics."""
 
     @abc.abstractmethod
     def _merge(self, other):
-        """Take another observer's statistics in, where both have seen something."""
+        """Add the statistics of another observer. Both have observed batches."""
 
     def _assign(self, name, value):
-        # In place, so that to_static sees the buffer change. (Attribute access, not _buffers: it
-        # is what turns a buffer into a variable of the traced program.)
+        # In place, so that to_static records the change. Attribute access, not own_buffers(): it
+        # turns the buffer into a variable of the traced program.
         buffer = getattr(self, name)
         if buffer.shape == value.shape or not paddle.in_dynamic_mode():
             paddle.assign(as_dtype(value, buffer.dtype), buffer)
@@ -153,5 +199,5 @@ class Observer(nn.Layer, WithArgs, abc.ABC):
         self.register_buffer(name, paddle.full(shape, value, dtype=dtype))
 
     @staticmethod
-    def _floored(threshold):
+    def _at_least_eps(threshold):
         return as_dtype(threshold, paddle.float32).clip(min=EPS)

@@ -1,19 +1,23 @@
-"""A scale that is known beforehand."""
+"""Observer with a given scale."""
+
+from typing import Optional
 
 import paddle
 
 from .._checks import check_float, check_int
-from .base import Observer
+from ..spec import QuantSpec
+from .base import Observer, register_observer
 
 
+@register_observer("fixed_scale")
 class FixedScaleObserver(Observer):
-    """Looks at nothing: the step and the zero point are given.
+    """Use a given scale and zero point, whatever the data.
 
     Args:
-        spec, channels: as for :class:`Observer`; the step holds for each channel.
+        spec, channels: as for :class:`Observer`; all channels use the same scale.
         scale: the step between two integers, positive. Default 1.
-        zero_point: the integer that 0 is stored as. Default 0; only a spec that is not symmetric
-            takes another one.
+        zero_point: the integer that represents 0. Default 0, the only value that a symmetric spec
+            accepts.
 
     Examples:
         >>> import paddle
@@ -24,7 +28,9 @@ class FixedScaleObserver(Observer):
 
     fixed = True
 
-    def __init__(self, spec=None, channels=None, scale=1.0, zero_point=0):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 scale: float = 1.0,
+                 zero_point: int = 0):
         super().__init__(spec, channels)
         self.scale = check_float("scale", scale, 0.0, float("inf"), open_low=True, open_high=True)
         low, high = (0, 0) if self.spec.symmetric else (self.spec.quant_min, self.spec.quant_max)

@@ -1,11 +1,13 @@
-"""Observers that keep a streamed histogram of magnitudes and search it at the end."""
+"""Observers that search the threshold in a streaming histogram of |x|."""
+
+from typing import Optional
 
 import paddle
 
 from .._checks import check_float, check_int, wrong_value
 from ..functional import histogram, kl
 from ..functional.qparams import as_dtype
-from ..spec import PerTensor
+from ..spec import PerTensor, QuantSpec
 from .base import Observer, register_observer
 
 HIST_PERCENT = 0.99999
@@ -13,10 +15,10 @@ HIST_PERCENT = 0.99999
 
 @register_observer("hist")
 class HistogramObserver(Observer):
-    """Percentile of a streamed histogram of |x| (PaddleSlim's HistQuantizer).
+    """Percentile of a streaming histogram of |x| (PaddleSlim's HistQuantizer).
 
     The first batch sets the range. A later batch with a larger maximum widens it: each bin is
-    split into ``upsample_bins`` parts, which are regrouped. Activations are not kept.
+    split into ``upsample_bins`` parts, which are regrouped. Activations are not stored.
 
     Args:
         bins: number of bins. Default 1024.
@@ -34,12 +36,12 @@ class HistogramObserver(Observer):
 
     online = False
 
-    def __init__(self, spec=None, channels=None, bins=1024, upsample_bins=64,
-                 hist_percent=HIST_PERCENT):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 bins: int = 1024, upsample_bins: int = 64, hist_percent: float = HIST_PERCENT):
         super().__init__(spec, channels)
         if not isinstance(self.spec.granularity, PerTensor):
             raise wrong_value("granularity", self.spec.granularity,
-                              "PerTensor() for an observer with a histogram")
+                              "PerTensor() for a histogram observer")
         self.bins = check_int("bins", bins, 2)
         self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
         self.hist_percent = check_float("hist_percent", hist_percent, 0.0, 1.0,
@@ -53,10 +55,10 @@ class HistogramObserver(Observer):
             return
         largest = paddle.maximum(x.max(), -x.min()).item()
         if largest > 0.0:
-            self._widen(largest)
+            self._extend_range(largest)
             self._assign("hist", self.hist + histogram.count(x, self.top.item(), self.bins))
 
-    def _widen(self, largest):
+    def _extend_range(self, largest):
         top = self.top.item()
         if top == 0.0:
             new_top = largest
@@ -71,18 +73,18 @@ class HistogramObserver(Observer):
         top = other.top.item()
         if top == 0.0:
             return
-        self._widen(top)
+        self._extend_range(top)
         hist = other.hist
         if self.top.item() > top:
-            # upsample_bins may round the two ranges to different ends: spread the other one
-            # over exactly this one's range.
+            # Rounding to upsample_bins may give the two ranges different ends: stretch the other
+            # histogram to exactly this range.
             hist = histogram.stretch(hist, self.top.item() / top)
         self._assign("hist", self.hist + hist)
 
     def threshold(self):
         top = self.top.item()
         found = self._search(self.hist.numpy(), top) if top > 0.0 else 0.0
-        return self._floored(paddle.full([1], found, dtype="float32"))
+        return self._at_least_eps(paddle.full([1], found, dtype="float32"))
 
     def _search(self, hist, top):
         return histogram.percentile_threshold(hist, top, self.hist_percent)
@@ -101,11 +103,12 @@ class KLObserver(HistogramObserver):
         >>> _ = paddle.seed(0)
         >>> observer = KLObserver()
         >>> observer.update(paddle.concat([paddle.randn([10000]), paddle.to_tensor([50.0])]))
-        >>> observer.threshold().item() < 26  # the outlier does not set the range
+        >>> observer.threshold().item() < 26  # the outlier is clipped
         True
     """
 
-    def __init__(self, spec=None, channels=None, bins=1024, upsample_bins=64):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 bins: int = 1024, upsample_bins: int = 64):
         super().__init__(spec, channels, bins, upsample_bins)
 
     def _search(self, hist, top):
@@ -131,7 +134,8 @@ class MSEObserver(HistogramObserver):
         True
     """
 
-    def __init__(self, spec=None, channels=None, bins=2048, upsample_bins=64):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 bins: int = 2048, upsample_bins: int = 64):
         super().__init__(spec, channels, bins, upsample_bins)
 
     def _search(self, hist, top):

@@ -1,9 +1,12 @@
-"""Where steps that training learns start from."""
+"""Observers for the initial scale of learned scale quantization (LSQ and LSQ+)."""
+
+from typing import Optional
 
 import paddle
 
 from ..functional.qparams import as_dtype
-from .base import Observer
+from ..spec import QuantSpec
+from .base import Observer, register_observer
 
 
 def _mean(x, spec):
@@ -14,10 +17,11 @@ def _mean(x, spec):
     return x.mean(axis=others) if others else x
 
 
+@register_observer("mean_magnitude")
 class MeanMagnitudeObserver(Observer):
-    """LSQ's first step, 2 * mean|x| / sqrt(qmax) (arXiv:1902.08153).
+    """Initial scale of LSQ, 2 * mean|x| / sqrt(quant_max) (arXiv:1902.08153).
 
-    Over several batches, the mean of what each says.
+    Over several batches, the mean of the scales of the batches.
 
     Examples:
         >>> import paddle
@@ -25,11 +29,11 @@ class MeanMagnitudeObserver(Observer):
         >>> from paddleq.observers import MeanMagnitudeObserver
         >>> observer = MeanMagnitudeObserver(QuantSpec(limits=(-16, 16)))
         >>> observer.update(paddle.to_tensor([-1.0, 3.0]))
-        >>> observer.threshold().tolist()  # 16 steps of 2 * 2 / 4
+        >>> observer.threshold().tolist()  # 16 times the scale 2 * 2 / 4
         [16.0]
     """
 
-    def __init__(self, spec=None, channels=None):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__(spec, channels)
         self._float_buffer("total", dtype="float64")
 
@@ -43,13 +47,15 @@ class MeanMagnitudeObserver(Observer):
 
     def threshold(self):
         mean = self.total / self.batches.astype("float64").clip(min=1.0)
-        return self._floored(mean * (2.0 * self.spec.quant_max / self.spec.quant_max ** 0.5))
+        return self._at_least_eps(mean * (2.0 * self.spec.quant_max / self.spec.quant_max ** 0.5))
 
 
+@register_observer("deviation")
 class DeviationObserver(Observer):
-    """LSQ+'s first step for weights, (|mean| + 3 deviations) / (qmax + 1) (arXiv:2004.09576).
+    """Initial scale of LSQ+ for weights, (|mean| + 3 std) / (quant_max + 1) (arXiv:2004.09576).
 
-    That is its max(|mean - 3 dev|, |mean + 3 dev|) / 2^(b-1). Over several batches, of all values.
+    This equals the paper's max(|mean - 3 std|, |mean + 3 std|) / 2^(b-1). Over several batches,
+    mean and standard deviation are those of all values.
 
     Examples:
         >>> import paddle
@@ -61,7 +67,7 @@ class DeviationObserver(Observer):
         [3.5]
     """
 
-    def __init__(self, spec=None, channels=None):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__(spec, channels)
         self._float_buffer("total", dtype="float64")
         self._float_buffer("squares", dtype="float64")
@@ -69,7 +75,7 @@ class DeviationObserver(Observer):
     def _update(self, x):
         if 0 in x.shape:
             return
-        x = x.astype("float64")  # squares of 1e30, and differences of near numbers
+        x = x.astype("float64")  # squares of up to 1e30, and differences of nearly equal numbers
         self._assign("total", self.total + _mean(x, self.spec))
         self._assign("squares", self.squares + _mean(x.square(), self.spec))
 
@@ -80,6 +86,7 @@ class DeviationObserver(Observer):
     def threshold(self):
         batches = self.batches.astype("float64").clip(min=1.0)
         mean, squares = self.total / batches, self.squares / batches
-        deviation = (squares - mean.square()).clip(min=0.0).sqrt()
+        std = (squares - mean.square()).clip(min=0.0).sqrt()
         spec = self.spec
-        return self._floored((mean.abs() + 3.0 * deviation) * (spec.quant_max / (spec.quant_max + 1)))
+        factor = spec.quant_max / (spec.quant_max + 1)
+        return self._at_least_eps((mean.abs() + 3.0 * std) * factor)

@@ -1,4 +1,6 @@
-"""Lowest and highest value: of this tensor, of all tensors, on average."""
+"""Observers of the minimum and maximum: current, running and moving average."""
+
+from typing import Optional
 
 import paddle
 
@@ -9,19 +11,19 @@ from ..spec import PerChannel, QuantSpec
 from .base import Observer, register_observer
 
 
-class _Extremes(Observer):
-    """What observers of minimum and maximum share.
+class _MinMaxBase(Observer):
+    """Buffers and threshold of the observers of minimum and maximum.
 
-    A symmetric spec spans all of its integers: the step is max(-min, max) / ((qmax - qmin) / 2),
-    as Horizon's plugin and Golden Stick define it; the threshold is ``levels`` of those.
+    A symmetric spec uses all of its integers, as in Horizon's plugin and Golden Stick:
+    scale = max(-min, max) / ((quant_max - quant_min) / 2). The threshold is scale * quant_max.
     """
 
-    def __init__(self, spec=None, channels=None):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__(spec, channels)
         self._float_buffer("min")
         self._float_buffer("max")
 
-    def _extremes(self, x):
+    def _min_max(self, x):
         x = as_dtype(x, paddle.float32)
         axis = self.spec.channel_axis
         if axis is None:
@@ -42,7 +44,7 @@ class _Extremes(Observer):
 
 
 @register_observer("min_max")
-class MinMaxObserver(_Extremes):
+class MinMaxObserver(_MinMaxBase):
     """Running minimum and maximum; the range always contains 0.
 
     Examples:
@@ -58,7 +60,7 @@ class MinMaxObserver(_Extremes):
     def _update(self, x):
         if 0 in x.shape:
             return
-        low, high = self._extremes(x)
+        low, high = self._min_max(x)
         self._assign("min", paddle.minimum(self.min, low))
         self._assign("max", paddle.maximum(self.max, high))
 
@@ -68,10 +70,10 @@ class MinMaxObserver(_Extremes):
 
 
 @register_observer("moving_average_min_max")
-class MovingAverageMinMaxObserver(_Extremes):
+class MovingAverageMinMaxObserver(_MinMaxBase):
     """Moving averages of minimum and maximum.
 
-    The first batch sets them; then m = m + averaging_constant * (current - m).
+    The first batch initializes them; then m = m + averaging_constant * (current - m).
 
     Args:
         spec, channels: as for :class:`Observer`.
@@ -87,7 +89,8 @@ class MovingAverageMinMaxObserver(_Extremes):
         [[-2.0], [3.0]]
     """
 
-    def __init__(self, spec=None, channels=None, averaging_constant=0.01):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 averaging_constant: float = 0.01):
         super().__init__(spec, channels)
         self.averaging_constant = check_float("averaging_constant", averaging_constant, 0.0, 1.0,
                                               open_low=True)
@@ -95,22 +98,23 @@ class MovingAverageMinMaxObserver(_Extremes):
     def _update(self, x):
         if 0 in x.shape:
             return
-        # By the number of batches as a tensor: to_static traces one program for all of them.
+        # A tensor condition: to_static traces one program for the first batch and all others.
         share = paddle.where(self.batches == 0, paddle.ones([1]),
                              paddle.full([1], self.averaging_constant))
-        for name, current in zip(("min", "max"), self._extremes(x)):
+        for name, current in zip(("min", "max"), self._min_max(x)):
             old = getattr(self, name)
             self._assign(name, old + share * (current - old))
 
     def _merge(self, other):
-        # Each average weighs as much as the batches behind it.
+        # Weight each average by its number of batches.
         share = other.num_batches / (self.num_batches + other.num_batches)
         for name in "min", "max":
             self._assign(name, getattr(self, name) * (1 - share) + getattr(other, name) * share)
 
 
-class CurrentMinMaxObserver(_Extremes):
-    """Minimum and maximum of the tensor at hand, per tensor or per channel: for weights.
+@register_observer("current_min_max")
+class CurrentMinMaxObserver(_MinMaxBase):
+    """Minimum and maximum of the current tensor, per tensor or per channel, for weights.
 
     Examples:
         >>> import paddle
@@ -127,27 +131,28 @@ class CurrentMinMaxObserver(_Extremes):
     def _update(self, x):
         if 0 in x.shape:
             return
-        for name, current in zip(("min", "max"), self._extremes(x)):
+        for name, current in zip(("min", "max"), self._min_max(x)):
             self._assign(name, current)
 
     def update_qparams(self, x):
         with paddle.no_grad():
             if 0 in x.shape:
                 return self.qparams()
-            low, high = self._extremes(x.detach())
-            return self._measured(self._threshold_of(low, high), (low, high))
+            low, high = self._min_max(x.detach())
+            return self._batch_qparams(self._threshold_of(low, high), (low, high))
 
     def _merge(self, other):
         self._assign("min", other.min)
         self._assign("max", other.max)
 
 
-def _along_channels(spec):
+def _per_channel_spec(spec):
     return QuantSpec(granularity=PerChannel()) if spec is None else spec
 
 
+@register_observer("per_channel_min_max")
 class PerChannelMinMaxObserver(MinMaxObserver):
-    """:class:`MinMaxObserver` with a range for each channel, by default along axis 0.
+    """:class:`MinMaxObserver` with one range per channel, by default along axis 0.
 
     Examples:
         >>> import paddle
@@ -160,12 +165,13 @@ class PerChannelMinMaxObserver(MinMaxObserver):
 
     per_channel = True
 
-    def __init__(self, spec=None, channels=None):
-        super().__init__(_along_channels(spec), channels)
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
+        super().__init__(_per_channel_spec(spec), channels)
 
 
+@register_observer("moving_average_per_channel_min_max")
 class MovingAveragePerChannelMinMaxObserver(MovingAverageMinMaxObserver):
-    """:class:`MovingAverageMinMaxObserver` with a range for each channel, by default along axis 0.
+    """:class:`MovingAverageMinMaxObserver` with one range per channel, by default along axis 0.
 
     Examples:
         >>> import paddle
@@ -178,5 +184,6 @@ class MovingAveragePerChannelMinMaxObserver(MovingAverageMinMaxObserver):
 
     per_channel = True
 
-    def __init__(self, spec=None, channels=None, averaging_constant=0.01):
-        super().__init__(_along_channels(spec), channels, averaging_constant)
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 averaging_constant: float = 0.01):
+        super().__init__(_per_channel_spec(spec), channels, averaging_constant)

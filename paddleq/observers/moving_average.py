@@ -1,6 +1,9 @@
-"""Moving average of the largest magnitude, as PaddleSlim's QAT defines it."""
+"""Observer of the moving average of max|x|, as in PaddleSlim's QAT."""
+
+from typing import Optional
 
 from .._checks import check_float
+from ..spec import QuantSpec
 from .base import Observer, register_observer
 
 
@@ -9,7 +12,7 @@ class MovingAverageAbsMaxObserver(Observer):
     """Moving average of max|x| with bias correction.
 
     state = rate * state + 1, accum = rate * accum + max|x|, threshold = accum / state. Both
-    start at 1, as in PaddleSlim, so that the first thresholds lean towards 1.
+    start at 1, as in PaddleSlim, which biases the first thresholds towards 1.
 
     Args:
         moving_rate: weight of the past, in [0, 1). Default 0.9.
@@ -25,7 +28,8 @@ class MovingAverageAbsMaxObserver(Observer):
 
     abs_max_only = True
 
-    def __init__(self, spec=None, channels=None, moving_rate=0.9):
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 moving_rate: float = 0.9):
         super().__init__(spec, channels)
         self.moving_rate = check_float("moving_rate", moving_rate, 0.0, 1.0, open_high=True)
         self._float_buffer("state", [1], 1.0)
@@ -37,11 +41,11 @@ class MovingAverageAbsMaxObserver(Observer):
         self._assign("accum", self.accum * self.moving_rate + current)
 
     def _merge(self, other):
-        # Each average weighs as much as the batches behind it.
+        # Weight each average by its number of batches.
         mine, theirs = self.num_batches, other.num_batches
         share = theirs / (mine + theirs)
         merged = self.threshold() * (1 - share) + other.threshold() * share
         self._assign("accum", merged * self.state)
 
     def threshold(self):
-        return self._floored(self.accum / self.state)
+        return self._at_least_eps(self.accum / self.state)

@@ -123,10 +123,10 @@ def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
     Raises:
         RecipeError: the text is not YAML, has several documents, or repeats a key.
     """
-    yaml = YAML(typ="rt")
-    yaml.Constructor = _Constructor
+    parser = YAML(typ="rt")
+    parser.Constructor = _Constructor
     try:
-        document = yaml.load(text)
+        document = parser.load(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error)
@@ -136,7 +136,7 @@ def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
         raise RecipeError([(1, _DOCUMENT, "is empty")], source)
     lines: Dict[Location, int] = {(): 1}
     problems: List[Tuple[int, str, str]] = []
-    duplicates = getattr(yaml.constructor, "duplicates", [])
+    duplicates = getattr(parser.constructor, "duplicates", [])
     plain = _plain(document, (), lines, duplicates, problems)
     if problems:
         raise RecipeError(problems, source)

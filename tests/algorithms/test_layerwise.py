@@ -39,14 +39,14 @@ from paddleq.algorithms import (
     RoundToNearest,
     SmoothQuant,
     StackHelper,
-    Statistics,
     quantize_layer_by_layer,
     quantize_linears,
 )
-from paddleq.algorithms.layerwise.fold_smoothing import divide, norm_before
+from paddleq.algorithms.layerwise.fold_smoothing import divide_output, find_norm
 from paddleq.config import LayerConfig, QuantConfig
 from paddleq.errors import CalibrationError, ConfigError, ModelError, NonFiniteError
 from paddleq.nn import Int8KVCache, IntegerLinear, KVCache
+from paddleq.observers import ChannelStats
 
 W8 = QuantSpec(8, granularity=PerChannel(1))
 W4 = QuantSpec(4, granularity=PerGroup(16))
@@ -155,15 +155,15 @@ def test_each_layer_is_what_the_quantized_ones_before_it_make_of_it(name):
                 off = np.abs(found.dequantized_weight().numpy() - weight * s[:, None])
                 assert np.all(off <= 0.501 * weight_step)
                 if norm is None:
-                    assert f"{path}.{n}" not in done.absorbed
+                    assert f"{path}.{n}" not in done.folded
                     np.testing.assert_allclose(found.input_scale.numpy(), s, rtol=1e-4)
                 else:
-                    assert done.absorbed[f"{path}.{n}"] == f"{path}.{norm}"
+                    assert done.folded[f"{path}.{n}"] == f"{path}.{norm}"
                     assert not found.smoothed
                     np.testing.assert_allclose(
                         part(became, norm).weight.numpy(),
                         part(layer, norm).weight.numpy() / s, rtol=1e-4)
-    assert {n.rpartition(".")[0] for n in done.absorbed.values()} <= {*ORDER[name], "",
+    assert {n.rpartition(".")[0] for n in done.folded.values()} <= {*ORDER[name], "",
                                                                      "transformer.decoder"}
     # And it still computes about what it did.
     for batch in sentences(1):
@@ -185,7 +185,7 @@ def test_the_algorithms_get_the_statistics_of_just_that(name, policy):
         layer, became = part(network, path), part(final, path)
         read = inputs_of(network, linears_of(layer), sentences())
         for norm, names in groups_of(name, layer):
-            statistics = Statistics(policy.needs)
+            statistics = ChannelStats(policy.needs)
             for x in read[names[0]]:
                 statistics.update(paddle.to_tensor(x.astype("float32")))
             outcome = quantize_linears([linears_of(layer)[n].weight for n in names], policy,
@@ -265,14 +265,14 @@ def test_one_tensor_and_two_policies():
             "SmoothQuant-W8-per_channel-A8-per_tensor", "SmoothQuant-W4-per_group")
         np.testing.assert_array_equal(before.input_layernorm.weight.numpy(),
                                       after.input_layernorm.weight.numpy())
-    assert set(done.absorbed) == {"lm_head"}
+    assert set(done.folded) == {"lm_head"}
 
 
 def test_a_float_layer_beside_keeps_the_norm_as_it_is():
     final, done = quantized("llama", lambda n: None if "v_proj" in n else STATIC)
     assert all(isinstance(layer.self_attn.v_proj, nn.Linear) for layer in final.layers)
     assert all(layer.self_attn.q_proj.smoothed for layer in final.layers)
-    assert not any("q_proj" in name for name in done.absorbed)
+    assert not any("q_proj" in name for name in done.folded)
 
 
 # -- which norm may take a factor ----------------------------------------------------------------
@@ -335,9 +335,9 @@ def test_a_norm_takes_the_factor_exactly(make):
     layer.eval()
     x = paddle.randn([6, WIDTH])
     exact, s = layer(x).numpy().astype("float64"), paddle.rand([WIDTH]) + 0.2
-    norm = norm_before(layer, layer.sublayers(), [layer.up, layer.gate], lambda: layer(x))
+    norm = find_norm(layer, layer.sublayers(), [layer.up, layer.gate], lambda: layer(x))
     assert norm is layer.norm
-    divide(norm, s)
+    divide_output(norm, s)
     for linear in (layer.up, layer.gate):
         linear.weight.set_value(linear.weight * s.unsqueeze(1))
     np.testing.assert_allclose(layer(x).numpy(), exact, atol=1e-5 * np.abs(exact).max())
@@ -350,7 +350,7 @@ def test_a_norm_that_others_read_does_not(way):
     layer = OneNorm(gamma(nn.LayerNorm(WIDTH)), way)
     x = paddle.randn([6, WIDTH])
     before = layer(x)
-    assert norm_before(layer, layer.sublayers(), [layer.up, layer.gate],
+    assert find_norm(layer, layer.sublayers(), [layer.up, layer.gate],
                        lambda: layer(x)) is None
     for mine, theirs in zip(layer(x), before):  # the search leaves no trace
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
@@ -361,7 +361,7 @@ def test_a_norm_that_is_no_multiple_of_its_weight_does_not():
     for norm in (OnePlusNorm(), nn.LayerNorm(WIDTH, weight_attr=False),
                  nn.LayerNorm([6, WIDTH]), nn.PReLU(WIDTH)):
         layer = OneNorm(norm)
-        assert norm_before(layer, layer.sublayers(), [layer.up, layer.gate],
+        assert find_norm(layer, layer.sublayers(), [layer.up, layer.gate],
                            lambda layer=layer: layer(x)) is None
 
 
@@ -432,7 +432,7 @@ def test_parts_that_several_decoder_layers_hold():
     exact, norm = network(x).numpy(), network.layers[0].norm.weight.numpy()
     done = quantize_layer_by_layer(network, None, rules(network, STATIC), [x])
     # Its norm gives to another decoder layer too, which no run of this one shows.
-    assert done.absorbed == {} and all(layer.up.smoothed for layer in network.layers)
+    assert done.folded == {} and all(layer.up.smoothed for layer in network.layers)
     np.testing.assert_array_equal(network.layers[0].norm.weight.numpy(), norm)
     mixer = network.layers[0].mixer
     assert mixer is network.layers[1].mixer and mixer.up.smoothed
@@ -500,7 +500,7 @@ def test_layers_that_read_one_tensor_in_some_batches_only():
                -paddle.ones([3, 4]) * paddle.to_tensor([1.0, 2.0, 3.0, 5.0])]
     done = quantize_layer_by_layer(network, None, rules(network, STATIC), batches)
     first, second = network[0][0].first, network[0][0].second
-    assert done.absorbed == {}
+    assert done.folded == {}
     assert second.input_scale.numpy().max() > 2 * first.input_scale.numpy().max()
 
 
@@ -537,10 +537,10 @@ def test_dropout_and_modes():
     assert not any("forward" in layer.__dict__ for layer in network.sublayers(include_self=True))
 
 
-def test_what_is_run_anew_is_said(caplog):
+def test_disabled_replay_is_logged(caplog):
     with caplog.at_level(logging.INFO, "paddleq"):
         quantized("skipping", STATIC)
-        assert "blocks.3 reads what other decoder layers" in caplog.text
+        assert "blocks.3 reads outputs of other decoder layers" in caplog.text
         quantized("recurring", STATIC)
         assert "is called several times" in caplog.text
         caplog.clear()
@@ -613,7 +613,7 @@ def test_other_dtypes():
     wide = copy.deepcopy(network)
     wide.forward = lambda x: wide[0][0](x)
     done = quantize_layer_by_layer(wide, None, rules(wide, STATIC), [x.astype("float64")])
-    assert done.absorbed and wide[0][0].norm.gamma.dtype == paddle.float64
+    assert done.folded and wide[0][0].norm.gamma.dtype == paddle.float64
     y = wide(x.astype("float64"))
     assert y.dtype == paddle.float64
     assert np.abs(y.numpy() - exact).max() < 0.1 * np.abs(exact).max()
@@ -625,7 +625,7 @@ def test_other_dtypes():
     assert np.abs(off).max() < 0.01 * np.abs(weight).max()
     norm, s = network[0][0].norm, paddle.rand([WIDTH]) + 0.5
     before = norm.gamma.astype("float32").numpy()
-    divide(norm, s)
+    divide_output(norm, s)
     assert norm.gamma.dtype == paddle.bfloat16
     np.testing.assert_allclose(norm.gamma.astype("float32").numpy(), before / s.numpy(), rtol=0.01)
 
@@ -666,7 +666,7 @@ def test_a_helper_of_ones_own():
     done = quantize_layer_by_layer(
         network, Helper(), rules(network, lambda n: STATIC if "one" in n else None),
         [paddle.ones([1, WIDTH])])
-    assert done.absorbed == {"one.up": "one.norm"}
+    assert done.folded == {"one.up": "one.norm"}
     with pytest.raises(CalibrationError, match="no calibration data reached two.self_attn.q_proj"):
         quantize_layer_by_layer(
             network, Helper(), rules(network, STATIC), [paddle.ones([1, WIDTH])])
@@ -681,7 +681,7 @@ class Wrong(NetworkHelper):
 
 
 @pytest.mark.parametrize("layers, error, words", [
-    (lambda _: [], ModelError, r"decoder_layers\(\) .* returned none"),
+    (lambda _: [], ModelError, r"decoder_layers\(\) .* returned no layers"),
     (lambda _: [("mine", Block())], ConfigError,
      r"decoder_layers\(\) must be sublayers of the network, but is 'mine'"),
     (lambda n: [("blocks.0", n.blocks[0]), ("blocks.0.up", n.blocks[0].up)], ConfigError,
@@ -708,21 +708,21 @@ def test_a_helper_that_names_no_cache():
 
 
 @pytest.mark.parametrize("arguments, error, words", [
-    ({"batches": []}, CalibrationError,
-     "batches must hold at least one batch, for layers.0.self_attn.q_proj, .*holds none"),
-    ({"batches": None}, CalibrationError, "but is none"),
-    ({"batches": 3}, TypeError, "data must be an iterable of batches, but is 3"),
+    ({"data": []}, CalibrationError,
+     "data must hold at least one batch, for layers.0.self_attn.q_proj, .*holds none"),
+    ({"data": None}, CalibrationError, "but is none"),
+    ({"data": 3}, TypeError, "data must be an iterable of batches, but is 3"),
     ({"config": QuantConfig()}, ModelError, "no layer to quantize"),
     ({"config": rules(build("llama"), LayerConfig(None))}, ModelError, "weight is None"),
     ({"config": W8}, TypeError, "config must be a QuantConfig"),
     ({"helper": StackHelper}, TypeError, "helper must be a NetworkHelper or None"),
-    ({"network": 3}, TypeError, "network must be a paddle.nn.Layer"),
+    ({"model": 3}, TypeError, "model must be a paddle.nn.Layer"),
     ({"resume_dir": 3}, TypeError, "resume_dir must be a path or None"),
 ])
 def test_wrong_arguments(arguments, error, words):
     network = build("llama")
-    given = {"network": network, "helper": None, "config": rules(network, STATIC),
-             "batches": sentences(), **arguments}
+    given = {"model": network, "helper": None, "config": rules(network, STATIC),
+             "data": sentences(), **arguments}
     with pytest.raises(error, match=words):
         quantize_layer_by_layer(**given)
     assert len(linears_of(network)) == 22 and all(
@@ -731,7 +731,7 @@ def test_wrong_arguments(arguments, error, words):
 
 def test_a_cache_is_quantized_once():
     final, _ = quantized("bert", None, lambda _: "per_token")
-    with pytest.raises(ModelError, match="encoder.layers.0.self_attn is quantized already"):
+    with pytest.raises(ModelError, match="encoder.layers.0.self_attn is already quantized"):
         quantize_layer_by_layer(final, None, rules(final, None, "per_token"))
 
 
@@ -747,7 +747,7 @@ def test_nan_is_named_with_its_layer_and_batch(bad):
 
     x = paddle.randn([2, WIDTH])
     batches = [[x, paddle.zeros([1])], [x, paddle.full([1], bad)]]
-    with pytest.raises(NonFiniteError, match="NaN or infinity reaches blocks.1.up in batch 1"):
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity; layer: blocks.1.up \(batch 1"):
         network = Fed()
         quantize_layer_by_layer(network, None, rules(network, STATIC), batches)
 
@@ -757,7 +757,7 @@ def test_nan_in_a_cache_is_named():
     weight = network.layers[1].self_attn.v_proj.weight
     weight.set_value(paddle.full(weight.shape, float("nan")))
     with pytest.raises(NonFiniteError,
-                       match="layers.1.self_attn.kv_cache in batch 0 of the calibration data"):
+                       match=r"layers.1.self_attn.kv_cache \(batch 0 of the calibration data"):
         quantize_layer_by_layer(network, None, rules(network, None, "per_channel"), sentences())
     with pytest.raises(ModelError, match="layers.1.self_attn.v_proj: the weight holds NaN"):
         quantize_layer_by_layer(network, None, rules(network, PLAIN), sentences())

@@ -19,10 +19,10 @@ from paddle.nn import functional as F
 from runtimes import relative_error
 
 import paddleq
-from paddleq.algorithms import Statistics
 from paddleq.errors import CalibrationError, ConfigTypeError, FormatError, ModelError
 from paddleq.frontends.golden_stick import PTQ, PTQConfig
 from paddleq.nn import IntegerLinear
+from paddleq.observers import ChannelStats
 
 WIDTH, WORDS = 32, 20
 W8 = {}
@@ -517,6 +517,6 @@ def test_flops_are_those_of_a_linear(bits):
 
 
 def test_the_statistics_of_a_single_vector_are_those_of_one_token():
-    statistics = Statistics({"abs_max"})
+    statistics = ChannelStats({"abs_max"})
     statistics.update(paddle.to_tensor([1.0, -2.0]))
     assert statistics.tokens == 1 and statistics.abs_max.tolist() == [1.0, 2.0]

@@ -100,7 +100,8 @@ def test_an_error_restores_the_state(prepare, error):
         yield data()[0]
         if error == "loader":
             raise OSError("disk")
-        yield {"model": paddle.zeros([8, 5]), "non-finite": paddle.full([8, 4], float("nan"))}[error]
+        yield {"model": paddle.zeros([8, 5]),
+               "non-finite": paddle.full([8, 4], float("nan"))}[error]
 
     expected = {"loader": OSError, "non-finite": NonFiniteError,
                 "no data": paddleq.errors.CalibrationError}.get(error, Exception)

@@ -82,7 +82,7 @@ def build(random, rows, columns, weight, activation, smoothed, permuted, bias=Tr
     if activation is not None and factor is not None:
         x = x * factor.numpy()
     layer = IntegerLinear.from_linear(linear, held, activation, qparams, factor)
-    float_weight = float64_weight(held.integers, held.grid, rows)
+    float_weight = float64_weight(held.integers, held.qparams, rows)
 
     def compute(x):
         return reference(x, float_weight, linear.bias, activation, qparams, factor, order)
@@ -316,7 +316,7 @@ def test_from_linear_leaves_the_linear_alone():
     held = rounded(linear.weight, WEIGHTS["W4 g32"])
     layer = IntegerLinear.from_linear(linear, held)
     layer.weight_scale.set_value(paddle.zeros_like(layer.weight_scale))
-    assert held.grid.scale.min().item() > 0.0  # its own copy
+    assert held.qparams.scale.min().item() > 0.0  # its own copy
     for name, value in linear.state_dict().items():
         assert np.array_equal(value.numpy(), before[name])
 

@@ -1,60 +1,74 @@
-"""Quantizing a network decoder layer by decoder layer, each on what the quantized ones before give.
+"""Quantization of a model decoder layer by decoder layer.
 
-For each decoder layer: gather statistics of what its Linears read, smooth, round, put integers in
-their place; find the ranges of its keys and values; run it again, now quantized, for what the next
-one reads. At any time there are the statistics of one decoder layer and the outputs of one.
+For each decoder layer: collect statistics of the inputs of its Linear layers, smooth, round,
+replace them by integer layers; calibrate its KV caches; run it again, now quantized, for the inputs
+of the next one. The statistics of one decoder layer and the outputs of one are in memory at a time.
 """
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Dict
+from typing import Dict, Iterable, Optional
 
-from ...config import LayerConfig
-from ...engine import eager_evaluation, iter_batches
+import paddle
+from paddle import nn
+
+from ...config import LayerConfig, QuantConfig
+from ...engine import collect_inputs, eager_evaluation, iter_batches, run_batches
 from ...errors import CalibrationError, PaddleqError
-from ...nn import IntegerLinear
+from ...functional.qparams import as_dtype
+from ...nn import Int8KVCache, IntegerLinear
+from ...nn.attention import hold_cache
 from ...nn.class_swap import replace_layers
-from ...nn.kv_cache import PER_CHANNEL
-from ..linear import quantize_linears
-from .fold_smoothing import divide, norm_before
+from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN
+from ..linear import quantize_linears, rounder_of
+from .fold_smoothing import divide_output, find_norm
 from .kv_calibration import quantize_caches
-from .replay import Walk
+from .network_helper import NetworkHelper
+from .replay import LayerReplay
 from .resume import Resume, fingerprint
-from .schedule import checked_helper, choose, decoder_layers, homes_of, stages_of
-from .shared_inputs import find_groups, gather
+from .schedule import (
+    build_schedule,
+    checked_helper,
+    containing_layers,
+    decoder_layers,
+    select_layers,
+)
+from .shared_inputs import collect_stats, find_groups
 
 
-def quantize_layer_by_layer(network, helper=None, config=None, batches=None, resume_dir=None,
-                            progress=True):
-    """Quantize Linears and KV caches of a network, in place, decoder layer by decoder layer.
+def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = None,
+                            config: Optional[QuantConfig] = None, data: Optional[Iterable] = None,
+                            resume_dir: Optional[str] = None,
+                            progress: bool = True) -> "LayerwiseResult":
+    """Quantize Linear layers and KV caches of a model, in place, decoder layer by decoder layer.
 
-    Linears that read the very same tensor, and have the same policy, share their statistics and
-    their smoothing factor. Where that tensor comes from a norm with a weight of its own and nobody
-    else reads it, the factor goes into the norm; else the layer divides its input. Linears outside
-    of the decoder layers (a ``lm_head``) come last.
+    Linear layers that read the same tensor and have the same configuration share statistics and
+    smoothing factor. If that tensor is the output of a norm with a weight and nothing else
+    reads it, the factor is folded into the norm; otherwise the layer divides its input. Linear
+    layers outside of the decoder layers (a ``lm_head``) are quantized last.
 
     Args:
-        network: a ``paddle.nn.Layer``. Whoever holds one of its Linears, holds the quantized one
-            afterwards; the float weights are freed, unless others hold the parameters.
+        model: a ``paddle.nn.Layer``. All references to one of its Linear layers refer to the
+            quantized one afterwards; float weights without other references are freed.
         helper: a :class:`NetworkHelper`. Default None: a :class:`StackHelper`.
-        config: a :class:`~paddleq.config.QuantConfig` for Linears, and for layers of
+        config: a :class:`~paddleq.config.QuantConfig` for Linear layers, and for layers of
             ``MultiHeadAttention`` or ``KVCache`` whose configuration has ``kv_cache``.
-        batches: an iterable of batches as :func:`paddleq.calibrate` takes them. They are held in
-            memory, and so is what one decoder layer gives for all of them. May be None where no
-            policy needs data.
-        resume_dir: folder for finished decoder layers (made if it is not there). A run that was
-            killed goes on with the first layer that is not in it, to the same bits. Default None.
+        data: an iterable of batches as for :func:`paddleq.calibrate`. They are kept in memory, and
+            so are the outputs of one decoder layer for all of them. May be None if no configuration
+            needs data.
+        resume_dir: folder for finished decoder layers, created if it does not exist. An interrupted
+            run continues after the last layer in it, with identical results. Default None.
         progress: show a progress bar, on terminals only. Default True.
 
     Returns:
-        A :class:`Quantized`.
+        A :class:`LayerwiseResult`.
 
     Raises:
-        CalibrationError: a layer needs data and none reached it; names it.
-        NonFiniteError: NaN or infinity reached a layer; names it and the batch.
+        CalibrationError: a layer needs data and no data reached it; names the layer.
+        NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
         ModelError: there are no decoder layers, or nothing to quantize.
-        ConfigError, ConfigTypeError: an argument of a wrong kind, or ``resume_dir`` holds another
-            run: says what differs.
+        ConfigError, ConfigTypeError: an argument is wrong, or ``resume_dir`` belongs to another
+            run; names the difference.
         FormatError: a file in ``resume_dir`` is damaged.
 
     Examples:
@@ -62,150 +76,217 @@ def quantize_layer_by_layer(network, helper=None, config=None, batches=None, res
         >>> from paddleq import PerGroup, QuantSpec
         >>> from paddleq.algorithms import SmoothQuant, quantize_layer_by_layer
         >>> from paddleq.config import LayerConfig, QuantConfig
-        >>> network = paddle.nn.TransformerEncoder(
+        >>> model = paddle.nn.TransformerEncoder(
         ...     paddle.nn.TransformerEncoderLayer(32, 2, 64, normalize_before=True), num_layers=2)
         >>> config = QuantConfig()
         >>> config.add_type(paddle.nn.Linear, LayerConfig(
         ...     QuantSpec(4, granularity=PerGroup(16)), smoother=SmoothQuant()))
         >>> config.add_type(paddle.nn.MultiHeadAttention, LayerConfig(kv_cache="per_token"))
         >>> config.add_pattern("out_proj$", None)
-        >>> done = quantize_layer_by_layer(network, None, config, [paddle.rand([1, 4, 32])])
-        >>> network.layers[0].linear1.quant_type, done.absorbed["layers.0.linear1"]
+        >>> result = quantize_layer_by_layer(model, None, config, [paddle.rand([1, 4, 32])])
+        >>> model.layers[0].linear1.quant_type, result.folded["layers.0.linear1"]
         ('SmoothQuant-W4-per_group', 'layers.0.norm2')
     """
-    helper = checked_helper(network, helper)
-    layers = decoder_layers(network, helper)
-    inputs = _inputs(network, batches)
-    linears, caches, _ = choose(network, helper, config)
-    hungry = [name for name, (_, policy) in linears.items() if policy.needs] + [
-        name for name, (_, kind) in caches.items() if kind == PER_CHANNEL]
-    if hungry and not inputs:
-        raise CalibrationError("batches must hold at least one batch, for "
-                               f"{', '.join(hungry)}, but {'is' if batches is None else 'holds'} "
-                               "none")
-    with eager_evaluation(network):
-        walk = Walk(network, layers, inputs if hungry else [])
-        homes = homes_of(network, walk.layers)
-        driver = _Driver(network, walk, homes, stages_of(walk.layers, homes, linears, caches))
+    helper = checked_helper(model, helper)
+    layers = decoder_layers(model, helper)
+    inputs = [] if data is None else list(iter_batches(model, data, allow_empty=True))
+    linears, caches, _ = select_layers(model, helper, config)
+    names = [name for name, (_, config) in linears.items() if config.needs_data] + [
+        name for name, (_, granularity) in caches.items() if granularity == PER_CHANNEL]
+    if names and not inputs:
+        raise CalibrationError(f"data must hold at least one batch, for {', '.join(names)}, but "
+                               f"{'is' if data is None else 'holds'} none")
+    with eager_evaluation(model):
+        replay = LayerReplay(model, layers, inputs if names else [])
+        containing = containing_layers(model, replay.layers)
+        driver = _Driver(model, replay, containing,
+                         build_schedule(replay.layers, containing, linears, caches))
         resume = None if resume_dir is None else Resume(resume_dir, fingerprint(
-            network, [name for name, _ in walk.layers],
-            {name: policy for name, (_, policy) in linears.items()},
-            {name: kind for name, (_, kind) in caches.items()}, inputs))
+            model, [name for name, _ in replay.layers],
+            {name: config for name, (_, config) in linears.items()},
+            {name: granularity for name, (_, granularity) in caches.items()}, inputs))
         return driver.run(resume, progress)
 
 
 @dataclass
-class Quantized:
-    """What :func:`quantize_layer_by_layer` did.
+class LayerwiseResult:
+    """Layers that :func:`quantize_layer_by_layer` quantized.
 
     Attributes:
-        linears: name -> :class:`LayerConfig` of each Linear that was quantized.
+        linears: name -> :class:`LayerConfig` of each quantized Linear.
         kv_caches: name -> "per_channel" or "per_token".
-        absorbed: name of a Linear -> name of the norm that its smoothing factor went into. (A
-            decoder layer that was loaded from ``resume_dir`` is not in it.)
+        folded: name of a Linear -> name of the norm into which its smoothing factor was folded.
+            Decoder layers that were loaded from ``resume_dir`` are omitted.
 
     Examples:
-        >>> from paddleq.algorithms import Quantized
-        >>> Quantized(kv_caches={"layers.0.self_attn": "per_token"}).linears
+        >>> from paddleq.algorithms import LayerwiseResult
+        >>> LayerwiseResult(kv_caches={"layers.0.self_attn": "per_token"}).linears
         {}
     """
 
     linears: Dict[str, LayerConfig] = field(default_factory=dict)
     kv_caches: Dict[str, str] = field(default_factory=dict)
-    absorbed: Dict[str, str] = field(default_factory=dict)
+    folded: Dict[str, str] = field(default_factory=dict)
 
 
 class _Driver:
-    def __init__(self, network, walk, homes, stages):
-        self.network, self.walk, self.homes, self.stages = network, walk, homes, stages
+    def __init__(self, model, replay, containing, schedule):
+        self.model, self.replay = model, replay
+        self.containing, self.schedule = containing, schedule
         self.names = {id(layer): name
-                      for name, layer in network.named_sublayers(include_self=True)}
-        self.done = Quantized()
+                      for name, layer in model.named_sublayers(include_self=True)}
+        self.result = LayerwiseResult()
 
     def run(self, resume, progress):
         from tqdm import tqdm
 
         finished = 0 if resume is None else resume.finished
-        with tqdm(self.stages, desc="quantizing", disable=None if progress else True,
+        with tqdm(self.schedule, desc="quantizing", disable=None if progress else True,
                   leave=False) as bar:
-            for place, stage in enumerate(bar):
-                bar.set_postfix_str(stage.name)
-                if stage.number is not None and stage.number < finished:
-                    resume.load(stage.number, stage.layer)
+            for position, entry in enumerate(bar):
+                bar.set_postfix_str(entry.name)
+                if entry.number is not None and entry.number < finished:
+                    resume.load(entry.number, entry.layer)
                 else:
-                    self.quantize(stage)
-                    if resume is not None and stage.number is not None:
-                        resume.save(stage.number, stage.layer)
-                self.done.linears.update({n: policy for n, (_, policy) in stage.linears.items()})
-                self.done.kv_caches.update({n: kind for n, (_, kind) in stage.caches.items()})
-                if any(later.needs_data for later in self.stages[place + 1:]):
-                    for batch in self.batches:
-                        self.walk.advance(stage.number, batch)
-        return self.done
+                    self.quantize(entry)
+                    if resume is not None and entry.number is not None:
+                        resume.save(entry.number, entry.layer)
+                self.result.linears.update(
+                    {name: config for name, (_, config) in entry.linears.items()})
+                self.result.kv_caches.update(
+                    {name: granularity for name, (_, granularity) in entry.caches.items()})
+                if any(later.needs_data for later in self.schedule[position + 1:]):
+                    run_batches(partial(self.replay.advance, entry.number), self.batches)
+        return self.result
 
     @property
     def batches(self):
-        return range(len(self.walk.inputs))
+        return range(len(self.replay.inputs))
 
-    def quantize(self, stage):
-        if stage.needs_data:
-            if stage.shared:
-                self.walk.run_everything(f"several decoder layers hold {stage.shared[0]}")
-            self.walk.enter(stage.number, {name: layer for name, (layer, _) in [
-                *stage.linears.items(), *stage.caches.items()]})
-        for names, statistics in self.statistics(stage):
-            self.quantize_group(stage, names, statistics)
-        if stage.caches:
-            quantize_caches(self.network, stage.caches, partial(self.walk.run, stage.number),
-                            len(self.batches))
+    def quantize(self, entry):
+        run = partial(self.replay.run, entry.number)
+        if entry.needs_data:
+            if entry.shared:
+                self.replay.disable_replay(f"several decoder layers hold {entry.shared[0]}")
+            self.replay.check_dependencies(entry.number, {name: layer for name, (layer, _) in [
+                *entry.linears.items(), *entry.caches.items()]})
+        for names, stats in self.grouped_stats(entry, run):
+            self.quantize_group(entry, names, stats, run)
+        if entry.caches:
+            quantize_caches(self.model, entry.caches, run, len(self.batches))
 
-    def statistics(self, stage):
-        """(names, statistics) of Linears to be quantized together; each is forgotten then."""
-        run = partial(self.walk.run, stage.number)
-        layers = {name: stage.linears[name][0] for name in stage.hungry}
+    def grouped_stats(self, entry, run):
+        """Yield (names, statistics) of Linear layers to quantize together, and free them."""
+        layers = {name: entry.linears[name][0] for name in entry.linears_with_stats}
         found = []
         if layers:
             groups = []
             for names in find_groups(layers, [partial(run, batch) for batch in self.batches]):
-                by_policy = {}
+                by_config = {}
                 for name in names:
-                    by_policy.setdefault(stage.linears[name][1], []).append(name)
-                groups += by_policy.values()
-            found = gather(layers, groups, lambda name: stage.linears[name][1].needs, run,
-                           len(self.batches))
+                    by_config.setdefault(entry.linears[name][1], []).append(name)
+                groups += by_config.values()
+            found = collect_stats(layers, groups, lambda name: entry.linears[name][1].needs, run,
+                                  len(self.batches))
         while found:
             yield found.pop(0)
-        for name in stage.linears:
+        for name in entry.linears:
             if name not in layers:
                 yield [name], None
 
-    def quantize_group(self, stage, names, statistics):
-        linears = [stage.linears[name][0] for name in names]
-        policy = stage.linears[names[0]][1]
+    def quantize_group(self, entry, names, stats, run):
+        linears = [entry.linears[name][0] for name in names]
+        config = entry.linears[names[0]][1]
+
+        def observe(input_scale):
+            collector = _SmoothedInput(config.activation_observer(), input_scale)
+            with collect_inputs(dict(zip(names, linears)), dict.fromkeys(names, collector)):
+                run_batches(run, self.batches)
+            return collector.observer
+
         try:
-            outcome = quantize_linears([linear.weight for linear in linears], policy, statistics)
+            result = quantize_linears([linear.weight for linear in linears], config, stats, observe)
         except PaddleqError as error:
             raise type(error)(f"{', '.join(names)}: {error}") from error
-        input_scale = outcome.input_scale
+        input_scale = result.input_scale
         if input_scale is not None:
-            norm = self.norm_before(stage, linears)
+            norm = self.find_norm(entry, linears)
             if norm is not None:
-                divide(norm, input_scale)
+                divide_output(norm, input_scale)
                 input_scale = None
-                self.done.absorbed.update(dict.fromkeys(names, self.names[id(norm)]))
-        replace_layers(self.network, [
-            (linear, IntegerLinear.from_linear(linear, weight, policy.activation_spec,
-                                               outcome.activation, input_scale, policy.algorithm))
-            for linear, weight in zip(linears, outcome.weights)])
+                self.result.folded.update(dict.fromkeys(names, self.names[id(norm)]))
+        replace_layers(self.model, [
+            (linear, IntegerLinear.from_linear(linear, weight, config.activation_spec,
+                                               result.activation, input_scale, config.algorithm))
+            for linear, weight in zip(linears, result.weights)])
 
-    def norm_before(self, stage, linears):
-        candidates = [layer for layer in self.network.sublayers(include_self=True)
-                      if self.homes.get(id(layer)) == {stage.number}]
-        return norm_before(self.network, candidates, linears,
-                           partial(self.walk.run, stage.number, 0))
+    def find_norm(self, entry, linears):
+        candidates = [layer for layer in self.model.sublayers(include_self=True)
+                      if self.containing.get(id(layer)) == {entry.number}]
+        return find_norm(self.model, candidates, linears,
+                         partial(self.replay.run, entry.number, 0))
 
 
-def _inputs(network, batches):
-    if batches is None:
-        return []
-    return list(iter_batches(network, batches, allow_empty=True))
+class _SmoothedInput:
+    """Collector that updates an observer with the input divided by a smoothing factor."""
+
+    num_inputs = 1
+
+    def __init__(self, observer, input_scale):
+        self.observer, self.input_scale = observer, input_scale
+
+    def update(self, x):
+        if 0 in x.shape:
+            return
+        x = as_dtype(x.detach(), paddle.float32)
+        self.observer.update(x if self.input_scale is None else x / self.input_scale)
+
+
+def build_structure(model: nn.Layer, linears: Dict[str, LayerConfig],
+                    kv_caches: Dict[str, str]) -> None:
+    """Replace Linear layers and KV caches by empty integer ones, to load a checkpoint into.
+
+    Properties that depend on data (whether a layer divides its input by a smoothing factor) are
+    set when a checkpoint is loaded. Until then the model computes NaN or raises an error.
+
+    Args:
+        model: a ``paddle.nn.Layer``, changed in place.
+        linears: name -> LayerConfig.
+        kv_caches: name of a ``MultiHeadAttention`` or ``KVCache`` -> "per_channel" or "per_token".
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import PerGroup, QuantSpec
+        >>> from paddleq.config import LayerConfig
+        >>> from paddleq.algorithms.layerwise.driver import build_structure
+        >>> model = paddle.nn.Sequential(paddle.nn.Linear(64, 8))
+        >>> config = LayerConfig(QuantSpec(4, granularity=PerGroup(32)))
+        >>> build_structure(model, {"0": config}, {})
+        >>> model[0].quant_type, model(paddle.rand([1, 64])).isnan().all().item()
+        ('W4-per_group', True)
+    """
+    layers = dict(model.named_sublayers(include_self=True))
+    replacements = [(layers[name], _empty_linear(layers[name], config))
+                    for name, config in linears.items()]
+    for name, granularity in kv_caches.items():
+        layer, sizes = layers[name], {}
+        if isinstance(layer, nn.MultiHeadAttention):
+            hold_cache(layer)
+            sizes = {"kv_heads": layer.num_heads, "head_dim": layer.head_dim}
+            layer = layer.kv_cache
+        if granularity == PER_TOKEN:
+            sizes = {}
+        replacements.append((layer, Int8KVCache(granularity, token_axis=layer.token_axis, **sizes)))
+    replace_layers(model, replacements)
+
+
+def _empty_linear(linear, config):
+    rows, columns = linear.weight.shape
+    dtype = "float32" if linear.bias is None else str(linear.bias.dtype).replace("paddle.", "")
+    layer = IntegerLinear(rows, columns, config.weight_spec, linear.bias is not None,
+                          config.activation_spec, dtype=dtype,
+                          permuted=not rounder_of(config).accepts_clips(config.weight_spec),
+                          algorithm=config.algorithm)
+    layer.weight_scale.set_value(paddle.full_like(layer.weight_scale, float("nan")))
+    layer.training = linear.training
+    return layer

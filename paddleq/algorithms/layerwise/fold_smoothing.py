@@ -1,31 +1,34 @@
-"""Smoothing factors that disappear into the norm before the layers.
+"""Fold smoothing factors into the preceding norm.
 
-A layer that computes (x / s) @ (W * s) costs a division. Where x is the output of a norm that
-multiplies by a weight of its own, and nobody else reads it, the norm gives x / s itself.
+A layer that computes (x / s) @ (W * s) needs a division. If x is the output of a norm with a
+weight, and nothing else reads it, the weight of the norm can be divided by s instead.
 """
 
 from contextlib import ExitStack
+from typing import Any, Callable, List, Optional
 
 import paddle
+from paddle import nn
 
 from ..._paddle_compat import own_parameters, own_sublayers
 from ...engine import capture_inputs, patched_forward
+from ...engine.hooks import TensorKeys
 from ...functional.qparams import as_dtype
 from ...graph.dataflow import only_read_by
 from .network_helper import is_linear
-from .shared_inputs import Marks
 
 
-def norm_before(network, candidates, linears, run):
-    """The norm whose output goes into all of ``linears`` and nowhere else, if there is one.
+def find_norm(model: nn.Layer, candidates: List[nn.Layer], linears: List[nn.Layer],
+              run: Callable[[], Any]) -> Optional[nn.Layer]:
+    """Find the norm whose output is read by all of ``linears`` and by nothing else.
 
-    Nothing is concluded from names or classes: ``run`` shows which layer gives the tensor, with
-    its weight multiplied by powers of two the norm must give the product exactly, and with its
-    output spoiled for everybody else the result must be the same.
+    Names and classes are not considered. A run shows which layer produces the tensor. If its weight
+    is multiplied by powers of two, the output must be multiplied exactly. If its output is
+    changed for all other layers, the result of the run must not change.
 
     Args:
-        network: all that may hold the norm or its weight.
-        candidates: layers among which to look for it.
+        model: contains everything that may refer to the norm or its weight.
+        candidates: layers that may be the norm.
         linears: layers that read one tensor, each called once in a run.
         run: called without arguments; a deterministic forward pass that returns its output.
 
@@ -36,13 +39,13 @@ def norm_before(network, candidates, linears, run):
     if not norms:
         return None
     norm, args = _producer(norms, linears, run)
-    if norm is None or not _is_only_place(network, norm) or not _is_scaled_by_weight(norm, args):
+    if norm is None or not _is_referenced_once(model, norm) or not _is_scaled_by_weight(norm, args):
         return None
     return norm if only_read_by(run, norm, linears) else None
 
 
-def divide(norm, s):
-    """Let the norm give what it gave, divided by ``s`` [K]."""
+def divide_output(norm: nn.Layer, s: paddle.Tensor) -> None:
+    """Divide the parameters of a norm, and thereby its output, by ``s`` [K], in place."""
     with paddle.no_grad():
         for parameter in norm.parameters(include_sublayers=False):
             parameter.set_value((as_dtype(parameter, paddle.float32) / s).astype(parameter.dtype))
@@ -56,35 +59,33 @@ def _may_be_norm(layer, features):
 
 
 def _producer(norms, linears, run):
-    """(the norm that gives what the Linears read, its arguments), each called once; or Nones."""
-    marks, gave, calls, read = Marks(), {}, [], []
+    """Return (norm that produces the input of ``linears``, its arguments), or (None, None)."""
+    keys, outputs, calls, read = TensorKeys(), {}, [], []
 
-    def giving(norm):
+    def record_output(norm):
         def forward(original, *args, **kwargs):
             output = original(*args, **kwargs)
             calls.append(norm)
             if isinstance(output, paddle.Tensor):
-                gave[marks.of(output)] = norm, (args, kwargs)
+                outputs[keys.key(output)] = norm, (args, kwargs)
             return output
         return forward
 
-    def saw(_, x):
-        read.append(marks.of(x))
-
     with ExitStack() as stack:
         for norm in norms:
-            stack.enter_context(patched_forward(norm, giving(norm)))
-        stack.enter_context(capture_inputs(dict(enumerate(linears)), saw))
+            stack.enter_context(patched_forward(norm, record_output(norm)))
+        stack.enter_context(capture_inputs(
+            dict(enumerate(linears)), lambda _, x: read.append(keys.key(x))))
         run()
-    if len(read) != len(linears) or len(set(read)) != 1 or read[0] not in gave:
+    if len(read) != len(linears) or len(set(read)) != 1 or read[0] not in outputs:
         return None, None
-    norm, args = gave[read[0]]
+    norm, args = outputs[read[0]]
     return (norm, args) if sum(each is norm for each in calls) == 1 else (None, None)
 
 
-def _is_only_place(network, norm):
-    """Whether nobody else holds the norm, or a parameter of it."""
-    layers = network.sublayers(include_self=True)
+def _is_referenced_once(model, norm):
+    """Return True if no other layer contains the norm or one of its parameters."""
+    layers = model.sublayers(include_self=True)
     places = sum(child is norm for layer in layers for child in own_sublayers(layer).values())
     mine = {id(p) for p in own_parameters(norm).values() if p is not None}
     return places <= 1 and not any(id(p) in mine for layer in layers if layer is not norm
@@ -92,11 +93,11 @@ def _is_only_place(network, norm):
 
 
 def _is_scaled_by_weight(norm, args):
-    """Whether its output is a multiple of its weight (and bias), feature by feature."""
+    """Return True if each output feature is proportional to the weight (and bias) of the norm."""
     args, kwargs = args
     with paddle.no_grad():
         held = [(p, p.clone()) for p in own_parameters(norm).values() if p is not None]
-        # Powers of two: in binary numbers nothing is rounded.
+        # Powers of two, which multiply without rounding.
         features = held[0][0].shape[0]
         powers = (paddle.arange(features) % 3 - 1).astype("float32")
         powers = paddle.pow(paddle.full([features], 2.0), powers)

@@ -1,4 +1,4 @@
-"""What an algorithm must know about the architecture of a network."""
+"""Description of the architecture of a network for the layer-by-layer algorithms."""
 
 import abc
 
@@ -12,7 +12,7 @@ from ...nn.linear_support import linear_skip_reason
 
 
 class NetworkHelper(abc.ABC):
-    """Tells the algorithms where the parts of a network are; derive one for your architecture.
+    """Locates the parts of a network. Derive a class for your architecture.
 
     Examples:
         >>> import paddle
@@ -28,34 +28,34 @@ class NetworkHelper(abc.ABC):
 
     @abc.abstractmethod
     def decoder_layers(self, network):
-        """The layers that are quantized one after the other, of encoders too.
+        """Return the layers to quantize one after the other, including those of encoders.
 
         Returns:
-            A list of (name in ``network.named_sublayers()``, layer). None is part of another. The
-            order in which they run is found out, whatever their order here.
+            A list of (name in ``network.named_sublayers()``, layer), in any order. None is part of
+            another.
         """
 
     def kv_caches(self, network):
-        """Where keys and values are kept: ``MultiHeadAttention`` and ``paddleq.nn.KVCache``.
+        """Return the KV caches: ``MultiHeadAttention`` and ``paddleq.nn.KVCache`` layers.
 
         Returns:
             A list of (name in ``network.named_sublayers()``, layer).
         """
         attentions = [(name, layer) for name, layer in network.named_sublayers(include_self=True)
                       if takes_cache(layer)]
-        theirs = {id(getattr(attention, "kv_cache", None)) for _, attention in attentions}
+        contained = {id(getattr(attention, "kv_cache", None)) for _, attention in attentions}
         return attentions + [
             (name, layer) for name, layer in network.named_sublayers(include_self=True)
-            if isinstance(layer, KVCache) and id(layer) not in theirs]
+            if isinstance(layer, KVCache) and id(layer) not in contained]
 
 
 class StackHelper(NetworkHelper):
-    """The helper that is used where none is given: decoder layers are what stands in a stack.
+    """Default helper: decoder layers are the layers of stacks.
 
-    A stack is a ``LayerList`` or ``Sequential`` whose layers are all of one class and hold
-    ``paddle.nn.Linear`` inside. Stacks within the layers of a stack (the experts of a mixture) are
-    not looked at. Where a network has several stacks, such as an encoder and a decoder, the layers
-    of all of them are decoder layers.
+    A stack is a ``LayerList`` or ``Sequential`` whose layers are all of one class and contain
+    ``paddle.nn.Linear``. Stacks within the layers of a stack (the experts of a mixture) are
+    ignored. If a network has several stacks, such as an encoder and a decoder, the layers of all
+    of them are decoder layers.
 
     Examples:
         >>> import paddle
@@ -67,7 +67,7 @@ class StackHelper(NetworkHelper):
     """
 
     def decoder_layers(self, network):
-        """The layers of all stacks.
+        """Return the layers of all stacks.
 
         Raises:
             ModelError: there is no stack.
@@ -75,7 +75,7 @@ class StackHelper(NetworkHelper):
         if not isinstance(network, nn.Layer):
             raise wrong_type("network", network, "a paddle.nn.Layer")
         inside, found = set(), []
-        # Parents come before their children.
+        # named_sublayers() yields parents before their children.
         for name, layer in network.named_sublayers(include_self=True):
             if id(layer) not in inside and _is_stack(layer):
                 inside.update(id(each) for each in layer.sublayers())
@@ -85,12 +85,12 @@ class StackHelper(NetworkHelper):
             raise ModelError(
                 f"no decoder layers found in {type(network).__name__}: there is no LayerList or "
                 "Sequential whose layers are of one class and hold paddle.nn.Linear; pass a "
-                "NetworkHelper whose decoder_layers() says where they are")
+                "NetworkHelper whose decoder_layers() returns them")
         return found
 
 
 def is_linear(layer):
-    """Whether this is a ``paddle.nn.Linear`` that computes as one."""
+    """Return True if this is a ``paddle.nn.Linear`` with the forward of that class."""
     return linear_skip_reason(layer) is None
 
 
@@ -100,7 +100,7 @@ def _is_stack(layer):
     layers = list(layer.children())
     if len({type(each) for each in layers}) != 1 or not all(map(_holds_linears, layers)):
         return False
-    # The stages of a network, or a whole network wrapped up: look further inside.
+    # The stages of a network, or a wrapper around a network: search inside.
     if len(layers) == 1:
         return not any(_is_stack(part) for part in layers[0].sublayers(include_self=True))
     return not all(map(_is_stack, layers))

@@ -1,8 +1,7 @@
-"""Running a network up to one of its decoder layers, with the layers before it played back.
+"""Run a model up to one of its decoder layers, with recorded outputs of the layers before it.
 
-What is kept is what the last finished layer gave for each batch. Everything between the layers (the
-embedding, masks, tables of positions, whatever a layer is called with) runs anew each time: it is
-cheap, and it is what the network itself does.
+Only the outputs of the last finished layer are stored, one per batch. Everything between the layers
+(embedding, masks, position tables) runs again each time, which is cheap and exact.
 """
 
 import logging
@@ -19,35 +18,35 @@ _logger = logging.getLogger("paddleq")
 _PLAIN = (paddle.Tensor, str, int, float, type(paddle.float32), type(None))
 
 
-class _Reached(BaseException):
-    """Ends a forward pass. No Exception: a network may catch those."""
+class _LayerReached(BaseException):
+    """Ends a forward pass. Not an Exception, because a model may catch those."""
 
 
-class Walk:
-    """Batches on their way through the decoder layers of a network.
+class LayerReplay:
+    """Forward passes to a decoder layer that replay the outputs of the layers before it.
 
     Args:
-        network: in evaluation mode, as within :func:`paddleq.engine.eager_evaluation`.
+        model: in evaluation mode, as within :func:`paddleq.engine.eager_evaluation`.
         layers: list of (name, layer).
         inputs: the (args, kwargs) of each batch.
 
     Attributes:
-        layers: the same in the order in which they run.
+        layers: the same, in the order of execution.
     """
 
-    def __init__(self, network, layers, inputs):
-        self.network, self.layers, self.inputs = network, layers, inputs
-        # Of each stack, for each batch: (number of the layer, what it gave).
-        self._given = {}
+    def __init__(self, model, layers, inputs):
+        self.model, self.layers, self.inputs = model, layers, inputs
+        # Stack -> batch -> (number of the layer, its output).
+        self._outputs = {}
         self._stacks = [_stack_of(name, layer) for name, layer in layers]
-        self._plays_back = True
+        self._replays = True
         if inputs:
             self._find_order()
 
     def _find_order(self):
         calls = []
 
-        def noting(number):
+        def record(number):
             def forward(original, *args, **kwargs):
                 calls.append(number)
                 return original(*args, **kwargs)
@@ -55,113 +54,117 @@ class Walk:
 
         with ExitStack() as stack:
             for number, (_, layer) in enumerate(self.layers):
-                stack.enter_context(patched_forward(layer, noting(number)))
+                stack.enter_context(patched_forward(layer, record(number)))
             self._call(0)
         order = list(dict.fromkeys(calls))
         order += [number for number in range(len(self.layers)) if number not in order]
         self.layers = [self.layers[number] for number in order]
         self._stacks = [self._stacks[number] for number in order]
         if len(calls) > len(set(calls)):
-            self.run_everything("a decoder layer is called several times in a forward pass")
+            self.disable_replay("a decoder layer is called several times in a forward pass")
 
-    def run_everything(self, why):
-        """Run the decoder layers before the one that is quantized, instead of playing back."""
-        _logger.info("%s: decoder layers that are finished are run anew each time", why)
-        self._plays_back = False
-        self._given.clear()
+    def disable_replay(self, reason):
+        """Run finished decoder layers again instead of replaying their outputs."""
+        _logger.info("%s: finished decoder layers run again for each statistic", reason)
+        self._replays = False
+        self._outputs.clear()
 
     def _call(self, batch):
         args, kwargs = self.inputs[batch]
-        return self.network(*args, **kwargs)
+        return self.model(*args, **kwargs)
 
-    def enter(self, number, readers):
-        """Find out whether what is kept is all that layer ``number`` depends on.
+    def check_dependencies(self, number, readers):
+        """Disable the replay if layer ``number`` depends on more than the stored outputs.
 
-        Played back, layers before the last finished one give what that one gave. Here they give
-        NaN, which must not get there.
+        In a replay, all layers before the last finished one return its output. Here they return
+        NaN instead, which must not reach the layer.
 
         Args:
-            number: None for what is outside of the decoder layers.
-            readers: name -> layer, those of the stage whose inputs matter.
+            number: number of the decoder layer; None for the rest of the model.
+            readers: name -> layer, the layers of the rest whose inputs are collected.
         """
-        if not (self._plays_back and self._given):
+        if not (self._replays and self._outputs):
             return
         found = []
         if number is not None:
             name = self.layers[number][0]
-            found = [name] if _has_nan(self._forward(number, 0, self._spoiled, True)) else []
+            found = [name] if _has_nan(self._forward(number, 0, self._replay_nan, True)) else []
         else:
-            with capture_inputs(readers, lambda name, x: found.append(name) if _has_nan(x) else None):
-                self._forward(None, 0, self._spoiled)
+            def on_input(name, x):
+                if _has_nan(x):
+                    found.append(name)
+
+            with capture_inputs(readers, on_input):
+                self._forward(None, 0, self._replay_nan)
         if found:
-            self.run_everything(f"{found[0]} reads what other decoder layers than the last one "
-                                "before it gave")
+            self.disable_replay(f"{found[0]} reads outputs of other decoder layers than the "
+                                "previous one")
 
     def run(self, number, batch):
-        """Run a batch as far as layer ``number``, or to the end where that is None.
+        """Run a batch up to layer ``number``, or to the end if ``number`` is None.
 
         Returns:
-            What the layer gives (of several calls a list), or the network.
+            The output of the layer (a list if the replay is disabled), or of the model.
 
         Raises:
             CalibrationError: the layer was not called.
         """
-        return self._forward(number, batch, self._played)
+        return self._forward(number, batch, self._replay)
 
     def advance(self, number, batch):
-        """Run a batch through layer ``number`` and keep what it gives for the layers behind it."""
-        if not self._plays_back:
+        """Run a batch through layer ``number`` and store its output for the following layers."""
+        if not self._replays:
             return
         output = self.run(number, batch)
-        unknown = _unknown_in(output)
+        unknown = _find_unknown(output)
         if unknown is not None:
-            self.run_everything(f"{self.layers[number][0]} gives a {type(unknown).__name__}, whose "
-                                "tensors are not known")
+            self.disable_replay(f"{self.layers[number][0]} returns a {type(unknown).__name__}, "
+                                "whose tensors cannot be stored")
         elif not _tensors_in(output):
-            self.run_everything(f"{self.layers[number][0]} gives no tensor, so what it does must "
-                                "be done in what others hold")
+            self.disable_replay(f"{self.layers[number][0]} returns no tensor, so that it must "
+                                "have side effects")
         else:
-            self._given.setdefault(self._stacks[number], {})[batch] = (number, output)
+            self._outputs.setdefault(self._stacks[number], {})[batch] = (number, output)
 
-    def _forward(self, number, batch, play, only_inputs=False):
+    def _forward(self, number, batch, replay, only_inputs=False):
         calls = []
 
-        def real(original, *args, **kwargs):
+        def run_layer(original, *args, **kwargs):
             if only_inputs:
                 calls.append((args, kwargs))
             else:
                 calls.append(original(*args, **kwargs))
-            if self._plays_back:
-                raise _Reached
+            if self._replays:
+                raise _LayerReached
             return calls[-1]
 
-        def playing(index):
-            return lambda original, *args, **kwargs: play(index, batch)
+        def replaying(index):
+            return lambda original, *args, **kwargs: replay(index, batch)
 
         with ExitStack() as stack:
-            if self._plays_back:
+            if self._replays:
                 for index in range(len(self.layers) if number is None else number):
-                    stack.enter_context(patched_forward(self.layers[index][1], playing(index)))
+                    stack.enter_context(patched_forward(self.layers[index][1], replaying(index)))
             if number is not None:
-                stack.enter_context(patched_forward(self.layers[number][1], real))
+                stack.enter_context(patched_forward(self.layers[number][1], run_layer))
             try:
                 output = self._call(batch)
-            except _Reached:
+            except _LayerReached:
                 return calls[0]
         if number is None:
             return output
         if not calls:
             raise CalibrationError(
-                f"{self.layers[number][0]} is not called by {type(self.network).__name__} on "
+                f"{self.layers[number][0]} is not called by {type(self.model).__name__} on "
                 f"batch {batch}: no calibration data reaches it")
         return calls
 
-    def _played(self, index, batch):
-        # A copy: a network may change in place what a layer gave.
-        return _map(lambda x: x.clone(), self._given[self._stacks[index]][batch][1])
+    def _replay(self, index, batch):
+        # A copy, because a model may change an output in place.
+        return _map(lambda x: x.clone(), self._outputs[self._stacks[index]][batch][1])
 
-    def _spoiled(self, index, batch):
-        number, output = self._given[self._stacks[index]][batch]
+    def _replay_nan(self, index, batch):
+        number, output = self._outputs[self._stacks[index]][batch]
         return _map(lambda x: x.clone() if index == number else _nan_like(x), output)
 
 
@@ -170,7 +173,7 @@ def _stack_of(name, layer):
 
 
 def _map(function, structure):
-    """The structure with ``function`` of each tensor in place of it."""
+    """Apply ``function`` to each tensor of a nested structure."""
     if isinstance(structure, paddle.Tensor):
         return function(structure)
     if isinstance(structure, dict):
@@ -182,15 +185,15 @@ def _map(function, structure):
     return structure
 
 
-def _unknown_in(structure):
-    """A part of a structure that may hold tensors which :func:`_map` does not find; or None."""
+def _find_unknown(structure):
+    """Return a part that may contain tensors which :func:`_map` does not find, or None."""
     if isinstance(structure, (list, tuple)):
         parts = structure
-    elif type(structure) is dict or isinstance(structure, OrderedDict):  # of models' outputs too
+    elif type(structure) is dict or isinstance(structure, OrderedDict):  # also ModelOutput
         parts = structure.values()
     else:
         return None if isinstance(structure, _PLAIN) else structure
-    return next((found for found in map(_unknown_in, parts) if found is not None), None)
+    return next((found for found in map(_find_unknown, parts) if found is not None), None)
 
 
 def _tensors_in(structure):

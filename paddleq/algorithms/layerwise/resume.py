@@ -1,4 +1,4 @@
-"""Finished decoder layers on disk, so that a run that was killed goes on where it was."""
+"""Store finished decoder layers on disk, so that an interrupted run can continue."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ from ...errors import ConfigError, FormatError
 _RUN, _LAYER = "run.json", "layer-"
 
 
-def fingerprint(network, layers, policies, kinds, inputs):
-    """What decides the bits of a run, as plain values.
+def fingerprint(model, layers, policies, granularities, inputs):
+    """Describe everything that determines the result of a run, as plain values.
 
     Args:
-        network: still float.
+        model: the float model.
         layers: names of the decoder layers, in order.
         policies: name -> LayerConfig.
-        kinds: name -> kind of KV cache.
+        granularities: name -> granularity of a KV cache.
         inputs: the (args, kwargs) of each batch.
     """
     from ... import __version__
@@ -32,26 +32,27 @@ def fingerprint(network, layers, policies, kinds, inputs):
         "configuration": {
             "decoder layers": list(layers),
             **{f"the policy of {name}": repr(policy) for name, policy in policies.items()},
-            **{f"the KV cache of {name}": kind for name, kind in kinds.items()}},
-        "model": {name: _digest(value) for name, value in network.state_dict().items()},
+            **{f"the KV cache of {name}": granularity
+               for name, granularity in granularities.items()}},
+        "model": {name: _digest(value) for name, value in model.state_dict().items()},
         "data": {"batches": len(inputs),
                  **{f"batch {number}": _digest(each) for number, each in enumerate(inputs)}},
     }
 
 
 class Resume:
-    """A folder with what is finished of one run.
+    """Folder with the finished decoder layers of one run.
 
     Args:
-        folder: made if it is not there.
-        run: the :func:`fingerprint`.
+        folder: created if it does not exist.
+        run: the :func:`fingerprint` of the run.
 
     Attributes:
-        finished: how many decoder layers, from the first one on, are in it.
+        finished: number of finished decoder layers.
 
     Raises:
-        ConfigError: the folder is of another run; says what differs.
-        FormatError: it cannot be read.
+        ConfigError: the folder belongs to another run; names the difference.
+        FormatError: the folder cannot be read.
     """
 
     def __init__(self, folder, run):
@@ -61,7 +62,7 @@ class Resume:
         try:
             os.makedirs(self.folder, exist_ok=True)
             for name in os.listdir(self.folder):
-                if name.startswith(LEFT_OVER):  # by a process that was killed
+                if name.startswith(LEFT_OVER):  # from a process that was killed
                     shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
             old = self._old_run()
             if old is None:
@@ -90,7 +91,8 @@ class Resume:
         layers = sorted(name for name in os.listdir(self.folder) if name.startswith(_LAYER))
         if layers:
             raise FormatError(f"resume_dir {self.folder} holds {', '.join(layers[:2])}, but no "
-                              f"{_RUN} says of which run; use another folder or remove this one")
+                              f"{_RUN} that describes the run; use another folder or remove this "
+                              "one")
 
     def _path(self, number):
         return os.path.join(self.folder, f"{_LAYER}{number:04d}")
@@ -100,7 +102,7 @@ class Resume:
         save_checkpoint(layer, self._path(number))
 
     def load(self, number, layer):
-        """Make a float decoder layer what :meth:`save` wrote.
+        """Load decoder layer ``number`` into the float layer, in place.
 
         Raises:
             FormatError: the file is damaged.
@@ -116,11 +118,11 @@ def _check_same(folder, old, new):
         if not isinstance(before, dict):
             raise FormatError(f"{folder}/{_RUN} does not describe a run: it has no {part!r}")
         names = [name for name in [*now, *before] if now.get(name) != before.get(name)]
-        what = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r} now"
-                         for name in names[:1])
+        change = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r} now"
+                           for name in names[:1])
         more = f" (and {len(set(names)) - 1} more)" if len(set(names)) > 1 else ""
-        raise ConfigError(f"resume_dir {folder} is of a run with another {part}: {what}{more}; "
-                          "use another folder or remove this one")
+        raise ConfigError(f"resume_dir {folder} belongs to a run with another {part}: "
+                          f"{change}{more}; use another folder or remove this one")
 
 
 def _digest(structure):

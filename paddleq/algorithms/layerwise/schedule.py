@@ -1,14 +1,14 @@
-"""What the layer-by-layer driver does where: decoder layers in their order, and then the rest."""
+"""Order of work of the layer-by-layer driver: decoder layers in order, then all other layers."""
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from paddle import nn
 
 from ..._checks import wrong_type, wrong_value
 from ..._paddle_compat import own_sublayers
-from ...config import SkipKind, SkipReason
-from ...engine.select import nothing_selected, select
+from ...config import QuantConfig, SkipKind, SkipReason
+from ...engine.select import Selection, nothing_selected, select
 from ...errors import ModelError
 from ...nn import Int8KVCache, KVCache
 from ...nn.attention import takes_cache
@@ -19,15 +19,15 @@ from .network_helper import NetworkHelper, StackHelper
 
 
 @dataclass
-class Stage:
-    """A decoder layer, or what is outside of all of them, and what is to be done in it.
+class ScheduleEntry:
+    """Work to do in a decoder layer, or in the layers outside of all decoder layers.
 
     Attributes:
-        number: of the decoder layer in the order in which they run; None for the rest.
-        name, layer: of the decoder layer; None for the rest.
+        number: number of the decoder layer in the order of execution; None for the rest.
+        name, layer: name and layer of the decoder layer; layer is None for the rest.
         linears: name -> (Linear, LayerConfig).
-        caches: name -> (layer with a KV cache, its kind).
-        shared: names of those that several decoder layers hold.
+        caches: name -> (layer with a KV cache, granularity).
+        shared: names of layers that several decoder layers contain.
     """
 
     number: Optional[int]
@@ -38,20 +38,21 @@ class Stage:
     shared: list = field(default_factory=list)
 
     @property
-    def hungry(self):
-        """Names of the Linears whose policy needs statistics."""
-        return [name for name, (_, policy) in self.linears.items() if policy.needs]
+    def linears_with_stats(self) -> List[str]:
+        """Names of the Linear layers whose configuration needs calibration data."""
+        return [name for name, (_, config) in self.linears.items() if config.needs_data]
 
     @property
-    def needs_data(self):
-        """Whether anything in it does."""
-        return bool(self.hungry) or any(kind == PER_CHANNEL for _, kind in self.caches.values())
+    def needs_data(self) -> bool:
+        """True if any layer needs calibration data."""
+        return bool(self.linears_with_stats) or any(
+            granularity == PER_CHANNEL for _, granularity in self.caches.values())
 
 
-def checked_helper(network, helper):
-    """The helper, or the one that is used where there is none."""
-    if not isinstance(network, nn.Layer):
-        raise wrong_type("network", network, "a paddle.nn.Layer")
+def checked_helper(model: nn.Layer, helper: Optional[NetworkHelper]) -> NetworkHelper:
+    """Return the helper, or the default one for None."""
+    if not isinstance(model, nn.Layer):
+        raise wrong_type("model", model, "a paddle.nn.Layer")
     if helper is None:
         return StackHelper()
     if not isinstance(helper, NetworkHelper):
@@ -59,15 +60,20 @@ def checked_helper(network, helper):
     return helper
 
 
-def decoder_layers(network, helper):
-    """What the helper says, checked."""
-    known = {id(layer) for layer in network.sublayers(include_self=True)}
-    layers = list(helper.decoder_layers(network))
+def decoder_layers(model: nn.Layer, helper: NetworkHelper) -> List[Tuple[str, nn.Layer]]:
+    """Return the checked decoder layers of the helper.
+
+    Raises:
+        ConfigError: a layer is not part of the model, or part of another decoder layer.
+        ModelError: there are none.
+    """
+    known = {id(layer) for layer in model.sublayers(include_self=True)}
+    layers = list(helper.decoder_layers(model))
     for name, layer in layers:
         if id(layer) not in known:
             raise wrong_value("decoder_layers()", name, "sublayers of the network")
     if not layers:
-        raise ModelError("decoder_layers() of the network helper returned none")
+        raise ModelError("decoder_layers() of the network helper returned no layers")
     parts = {id(part): name for name, layer in layers for part in layer.sublayers()}
     for name, layer in layers:
         if id(layer) in parts:
@@ -75,31 +81,34 @@ def decoder_layers(network, helper):
     return layers
 
 
-def choose(network, helper, config, dtypes=("float32", "float16", "bfloat16", "float64")):
-    """Choose the Linears and KV caches of a network to quantize.
+def select_layers(
+        model: nn.Layer, helper: NetworkHelper, config: QuantConfig,
+        dtypes: Sequence[str] = ("float32", "float16", "bfloat16", "float64"),
+        ) -> Tuple[Dict[str, tuple], Dict[str, tuple], Selection]:
+    """Select the Linear layers and KV caches of a model to quantize.
 
     Args:
-        network: a ``paddle.nn.Layer``.
-        helper: a :class:`NetworkHelper`, which names the KV caches.
+        model: a ``paddle.nn.Layer``.
+        helper: a :class:`NetworkHelper`, which returns the KV caches.
         config: a :class:`~paddleq.config.QuantConfig`.
         dtypes: data types that the weights may have.
 
     Returns:
-        (name -> (Linear, LayerConfig), name -> (layer with a KV cache, its kind),
+        (name -> (Linear, LayerConfig), name -> (layer with a KV cache, granularity),
         :class:`~paddleq.engine.select.Selection`).
 
     Raises:
         ModelError: there is nothing to quantize.
-        ConfigError: a configuration is not one of a Linear layer.
+        ConfigError: a configuration is not supported for a Linear layer.
     """
-    holders = list(helper.kv_caches(network))
+    holders = list(helper.kv_caches(model))
     for name, layer in holders:
         if not (isinstance(layer, KVCache) or takes_cache(layer)):
-            raise wrong_value("kv_caches()", name, "layers of paddle.nn.MultiHeadAttention, with "
-                              "its own way to keys and values, or of paddleq.nn.KVCache")
+            raise wrong_value("kv_caches()", name, "layers of paddle.nn.MultiHeadAttention with "
+                              "its own keys and values, or of paddleq.nn.KVCache")
     ids = {id(layer): name for name, layer in holders}
     selection = select(
-        network, config, lambda layer: None if id(layer) in ids else linear_skip_reason(layer),
+        model, config, lambda layer: None if id(layer) in ids else linear_skip_reason(layer),
         dtypes)
     linears, caches = {}, {}
     for name, each in list(selection.selected.items()):
@@ -110,53 +119,60 @@ def choose(network, helper, config, dtypes=("float32", "float16", "bfloat16", "f
                 continue
         elif each.config.kv_cache is not None:
             if isinstance(getattr(each.layer, "kv_cache", each.layer), Int8KVCache):
-                raise ModelError(f"the KV cache of {name} is quantized already")
+                raise ModelError(f"the KV cache of {name} is already quantized")
             caches[ids[id(each.layer)]] = each.layer, each.config.kv_cache
             continue
         del selection.selected[name]
         field = "kv_cache" if id(each.layer) in ids else "weight"
         selection.skipped[name] = SkipReason(SkipKind.NOT_CONFIGURED, field)
     if not selection.selected:
-        raise nothing_selected(network, selection)
+        raise nothing_selected(model, selection)
     return linears, caches, selection
 
 
-def homes_of(network, layers):
-    """id of a layer -> the set of numbers of the decoder layers it is part of; None: of the rest.
+def containing_layers(model: nn.Layer,
+                      layers: List[Tuple[str, nn.Layer]]) -> Dict[int, Set[Optional[int]]]:
+    """Map the id of each layer to the numbers of the decoder layers that contain it.
+
+    None stands for the part of the model outside of the decoder layers.
 
     Args:
         layers: list of (name, decoder layer).
     """
-    homes = {}
+    containing = {}
     for number, (_, layer) in enumerate(layers):
         for part in layer.sublayers(include_self=True):
-            homes.setdefault(id(part), set()).add(number)
-    decoders, todo, seen = {id(layer) for _, layer in layers}, [network], set()
+            containing.setdefault(id(part), set()).add(number)
+    decoders, todo, seen = {id(layer) for _, layer in layers}, [model], set()
     while todo:
         layer = todo.pop()
         if layer is None or id(layer) in decoders or id(layer) in seen:
             continue
         seen.add(id(layer))
-        homes.setdefault(id(layer), set()).add(None)
+        containing.setdefault(id(layer), set()).add(None)
         todo += own_sublayers(layer).values()
-    return homes
+    return containing
 
 
-def stages_of(layers, homes, linears, caches):
-    """The decoder layers in their order, and then the rest of the network, if it has any policy.
+def build_schedule(layers: List[Tuple[str, nn.Layer]], containing: Dict[int, set],
+                   linears: Dict[str, tuple], caches: Dict[str, tuple]) -> List[ScheduleEntry]:
+    """Return an entry for each decoder layer, and one for the rest if it has any work.
 
-    What several of them hold is part of the rest: its statistics are those of all its calls.
+    Layers that several decoder layers contain belong to the rest: their statistics are those of
+    all their calls.
     """
-    def part_of(number, what):
-        return {name: each for name, each in what.items() if homes[id(each[0])] == {number}}
+    def part_of(number, selected):
+        return {name: each for name, each in selected.items()
+                if containing[id(each[0])] == {number}}
 
-    stages = [Stage(number, name, layer, part_of(number, linears), part_of(number, caches))
-              for number, (name, layer) in enumerate(layers)]
-    placed = {name for stage in stages for name in [*stage.linears, *stage.caches]}
-    rest = [{name: each for name, each in what.items() if name not in placed}
-            for what in (linears, caches)]
+    entries = [ScheduleEntry(number, name, layer, part_of(number, linears),
+                             part_of(number, caches))
+               for number, (name, layer) in enumerate(layers)]
+    placed = {name for entry in entries for name in [*entry.linears, *entry.caches]}
+    rest = [{name: each for name, each in selected.items() if name not in placed}
+            for selected in (linears, caches)]
     if any(rest):
-        shared = [name for what in rest for name, (layer, _) in what.items()
-                  if homes[id(layer)] != {None}]
-        stages.append(Stage(None, "the rest", None, *rest, shared))
-    return stages
+        shared = [name for selected in rest for name, (layer, _) in selected.items()
+                  if containing[id(layer)] != {None}]
+        entries.append(ScheduleEntry(None, "the rest", None, *rest, shared))
+    return entries

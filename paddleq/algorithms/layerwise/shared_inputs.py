@@ -1,57 +1,39 @@
-"""Which Linears read the very same tensor, and gathering statistics of it once for all of them."""
+"""Groups of Linear layers that read the same tensor, and their shared statistics."""
 
-import weakref
+from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Sequence, Tuple
 
-from ...engine import capture_inputs
-from ...errors import CalibrationError, NonFiniteError
-from ..statistics import Statistics
+from paddle import nn
 
-
-class Marks:
-    """Tells tensors apart while they live, without keeping them alive."""
-
-    def __init__(self):
-        self._known = {}  # id -> (weak reference, number)
-        self._count = 0
-
-    def of(self, x):
-        """A key that only this tensor has, and only until it is changed in place."""
-        reference, number = self._known.get(id(x), (None, None))
-        if reference is None or reference() is not x:  # another one had this id
-            self._count += 1
-            number = self._count
-            self._known[id(x)] = (weakref.ref(x), number)
-        return number, x.inplace_version
+from ...engine import capture_inputs, collect_inputs, run_batches
+from ...engine.hooks import TensorKeys
+from ...errors import CalibrationError
+from ...observers import ChannelStats
 
 
-def readings(layers, run):
-    """What each of the layers reads in one run.
+def input_keys(layers: Dict[str, nn.Layer], run: Callable[[], Any]) -> Dict[str, tuple]:
+    """Return name -> keys of the tensors of the layer's calls in one run.
 
-    Args:
-        layers: name -> layer.
-        run: called without arguments.
-
-    Returns:
-        dict name -> tuple of the keys of the tensors of its calls, for the layers that are called.
+    Layers that are not called are omitted.
     """
-    marks, read = Marks(), {}
-    with capture_inputs(layers, lambda name, x: read.setdefault(name, []).append(marks.of(x))):
+    keys, read = TensorKeys(), {}
+    with capture_inputs(layers, lambda name, x: read.setdefault(name, []).append(keys.key(x))):
         run()
-    return {name: tuple(keys) for name, keys in read.items()}
+    return {name: tuple(found) for name, found in read.items()}
 
 
-def find_groups(layers, runs):
-    """Lists of names of those layers that read the same tensors in each run.
+def find_groups(layers: Dict[str, nn.Layer],
+                runs: Iterable[Callable[[], Any]]) -> List[List[str]]:
+    """Group the names of layers that read the same tensors in each run.
 
-    A layer that is called in no run is in a list of its own.
+    A layer that no run calls is a group by itself.
 
     Args:
         layers: name -> layer.
-        runs: functions; no more of them are called than it takes until each layer was called.
+        runs: functions without arguments. They are called until each layer was called.
     """
     history = dict.fromkeys(layers, ())
     for run in runs:
-        read = readings(layers, run)
+        read = input_keys(layers, run)
         for name in layers:
             history[name] += (read.get(name),)
         if all(any(keys) for keys in history.values()):
@@ -62,69 +44,67 @@ def find_groups(layers, runs):
     return list(groups.values())
 
 
-def split_groups(groups, read):
-    """The groups, parted where a run shows that their layers do not read the same."""
+def split_groups(groups: Sequence[List[str]], read: Dict[str, tuple]) -> List[List[str]]:
+    """Split groups whose layers read different tensors in a run."""
     parts = []
     for group in groups:
-        alike = {}
+        equal = {}
         for name in group:
-            alike.setdefault(read.get(name), []).append(name)
-        parts += alike.values()
+            equal.setdefault(read.get(name), []).append(name)
+        parts += equal.values()
     return parts
 
 
-def gather(layers, groups, needs, run, batches):
-    """Statistics of what each group of layers reads.
+def collect_stats(layers: Dict[str, nn.Layer], groups: Sequence[List[str]],
+                  needs: Callable[[str], FrozenSet[str]], run: Callable[[int], Any],
+                  num_batches: int) -> List[Tuple[List[str], ChannelStats]]:
+    """Collect statistics of the input of each group of layers.
 
     Args:
         layers: name -> layer.
-        groups: lists of names that are expected to read the same, as :func:`find_groups` gives
-            them. Where a batch shows that they do not, it starts anew with smaller ones.
-        needs: function from a name to what :class:`Statistics` of it should gather.
+        groups: names of layers that are expected to read the same tensors, from
+            :func:`find_groups`. If a batch shows that they do not, the groups are split and the
+            collection restarts.
+        needs: function from a name to the kinds of :class:`~paddleq.observers.ChannelStats`.
         run: called with the number of a batch.
-        batches: how many there are.
-
-    Returns:
-        List of (names, :class:`Statistics`).
+        num_batches: number of batches.
 
     Raises:
-        NonFiniteError: names the layer that NaN or infinity reached, and the batch.
-        CalibrationError: names the layers that no data reached.
+        NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
+        CalibrationError: no data reached some layers; names them.
     """
-    while True:
-        statistics = [Statistics(frozenset().union(*map(needs, group))) for group in groups]
-        of = {name: number for number, group in enumerate(groups) for name in group}
-        for batch in range(batches):
-            read = _observe({name: layers[name] for name in of}, of, statistics, run, batch)
-            parts = split_groups(groups, read)
-            if len(parts) > len(groups):
-                groups = parts
-                break
-        else:
-            unseen = [name for group, found in zip(groups, statistics) if not found.tokens
-                      for name in group]
-            if unseen:
-                raise CalibrationError(
-                    f"no calibration data reached {', '.join(unseen)} in {batches} batches; "
-                    "calibrate on data that uses them, or leave them float")
-            return list(zip(groups, statistics))
+    parts = None
+    while parts != groups:
+        groups = groups if parts is None else parts
+        stats = [ChannelStats(frozenset().union(*map(needs, group))) for group in groups]
+        parts = _collect(layers, groups, stats, run, num_batches)
+    unseen = [name for group, each in zip(groups, stats) if not each.tokens for name in group]
+    check_reached(unseen, num_batches)
+    return list(zip(groups, stats))
 
 
-def _observe(layers, of, statistics, run, batch):
-    marks, read, done = Marks(), {}, set()
+def _collect(layers, groups, stats, run, num_batches):
+    """Collect on all batches, or until a batch splits the groups; return the groups."""
+    collectors = {name: each for group, each in zip(groups, stats) for name in group}
+    parts = groups
 
-    def saw(name, x):
-        key = marks.of(x)
-        read.setdefault(name, []).append(key)
-        if (of[name], key) in done:
-            return
-        done.add((of[name], key))
-        try:
-            statistics[of[name]].update(x)
-        except NonFiniteError:
-            raise NonFiniteError(f"NaN or infinity reaches {name} in batch {batch} of the "
-                                 "calibration data") from None
+    def collect(batch):
+        nonlocal parts
+        if len(parts) > len(groups):
+            return  # the collection will restart
+        with collect_inputs(layers, collectors) as read:
+            run(batch)
+        found = split_groups(groups, {name: tuple(keys) for name, keys in read.items()})
+        if len(found) > len(groups):
+            parts = found
 
-    with capture_inputs(layers, saw):
-        run(batch)
-    return {name: tuple(keys) for name, keys in read.items()}
+    run_batches(collect, range(num_batches))
+    return parts
+
+
+def check_reached(unseen: List[str], num_batches: int) -> None:
+    """Raise CalibrationError if there are layers without calibration data."""
+    if unseen:
+        raise CalibrationError(
+            f"no calibration data reached {', '.join(unseen)} in {num_batches} batches; "
+            "calibrate on data that uses them, or skip them")

@@ -12,8 +12,8 @@ from paddle import nn
 from ... import engine
 from ..._checks import wrong_type, wrong_value
 from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
-from ...algorithms.layerwise.build_structure import build_structure
-from ...algorithms.layerwise.schedule import choose
+from ...algorithms.layerwise.driver import build_structure
+from ...algorithms.layerwise.schedule import select_layers
 from ...checkpoint import load_checkpoint
 from ...config import SkipKind, SkipReason
 from ...engine.select import record_reasons
@@ -122,8 +122,8 @@ class PTQ:
             raise wrong_type("network_helper", helper, "a NetworkHelper or None")
         batches = None if deploy else _not_empty(datasets)
         rules = policies.rules(network, helper)
-        linears, kv_caches, selection = choose(network, helper, rules,
-                                               dtypes=("float32", "float16", "bfloat16"))
+        linears, kv_caches, selection = select_layers(
+            network, helper, rules, dtypes=("float32", "float16", "bfloat16"))
         for name, layer in network.named_sublayers(include_self=True):
             reason = selection.skipped.get(name)
             if (reason is not None and reason.kind is SkipKind.NO_RULE

@@ -41,7 +41,7 @@ from transformers import NETWORKS, build, sentences
 
 import paddleq
 from paddleq import PerChannel, PerGroup, QuantSpec
-from paddleq.algorithms import AWQ, StackHelper, Statistics
+from paddleq.algorithms import AWQ, StackHelper
 from paddleq.config import LayerConfig
 from paddleq.errors import (
     CalibrationError,
@@ -58,6 +58,7 @@ from paddleq.frontends.golden_stick import (
     PTQMode,
 )
 from paddleq.frontends.golden_stick.ptq_rules import layer_config
+from paddleq.observers import ChannelStats
 
 IN_A_LAYER = ["attention.q", "attention.k", "attention.v", "attention.out", "up", "down"]
 
@@ -263,7 +264,7 @@ def test_the_factor_of_awq_with_the_weights_part(spec, ratios):
     x = random.randn(300, 80) * np.exp(random.randn(80))
     weights = [random.randn(80, columns) * np.exp(random.randn(80, 1)) for columns in (16, 24)]
     policy = LayerConfig(spec, smoother=AWQ(ratios=ratios, duo_scaling=True, clip=False))
-    statistics = Statistics(policy.needs)
+    statistics = ChannelStats(policy.needs)
     statistics.update(paddle.to_tensor(x.astype("float32")))
     found = policy.smoother.scales([paddle.to_tensor(weight.astype("float32"))
                                     for weight in weights], statistics, spec)
