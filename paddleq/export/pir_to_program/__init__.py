@@ -1,4 +1,4 @@
-"""PIR programs (``.json``) as ProgramDescs (``.pdmodel``)."""
+"""Conversion of PIR programs (``.json``) to ProgramDescs (``.pdmodel``)."""
 
 from .reader import from_pir, load_program, to_program_desc
 

@@ -1,4 +1,4 @@
-"""Attributes: reading PIR's, writing the legacy ones."""
+"""Attributes: read those of PIR, write those of legacy operators."""
 
 import math
 import struct
@@ -15,7 +15,7 @@ _LISTS = ("ints", "longs", "floats", "bools", "float64s", "strs")
 
 
 def plain(attribute):
-    """The Python value of a PIR attribute: a number, a text or a list of them."""
+    """Return the Python value of a PIR attribute: a number, a string or a list of them."""
     kind, value = attribute
     if kind == "a_array":
         return [plain(each) for each in value]
@@ -47,12 +47,12 @@ def _number(value, kind):
 
 
 def text(operation, name):
-    """An attribute that is a text."""
+    """Return a string attribute."""
     return get(operation, name, str)
 
 
 def get(operation, name, kind, *default):
-    """An attribute of a Python type."""
+    """Return an attribute of a Python type."""
     if name not in operation.attributes:
         if default:
             return default[0]
@@ -61,7 +61,7 @@ def get(operation, name, kind, *default):
 
 
 def misfit(row, given):
-    """What a row says that an attribute must be, and is not; None if all is well."""
+    """Describe the attribute that differs from the value that a row requires, None if all match."""
     for entry in row.attributes:
         if entry.fixed and entry.pir in given:
             value = plain(given[entry.pir])
@@ -71,7 +71,7 @@ def misfit(row, given):
 
 
 def of_row(row, given, operation):
-    """The legacy attributes that a row asks for; takes PIR's out of ``given``."""
+    """Return the legacy attributes of a row, and remove those of PIR from ``given``."""
     values = []
     for entry in row.attributes:
         if entry.pir not in given:
@@ -87,7 +87,11 @@ def of_row(row, given, operation):
 
 
 def op(kind, ins, outs, values):
-    """A legacy operator with typed attributes: (name, type, value) each."""
+    """Create a legacy operator.
+
+    Args:
+        values: attributes, (name, type, value) each.
+    """
     made = make_op(kind, {slot: names for slot, names in ins.items() if names}, outs)
     for name, type_name, value in values:
         set_typed_attribute(made, name, *_cast(name, type_name, value))
@@ -121,7 +125,7 @@ def _cast(name, type_name, value):
 
 
 def is_float32(number):
-    """Whether a float32 holds a number as it is."""
+    """Return True if a float32 represents a number exactly."""
     try:
         return struct.unpack("f", struct.pack("f", number))[0] == number or number != number
     except OverflowError:
@@ -129,7 +133,7 @@ def is_float32(number):
 
 
 def dtype_code(name):
-    """Number of an element type; -1 for undefined, which stands for the input's own."""
+    """Return the code of a data type; -1 for undefined, the type of the input."""
     if name.startswith("Undefined"):
         return -1
     if name not in CODES:
@@ -146,7 +150,7 @@ def _value(values, name):
 
 
 def _reduction(converter, operation, values):
-    """No axes means all of them, and a type that is asked for is noted twice."""
+    """Set ``reduce_all`` if there are no axes, and ``in_dtype`` beside ``out_dtype``."""
     axes = _value(values, "dim")
     rank = len(converter.types[operation.operands[0]].shape or [])
     everything = not axes or len(axes) == rank
@@ -161,14 +165,14 @@ def _reduction(converter, operation, values):
 
 
 def _strided(converter, operation, values):
-    """-1 where a bound is computed, 1 elsewhere."""
+    """Set ``infer_flags``: -1 for computed bounds, 1 for constants."""
     computed = any(converter.numbers(number) is None for number in operation.operands[1:])
     axes = _value(values, "axes")
     return [*values, ("infer_flags", "ints", [-1 if computed else 1] * len(axes))]
 
 
 def _counted_axis(converter, operation, values):
-    """The legacy operator writes beyond its memory for an axis that counts from the end."""
+    """Make a negative axis positive: the legacy operator writes out of bounds for it."""
     axis, rank = _value(values, "dim"), len(converter.types[operation.operands[0]].shape)
     return _replace(values, "dim", axis + rank if axis < 0 else axis)
 

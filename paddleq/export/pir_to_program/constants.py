@@ -1,4 +1,4 @@
-"""Constants of a PIR program: in the legacy format most of them are attributes."""
+"""Constants of a PIR program. In the legacy format most of them are attributes."""
 
 import math
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from .attributes import op
 
 @dataclass
 class Constant:
-    """A tensor that is known before the program runs.
+    """Tensor that is known before the program runs.
 
     Attributes:
-        value: what it is in the PIR program.
-        dtype: element type.
-        shape: dimensions.
-        numbers: one number for all elements, or one for each.
-        place: where its operator goes if one is needed.
-        each: whether ``numbers`` has one number for each element.
+        value: :class:`~.pir_graph.Value` in the PIR program.
+        dtype: data type.
+        shape: list of dimensions.
+        numbers: one number for all elements, or one for each element.
+        place: position of the operator that writes it, if one is needed.
+        each: True if ``numbers`` has one number for each element.
     """
 
     value: object
@@ -28,19 +28,19 @@ class Constant:
 
     @property
     def kind(self):
-        """The legacy operator that makes it."""
+        """Type of the legacy operator that writes it."""
         return "assign_value" if self.each else "fill_constant"
 
     def op(self, name):
-        """The legacy operator that puts it into the variable ``name``."""
+        """Create the legacy operator that writes it to the variable ``name``."""
         if self.each:
             return assign_value(name, self.dtype, self.shape, self.numbers)
         return fill_constant(name, self.dtype, self.shape, self.numbers[0])
 
 
 def fill_constant(name, dtype, shape, number, ins=None, as_text=True):
-    """An operator that fills a tensor with one number."""
-    # The text is exact where a float32 is not.
+    """Create an operator that fills a tensor with one number."""
+    # The string is exact where a float32 is not.
     text = _text(number, dtype) if as_text else ""
     number = float(number)
     if math.isfinite(number) and abs(number) > 3.4028234663852886e38:
@@ -61,7 +61,7 @@ def _text(number, dtype):
 
 
 def assign_value(name, dtype, shape, numbers):
-    """An operator that fills a tensor with a number for each element."""
+    """Create an operator that writes a number for each element."""
     slots = {"bool": ("bool_values", "ints", int), "float32": ("fp32_values", "floats", float),
              "float64": ("fp64_values", "float64s", float),
              "int32": ("int32_values", "ints", int), "int64": ("int64_values", "longs", int)}

@@ -1,21 +1,20 @@
-"""One operation as its row of the operator table says."""
+"""Conversion of an operation by its row of the operator table."""
 
 from ...errors import FormatError
 from . import attributes
-from .unsupported import unsupported
 
-# What Paddle notes about an operation and what no runtime reads.
+# Attributes that Paddle adds to any operation and no runtime reads.
 IGNORED = {"struct_name", "op_callstack", "place", "op_role", "op_dist_attr", "op_namescope",
            "chunk_id", "symbol", "stop_gradient", "persistable", "origin_id", "comp_op_name"}
 _IN_INT32 = {"OutSize", "SizeTensor"}  # tensors that Paddle 2.6 reads as int32
 
 
 def write_by_row(converter, operation, row, in_place=False):
-    """Write one operation as its row says."""
+    """Convert one operation by its row."""
     given = dict(operation.attributes)
     misfit = attributes.misfit(row, given)
     if misfit:
-        raise unsupported(operation, f"has {misfit}, which is all that the legacy operator "
+        raise operation.unsupported(f"has {misfit}, which is all that the legacy operator "
                                      f"{row.legacy} does")
     operands = _Operands(converter, operation, row, given)
     values = operands.attributes + attributes.of_row(row, given, operation)
@@ -24,19 +23,19 @@ def write_by_row(converter, operation, row, in_place=False):
         values = hook(converter, operation, values)
     left = set(given) - IGNORED
     if left:
-        raise unsupported(operation, "has attributes that its row does not know: "
+        raise operation.unsupported("has attributes that its row does not know: "
                                      f"{', '.join(sorted(left))}")
     outs = _outputs(converter, operation, row, in_place, operands.by_name)
     converter.write(attributes.op(row.legacy, operands.inputs, outs, values))
 
 
 class _Operands:
-    """Where the operands of one operation go.
+    """Operands of an operation as inputs and attributes of the legacy operator.
 
     Attributes:
         inputs: slot of the legacy operator -> variables.
-        attributes: what becomes an attribute of it, (name, type, value) each.
-        by_name: the row's name of an operand -> value.
+        attributes: operands that become attributes, (name, type, value) each.
+        by_name: name of an operand in the row -> value.
     """
 
     def __init__(self, converter, operation, row, given):
@@ -76,7 +75,7 @@ class _Operands:
             self.inputs[slot.legacy] = [converter.name_of(number)]
 
     def _number(self, slot, number):
-        """An operand that the legacy operator has as an attribute, where it is no tensor."""
+        """Convert an operand that is an attribute of the legacy operator if it is constant."""
         converter = self._converter
         numbers = converter.numbers(number)
         if numbers is not None and not (slot.type == "float" and slot.tensor
@@ -93,7 +92,7 @@ class _Operands:
             if slot.type == "ints":
                 self._attribute(slot, known)
             elif slot.type == "longs":
-                self._attribute(slot, [])  # else it would overrule the tensor
+                self._attribute(slot, [])  # else it would take precedence over the tensor
         elif slot.tensors and (number in converter.lists or known):
             self.inputs[slot.tensors] = (
                 [converter.part(each, slot.type) for each in converter.lists[number]]
@@ -101,7 +100,7 @@ class _Operands:
                 converter.apart(number, converter.counted(number, slot.type)))
             self._attribute(slot, known)
         else:
-            raise unsupported(self._operation, f"has a computed {slot.pir!r}, which the legacy "
+            raise self._operation.unsupported(f"has a computed {slot.pir!r}, which the legacy "
                                                "operator only takes as a number")
 
 
@@ -113,7 +112,7 @@ def _outputs(converter, operation, row, in_place, operands):
             outs[slot.legacy] = [_shape_before(converter, operation, f"{label}_{i}")]
             continue
         if not results:
-            continue  # older versions had fewer, or this one is not made
+            continue  # older versions had fewer, or this one is not written
         value = results.pop(0)
         if value.number == 0 or slot.legacy == "-":
             continue
@@ -133,7 +132,7 @@ def _outputs(converter, operation, row, in_place, operands):
 
 
 def _shape_before(converter, operation, name):
-    """XShape: the legacy operator's note of the shape before; nothing reads it here."""
+    """Add the variable XShape (shape of the input), which nothing reads in inference."""
     source = converter.types[operation.operands[0]]
-    return converter.emit.variable(converter.scope.desc, name, [0, *(source.shape or [])],
+    return converter.builder.variable(converter.scope.desc, name, [0, *(source.shape or [])],
                                    source.dtype)

@@ -1,9 +1,8 @@
 """The operator table: PIR operation -> legacy operator.
 
 Names, slots and types are those of Paddle's operator definitions and of the OpMakers of Paddle
-2.6; tests compare every row with what the installed Paddle says of both. How to read a row:
-:mod:`.row_syntax`. The file is long because it is one table: families apart would be in several files what
-one looks up in one.
+2.6; tests compare every row with both definitions in the installed Paddle. The syntax of a row is
+described in :mod:`.row_syntax`.
 """
 
 from .row_syntax import row
@@ -35,12 +34,12 @@ _LINEAR_ATTRIBUTES = ("quant_axis:int bit_length:int qmin:int=-128 qmax:int=127 
 
 
 def _same(names):
-    """One tensor in, one out, no attribute, the same name."""
+    """Rows of operators with one input, one output, no attributes and the same name."""
     return [row(name, name) for name in names.split()]
 
 
 def _two(names, added="", outputs="out>Out"):
-    """``pir:legacy`` names of operators of X and Y."""
+    """Rows of operators of X and Y, from ``pir:legacy`` names."""
     pairs = (name.split(":") for name in names.split())
     return [row(pir, legacy or pir, "x>X y>Y", outputs, added=added)
             for pir, legacy in pairs]

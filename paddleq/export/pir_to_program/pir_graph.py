@@ -1,8 +1,8 @@
-"""Reading the PIR program that Paddle 3 saves as JSON.
+"""Reader of the PIR program that Paddle 3 saves as JSON.
 
-The file lists operations in the order in which they run; each names the values that it reads by
-number and gives numbers to those that it makes. Whatever does not fit is refused here, so that
-the rest of the converter can rely on what it gets.
+The file lists operations in the order in which they run; each refers to the values that it
+reads by number and assigns numbers to its results. All validation is done here, so that the rest of
+the converter can rely on the structure.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from ...errors import FormatError
+from ...errors import FormatError, UnsupportedOperatorError
 from ..program.pdiparams import MOST_DIMENSIONS
 
 # Dialect numbers in the file. "p" is a shorthand for builtin.parameter.
@@ -21,16 +21,16 @@ _DIALECTS = {"0": "builtin.", "1": "", "2": "cf."}
 _ELEMENTS = {"t_bool": "bool", "t_ui8": "uint8", "t_i8": "int8", "t_i16": "int16",
              "t_i32": "int32", "t_i64": "int64", "t_f16": "float16", "t_bf16": "bfloat16",
              "t_f32": "float32", "t_f64": "float64"}
-_DEEPEST = 64  # blocks in blocks; the models of this world have three
+_DEEPEST = 64  # nested blocks; known models have three
 _BITS = 64  # of an integer
 _LARGEST = 2 ** 62  # elements: more cannot be addressed, and products of sizes stay in 64 bits
-# Values and numbers read by way of lists: each is written where it is read, so that a small file
-# could ask for any number of them.
+# Values and numbers read through lists: each is written where it is read, so that a small file
+# could require any number of them.
 _MOST_LISTED = 10 ** 6
 
 
 class Attribute(NamedTuple):
-    """A typed attribute: ``kind`` is Paddle's name of the type (``a_i32``, ``a_array`` ...)."""
+    """Typed attribute; ``kind`` is Paddle's name of the type (``a_i32``, ``a_array`` ...)."""
 
     kind: str
     value: object
@@ -38,14 +38,14 @@ class Attribute(NamedTuple):
 
 @dataclass
 class Value:
-    """What an operation makes.
+    """Result of an operation.
 
     Attributes:
-        number: how others name it; 0 for a result that does not exist.
-        dtype: name of the element type; None for a list of values.
-        shape: dimensions, -1 where they are not known; None if the rank is not known either.
+        number: identifier; 0 for a result that does not exist.
+        dtype: name of the data type; None for a list of values.
+        shape: dimensions, -1 for unknown ones; None if the rank is unknown.
         elements: the values in a list; empty for a tensor.
-        array: whether it is a TensorArray.
+        array: True for a TensorArray.
     """
 
     number: int
@@ -57,7 +57,7 @@ class Value:
 
 @dataclass
 class Operation:
-    """One operation. ``name`` has no prefix if it is one of Paddle's own (``pd_op``)."""
+    """Operation. ``name`` has no prefix for Paddle's operators (``pd_op``)."""
 
     name: str
     operands: List[int]
@@ -66,29 +66,48 @@ class Operation:
     blocks: List["Block"]
 
     @property
+    def layer(self):
+        """Name of the layer that the operation comes from, if the file has it."""
+        found = self.attributes.get("struct_name")
+        return found.value if found else None
+
+    @property
     def place(self):
-        """Where in the model it stands, for messages."""
-        where = self.attributes.get("struct_name")
-        return f"{self.name} at {where.value}" if where else self.name
+        """Name and layer of the operation, for messages."""
+        return f"{self.name} at {self.layer}" if self.layer else self.name
+
+    def unsupported(self, why):
+        """Create the error for an operation without legacy counterpart."""
+        return UnsupportedOperatorError(
+            f"the operator {self.name}{f' in {self.layer}' if self.layer else ''} {why}; see the "
+            "page on .pdmodel from PIR in the documentation for the supported operators and how to "
+            "add one", self.name, self.layer)
 
 
 @dataclass
 class Block:
-    """Operations in the order in which they run, and the values that they are given."""
+    """Operations in the order in which they run, and the arguments of the block."""
 
     arguments: List[Value]
     operations: List[Operation]
 
+    def all_operations(self):
+        """Iterate over the operations, each followed by those of its blocks."""
+        for operation in self.operations:
+            yield operation
+            for inner in operation.blocks:
+                yield from inner.all_operations()
+
 
 @dataclass
 class PirProgram:
-    """A saved program. ``version`` counts Paddle's changes to the format."""
+    """Saved program. ``version`` is the version of the format."""
 
     version: int
     block: Block
 
     def stored_parameters(self):
-        """Parameters that are in the file of parameters: name -> :class:`Value`."""
+        """Parameters in the file of parameters, name -> :class:`Value`."""
         return {each.attributes["name"].value: each.results[0]
                 for each in self.block.operations
                 if each.name == "builtin.parameter" and each.attributes["stored"].value}
@@ -98,7 +117,7 @@ class PirProgram:
         """Read a ``.json`` file.
 
         Raises:
-            FormatError: the file is missing, is damaged or is not of this kind.
+            FormatError: the file is missing, damaged or of another format.
         """
         if not os.path.isfile(path):
             raise FormatError(f"there is no file {path}")
@@ -118,8 +137,7 @@ class PirProgram:
 
 @contextlib.contextmanager
 def _no_collections():
-    """A large program is millions of objects in no cycle: looking for cycles takes most of the
-    time, ten times that of reading."""
+    """Disable garbage collection, which takes ten times as long as reading a large program."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -204,7 +222,7 @@ class _Reader:
             raise FormatError(f"the parameter {details[3]!r} is there twice")
         self.parameters.add(details[3])
         value = self.value(_get(content, "O", dict, "a parameter"), "a parameter")
-        # [persistable, stop_gradient, trainable]: what is not persistable is not in the file.
+        # [persistable, stop_gradient, trainable]: others than persistable ones are not stored.
         flags = content.get("OA")
         flags = flags if isinstance(flags, list) else []
         stored = flags[:1] != [0]
@@ -256,7 +274,7 @@ def _shape(shape, where):
         count *= max(size, 1)
         if count > _LARGEST:
             raise FormatError(f"{where}: the shape {shape} has more elements than memory addresses")
-    # Paddle multiplies sizes, -1 among them, where it flattens.
+    # Paddle multiplies sizes, including -1, when it flattens.
     return [max(size, -1) for size in shape]
 
 
@@ -267,7 +285,7 @@ def _attribute(content, where) -> Tuple[str, Attribute]:
 
 def _attribute_value(content, where, depth):
     kind = _get(content, "#", str, where).split(".")[-1]
-    value = content.get("D", content.get("VD"))  # VD: infinities and NaN, which JSON has not
+    value = content.get("D", content.get("VD"))  # VD: infinities and NaN, which JSON lacks
     if kind == "a_array":
         if not isinstance(value, list) or depth > 2:
             raise FormatError(f"{where}: {_quoted(value)} is no list of values")
@@ -287,7 +305,7 @@ def _name(coded):
     if not dialect or not name:
         raise FormatError(f"{_quoted(coded)} is no name of an operation")
     if dialect not in _DIALECTS:
-        # A dialect of its own (a custom operator): kept whole, so that the message can name it.
+        # Another dialect (a custom operator): kept with its prefix for the message.
         return coded
     return _DIALECTS[dialect] + name
 
@@ -300,7 +318,7 @@ def _get(content, key, kind, where):
 
 
 def _quoted(value):
-    """Something unexpected, short: what is in a list or an object may be deep and long."""
+    """Describe an unexpected value briefly, without the contents of lists and objects."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
     return repr(value)[:50]

@@ -1,4 +1,4 @@
-"""The way in: files of Paddle 3, read and converted."""
+"""Entry points of the conversion: read files of Paddle 3 and convert them."""
 
 import os
 
@@ -69,22 +69,22 @@ def _from_pir(model_path, params_path):
 
 
 def to_program_desc(model, output, params_file=None):
-    """Write a model that Paddle 3 saved as PIR in the format that every runtime reads.
+    """Convert a model that Paddle 3 saved as PIR to the format that every runtime reads.
 
     Paddle 3 writes ``name.json`` and ``name.pdiparams``. Paddle-Lite, OpenVINO and the int8 mode of
-    Paddle Inference read ``name.pdmodel`` and ``name.pdiparams``. Both hold the same computation;
-    names of inputs, outputs and parameters are kept. It needs no Paddle 3 to run.
+    Paddle Inference read ``name.pdmodel`` and ``name.pdiparams``. The computation
+    and the names of inputs, outputs and parameters are kept. Paddle 3 is not required.
 
     Args:
         model: path of the ``.json``, or the prefix without it.
-        output: prefix of the files to write; ``.pdmodel`` and ``.pdiparams`` are added. They are
-            written beside their targets and renamed into place.
+        output: prefix of the files to write; ``.pdmodel`` and ``.pdiparams`` are appended.
+            Existing files are replaced atomically.
         params_file: the parameters. None: ``.pdiparams`` beside the ``.json`` if it exists.
 
     Raises:
-        FormatError: a file is missing, is damaged, or is no PIR program.
-        UnsupportedOperatorError: an operator of the model is not in the table; names it and the
-            layer that it comes from.
+        FormatError: a file is missing, damaged, or no PIR program.
+        UnsupportedOperatorError: an operator of the model is not in the table; names the operator
+            and its layer.
         ExportError: the target cannot be written.
 
     Examples:

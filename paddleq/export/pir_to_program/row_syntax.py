@@ -1,6 +1,6 @@
-"""How one row of the operator table is written and read.
+"""Syntax of the rows of the operator table.
 
-A row says how a PIR operation becomes a legacy operator, slot by slot, in four short texts:
+A row maps a PIR operation to a legacy operator, slot by slot, in four short strings:
 
 - inputs, in PIR's order of operands: ``x>X`` is a tensor, ``x>X*`` a list of tensors,
   ``bias>Bias?`` may be absent, ``seed>-`` is not passed on. ``axis>axis:int`` becomes an
@@ -12,7 +12,7 @@ A row says how a PIR operation becomes a legacy operator, slot by slot, in four 
 - attributes: ``axis>dim:ints``; ``axis:int`` where both names are the same; ``clip:bool=true``
   where older files lack it; ``!stable:bool=false`` must have this value, because the legacy
   operator does nothing else; ``sparse>-`` is not passed on.
-- what only the legacy operator has: ``axis:int=-1``.
+- attributes that only the legacy operator has: ``axis:int=-1``.
 
 Types: int, long, float, str, bool, ints, longs, floats, bools, dtype.
 """
@@ -39,7 +39,7 @@ _READ = {
 
 @dataclass(frozen=True)
 class Input:
-    """An operand. With a ``type`` it is an attribute of the legacy operator if it is constant."""
+    """Operand. With a ``type`` it is an attribute of the legacy operator if it is constant."""
 
     pir: str
     legacy: str
@@ -52,7 +52,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """A result. ``alias`` is the operand whose variable it overwrites."""
+    """Result. ``alias`` is the operand whose variable it overwrites."""
 
     pir: str
     legacy: str
@@ -62,7 +62,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Parameter:
-    """An attribute. ``fixed``: it must have its default."""
+    """Attribute. ``fixed``: it must have its default."""
 
     pir: str
     legacy: str
@@ -73,7 +73,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: PIR operation ``pir`` becomes the legacy operator ``legacy``."""
+    """Row of the table: PIR operation ``pir`` becomes the legacy operator ``legacy``."""
 
     pir: str
     legacy: str
@@ -84,7 +84,7 @@ class Row:
 
 
 def row(pir, legacy, inputs="x>X", outputs="out>Out", attributes="", added=""):
-    """A :class:`Row` from its texts."""
+    """Parse the strings of a :class:`Row`."""
     return Row(pir, legacy,
                tuple(_input(text) for text in inputs.split()),
                tuple(_output(text) for text in outputs.split()),

@@ -1,7 +1,7 @@
-"""Sizes, axes and bounds: Python numbers where they are known, variables where they are computed.
+"""Shapes, axes and bounds: Python numbers if they are constant, variables if they are computed.
 
-PIR gives them to an operation as tensors. The legacy operators take attributes, tensors, or lists
-of scalars.
+In PIR they are operands of an operation. Legacy operators take attributes, tensors, or lists of
+scalars.
 """
 
 from ...errors import FormatError
@@ -11,11 +11,11 @@ from .constants import fill_constant
 from .values import Values
 
 
-class Numbers(Values):
-    """Answers what is known of the values that stand for numbers."""
+class ShapeValues(Values):
+    """Constant and computed numbers of values."""
 
     def numbers(self, number):
-        """The Python numbers of a constant, or of a list of constants; None if it is computed."""
+        """Return the Python numbers of a constant or of a list of constants; None if computed."""
         if number in self.constants:
             return self.constants[number].numbers
         if number in self.lists:
@@ -25,16 +25,16 @@ class Numbers(Values):
         return None
 
     def is_rounded(self, number):
-        """Whether a constant is more than a float32, which attributes are, can hold."""
+        """Return True if a float32, the type of attributes, cannot represent a constant."""
         constant = self.constants[number]
         return constant.dtype != "float32" and not is_float32(constant.numbers[0])
 
     def parts(self, number):
-        """The values in a list or a stack of numbers; [] for any other value."""
+        """Return the values in a list or a stack of numbers, [] for any other value."""
         return self.lists.get(number) or self.stacks.get(number, [[]])[0]
 
     def known(self, number):
-        """The numbers in a list or a 1-D tensor, -1 where they are computed; [] if uncountable."""
+        """Return the numbers in a list or 1-D tensor, -1 for computed ones; [] if not countable."""
         parts = self.parts(number)
         if parts:
             known = [self.numbers(each) for each in parts]
@@ -48,15 +48,15 @@ class Numbers(Values):
         return [-1] * shape[0]
 
     def counted(self, number, kind):
-        """The variable of a computed shape or bound, in int32 where the legacy operator's own is.
+        """Return the variable of a computed shape or bound, cast to int32 for legacy operators.
 
-        Paddle 3 counts in int64. Paddle-Lite would read the bytes as int32, and OpenVINO refuses
-        to compare both.
+        Paddle 3 computes them in int64. Paddle-Lite would read the bytes as int32, and OpenVINO
+        does not compare both types.
         """
         name, source = self.name_of(number), self.types[number]
         if source.dtype != "int64" or kind not in ("int", "ints"):
             return name
-        key = name, self.scope  # a variable of an inner block is not seen outside
+        key = name, self.scope  # a variable of an inner block is not visible outside
         if key not in self.short:
             short = self.temporary("cast", "int32", source.shape or [])
             self.cast(name, "int64", short, "int32")
@@ -64,9 +64,9 @@ class Numbers(Values):
         return self.short[key]
 
     def part(self, number, kind):
-        """The variable of one number of a shape, whose attribute is of the type ``kind``.
+        """Return the variable of one number of a shape, whose attribute has the type ``kind``.
 
-        Paddle-Lite has no constants without dimension.
+        Paddle-Lite has no 0-D constants.
         """
         constant = self.constants.get(number)
         if constant is None or constant.shape:
@@ -77,7 +77,7 @@ class Numbers(Values):
         return name
 
     def apart(self, number, name):
-        """Variables for each of the numbers in a 1-D tensor of known length."""
+        """Split a 1-D tensor of known length into variables of one number each."""
         source = self.types[number]
         if not source.shape or len(source.shape) > 1 or source.shape[0] < 1:
             raise FormatError(f"the value {number} is no list of known length")
@@ -86,7 +86,7 @@ class Numbers(Values):
         return parts
 
     def as_type(self, number, dtype, label, shape=(1,)):
-        """The variable of one number, in the element type ``dtype``."""
+        """Return the variable of one number, with the data type ``dtype``."""
         known = self.numbers(number)
         if known is not None:
             name = self.temporary(label, dtype, list(shape))

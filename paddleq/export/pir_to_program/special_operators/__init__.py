@@ -1,35 +1,25 @@
-"""Operations that do not become one legacy operator each."""
+"""Operations that the operator table cannot express."""
 
-from . import (
-    arithmetic,
-    arrays,
-    control_flow,
-    convolutions,
-    element_types,
-    filling,
-    interface,
-    lists,
-    slices,
-)
+from . import arithmetic, control_flow, filling, slices, structure
 
-# Each writes one operation: function(converter, operation).
+# PIR name -> function (converter, operation).
 SPECIALS = {
-    "builtin.parameter": interface.parameter,
-    "builtin.combine": lists.combine,
-    "builtin.split": lists.split,
-    "data": interface.data,
-    "fetch": interface.fetch,
-    "stack": lists.stack,
+    "builtin.parameter": structure.parameter,
+    "builtin.combine": structure.combine,
+    "builtin.split": structure.split,
+    "data": structure.data,
+    "fetch": structure.fetch,
+    "stack": structure.stack,
     "full": filling.full,
     "full_int_array": filling.full_int_array,
     "full_with_tensor": filling.full_with_tensor,
     "full_like": filling.full_like,
-    "deformable_conv": convolutions.deformable_conv,
+    "deformable_conv": arithmetic.deformable_conv,
     "assign_value": filling.assign_value,
     "assign_value_": filling.assign_value,
-    "cast": element_types.cast,
-    "shape64": element_types.shape64,
-    "arange": element_types.arange,
+    "cast": arithmetic.cast,
+    "shape64": arithmetic.shape64,
+    "arange": arithmetic.arange,
     "isclose": arithmetic.isclose,
     "allclose": arithmetic.isclose,
     "masked_fill": filling.masked_fill,
@@ -40,11 +30,11 @@ SPECIALS = {
     "set_value_": slices.set_value,
     "set_value_with_tensor": slices.set_value,
     "set_value_with_tensor_": slices.set_value,
-    "create_array": arrays.create,
-    "array_write_": arrays.write,
-    "array_read": arrays.read,
-    "array_length": arrays.length,
-    "array_to_tensor": arrays.to_tensor,
+    "create_array": structure.create_array,
+    "array_write_": structure.write_to_array,
+    "array_read": structure.read_from_array,
+    "array_length": structure.array_length,
+    "array_to_tensor": structure.array_to_tensor,
     "if": control_flow.write_if,
     "while": control_flow.write_while,
 }

@@ -1,26 +1,25 @@
-"""``if`` and ``while``: blocks of their own in both formats, joined in different ways.
+"""``if`` and ``while``.
 
-In PIR a block yields values. In the legacy format it assigns to variables of the block around it.
+In PIR a block yields values. In the legacy format it assigns to variables of the enclosing block.
 """
 
 from ....errors import FormatError
 from ...program.op_desc import set_block
 from ..attributes import op
-from ..prepass import each_operation
 
 
 def write_if(converter, operation):
-    """Two ``conditional_block`` and a ``select_input`` for each value."""
+    """Convert ``if`` to two ``conditional_block`` and a ``select_input`` for each value."""
     (condition,), label = operation.operands, f"if_{converter.next()}"
     condition = converter.name_of(condition)
     if len(operation.blocks) != 2:
         raise FormatError(f"has {len(operation.blocks)} blocks instead of two")
     scope = converter.scope
-    opposite = converter.emit.variable(scope.desc, f"{label}.not", [], "bool")
-    mask = converter.emit.variable(scope.desc, f"{label}.mask", [], "int32")
+    opposite = converter.builder.variable(scope.desc, f"{label}.not", [], "bool")
+    mask = converter.builder.variable(scope.desc, f"{label}.mask", [], "int32")
     branches = []
     for name, block in zip(("true", "false"), operation.blocks):
-        targets = [converter.emit.variable(scope.desc, f"{label}.{name}.{i}",
+        targets = [converter.builder.variable(scope.desc, f"{label}.{name}.{i}",
                                            value.shape or [], value.dtype)
                    for i, value in enumerate(operation.results)]
         if name == "false":
@@ -37,7 +36,7 @@ def write_if(converter, operation):
 
 def _conditional(converter, condition, block, targets, label):
     written, outside = _block(converter, block, targets)
-    scopes = converter.emit.fresh(f"{label}.scopes")
+    scopes = converter.builder.fresh(f"{label}.scopes")
     converter.program.add_variable(converter.scope.desc, scopes, None, None, kind="scopes")
     conditional = op("conditional_block", {"Cond": [condition], "Input": outside},
                      {"Out": targets, "Scope": [scopes]}, [("is_scalar_condition", "bool", True)])
@@ -46,7 +45,11 @@ def _conditional(converter, condition, block, targets, label):
 
 
 def _block(converter, block, targets, first=0):
-    """Write a block and let it assign what it yields; returns it and what it reads from outside."""
+    """Convert a block whose yielded values are assigned to ``targets``.
+
+    Returns:
+        Tuple (block, names of the outer variables that it reads).
+    """
     outer = converter.scope
     converter.scope = scope = converter.open_block()
     if not block.operations or block.operations[-1].name != "cf.yield":
@@ -62,7 +65,7 @@ def _block(converter, block, targets, first=0):
         converter.uses[number] -= 1
         sources.append(converter.name_of(number))
     if set(sources) & set(targets):
-        # One may overwrite what another is about to read.
+        # An assignment may overwrite the source of a later one.
         sources = [_copied(converter, number, name) if name in targets else name
                    for number, name in zip(last.operands, sources)]
     for name, target in zip(sources, targets):
@@ -82,20 +85,20 @@ def _copied(converter, number, name):
 
 
 def write_while(converter, operation):
-    """A ``while`` whose variables are assigned anew at the end of its block."""
+    """Convert ``while``; its variables are assigned at the end of its block."""
     condition, *initial = operation.operands
     label = f"while_{converter.next()}"
     (block,) = operation.blocks
     if not len(initial) == len(block.arguments) == len(operation.results):
         raise FormatError("has another number of variables than its block")
     scope, variables = converter.scope, []
-    going = converter.emit.variable(scope.desc, f"{label}.condition",
+    going = converter.builder.variable(scope.desc, f"{label}.condition",
                                     converter.types[condition].shape or [], "bool")
     converter.write(op("assign", {"X": [converter.name_of(condition)]}, {"Out": [going]}, []))
     for i, (number, argument, value) in enumerate(
             zip(initial, block.arguments, operation.results)):
         source = converter.types[number]
-        if source.array:  # written in place everywhere
+        if source.array:  # always written in place
             name = converter.name_of(number)
         else:
             name = converter.define(value, f"{label}.{i}")
@@ -103,12 +106,12 @@ def write_while(converter, operation):
         converter.bind(value, name)
         converter.bind(argument, name)
         variables.append(name)
-    # What its block reads, the next turn reads again.
-    again = [number for each in each_operation(block) for number in each.operands]
+    # The next iteration reads the same values again.
+    again = [number for each in block.all_operations() for number in each.operands]
     converter.expect(again, 1)
     written, outside = _block(converter, block, [going, *variables])
     converter.expect(again, -1)
-    scopes = converter.emit.fresh(f"{label}.scopes")
+    scopes = converter.builder.fresh(f"{label}.scopes")
     converter.program.add_variable(scope.desc, scopes, None, None, kind="scopes")
     loop = op("while", {"Condition": [going], "X": sorted({*outside, *variables})},
               {"Out": [*variables, going], "StepScopes": [scopes]}, [("is_test", "bool", True)])

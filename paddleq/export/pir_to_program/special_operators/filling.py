@@ -1,4 +1,4 @@
-"""Tensors that are filled with numbers from the program."""
+"""Tensors filled with constants or computed numbers."""
 
 import numpy as np
 
@@ -7,28 +7,27 @@ from .. import constants
 from ..attributes import op, plain
 from ..convert_row import write_by_row
 from ..row_syntax import row
-from ..unsupported import unsupported
 
-_FLAT = ("float32", "int32", "int64", "bool")  # what assign_value holds in every version
+_FLAT = ("float32", "int32", "int64", "bool")  # data types of assign_value in all versions
 _FULL_LIKE = row("full_like", "fill_any_like", "x>X value>value:float", attributes="dtype:dtype")
 
 
 def full(converter, operation):
-    """One number for a whole tensor."""
+    """Register a constant with one number for all elements."""
     (value,) = operation.results
     shape = plain(operation.attributes["shape"])
     converter.constant(value, value.dtype, shape, [plain(operation.attributes["value"])])
 
 
 def full_int_array(converter, operation):
-    """A number for each element, most often a shape or axes."""
+    """Register a constant with a number for each element, usually a shape or axes."""
     (value,) = operation.results
     numbers = plain(operation.attributes["value"])
     converter.constant(value, value.dtype, [len(numbers)], numbers, each=True)
 
 
 def full_with_tensor(converter, operation):
-    """A shape or a number that is computed."""
+    """Convert full with a computed shape or number."""
     number, shape = operation.operands
     (value,) = operation.results
     ins, filled = {}, converter.numbers(number)
@@ -41,13 +40,13 @@ def full_with_tensor(converter, operation):
     elif known is None:
         ins["ShapeTensor"] = [converter.name_of(shape)]
     if known is None:
-        known = converter.known(shape) if parts else []  # else it would overrule the tensor
+        known = converter.known(shape) if parts else []  # else it precedes the tensor
     name = converter.define(value, f"fill_constant_{converter.next()}.tmp")
     converter.write(constants.fill_constant(name, value.dtype, known, filled[0], ins))
 
 
 def full_like(converter, operation):
-    """``fill_any_like`` keeps its number as a float32: any other is spread over the shape."""
+    """Convert full_like; ``fill_any_like`` has a float32 number, others are expanded."""
     x, number = operation.operands
     (value,), known = operation.results, converter.numbers(number)
     if known is not None and not converter.is_rounded(number):
@@ -55,33 +54,33 @@ def full_like(converter, operation):
         return
     label = f"full_like_{converter.next()}.tmp"
     name = converter.as_type(number, value.dtype, label, [])
-    _spread(converter, name, converter.name_of(x), value.shape, converter.define(value, label))
+    _expand_like(converter, name, converter.name_of(x), value.shape, converter.define(value, label))
 
 
 def masked_fill(converter, operation):
-    """where(mask, value, x): the value and the mask take the shape of x first."""
+    """Convert masked_fill to where(mask, value, x), with expanded mask and value."""
     x, mask, number = operation.operands
     (result,), source = operation.results, converter.types[x]
     label = f"masked_fill_{converter.next()}.tmp"
     if result.shape != source.shape:
-        raise unsupported(operation, "enlarges its input")
+        raise operation.unsupported("enlarges its input")
     target = converter.name_of(x)
     spread = {}
     for slot, each in (("Condition", mask), ("X", number)):
         name = converter.temporary(label, converter.types[each].dtype, source.shape or [])
-        _spread(converter, converter.name_of(each), target, source.shape, name)
+        _expand_like(converter, converter.name_of(each), target, source.shape, name)
         spread[slot] = [name]
     converter.write(op("where", {**spread, "Y": [target]},
                        {"Out": [converter.define(result, label)]}, []))
 
 
-def _spread(converter, name, like, shape, target):
+def _expand_like(converter, name, like, shape, target):
     converter.write(op("expand_as_v2", {"X": [name], "Y": [like]}, {"Out": [target]},
                        [("target_shape", "ints", shape or [])]))
 
 
 def assign_value(converter, operation):
-    """Numbers of any element type; those that the legacy operator lacks take a detour."""
+    """Convert assign_value; data types that the legacy operator lacks are cast or stored."""
     (value,) = operation.results
     shape = plain(operation.attributes["shape"])
     numbers = plain(operation.attributes["values"])
@@ -100,7 +99,7 @@ def assign_value(converter, operation):
         converter.write(constants.assign_value(name, value.dtype, shape, numbers))
         return
     if value.dtype == "float64":
-        stored = converter.program.add_parameter(converter.emit.fresh(label),
+        stored = converter.program.add_parameter(converter.builder.fresh(label),
                                                  np.array(numbers, "float64").reshape(shape))
         converter.write(op("assign", {"X": [stored]}, {"Out": [name]}, []))
         return

@@ -1,38 +1,40 @@
-"""Slices with steps: reading one, and assigning to one."""
+"""Strided slices: read and assign."""
 
 from ..attributes import op, plain
 from ..convert_row import write_by_row
-from ..unsupported import unsupported
 
-_FAR = 2 ** 31 - 1  # beyond any size: no bound at all
+_FAR = 2 ** 31 - 1  # beyond any size: no bound
 
 
 def strided_slice(converter, operation):
-    """Down to the first element: Paddle 2.6 and 3 disagree on how to say that, but not on flip."""
+    """Convert strided_slice; negative steps down to the first element become a flip.
+
+    Paddle 2.6 and 3 encode such an end differently.
+    """
     number, *bounds = operation.operands
     bounds = [converter.numbers(each) for each in bounds]
     axes, shape = plain(operation.attributes["axes"]), converter.types[number].shape
     if shape is None or any(each is None for each in bounds):
         write_by_row(converter, operation, converter.rows["strided_slice"])
         return
-    turned, sliced = [], []
+    flipped_axes, sliced = [], []
     for axis, start, end, step in zip(axes, *bounds):
         size = shape[axis]
         if step < 0 and (size < 0 or end < -size):
             if size < 0 and (0 <= start < _FAR or end >= 0):
-                raise unsupported(operation, "steps backwards from a place that depends on an "
+                raise operation.unsupported("steps backwards from a place that depends on an "
                                              "unknown size")
-            turned.append(axis)
-            start, end = (_from_behind(each, size) for each in (start, end))
+            flipped_axes.append(axis)
+            start, end = (_from_end(each, size) for each in (start, end))
             step = -step
         sliced.append((start, end, step))
-    if not turned:
+    if not flipped_axes:
         write_by_row(converter, operation, converter.rows["strided_slice"])
         return
     (value,), label = operation.results, f"strided_slice_{converter.next()}.tmp"
     flipped = converter.temporary(label, value.dtype, shape)
     converter.write(op("flip", {"X": [converter.name_of(number)]}, {"Out": [flipped]},
-                       [("axis", "ints", turned)]))
+                       [("axis", "ints", flipped_axes)]))
     starts, ends, steps = (list(each) for each in zip(*sliced))
     converter.write(op("strided_slice", {"Input": [flipped]},
                        {"Out": [converter.define(value, label)]},
@@ -42,16 +44,16 @@ def strided_slice(converter, operation):
                            ("decrease_axis", []))]))
 
 
-def _from_behind(place, size):
-    """The same place counted from the other end."""
+def _from_end(place, size):
+    """Return the index counted from the other end."""
     if place < 0:
         return min(-place - 1, _FAR)
     return 0 if size < 0 else max(size - 1 - place, 0)
 
 
 def set_value(converter, operation):
-    """The legacy operator takes computed bounds as lists of scalars."""
-    converter.versions["set_value"] = 4  # without, Paddle looks for values under older names
+    """Convert set_value, whose computed bounds are lists of scalars in the legacy format."""
+    converter.versions["set_value"] = 4  # otherwise Paddle reads values under older names
     with_tensor = operation.name.startswith("set_value_with_tensor")
     x, *rest = operation.operands
     ins, values = {"Input": [converter.name_of(x)]}, []

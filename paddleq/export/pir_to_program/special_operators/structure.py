@@ -1,0 +1,116 @@
+"""Parameters, inputs, outputs, lists and TensorArrays."""
+
+from ....errors import FormatError
+from ..attributes import get, op, plain, text
+from ..convert_row import write_by_row
+from ..row_syntax import row
+
+
+def parameter(converter, operation):
+    """Map a parameter to its existing variable."""
+    (value,) = operation.results
+    name = text(operation, "name")
+    if name in converter.program.arrays:
+        converter.bind(value, name)
+        if not get(operation, "trainable", bool, True):
+            converter.program.constants.add(name)
+    # A parameter that is not stored (the dropout state of rnn) has no variable.
+
+
+def data(converter, operation):
+    """Convert an input to a ``feed``; their order is the order of the inputs."""
+    (value,) = operation.results
+    name = text(operation, "name")
+    if converter.builder.taken(name):
+        raise FormatError(f"the name {name!r} of an input is taken")
+    converter.builder.variable(converter.scope.desc, name, value.shape or [], value.dtype)
+    converter.bind(value, name)
+    converter.add_input(name)
+
+
+def fetch(converter, operation):
+    """Convert an output to a ``fetch`` of a variable with the name of the output."""
+    (number,), wanted = operation.operands, text(operation, "name")
+    name = converter.name_of(number)
+    if name != wanted:
+        # The variable has another name: an input, a parameter, or a value fetched twice.
+        source = converter.types[number]
+        copy = converter.wanted.pop(number, None) or converter.builder.fresh(wanted)
+        converter.program.add_variable(converter.scope.desc, copy, source.dtype,
+                                       source.shape or [])
+        converter.write(op("assign", {"X": [name]}, {"Out": [copy]}, []))
+        name = copy
+    converter.write(op("fetch", {"X": [name]}, {"Out": ["fetch"]},
+                       [("col", "int", get(operation, "col", int))]))
+
+
+_STACK = row("stack", "stack", "x>X*", "out>Y", "axis:int")
+
+
+def combine(converter, operation):
+    """Register a list; legacy operators take its elements."""
+    converter.lists[operation.results[0].number] = list(operation.operands)
+
+
+def split(converter, operation):
+    """Map results to the elements of a list."""
+    (number,) = operation.operands
+    for value, key in zip(operation.results, converter.lists[number]):
+        converter.alias(value.number, key)
+
+
+def stack(converter, operation):
+    """Convert stack; a stack of numbers (a computed shape) remains separate where possible."""
+    (number,), (value,) = operation.operands, operation.results
+    parts = converter.lists[number]
+    if get(operation, "axis", int) == 0 and all(
+            converter.types[each].shape == [] and converter.types[each].dtype.startswith("int")
+            for each in parts):
+        converter.stack(value, parts)
+    else:
+        write_by_row(converter, operation, _STACK)
+
+
+def create_array(converter, operation):
+    """Declare a TensorArray."""
+    (value,) = operation.results
+    converter.define(value, f"array_{converter.next()}")
+
+
+def write_to_array(converter, operation):
+    """Write an element of a TensorArray in place."""
+    array, x, i = operation.operands
+    (value,) = operation.results
+    converter.bind(value, converter.name_of(array))
+    converter.write(op("write_to_array",
+                       {"X": [converter.name_of(x)], "I": [converter.name_of(i)]},
+                       {"Out": [converter.name_of(array)]}, []))
+
+
+def read_from_array(converter, operation):
+    """Read an element of a TensorArray."""
+    array, i = operation.operands
+    (value,) = operation.results
+    target = converter.define(value, f"array_read_{converter.next()}.tmp")
+    converter.write(op("read_from_array",
+                       {"X": [converter.name_of(array)], "I": [converter.name_of(i)]},
+                       {"Out": [target]}, []))
+
+
+def array_length(converter, operation):
+    """Return the length of a TensorArray."""
+    (array,), (value,) = operation.operands, operation.results
+    target = converter.define(value, f"array_length_{converter.next()}.tmp")
+    converter.write(op("lod_array_length", {"X": [converter.name_of(array)]},
+                       {"Out": [target]}, []))
+
+
+def array_to_tensor(converter, operation):
+    """Concatenate or stack the elements of a TensorArray."""
+    (array,), label = operation.operands, f"array_to_tensor_{converter.next()}.tmp"
+    out, index = operation.results
+    converter.write(op("tensor_array_to_tensor", {"X": [converter.name_of(array)]},
+                       {"Out": [converter.define(out, label)],
+                        "OutIndex": [converter.define(index, label)]},
+                       [(name, kind, plain(operation.attributes[name]))
+                        for name, kind in (("axis", "int"), ("use_stack", "bool"))]))
