@@ -1,4 +1,4 @@
-"""Draws the pictures of concepts.md with the library's own functions: python docs/pictures.py"""
+"""Draw the figures of concepts.md with the functions of paddleq: python docs/pictures.py"""
 
 import pathlib
 
@@ -27,7 +27,7 @@ def save(figure, name):
 
 
 def staircase():
-    """What rounding and clipping do to a number."""
+    """Plot rounding and clipping."""
     spec, threshold = QuantSpec(bits=3), paddle.to_tensor([3.0])
     x = paddle.linspace(-5, 5, 2001)
     y = fake_quantize(x, threshold, spec)
@@ -45,7 +45,7 @@ def staircase():
 
 
 def thresholds():
-    """Where three ways to calibrate put the threshold of one activation."""
+    """Plot the thresholds of three calibration methods for one activation."""
     random = np.random.RandomState(0)
     values = np.concatenate([np.abs(random.laplace(0, 1, 40000)), [24.0, 26.0, 31.0]])
     found = {}
