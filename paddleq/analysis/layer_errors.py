@@ -179,7 +179,7 @@ class LayerComparison:
         self._floats[name].append([tensor.clone() for tensor in tensors_in(expected)])
         layer._paddleq.compute_float = False
         try:
-            ratios["alone"].add(expected, fused.of(layer.quantized_forward(args, kwargs)))
+            ratios["alone"].add(expected, fused.of(layer.swapped_forward(args, kwargs)))
             for before, after in _quantized_inputs(layer, args, kwargs):
                 ratios["input"].add(before, after)
         finally:

@@ -112,8 +112,8 @@ examples:
 @click.option("--float", "float_model", metavar="MODEL",
               help="float model for the comparison of speed and size")
 @click.option("--runtime", "runtimes", multiple=True, metavar="NAME",
-              help="paddle, openvino, onnxruntime or paddlelite; may be repeated (default: all of "
-                   "the first three that are installed)")
+              help=f"one of {', '.join(deploy.runtimes.RUNTIMES)}; may be repeated (default: all "
+                   "installed ones, without paddlelite)")
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--top1", type=float, default=0.99, show_default=True,
               help="minimum share of samples with the same prediction")

@@ -4,9 +4,11 @@ import functools
 
 import click
 
+from .._checks import check_choice
 from ..errors import ConfigError, RecipeError
 from ..recipes import Recipe
 from ..recipes.recipe import load_yaml
+from ..recipes.schema import DTYPES
 
 
 def _combine(*options):
@@ -142,7 +144,8 @@ def _input(text):
     if not all(size == "?" or size.isdigit() for size in sizes):
         raise ConfigError(f"--input must have a shape such as ?x3x224x224, but is {text!r}")
     found = {"name": parts[0], "shape": [None if size == "?" else int(size) for size in sizes]}
-    return {**found, "dtype": parts[2] if len(parts) == 3 else "float32"}
+    dtype = parts[2] if len(parts) == 3 else "float32"
+    return {**found, "dtype": check_choice("dtype of --input", dtype, DTYPES)}
 
 
 def _yaml(option, text):

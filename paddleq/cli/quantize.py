@@ -5,7 +5,7 @@ import os
 import click
 
 from ..errors import ConfigError, FormatError, RecipeError
-from ..export import save
+from ..export import FORMATS, save
 from ..frontends.paddleslim import QAT
 from ..recipes import Recipe
 from ..recipes import run as run_recipe
@@ -25,7 +25,7 @@ from .options import (
     split_options,
 )
 
-_FORMATS = click.Choice(["pdmodel", "onnx", "pir"])
+_FORMATS = click.Choice(list(FORMATS))
 _formats_option = click.option(
     "--format", "formats", type=_FORMATS, multiple=True, default=["pdmodel"], show_default=True,
     help="may be repeated; pir is for a Layer")

@@ -32,6 +32,7 @@ from ..frontends.paddleslim.saved_models import check_op_types, find_files
 from ..frontends.paddleslim.shared import rules_for
 from ..nn.layer_types import known_classes
 from .recipe import Recipe
+from .schema import InputSection
 from .sources import build_model, open_data
 
 _logger = logging.getLogger("paddleq")
@@ -311,9 +312,10 @@ def saved_model(path):
 
 
 def input_specs(sections):
-    """Return the InputSpecs of the ``input_spec`` of a recipe, or None."""
+    """Return the InputSpecs of the ``input_spec`` of a recipe or of nested dicts, or None."""
     if sections is None:
         return None
+    sections = map(InputSection.model_validate, sections)
     return [paddle.static.InputSpec(each.shape, each.dtype, each.name) for each in sections]
 
 

@@ -97,6 +97,7 @@ def _labels(name, value):
     return value
 
 
+DTYPES = ("float32", "float64", "float16", "int32", "int64", "bool")
 Text = Annotated[str, Field(pattern=r"\S")]
 Texts = Annotated[List[str], BeforeValidator(_as_list)]
 Positive = Annotated[int, Field(ge=1)]
@@ -131,7 +132,7 @@ class InputSection(Section):
     """Input of a Layer."""
 
     shape: Annotated[list, _checked(_shape)]
-    dtype: Literal["float32", "float64", "float16", "int32", "int64", "bool"] = "float32"
+    dtype: Literal[DTYPES] = "float32"  # type: ignore[valid-type]
     name: Optional[Text] = None
 
 

@@ -1,13 +1,15 @@
-"""Every public name says what it is, with an example, and every example does what it says."""
+"""Docstrings of public names, their examples, and the generated API page."""
 
 import doctest
 import importlib
 import inspect
 import pkgutil
+import runpy
 import types
 
 import paddle
 import pytest
+from paths import ROOT
 
 import paddleq
 
@@ -83,7 +85,7 @@ def test_public_methods_have_docstrings(dotted):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name, tmp_path, monkeypatch):
-    """Runs in an empty folder, for an example may write files."""
+    """Runs in an empty folder, because examples may write files."""
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     failed = []
@@ -99,7 +101,7 @@ def test_examples_run(name, tmp_path, monkeypatch):
 
 
 def test_there_are_examples():
-    """What runs above is not nothing."""
+    """Guards against a collection that finds nothing."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     count = sum(len(test.examples) for name in MODULES
                 for test in finder.find(importlib.import_module(name), name))
@@ -111,3 +113,10 @@ def test_all_names_exist_once(package):
     module = importlib.import_module(package)
     assert len(set(module.__all__)) == len(module.__all__)
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def test_the_api_page_is_generated_from_public_names():
+    api = runpy.run_path(str(ROOT / "docs" / "generate_api.py"))
+    assert api["PAGE"].read_text(encoding="utf-8") == api["page"](), (
+        "out of date: run python docs/generate_api.py")
+    assert set(PACKAGES) - {"paddleq.frontends.golden_stick"} <= set(api["MODULES"])
