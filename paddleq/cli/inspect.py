@@ -89,7 +89,7 @@ def sensitivity(model, weights, arguments, inputs, as_json, **options):
     data, how = split_options(options)
     found = sensitivities(recipe_of({
         "model": model_section(model, weights, arguments, inputs),
-        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(model, **how),
+        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(**how),
         "export": [{"path": "unused"}]}))
     if as_json:
         click.echo(json.dumps([{"layer": row.name, "type": row.type, "sqnr": row.sqnr}
@@ -156,7 +156,7 @@ def report(model, output, weights, arguments, inputs, **options):
     data, how = split_options(options)
     write_report(recipe_of({
         "model": model_section(model, weights, arguments, inputs),
-        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(model, **how),
+        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(**how),
         "export": [{"path": "unused"}]}), output)
     click.echo(f"wrote {output}: {os.path.getsize(output):,} bytes")
 

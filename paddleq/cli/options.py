@@ -56,8 +56,8 @@ ptq_options = _combine(
                  help="one scale per weight instead of one per channel"),
     click.option("--no-fuse", is_flag=True, help="do not fold batch norms"),
     click.option("--skip", multiple=True, metavar="NAME",
-                 help="do not quantize: a regular expression for names of layers, or the name of "
-                      "a tensor of a saved model; may be repeated"),
+                 help="do not quantize: name of a layer (and all layers in it), a regular "
+                      "expression, or the name of a tensor of a saved model; may be repeated"),
 )
 
 output_option = click.option("-o", "--output", required=True, metavar="OUT",
@@ -100,8 +100,7 @@ def split_options(options):
     return data, options
 
 
-def ptq_section(model, algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse,
-                skip):
+def ptq_section(algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse, skip):
     """Return the section ``quantize`` of a recipe for the method ptq."""
     activation = {"name": ALGORITHMS[algo], "quant_bits": activation_bits}
     if hist_percent is not None:
@@ -111,8 +110,7 @@ def ptq_section(model, algo, hist_percent, weight_bits, activation_bits, per_ten
                "weight_quantizer": {"name": weight, "quant_bits": weight_bits},
                "fuse": not no_fuse}
     if skip:
-        kind = "pattern" if ":" in model else "name"
-        section["rules"] = [{kind: name, "skip": True} for name in skip]
+        section["skip"] = list(skip)
     return section
 
 

@@ -55,7 +55,7 @@ def ptq(model, output, formats, seed, weights, arguments, inputs, **options):
     data, how = split_options(options)
     _run(recipe_of({
         "seed": seed, "model": model_section(model, weights, arguments, inputs),
-        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(model, **how),
+        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(**how),
         "export": _exports(output, formats)}))
 
 

@@ -160,7 +160,7 @@ class LayerConfig:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, ALGORITHMS[ALGORITHMS.check(value, name)]())
-        # The algorithms are defined above this package; their interface is what counts.
+        # Checked by interface: the algorithms are defined in a package above this one.
         if not _provides(self.smoother, "scales"):
             raise wrong_type("smoother", self.smoother, "None, a SmoothQuant or an AWQ")
         if not _provides(self.rounder, "quantize_all"):

@@ -163,18 +163,19 @@ def quantized_by_ptq(recipe, net):
     rules = rules_for(classes, _layer_config(ptq))
     names = {name for name, _ in net.named_sublayers(include_self=True)}
     for number, rule in enumerate(quantize.rules or ()):
-        policy = None if rule.skip else _layer_config(ptq, rule)
+        config = None if rule.skip else _layer_config(ptq, rule)
         if rule.name is not None:
             if rule.name not in names:
                 from .._checks import hint
                 raise recipe.error(f"quantize.rules[{number}].name",
                                      f"the model has no layer {rule.name!r}"
                                      f"{hint(rule.name, names)}")
-            rules.add_name(rule.name, policy)
+            rules.add_name(rule.name, config)
         elif rule.type is not None:
-            rules.add_type(known_classes()[rule.type], policy)
+            rules.add_type(known_classes()[rule.type], config)
         else:
-            rules.add_pattern(rule.pattern, policy)
+            rules.add_pattern(rule.pattern, config)
+    rules.exclude(quantize.skip, net)
     data = data_of(recipe, "calibration")
     net = engine.copy_of(net)
     fuse = None if quantize.fuse is False else lambda: fuse_now_or_later(net, None)
@@ -240,7 +241,7 @@ def _static_options(recipe):
         options["weight_quantize_type"] = (
             "abs_max" if type(weight).__name__ == "AbsmaxQuantizer" else "channel_wise_abs_max")
     options["optimize_model"] = quantize.fuse is not False
-    skip = []
+    skip = list(quantize.skip or ())
     for number, rule in enumerate(quantize.rules or ()):
         if not (rule.skip and rule.name):
             raise recipe.error(f"quantize.rules[{number}]",

@@ -184,7 +184,7 @@ class RuleSection(Section):
 
 
 _METHOD_KEYS = {
-    "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules"),
+    "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules", "skip"),
     "dynamic": ("weight_bits", "weight_quantize_type", "quantizable_op_type"),
     "golden_stick": ("config", "layer_policies"),
     "amct": ("config",),
@@ -199,6 +199,7 @@ class QuantizeSection(Section):
     weight_quantizer: _WeightQuantizer = None
     fuse: Optional[bool] = None
     rules: Optional[Annotated[List[RuleSection], Field(min_length=1)]] = None
+    skip: Optional[Texts] = None
     weight_bits: Optional[Literal[8, 16]] = None
     weight_quantize_type: Optional[Literal["channel_wise_abs_max", "abs_max"]] = None
     quantizable_op_type: Annotated[Any, _checked(_op_types)] = None

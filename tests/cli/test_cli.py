@@ -284,6 +284,24 @@ def test_ptq_of_a_layer(folder, monkeypatch):
     assert {name: data for name, data in content(folder / "out").items() if name in first} == first
 
 
+def test_skip_of_a_layer_name_leaves_that_layer_alone_float(folder, monkeypatch):
+    """The name is a part of the other layer's name too."""
+    monkeypatch.chdir(folder)
+    (folder / "nested.py").write_text(
+        "from paddle import nn\n"
+        "def build():\n"
+        "    net = nn.Sequential(('conv', nn.Conv2D(1, 1, 1)), ('block', nn.Sequential(\n"
+        "        ('conv', nn.Conv2D(1, 1, 1)))))\n"
+        "    return net\n")
+    for name, skip in (("name", "conv"), ("container", "block"), ("pattern", "^conv$")):
+        done = run(folder, "ptq", "nested.py:build", "-d", "images.npy", "--batches", 1,
+                   "--input", "x:?x1x8x8", "--skip", skip, "--algo", "abs_max",
+                   "-o", f"out/{name}")
+        assert integers(written(done, f"out/{name}")) == 1
+    assert "no layer to quantize" in run(
+        folder, "ptq", "nested.py:build", "-d", "images.npy", "--skip", "conv$", "-o", "o").stderr
+
+
 def test_ptq_and_dynamic_of_a_saved_model(folder, monkeypatch):
     monkeypatch.chdir(folder)
     net = build(folder)

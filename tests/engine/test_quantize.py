@@ -1,0 +1,91 @@
+"""``paddleq.quantize`` of a QuantConfig, against the front ends that parse to one."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+import paddleq
+from paddleq import LayerConfig, PerChannel, QuantConfig, QuantSpec
+from paddleq.algorithms import GPTQ, SmoothQuant
+from paddleq.config import SkipKind
+from paddleq.errors import ConfigError, ConfigTypeError, ModelError
+
+
+def cnn():
+    paddle.seed(0)
+    return nn.Sequential(nn.Conv2D(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+def rules(config):
+    found = QuantConfig()
+    found.add_type(nn.Conv2D, config)
+    found.add_type(nn.Linear, config)
+    return found
+
+
+def test_quantize_calibrate_and_convert_equal_ptq_bit_for_bit():
+    x = paddle.rand([4, 1, 8, 8])
+    config = LayerConfig(QuantSpec(granularity=PerChannel()), QuantSpec())
+    mine = paddleq.quantize(cnn(), rules(config))
+    paddleq.calibrate(mine, [x])
+    paddleq.convert(mine)
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    theirs = ptq.quantize(cnn())
+    ptq.calibrate(theirs, [x])
+    np.testing.assert_array_equal(mine(x).numpy(), theirs(x).numpy())
+    assert not np.array_equal(mine(x).numpy(), cnn()(x).numpy())
+
+
+def test_quantize_returns_a_copy_unless_it_is_in_place():
+    net = cnn()
+    config = rules(LayerConfig(QuantSpec(4)))
+    quantized = paddleq.quantize(net, config)
+    assert type(net[0]) is nn.Conv2D and paddleq.nn.is_quantized(quantized[0])
+    assert paddleq.quantize(net, config, inplace=True) is net
+
+
+def test_skipped_layers_keep_the_reason():
+    config = rules(LayerConfig(QuantSpec()))
+    config.add_name("3", None)
+    net = paddleq.quantize(cnn(), config)
+    reason = net[3]._paddleq.skip_reason
+    assert (reason.kind, reason.detail) == (SkipKind.EXCLUDED, "name '3'")
+
+
+@pytest.mark.parametrize("config", [
+    LayerConfig(QuantSpec(), smoother=SmoothQuant()), LayerConfig(QuantSpec(), rounder=GPTQ())])
+def test_algorithms_for_weights_are_refused(config):
+    net = cnn()
+    with pytest.raises(ConfigError, match="'0' must have no smoother and no rounder"):
+        paddleq.quantize(net, rules(config))
+    assert type(net[0]) is nn.Conv2D
+
+
+@pytest.mark.parametrize("config, error", [
+    ({}, ConfigTypeError), (None, ConfigTypeError), (QuantConfig(), ModelError)])
+def test_other_configurations_are_refused(config, error):
+    with pytest.raises(error):
+        paddleq.quantize(cnn(), config)
+
+
+@pytest.mark.parametrize("quantize", [
+    lambda net: paddleq.quantize(net, rules(LayerConfig(QuantSpec()))),
+    lambda net: paddleq.QAT().quantize(net), lambda net: paddleq.PTQ().quantize(net),
+    lambda net: paddleq.golden_stick.SimulatedQuantizationAwareTraining().apply(net),
+    lambda net: paddleq.amct.quantize(net, {
+        "batch_num": 1, "algorithm": "minmax", "quant_cfg": {
+            "weights": {"type": "int8", "symmetric": True, "strategy": "channel"}}}),
+], ids=["quantize", "QAT", "PTQ", "golden_stick", "amct"])
+def test_float64_weights_are_refused_by_name(quantize):
+    net = cnn()
+    net[3].to(dtype="float64")
+    with pytest.raises(ModelError, match=r"must be float32.*3\.weight is float64"):
+        quantize(net)
+
+
+def test_float64_weights_of_a_transformer_are_refused_by_name():
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2)
+    net.layers[1].linear1.to(dtype="float64")
+    with pytest.raises(ModelError, match=r"layers\.1\.linear1\.weight is float64"):
+        paddleq.golden_stick.PTQ().apply(net, datasets=[paddle.rand([1, 4, 8])])
