@@ -63,7 +63,7 @@ def reference(model, batches, algorithm, with_thresholds=True):
     observing, _ = timed(lambda: forward(quantized, batches))
     thresholds = None
     if with_thresholds:
-        # What its save does first. (On Paddle 3 with numpy 2.4 the save itself fails.)
+        # First step of its save, which fails on Paddle 3 with numpy 2.4.
         thresholds, _ = timed(lambda: ptq._cal_thresholds(quantized))
     return observing, thresholds, lambda path, spec: ptq.save_quantized_model(
         quantized, path, spec)
@@ -80,7 +80,7 @@ def time_all(rounds):
             # The reference's KL search takes half a minute; once is enough.
             slow = algorithm == "KL" and number > 0
             for name in ("paddleq", "Paddle"):
-                # A plain forward beside each: it is what the calibration is divided by.
+                # The reference of the ratio is a plain forward pass in the same turn.
                 base, _ = timed(lambda: forward(model, batches))
                 plain.append(base)
                 observing, thresholds, save = (
@@ -127,13 +127,13 @@ def peak(variant):
 
 
 def _peak_kilobytes():
-    # getrusage's ru_maxrss begins with what the parent had; this begins with the program.
+    # ru_maxrss of getrusage includes the parent process; VmHWM does not.
     with open("/proc/self/status", encoding="utf-8") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
 def memory():
-    """Print the table of peak memory; each variant in a process of its own."""
+    """Print the table of peak memory; each variant in a separate process."""
     base = child(__file__, "--peak", "plain")[0]["MB"]
     print(f"\npeak memory of a process that does the plain forward only: {base:.0f} MB")
     rows = [("MB more with", *ALGORITHMS)]

@@ -1,9 +1,9 @@
-"""int8 models in Paddle Inference against the float ones: latency, size, and what stays float.
+"""Compare int8 and float models in Paddle Inference: latency, size and operators in float.
 
     python benchmarks/bench_deploy.py [--models mobilenet_v1,resnet50] [--seconds 4]
 
-Weights are random, so nothing here is about accuracy; "error" is how far the int8 runtime is from
-the simulation (the same file computed as it stands), in relative L2.
+Weights are random, so accuracy is not measured; "error" is the relative L2 distance of the
+int8 runtime from the simulation (the same file run without optimization).
 """
 
 import argparse
@@ -80,7 +80,7 @@ def predictor(path, onednn=True, int8=False, as_is=False, log=False, optimized=N
 
 
 def output(made):
-    """What a predictor computed last."""
+    """Return the last output of a predictor."""
     return made.get_output_handle(made.get_output_names()[0]).copy_to_cpu()
 
 
@@ -169,7 +169,7 @@ def _child(options):
 
 
 def one_model(name, options):
-    """All figures of one model; each step in a process of its own."""
+    """All figures of one model; each step in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         def run(step, **environment):
             return child(__file__, "--step", step, "--folder", folder, "--models", name,
@@ -190,7 +190,7 @@ def one_model(name, options):
 
 
 def why(name, found):
-    """Say what keeps a model from being fast."""
+    """Print the reasons that limit the speed of a model."""
     def listed(counts, number="{}"):
         return ", ".join(f"{kind} {number.format(n)}" for kind, n in counts.items())
 

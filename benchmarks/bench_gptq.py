@@ -1,8 +1,8 @@
-"""GPTQ of one Linear layer over its own matrix products and its Cholesky decomposition alone.
+"""Compare GPTQ of a Linear layer with its matrix products and Cholesky decomposition alone.
 
     python benchmarks/bench_gptq.py [--size 4096] [--rounds 3]
 
-What is over is the price of rounding row after row. Exits with 1 if a ratio is above 2.5.
+The remaining time is spent on rounding row by row. Exits with 1 if a ratio is above 2.5.
 """
 
 import argparse

@@ -11,13 +11,13 @@ How it is measured was settled before the figures were seen: replicated 2-fold c
 algorithms", 1998). A seed splits the 1797 digits into two halves, trains on each and tests on the
 other, so that its figure is over all images, in which one image is 0.06 points; it also decides
 the first weights and the order of the images. All rows get the same halves, float models and
-orders, so that they can be compared seed by seed: what the seeds have in common drops out. Halves,
+orders, so that they can be compared by seed, without the variance between seeds. Halves,
 not fifths, because a test image costs nothing and a training image costs time.
 
 Prints mean and standard deviation over the seeds, in points of top-1; then each row less
-paddle.quantization's at the same bits, the mean over the seeds with its standard error, and which
-of these differences is the worst. Two standard errors are what chance does to one difference; to
-the worst of several it does more.
+paddle.quantization's at the same bits, the mean over the seeds with its standard error, and the
+worst of these differences. Two standard errors are the noise of one difference; the worst of
+several has more.
 """
 
 import argparse
@@ -72,7 +72,7 @@ class Classifier(nn.Layer):
 NETS = {
     "plain": lambda: Classifier(convolution(1, 16, 3), convolution(16, 32, 3, 2),
                                 convolution(32, 64, 3, 2)),
-    # Depthwise convolutions are what few bits hurt most.
+    # Depthwise convolutions are the most sensitive to few bits.
     "separable": lambda: Classifier(convolution(1, 16, 3), separable(16, 32, 2),
                                     separable(32, 32, 1), separable(32, 64, 2)),
 }
@@ -157,7 +157,7 @@ def train(model, images, labels, epochs, seed, learning_rate):
 
 
 def hits(model, images, labels):
-    """How many are right."""
+    """Return the number of correct predictions."""
     model.eval()
     with paddle.no_grad():
         return int((model(paddle.to_tensor(images)).numpy().argmax(1) == labels).sum())

@@ -1,12 +1,12 @@
-"""Peak memory while a decoder is quantized layer by layer, against what the float model takes.
+"""Compare the peak memory of layer-by-layer quantization with the size of the float model.
 
     python benchmarks/bench_memory_llm.py [--layers 8] [--width 512]
 
-Each row is a process of its own: an untrained Llama-style decoder, 4 batches of 4 x 128 characters.
+Each row is a separate process: an untrained Llama-style decoder, 4 batches of 4 x 128 characters.
 All sizes are in MB. "allowed" is 1.15 x (float model + one decoder layer + activations), where the
-activations are what one decoder layer gives for all batches and what the plain model takes to run
-one of them. "peak" is the largest resident memory of the process meanwhile, less what it took
-before the model was built (with all kernels loaded).
+activations are the outputs of one decoder layer for all batches and the memory of a float forward
+pass. "peak" is the largest resident memory of the process minus that before the model was built
+(with all kernels loaded).
 """
 
 import argparse
@@ -59,7 +59,7 @@ def peak_of(function):
 
 
 def size(layer):
-    """What its parameters take, in MB."""
+    """Return the size of the parameters in MB."""
     return sum(p.numpy().nbytes for p in layer.parameters()) / MB
 
 

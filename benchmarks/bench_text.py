@@ -1,12 +1,12 @@
-"""Perplexity of quantized language models, per character of modules that they have not seen.
+"""Perplexity of quantized language models, per character of held-out modules.
 
     python benchmarks/bench_text.py [--models llama gpt] [--seeds 3] [--characters 65536]
 
 For each of ``--seeds`` trained models (trained first where they are not on disk yet, some minutes
 each, two at a time) and each row of the table: quantize all Linears of the decoder layers, in the
-plain model and in one with outliers planted among its activations, which changes nothing of what
-the float model says. Prints the mean perplexity and by how much it is above float's. Then what is
-expected of the algorithms, and whether it is so; if not, the exit code is 1.
+plain model and in one with outlier channels in its activations, which do not change the float
+function. Prints the mean perplexity, its difference from float, and the expectations of the
+algorithms. The exit code is 1 if an expectation fails.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PROCESSES = 2
 
 
 def measured_apart(name, seeds, characters):
-    """What ``measure`` finds for each seed, two processes at a time."""
+    """Return the results of ``measure`` for each seed, with two processes at a time."""
     def run(seed):
         return child(__file__, "--measure", name, str(seed), "--characters", str(characters),
                      environment=environment())[0]
@@ -45,7 +45,7 @@ def measured_apart(name, seeds, characters):
 
 
 def report(name, results):
-    """Print the table and what is expected; whether all of it holds."""
+    """Print the table and the expectations. Return True if all of them hold."""
     mean = {variant: {row: float(np.mean([each[variant][row] for each in results]))
                       for row in results[0][variant]} for variant in VARIANTS}
     print(f"\n{name}: perplexity per character, mean of {len(results)} trained models (Paddle "

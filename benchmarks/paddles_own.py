@@ -30,7 +30,7 @@ def reference(preprocess=None, bits=(8, 8)):
     """A function that quantizes a model with paddle.quantization, weights per channel.
 
     Args:
-        preprocess: class of what comes before the quantizer of an activation, or None.
+        preprocess: class of the preprocessing before activation quantizers, or None.
         bits: of weights and activations.
     """
     weight_bits, activation_bits = bits

@@ -1,4 +1,4 @@
-"""What the benchmarks of time share: fixed threads, interleaved timing, tables.
+"""Shared parts of timing benchmarks: fixed threads, interleaved timing, tables.
 
 Import it before paddle: it fixes the number of threads.
 """
@@ -75,7 +75,7 @@ def child(script, *arguments, environment=None):
 
 
 def heading(text):
-    """Title with what the figures depend on."""
+    """Print a title with the conditions of the measurement."""
     load = os.getloadavg()[0]
     print(f"\n{text}\nPaddle {paddle.__version__}, {THREADS} threads, load average before "
           f"{load:.1f} on {os.cpu_count()} CPUs")

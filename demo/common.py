@@ -1,4 +1,4 @@
-"""What the demo needs besides paddleq: data, a network, training, and the runtimes."""
+"""Shared parts of the demos: data, a network, training and runtimes."""
 
 import contextlib
 import os
@@ -111,7 +111,7 @@ def save_float(model, path, input_spec):
 
 @contextlib.contextmanager
 def output_to(path):
-    """Append to a file what native libraries print in the meantime."""
+    """Redirect the output of native libraries to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
@@ -178,7 +178,7 @@ def openvino(path, images, quantized):
 
 
 def lite_python():
-    """A Python with Paddle-Lite: PADDLEQ_LITE_PYTHON, or what `make lite-env` built, or None."""
+    """Return a Python with Paddle-Lite: PADDLEQ_LITE_PYTHON, that of `make lite-env`, or None."""
     given = os.environ.get("PADDLEQ_LITE_PYTHON")
     if given:
         return given
@@ -212,7 +212,7 @@ def paddle_lite(path, images, quantized):
 
 
 def ended(console, folder, start, failures=()):
-    """Say what failed, where the models are and how long it took; returns the exit code."""
+    """Print failures, the folder of the models and the duration. Return the exit code."""
     for failure in failures:
         console.print(f"FAILED: {failure}")
     console.print(f"Models: {folder.relative_to(ROOT)}/. {time.time() - start:.0f} s in all.")

@@ -36,7 +36,7 @@ def export(net, images):
 
 
 def serve(predictor, requests, threads):
-    """(images a second, what each thread was answered) with so many threads asking at once."""
+    """Return (images per second, outputs of each thread) with concurrent threads."""
     def ask(rounds):
         for _ in range(rounds):
             answers = [predictor.run(images)[0] for images in requests]

@@ -1,4 +1,4 @@
-"""Train, quantize, export and deploy a small network, and compare what every runtime answers.
+"""Train, quantize, export and deploy a small network, and compare the outputs of all runtimes.
 
 Run it with ``make demo``, or ``python demo/digits.py`` where paddleq and requirements.txt are
 installed. Exits with 1 if a runtime disagrees with the simulation.

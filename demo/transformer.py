@@ -1,8 +1,8 @@
-"""Quantize a language model, and let the float and the quantized ones write side by side.
+"""Quantize a language model, and compare the text that float and quantized models generate.
 
 Run it with ``make demo-text``, or ``python demo/transformer.py`` where paddleq and requirements.txt
 are installed. The model reads Python's own standard library, character by character; the first run
-trains it, for some minutes. Exits with 1 if a quantized model is not what it should be.
+trains it, for some minutes. Exits with 1 if a quantized model differs too much from the float one.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def deployed(name, config, path):
 
 
 def logits(model, tokens):
-    """What a model in memory says."""
+    """Return the logits of a model in memory."""
     with paddle.no_grad():
         return model(paddle.to_tensor(tokens)).numpy()
 

@@ -10,7 +10,7 @@ START, END = "<!-- operators: start -->\n", "<!-- operators: end -->\n"
 COUNTS = "{} operators by a row of the table, {} by code."
 HEAD = "family | number | operators in PIR → in the `.pdmodel`, where the name differs"
 
-# Page -> what it says instead of the words above and of the families' names.
+# Page -> translations of the words above and of the names of the families.
 PAGES = {
     "pdmodel_from_pir.md": {},
     "pdmodel_from_pir.zh.md": {

@@ -1,7 +1,7 @@
 """Models that read Python's own source text, character by character: the data, a GPT and a Llama,
 their training, outliers planted in them, perplexity and generation.
 
-They are what the demo of transformers, its benchmark and the tests quantize.
+The demo of transformers, its benchmark and the tests quantize them.
 """
 
 from .data import calibration_batches, decode, encode, held_out_tokens, training_tokens

@@ -1,4 +1,4 @@
-"""How well a model knows a text, and what it writes."""
+"""Perplexity of a model, and generation of text."""
 
 import math
 import time
@@ -12,8 +12,8 @@ def perplexity(model, tokens, batch_size=64):
     """Perplexity per character: ``exp`` of the mean cross entropy.
 
     The text is cut into pieces of ``model.context`` characters, and each character but the first
-    of a piece is predicted from those before it in the piece. What is left at the end of the text
-    is not used.
+    of a piece is predicted from those before it in the piece. The rest of the text is
+    not used.
 
     Args:
         model: maps int64 tokens [batch, tokens] to logits.
@@ -38,7 +38,8 @@ def perplexity(model, tokens, batch_size=64):
 def generate(model, tokens, count, temperature=0.0, seed=0):
     """Tokens that a model writes, one after the other, with a cache.
 
-    When the cache holds ``model.context`` tokens, the model reads the later half of the text anew.
+    When the cache holds ``model.context`` tokens, the model processes the second half of the
+    text again.
 
     Args:
         model: a :class:`~.models.LanguageModel`.

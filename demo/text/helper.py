@@ -1,14 +1,14 @@
-"""Where the parts of the decoders are, for ``paddleq``'s PTQ."""
+"""Network helper of the decoders for PTQ of Golden Stick."""
 
 from paddleq.frontends.golden_stick import NetworkHelper
 
 
 class DecoderHelper(NetworkHelper):
-    """Of :class:`~.models.Llama` and :class:`~.models.GPT`, and of any network whose decoder
-    layers are in its ``layers``, as PaddleNLP's ``LlamaModel`` has them.
+    """Helper for networks with decoder layers in ``layers``, such as :class:`~.models.Llama`,
+    :class:`~.models.GPT` and ``LlamaModel`` of PaddleNLP.
 
-    The attention of such a layer calls a :class:`paddleq.nn.KVCache`, which needs no help to be
-    found. One that keeps its cache elsewhere says where by ``kv_caches``.
+    Their attentions call a :class:`paddleq.nn.KVCache`, which is found automatically. Networks with
+    other caches override ``kv_caches``.
     """
 
     def decoder_layers(self, network):

@@ -1,4 +1,4 @@
-"""Arrays that took minutes to make are kept on disk: under ``.test-cache``, or the folder that
+"""Disk cache of arrays that take minutes to compute: under ``.test-cache``, or the folder that
 ``PADDLEQ_TEST_CACHE`` names. Git does not see them.
 """
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def folder():
-    """Where they are; made if it is not there."""
+    """Return the folder of the cache, and create it if it is missing."""
     found = Path(os.environ.get("PADDLEQ_TEST_CACHE", ROOT / ".test-cache"))
     found.mkdir(parents=True, exist_ok=True)
     (found / ".gitignore").write_text("*\n")
@@ -31,7 +31,7 @@ def kept(name, reasons, make):
     digest = hashlib.sha256(b"".join(reasons)).hexdigest()
     path = folder() / f"{name}-{digest[:16]}.npz"
     if not path.exists():
-        # Beside, and then in its place: nobody reads half a file.
+        # Renamed when complete, so that no process reads a partial file.
         beside = path.with_name(f"{uuid.uuid4().hex}.tmp.npz")
         try:
             make(beside)

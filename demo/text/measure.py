@@ -1,4 +1,4 @@
-"""What quantization algorithms do to the perplexity of a trained model, and what is expected."""
+"""Perplexity of a trained model with each quantization algorithm, and its expected order."""
 
 import paddle
 from paddle import nn
@@ -33,7 +33,7 @@ ACTIVATIONS = {"W8A8": QuantSpec(granularity=PerTensor()),
                "W8A8 per token": QuantSpec(granularity=PerToken())}
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 
-RECOVERED = ("W4", "W3", "W3 g64")  # what GPTQ makes up for
+RECOVERED = ("W4", "W3", "W3 g64")  # schemes whose loss GPTQ reduces
 
 EXPECTED = {FLOAT, "W8A8", "W8A8 per token SmoothQuant 0.5", "KV int8 per_channel",
             "KV int8 per_token", "W4 g64 RTN", "W4 g64 AWQ",
@@ -96,10 +96,10 @@ def _rules(policy, cache):
 
 
 def expectations(found):
-    """What should hold of the perplexities that :func:`measure` finds.
+    """Check the perplexities of :func:`measure`.
 
     Returns:
-        A list of (what is expected, the figure, whether it is so).
+        A list of (expectation, value, True if it holds).
     """
     lost = {variant: {row: value - each[FLOAT] for row, value in each.items()}
             for variant, each in found.items()}

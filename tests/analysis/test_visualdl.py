@@ -1,4 +1,4 @@
-"""What VisualDL shows of what is written here, and the HTML report, in a real browser.
+"""VisualDL pages of the logs, and the HTML report, in a real browser.
 
 Needs VisualDL, and for the browser selenium and Chromium with its driver on PATH (Debian: chromium,
 chromium-driver). Screenshots are kept in out/browser.
@@ -49,7 +49,7 @@ EDGES = "return document.querySelectorAll('g.edge-paths path, path.edge-path').l
 
 
 def on_path(name):
-    """Where a program is. Without it the test fails: nothing is left out in silence."""
+    """Return the path of a program. A missing program is a failure, not a skip."""
     found = shutil.which(name)
     assert found, f"no {name} on PATH; on Debian: apt-get install chromium chromium-driver"
     return found
@@ -94,7 +94,7 @@ def answers(address):
 
 @contextlib.contextmanager
 def chromium(folder):
-    """Chromium with a profile of its own."""
+    """Start Chromium with a new profile."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -111,7 +111,7 @@ def chromium(folder):
 
 
 def said(driver):
-    """What the page complained of."""
+    """Return the errors in the log of the page."""
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
@@ -188,7 +188,7 @@ def test_a_quantized_model(tmp_path):
                                              "dequantize_linear", "matmul_v2"])
 
 
-# --- what the logger writes
+# --- written records
 
 
 def logged(folder):
@@ -423,7 +423,7 @@ def wait_for(driver, condition):
 
 
 def drawn_charts(driver):
-    """How many charts are in view with something in them; 0 while one is empty."""
+    """Return the number of visible charts with content, or 0 while one is empty."""
     ink = driver.execute_script(INK)
     return len(ink) if ink and min(ink) > 200 else 0
 

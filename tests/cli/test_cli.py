@@ -245,7 +245,7 @@ def build(folder):
 
 
 def started(folder, *arguments, **options):
-    """``paddleq`` in a process of its own that Ctrl-C reaches, even if it does not reach us."""
+    """Start ``paddleq`` in a process group that receives Ctrl-C separately."""
     def listen():
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
 
@@ -255,7 +255,7 @@ def started(folder, *arguments, **options):
 
 
 def written(done, path):
-    """That the last line says what was written, and that it is there."""
+    """Check that the last line lists the written files, and that they exist."""
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     for ending in (".pdmodel", ".pdiparams", ".paddleq.yaml"):
@@ -278,7 +278,7 @@ def test_ptq_of_a_layer(folder, monkeypatch):
     assert integers(written(done, "out/seven")) == 2
     (found,) = paddle_inference("out/seven", [np.ones([3, 1, 8, 8], "float32")])
     assert found.shape == (3, 7)
-    # What lies beside the first one makes it again.
+    # The provenance file repeats the export.
     done = run(folder, "run", "out/net.paddleq.yaml")
     written(done, "out/net")
     assert {name: data for name, data in content(folder / "out").items() if name in first} == first
