@@ -13,9 +13,10 @@ from ..engine import (
     quantized_layers,
     quantizing_only,
 )
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..graph import FoldedNorm
-from .layer_results import LayerResults, check_calibrated
+from ..nn import IntegerLinear
+from .layer_results import LayerResults, check_calibrated, frozen_layers, is_frozen
 from .sqnr import SQNR, format_db, tensors_in
 
 
@@ -103,7 +104,8 @@ def layer_errors(model: nn.Layer, data: Iterable, float_model: Optional[nn.Layer
         data: iterable of batches, as for :func:`paddleq.calibrate`.
         float_model: model to compare with. Default: ``model`` without its quantizers. Pass the
             float model from which ``model`` was made, with the same layer names, if quantization
-            also changed the weights (training, GPTQ).
+            also changed the weights (training, GPTQ), or if layers are frozen to integers. Frozen
+            layers have no ``input`` and ``weight`` errors.
         num_batches: number of batches to use. Default: all.
 
     Returns:
@@ -137,12 +139,17 @@ class LayerComparison:
     """Implementation of :func:`layer_errors` that receives one batch at a time."""
 
     def __init__(self, model: nn.Layer, float_model: Optional[nn.Layer] = None):
-        check_calibrated(model)
+        frozen = frozen_layers(model)
+        if not frozen:
+            check_calibrated(model)
+        elif float_model is None:
+            raise ConfigError("float_model must be the float model, because model has layers that "
+                              "are frozen to integers, but is None")
         if float_model is not None:
             check_model(float_model)
         self.model = model
         self.reference = model if float_model is None else float_model
-        self.layers = dict(quantized_layers(model))
+        self.layers = {**dict(quantized_layers(model)), **frozen}
         self.outputs = {name: FusedOutput(model, layer, name)
                         for name, layer in self.layers.items()}
         self.reference_layers = _reference_layers(self.reference, self.outputs)
@@ -166,7 +173,8 @@ class LayerComparison:
     def result(self) -> LayerErrors:
         """Return the errors over all batches so far."""
         with eager_evaluation(self.model):
-            rows = [LayerError(name, layer._float_class.__name__,
+            rows = [LayerError(name, type(self.reference_layers[name]).__name__
+                               if is_frozen(layer) else layer._float_class.__name__,
                                weight=_weight_ratio(layer, name),
                                **{column: ratio.db for column, ratio in self.ratios[name].items()})
                     for name, layer in self.layers.items()]
@@ -177,6 +185,9 @@ class LayerComparison:
         expected = fused.of(output, self.reference_layers)
         # Copies, because a following operator may change its input in place.
         self._floats[name].append([tensor.clone() for tensor in tensors_in(expected)])
+        if is_frozen(layer):
+            ratios["alone"].add(expected, fused.of(layer.forward(*args, **kwargs)))
+            return
         layer._paddleq.compute_float = False
         try:
             ratios["alone"].add(expected, fused.of(layer.swapped_forward(args, kwargs)))
@@ -202,7 +213,7 @@ class FusedOutput:
     """
 
     def __init__(self, model: nn.Layer, layer: nn.Layer, name: str):
-        self.block = layer._paddleq.block
+        self.block = None if isinstance(layer, IntegerLinear) else layer._paddleq.block
         fused = [] if self.block is None else [self.block.norm, self.block.relu]
         self.members = {other: each for other, each in model.named_sublayers()
                         if any(each is one for one in fused)
@@ -243,6 +254,8 @@ def _quantized_inputs(layer, args, kwargs):
 
 def _weight_ratio(layer, name):
     """Return the SQNR of the quantized weights of the layer in dB, None without any."""
+    if is_frozen(layer):
+        return None
     ratio = SQNR(f"the weight of {name or 'the model'!r}")
     for weight in layer._paddleq.kind.weights:
         if layer.weight_parts(weight)[1] is not None:

@@ -1,13 +1,17 @@
 """Shared parts of the analyses: results with one row for each layer, and the check of the model."""
 
 import abc
-from typing import Any, Iterable, Iterator, List
+from typing import Any, Dict, Iterable, Iterator, List
 
-from .._checks import check_int, hint
+from paddle import nn
+
+from .._checks import check_int, hint, wrong_type
 from .._text import table
 from ..engine import check_quantized, fake_quantizers
-from ..errors import CalibrationError, ConfigError
+from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import State
+from ..nn import IntegerLinear
+from ..nn.integer_layer import IntegerLayer
 
 
 class LayerResults(abc.ABC):
@@ -60,14 +64,40 @@ class LayerResults(abc.ABC):
         """Return the texts of a row."""
 
 
-def check_calibrated(model) -> None:
+def is_frozen(layer: nn.Layer) -> bool:
+    """Return True if ``layer`` has integer weights instead of simulated quantization."""
+    return isinstance(layer, (IntegerLayer, IntegerLinear))
+
+
+def frozen_layers(model: nn.Layer) -> Dict[str, nn.Layer]:
+    """Return the layers of ``model`` that are frozen to integers, by name."""
+    if not isinstance(model, nn.Layer):
+        raise wrong_type("model", model, "a quantized paddle.nn.Layer")
+    return {name: layer for name, layer in model.named_sublayers(include_self=True)
+            if is_frozen(layer)}
+
+
+def check_simulated(model: nn.Layer) -> None:
+    """Raise unless ``model`` is quantized and no layer is frozen to integers.
+
+    Raises:
+        ModelError, ConfigTypeError: the model is not quantized, or frozen.
+    """
+    frozen = frozen_layers(model)
+    if frozen:
+        raise ModelError(f"the layer {next(iter(frozen))!r} is frozen to integers, whose "
+                         "quantization cannot be disabled; analyse the model before freeze()")
+    check_quantized(model)
+
+
+def check_calibrated(model: nn.Layer) -> None:
     """Raise unless ``model`` is quantized and all its quantizers have a scale and use it.
 
     Raises:
-        ModelError, ConfigTypeError: the model is not quantized.
+        ModelError, ConfigTypeError: the model is not quantized, or frozen.
         CalibrationError: names the quantizers that are not calibrated.
     """
-    check_quantized(model)
+    check_simulated(model)
     found = fake_quantizers(model)
     pending = [name for name, quantizer in found
                if not quantizer.initialized or quantizer.state is State.CALIBRATION]

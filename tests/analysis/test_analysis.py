@@ -19,10 +19,10 @@ from separable import LAYERS, SeparableNet, accuracy, plant, train
 
 import paddleq
 from paddleq._layer_state import read_state
-from paddleq.analysis import keep_accuracy, layer_errors, sensitivity
+from paddleq.analysis import keep_accuracy, layer_errors, report, sensitivity
 from paddleq.analysis.accuracy import AccuracySearch
 from paddleq.analysis.sqnr import SQNR
-from paddleq.engine import leave_float, quantizing_only
+from paddleq.engine import freeze, leave_float, quantizing_only
 from paddleq.errors import (
     AccuracyError,
     CalibrationError,
@@ -166,6 +166,26 @@ def test_layer_errors_of_a_trained_model_against_its_float_model(digits):
     # Scaling the weight by 1.25 is 12 dB, which is invisible without the float model.
     assert against["conv2"].alone < 13 < 25 < layer_errors(quantized, batches)["conv2"].alone
     assert quantized.conv2.training is False and net.training is False
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_layer_errors_of_frozen_layers_equal_the_simulation(fuse, digits):
+    batches = digits.batches(16, 2)
+    net = warmed(SmallNet(), batches[0])
+    quantized = calibrated(net, batches, fuse=fuse)
+    expected = layer_errors(quantized, batches, net)
+    frozen = freeze(copy.deepcopy(quantized))
+    found = layer_errors(frozen, batches, net)
+    assert found.output == pytest.approx(expected.output, abs=1e-3)
+    for row in expected:
+        assert found[row.name].type == row.type
+        assert found[row.name].alone == pytest.approx(row.alone, abs=1e-3)
+        assert found[row.name].accumulated == pytest.approx(row.accumulated, abs=1e-3)
+    with pytest.raises(ConfigError, match="float_model must be"):
+        layer_errors(frozen, batches)
+    for function in (sensitivity, lambda model, data: report(model, "r.html", data)):
+        with pytest.raises(ModelError, match="'conv1' is frozen to integers"):
+            function(frozen, batches)
 
 
 class UnusualCalls(nn.Layer):

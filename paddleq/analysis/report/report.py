@@ -11,7 +11,6 @@ from ..._checks import check_int, wrong_type
 from ..._versions import versions
 from ...engine import (
     capture_calls,
-    check_quantized,
     eager_evaluation,
     extra_state_keys,
     iter_batches,
@@ -22,6 +21,7 @@ from ...errors import ConfigError, DependencyError, ExportError
 from ...fake_quant.fake_quantize import FakeQuantize
 from ..distributions import Distributions
 from ..layer_errors import LayerComparison
+from ..layer_results import check_simulated
 from ..scale_history import ScaleHistory, split_quantizer_name
 from ..sensitivity import Sensitivities
 from ..sqnr import format_db
@@ -68,7 +68,7 @@ def report(model: nn.Layer, path, data: Optional[Iterable] = None,
         >>> "SQNR" in open("report.html", encoding="utf-8").read()
         True
     """
-    check_quantized(model)
+    check_simulated(model)
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise wrong_type("path", path, "the path of a file such as 'report.html'")
     if history is not None and not isinstance(history, ScaleHistory):
