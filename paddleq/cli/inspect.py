@@ -12,9 +12,9 @@ from .. import deploy
 from ..errors import ConfigError, DependencyError, FormatError
 from ..export.pir_to_program import load_program
 from ..export.program.inspect import inspect as describe
-from ..frontends.paddleslim.saved_models import find_files
 from ..recipes.run import saved_model, sensitivities, write_report
 from ..recipes.sources import open_data
+from ..saved_model.files import find_files
 from .main import FAILED, STATUS
 from .options import (
     data_options,

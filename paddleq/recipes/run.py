@@ -20,7 +20,6 @@ from ..engine.example_inputs import fuse_now_or_later
 from ..export.onnx import require_onnx, write_program
 from ..export.paddle.markers_from_program import raise_to_markers
 from ..export.pir_to_program import load_program
-from ..export.program.static_quantization import copy_of
 from ..export.provenance_file import Provenance, export_files, provenance_path
 from ..export.trace import trace_float
 from ..frontends.amct import convert, quantize
@@ -28,9 +27,10 @@ from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.paddleslim import PTQ
 from ..frontends.paddleslim.post_dynamic import weights_as_integers
 from ..frontends.paddleslim.post_static import quantized_statically, sensitivity_post_static
-from ..frontends.paddleslim.saved_models import check_op_types, find_files
+from ..frontends.paddleslim.saved_models import check_op_types
 from ..frontends.paddleslim.shared import rules_for
 from ..nn.layer_types import known_classes
+from ..saved_model.files import find_files
 from .recipe import Recipe
 from .schema import InputSection
 from .sources import build_model, open_data
@@ -273,7 +273,7 @@ def _write_programs(recipe, program, result):
         record = Provenance.of_program(each.format, program, _made_by(recipe, path))
         if each.format == "onnx":
             require_onnx()
-            marked = copy_of(program)
+            marked = program.copy()
             write_program(marked, raise_to_markers(marked), path + ".onnx", provenance=record)
         else:
             program.save(path + ".pdmodel", path + ".pdiparams", record)

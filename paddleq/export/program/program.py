@@ -104,6 +104,13 @@ class Program:
             program.add_variable(block, name, None, None, persistable=True, kind=kind)
         return program
 
+    def copy(self):
+        """Return a copy whose operators can be changed; arrays are shared until replaced."""
+        copied = Program(type(self.desc).FromString(self.desc.SerializeToString()),
+                         dict(self.arrays))
+        copied.constants = set(self.constants)
+        return copied
+
     def add_block(self, parent):
         """Add a block inside ``parent``."""
         block = self.desc.blocks.add()

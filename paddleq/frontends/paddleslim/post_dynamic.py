@@ -5,13 +5,21 @@ import os
 from paddle import nn
 
 from ..._checks import check_bool, check_choice, check_int, wrong_type
+from ...config import LayerConfig
 from ...engine import check_model, copy_of, freeze_weights_of
 from ...errors import ConfigError, ModelError
 from ...export.pir_to_program import load_program
-from ...export.program.passes.weight_only import quantize_weights
 from ...export.provenance_file import Provenance, file_digests
 from ...export.trace import trace_float
-from .saved_models import check_op_types, find_files
+from ...saved_model import SavedModel
+from ...saved_model.files import find_files
+from .saved_models import (
+    check_op_types,
+    prepare_operators,
+    quantized_program,
+    select_operators,
+    weight_config,
+)
 
 _DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
 # Layer classes by the operators as which programs have them.
@@ -118,9 +126,8 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
 
 
 def weights_as_integers(program, op_types=None, weight_bits=8, per_channel=True, as_float=False):
-    """``program``, in place, as :func:`quant_post_dynamic` writes it."""
-    op_types = check_op_types(_DEFAULT_OPS) if op_types is None else op_types
-    if not quantize_weights(program, op_types, weight_bits, per_channel, as_float=as_float):
-        raise ModelError("the model has no weight of the op types "
-                         f"{', '.join(sorted(op_types))}")
-    return program
+    """Return ``program`` with its weights quantized, as :func:`quant_post_dynamic` writes it."""
+    model = SavedModel.from_program(program)
+    names = select_operators(model, check_op_types(_DEFAULT_OPS) if op_types is None else op_types)
+    prepare_operators(model, names, LayerConfig(weight=weight_config(weight_bits, per_channel)))
+    return quantized_program(model, as_float)[0]

@@ -1,25 +1,33 @@
 """``quant_post_static``: a saved model, calibrated and quantized without its Python class."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
 import numpy as np
 import paddle
 
+from ... import engine
 from ..._checks import check_bool, check_choice, check_float, check_int, wrong_type
-from ...analysis import Sensitivities, Sensitivity
-from ...analysis.sqnr import SQNR
+from ...analysis import Sensitivities, sensitivity
+from ...config import LayerConfig, QuantizerConfig
 from ...engine import plain
-from ...errors import CalibrationError, ConfigError, NonFiniteError
-from ...export.pir_to_program import load_program
-from ...export.program.passes.fold_batch_norm import fold_norms
-from ...export.program.static_quantization import StaticQuantizer, run_program
+from ...errors import CalibrationError, ConfigError
 from ...export.provenance_file import Provenance, file_digests
+from ...graph.fold_batch_norm import fuse
 from ...observers import AbsMaxObserver, HistogramObserver, KLObserver, MSEObserver
 from ...observers.histogram import HIST_PERCENT
+from ...saved_model import SavedModel
+from ...saved_model.files import find_files
 from ...spec import QuantSpec
-from .saved_models import check_op_types, find_files
+from .saved_models import (
+    check_op_types,
+    prepare_operators,
+    quantized_program,
+    select_operators,
+    weight_config,
+)
 
 _DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
 _OBSERVERS = {"abs_max": AbsMaxObserver, "hist": HistogramObserver, "KL": KLObserver,
@@ -91,7 +99,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     program, names = quantized_statically(model_dir, data_loader, model_filename, params_filename,
                                           **options)
     made_by = {
-        "made_from": file_digests(find_files(os.fspath(model_dir), model_filename, params_filename)),
+        "made_from": file_digests(find_files(os.fspath(model_dir), model_filename,
+                                             params_filename)),
         "quantize": {"method": "quant_post_static", **plain(options)}}
     folder = os.fspath(quantize_model_path)
     program.save(os.path.join(folder, save_model_filename),
@@ -106,12 +115,11 @@ def quantized_statically(model_dir, data_loader, model_filename=None, params_fil
                          weight_quantize_type="channel_wise_abs_max", optimize_model=True,
                          skip_tensor_list=None):
     """(program, names of the weights that are integers) as :func:`quant_post_static` writes it."""
-    quantizer = _calibrated(
+    model, _ = _calibrated(
         model_dir, data_loader, model_filename, params_filename, batch_nums, algo, hist_percent,
         quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
         skip_tensor_list)
-    names = quantizer.finish()
-    return quantizer.program, names
+    return quantized_program(model)
 
 
 def sensitivity_post_static(model_dir, data_loader, model_filename=None, params_filename=None,
@@ -142,39 +150,19 @@ def sensitivity_post_static(model_dir, data_loader, model_filename=None, params_
         >>> len(sensitivity_post_static(folder, [paddle.rand([16, 8])]))
         2
     """
-    batches = _Kept(data_loader, batch_nums)
-    quantizer = _calibrated(
-        model_dir, batches, model_filename, params_filename, batch_nums, algo, hist_percent,
+    model, batches = _calibrated(
+        model_dir, data_loader, model_filename, params_filename, batch_nums, algo, hist_percent,
         quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
         skip_tensor_list)
-    arrays = [_arrays(batch, quantizer.feeds) for batch in batches]
-    expected = [outputs[0] for outputs in run_program(quantizer.program, arrays)]
-    rows = []
-    for weight, kind, program in quantizer.alone():
-        ratio = SQNR(f"the model's output with {weight} quantized")
-        for reference, found in zip(expected, run_program(program, arrays)):
-            ratio.add(paddle.to_tensor(reference), paddle.to_tensor(found[0]))
-        rows.append(Sensitivity(weight, kind, sqnr=ratio.db))
-    return Sensitivities(rows)
-
-
-class _Kept:
-    """Batches that can be gone through twice, whatever they come from."""
-
-    def __init__(self, loader, limit):
-        try:
-            self._batches = list(islice(iter(loader), limit))
-        except TypeError:
-            raise wrong_type("data_loader", loader, "an iterable of batches") from None
-
-    def __iter__(self):
-        return iter(self._batches)
+    weights, types = model.weight_names, model.operator_types
+    return Sensitivities(replace(row, name=weights[row.name], type=types[row.name])
+                         for row in sensitivity(model, batches))
 
 
 def _calibrated(model_dir, data_loader, model_filename, params_filename, batch_nums, algo,
                 hist_percent, quantizable_op_type, weight_bits, activation_bits,
                 weight_quantize_type, optimize_model, skip_tensor_list):
-    """A :class:`~paddleq.export.program.static_quantization.StaticQuantizer` that has seen the data."""
+    """Return the calibrated SavedModel, and the batches as lists of its inputs."""
     for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
         check_int(name, bits, 2, 8)
     check_choice("algo", algo, _OBSERVERS)
@@ -189,39 +177,29 @@ def _calibrated(model_dir, data_loader, model_filename, params_filename, batch_n
     skip = [] if skip_tensor_list is None else skip_tensor_list
     if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
         raise wrong_type("skip_tensor_list", skip_tensor_list, "a list of names")
-    op_types = check_op_types(quantizable_op_type)
-    program = load_program(*find_files(os.fspath(model_dir), model_filename, params_filename))
-    if optimize_model:
-        fold_norms(program)
-    make = partial(_OBSERVERS[algo], QuantSpec(activation_bits))
-    if algo == "hist":
-        make = partial(make, hist_percent=hist_percent)
-    quantizer = StaticQuantizer(program, op_types, make, weight_bits,
-                                weight_quantize_type == "channel_wise_abs_max", skip)
-    _calibrate(quantizer, data_loader, batch_nums)
-    return quantizer
-
-
-def _calibrate(quantizer, loader, batch_nums):
-    from tqdm import tqdm
-
+    op_types = check_op_types(quantizable_op_type) - {"lookup_table_v2"}
+    model = SavedModel(*find_files(os.fspath(model_dir), model_filename, params_filename))
+    names = select_operators(model, op_types, skip)
     try:
-        batches = iter(loader)
+        batches = [_arrays(batch, model.input_names)
+                   for batch in islice(iter(data_loader), batch_nums)]
     except TypeError:
-        raise wrong_type("data_loader", loader, "an iterable of batches") from None
-    used = 0
-    for batch in tqdm(islice(batches, batch_nums), desc="calibrating", disable=None, leave=False):
-        try:
-            quantizer.update(_arrays(batch, quantizer.feeds))
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error} (batch {used} of data_loader)") from None
-        used += 1
-    if not used:
+        raise wrong_type("data_loader", data_loader, "an iterable of batches") from None
+    if not batches:
         raise CalibrationError("data_loader must yield at least one batch, but is empty")
+    observer = _OBSERVERS[algo]
+    if algo == "hist":
+        observer = partial(observer, hist_percent=hist_percent)
+    config = LayerConfig(weight=weight_config(weight_bits, weight_quantize_type != "abs_max"),
+                         activation=QuantizerConfig(observer, QuantSpec(activation_bits)))
+    prepare_operators(model, names, config, (
+        lambda: fuse(model, lambda: model(*batches[0]))) if optimize_model else None)
+    engine.calibrate(model, batches)
+    return model, batches
 
 
 def _arrays(batch, feeds):
-    """The arrays of a batch, in the order of the model's inputs."""
+    """Return the tensors of a batch, in the order of the model's inputs."""
     if isinstance(batch, dict):
         if not set(feeds) <= set(batch):
             raise ConfigError(f"a batch must have the model's inputs {', '.join(feeds)}, but has "
@@ -237,5 +215,5 @@ def _arrays(batch, feeds):
             raise ConfigError(f"a batch must be a list or dict of the model's inputs "
                               f"({', '.join(feeds)}), but is one array")
         batch = [batch]
-    return [each.numpy() if isinstance(each, paddle.Tensor) else np.asarray(each)
+    return [each if isinstance(each, paddle.Tensor) else paddle.to_tensor(np.asarray(each))
             for each in batch]

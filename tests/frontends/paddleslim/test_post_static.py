@@ -18,10 +18,9 @@ from paddleq.errors import (
     ModelError,
     NonFiniteError,
 )
-from paddleq.export.pir_to_program import load_program
-from paddleq.export.program.passes.fold_batch_norm import fold_norms
 from paddleq.export.program.program import Program
 from paddleq.frontends.paddleslim.post_static import sensitivity_post_static
+from paddleq.graph.fold_batch_norm import fuse
 
 
 class Norms(nn.Layer):
@@ -74,8 +73,9 @@ def test_norms_are_folded_where_it_is_right(tmp_path):
     expected = net(x).numpy()
     save_float(net, str(tmp_path / "net"), [3, 8, 8])
     ending = ".json" if (tmp_path / "net.json").exists() else ".pdmodel"
-    program = load_program(str(tmp_path / f"net{ending}"), str(tmp_path / "net.pdiparams"))
-    folded = fold_norms(program)
+    model = paddleq.SavedModel(str(tmp_path / f"net{ending}"))
+    folded = [model.weight_names[producer] for producer, _ in fuse(model, lambda: model(x))]
+    program = model.to_program()
     names = {net.plain.weight.name, net.depthwise.weight.name, net.up.weight.name,
              net.fc.weight.name}
     assert names <= set(folded)
