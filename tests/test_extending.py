@@ -76,13 +76,13 @@ class Weights(Format):
 ''',
     "runtime.py": '''
 import numpy as np
-from paddleq.deploy.model_file import Port
+from paddleq.deploy.model_file import TensorInfo
 from paddleq.deploy.runtimes import Runtime, Session, register_runtime
 
 class Product(Session):
     def __init__(self, file):
         self.weights = np.load(file.path)
-        self.ports, self.results = [Port("x", "float32", None)], ["y"]
+        self.inputs, self.outputs = [TensorInfo("x", "float32", None)], ["y"]
 
     def run(self, arrays):
         (weight,) = self.weights.values()

@@ -1,10 +1,11 @@
-"""Running what was exported."""
+"""Deployment: run exported models in the installed runtimes and verify them."""
 
 from .predictor import Predictor
 from .runtimes.paddle_inference import to_paddle_int8
 from .runtimes.paddle_lite import to_lite
 from .saturation import has_vnni
 from .verify import verify
-from .verify_report import Finding, Report
+from .verify_report import Report, RuntimeResult
 
-__all__ = ["Finding", "Predictor", "Report", "has_vnni", "to_lite", "to_paddle_int8", "verify"]
+__all__ = ["Predictor", "Report", "RuntimeResult", "has_vnni", "to_lite", "to_paddle_int8",
+           "verify"]

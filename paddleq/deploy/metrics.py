@@ -1,10 +1,14 @@
-"""How near two sets of outputs are."""
+"""Metrics of runtimes: distance of outputs, and latency."""
+
+import time
 
 import numpy as np
 
+_ROUNDS, _MIN_RUNS = 5, 2
+
 
 def relative_error(found, expected):
-    """Relative L2 distance over all outputs of all batches; NaN counts as infinitely far."""
+    """Return the relative L2 distance over all outputs of all batches; infinity for NaN."""
     difference = total = 0.0
     for outputs, references in zip(found, expected):
         for a, b in zip(outputs, references):
@@ -16,9 +20,9 @@ def relative_error(found, expected):
 
 
 def top1_agreement(found, expected):
-    """Share of the samples whose largest score is in the same place; None without scores.
+    """Return the share of samples with the same top-1 class; None without scores.
 
-    The first output counts: [..., classes], or [batch, classes, height, width].
+    Scores are the first output: [..., classes], or [batch, classes, height, width].
     """
     same = total = 0
     for outputs, references in zip(found, expected):
@@ -27,13 +31,32 @@ def top1_agreement(found, expected):
         if b.ndim < 2 or b.shape[axis] < 2 or b.dtype.kind != "f":
             return None
         places = a.argmax(axis) == b.argmax(axis)
-        # Equal scores have no largest one; NaN is never right.
+        # NaN never agrees.
         places &= np.isfinite(a).all(axis)
         same, total = same + int(places.sum()), total + places.size
     return same / total
 
 
 def same_shapes(found, expected):
-    """Whether both have the same outputs."""
+    """Return True if both have the same number and shapes of outputs."""
     return all(len(a) == len(b) and all(np.shape(x) == np.shape(y) for x, y in zip(a, b))
                for a, b in zip(found, expected))
+
+
+def latencies(sessions, inputs, seconds):
+    """Return the latency of each session in milliseconds: the median of its best round.
+
+    Sessions alternate, so that other load on the machine affects all of them. Each round begins
+    with a run that is not measured and brings the weights back into the caches.
+    """
+    best = dict.fromkeys(sessions, float("inf"))
+    for _ in range(_ROUNDS):
+        for name, session in sessions.items():
+            session.run(inputs)
+            end, times = time.perf_counter() + seconds / _ROUNDS, []
+            while len(times) < _MIN_RUNS or time.perf_counter() < end:
+                start = time.perf_counter()
+                session.run(inputs)
+                times.append(time.perf_counter() - start)
+            best[name] = min(best[name], 1e3 * float(np.median(times)))
+    return best

@@ -1,4 +1,4 @@
-"""The files of a saved model, as runtimes read them."""
+"""Files of a saved model, and checks of the inputs that it takes."""
 
 import contextlib
 import functools
@@ -8,7 +8,8 @@ from typing import Optional, Tuple
 
 import numpy as np
 
-from ..errors import FormatError
+from .._checks import hint, wrong_type
+from ..errors import ConfigError, ConfigTypeError, FormatError
 from ..export.onnx.float_graph import require_onnx
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import inputs, outputs, tensor_of
@@ -18,13 +19,13 @@ ENDINGS = (".onnx", ".pdmodel", ".json")
 
 
 @dataclass(frozen=True)
-class Port:
-    """An input of a model.
+class TensorInfo:
+    """Name, dtype and shape of an input of a model.
 
     Attributes:
-        name: as the model has it.
+        name: in the model.
         dtype: name of the numpy dtype.
-        shape: its dimensions, None where any size will do; None if nothing is known of it.
+        shape: dimensions, with None for dynamic ones; None if unknown.
     """
 
     name: str
@@ -42,27 +43,27 @@ def _shape_text(shape):
 
 
 class ModelFile:
-    """One file of a model, with what belongs to it.
+    """Model file with its parameter file.
 
     Attributes:
         path: of the ``.pdmodel``, ``.json`` or ``.onnx``.
-        kind: its ending.
+        kind: ending of ``path``.
         params: path of the ``.pdiparams``, or None.
     """
 
     def __init__(self, path, trusted=False):
         self.path, self.kind = path, os.path.splitext(path)[1]
-        self._trusted = trusted  # it was just written here, perhaps without shapes
+        self._trusted = trusted  # written by this process, perhaps without shapes
         params = os.path.splitext(path)[0] + ".pdiparams"
         self.params = params if self.kind != ".onnx" and os.path.exists(params) else None
 
     @property
     def size(self):
-        """Bytes of all that belongs to the model."""
+        """Size of the files in bytes."""
         return sum(os.path.getsize(each) for each in (self.path, self.params) if each)
 
     def check(self):
-        """Read the file: a runtime may kill the process over a damaged one.
+        """Read the file, because runtimes may abort the process on a damaged one.
 
         Raises:
             FormatError: it is damaged.
@@ -73,14 +74,14 @@ class ModelFile:
             return self.program
         if self._trusted:
             return None
-        with contextlib.suppress(ImportError):  # without onnx the runtime has to say so
+        with contextlib.suppress(ImportError):  # without the package, the runtime checks
             import onnx
 
             try:
                 onnx.checker.check_model(self.path)
-            except Exception as error:  # of several classes without one of their own
-                said = str(error).strip().splitlines() or [type(error).__name__]
-                raise FormatError(f"{self.path} is damaged: {said[0]}") from error
+            except Exception as error:  # of several unrelated classes
+                message = str(error).strip().splitlines() or [type(error).__name__]
+                raise FormatError(f"{self.path} is damaged: {message[0]}") from error
         return None
 
     @functools.cached_property
@@ -93,7 +94,7 @@ class ModelFile:
         return load_program(self.path, self.params)
 
     def onnx_model(self):
-        """The ``onnx.ModelProto`` of an ``.onnx``, read anew.
+        """Read the ``onnx.ModelProto`` of an ``.onnx``.
 
         Raises:
             DependencyError: the package onnx is not installed.
@@ -102,25 +103,25 @@ class ModelFile:
 
     @functools.cached_property
     def quantized(self):
-        """Whether operators of a Paddle file compute with integers."""
+        """True if a Paddle file has quantized operators."""
         return any(op.type == "quantize_linear" or op.type.startswith("fake_quantize")
                    for block in self.program.desc.blocks for op in block.ops)
 
     @functools.cached_property
-    def ports(self):
-        """List of the :class:`Port` of the model."""
+    def inputs(self):
+        """List of the :class:`TensorInfo` of the inputs."""
         if self.kind == ".onnx":
-            return [_onnx_port(value) for value in self.onnx_model().graph.input]
+            return [_onnx_input(value) for value in self.onnx_model().graph.input]
         block = self.program.desc.blocks[0]
         tensors = {var.name: tensor_of(var) for var in block.vars}
         names = [outputs(op, "Out")[0] for op in block.ops if op.type == "feed"]
-        return [Port(name, DTYPES[tensors[name].data_type],
+        return [TensorInfo(name, DTYPES[tensors[name].data_type],
                      tuple(None if size < 0 else size for size in tensors[name].dims))
                 for name in names]
 
     @functools.cached_property
-    def results(self):
-        """Names of what a Paddle file returns."""
+    def outputs(self):
+        """Names of the outputs of a Paddle file."""
         return [inputs(op, "X")[0] for op in self.program.desc.blocks[0].ops
                 if op.type == "fetch"]
 
@@ -128,13 +129,13 @@ class ModelFile:
         return self.path
 
 
-def _onnx_port(value):
+def _onnx_input(value):
     import onnx
 
     tensor = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return Port(value.name, np.dtype(dtype).name, tuple(dims))
+    return TensorInfo(value.name, np.dtype(dtype).name, tuple(dims))
 
 
 def _endings():
@@ -172,3 +173,48 @@ def most_readable(files):
 def as_numpy(value):
     """Return ``value``, a Paddle tensor or anything that numpy takes, as a numpy array."""
     return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+
+
+def check_inputs(inputs, expected):
+    """Return ``inputs`` as a list of numpy arrays in the order of ``expected``.
+
+    Args:
+        inputs: an array for a model with one input; else a list or tuple of arrays in order, or a
+            dict by name. Paddle tensors count as arrays.
+        expected: list of :class:`TensorInfo`.
+
+    Raises:
+        ConfigError: wrong number of inputs, unknown name, wrong shape.
+        ConfigTypeError: not an array, or wrong dtype.
+    """
+    takes = "; the model takes " + "; ".join(map(str, expected))
+    if isinstance(inputs, dict):
+        inputs = _by_name(inputs, expected, takes)
+    elif not isinstance(inputs, (list, tuple)):
+        inputs = [inputs]
+    if len(inputs) != len(expected):
+        raise ConfigError(f"inputs has {len(inputs)} arrays{takes}")
+    return [_check_array(as_numpy(value), info, takes) for value, info in zip(inputs, expected)]
+
+
+def _by_name(inputs, expected, takes):
+    names = [info.name for info in expected]
+    for name in inputs:
+        if name not in names:
+            raise ConfigError(f"inputs has no place for {name!r}{hint(name, names)}{takes}")
+    missing = [name for name in names if name not in inputs]
+    if missing:
+        raise ConfigError(f"inputs lacks {', '.join(missing)}{takes}")
+    return [inputs[name] for name in names]
+
+
+def _check_array(array, info, takes):
+    if array.dtype == object:
+        raise wrong_type(f"inputs[{info.name!r}]", array.tolist(), "a numeric array")
+    if array.dtype.name != info.dtype:
+        raise ConfigTypeError(f"inputs[{info.name!r}] must be {info.dtype}, but is "
+                              f"{array.dtype.name}: give array.astype({info.dtype!r}){takes}")
+    if info.shape is not None and (array.ndim != len(info.shape) or any(
+            size not in (None, found) for size, found in zip(info.shape, array.shape))):
+        raise ConfigError(f"inputs[{info.name!r}] has the shape {list(array.shape)}{takes}")
+    return array

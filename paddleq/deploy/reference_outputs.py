@@ -1,4 +1,4 @@
-"""What a file is compared with: the outputs of a simulation."""
+"""Reference outputs for ``verify``."""
 
 import os
 
@@ -8,16 +8,15 @@ from paddle import nn
 
 from .._checks import wrong_type
 from ..errors import ConfigError
-from .inputs import arranged
-from .model_file import as_numpy, model_files, most_readable
+from .model_file import as_numpy, check_inputs, model_files, most_readable
 from .runtimes import RUNTIMES
 
 
-def as_it_stands(file):
-    """A session that computes the operators of a file one by one, in float.
+def load_reference(file):
+    """Load a file in a runtime that computes its operators one by one, in float.
 
     Raises:
-        DependencyError: the runtime that can do so is not installed.
+        DependencyError: that runtime is not installed.
     """
     runtime = next((each for each in RUNTIMES.values() if file.kind in each.references), None)
     if runtime is None:
@@ -27,7 +26,7 @@ def as_it_stands(file):
 
 
 def reference_outputs(reference, file, batches):
-    """What ``reference`` makes of each batch: a list of lists of arrays.
+    """Return the outputs of ``reference`` for each batch, as lists of arrays.
 
     Args:
         reference: a ``paddle.nn.Layer``; a callable on arrays; the path of a saved model; or None
@@ -35,49 +34,49 @@ def reference_outputs(reference, file, batches):
         batches: list of lists of arrays.
     """
     if reference is None:
-        return _outputs_of(as_it_stands(file), batches)
+        return _run_batches(load_reference(file), batches)
     if isinstance(reference, (str, os.PathLike)):
-        return _outputs_of(as_it_stands(most_readable(model_files(reference))), batches)
+        return _run_batches(load_reference(most_readable(model_files(reference))), batches)
     if isinstance(reference, nn.Layer):
-        return _outputs_of_layer(reference, batches)
+        return _run_layer(reference, batches)
     if callable(reference):
-        return [_flat(reference(*batch)) for batch in batches]
+        return [_flatten(reference(*batch)) for batch in batches]
     raise wrong_type("reference", reference, "a paddle.nn.Layer, a function of arrays, the path "
                                              "of a saved model, or None for the file itself")
 
 
-def _outputs_of(session, batches):
+def _run_batches(session, batches):
     try:
         return [session.run(batch) for batch in batches]
     finally:
         session.close()
 
 
-def _outputs_of_layer(layer, batches):
+def _run_layer(layer, batches):
     training = [(each, each.training) for each in layer.sublayers(include_self=True)]
     layer.eval()
     try:
         with paddle.no_grad():
-            return [_flat(layer(*map(paddle.to_tensor, batch))) for batch in batches]
+            return [_flatten(layer(*map(paddle.to_tensor, batch))) for batch in batches]
     finally:
         for each, was in training:
             each.training = was
 
 
-def _flat(value):
-    """Arrays of an output that may be nested."""
+def _flatten(value):
+    """Return the arrays of a nested output."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
-        return [array for each in value for array in _flat(each)]
+        return [array for each in value for array in _flatten(each)]
     return [] if value is None else [as_numpy(value)]
 
 
-def checked_batches(data, ports):
-    """``data`` as a list of batches, each a list of arrays.
+def check_batches(data, expected):
+    """Return ``data`` as a list of batches, each a list of arrays.
 
     Raises:
-        ConfigError, ConfigTypeError: there is none, or one does not fit the model.
+        ConfigError, ConfigTypeError: no batch, or one that does not fit the model.
     """
     if hasattr(data, "shape") or isinstance(data, dict):
         data = [data]
@@ -85,7 +84,7 @@ def checked_batches(data, ports):
         data = iter(data)
     except TypeError:
         raise wrong_type("data", data, "a batch or an iterable of batches") from None
-    batches = [arranged(batch, ports) for batch in data]
+    batches = [check_inputs(batch, expected) for batch in data]
     if not batches:
         raise ConfigError("data must hold at least one batch, but is empty")
     if not all(np.size(array) for batch in batches for array in batch):

@@ -5,11 +5,11 @@ activations of 255 with weights of 127 gives 32767 instead of 64770. oneDNN (Pad
 OpenVINO) and ONNX Runtime leave it to the user to prevent that; see "Nuances of int8 computations"
 in oneDNN's documentation. Weights of at most 7 bits cannot saturate: 2 * 255 * 64 < 2 ** 15.
 
-What the runtimes do, measured on AVX2:
+Behavior of the runtimes, measured on AVX2:
 
 - oneDNN halves the weights of convolutions with signed inputs, which costs one bit of them.
-- Paddle Inference quantizes the weights of convolutions anew to the full range of 8 bits, so that
-  unsigned inputs (behind relu) can saturate whatever the file holds.
+- Paddle Inference quantizes the weights of convolutions again, to the full range of 8 bits, so
+  unsigned inputs (after relu) may saturate with weights of any bits.
 - ONNX Runtime is exact with the session option ``session.x64quantprecision``.
 """
 
@@ -84,7 +84,7 @@ def saturating_onnx_layers(model) -> List[str]:
 
 
 def _dequantize_node(makers, name):
-    """Return the DequantizeLinear that makes a tensor or what it is a view of, or None."""
+    """Return the DequantizeLinear of a tensor, through transposes and reshapes, or None."""
     node = makers.get(name)
     while node is not None and node.op_type in ("Transpose", "Reshape", "Unsqueeze", "Squeeze"):
         node = makers.get(node.input[0])

@@ -1,4 +1,4 @@
-"""Which runtime runs a model: the one that is named, or the fastest."""
+"""Selection of the runtime: by name, or the fastest."""
 
 import logging
 
@@ -6,19 +6,19 @@ import numpy as np
 
 from .._checks import check_choice
 from ..errors import ConfigError, DependencyError, InferenceError
-from .latency import latencies
+from .metrics import latencies
 from .runtimes import RUNTIMES
 
 _logger = logging.getLogger("paddleq")
 
-_SECONDS = 0.2  # that each runtime is given
+_SECONDS = 0.2  # for each runtime
 
 
 def named(name, files):
-    """(runtime, file) for the runtime that a user asked for.
+    """Return (runtime, file) for the name of a runtime.
 
     Raises:
-        ConfigError: there is no such runtime, or it reads none of the files.
+        ConfigError: unknown runtime, or one that reads none of the files.
         DependencyError: it is not installed.
     """
     runtime = RUNTIMES[check_choice("runtime", name, ["auto", *RUNTIMES])]
@@ -26,7 +26,7 @@ def named(name, files):
     file = runtime.choose(files)
     if file is None:
         wanted = " or ".join(runtime.kinds)
-        write = ("paddleq.export.to_onnx(path, path) makes one" if wanted == ".onnx" else
+        write = ("paddleq.exinfo.to_onnx(path, path) makes one" if wanted == ".onnx" else
                  "save_quantized_model writes one")
         raise ConfigError(f"runtime {name!r} reads {wanted}, but there is only "
                           f"{', '.join(map(str, files))}; {write}")
@@ -34,15 +34,15 @@ def named(name, files):
 
 
 def fastest(files, threads):
-    """(runtime, session, why) of the runtime that runs one of ``files`` fastest here.
+    """Return (runtime, session, reason) of the runtime that is fastest on this machine.
 
-    Each one that is installed runs a batch of one, of random numbers, for a moment. Where an
-    input has other open dimensions than its first, nothing is measured and the order counts.
+    Each installed runtime is measured on a batch of one of random numbers. If an input has dynamic
+    dimensions other than the first, nothing is measured and the first registered runtime is taken.
 
     Raises:
-        DependencyError: none is installed that reads these files.
+        DependencyError: no installed runtime reads these files.
         FormatError: a file is damaged.
-        InferenceError: none runs the model.
+        InferenceError: no runtime runs the model.
     """
     sessions, refused = {}, []
     for name, runtime in RUNTIMES.items():
@@ -61,21 +61,21 @@ def fastest(files, threads):
     if not sessions:
         error = InferenceError if any(": " in each for each in refused) else DependencyError
         raise error(f"no runtime runs {', '.join(map(str, files))}: {'; '.join(refused)}")
-    name, why = _choose(sessions)
+    name, reason = _choose(sessions)
     for each in set(sessions) - {name}:
         sessions[each].close()
-    _logger.info("%s: %s, %s", files[0], name, why)
-    return RUNTIMES[name], sessions[name], why
+    _logger.info("%s: %s, %s", files[0], name, reason)
+    return RUNTIMES[name], sessions[name], reason
 
 
 def _choose(sessions):
     if len(sessions) == 1:
         (name,) = sessions
-        return name, "the only one that is installed and runs this model"
-    inputs = sample(next(iter(sessions.values())).ports)
+        return name, "the only installed runtime that runs this model"
+    inputs = sample(next(iter(sessions.values())).inputs)
     if inputs is None:
-        return next(iter(sessions)), ("the first of " + ", ".join(sessions) + ": sizes of inputs "
-                                      "are open, so that nothing could be measured")
+        return next(iter(sessions)), ("the first of " + ", ".join(sessions) + ": dimensions of "
+                                      "inputs are dynamic, so nothing was measured")
     able = {}
     for name, session in sessions.items():
         try:
@@ -90,16 +90,16 @@ def _choose(sessions):
     return min(times, key=times.get), f"the fastest on a batch of one: {listed}"
 
 
-def sample(ports):
-    """Random arrays for the ports, a batch of one; None where other sizes are open."""
+def sample(inputs):
+    """Return random arrays, a batch of one; None if other dimensions are dynamic."""
     random, arrays = np.random.RandomState(0), []
-    for port in ports:
-        if port.shape is None or None in port.shape[1:]:
+    for info in inputs:
+        if info.shape is None or None in info.shape[1:]:
             return None
-        shape = [1 if size is None else size for size in port.shape]
-        kind = np.dtype(port.dtype).kind
-        # Integers may be indices: zero is always one.
-        arrays.append(random.randn(*shape).astype(port.dtype) if kind == "f"
-                      else np.zeros(shape, port.dtype))
+        shape = [1 if size is None else size for size in info.shape]
+        kind = np.dtype(info.dtype).kind
+        # Integers may be indices; zero is always valid.
+        arrays.append(random.randn(*shape).astype(info.dtype) if kind == "f"
+                      else np.zeros(shape, info.dtype))
     return arrays
 

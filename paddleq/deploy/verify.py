@@ -1,61 +1,67 @@
-"""``verify``: does an exported model compute what was simulated, how fast, and how large is it?"""
+"""``verify``: compare an exported model with its simulation, in accuracy, speed and size."""
 
 import logging
 import os
 import tempfile
 from contextlib import ExitStack, contextmanager
+from typing import Any, Optional, Sequence, Union
+
+from paddle.static import InputSpec
 
 from .._checks import check_float, check_int, wrong_type
 from ..errors import ConfigError, PaddleqError
-from .float_baseline import float_twin
-from .latency import latencies
-from .metrics import relative_error, same_shapes, top1_agreement
-from .model_file import model_files, most_readable
-from .reference_outputs import as_it_stands, checked_batches, reference_outputs
+from ..export.formats import FORMATS
+from ..export.onnx import write_program
+from ..export.paddle.lower import remove_markers
+from ..export.trace import trace
+from .metrics import latencies, relative_error, same_shapes, top1_agreement
+from .model_file import ModelFile, model_files, most_readable
+from .reference_outputs import check_batches, load_reference, reference_outputs
 from .runtimes import RUNTIMES
-from .verify_report import Finding, Report
+from .verify_report import Report, RuntimeResult
 from .worst_layer import worst_layer
 
 _logger = logging.getLogger("paddleq")
-AS_IT_STANDS = "as it stands"
+REFERENCE = "reference"
 
 
-def verify(path, reference, data, float_model=None, runtimes=None, threads=1, top1=0.99,
-           error=0.1, seconds=0.5, timed_samples=1):
+def verify(path: Union[str, "os.PathLike[str]"], reference: Any, data: Any,
+           float_model: Union[str, "os.PathLike[str]", None] = None,
+           runtimes: Optional[Sequence[str]] = None, threads: int = 1, top1: float = 0.99,
+           error: float = 0.1, seconds: float = 0.5, timed_samples: int = 1) -> Report:
     """Run an exported model in every installed runtime and compare it with its simulation.
 
-    Each file of the model is also computed operator by operator, as it stands: what differs there
-    is the export's doing, what differs only elsewhere is the runtime's, which for speed may round
-    where the simulation does not. Where a runtime is too far off, the layer is named behind which
-    it departs from the file.
+    Each file is also computed operator by operator in float, in the rows named "reference". An
+    error there is an error of the export; an error in other rows only comes from the runtime, which
+    may round where the simulation does not. If the error of a runtime is too large, the report
+    names the layer at which it increases most.
 
     Args:
         path: prefix of the files, or one of them (as for :class:`Predictor`).
-        reference: what the model should compute: the quantized ``paddle.nn.Layer``; a function of
-            arrays; the path of a saved model, computed as it stands; or None: the file itself, as
-            it stands.
+        reference: source of the expected outputs: the quantized ``paddle.nn.Layer``; a function of
+            arrays; the path of a saved model, computed operator by operator; or None for the file
+            itself.
         data: a batch or an iterable of batches, each as :meth:`Predictor.run` takes it.
-        float_model: path of the float model, to measure speed and size against. Default: of a
-            quantized Layer, the float model that is in it; else nothing is measured against.
+        float_model: path of the float model, for comparison of speed and size. Default: the float
+            model of a quantized Layer, else none.
         runtimes: list of names. Default: all of "openvino", "onnxruntime" and "paddle" that are
-            installed. "paddlelite" is run where it is named only: its kernels for x86 compute no
-            quantized Linear, and convolutions with weights of at most 7 bits.
-        threads: of one run. Default 1.
-        top1: least share of the samples whose largest score must be where the reference has it.
-            Default 0.99.
-        error: greatest relative L2 distance of the outputs. Default 0.1. (Paddle Inference
-            rounds between operators too, and so is a few per cents off.)
-        seconds: for each runtime, to measure how long a run takes. 0: not measured. Default 0.5.
-        timed_samples: how many samples of the first batch such a run has, at most. Default 1.
+            installed. "paddlelite" runs only if it is listed: its kernels for x86 compute
+            no quantized Linear, and convolutions with weights of at most 7 bits.
+        threads: number of threads of one run. Default 1.
+        top1: minimal share of samples with the top-1 class of the reference. Default 0.99.
+        error: maximal relative L2 distance of the outputs. Default 0.1. (Paddle Inference rounds
+            between operators too, which costs a few percent.)
+        seconds: duration of the latency measurement of each runtime; 0 for none. Default 0.5.
+        timed_samples: maximal batch size of the measurement. Default 1.
 
     Returns:
-        A :class:`Report`: ``str`` of it is a table, ``ok`` says whether all of them agree,
-        ``rows`` holds a :class:`Finding` for each file in each runtime.
+        A :class:`Report`: ``str`` of it is a table, ``ok`` is True if all runtimes agree, ``rows``
+        holds a :class:`RuntimeResult` for each file in each runtime.
 
     Raises:
         FormatError: the model is missing or damaged.
         ConfigError, ConfigTypeError: a wrong argument, or a batch that does not fit the model.
-        DependencyError: a runtime that was named is not installed.
+        DependencyError: a listed runtime is not installed.
 
     Examples:
         >>> import tempfile, numpy, paddle, paddleq
@@ -77,22 +83,22 @@ def verify(path, reference, data, float_model=None, runtimes=None, threads=1, to
     check_float("error", error, 0.0, float("inf"))
     check_float("seconds", seconds, 0.0, float("inf"), open_high=True)
     check_int("timed_samples", timed_samples, 1)
-    files = model_files(_checked_path("path", path))
+    files = model_files(_check_path("path", path))
     names = _names(runtimes)
     with ExitStack() as stack:
         check = _Check(files, reference, data, threads, top1, error, seconds, timed_samples)
-        check.twins = stack.enter_context(_twins(files, reference, float_model))
+        check.float_models = stack.enter_context(_float_models(files, reference, float_model))
         report = Report(os.fspath(path), sum(len(batch[0]) for batch in check.batches))
         for file in files:
-            report.rows.append(check.as_it_stands(file))
+            report.rows.append(check.reference_row(file))
         for name in names:
             for file in files:
                 if file.kind in RUNTIMES[name].kinds:
-                    report.rows.append(check.in_runtime(RUNTIMES[name], file))
+                    report.rows.append(check.runtime_row(RUNTIMES[name], file))
     return report
 
 
-def _checked_path(name, path):
+def _check_path(name, path):
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise wrong_type(name, path, "the prefix of a saved model such as 'out/model'")
     return path
@@ -110,10 +116,10 @@ def _names(runtimes):
 
 
 @contextmanager
-def _twins(files, reference, float_model):
-    """Function: a file -> the file of the same kind of the float model, or None."""
+def _float_models(files, reference, float_model):
+    """Context of a function file -> file of the float model in the same format, or None."""
     if float_model is not None:
-        known = {each.kind: each for each in model_files(_checked_path("float_model",
+        known = {each.kind: each for each in model_files(_check_path("float_model",
                                                                        float_model))}
         yield lambda file: known.get(file.kind)
         return
@@ -123,93 +129,112 @@ def _twins(files, reference, float_model):
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
         made = {}
 
-        def twin(file):
+        def of_kind(file):
             if file.kind not in made:
-                made[file.kind] = float_twin(reference, file, folder)
+                made[file.kind] = _export_float_model(reference, file, folder)
             return made[file.kind]
 
-        yield twin
+        yield of_kind
 
 
 class _Check:
-    """What all findings of one report share."""
+    """Options and reference outputs that all rows of one report share."""
 
-    twins = None
+    float_models = None
 
     def __init__(self, files, reference, data, threads, top1, error, seconds, timed_samples):
         self.threads, self.top1, self.error = threads, top1, error
         self.seconds, self.timed_samples = seconds, timed_samples
         file = most_readable(files)
-        self.batches = checked_batches(data, file.ports)
+        self.batches = check_batches(data, file.inputs)
         self.expected = reference_outputs(reference, file, self.batches)
 
-    def as_it_stands(self, file):
-        """How far the operators of a file are from the reference."""
-        finding = Finding(AS_IT_STANDS, "", file.path, size=file.size)
-        with _noted(finding):
-            session = as_it_stands(file)
-            self.compare(finding, session)
+    def reference_row(self, file):
+        """Compare the operators of a file, computed one by one, with the reference."""
+        result = RuntimeResult(REFERENCE, "", file.path, size=file.size)
+        with _record_refusal(result):
+            session = load_reference(file)
+            self.compare(result, session)
             session.close()
-        return finding
+        return result
 
-    def in_runtime(self, runtime, file):
-        """What a runtime makes of a file, and how fast."""
-        finding = Finding(runtime.name, runtime.version(), file.path, size=file.size)
-        with _noted(finding), ExitStack() as stack:
+    def runtime_row(self, runtime, file):
+        """Compare a runtime with the reference and measure it."""
+        result = RuntimeResult(runtime.name, runtime.version(), file.path, size=file.size)
+        with _record_refusal(result), ExitStack() as stack:
             session = runtime.load(file, self.threads)
             stack.callback(session.close)
-            finding.fallback = session.fallback
-            self.compare(finding, session)
-            self.measure(finding, runtime, file, session, stack)
-            if not finding.ok:
-                finding.worst_layer = self.worst_layer(runtime, file)
-        return finding
+            result.fallback = session.fallback
+            self.compare(result, session)
+            self.measure(result, runtime, file, session, stack)
+            if not result.ok:
+                result.worst_layer = self.worst_layer(runtime, file)
+        return result
 
     def worst_layer(self, runtime, file):
         try:
             return worst_layer(file, runtime, self.threads, self.batches[0])
-        except PaddleqError as error:  # a piece of the model may be refused where the whole is not
-            _logger.warning("%s: the worst layer cannot be found: %s", file, error)
+        except PaddleqError as error:  # a part of the model may be refused
+            _logger.warning("%s: search of the worst layer failed: %s", file, error)
             return None
 
-    def compare(self, finding, session):
+    def compare(self, result, session):
         found = [session.run(batch) for batch in self.batches]
         if not same_shapes(found, self.expected):
             raise ConfigError(f"it returns {_shapes(found)}, the reference "
                               f"{_shapes(self.expected)}")
-        finding.top1 = top1_agreement(found, self.expected)
-        finding.error = relative_error(found, self.expected)
+        result.top1 = top1_agreement(found, self.expected)
+        result.error = relative_error(found, self.expected)
         wrong = []
-        if finding.top1 is not None and finding.top1 < self.top1:
-            wrong.append(f"top-1 agrees on {finding.top1:.2%} of the samples, less than "
+        if result.top1 is not None and result.top1 < self.top1:
+            wrong.append(f"top-1 agrees on {result.top1:.2%} of the samples, less than "
                          f"{self.top1:.2%}")
-        if not finding.error <= self.error:
-            wrong.append(f"the outputs are {finding.error:.1e} away, more than {self.error:g}")
-        finding.problem = "; ".join(wrong) or None
+        if not result.error <= self.error:
+            wrong.append(f"the error is {result.error:.1e}, more than {self.error:g}")
+        result.problem = "; ".join(wrong) or None
 
-    def measure(self, finding, runtime, file, session, stack):
+    def measure(self, result, runtime, file, session, stack):
         if not self.seconds:
             return
-        sessions, twin = {"this": session}, self.twins(file)
-        if twin is not None:
-            finding.float_size = twin.size
-            sessions["float"] = runtime.load(twin, self.threads)
+        sessions, float_model = {"this": session}, self.float_models(file)
+        if float_model is not None:
+            result.float_size = float_model.size
+            sessions["float"] = runtime.load(float_model, self.threads)
             stack.callback(sessions["float"].close)
-        few = [array[:self.timed_samples] if port.shape is not None and port.shape[0] is None
-               else array for port, array in zip(session.ports, self.batches[0])]
+        few = [array[:self.timed_samples] if info.shape is not None and info.shape[0] is None
+               else array for info, array in zip(session.inputs, self.batches[0])]
         times = latencies(sessions, few, self.seconds)
-        finding.ms, finding.float_ms = times["this"], times.get("float")
+        result.ms, result.float_ms = times["this"], times.get("float")
 
 
 @contextmanager
-def _noted(finding):
-    """What a runtime refuses is a finding, not the end."""
+def _record_refusal(result):
+    """Record a refusal of the runtime as the problem of a row."""
     try:
         yield
     except PaddleqError as error:
-        finding.problem = str(error)
+        result.problem = str(error)
 
 
 def _shapes(outputs):
     return ", ".join(str(list(getattr(each, "shape", []))) for each in outputs[0])
 
+
+def _export_float_model(model, file, folder):
+    """Export the float model of a quantized Layer in the format of ``file``; None if it is float.
+
+    Args:
+        model: the ``paddle.nn.Layer`` that was exported as ``file``.
+        file: :class:`~paddleq.deploy.model_file.ModelFile` with the names and shapes of inputs.
+    """
+    spec = [InputSpec(list(info.shape), info.dtype, info.name) for info in file.inputs]
+    program, marks = trace(model, spec, FORMATS["onnx"]())
+    if not marks:
+        return None
+    remove_markers(program, marks)
+    path = os.path.join(folder, "float")
+    if file.kind == ".onnx":
+        write_program(program, [], path + ".onnx")
+        return ModelFile(path + ".onnx")
+    program.save(path + ".pdmodel", path + ".pdiparams")
+    return ModelFile(path + ".pdmodel")

@@ -1,30 +1,30 @@
-"""What :func:`~paddleq.deploy.verify` found."""
+"""Results of :func:`~paddleq.deploy.verify`."""
 
 from dataclasses import dataclass, field
 from typing import List, Optional, Tuple
 
 
 @dataclass
-class Finding:
-    """One file in one runtime.
+class RuntimeResult:
+    """Result of one file in one runtime.
 
     Attributes:
-        runtime: its name; "as it stands" for the operators of the file one by one.
-        version: of the runtime.
+        runtime: name of the runtime; "reference" for the operators of the file one by one, in
+            float.
+        version: version of the runtime.
         file: path of the file.
-        top1: share of the samples whose largest score is where it is in the reference; None where
-            the output has no scores.
+        top1: share of samples with the top-1 class of the reference; None without scores.
         error: relative L2 distance of the outputs from the reference's.
-        ms, float_ms: milliseconds of a run, of this model and of the float one; None if not known.
-        size, float_size: bytes of the files.
-        worst_layer: (name, error before it, error behind it) of the layer behind which the runtime
-            is furthest from the file as it stands; None where it was not looked for.
+        ms, float_ms: latency of this model and of the float model; None if not measured.
+        size, float_size: size of the files in bytes.
+        worst_layer: (name, error before it, error after it) of the layer at which the error of the
+            runtime increases most; None if not searched.
         fallback: reason why float kernels computed a quantized model; "" where int8 kernels did.
-        problem: what is wrong, or None.
+        problem: reason why ``ok`` is False, or None.
 
     Examples:
-        >>> from paddleq.deploy import Finding
-        >>> Finding("onnxruntime", "1.31.1", "out/net.onnx", ms=2.0, float_ms=5.0).speedup
+        >>> from paddleq.deploy import RuntimeResult
+        >>> RuntimeResult("onnxruntime", "1.31.1", "out/net.onnx", ms=2.0, float_ms=5.0).speedup
         2.5
     """
 
@@ -42,13 +42,13 @@ class Finding:
     problem: Optional[str] = None
 
     @property
-    def ok(self):
-        """Whether nothing is wrong."""
+    def ok(self) -> bool:
+        """True if there is no problem."""
         return self.problem is None
 
     @property
-    def speedup(self):
-        """How many times faster than the float model; None if not known."""
+    def speedup(self) -> Optional[float]:
+        """Speedup over the float model; None if not measured."""
         return None if None in (self.ms, self.float_ms) else self.float_ms / self.ms
 
 
@@ -68,12 +68,12 @@ _COLUMNS = (
 
 @dataclass
 class Report:
-    """What was found, a row for each file in each runtime.
+    """Report of :func:`~paddleq.deploy.verify`, with a row for each file in each runtime.
 
     Attributes:
-        path: what was verified.
-        samples: how many samples were compared.
-        rows: list of :class:`Finding`.
+        path: path of the verified model.
+        samples: number of compared samples.
+        rows: list of :class:`RuntimeResult`.
 
     Examples:
         >>> from paddleq.deploy import Report
@@ -83,14 +83,14 @@ class Report:
 
     path: str
     samples: int
-    rows: List[Finding] = field(default_factory=list)
+    rows: List[RuntimeResult] = field(default_factory=list)
 
     @property
-    def ok(self):
-        """Whether every runtime computed what it should; False where none did."""
+    def ok(self) -> bool:
+        """True if there are rows and none has a problem."""
         return bool(self.rows) and all(row.ok for row in self.rows)
 
-    def __str__(self):
+    def __str__(self) -> str:
         cells = [[title for title, _ in _COLUMNS]]
         cells += [[cell(row) for _, cell in _COLUMNS] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*cells)]
@@ -106,9 +106,9 @@ class Report:
             if row.problem:
                 lines.append(f"{name}: {row.problem}")
             if row.worst_layer:
-                layer, before, behind = row.worst_layer
+                layer, before, after = row.worst_layer
                 lines.append(f"{name}: worst layer {layer}, error {before:.1e} before it and "
-                             f"{behind:.1e} behind it")
+                             f"{after:.1e} after it")
         return "\n".join(lines)
 
 

@@ -1,8 +1,7 @@
-"""Where a runtime begins to compute something else than the file says.
+"""Search of the layer at which the error of a runtime increases most.
 
-The model is cut behind its layers, one cut after another. Each piece is computed by the runtime, as
-it likes, and operator by operator. So what the runtime joins and moves is as in the whole model, up
-to the cut.
+The model is cut after its layers, one cut at a time. Each part is computed by the runtime with all
+its optimizations, and operator by operator. So fusions are those of the whole model up to the cut.
 """
 
 import os
@@ -13,22 +12,22 @@ from ..export.program.passes.stored_weights import stored_weights
 from ..export.program.program import Program
 from .metrics import relative_error
 from .model_file import ModelFile
-from .reference_outputs import as_it_stands
+from .reference_outputs import load_reference
 
-_MOST = 16  # cuts in each of two passes
-# What belongs to the layer whose product is before it.
-_PASSED = {"QuantizeLinear", "DequantizeLinear", "Clip", "MaxPool", "Relu", "Add", "Sub"}
+_MAX_CUTS = 16  # in each of two passes
+# Operators that belong to the layer before them.
+_FUSED = {"QuantizeLinear", "DequantizeLinear", "Clip", "MaxPool", "Relu", "Add", "Sub"}
 
 
 def worst_layer(file, runtime, threads, batch):
-    """(name of the layer's weight, error before, error behind); None where there is no layer.
+    """Return (name of the layer's weight, error before, error after); None without layers.
 
     Args:
         file: a :class:`~paddleq.deploy.model_file.ModelFile`.
         runtime: a :class:`~paddleq.deploy.runtimes.base.Runtime` that reads it.
         batch: list of arrays.
     """
-    places = (_onnx_places if file.kind == ".onnx" else _paddle_places)(file)
+    places = (_onnx_layer_outputs if file.kind == ".onnx" else _paddle_layer_outputs)(file)
     if not places:
         return None
     errors = {}
@@ -38,21 +37,21 @@ def worst_layer(file, runtime, threads, batch):
             if number not in errors:
                 errors[number] = _error(file, places[number][1], runtime, threads, batch)
 
-    measure(_spread(0, len(places) - 1))
-    before, behind = _steepest(errors)
-    measure(_spread(before, behind))
-    before, behind = _steepest(errors)
-    return places[behind][0], errors.get(before, 0.0), errors[behind]
+    measure(_evenly_spaced(0, len(places) - 1))
+    before, after = _largest_increase(errors)
+    measure(_evenly_spaced(before, after))
+    before, after = _largest_increase(errors)
+    return places[after][0], errors.get(before, 0.0), errors[after]
 
 
-def _spread(first, last):
+def _evenly_spaced(first, last):
     first = max(first, 0)
-    count = min(_MOST, last - first + 1)
+    count = min(_MAX_CUTS, last - first + 1)
     return sorted({round(first + i * (last - first) / max(count - 1, 1)) for i in range(count)})
 
 
-def _steepest(errors):
-    """The neighbours between which the error grows most; -1 is in front of the first layer."""
+def _largest_increase(errors):
+    """Return the neighbours between which the error increases most; -1: before the first."""
     numbers = sorted(errors)
     pairs = list(zip([-1, *numbers], numbers))
     return max(pairs, key=lambda pair: errors[pair[1]] - errors.get(pair[0], 0.0))
@@ -60,17 +59,17 @@ def _steepest(errors):
 
 def _error(file, tensor, runtime, threads, batch):
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
-        piece = (_cut_onnx if file.kind == ".onnx" else _cut_paddle)(file, tensor, folder)
+        part = (_cut_onnx if file.kind == ".onnx" else _cut_paddle)(file, tensor, folder)
         found = []
-        for session in (runtime.load(piece, threads), as_it_stands(piece)):
-            given = {port.name: array for port, array in zip(file.ports, batch)}
-            found.append([session.run([given[port.name] for port in session.ports])])
+        for session in (runtime.load(part, threads), load_reference(part)):
+            given = {info.name: array for info, array in zip(file.inputs, batch)}
+            found.append([session.run([given[info.name] for info in session.inputs])])
             session.close()
         return relative_error(*found)
 
 
-def _paddle_places(file):
-    """(name of a weight, tensor that its operator makes) in order."""
+def _paddle_layer_outputs(file):
+    """Return (name of a weight, output of its operator) pairs in order."""
     ops, places = list(file.program.desc.blocks[0].ops), []
     made_of = {target: weight.name
                for target, weight in stored_weights(file.program, ops).items()}
@@ -100,14 +99,14 @@ def _cut_paddle(file, tensor, folder):
         needed.update(name for slot in op.inputs for name in slot.arguments)
         kept.append(op)
     replace_ops(block, kept[::-1])
-    piece = Program(desc, dict(program.arrays))
-    piece.remove_unused_parameters()
-    path = os.path.join(folder, "piece")
-    piece.save(path + ".pdmodel", path + ".pdiparams", workarounds=False)
+    part = Program(desc, dict(program.arrays))
+    part.remove_unused_parameters()
+    path = os.path.join(folder, "part")
+    part.save(path + ".pdmodel", path + ".pdiparams", workarounds=False)
     return ModelFile(path + ".pdmodel")
 
 
-def _onnx_places(file):
+def _onnx_layer_outputs(file):
     from ..export.onnx.graph import OnnxGraph
 
     graph = OnnxGraph(file.onnx_model())
@@ -124,7 +123,7 @@ def _onnx_places(file):
             continue
         name = node.output[0]
         while len(readers.get(name, ())) == 1 and readers[name][0] is not None and (
-                readers[name][0].op_type in _PASSED):
+                readers[name][0].op_type in _FUSED):
             name = readers[name][0].output[0]
             if graph.producers()[name].op_type == "DequantizeLinear":
                 break
@@ -145,7 +144,7 @@ def _cut_onnx(file, tensor, folder):
     read = {name for node in graph.nodes for name in node.input}
     for each in [each for each in model.graph.input if each.name not in read]:
         model.graph.input.remove(each)
-    path = os.path.join(folder, "piece.onnx")
+    path = os.path.join(folder, "part.onnx")
     with open(path, "wb") as out:
         out.write(graph.finish(model.opset_import[0].version).SerializeToString())
     return ModelFile(path, trusted=True)

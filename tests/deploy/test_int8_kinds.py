@@ -60,8 +60,8 @@ def test_every_kind_runs_in_int8(name, way, tmp_path, caplog):
         assert relative_error(found, expected) < LIMIT
     with Predictor(path, runtime="paddle") as runs:
         assert relative_error(runs.run([x])[0], expected) < LIMIT
-    told = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
-    assert not told  # that it computes in float
+    warnings = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert not warnings  # e.g. of float kernels
     to_paddle_int8(path, path + "_int8")
     found = paddle_inference(path + "_int8", [x], ir_optim=True, int8=True)[0]
     assert relative_error(found, expected) < LIMIT
@@ -77,8 +77,8 @@ def test_conv1d_is_computed_with_integers(name, tmp_path, capfd):
     config.enable_mkldnn()
     config.enable_mkldnn_int8()
     inference.create_predictor(config)
-    said = "".join(capfd.readouterr())
-    assert "quantized 1 conv2d" in said or "quantized 1 fused_conv2d" in said
+    message = "".join(capfd.readouterr())
+    assert "quantized 1 conv2d" in message or "quantized 1 fused_conv2d" in message
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -99,7 +99,7 @@ def test_the_file_says_that_the_layer_is_quantized(name, tmp_path):
     (mark,) = [each for each in raise_to_markers(program) if isinstance(each, WeightMark)]
     np.testing.assert_array_equal(mark.integers, array)
     assert mark.spec.channel_axis == weight["axis"]
-    np.testing.assert_array_equal(mark.threshold, thresholds)
+    np.testing.assert_array_equal(mark.abs_max, thresholds)
 
 
 def test_weights_of_other_bits_and_shapes(tmp_path):

@@ -77,7 +77,7 @@ def test_computes_what_was_simulated(runtime, model):
         assert relative_error(found, expected) < 0.05  # int8 between operators, too
         assert (found.argmax(1) == expected.argmax(1)).all()
         assert predictor.runtime == runtime and (
-            predictor.reason.split("; ")[0] == "it was asked for")
+            predictor.reason.split("; ")[0] == "requested")
         (port,) = predictor.inputs
         assert (port.name, port.dtype, port.shape) == ("picture", "float32", (None, 1, 8, 8))
         assert len(predictor.outputs) == 1
@@ -162,7 +162,7 @@ def test_a_json_of_paddle_3(model, tmp_path):
     paddle.jit.save(net, str(tmp_path / "net"), [InputSpec([None, 1, 8, 8], "float32")])
     assert os.path.exists(tmp_path / "net.json")
     with Predictor(tmp_path / "net") as predictor:
-        assert predictor.runtime == "paddle" and "only one" in predictor.reason
+        assert predictor.runtime == "paddle" and "the only installed runtime" in predictor.reason
         assert relative_error(predictor.run(x)[0], net(paddle.to_tensor(x)).numpy()) < 1e-5
 
 
@@ -264,8 +264,8 @@ except paddleq.errors.DependencyError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE,
                           universal_newlines=True)
-    said, other = json.loads(done.stdout.strip().splitlines()[-1])
-    assert runtime in said and "not installed" in said and "pip install" in said
+    message, other = json.loads(done.stdout.strip().splitlines()[-1])
+    assert runtime in message and "not installed" in message and "pip install" in message
     assert other in set(RUNTIMES) - {runtime}
 
 

@@ -13,7 +13,7 @@ def test_every_runtime_agrees_with_the_simulation(name, tmp_path):
     assert len(found.rows) == 6 and found.ok, str(found)
     for row in found.rows:
         assert row.top1 >= 0.99
-        if row.runtime == "as it stands" and row.file.endswith(".pdmodel"):
+        if row.runtime == "reference" and row.file.endswith(".pdmodel"):
             assert row.error <= 1e-6
         if row.runtime == "onnxruntime":
             assert row.size <= 0.3 * row.float_size

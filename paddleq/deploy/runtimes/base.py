@@ -36,18 +36,18 @@ class Session(abc.ABC):
     """A loaded model, for one thread at a time.
 
     Attributes:
-        ports: list of :class:`~paddleq.deploy.model_file.Port`, one for each input.
-        results: names of the outputs.
+        inputs: list of :class:`~paddleq.deploy.model_file.TensorInfo`, one for each input.
+        outputs: names of the outputs.
         fallback: reason why float kernels compute a quantized model; "" where int8 kernels do.
     """
 
-    ports: List[Any]
-    results: List[str]
+    inputs: List[Any]
+    outputs: List[str]
     fallback = ""
 
     @abc.abstractmethod
     def run(self, arrays: List[np.ndarray]) -> List[np.ndarray]:
-        """Compute the outputs for arrays in the order of ``ports``."""
+        """Compute the outputs for arrays in the order of ``inputs``."""
 
     @abc.abstractmethod
     def clone(self) -> "Session":
@@ -113,7 +113,7 @@ class Runtime(abc.ABC):
 
 
 @contextmanager
-def reported(what, file, damaged=(), refused=()):
+def convert_errors(what, file, damaged=(), refused=()):
     """Convert errors of a runtime to errors of paddleq.
 
     Args:
@@ -125,13 +125,13 @@ def reported(what, file, damaged=(), refused=()):
     except PaddleqError:
         raise
     except damaged as error:
-        raise FormatError(f"{file} cannot be read: {_short(error)}") from error
+        raise FormatError(f"{file} cannot be read: {_summary(error)}") from error
     # Paddle raises NotImplementedError for an operator that has no kernel for a dtype.
     except (RuntimeError, ValueError, OSError, NotImplementedError, *refused) as error:
-        raise InferenceError(f"{what} refuses {file}: {_short(error)}") from error
+        raise InferenceError(f"{what} refuses {file}: {_summary(error)}") from error
 
 
-def _short(error):
+def _summary(error):
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Paddle puts a C++ stack trace first.
     message = [line for line in lines if "Error:" in line or "[Hint:" in line] or lines

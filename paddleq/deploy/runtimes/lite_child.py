@@ -1,10 +1,10 @@
-"""Paddle-Lite, in a Python that has it: a script for Python 3.6 and later, without paddleq.
+"""Script for the interpreter of Paddle-Lite (Python 3.6 and later), which has no paddleq.
 
     lite_child.py run MODEL PARAMS THREADS     serves runs on x86 over stdin and stdout
     lite_child.py opt MODEL PARAMS PLACES OUT  writes OUT.nb
 
-A message is 8 bytes that say how long it is, and arrays as in .npy, one behind another. Paddle-Lite
-aborts the process where it cannot go on.
+A message is its length in 8 bytes, then arrays in the .npy format. Paddle-Lite aborts the
+process on errors.
 """
 
 import io
@@ -18,7 +18,7 @@ import numpy as np
 def run(model, params, threads):
     from paddlelite.lite import CxxConfig, Place, PrecisionType, TargetType, create_paddle_predictor
 
-    # Whatever Paddle-Lite prints goes to stderr: stdout is for messages.
+    # Output of Paddle-Lite goes to stderr; stdout is for messages.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     config = CxxConfig()

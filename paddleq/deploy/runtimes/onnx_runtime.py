@@ -1,8 +1,8 @@
 """ONNX Runtime."""
 
-from ..model_file import Port
+from ..model_file import TensorInfo
 from ..saturation import has_vnni
-from .base import Runtime, Session, register_runtime, reported
+from .base import Runtime, Session, convert_errors, register_runtime
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
            "tensor(bool)": "bool"}
@@ -10,7 +10,7 @@ _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(floa
 
 @register_runtime("onnxruntime")
 class OnnxRuntime(Runtime):
-    """Runs ``.onnx`` on the processor."""
+    """ONNX Runtime on the CPU, for ``.onnx``."""
 
     title, module = "ONNX Runtime", "onnxruntime"
     kinds = (".onnx",)
@@ -28,13 +28,13 @@ class OnnxRuntime(Runtime):
         file.check()
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3  # errors; its warnings are about names in the graph
+        options.log_severity_level = 3  # errors only
         if not has_vnni():
-            # Kernels that add products in 32 bits, a quarter slower than those that saturate.
+            # Kernels without saturation, about a quarter slower.
             options.add_session_config_entry("session.x64quantprecision", "1")
         if as_is:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        with reported(self.title, file, *_errors()):
+        with convert_errors(self.title, file, *_errors()):
             return _Session(ort.InferenceSession(file.path, options,
                                                  providers=["CPUExecutionProvider"]), file)
 
@@ -42,17 +42,17 @@ class OnnxRuntime(Runtime):
 class _Session(Session):
     def __init__(self, session, file):
         self._session, self._file = session, file
-        self.ports = [Port(each.name, _dtype(each.type), _shape(each.shape))
+        self.inputs = [TensorInfo(each.name, _dtype(each.type), _shape(each.shape))
                       for each in session.get_inputs()]
-        self.results = [each.name for each in session.get_outputs()]
+        self.outputs = [each.name for each in session.get_outputs()]
 
     def run(self, arrays):
-        names = [port.name for port in self.ports]
-        with reported("ONNX Runtime", self._file, *_errors()):
+        names = [info.name for info in self.inputs]
+        with convert_errors("ONNX Runtime", self._file, *_errors()):
             return self._session.run(None, dict(zip(names, arrays)))
 
     def clone(self):
-        return self  # its sessions may be run by several threads at once
+        return self  # sessions of ONNX Runtime are thread-safe
 
 
 def _dtype(name):
@@ -64,7 +64,7 @@ def _shape(dims):
 
 
 def _errors():
-    """(types that tell of a damaged file, other types); none of them is a RuntimeError."""
+    """Return (exception types for damaged files, other types); none is a RuntimeError."""
     from onnxruntime.capi import onnxruntime_pybind11_state as states
 
     return ((states.InvalidProtobuf, states.InvalidGraph, states.NoSuchFile),

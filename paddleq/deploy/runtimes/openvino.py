@@ -4,16 +4,16 @@ import importlib.util
 
 import numpy as np
 
-from ..model_file import Port
+from ..model_file import TensorInfo
 from ..saturation import explain, has_vnni, saturating_onnx_layers
-from .base import Runtime, Session, register_runtime, reported
+from .base import Runtime, Session, convert_errors, register_runtime
 
 _GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 
 @register_runtime("openvino")
 class OpenVino(Runtime):
-    """Runs ``.onnx`` and ``.pdmodel`` on the processor."""
+    """OpenVINO on the CPU, for ``.onnx`` and ``.pdmodel``."""
 
     title, module = "OpenVINO", "openvino"
     kinds = (".onnx", ".pdmodel")
@@ -28,7 +28,7 @@ class OpenVino(Runtime):
     def load(self, file, threads, as_is=False):
         import openvino as ov
 
-        # Without it, what is not quantized is computed in bfloat16 where a processor has it.
+        # Otherwise float layers are computed in bfloat16 on processors that support it.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads,
                     "PERFORMANCE_HINT": "LATENCY"}
         if as_is:
@@ -37,12 +37,12 @@ class OpenVino(Runtime):
         core = ov.Core()
         layers = [] if has_vnni() else _saturating_layers(file)
         if layers:
-            # The quantization of the file is then computed in float, to the bit.
+            # Float kernels with the quantization of the file, bit for bit.
             settings["LP_TRANSFORMS_MODE"] = "NO"
-        # Left to itself it rounds float inputs of products with integers, in groups of its own.
+        # Otherwise float inputs of products with integer weights are quantized dynamically.
         if _GROUPS in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
             settings[_GROUPS] = 0
-        with reported(self.title, file):
+        with convert_errors(self.title, file):
             model = core.read_model(file.path)
             return _Session(core.compile_model(model, "CPU", settings), file,
                             explain(self.title, layers))
@@ -52,12 +52,12 @@ class _Session(Session):
     def __init__(self, compiled, file, fallback):
         self._compiled, self._file, self.fallback = compiled, file, fallback
         self._request = compiled.create_infer_request()
-        self.ports = [Port(_name(each), np.dtype(each.element_type.to_dtype()).name,
+        self.inputs = [TensorInfo(_name(each), np.dtype(each.element_type.to_dtype()).name,
                            _shape(each.partial_shape)) for each in compiled.inputs]
-        self.results = [_name(each) for each in compiled.outputs]
+        self.outputs = [_name(each) for each in compiled.outputs]
 
     def run(self, arrays):
-        with reported("OpenVINO", self._file):
+        with convert_errors("OpenVINO", self._file):
             found = self._request.infer(list(arrays))
         return [np.array(found[port]) for port in self._compiled.outputs]
 
@@ -67,7 +67,7 @@ class _Session(Session):
 
 def _saturating_layers(file):
     if file.kind != ".onnx":
-        return []  # of a .pdmodel it computes no layer with both inputs in int8
+        return []  # layers of a .pdmodel have no int8 kernels with int8 inputs
     if importlib.util.find_spec("onnx") is None:
         return ["unknown without the package onnx"]
     return saturating_onnx_layers(file.onnx_model())

@@ -4,23 +4,24 @@ import contextlib
 import logging
 import os
 import tempfile
+from typing import Optional, Union
 
 import numpy as np
 
 from ..._checks import check_bool, wrong_type
 from ...errors import ConfigError, ExportError
 from ...export.pir_to_program import load_program
-from ..model_file import Port, model_files
+from ..model_file import TensorInfo, model_files
 from ..saturation import explain, has_vnni
-from .base import Runtime, Session, register_runtime, reported
-from .paddle_int8_fixes import make_float, saturating_layers, tell_steps
+from .base import Runtime, Session, convert_errors, register_runtime
+from .paddle_int8_fixes import fix_int8_layers, make_float, saturating_layers
 
 _logger = logging.getLogger("paddleq")
 
 
 @register_runtime("paddle")
 class PaddleInference(Runtime):
-    """Runs ``.pdmodel``, and ``.json`` as the ``.pdmodel`` that it stands for."""
+    """Paddle Inference with oneDNN, for ``.pdmodel``, and for ``.json`` after conversion."""
 
     title, module = "Paddle Inference", "paddle"
     kinds = (".pdmodel", ".json")
@@ -39,7 +40,8 @@ class PaddleInference(Runtime):
         if int8:
             program = load_program(file.path, file.params)
             fallback, changed = _prepare(program, has_vnni())
-        with tempfile.TemporaryDirectory(prefix="paddleq-") as folder, reported(self.title, file):
+        with tempfile.TemporaryDirectory(prefix="paddleq-") as folder, convert_errors(
+                self.title, file):
             try:
                 made = _predictor(file, program if changed else None, folder, threads, as_is,
                                   int8 and not fallback)
@@ -75,20 +77,21 @@ def _predictor(file, program, folder, threads, as_is, int8):
 
 
 def _prepare(program, vnni):
-    """Change a quantized program in place so that the kernels of a processor compute it right.
+    """Change a quantized program in place for the int8 kernels of a processor.
 
     Returns:
         The reason for float kernels, or "", and True if the program was changed.
     """
     layers = [] if vnni else saturating_layers(program)
     if not layers:
-        return "", bool(tell_steps(program))
+        return "", bool(fix_int8_layers(program))
     with contextlib.suppress(ExportError):  # fake_* operators: computed in float as they are
         make_float(program)
     return explain("Paddle Inference", layers), True
 
 
-def to_paddle_int8(path, out, vnni=None):
+def to_paddle_int8(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[str]"],
+                   vnni: Optional[bool] = None) -> int:
     """Write a copy of a ``.pdmodel`` for Paddle Inference with ``enable_mkldnn_int8()`` only.
 
     :class:`Predictor` makes such a copy itself; for an application that uses Paddle Inference
@@ -144,7 +147,7 @@ def to_paddle_int8(path, out, vnni=None):
     if layers:
         _logger.warning("%s: %s", target, explain("Paddle Inference", layers))
         make_float(program)
-    count = len(layers) or tell_steps(program)
+    count = len(layers) or fix_int8_layers(program)
     program.save(target + ".pdmodel", target + ".pdiparams", workarounds=False)
     return count
 
@@ -152,16 +155,16 @@ def to_paddle_int8(path, out, vnni=None):
 class _Session(Session):
     def __init__(self, predictor, file, fallback):
         self._predictor, self._file, self.fallback = predictor, file, fallback
-        known = {port.name: port for port in file.ports}
+        known = {info.name: info for info in file.inputs}
         names = predictor.get_input_names()
-        self.ports = [known.get(name, Port(name, "float32", None)) for name in names]
-        self.results = file.results
+        self.inputs = [known.get(name, TensorInfo(name, "float32", None)) for name in names]
+        self.outputs = file.outputs
 
     def run(self, arrays):
         predictor = self._predictor
-        with reported("Paddle Inference", self._file):
-            for port, array in zip(self.ports, arrays):
-                handle = predictor.get_input_handle(port.name)
+        with convert_errors("Paddle Inference", self._file):
+            for info, array in zip(self.inputs, arrays):
+                handle = predictor.get_input_handle(info.name)
                 handle.reshape(list(array.shape))
                 handle.copy_from_cpu(np.ascontiguousarray(array))
             predictor.run()

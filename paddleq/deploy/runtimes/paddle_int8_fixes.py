@@ -1,16 +1,16 @@
-"""Layers so that Paddle Inference's int8 mode computes them right: Linears above all.
+"""Workarounds for Paddle Inference's int8 mode, for Linear layers above all.
 
-Paddle Inference (2.6 to 3.3) quantizes the weight of a Linear anew, in steps of its own. It means
-to take the largest value of each column of the [K, N] weight, but reads K values in a row of
-memory for each: a column that is larger than what it looked at is clipped, one that is smaller is
-rounded coarsely. In a trained transformer a Linear can lose a third of its output so.
+Paddle Inference (2.6 to 3.3) quantizes the weight of a Linear again. Its scales are meant to be the
+absolute maxima of the columns of the [K, N] weight, but each is computed over K consecutive values
+in memory: columns larger than that are clipped, smaller ones are rounded coarsely. In a trained
+transformer a Linear loses up to a third of its output.
 
-Here the weight becomes its integers, in one step for all columns, and the steps of the columns are
-multiplied behind the product. The one step is told: Paddle Inference takes a quantize_linear that
-reads the weight for the source of its scale, and removes it with the other quantizers.
+:func:`fix_int8_layers` replaces such a weight by its integers with one scale for all columns, and
+multiplies by the scales of the columns after the product. A ``quantize_linear`` of the weight
+passes the one scale: Paddle Inference takes scales from such operators and removes them.
 
-Where it has no int8 kernel (transposed convolutions) the weight is put in as floats. It takes the
-threshold of any weight for that of the level 127; where there are fewer levels, that is put in.
+Layers without int8 kernels (transposed convolutions) get float weights. Paddle Inference takes the
+absolute maximum of any weight for that of 8 bits; weights of fewer bits are scaled accordingly.
 """
 
 import numpy as np
@@ -36,46 +36,47 @@ from ..saturation import can_saturate
 
 _PRODUCTS = ("matmul_v2", "matmul", "mul")
 _TRANSPOSED = ("trans_x", "trans_y", "transpose_X", "transpose_Y")
-# Paddle Inference keeps activations unsigned behind these, and through those.
+# Activations are unsigned after _UNSIGNED operators, also through _PASSING operators.
 _UNSIGNED = ("relu", "relu6")
 _PASSING = ("quantize_linear", "dequantize_linear", "transpose2", "reshape2", "pool2d", "slice",
             "nearest_interp", "nearest_interp_v2", "flatten_contiguous_range", "squeeze2",
             "unsqueeze2", "dropout", "assign", "concat", "split")
-_LAST_AXIS = 2  # products of tensors with more axes it computes in float
+_LAST_AXIS = 2  # products of tensors with more axes are computed in float
 _LEVELS = np.float32(127.0)
-_MOST_STEPS = 2.0 ** 30
+_MAX_BIAS = 2.0 ** 30
 
 
-def tell_steps(program):
-    """Change ``program`` in place. It is then for int8 kernels only: as it stands it cannot run.
+def fix_int8_layers(program):
+    """Change ``program`` in place for int8 kernels; without them it cannot run any more.
 
     Returns:
-        How many layers were changed.
+        The number of changed layers.
     """
     emit, changed = OpBuilder(program), set()
     for block in program.desc.blocks:
-        changed |= float_weights(program, block) | _as_eight_bits(emit, block)
+        changed |= float_weights(program, block) | _scale_to_8_bits(emit, block)
         graph, replaced = GraphView(block.ops), {}
         for op in block.ops:
             product = _product_of(program, graph, block, op)
             if product is None:
                 continue
-            steps = _made_integers(emit, op)
-            bias = _bias_behind(emit, graph, product, steps)
+            steps = _use_integers(emit, op)
+            bias = _bias_after(emit, graph, product, steps)
             if bias is None:
-                # Without a bias it would be another operator, with other mistakes.
-                bias = _behind(emit, block, product, "add", np.zeros_like(steps))
-                replaced[id(product)] = [product, bias, _behind(emit, block, bias, "mul", steps)]
+                # Without a bias it would be another operator, with other defects.
+                bias = _insert_after(emit, block, product, "add", np.zeros_like(steps))
+                first, kept = product, [product, bias]
             else:
-                replaced[id(bias)] = [bias, _behind(emit, block, bias, "mul", steps)]
-            replaced[id(op)] = [_told(emit, op), op]
+                first, kept = bias, [bias]
+            replaced[id(first)] = [*kept, _insert_after(emit, block, bias, "mul", steps)]
+            replaced[id(op)] = [_scale_operator(emit, op), op]
             changed.update(inputs(op, "X"))
         replace_ops(block, [new for op in block.ops for new in replaced.get(id(op), [op])])
     return len(changed)
 
 
-def _as_eight_bits(emit, block):
-    """Names of the weights that had fewer bits, and now have the threshold of the level 127."""
+def _scale_to_8_bits(emit, block):
+    """Scale weights of fewer bits to 8 bits; return their names."""
     changed, ops = set(), list(block.ops)
     for weight in stored_weights(emit.program, ops).values():
         if weight.linear and weight.bits < 8:
@@ -89,7 +90,7 @@ def _as_eight_bits(emit, block):
 
 
 def _product_of(program, graph, block, op):
-    """The product of integers whose weight ``op`` dequantizes, or None."""
+    """Return the integer product whose weight ``op`` dequantizes, or None."""
     if op.type != "dequantize_linear":
         return None
     weight, (made,) = program.arrays.get(inputs(op, "X")[0]), outputs(op, "Y")
@@ -111,8 +112,8 @@ def _product_of(program, graph, block, op):
     return product if activation is not None and activation.type == "dequantize_linear" else None
 
 
-def _told(emit, op):
-    """The op that tells that the integers of a weight are its values."""
+def _scale_operator(emit, op):
+    """Return the operator with the scale of a weight whose values are its integers."""
     (weight,) = inputs(op, "X")
     scale = emit.parameter(f"{weight}.levels", np.array([_LEVELS]))
     zero = emit.parameter(f"{weight}.no_zero_point", np.zeros([1], np.float32))
@@ -123,8 +124,8 @@ def _told(emit, op):
                    is_test=True, only_observer=False)
 
 
-def _made_integers(emit, op):
-    """Makes ``op`` give the integers of its weight; returns the step of each column, [N]."""
+def _use_integers(emit, op):
+    """Let ``op`` return the integers of its weight; return the scale of each column, [N]."""
     (scale,) = inputs(op, "Scale")
     columns = emit.program.arrays[inputs(op, "X")[0]].shape[1]
     thresholds = np.broadcast_to(emit.program.arrays[scale].reshape(-1), [columns])
@@ -133,8 +134,8 @@ def _made_integers(emit, op):
     return thresholds / _LEVELS
 
 
-def _bias_behind(emit, graph, product, steps):
-    """The addition of a bias behind a product, now in steps, or None."""
+def _bias_after(emit, graph, product, steps):
+    """Divide the bias after a product by the scales; return its addition, or None."""
     program, readers = emit.program, graph.consumers.get(outputs(product, "Out")[0], [])
     if len(readers) != 1 or readers[0].type != "elementwise_add":
         return None
@@ -144,15 +145,15 @@ def _bias_behind(emit, graph, product, steps):
         return None
     (scale,) = inputs(graph.producers[inputs(product, "X")[0]], "Scale")
     input_step = program.arrays[scale].max() / _LEVELS
-    # The kernel counts it in steps of both, in 32 bits.
-    if not (np.abs(bias) < _MOST_STEPS * input_step * steps).all():
+    # The kernel quantizes it to 32 bits with both scales.
+    if not (np.abs(bias) < _MAX_BIAS * input_step * steps).all():
         return None
     name = f"{outputs(product, 'Out')[0]}.bias_in_steps"
     set_input(addition, "Y", emit.parameter(name, bias / steps))
     return addition
 
 
-def _behind(emit, block, op, kind, value):
+def _insert_after(emit, block, op, kind, value):
     """Return ``elementwise_{kind}`` with a vector after ``op``; it takes over the output's name."""
     (result,) = outputs(op, "Out")
     before = emit.variable_like(block, result, f"{result}.before_{kind}")
@@ -167,7 +168,7 @@ def _last_axis(block, name):
 
 
 def saturating_layers(program):
-    """Return names of the layers that Paddle Inference's int8 mode may compute wrongly.
+    """Return names of the layers whose int8 kernels may saturate or lose bits without VNNI.
 
     Args:
         program: a quantized :class:`~paddleq.export.program.program.Program`.
@@ -176,7 +177,7 @@ def saturating_layers(program):
     for block in program.desc.blocks:
         ops = list(block.ops)
         view, weights = GraphView(ops), stored_weights(program, ops)
-        told = {name for op in ops for product in [_product_of(program, view, block, op)]
+        scaled = {name for op in ops for product in [_product_of(program, view, block, op)]
                 if product is not None for name in inputs(product, "Y")}
         for op in ops:
             slot = INFERENCE_WEIGHTS.get(op.type)
@@ -185,19 +186,19 @@ def saturating_layers(program):
             (name,) = inputs(op, slot)
             (data,) = inputs(op, "Input" if slot == "Filter" else "X")
             if not _comes_from(view, data, ("dequantize_linear",)):
-                continue  # without a scale of its input it is computed in float
+                continue  # computed in float without a scale of its input
             array = program.arrays[weights[name].name] if name in weights else None
             if array is None:
-                # Float weights, which it quantizes to 8 bits, or a product of two activations.
+                # Float weights, which are quantized to 8 bits, or a product of two activations.
                 found.append(name)
             elif can_saturate(array) or (_comes_from(view, data, _UNSIGNED) if slot == "Filter"
-                                         else name not in told):
+                                         else name not in scaled):
                 found.append(weights[name].name)
     return found
 
 
 def _comes_from(view, name, kinds):
-    """Return True if an operator of ``kinds`` makes ``name`` or what is passed on to it."""
+    """Return True if ``name`` is an output of ``kinds``, also through _PASSING operators."""
     todo, seen = [name], set()
     while todo:
         name = todo.pop()

@@ -1,4 +1,4 @@
-"""Paddle-Lite, by way of an interpreter that has it."""
+"""Paddle-Lite, in a process of a Python interpreter that has it."""
 
 import contextlib
 import importlib.util
@@ -8,24 +8,25 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Union
 
 from ...errors import InferenceError
 from . import lite_child
 from .base import Runtime, Session, register_runtime
 
-INTERPRETER = "PADDLEQ_LITE_PYTHON"  # environment variable that names it
+INTERPRETER = "PADDLEQ_LITE_PYTHON"  # environment variable with the path of the interpreter
 _CHILD = str(Path(__file__).with_name("lite_child.py"))
-_LAST_BYTES = 2000  # of what it printed before it died
+_LAST_BYTES = 2000  # of its output, for error messages
 _PROBE = ("import importlib.util, os, sysconfig; print(importlib.util.find_spec('paddlelite') and "
           "os.path.join(sysconfig.get_path('platlib'), 'paddlelite', 'libs'))")
 
 
 @register_runtime("paddlelite")
 class PaddleLite(Runtime):
-    """Runs ``.pdmodel`` on x86 in a process of the interpreter that ``PADDLEQ_LITE_PYTHON`` names.
+    """Paddle-Lite on x86, in a process of the interpreter ``PADDLEQ_LITE_PYTHON``.
 
     Its kernels for x86 are exact for convolutions with weights of at most 7 bits only, and compute
-    no quantized Linear: it is never chosen, only named.
+    no quantized Linear, so it is not used by ``runtime="auto"``.
     """
 
     title, module = "Paddle-Lite", "paddlelite"
@@ -47,11 +48,11 @@ class PaddleLite(Runtime):
                         self.environment())
 
     def command(self, *arguments):
-        """How a script of Paddle-Lite is started."""
+        """Return the command line of a Paddle-Lite process."""
         return [_interpreter(), _CHILD, *map(str, arguments)]
 
     def environment(self):
-        """Environment of such a process: it finds Paddle-Lite's libraries, and no other Python."""
+        """Return the environment of the process, with the libraries of Paddle-Lite."""
         kept = {name: value for name, value in os.environ.items()
                 if not name.startswith("PYTHON")}
         return {**kept, "LD_LIBRARY_PATH": self._libraries()}
@@ -78,18 +79,18 @@ def _interpreter():
 
 class _Session(Session):
     def __init__(self, file, command, environment):
-        self.ports, self.results = file.ports, file.results
+        self.inputs, self.outputs = file.inputs, file.outputs
         self._file, self._lock = file, threading.Lock()
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=self._printed, env=environment)
-        self._answer("load")
+                                         stderr=self._log, env=environment)
+        self._receive("load")
 
     def run(self, arrays):
         with self._lock:
-            with contextlib.suppress(OSError):  # it is dead, as the answer will show
+            with contextlib.suppress(OSError):  # if the process has ended, _receive raises
                 lite_child.send(self._process.stdin, arrays)
-            return self._answer("run")
+            return self._receive("run")
 
     def clone(self):
         return self  # one process, one thread at a time
@@ -99,24 +100,25 @@ class _Session(Session):
         self._process.stdout.close()
         self._process.kill()
         self._process.wait()
-        self._printed.close()
+        self._log.close()
 
-    def _answer(self, doing):
+    def _receive(self, doing):
         arrays = lite_child.receive(self._process.stdout)
         if arrays is None:
             code = self._process.wait()
-            self._printed.seek(0, os.SEEK_END)
-            self._printed.seek(max(self._printed.tell() - _LAST_BYTES, 0))
-            said = self._printed.read().decode(errors="replace").strip().splitlines()
-            raise InferenceError(f"Paddle-Lite ended with {code} when it was to {doing} "
-                                 f"{self._file}: {' '.join(said[-3:])[-500:]}")
+            self._log.seek(0, os.SEEK_END)
+            self._log.seek(max(self._log.tell() - _LAST_BYTES, 0))
+            message = self._log.read().decode(errors="replace").strip().splitlines()
+            raise InferenceError(f"Paddle-Lite ended with {code} in {doing} of "
+                                 f"{self._file}: {' '.join(message[-3:])[-500:]}")
         return arrays
 
 
-def to_lite(path, out=None, places="arm"):
+def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[str]", None] = None,
+            places: str = "arm") -> str:
     """Convert a ``.pdmodel`` to Paddle-Lite's ``.nb``.
 
-    It runs in the interpreter that the environment variable ``PADDLEQ_LITE_PYTHON`` names.
+    It runs in the interpreter of the environment variable ``PADDLEQ_LITE_PYTHON``.
 
     Args:
         path: prefix of the ``.pdmodel`` and ``.pdiparams``.
@@ -129,7 +131,7 @@ def to_lite(path, out=None, places="arm"):
     Raises:
         DependencyError: Paddle-Lite is not installed.
         FormatError: the model is missing or damaged.
-        InferenceError: Paddle-Lite does not convert it.
+        InferenceError: Paddle-Lite cannot convert it.
 
     Examples:
         >>> import paddleq
@@ -157,8 +159,8 @@ def to_lite(path, out=None, places="arm"):
                               universal_newlines=True, errors="replace", check=False,
                               env=lite.environment())
         if done.returncode != 0 or not os.path.exists(new + ".nb"):
-            said = " ".join(done.stdout.strip().splitlines()[-3:])[-500:]
+            message = " ".join(done.stdout.strip().splitlines()[-3:])[-500:]
             raise InferenceError(f"Paddle-Lite's opt ended with {done.returncode} on {file}: "
-                                 f"{said}")
+                                 f"{message}")
         os.replace(new + ".nb", out + ".nb")
     return out + ".nb"
