@@ -38,7 +38,7 @@ def rounded(weight, spec, permutation=None):
     if permutation is not None:
         weight = paddle.index_select(weight, permutation, axis=0)
     grid = compute_weight_qparams(weight, spec)
-    return SimpleNamespace(integers=grid.quantize(weight).astype(spec.storage), grid=grid,
+    return SimpleNamespace(integers=grid.quantize(weight).astype(spec.storage), qparams=grid,
                            permutation=permutation)
 
 
