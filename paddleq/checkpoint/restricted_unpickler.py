@@ -1,39 +1,40 @@
-"""Reading a saved ``layer.state_dict()``, and giving it to a model.
+"""Read a saved ``layer.state_dict()`` and load it into a model.
 
-What ``paddle.save`` writes is a pickle. It is not unpickled: the instructions in it are read as
-data (``pickletools`` executes none), and those that build dicts, numbers, strings and numpy arrays
-are followed. Anything else is an error.
+``paddle.save`` writes a pickle. The unpickler here knows the instructions that build dicts, numbers
+and strings, and a short list of callables that build numpy arrays. Anything else is an error.
 """
 
 import os
-import pickletools
+import pickle
+from typing import Any, Dict, Union
 
 import numpy as np
+from paddle import nn
 
 from ..errors import FormatError, ModelError
-from .safetensors_io import parse_tensors, read_bytes
+from .safetensors_io import map_file, parse_tensors
 
 _NAMES_KEY = "StructuredToParameterName@@"  # Paddle's own entry beside the tensors
-_MARK = object()
-
-_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_BUFFER_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
 _SIMPLE_TYPES = "biufc"  # kinds of numpy dtypes that hold numbers only
 
 
-def read_state(path):
-    """The arrays of a ``.pdparams`` or ``.safetensors`` file, by their names.
+def read_state(path: Union[str, os.PathLike]) -> Dict[str, np.ndarray]:
+    """Return the arrays of a ``.pdparams`` or ``.safetensors`` file by name.
+
+    Arrays of a ``.safetensors`` file are views of the mapped file.
 
     Raises:
         FormatError: the file cannot be read, is damaged or holds more than arrays.
     """
-    data = read_bytes(path)
     if os.fspath(path).endswith(".safetensors"):
-        return parse_tensors(data, path)
+        return parse_tensors(map_file(path), path)
     try:
-        state = _Reader().run(data)
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
-            RecursionError) as error:
+        with open(path, "rb") as file:
+            state = _plain(_Unpickler(_BoundedReader(file)).load())
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}") from error
+    except (pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError,
+            ArithmeticError, EOFError, RecursionError) as error:
         raise FormatError(f"{path} is no checkpoint of arrays only, as "
                           f"paddle.save(net.state_dict(), path) writes it: {error}") from error
     if not isinstance(state, dict):
@@ -51,15 +52,17 @@ _HINT = ("save net.state_dict() of the network that apply() returned, and apply 
          "configuration")
 
 
-def load_state(model, state, path, hint=_HINT):
-    """Give the arrays of ``state`` to the parameters and buffers of ``model``.
+def load_state(model: nn.Layer, state: Dict[str, np.ndarray], path: Any,
+               hint: str = _HINT) -> None:
+    """Copy the arrays of ``state`` into the parameters and buffers of ``model``.
 
     Args:
-        hint: what the message of an error tells to do.
+        path: file of ``state``, for messages.
+        hint: advice at the end of the error message.
 
     Raises:
         ModelError: a tensor is missing, left over, or of another shape or dtype; names all of
-            them. The model is left as it was.
+            them. Nothing is changed then.
     """
     own = model.state_dict()
     wrong = [f"{_listed(keys)} {what}" for keys, what in (
@@ -87,114 +90,80 @@ def _fits(array, tensor):
 
 
 class _Array:
-    """An array whose content comes with the next instruction."""
+    """Array whose content comes with the next instruction."""
 
-    def build(self, state):
+    def __setstate__(self, state):
         _, shape, dtype, fortran, data = state
         self.value = _array(data, dtype, shape, "F" if fortran else "C")
 
 
-def _array(data, dtype, shape, order="C"):
+class _DType:
+    def __init__(self, name, *_):
+        self.value = np.dtype(name)
+        if self.value.kind not in _SIMPLE_TYPES or self.value.fields is not None:
+            raise ValueError(f"an array of {name!r}")
+
+    def __setstate__(self, state):
+        self.value = self.value.newbyteorder(state[1] if state[1] in "<>" else "=")
+
+
+def _array(data, dtype, shape, order):
     if not isinstance(data, (bytes, bytearray)):
         raise ValueError("an array's content is not bytes")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     return np.frombuffer(data, dtype.value).reshape(shape, order=order)
 
 
-class _DType:
-    def __init__(self, name):
-        self.value = np.dtype(name)
-        if self.value.kind not in _SIMPLE_TYPES or self.value.fields is not None:
-            raise ValueError(f"an array of {name!r}")
-
-    def build(self, state):
-        self.value = self.value.newbyteorder(state[1] if state[1] in "<>" else "=")
-
-
-# What a file may call, by name.
-_CALLS = {
-    **{(module, "_reconstruct"): lambda *_: _Array() for module in _ARRAY_MODULES},
-    **{(module, "_frombuffer"): lambda data, dtype, shape, order: _array(data, dtype, shape, order)
-       for module in _BUFFER_MODULES},
-    ("numpy", "dtype"): lambda name, *_: _DType(name),
+# Callables that a file may name.
+_CALLABLES = {
+    **{(f"{module}.multiarray", "_reconstruct"): lambda *_: _Array()
+       for module in ("numpy.core", "numpy._core")},
+    **{(f"{module}.numeric", "_frombuffer"): _array for module in ("numpy.core", "numpy._core")},
+    ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): None,
     ("_codecs", "encode"): lambda text, encoding: text.encode({"latin1": "latin1"}[encoding]),
-    ("__builtin__", "bytes"): lambda: b"",  # how protocol 2 says that there are none
+    ("__builtin__", "bytes"): lambda: b"",  # protocol 2 writes empty bytes so
 }
+_INSTRUCTIONS = (
+    "PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "EMPTY_TUPLE", "NONE", "NEWTRUE", "NEWFALSE",
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE",
+    "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8", "MEMOIZE", "BINPUT",
+    "LONG_BINPUT", "BINGET", "LONG_BINGET", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "SETITEM",
+    "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD")
+_CODES = [getattr(pickle, name)[0] for name in _INSTRUCTIONS]
 
 
-class _Reader:
-    """Follows the instructions of a pickle that build plain values and arrays."""
+class _BoundedReader:
+    """File that allocates no more than its size for a read."""
 
-    def __init__(self):
-        self.stack, self.memo = [], {}
+    def __init__(self, file):
+        self.file, self.size = file, os.fstat(file.fileno()).st_size
+        self.readline = file.readline
 
-    def run(self, data):
-        for op, argument, _ in pickletools.genops(data):
-            if op.name == "STOP":
-                return _plain(self.stack[-1])
-            self.follow(op.name, argument)
-        raise ValueError("it ends too early")
-
-    def follow(self, name, argument):
-        if name in ("PROTO", "FRAME"):
-            return
-        if name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name]())
-        elif name in _LITERALS:
-            self.stack.append(argument)
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = self.stack[-1]
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            self.stack[-count:] = [tuple(self.stack[-count:])]
-        elif name == "TUPLE":
-            self.stack.append(tuple(self.since_mark()))
-        elif name == "SETITEM":
-            value, key = self.stack.pop(), self.stack.pop()
-            self.stack[-1][key] = value
-        elif name == "SETITEMS":
-            items = self.since_mark()
-            self.stack[-1].update(zip(items[::2], items[1::2]))
-        elif name == "GLOBAL":
-            self.stack.append(_known(*argument.split(" ")))
-        elif name == "STACK_GLOBAL":
-            attribute, module = self.stack.pop(), self.stack.pop()
-            self.stack.append(_known(module, attribute))
-        elif name == "REDUCE":
-            arguments, call = self.stack.pop(), self.stack.pop()
-            self.stack.append(_CALLS[call](*arguments))
-        elif name == "BUILD":
-            state = self.stack.pop()
-            self.stack[-1].build(state)
-        else:
-            raise ValueError(f"it has the instruction {name}")
-
-    def since_mark(self):
-        at = len(self.stack) - 1
-        while self.stack[at] is not _MARK:
-            at -= 1
-            if at < 0:
-                raise ValueError("a mark is missing")
-        items = self.stack[at + 1:]
-        del self.stack[at:]
-        return items
+    def read(self, count):
+        return self.file.read(min(count, self.size))
 
 
-_CONSTANTS = {"MARK": lambda: _MARK, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "NONE": lambda: None,
-              "NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
-_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE",
-             "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+class _Unpickler(pickle._Unpickler):
+    """Unpickler that knows ``_INSTRUCTIONS`` and ``_CALLABLES`` only.
 
+    It derives from the implementation in Python: that in C allocates 32 GB for a file with a memo
+    index of 2**31, and has no table of instructions.
+    """
 
-def _known(module, attribute):
-    if (module, attribute) not in _CALLS:
-        raise ValueError(f"it calls {module}.{attribute}")
-    return module, attribute
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _CODES}
+
+    def find_class(self, module, name):
+        if (module, name) not in _CALLABLES:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}")
+        return _CALLABLES[module, name]
+
+    def _load_build(self):
+        if type(self.stack[-2]) not in (_Array, _DType):
+            raise pickle.UnpicklingError("it sets attributes of a value that is no array")
+        pickle._Unpickler.load_build(self)
+
+    dispatch[pickle.BUILD[0]] = _load_build
 
 
 def _plain(value):
@@ -203,6 +172,3 @@ def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value
-
-
-__all__ = ["load_state", "read_state"]

@@ -1,13 +1,17 @@
 """Tensors in the safetensors format (github.com/huggingface/safetensors).
 
-Eight bytes say how long the JSON header is, which says of each tensor its dtype, shape and place
-in what follows. bfloat16, which numpy lacks, is an array of uint16 with the same bits here.
+A file begins with eight bytes that hold the length of a JSON header. The header has dtype, shape
+and offsets of each tensor. bfloat16, which numpy lacks, is an array of uint16 with the same bits.
 """
 
 import hashlib
+import io
 import json
 import math
+import mmap
+import os
 import struct
+from typing import Any, Dict, Union
 
 import numpy as np
 
@@ -23,7 +27,7 @@ _NAMES = {"bfloat16": "BF16", **{dtype.name: name for name, dtype in _DTYPES.ite
 
 
 def write_tensors(path, tensors):
-    """Write tensors (name -> Paddle tensor) to a file; returns the SHA-256 of its bytes.
+    """Write tensors (name -> Paddle tensor) to a file and return the SHA-256 of its bytes.
 
     The same tensors give the same bytes.
 
@@ -54,36 +58,59 @@ def write_tensors(path, tensors):
     return digest.hexdigest()
 
 
-def parse_tensors(data, path):
-    """The arrays (name -> numpy array) in the bytes of a file; ``path`` is for messages.
+def map_file(path: Union[str, os.PathLike]) -> Union[mmap.mmap, io.BytesIO]:
+    """Map a file into memory, to read it only; its pages are loaded when they are used.
 
     Raises:
-        FormatError: it is no such file, or is damaged.
-    """
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        found = deserialize(bytes(data))
-    except SafetensorError as error:
-        raise FormatError(f"{path} is no safetensors file, or is damaged: {error}") from error
-    unknown = [f"{name} ({view['dtype']})" for name, view in found if view["dtype"] not in _DTYPES]
-    if unknown:
-        raise FormatError(f"{path} holds tensors of dtypes that Paddle lacks: {unknown[0]}")
-    return {name: np.frombuffer(view["data"], _DTYPES[view["dtype"]]).reshape(view["shape"])
-            for name, view in found}
-
-
-def read_bytes(path):
-    """The content of a file.
-
-    Raises:
-        FormatError: it cannot be read.
+        FormatError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            return file.read()
+            if os.fstat(file.fileno()).st_size == 0:
+                return io.BytesIO()
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}") from error
+
+
+def file_digest(data: Union[mmap.mmap, io.BytesIO]) -> str:
+    """Return the SHA-256 of a mapped file."""
+    digest = hashlib.sha256()
+    data.seek(0)
+    for chunk in iter(lambda: data.read(1 << 20), b""):
+        digest.update(chunk)
+    data.seek(0)
+    return digest.hexdigest()
+
+
+def parse_tensors(data: Union[mmap.mmap, io.BytesIO], path: Any) -> Dict[str, np.ndarray]:
+    """Return the arrays of a mapped file by name, as views of it.
+
+    Args:
+        path: the file, whose format is checked, and for messages.
+
+    Raises:
+        FormatError: it is no safetensors file, or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # It checks the header and that the tensors fill the file without gaps.
+        with safe_open(path, framework="np"):
+            pass
+        (length,) = struct.unpack("<Q", data.read(8))
+        header = json.loads(data.read(length))
+    except (SafetensorError, OSError, ValueError, struct.error, RecursionError) as error:
+        raise FormatError(f"{path} is no safetensors file, or is damaged: {error}") from error
+    header.pop("__metadata__", None)
+    unknown = [f"{name} ({each['dtype']})" for name, each in header.items()
+               if each["dtype"] not in _DTYPES]
+    if unknown:
+        raise FormatError(f"{path} holds tensors of dtypes that Paddle lacks: {unknown[0]}")
+    start = 8 + length
+    return {name: np.frombuffer(data, _DTYPES[each["dtype"]], math.prod(each["shape"]),
+                                start + each["data_offsets"][0]).reshape(each["shape"])
+            for name, each in header.items()}
 
 
 def _kind(name, tensor):

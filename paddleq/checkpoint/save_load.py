@@ -15,7 +15,7 @@ from ..errors import ConfigError, ConfigTypeError, ExportError, FormatError, Mod
 from ..nn.class_swap import replace_layers
 from ..nn.deployable import check_fields, deployable_class, deployable_layers
 from .restricted_unpickler import load_state
-from .safetensors_io import parse_tensors, read_bytes, write_tensors
+from .safetensors_io import file_digest, map_file, parse_tensors, write_tensors
 
 _FORMAT, _VERSION = "paddleq checkpoint", 1
 _FIELDS = ("format", "version", "libraries", "layers", "shared", "tensors_sha256", "sha256")
@@ -101,8 +101,8 @@ def load_checkpoint(model, path):
     """
     path = _checked(model, path)
     content = _read_description(f"{path}.json")
-    data = read_bytes(f"{path}.safetensors")
-    if hashlib.sha256(data).hexdigest() != content["tensors_sha256"]:
+    data = map_file(f"{path}.safetensors")
+    if file_digest(data) != content["tensors_sha256"]:
         raise FormatError(f"{path}.safetensors is damaged or does not belong to {path}.json: its "
                           "SHA-256 is another one")
     arrays = parse_tensors(data, f"{path}.safetensors")
@@ -154,7 +154,7 @@ def _text(content):
 
 
 def _read_description(path):
-    data = read_bytes(path)
+    data = map_file(path).read()
     try:
         content = json.loads(data.decode())
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,10 @@
-"""Reading checkpoints without unpickling them."""
+"""Files of tensors: hostile ones, damaged ones, memory while loading."""
 
 import os
 import pickle
+import subprocess
+import sys
+import tracemalloc
 
 import numpy as np
 import paddle
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paddle import nn
+from paths import HELPERS
 
 from paddleq.checkpoint import load_state, read_state
 from paddleq.errors import FormatError, ModelError
@@ -146,3 +150,34 @@ def test_a_checkpoint_of_another_network_changes_nothing(tmp_path, change, why):
         load_state(other, state, path)
     for name, value in other.state_dict().items():
         assert np.array_equal(bits(value), before[name]), name
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pdparams"])
+def test_loading_holds_the_file_once(tmp_path, ending):
+    command = [sys.executable, str(HELPERS / "load_memory.py"), str(tmp_path / "model"), ending]
+    outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout
+               for _ in range(2)]
+    assert float(outputs[1]) <= 1.3
+
+
+def test_attributes_of_the_reader_cannot_be_set(tmp_path):
+    # GLOBAL numpy dtype, then BUILD on the callable itself.
+    content = b"\x80\x04}\x8c\x01wcnumpy\ndtype\n}\x8c\x0c__setstate__K\x01sbs."
+    path = tmp_path / "build.pdparams"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="sets attributes"):
+        read_state(path)
+    plain = {"w": np.arange(3.0)}
+    path.write_bytes(pickle.dumps(plain, protocol=4))
+    assert np.array_equal(read_state(path)["w"], plain["w"])
+
+
+def test_a_large_memo_index_takes_no_memory(tmp_path):
+    path = tmp_path / "memo.pdparams"
+    path.write_bytes(b"\x80\x04}r\xff\xff\xff\x7f.")
+    tracemalloc.start()
+    try:
+        assert read_state(path) == {}
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
