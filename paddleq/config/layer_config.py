@@ -13,7 +13,32 @@ from ..observers import (
     MinMaxObserver,
     Observer,
 )
+from ..observers.base import OBSERVERS
 from ..spec import PerChannel, PerTensor, PerToken, QuantSpec
+
+MIN_MAX = "min_max"
+
+
+def check_activation_observer(name: str, value: Any) -> str:
+    """Return ``value`` if it names an observer for one range of the activations.
+
+    Raises:
+        ConfigTypeError, ConfigError: it does not.
+
+    Examples:
+        >>> from paddleq.config.layer_config import check_activation_observer
+        >>> check_activation_observer("observer", "KL")
+        'KL'
+    """
+    return check_choice(name, value, [
+        each for each, cls in OBSERVERS.items()
+        if not (cls.dynamic or cls.fixed or cls.per_channel)])
+
+
+def static_activation(spec: QuantSpec,
+                      observer: str = MIN_MAX) -> Union[QuantSpec, "QuantizerConfig"]:
+    """Return ``LayerConfig.activation`` of inputs whose range the named observer computes."""
+    return spec if observer == MIN_MAX else QuantizerConfig(OBSERVERS[observer], spec)
 
 # Smoother and Rounder classes by name. paddleq.algorithms, above this package, registers its own.
 ALGORITHMS: "Registry[Callable]" = Registry("algorithm")

@@ -16,6 +16,7 @@ from ..._checks import (
 )
 from ...algorithms import AWQ, GPTQ, SmoothQuant
 from ...config import LayerConfig, QuantConfig
+from ...config.layer_config import check_activation_observer, static_activation
 from ...errors import ConfigError
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
@@ -37,7 +38,7 @@ def _check_strength(name, value):
 
 # algorithm -> option -> its check
 ALGORITHMS = {
-    "minmax": {},
+    "minmax": {"observer": check_activation_observer},
     "smoothquant": {"smooth_strength": _check_strength},
     "awq": {"grids_num": _check_count},
     "gptq": {},
@@ -95,7 +96,10 @@ class AmctConfig:
             smoother = AWQ(grids_num=options.get("grids_num", 20))
         elif self.algorithm == "gptq":
             rounder = GPTQ()
-        return LayerConfig(self.weight, self.activation, smoother, rounder)
+        activation = self.activation
+        if "observer" in options:
+            activation = static_activation(activation, options["observer"])
+        return LayerConfig(self.weight, activation, smoother, rounder)
 
     def rules(self, model: nn.Layer) -> QuantConfig:
         """Return the rules for the layers of ``model``."""
@@ -121,6 +125,10 @@ class AmctConfig:
                               f"less than K = {in_features} of layer {name!r}, i.e. {remedy}")
 
     def _check_together(self):
+        static = self.activation is not None and isinstance(self.activation.granularity, PerTensor)
+        if "observer" in self.options and not static:
+            raise ConfigError("config['algorithm']['minmax']['observer'] needs "
+                              "config['quant_cfg']['inputs'] with the strategy 'tensor'")
         if self.activation is None:
             if self.algorithm not in FOR_WEIGHTS_ALONE:
                 raise ConfigError(

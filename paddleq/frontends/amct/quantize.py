@@ -46,7 +46,9 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
                   each token, computed when the model runs).
             - ``algorithm``: one of these, as a str, a set of it, or a dict from it to its options.
 
-              - ``"minmax"``: round to nearest.
+              - ``"minmax"``: round to nearest. ``observer`` ("min_max") names the observer that
+                computes the range of inputs with the strategy "tensor", e.g. "KL", "hist" or "mse"
+                (an addition to AMCT's options).
               - ``"smoothquant"``: ``smooth_strength`` (0.5), a float in (0, 1): how much of the
                 difficulty moves from the inputs to the weights. The larger the outliers among the
                 inputs, the larger it should be (AMCT's document says smaller, its formula this).

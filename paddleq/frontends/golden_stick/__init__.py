@@ -10,11 +10,17 @@ from .enums import (
     QuantGranularity,
 )
 from .ptq import PTQ
-from .ptq_config import AWQConfig, GPTQQuantConfig, PTQConfig, SmoothQuantConfig
+from .ptq_config import (
+    ActivationObserverConfig,
+    AWQConfig,
+    GPTQQuantConfig,
+    PTQConfig,
+    SmoothQuantConfig,
+)
 from .simulated_qat import SimulatedQuantizationAwareTraining
 
 __all__ = [
-    "PTQ", "AWQConfig", "BackendTarget", "GPTQQuantConfig", "NetworkHelper",
+    "PTQ", "AWQConfig", "ActivationObserverConfig", "BackendTarget", "GPTQQuantConfig", "NetworkHelper",
     "OutliersSuppressionType", "PTQConfig", "PTQMode", "PrecisionRecovery", "QuantDtype",
     "QuantGranularity", "SimulatedQuantizationAwareTraining", "SmoothQuantConfig",
 ]

@@ -11,6 +11,7 @@ from ..._checks import (
     wrong_type,
     wrong_value,
 )
+from ...config.layer_config import MIN_MAX, check_activation_observer
 from ...errors import ConfigError
 from .enums import (
     BackendTarget,
@@ -65,6 +66,29 @@ class SmoothQuantConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", check_float("alpha", self.alpha, 0, 1))
+
+
+@dataclass(frozen=True)
+class ActivationObserverConfig:
+    """Options of ``act_quant_dtype=int8`` with the granularity ``PER_TENSOR``.
+
+    Args:
+        observer: name of the observer that computes the range, e.g. "KL", "hist" or "mse".
+            Default "min_max".
+
+    Raises:
+        ConfigTypeError, ConfigError: for a value of another type, or an unknown name.
+
+    Examples:
+        >>> from paddleq.frontends.golden_stick import ActivationObserverConfig
+        >>> ActivationObserverConfig("KL")
+        ActivationObserverConfig(observer='KL')
+    """
+
+    observer: str = MIN_MAX
+
+    def __post_init__(self) -> None:
+        check_activation_observer("observer", self.observer)
 
 
 @dataclass(frozen=True)
@@ -217,7 +241,9 @@ class PTQConfig:
         wanted = [cls for asked, cls in (
             (self.outliers_suppression is OutliersSuppressionType.SMOOTH, SmoothQuantConfig),
             (self.outliers_suppression is OutliersSuppressionType.AWQ, AWQConfig),
-            (self.precision_recovery is PrecisionRecovery.GPTQ, GPTQQuantConfig)) if asked]
+            (self.precision_recovery is PrecisionRecovery.GPTQ, GPTQQuantConfig),
+            (self.act_quant_dtype is not None and self.act_quant_granularity is PER_TENSOR,
+             ActivationObserverConfig)) if asked]
         return parse_algo_args(self.algo_args, wanted)
 
 
@@ -311,7 +337,8 @@ def parse_algo_args(given: Any, wanted: Sequence[type]) -> Dict[type, Any]:
         for each in given if isinstance(given, (list, tuple)) else [given]:
             if not is_dataclass(each) or isinstance(each, type):
                 raise wrong_type("algo_args", given, "a dict, or an instance of "
-                                 "SmoothQuantConfig, AWQConfig or GPTQQuantConfig")
+                                 "SmoothQuantConfig, AWQConfig, GPTQQuantConfig or "
+                                 "ActivationObserverConfig")
             if type(each) not in wanted:
                 names = ", ".join(cls.__name__ for cls in wanted) or "no options"
                 raise ConfigError(

@@ -10,10 +10,18 @@ from paddle import nn
 from ..._checks import wrong_type
 from ...algorithms import AWQ, GPTQ, NetworkHelper, SmoothQuant
 from ...config import LayerConfig, QuantConfig, Scope
+from ...config.layer_config import static_activation
 from ...errors import ConfigError
 from ...nn.linear_support import linear_skip_reason
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
-from .ptq_config import AWQConfig, GPTQQuantConfig, PTQConfig, QuantGranularity, SmoothQuantConfig
+from .ptq_config import (
+    ActivationObserverConfig,
+    AWQConfig,
+    GPTQQuantConfig,
+    PTQConfig,
+    QuantGranularity,
+    SmoothQuantConfig,
+)
 
 _logger = logging.getLogger("paddleq")
 
@@ -107,6 +115,9 @@ def layer_config(config: PTQConfig) -> LayerConfig:
                                granularity=PerToken() if per_token else PerTensor())
     algorithms = {}
     for cls, options in config.options().items():
+        if cls is ActivationObserverConfig:
+            activation = static_activation(activation, options.observer)
+            continue
         algorithms.update(_ALGORITHMS[cls](options))
     return LayerConfig(weight, activation, kv_cache=kv_cache, **algorithms)
 
