@@ -53,4 +53,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         _convert(*sys.argv[1:])
     else:
-        print(json.dumps(find()))
+        sys.stdout.write(json.dumps(find()))
