@@ -1,9 +1,13 @@
 """Registry of export formats, and their base class."""
 
 import abc
-from typing import Optional, Tuple, Type
+from typing import TYPE_CHECKING, Callable, List, Optional, Tuple, Type
 
 from .._registry import Registry
+from ..spec import QuantSpec
+
+if TYPE_CHECKING:
+    from .provenance_file import Provenance
 
 FORMATS: "Registry[Type[Format]]" = Registry("format")
 register_format = FORMATS.register
@@ -23,12 +27,12 @@ class Format(abc.ABC):
 
     endings: Tuple[str, ...] = ()
     packages: Tuple[str, ...] = ()
-    read: Optional[object] = None
+    read: Optional[Callable] = None
 
     def require(self) -> None:
         """Raise :class:`~paddleq.errors.DependencyError` if a package is missing."""
 
-    def check_spec(self, name, spec, is_weight) -> None:
+    def check_spec(self, name: str, spec: QuantSpec, is_weight: bool) -> None:
         """Raise :class:`~paddleq.errors.ExportError` if the format cannot represent ``spec``.
 
         Args:
@@ -45,12 +49,13 @@ class Format(abc.ABC):
         return True
 
     @abc.abstractmethod
-    def write(self, program, marks, path, provenance=None, **options) -> None:
+    def write(self, program, marks: List, path: str, provenance: "Optional[Provenance]" = None,
+              **options) -> None:
         """Lower the markers of a traced program and write the files at the prefix ``path``.
 
         Args:
-            program: what ``read`` returned; may be changed.
-            marks: what the markers in ``program`` stand for.
+            program: the result of ``read``; may be changed.
+            marks: the quantizers of the markers in ``program``.
             provenance: a :class:`~paddleq.export.provenance_file.Provenance`, or None.
 
         Raises:

@@ -67,7 +67,7 @@ class MarkerLowering(abc.ABC):
     Variables are identified by names or numbers, as the graph does.
 
     Args:
-        marks: the quantizers; marker number n stands for ``marks[n - 1]``.
+        marks: the quantizers; marker number n denotes ``marks[n - 1]``.
     """
 
     float_suffix = ".folded"  # of the name of a changed float weight beside the original
@@ -76,7 +76,7 @@ class MarkerLowering(abc.ABC):
         self.marks = marks
         self.renamed = {}  # variable -> variable that replaces it
         self.float_uses = set()  # variables that operators other than markers read
-        self._taken = set()  # parameters whose own name stands for another value by now
+        self._taken = set()  # parameters whose name is used for another value
         self._folded = {}  # parameter -> parameter with the float value that replaces it
         self._placeholders = set()  # constants in the place of weights that are integers
 
@@ -200,7 +200,7 @@ class MarkerLowering(abc.ABC):
 
 
 def simulated_weight(mark):
-    """Float weight that a :class:`WeightMark` stands for: quantized and dequantized."""
+    """Quantize and dequantize the weight of a :class:`WeightMark`."""
     if mark.integers is None:
         return mark.value
     abs_max, integers = _broadcast(mark.abs_max, mark), mark.integers.astype(np.float32)

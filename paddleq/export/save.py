@@ -1,5 +1,10 @@
 """Export of a quantized model in memory to files."""
 
+import os
+from typing import Optional, Union
+
+import paddle
+
 from .._checks import check_prefix, wrong_type
 from ..engine import check_filled, finalized, quantized_layers
 from ..errors import ModelError
@@ -8,8 +13,11 @@ from .formats import FORMATS
 from .provenance_file import Provenance
 from .trace import input_spec_of, trace
 
+Path = Union[str, "os.PathLike[str]"]
 
-def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
+
+def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optional[list] = None,
+                         format: str = "pdmodel") -> None:
     """Export any quantized model for deployment, as ``path.pdmodel`` and ``path.pdiparams``.
 
     ``path.paddleq.yaml`` beside them records how they were made: versions, SHA-256 of the files,
@@ -64,7 +72,9 @@ def save_quantized_model(model, path, input_spec=None, format="pdmodel"):
     save(model, path, input_spec, format=format)
 
 
-def save(model, path, input_spec=None, onnx_format=True, format="pdmodel", made_by=None):
+def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[list] = None,
+         onnx_format: bool = True, format: str = "pdmodel",
+         made_by: Optional[dict] = None) -> None:
     """Export a quantized model to the files of a format.
 
     Args:
@@ -75,7 +85,7 @@ def save(model, path, input_spec=None, onnx_format=True, format="pdmodel", made_
         onnx_format: for "pdmodel": ``quantize_linear`` / ``dequantize_linear`` with integer
             weights, or ``fake_*`` operators with float weights.
         format: a registered format. "pdmodel": integers, for every runtime, on every Paddle. "pir":
-            ``path.json`` and ``path.pdiparams`` (so each format needs a path of its own), the
+            ``path.json`` and ``path.pdiparams`` (so each format needs another path), the
             program that Paddle 3 loads with ``paddle.jit.load`` and Paddle Inference. PIR has no
             int8 path: quantization is simulated in float, with float weights. The file is as large
             as that of the float model and slower. "onnx": ``path.onnx``, as

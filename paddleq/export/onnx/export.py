@@ -1,6 +1,9 @@
 """Pipeline from a model or a program with markers to an ONNX file."""
 
 import os
+from typing import Optional, Union
+
+import paddle
 
 from ..._atomic_write import write_bytes
 from ..._checks import check_choice, check_int, check_prefix, wrong_type
@@ -20,6 +23,7 @@ from .opset import CONVERTER_HIGHEST, HIGHEST, LOWEST, check_opset, default_opse
 from .qdq_placement import place_quantizers
 from .simplify import fold_weight_views, simplify
 
+Path = Union[str, "os.PathLike[str]"]
 TARGETS = ("onnxruntime", "plain")
 _MOST_BYTES = 2 ** 31 - 1  # of a protobuf message
 
@@ -38,7 +42,8 @@ class OnnxFormat(Format):
         write_program(program, marks, path + ".onnx", opset, target, provenance)
 
 
-def to_onnx(model, path, input_spec=None, opset=None, target="onnxruntime"):
+def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optional[list] = None,
+            opset: Optional[int] = None, target: str = "onnxruntime") -> str:
     """Export a model to ONNX with QuantizeLinear and DequantizeLinear operators.
 
     The file has integer weights, with a scale for each channel where the model has them, and zero

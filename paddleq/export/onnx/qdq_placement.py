@@ -142,7 +142,7 @@ class _IntegerKernels:
         return _dequantizes(weight) and attribute(weight, "block_size") is not None
 
     def is_between_integers(self, node):
-        """Return True if a node reads dequantized values and its consumer is one 8-bit quantizer."""
+        """Return True if a node is between dequantized values and one 8-bit quantizer."""
         (consumer, *others) = self.consumers[node.output[0]]
         return (self.is_quantized(self.producers.get(node.input[0])) and not others
                 and consumer is not None and consumer.op_type == "QuantizeLinear"

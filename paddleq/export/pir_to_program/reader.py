@@ -1,6 +1,7 @@
 """Entry points of the conversion: read files of Paddle 3 and convert them."""
 
 import os
+from typing import Optional, Union
 
 from ..._checks import wrong_type
 from ..._paddle_compat import framework_proto
@@ -12,8 +13,10 @@ from .operator_table import ROWS
 from .pir_graph import PirProgram
 from .special_operators import SPECIALS
 
+Path = Union[str, "os.PathLike[str]"]
 
-def from_pir(model_path, params_path=None) -> Program:
+
+def from_pir(model_path: Path, params_path: Optional[Path] = None) -> Program:
     """Read a PIR program and its parameters as a :class:`~paddleq.export.program.program.Program`.
 
     Args:
@@ -30,7 +33,7 @@ def from_pir(model_path, params_path=None) -> Program:
         raise FormatError(f"{model_path} is nested too deeply") from error
 
 
-def load_program(model_path, params_path) -> Program:
+def load_program(model_path: Path, params_path: Optional[Path]) -> Program:
     """Read a saved model of either format as a :class:`~paddleq.export.program.program.Program`.
 
     Args:
@@ -68,7 +71,7 @@ def _from_pir(model_path, params_path):
         raise FormatError(f"{model_path}: {error}") from error
 
 
-def to_program_desc(model, output, params_file=None):
+def to_program_desc(model: Path, output: Path, params_file: Optional[Path] = None) -> None:
     """Convert a model that Paddle 3 saved as PIR to the format that every runtime reads.
 
     Paddle 3 writes ``name.json`` and ``name.pdiparams``. Paddle-Lite, OpenVINO and the int8 mode of

@@ -6,8 +6,8 @@ from .op_desc import all_inputs, all_outputs
 class GraphView:
     """Producers and consumers of the variables of some operators, as of its creation.
 
-    An operator with sub-blocks (``while``, ``conditional_block``) lists what the blocks read and
-    assign among its own inputs and outputs, so that the view of one block accounts for them.
+    An operator with sub-blocks (``while``, ``conditional_block``) lists the variables that
+    its blocks read and assign among its inputs and outputs: the view of one block includes them.
 
     Args:
         ops: operators in order, usually ``block.ops``.

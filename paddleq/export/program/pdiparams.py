@@ -1,6 +1,6 @@
-"""Reading and writing ``.pdiparams``: tensors one after another, in order of their names.
+"""Reader and writer of ``.pdiparams``: concatenated tensors in the order of their names.
 
-The format is that of Paddle's ``save_combine`` operator. Reading admits arrays only; nothing is
+The format is that of Paddle's ``save_combine`` operator. Only arrays are read; nothing is
 unpickled.
 """
 
@@ -15,11 +15,11 @@ DTYPES = {0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float
           6: "float64", 20: "uint8", 21: "int8", 22: "bfloat16"}
 CODES = {name: code for code, name in DTYPES.items()}
 MOST_DIMENSIONS = 9  # of a tensor in Paddle
-_MOST_LEVELS = 16  # of a division into sequences; parameters have none
+_MOST_LEVELS = 16  # of LoD; parameters have none
 
 
 def _numpy_dtype(name):
-    # numpy has no bfloat16; its bits are carried as they are.
+    # numpy has no bfloat16; its bits are kept as uint16.
     return np.dtype("uint16" if name == "bfloat16" else name)
 
 
@@ -27,13 +27,13 @@ def read(path, variables, proto, shapes=None):
     """Read the tensors of ``variables`` (name -> dtype name) from a ``.pdiparams`` file.
 
     Args:
-        shapes: name -> dimensions that the model has for it, -1 where any will do.
+        shapes: name -> expected dimensions, -1 for any.
 
     Returns:
         dict name -> numpy array.
 
     Raises:
-        FormatError: the file is damaged, or is not of these variables.
+        FormatError: the file is damaged or has other variables.
     """
     try:
         with open(path, "rb") as file:
@@ -102,7 +102,7 @@ def write(path, arrays, dtypes, proto):
     """Write arrays (name -> numpy array) to a ``.pdiparams`` file.
 
     Args:
-        dtypes: name -> dtype name, for what numpy cannot say (bfloat16).
+        dtypes: name -> name of a data type that numpy lacks (bfloat16).
     """
     with open(path, "wb") as file:
         for name in sorted(arrays):
@@ -113,4 +113,4 @@ def write(path, arrays, dtypes, proto):
             encoded = description.SerializeToString()
             file.write(struct.pack("<IQIi", 0, 0, 0, len(encoded)))
             file.write(encoded)
-            file.write(array.data)  # a copy may be larger than the memory left
+            file.write(array.data)  # without a copy, for which memory may be insufficient

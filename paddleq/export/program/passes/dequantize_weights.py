@@ -1,10 +1,11 @@
 """Form in which a weight of integers is dequantized, according to the operators that use it.
 
 Runtimes remove the ``dequantize_linear`` of a weight and pass its integers to the next operator.
-Paddle Inference's int8 mode (2.6 to 3.3) does that for all of them, but converts the integers back to
+Paddle Inference's int8 mode (2.6 to 3.3) does that for all of them, but converts the integers back
+to
 floats for few: every other operator then fails. Paddle-Lite's operators without an int8 kernel use
-the integers as the float weight. So ``dequantize_linear`` is kept only where a runtime computes with
-the integers.
+the integers as the float weight. So ``dequantize_linear`` is kept only where a runtime computes
+with the integers.
 """
 
 import numpy as np

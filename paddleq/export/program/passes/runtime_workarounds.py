@@ -1,8 +1,8 @@
 """Passes for defects and expectations of the runtimes that read a ``.pdmodel``.
 
-:meth:`~..program.Program.save` applies them. They do not change the function of the graph. They also
-remove what describes the machine on which the program was traced (Paddle 2.6 stores the Python stack
-of each operator), so that the same model gives the same bytes.
+:meth:`~..program.Program.save` applies them. They do not change the function of the graph. They
+also remove attributes that describe the machine on which the program was traced (Paddle 2.6 stores
+the Python stack of each operator), so that the same model gives the same bytes.
 """
 
 import numpy as np
@@ -59,7 +59,8 @@ def _add_biases_as_vectors(program, block, ops):
             continue
         last = attribute(conv, "data_format") in ("NHWC", "NDHWC")
         if last and y in program.arrays and program.arrays[y].ndim == 1:
-            # The same axis. oneDNN transposes the data and takes -1 for the last axis of the result.
+            # The same axis. oneDNN transposes the data and takes -1 for the last axis of the
+            # result.
             set_attribute(op, "axis", len(shapes[x]) - 1)
             continue
         if reshape is None or reshape.type != "reshape2":
@@ -85,8 +86,8 @@ def _assign_before_quantize(builder, block, ops):
     """Insert ``assign`` between an operator that changes the range and its quantize_linear.
 
     Paddle Inference uses the scale behind an average pool, slice, split or scale operator for the
-    input of that operator too, which clips it: a squeeze-and-excitation block loses all values above
-    the largest mean. It does not propagate a scale through ``assign``.
+    input of that operator too, which clips it: a squeeze-and-excitation block loses all values
+    above the largest mean. It does not propagate a scale through ``assign``.
     """
     producers, assigned, kept = GraphView(ops).producers, {}, []
     for op in ops:
