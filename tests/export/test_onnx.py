@@ -1,4 +1,4 @@
-"""ONNX: what the file holds, and that ONNX Runtime computes what the simulation computes."""
+"""ONNX export: contents of the file, and ONNX Runtime equals the simulation."""
 
 import subprocess
 import sys
@@ -47,14 +47,14 @@ def calibrated(net, inputs, **kwargs):
     return net
 
 
-# Where convolutions run in integers, their biases are rounded to 32-bit integers: a value in a
-# thousand may fall on the other side of a rounding border, and counts as one step.
+# Integer convolutions round biases to 32-bit integers: one value in a thousand may cross a rounding
+# border, which is an error of one step.
 BORDERS = 5e-3
 
 
 def written_equals_simulated(net, inputs, path, target="onnxruntime", tolerance=1e-5,
                              optimized=None, **options):
-    """Write and compare; returns what :func:`onnx_graph` does.
+    """Export, compare with the simulation and return the result of :func:`onnx_graph`.
 
     ``optimized``: the tolerance where ONNX Runtime optimizes; None: the same.
     """
@@ -127,7 +127,7 @@ AFFINE = [
 @pytest.mark.parametrize("words", AFFINE, ids=str)
 @pytest.mark.parametrize("side", ["act_quantize", "weight_quantize"])
 def test_zero_points_and_ranges(words, side, tmp_path):
-    """What a .pdmodel refuses: zero points, unsigned integers, part of a range."""
+    """Settings that a .pdmodel cannot represent: zero points, unsigned integers, partial ranges."""
     quantizer = paddleq.FakeQuantize.with_args(rounding="half_even", **words)
     net, x = trained_qat(**{side: quantizer})
     x = x - 0.3
@@ -139,7 +139,7 @@ def test_zero_points_and_ranges(words, side, tmp_path):
     {"qscheme": "per_channel_affine", "dtype": "qint8"},
     {"qscheme": "per_channel_symmetric", "dtype": "qint4"},
 ], ids=str)
-def test_a_zero_point_for_each_channel_of_a_weight(words, tmp_path):
+def test_weight_with_zero_point_per_channel(words, tmp_path):
     net, x = nn.Sequential(nn.Conv2D(3, 8, 3), nn.BatchNorm2D(8), nn.ReLU()), paddle.randn(
         [4, 3, 8, 8])
     quantizer = paddleq.FakeQuantize.with_args(
@@ -164,8 +164,8 @@ def kinds(nodes):
     return Counter(node.op_type for node in nodes)
 
 
-def test_plain_form_is_signed_integers_in_front_of_the_layers(tmp_path):
-    """What TensorRT and its like read: no zero points, biases in float, nothing moved."""
+def test_plain_target_has_signed_integers_before_the_layers(tmp_path):
+    """The form for TensorRT: no zero points, float biases, quantizers not moved."""
     net, x = trained_qat()
     nodes, constants, _ = written_equals_simulated(net, [x], tmp_path / "m", target="plain")
     assert kinds(nodes)["QuantizeLinear"] == kinds(nodes)["Conv"] + kinds(nodes)["MatMul"] == 4
@@ -176,7 +176,7 @@ def test_plain_form_is_signed_integers_in_front_of_the_layers(tmp_path):
 
 
 class Stack(nn.Layer):
-    """What stands between quantized layers in vision models."""
+    """Operators between quantized layers in vision models."""
 
     def __init__(self):
         super().__init__()
@@ -193,7 +193,7 @@ class Stack(nn.Layer):
 
 @pytest.fixture
 def stack():
-    """(quantized Stack, batch); the norm has negative, tiny and zero factors."""
+    """Return (quantized Stack, batch); the norm has negative, tiny and zero factors."""
     x = paddle.randn([16, 3, 12, 12])
     net = warmed(Stack(), x)
     with paddle.no_grad():
@@ -203,7 +203,7 @@ def stack():
     return calibrated(net, [x]), x
 
 
-def test_onnx_runtime_computes_every_convolution_between_layers_in_integers(stack, tmp_path):
+def test_onnx_runtime_computes_inner_convolutions_in_integers(stack, tmp_path):
     net, x = stack
     nodes, _, _ = written_equals_simulated(net, [x], tmp_path / "m", tolerance=BORDERS)
     assert "Relu" not in kinds(nodes) and "BatchNormalization" not in kinds(nodes)
@@ -217,8 +217,8 @@ def test_onnx_runtime_computes_every_convolution_between_layers_in_integers(stac
     assert sum(made[kind] for kind in ("Conv", "FusedConv", "Gemm", "MatMul", "Relu")) == 0
 
 
-def test_what_norms_made_of_a_weight_is_the_simulation_to_the_last_bits(stack, tmp_path):
-    """Channels with a negative, a tiny and no factor; the bias is in float here."""
+def test_folded_batch_norm_equals_the_simulation(stack, tmp_path):
+    """Channels with a negative, a tiny and a zero factor; the bias is float."""
     net, x = stack
     paddleq.export.to_onnx(net, tmp_path / "m.onnx", specs([x]), target="plain")
     found = onnxruntime(tmp_path / "m", [x.numpy()])[0]
@@ -228,7 +228,7 @@ def test_what_norms_made_of_a_weight_is_the_simulation_to_the_last_bits(stack, t
     assert relative_error(found, simulated(net, [x])[0]) <= BORDERS
 
 
-def test_openvino_reads_both_forms(stack, tmp_path):
+def test_openvino_runs_both_targets(stack, tmp_path):
     net, x = stack
     for target, tolerance in (("plain", 1e-5), ("onnxruntime", BORDERS)):
         paddleq.export.to_onnx(net, tmp_path / "m.onnx", specs([x]), target=target)
@@ -239,8 +239,8 @@ def test_openvino_reads_both_forms(stack, tmp_path):
 @pytest.mark.parametrize("limits", [(0.0, 6.0), (-1.0, 1.0), (0.31, 0.33), (2.0, 9.0),
                                     (-9.0, -2.0)], ids=str)
 @pytest.mark.parametrize("qscheme", ["per_tensor_symmetric", "per_tensor_affine"])
-def test_limits_of_integers_are_the_limits_of_their_values(limits, qscheme, tmp_path):
-    """Clip, then quantize = quantize, then clip; also where the limits are on no step, or outside
+def test_clip_of_integers_equals_clip_of_values(limits, qscheme, tmp_path):
+    """Clip, then quantize = quantize, then clip; also with limits between two integers, or outside
     of all that is represented."""
     conv, after = nn.Conv2D(1, 1, 1, bias_attr=False), nn.Conv2D(1, 1, 1)
     net = nn.Sequential(conv, nn.Hardtanh(*limits), after)
@@ -257,7 +257,7 @@ def test_limits_of_integers_are_the_limits_of_their_values(limits, qscheme, tmp_
         "QuantizeLinear", "QuantizeLinear", "Clip"]
 
 
-def test_four_bits_are_packed_from_opset_21_on(tmp_path):
+def test_4_bit_weights_are_packed_from_opset_21(tmp_path):
     net = nn.Sequential(nn.Conv2D(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(45, 9))
     x = paddle.randn([4, 3, 5, 5])
     ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(4))
@@ -280,7 +280,7 @@ def test_opsets(opset, tmp_path):
 
 
 class Words(nn.Layer):
-    """Embedding, attention, norms: what a transformer has."""
+    """Embedding, attention and norms of a transformer."""
 
     def __init__(self):
         super().__init__()
@@ -292,7 +292,7 @@ class Words(nn.Layer):
         return paddle.matmul(x, self.table.weight, transpose_y=True)
 
 
-def test_a_transformer_with_a_weight_that_is_read_in_two_ways(tmp_path):
+def test_transformer_with_shared_weight(tmp_path):
     tokens = paddle.randint(0, 50, [3, 7])
     net = Words()
     net.eval()
@@ -305,7 +305,7 @@ def test_a_transformer_with_a_weight_that_is_read_in_two_ways(tmp_path):
     assert constants[f"{table}.integers"].dtype == np.int8
 
 
-def test_names_open_dimensions_and_size(tmp_path):
+def test_names_dynamic_dimensions_and_size(tmp_path):
     import onnx
 
     net = warmed(nn.Sequential(nn.Conv2D(3, 64, 3, padding=1), nn.ReLU(),
@@ -324,7 +324,7 @@ def test_names_open_dimensions_and_size(tmp_path):
     fetched = [op.inputs[0].arguments[0] for op in program.desc.blocks[0].ops
                if op.type == "fetch"]
     assert [each.name for each in graph.input] == ["picture"]
-    # Paddle 2.6 numbers what it fetches anew in each trace.
+    # Paddle 2.6 renumbers outputs in each trace.
     assert [each.name.rpartition("_")[0] for each in graph.output] == [
         name.rpartition("_")[0] for name in fetched]
     assert {parameter.name for parameter in net.parameters() if len(parameter.shape) > 1} <= {
@@ -340,8 +340,8 @@ def test_names_open_dimensions_and_size(tmp_path):
 
 
 @pytest.mark.parametrize("write", ["dynamic-8", "dynamic-16", "static", "ptq", "float"])
-def test_a_saved_model(write, tmp_path):
-    """Written by others than to_onnx: read back, and the same numbers."""
+def test_saved_model(write, tmp_path):
+    """A model that another function saved gives the same numbers as ONNX."""
     net, x = warmed(SmallNet(), paddle.rand([8, 1, 8, 8])), paddle.rand([8, 1, 8, 8])
     spec = specs([x])
     paddle.jit.save(net, f"{tmp_path}/float/model", spec)
@@ -368,7 +368,7 @@ def test_a_saved_model(write, tmp_path):
     assert quantized == (write != "float")
 
 
-def test_a_saved_model_of_another_kind(tmp_path):
+def test_saved_models_that_are_refused(tmp_path):
     net, x = trained_qat()
     paddleq.QAT().save_quantized_model(net, str(tmp_path / "fake"), specs([x]), onnx_format=False)
     with pytest.raises(ExportError, match="fake_.*onnx_format=True"):
@@ -390,7 +390,7 @@ def test_a_saved_model_of_another_kind(tmp_path):
     ({"model": 3}, ConfigTypeError, ["model", "Layer", "saved model"]),
     ({"opset": 17, "bits": 12}, ExportError, ["conv1", "12 bits", "opset 21", "at most 8"]),
 ])
-def test_wrong_arguments(arguments, error, words, tmp_path):
+def test_invalid_arguments(arguments, error, words, tmp_path):
     net, x = trained_qat({"weight_bits": arguments.pop("bits", 8)})
     given = {"model": net, "path": tmp_path / "m", "input_spec": specs([x]), **arguments}
     with pytest.raises(error) as caught:
@@ -399,7 +399,7 @@ def test_wrong_arguments(arguments, error, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_untrained_model_is_refused(tmp_path):
+def test_model_without_scales_is_refused(tmp_path):
     net = SmallNet()
     paddleq.QAT().quantize(net)
     with pytest.raises(ExportError, match="conv1.activation_quantizer"):
@@ -420,7 +420,7 @@ class Enlarged(nn.Layer):
     (Sorted(), [None, 4], UnsupportedOperatorError, ["gumbel_softmax", "pdmodel"]),
     (Enlarged(), [1, 3, 4, 4], ExportError, ["adaptive pool", "stride 0"]),
 ])
-def test_what_paddle2onnx_cannot_convert_leaves_the_old_file(net, shape, error, words, tmp_path):
+def test_failed_conversion_keeps_the_old_file(net, shape, error, words, tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"old")
     with pytest.raises(error) as caught:
         paddleq.export.to_onnx(net, tmp_path / "m", [SPEC(shape, "float32")])
@@ -428,7 +428,7 @@ def test_what_paddle2onnx_cannot_convert_leaves_the_old_file(net, shape, error, 
     assert (tmp_path / "m.onnx").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_that_cannot_be_written(tmp_path):
+def test_target_that_cannot_be_written(tmp_path):
     net, x = trained_qat()
     (tmp_path / "taken.onnx").mkdir()
     (tmp_path / "file").write_bytes(b"")
@@ -439,8 +439,8 @@ def test_a_file_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["onnx", "paddle2onnx"])
-def test_a_missing_package_is_named_with_the_remedy(missing, tmp_path):
-    """In a process of its own, for which the package is not there."""
+def test_missing_package_is_named_with_the_remedy(missing, tmp_path):
+    """Export in a subprocess that cannot import the package."""
     script = f"""
 import sys, zlib
 sys.modules[{missing!r}] = None
@@ -475,7 +475,7 @@ SCHEMES = [*((weight, "A16") for weight in WEIGHTS),
 
 @pytest.mark.parametrize("weight, activation", SCHEMES)
 def test_integer_linear(weight, activation, tmp_path):
-    """Every scheme that it computes; integers in the file are those that the layer holds."""
+    """Every scheme equals the layer; the file has the integers of the layer."""
     tokens, net = paddle.randint(0, 500, [3, 7]), Words()
     deploy(net, WEIGHTS[weight], ACTIVATIONS[activation], [(tokens,)], smoothed=True,
            permuted=True)

@@ -1,4 +1,4 @@
-"""``format="pir"``: what Paddle 3 itself loads computes what was simulated."""
+"""``format="pir"``: the file that Paddle 3 loads equals the simulation."""
 
 import os
 
@@ -44,7 +44,7 @@ def quantized(config, net, x):
 
 
 class Looped(nn.Layer):
-    """A quantized layer inside of a loop, and a weight that is read as it is, too."""
+    """A quantized layer in a loop, and a weight that is also read as float."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class Looped(nn.Layer):
     {}, {"weight_bits": 4, "activation_bits": 6}, {"activation_bits": 16},
     {"weight_bits": 1, "activation_bits": 1}, {"activation_preprocess_type": "PACT"},
     {"weight_quantize_type": "abs_max"}])
-def test_it_computes_what_was_simulated(config, tmp_path):
+def test_file_equals_simulation(config, tmp_path):
     x, path = paddle.rand([4, 1, 8, 8]), str(tmp_path / "m")
     qat, net = quantized(config, warmed(SmallNet(), x), x)
     expected = net(x).numpy()
@@ -82,7 +82,7 @@ def test_it_computes_what_was_simulated(config, tmp_path):
     assert relative_error(paddle_inference(path + "2", [x.numpy()])[0], expected) <= 1e-6
 
 
-def test_blocks_and_weights_that_are_read_twice(tmp_path):
+def test_inner_blocks_and_shared_weights(tmp_path):
     x, path = paddle.rand([4, 8]), str(tmp_path / "m")
     ptq = paddleq.PTQ("AbsmaxQuantizer")
     net = ptq.quantize(Looped())

@@ -1,4 +1,4 @@
-"""Random models, and damaged files, through the converter from PIR: issue 3, line 7.
+"""Random models and damaged files in the converter from PIR.
 
 The same examples are drawn on each run. Others, and more of them, with
 
@@ -39,11 +39,11 @@ from paddleq.export.program.program import Program
 pytestmark = pytest.mark.needs_pir  # Paddle 2.6 saves no PIR
 
 FRESH, SEED = int(os.environ.get("PADDLEQ_FUZZ", 0)), os.environ.get("PADDLEQ_FUZZ_SEED")
-SECONDS, MEGABYTES = 10, 512  # what one damaged file may cost
+SECONDS, MEGABYTES = 10, 512  # limits for one damaged file
 
 
 def examples(count):
-    """The same examples each time, or others and more if that is asked for."""
+    """Fixed examples by default, or more random ones."""
     chosen = settings(max_examples=FRESH or count, derandomize=not FRESH, database=None,
                       deadline=None, suppress_health_check=list(HealthCheck),
                       phases=[Phase.explicit, Phase.generate, Phase.shrink])
@@ -56,7 +56,7 @@ def examples(count):
 def run(path, inputs, ir_optim):
     """Outputs of a ``.pdmodel``.
 
-    Two optimizations are left out, as they crash on what Paddle itself saves, too: oneDNN's ``pad``
+    Two optimizations are disabled that crash on files of Paddle too: oneDNN's ``pad``
     writes beyond its memory (Paddle 3.3 switches oneDNN on), and the fusion of a matmul with a
     scale takes the product away from others that read it.
     """
@@ -77,7 +77,7 @@ def run(path, inputs, ir_optim):
 
 
 def check_same(found, expected, tolerance):
-    """Same shapes and types; integers equal, floats close in relative L2."""
+    """Check shapes and types; integers must be equal, floats close in relative L2."""
     assert len(found) == len(expected)
     for a, b in zip(found, expected):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -112,7 +112,7 @@ def test_random_graphs(case, tmp_path_factory):
 
 
 def test_random_graphs_were_varied():
-    """Depends on the test before it: it says what that one has drawn."""
+    """Check the variety of the graphs of the preceding test."""
     assert len(_DRAWN) >= 130, sorted(_DRAWN)
     assert _TRACED[True] >= 300 and _TRACED[False] <= 0.02 * _TRACED[True], _TRACED
 
@@ -121,7 +121,7 @@ def test_random_graphs_were_varied():
 
 
 class Whole(nn.Layer):
-    """A model with a bit of everything: weights, lists, constants, ``if`` and ``while``."""
+    """Model with weights, lists, constants, ``if`` and ``while``."""
 
     def __init__(self):
         super().__init__()
@@ -144,7 +144,7 @@ class Whole(nn.Layer):
 
 
 class Saved:
-    """The files of a model: what is in them, and where damaged copies of them are converted.
+    """Files of a model, their contents, and the folder for damaged copies.
 
     There is a good export of it in the place where every conversion writes.
     """
@@ -167,7 +167,7 @@ class Saved:
 
     @property
     def program(self):
-        """The JSON, to be changed."""
+        """Copy of the JSON, to be changed."""
         return json.loads(self.text)
 
     def write(self, text, params):
@@ -176,7 +176,7 @@ class Saved:
                 file.write(data)
 
     def state(self):
-        """Every file in the folder, and a digest of it."""
+        """Return file -> digest of the folder."""
         found = {}
         for name in sorted(os.listdir(self.folder)):
             with open(os.path.join(self.folder, name), "rb") as file:
@@ -184,7 +184,7 @@ class Saved:
         return found
 
     def convert(self, text=None, params=None, **options):
-        """Convert a damaged copy; returns the error, None if it is a model nevertheless.
+        """Convert a damaged copy; return the error, None if it is still a valid model.
 
         Whatever happens: typed errors that name the file, bounded time and memory, nothing left
         behind, and what stood there before is whole or replaced by another whole model.
@@ -216,7 +216,7 @@ class Saved:
 
 @contextlib.contextmanager
 def bounded():
-    """SECONDS and MEGABYTES at most."""
+    """Limit the cost to SECONDS and MEGABYTES."""
     def late(*_):
         raise AssertionError(f"took more than {SECONDS} s")
 
@@ -249,7 +249,7 @@ def main_block(program):
 
 
 def ops(program, name):
-    """Operations of a name, in the main block."""
+    """Return the operations of a name in the main block."""
     return [op for op in main_block(program)["ops"] if op["#"] == name]
 
 
@@ -262,7 +262,7 @@ def attribute(program, name, key):
 
 
 def tensor(program, name="1.relu"):
-    """The details of an operation's first result: [element type, shape, layout, ...]."""
+    """Return the type of the first result: [data type, shape, layout, ...]."""
     return op(program, name)["O"][0]["TT"]["D"]
 
 
@@ -295,7 +295,7 @@ def test_no_program(saved, text):
 
 
 def test_deep_values_inside_of_a_program(saved):
-    """As deep as the JSON reader goes, and wherever a value may be quoted in a message."""
+    """Nested to the limit of the JSON reader, where a message may quote a value."""
     for depth in (100, 300, 450, 480, 490, 495, 900, 100000):
         deep = "[" * depth + "]" * depth
         for place in ("conv2d", "struct_name", "magic", "shape", "operand", "flags"):
@@ -305,7 +305,7 @@ def test_deep_values_inside_of_a_program(saved):
 
 
 def self_marked(program, place):
-    """The program with the text DEEP at a place."""
+    """Return the program with the text DEEP at a position."""
     if place == "conv2d":
         attribute(program, "1.conv2d", "groups")["D"] = "DEEP"
     elif place == "struct_name":
@@ -323,7 +323,7 @@ def self_marked(program, place):
 
 
 def nested(program, depth):
-    """The model's ``if`` in itself."""
+    """Nest the ``if`` of the model in itself."""
     branch = op(program, "1.if")
     inner = copy.deepcopy(branch)
     for _ in range(depth):
@@ -342,7 +342,7 @@ def renumbered(program):
         each["O"][0]["%"] = 1000 - number
 
 
-# Each is refused. What the error says, is in the second place.
+# Each is refused with the message in the second place.
 EDITS = {
     "no magic": (lambda p: p["base_code"].pop("magic"), "magic"),
     "wrong magic": (lambda p: put(p["base_code"], "magic", "PIR"), "magic"),
@@ -458,7 +458,7 @@ def test_edited(saved, name):
 
 
 def harmless(program):
-    """What Paddle writes now and then: a size that is a product with -1 in it."""
+    """Paddle sometimes writes a size that is a product with -1."""
     tensor(program)[1][0] = -12
 
 
@@ -472,7 +472,7 @@ def test_negative_sizes_are_unknown_sizes(saved):
 
 
 def header(dims=b"\x08\x05\x10\x05", levels=0, version=0, length=None):
-    """The start of a tensor in a .pdiparams."""
+    """Return the header of a tensor in a .pdiparams."""
     return struct.pack("<IQIi", version, levels, 0, len(dims) if length is None else length) + dims
 
 
@@ -502,7 +502,7 @@ def test_damaged_params(saved, name):
 
 
 def test_params_are_edited_anywhere(saved):
-    """Every byte of the first descriptions: refused, or it was a byte of a number."""
+    """Each byte of the first descriptions: refused, unless it is part of a number."""
     for place in range(80):
         for value in (0, 1, 127, 255):
             damaged = bytearray(saved.params)
@@ -515,7 +515,7 @@ def test_bytes_after_the_params(saved):
 
 
 def test_reading_a_pdmodel_bounds_dimensions_too(saved, tmp_path):
-    """There the shapes are not known in advance: their product is not to be computed for hours."""
+    """Shapes are not known in advance: computing their product must not take hours."""
     damaged = header(b"\x08\x05" + (b"\x10" + b"\xff" * 8 + b"\x7f") * 300000)
     path = str(tmp_path / "m.pdiparams")
     with open(path, "wb") as file:
@@ -527,7 +527,7 @@ def test_reading_a_pdmodel_bounds_dimensions_too(saved, tmp_path):
 # Other kinds of files
 
 
-def test_a_folder_in_the_place_of_a_file(saved, tmp_path):
+def test_folder_instead_of_a_file(saved, tmp_path):
     (tmp_path / "m.json").mkdir()
     with pytest.raises(FormatError, match="m.json"):
         to_program_desc(str(tmp_path / "m"), str(tmp_path / "out"))
@@ -544,7 +544,7 @@ def test_a_pdmodel_is_no_pir_program(saved, tmp_path):
         to_program_desc(saved.out + ".pdmodel", str(tmp_path / "out"))
 
 
-def test_a_file_that_is_not_there(saved, tmp_path):
+def test_missing_file(saved, tmp_path):
     with pytest.raises(FormatError, match="nowhere.json"):
         to_program_desc(str(tmp_path / "nowhere"), str(tmp_path / "out"))
     saved.write(saved.text, saved.params)
@@ -554,8 +554,8 @@ def test_a_file_that_is_not_there(saved, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_source_is_not_damaged_by_writing_beside_it(saved):
-    """Both formats keep their parameters in a file of the same name."""
+def test_writing_beside_the_source_keeps_it(saved):
+    """Both formats store parameters in a file of the same name."""
     saved.write(saved.text, saved.params)
     prefix = saved.json[:-len(".json")]
     to_program_desc(prefix, prefix)
@@ -568,7 +568,7 @@ def test_the_source_is_not_damaged_by_writing_beside_it(saved):
 
 
 def nodes(tree, path=()):
-    """Paths of all nodes of a JSON tree."""
+    """Return the paths of all nodes of a JSON tree."""
     children = (tree.items() if isinstance(tree, dict)
                 else enumerate(tree) if isinstance(tree, list) else ())
     for key, child in children:
@@ -619,11 +619,11 @@ def test_random_edits(saved, paths, data):
     saved.convert(program)
 
 
-# Large files, in a process of their own
+# Large files, in a subprocess
 
 
 def convert_apart(folder, megabytes, seconds):
-    """Convert ``m.json`` with memory of its own; returns what it prints.
+    """Convert ``m.json`` in a subprocess and return its output.
 
     It would be killed by a crash, ``seconds`` or too much memory, and the test fails.
     """
@@ -659,7 +659,7 @@ TENSOR = '"TT":{"#":"0.t_dtensor","D":[{"#":"0.t_f32"},[-1,4],"NCHW",[],0]}'
 
 
 def write_program(folder, operations):
-    """A program of these operations between an input (value 1) and its end."""
+    """Write a program of these operations after an input (value 1)."""
     with open(os.path.join(folder, "m.json"), "w") as file:
         file.write('{"base_code":{"magic":"pir","trainable":true,"version":4},"program":{"regions":'
                    '[{"#":"region_0","blocks":[{"#":"block_0","args":[],"ops":[')
@@ -672,7 +672,7 @@ def write_program(folder, operations):
 
 
 def chain(count, name="1.relu"):
-    """Operations that each read the one before, and a fetch of the last."""
+    """Chained operations and a fetch of the last one."""
     for i in range(1, count + 1):
         yield f'{{"#":"{name}","A":[],"I":[{{"%":{i}}}],"O":[{{"%":{i + 1},{TENSOR}}}]}}'
     yield ('{"#":"1.fetch","A":[{"AT":{"#":"0.a_str","D":"y"},"N":"name"},{"AT":{"#":"0.a_i32",'
@@ -680,13 +680,13 @@ def chain(count, name="1.relu"):
 
 
 def test_many_operations(tmp_path):
-    """5,000 are a large model; it takes less than a second."""
+    """5,000 operations, a large model, take less than a second."""
     write_program(tmp_path, chain(5000))
     said, _ = convert_apart(tmp_path, 200, 5)
     assert said.strip() == "converted"
 
 
-def test_a_list_is_not_read_without_end(tmp_path):
+def test_repeated_list_is_refused(tmp_path):
     """A list of 20,000 values in 20,000 places would be 400 million names."""
     numbers = ",".join(['{"%":1}'] * 20000)
     vector = '"TT":{"#":"0.t_vec","D":[' + ",".join([TENSOR[5:]] * 20000) + "]}"
@@ -699,7 +699,7 @@ def test_a_list_is_not_read_without_end(tmp_path):
     assert os.listdir(tmp_path) == ["m.json"]
 
 
-def test_a_constant_is_not_read_without_end(tmp_path):
+def test_repeated_constant_is_refused(tmp_path):
     """20,000 numbers in 5,000 places: 100 million numbers."""
     numbers = ",".join(['{"#":"0.a_i64","D":1}'] * 20000)
     operations = ['{"#":"1.full_int_array","A":[{"N":"value","AT":{"#":"0.a_array","D":['
@@ -714,8 +714,8 @@ def test_a_constant_is_not_read_without_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_million_operations(tmp_path):
-    """Time and memory grow with the file, no faster."""
+def test_million_operations(tmp_path):
+    """Time and memory grow linearly with the file."""
     size = write_program(tmp_path, chain(10 ** 6, "1.unknown"))
     said, _ = convert_apart(tmp_path, 40 * size, 60)
     assert said.startswith("UnsupportedOperatorError") and "unknown" in said
@@ -735,7 +735,7 @@ def test_time_grows_with_the_program(tmp_path):
 
 @pytest.mark.slow
 def test_large_parameters_are_read_once(tmp_path):
-    """100 MB of weights; in memory they are there once, and one of them while it is written."""
+    """100 MB of weights are in memory once, plus one weight while it is written."""
     class Large(nn.Layer):
         def __init__(self):
             super().__init__()

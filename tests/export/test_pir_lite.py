@@ -1,4 +1,4 @@
-"""Paddle-Lite takes what is converted from PIR: `opt` for arm, and running it on x86."""
+"""Paddle-Lite reads models converted from PIR: `opt` for arm, and execution on x86."""
 
 import numpy as np
 import paddle
@@ -24,7 +24,7 @@ NOT_ON_X86 = ("Transformer", *LACKS)
 
 
 def quantized_for_x86(name, path):
-    """Convolutions with 7-bit weights (docs/paddle_lite.md says why), written to ``path``."""
+    """Export convolutions with 7-bit weights (see docs/paddle_lite.md) to ``path``."""
     model, net, rng = zoo.ZOO[name], zoo.network(name), np.random.RandomState(1)
     batches = [model.tensors(rng.choice(zoo.TRAINING, model.batch)) for _ in range(2)]
     for layer in net.sublayers():
@@ -60,7 +60,7 @@ def test_opt_for_arm_and_x86(lite, prefix, name):
 
 
 def test_quantized_hard_swish_is_broken_on_x86(lite, prefix):
-    """Why some of MobileNetV3 stays float there. The file is right, and one of Paddle 2.6.2 fares
+    """Reason for float layers of MobileNetV3. The file is correct, and one of Paddle 2.6.2 behaves
     alike.
     """
     x = paddle.randn([4, 16, 16, 16])

@@ -1,4 +1,4 @@
-"""Every row of the operator table and every special operation, against Paddle itself."""
+"""Each row of the operator table and each special operation against Paddle."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ _TYPES = {"int": "INT", "dtype": "INT", "long": "LONG", "float": "FLOAT", "str":
           "bool": "BOOLEAN", "ints": "INTS", "longs": "LONGS", "floats": "FLOATS",
           "bools": "BOOLEANS"}
 _BY_HOOKS = {"_reduction": {"reduce_all"}, "_strided": {"infer_flags"}, "_counted_axis": set()}
-# What any operator may have, and hints for oneDNN.
+# Attributes of any operator, and hints for oneDNN.
 _NEVER_SET = {"op_role", "op_role_var", "op_namescope", "op_callstack", "op_device",
               "with_quant_attr", "use_mkldnn", "use_onednn", "mkldnn_data_type", "use_quantizer"}
 # (legacy operator, name of a slot or an attribute) that some versions of Paddle do not have.
@@ -49,7 +49,7 @@ _ONLY_ELSEWHERE = {
     ("dequantize_linear", "qmax"): "new in Paddle 3",
     ("fake_quantize_dequantize_moving_average_abs_max", "round_type"): "new in Paddle 3",
 }
-# What the legacy operator could take and PIR's has not.
+# Inputs and attributes that PIR lacks.
 _NOT_IN_PIR = {
     ("scale", "BiasTensor"), ("pow", "FactorTensor"), ("conv2d_transpose", "Bias"),
     ("depthwise_conv2d_transpose", "Bias"), ("batch_norm", "MomentumTensor"),
@@ -58,7 +58,7 @@ _NOT_IN_PIR = {
     *(("fake_quantize_dequantize_moving_average_abs_max", slot)
       for slot in ("InAccum", "InState")),  # for training
 }
-# Added attributes that are not the default: they make the operator what PIR's is.
+# Added attributes with other values than the default, as PIR's operator requires.
 _NOT_DEFAULT = {("tril_triu", "lower"), ("hard_swish", "offset")}
 
 
@@ -72,7 +72,7 @@ def _protos():
 
 
 def _slots_of(row):
-    """(slot, whether it takes a list) of the inputs that a row can write."""
+    """Return (slot, takes a list) of the inputs that a row can write."""
     for slot in row.inputs:
         if slot.legacy != "-" and slot.type is None:
             yield slot.legacy, slot.many
@@ -83,7 +83,7 @@ def _slots_of(row):
 
 
 def _attributes_of(row):
-    """(attribute, type) that a row writes."""
+    """Return (attribute, type) of the attributes that a row writes."""
     for slot in row.inputs:
         if slot.type is not None:
             yield slot.legacy, slot.type
@@ -94,12 +94,12 @@ def _attributes_of(row):
 
 @pytest.fixture(scope="module")
 def protos():
-    """What the installed Paddle says of its legacy operators."""
+    """Definitions of the legacy operators in the installed Paddle."""
     return _protos()
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
-def test_a_row_agrees_with_the_legacy_operator(name, protos):
+def test_row_matches_the_legacy_operator(name, protos):
     row = ROWS[name]
     proto, wrong = protos[row.legacy], []
     inputs = {slot.name: slot for slot in proto.inputs}
@@ -121,7 +121,7 @@ def test_a_row_agrees_with_the_legacy_operator(name, protos):
 
 
 @pytest.mark.parametrize("legacy", sorted({row.legacy for row in ROWS.values()}))
-def test_nothing_of_the_legacy_operator_is_forgotten(legacy, protos):
+def test_rows_cover_the_legacy_operator(legacy, protos):
     rows = [row for row in ROWS.values() if row.legacy == legacy]
     slots = {slot for row in rows for slot, _ in _slots_of(row)}
     hooks = {getattr(HOOKS.get(row.pir), "__name__", None) for row in rows}
@@ -135,7 +135,7 @@ def test_nothing_of_the_legacy_operator_is_forgotten(legacy, protos):
 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in ROWS.items() if row.added))
-def test_what_is_added_is_the_default(name):
+def test_added_attributes_are_defaults(name):
     row = ROWS[name]
     defaults = core.get_op_attrs_default_value(row.legacy.encode())
     for entry in row.added:
@@ -154,7 +154,7 @@ _ACCESS = re.compile(r"pir::Value (\w+)\(\) (?:const )?\{\s*return "
 
 @pytest.fixture(scope="module")
 def signatures():
-    """PIR operation -> names of its operands and of its results, from Paddle's headers."""
+    """Return PIR operation -> names of operands and results, from Paddle's headers."""
     folder = os.path.join(os.path.dirname(paddle.__file__), "include", "paddle", "fluid", "pir",
                           "dialect", "operator", "ir")
     found = {}
@@ -172,10 +172,10 @@ def signatures():
 
 @needs_pir
 @pytest.mark.parametrize("name", sorted(ROWS))
-def test_a_row_agrees_with_the_pir_operation(name, signatures):
+def test_row_matches_the_pir_operation(name, signatures):
     row = ROWS[name]
     operands, results = signatures[name]
-    # What is an operand in one version of Paddle may be an attribute in another.
+    # An operand in one version of Paddle may be an attribute in another.
     assert [slot.pir for slot in row.inputs if slot.pir in operands] == operands
     assert all(slot.type is not None for slot in row.inputs if slot.pir not in operands)
     assert [slot.pir for slot in row.outputs if slot.pir] == results
@@ -191,7 +191,7 @@ def test_every_row_and_special_operation_has_a_case():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Number of a case -> where it is saved, and what dygraph computes."""
+    """Return a function: number of a case -> (saved prefix, output of dygraph)."""
     @functools.lru_cache(None)
     def save(number):
         prefix = str(tmp_path_factory.mktemp("case") / "net")
@@ -205,7 +205,7 @@ def _name(number):
 
 @needs_pir
 @pytest.mark.parametrize("number", range(len(CASES)), ids=_name)
-def test_a_case_computes_what_dygraph_does(number, saved):
+def test_case_equals_dygraph(number, saved):
     pir_harness.run(CASES[number], *saved(number))
 
 
@@ -234,7 +234,7 @@ def _read_after_fill(x):
     (_read_after_cast, [2, 3, 4], "cast_.*read later"),
     (_read_after_fill, [2, 3, 4], "masked_fill_.*read later"),
 ])
-def test_what_the_legacy_operator_cannot_do_is_refused(function, spec, message, tmp_path):
+def test_unsupported_use_is_refused(function, spec, message, tmp_path):
     case = Case((), function, (_X,), (spec,), None, None, None, 0)
     paddle.jit.save(pir_harness.net(case), str(tmp_path / "net"), pir_harness.specs(case))
     with pytest.raises(UnsupportedOperatorError, match=message):
@@ -244,7 +244,7 @@ def test_what_the_legacy_operator_cannot_do_is_refused(function, spec, message, 
 
 # Paddle's own way back to PIR
 
-# It makes constants, lists and inputs its own way, and what assigns or counts is added.
+# Constants, lists and inputs differ; assignments and counters are added.
 _OF_ITS_OWN = {"full", "full_int_array", "builtin.combine", "builtin.split", "builtin.slice",
                "builtin.parameter", "data", "feed", "fetch", "cast", "assign", "assign_out",
                "assign_value", "shape", "shape64", "stack", "unbind", "create_array"}
@@ -266,7 +266,7 @@ def _value(attribute):
 
 
 def _described(path):
-    """Operation, without a mark of being in place -> attributes of each of its kind."""
+    """Return operation (without the in-place suffix) -> attributes of each occurrence."""
     found = defaultdict(list)
     with open(path, encoding="utf-8") as file:
         region = json.load(file)["program"]["regions"][0]
@@ -278,7 +278,7 @@ def _described(path):
 
 
 def _translated(prefix, path):
-    """Let Paddle make PIR of a ``.pdmodel``."""
+    """Translate a ``.pdmodel`` to PIR with Paddle."""
     paddle.enable_static()
     try:
         with open(f"{prefix}.pdmodel", "rb") as file:
@@ -289,7 +289,7 @@ def _translated(prefix, path):
 
 
 def _mixes_ranks(program):
-    """Whether a shape is a list of numbers with and without dimension.
+    """Return True if a shape is a list of numbers with and without dimension.
 
     Constants have one for Paddle-Lite. Paddle's operators take both, but not this translator.
     """
@@ -308,7 +308,7 @@ def _translatable(case):
 @needs_pir
 @pytest.mark.parametrize("number", [i for i, case in enumerate(CASES) if _translatable(case)],
                          ids=_name)
-def test_paddle_reads_the_same_operations(number, saved, tmp_path):
+def test_paddle_translates_back_to_the_same_operations(number, saved, tmp_path):
     prefix, output = saved(number)[0], str(tmp_path / "old")
     stored = f"{prefix}.pdiparams"
     program = from_pir(f"{prefix}.json", stored if os.path.exists(stored) else None)

@@ -1,13 +1,13 @@
-"""Quantized transformers as files: what Paddle Inference and OpenVINO compute of them.
+"""Exported quantized transformers in Paddle Inference and OpenVINO.
 
 Bounds, as relative L2 distance from the model in dygraph:
 
-- Paddle Inference, the graph as it stands: 1e-6, whatever is quantized.
+- Paddle Inference, IR optimization off: 1e-6, whatever is quantized.
 - Paddle Inference with its optimizations, and OpenVINO: 1e-5 where activations are float. Where
   they are quantized, sums in another order move a value across a border of rounding now and then,
   and that is a whole step of int8: 1e-2.
-- int8 kernels: Paddle Inference quantizes the results of layers anew, and OpenVINO, left to itself,
-  what goes into a product with integer weights: 0.1.
+- int8 kernels: Paddle Inference requantizes the results of layers, and OpenVINO by default
+  the inputs of a product with integer weights: 0.1.
 """
 
 import os
@@ -61,7 +61,7 @@ SCHEMES = {
 
 
 class Encoder(nn.Layer):
-    """Paddle's own encoder, on vectors."""
+    """Encoder of Paddle, on vectors."""
 
     spec = (InputSpec([None, None, 32], "float32", "x"),)
 
@@ -97,7 +97,7 @@ class Block(nn.Layer):
 
 
 class Decoder(nn.Layer):
-    """Written by hand: one Linear for q, k and v, a mask that the caller brings."""
+    """Decoder with one Linear for q, k and v, and a mask as input."""
 
     spec = (InputSpec([None, None], "int64", "ids"),
             InputSpec([None, None], "float32", "mask"))
@@ -121,7 +121,7 @@ class Decoder(nn.Layer):
 
 
 class SmallLlama(Llama):
-    """The demo's: RMSNorm, rotary positions, grouped queries, SwiGLU."""
+    """Llama of the demo: RMSNorm, rotary positions, grouped queries, SwiGLU."""
 
     spec = (InputSpec([None, None], "int64", "tokens"),)
 
@@ -166,7 +166,7 @@ ALL = [pytest.param(kind, scheme, marks=() if (kind, scheme) in SHORT else pytes
 
 
 @pytest.mark.parametrize("kind, scheme", ALL)
-def test_a_file_computes_what_the_model_does(kind, scheme, tmp_path):
+def test_file_equals_model(kind, scheme, tmp_path):
     model = quantized(kind, **SCHEMES[scheme])
     path = saved(model, tmp_path / "model")
     loose = 1e-5 if SCHEMES[scheme].get("activation") is None else 1e-2
@@ -182,7 +182,7 @@ def test_a_file_computes_what_the_model_does(kind, scheme, tmp_path):
 @pytest.mark.parametrize("kind, scheme", [
     (Encoder, "W8 channel, A8"), (Encoder, "W8 channel, A8 token"), (Encoder, "W4 g16"),
     (Encoder, "W4 g16, A8"), (SmallLlama, "W8 channel, A8"), (Decoder, "W8 channel, A8")])
-def test_int8_kernels_compute_about_the_same(kind, scheme, tmp_path):
+def test_int8_kernels_are_close(kind, scheme, tmp_path):
     model = quantized(kind, **SCHEMES[scheme])
     path, inputs = saved(model, tmp_path / "model"), kind.inputs(2, 9)
     to_paddle_int8(path, path + "_int8")
@@ -203,15 +203,15 @@ runtimes.predictor(sys.argv[3], ir_optim=True, int8=True)
 
 
 def test_paddle_inference_runs_its_int8_kernels(tmp_path):
-    """While it builds the predictor it says, on standard error, how many it will run."""
+    """Paddle Inference logs their number to standard error when it builds the predictor."""
     path = saved(quantized(Encoder, **SCHEMES["W8 channel, A8"]), tmp_path / "model")
     told = subprocess.run([sys.executable, "-c", INT8, str(HELPERS), str(ROOT), path],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
     assert b"quantized 13 fc ops" in told.stdout  # all: 6 in each of 2 layers, and the head
 
 
-def test_openvino_holds_the_integers(tmp_path):
-    """It computes with int8 weights where the file has them; what goes in it keeps in float."""
+def test_openvino_keeps_the_integers(tmp_path):
+    """It computes with the int8 weights of the file and float inputs."""
     import openvino as ov
 
     path = saved(quantized(Encoder, **SCHEMES["W8 channel, A8"]), tmp_path / "model")
@@ -224,7 +224,7 @@ def test_openvino_holds_the_integers(tmp_path):
 
 
 def parameters(path):
-    """name -> array of a file; the integers that it holds."""
+    """Return name -> array of a file."""
     return load_program(f"{path}.pdmodel", f"{path}.pdiparams").arrays
 
 
@@ -233,7 +233,7 @@ def parameters(path):
     (QuantSpec(4, granularity=PerGroup(64), **AFFINE), 0.16),
     (QuantSpec(8, granularity=PerChannel(1)), 0.27),
 ])
-def test_the_file_is_as_small_as_its_integers(weight, bound, tmp_path):
+def test_file_size(weight, bound, tmp_path):
     paddle.seed(0)
     model = nn.Sequential(*(nn.Linear(256, 256, bias_attr=False) for _ in range(4)))
     floats = 4 * 256 * 256 * 4
@@ -247,7 +247,7 @@ def test_the_file_is_as_small_as_its_integers(weight, bound, tmp_path):
         1 if weight.bits == 8 else 0.5)
 
 
-def test_the_model_is_left_as_it_was(tmp_path):
+def test_model_is_unchanged(tmp_path):
     model = quantized(Encoder, **SCHEMES["W8 channel, A8 token"])
     model.train()
     state = {name: value.numpy().copy() for name, value in model.state_dict().items()}
@@ -262,7 +262,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("granularity", ["per_token", "per_channel"])
-def test_keys_and_values_in_int8(granularity, tmp_path):
+def test_int8_kv_cache(granularity, tmp_path):
     model = quantized(SmallLlama, weight=W8, activation=TOKEN)
     for layer in model.layers:
         old = layer.self_attn.kv_cache
@@ -277,8 +277,8 @@ def test_keys_and_values_in_int8(granularity, tmp_path):
     assert relative_error(openvino(path, given)[0], expected) <= 1e-2
 
 
-def test_values_between_two_integers_are_rounded_to_even(tmp_path):
-    """In steps of 1: 0.5, 1.5, 2.5 ... of a token whose largest value is 127."""
+def test_ties_are_rounded_to_even(tmp_path):
+    """With scale 1: 0.5, 1.5, 2.5 ... of a token with maximum 127."""
     values = np.concatenate([np.arange(-126.5, 127.0), [127.0]]).astype(np.float32)
     linear = nn.Linear(len(values), len(values), bias_attr=False)
     linear.weight.set_value(paddle.eye(len(values)))
@@ -295,27 +295,27 @@ def test_values_between_two_integers_are_rounded_to_even(tmp_path):
         assert np.array_equal(openvino(path, [values[None]])[0], expected)
 
 
-def test_an_affine_activation_is_an_error_that_names_it(tmp_path):
+def test_affine_activation_is_refused_by_name(tmp_path):
     model = quantized(Encoder, weight=W8, activation=QuantSpec(8, **AFFINE))
     with pytest.raises(ExportError, match=r"encoder.*zero point.*symmetric"):
         saved(model, tmp_path / "model")
     assert os.listdir(tmp_path) == []
 
 
-def test_limits_that_no_operator_has_are_an_error(tmp_path):
+def test_partial_range_is_refused(tmp_path):
     model = quantized(Encoder, weight=W8, activation=QuantSpec(8, narrow_range=True))
     with pytest.raises(ExportError, match=r"head|encoder"):
         saved(model, tmp_path / "model")
 
 
-def test_what_it_is_called_with(tmp_path):
+def test_input_spec(tmp_path):
     with pytest.raises(ModelError, match="quantized"):
         paddleq.save_quantized_model(Encoder(), tmp_path / "model", list(Encoder.spec))
     with pytest.raises(ConfigTypeError, match="input_spec"):
         paddleq.save_quantized_model(quantized(Encoder, weight=W8), tmp_path / "model")
 
 
-def test_a_layer_that_runs_twice(tmp_path):
+def test_layer_called_twice(tmp_path):
     class Twice(nn.Layer):
         def __init__(self):
             super().__init__()
@@ -334,8 +334,8 @@ def test_a_layer_that_runs_twice(tmp_path):
         assert relative_error(openvino(path, [x.numpy()])[0], expected) <= 1e-2
 
 
-def test_simulated_layers_and_integers_in_one_model(tmp_path):
-    """A convolution that PTQ simulates, and a Linear that holds integers."""
+def test_simulated_and_integer_layers_in_one_model(tmp_path):
+    """A simulated convolution and an IntegerLinear."""
     net = nn.Sequential(nn.Conv2D(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     ptq = paddleq.PTQ("AbsmaxQuantizer")
     net = ptq.quantize(net, quantizable_layer_type=["Conv2D"])
@@ -352,7 +352,7 @@ def test_simulated_layers_and_integers_in_one_model(tmp_path):
 
 @pytest.mark.needs_pir
 @pytest.mark.parametrize("scheme", ["W8 channel, A8 token", "W4 g16", "W8 tensor, A8, smoothed"])
-def test_pir_files_compute_the_same(scheme, tmp_path):
+def test_pir_file_equals_model(scheme, tmp_path):
     model = quantized(Encoder, **SCHEMES[scheme])
     path, inputs = saved(model, tmp_path / "model", format="pir"), Encoder.inputs(2, 9)
     loaded = paddle.jit.load(path)

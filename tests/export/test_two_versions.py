@@ -1,9 +1,9 @@
-"""The .pdmodel that comes from PIR against the one that Paddle 2.6 writes, operator by operator.
+"""The .pdmodel converted from PIR against the one of Paddle 2.6, operator by operator.
 
-Both are written from the same weights. What differs is this; anything else is a failure:
+Both are written from the same weights. Only these differences are allowed:
 
-- 2.6 puts a ``scale`` by one in front of each fetch, to rename what it fetches; from PIR the value
-  itself has the name of the fetch.
+- 2.6 has a ``scale`` by one before each fetch, which renames the output; from PIR the value itself
+  has the name of the output.
 - ``pool2d.use_cudnn``: it chooses a library on a GPU; PIR has no such attribute.
 - ``dropout``: 2.6 strips ``seed``, ``fix_seed`` and ``Mask`` when it saves; outside of training
   nothing reads them.
@@ -72,7 +72,7 @@ FIVE = {
 
 
 def save(name, folder):
-    """Save a model with weights that any Paddle draws alike."""
+    """Save a model with weights that do not depend on the version of Paddle."""
     make, shape, dtype = FIVE[name]
     net, rng = make(), np.random.RandomState(0)
     for value in net.state_dict().values():
@@ -101,7 +101,7 @@ NOTES = {"op_callstack", "op_role", "op_role_var", "op_namescope", "op_device", 
 
 
 def operators(program):
-    """[(type, attributes, inputs, outputs)]; values are named by what makes them.
+    """Return [(type, attributes, inputs, outputs)]; values are named after their producers.
 
     A parameter is named by its content, so that an operator that reads another one is found out.
     """
@@ -133,7 +133,7 @@ def operators(program):
 
 
 def without_renaming(program):
-    """2.6's program without the ``scale`` in front of each fetch."""
+    """Return the program of 2.6 without the ``scale`` before each fetch."""
     ops = program.desc.blocks[0].ops
     made_by = {name: op for op in ops for slot in op.outputs for name in slot.arguments}
     for op in list(ops):
@@ -146,7 +146,7 @@ def without_renaming(program):
 
 
 def without_casts_of_sizes(program):
-    """PIR's program with sizes in int32, as 2.6 has them."""
+    """Return the program of PIR with sizes in int32, as in 2.6."""
     ops, renamed, sizes = program.desc.blocks[0].ops, {}, set()
     for op in list(ops):
         for slot in op.inputs:
@@ -161,7 +161,7 @@ def without_casts_of_sizes(program):
 
 
 def comparable(kind, attributes, inputs, outputs):
-    """An operator without what is explained."""
+    """Return an operator without the allowed differences."""
     attributes = dict(attributes)
     if kind == "pool2d":
         attributes.pop("use_cudnn", None)

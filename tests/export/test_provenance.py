@@ -1,4 +1,4 @@
-"""What lies beside an export: true, whole, the same each time, and there for each way out."""
+"""Provenance file beside an export: correct, complete, deterministic, for every exporter."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ IMAGE = [InputSpec([None, 1, 8, 8], "float32", "x")]
 
 
 def record(folder, name="m"):
-    """The entries beside an export, their digests found true."""
+    """Return the entries beside an export, after checking their digests."""
     entries = yaml.safe_load((folder / f"{name}.paddleq.yaml").read_text())["exports"]
     for each in entries:
         for file, digest in each["files"].items():
@@ -43,13 +43,13 @@ def calibrated(net=None, **options):
 
 
 def bare(row):
-    """A row without the span of its scales, which depends on weights and data."""
+    """Return a row without its range of scales, which depends on weights and data."""
     return {key: {name: {k: v for k, v in each.items() if k != "scale"}
                   for name, each in value.items()} if key == "quantizers" else value
             for key, value in row.items()}
 
 
-def test_ptq_says_how_and_what_became_of_each_layer(tmp_path):
+def test_ptq_records_method_and_layers(tmp_path):
     net = nn.Sequential(nn.Conv2D(1, 4, 3), nn.BatchNorm2D(4), nn.ReLU(), nn.Flatten(),
                         nn.Linear(144, 10))
     ptq, quantized = calibrated(net, fuse=True, skip=["^4$"])
@@ -76,13 +76,13 @@ def test_ptq_says_how_and_what_became_of_each_layer(tmp_path):
     assert rows["1"]["done"] == "folded"
     assert rows["4"] == {"name": "4", "type": "Linear", "done": "left",
                          "why": "excluded by pattern '^4$'"}
-    # And it is what the summary shows.
+    # The same as in the summary.
     assert [[row[key] for key in ("name", "type", "done", "why")] for row in entry["layers"]] == [
         [row.name, row.type, row.done, row.why] for row in paddleq.engine.summary_rows(quantized)]
 
 
-def test_what_ptq_says_is_the_section_of_a_recipe(tmp_path):
-    """Put into one, it makes the same file from the same weights and data."""
+def test_ptq_entry_is_a_valid_recipe_section(tmp_path):
+    """In a recipe it gives the same file from the same weights and data."""
     images = np.random.RandomState(0).rand(16, 1, 8, 8).astype("float32")
     np.save(tmp_path / "images.npy", images)
     (tmp_path / "zoo.py").write_text(
@@ -109,7 +109,7 @@ def test_what_ptq_says_is_the_section_of_a_recipe(tmp_path):
     assert again["layers"] == entry["layers"]
 
 
-def test_formats_at_one_prefix_are_told_of_together_in_any_order(tmp_path):
+def test_formats_at_one_prefix_share_a_file_in_any_order(tmp_path):
     texts = set()
     for number, formats in enumerate((("pdmodel", "onnx"), ("onnx", "pdmodel"),
                                       ("pdmodel", "onnx", "pdmodel"))):
@@ -128,7 +128,7 @@ def test_formats_at_one_prefix_are_told_of_together_in_any_order(tmp_path):
     assert len(texts) == 1
 
 
-def test_what_is_gone_or_overwritten_is_told_of_no_more(tmp_path):
+def test_entries_of_removed_or_overwritten_files_are_removed(tmp_path):
     ptq, quantized = calibrated()
     for format in ("pdmodel", "onnx"):
         ptq.save_quantized_model(quantized, tmp_path / "m", IMAGE, format=format)
@@ -142,7 +142,7 @@ def test_what_is_gone_or_overwritten_is_told_of_no_more(tmp_path):
 
 
 @pytest.mark.needs_pir
-def test_pir_takes_the_parameters_of_a_pdmodel_away(tmp_path):
+def test_pir_overwrites_the_parameters_of_a_pdmodel(tmp_path):
     ptq, quantized = calibrated()
     for format in ("pdmodel", "onnx", "pir"):
         ptq.save_quantized_model(quantized, tmp_path / "m", IMAGE, format=format)
@@ -152,7 +152,7 @@ def test_pir_takes_the_parameters_of_a_pdmodel_away(tmp_path):
 @pytest.mark.parametrize("content", [
     b"\xff\xfe no text", b"[", b"- 1\n", b"exports: 3\n", b"exports: [3, {files: x}]\n",
     b"date: 2020-99-99\n", b"exports: [{files: {m.onnx: 3}}, {files: {../m: x}}]\n"])
-def test_a_damaged_record_does_not_stop_an_export(tmp_path, content):
+def test_damaged_provenance_does_not_stop_an_export(tmp_path, content):
     (tmp_path / "m.paddleq.yaml").write_bytes(content)
     ptq, quantized = calibrated()
     ptq.save_quantized_model(quantized, tmp_path / "m", IMAGE)
@@ -165,7 +165,7 @@ def test_a_damaged_record_does_not_stop_an_export(tmp_path, content):
 
 
 @pytest.mark.parametrize("format, ending", [("pdmodel", ".pdmodel"), ("onnx", ".onnx")])
-def test_an_export_that_fails_leaves_none(tmp_path, format, ending):
+def test_failed_export_writes_none(tmp_path, format, ending):
     ptq, quantized = calibrated()
     (tmp_path / f"m{ending}").mkdir()
     with pytest.raises(ExportError, match="cannot write"):
@@ -178,7 +178,7 @@ def test_an_export_that_fails_leaves_none(tmp_path, format, ending):
     assert sorted(each.name for each in tmp_path.iterdir()) == [f"m{ending}", "n.paddleq.yaml"]
 
 
-def test_the_record_of_before_stays_whole_where_an_export_fails(tmp_path):
+def test_failed_export_keeps_the_old_provenance(tmp_path):
     ptq, quantized = calibrated()
     ptq.save_quantized_model(quantized, tmp_path / "m", IMAGE)
     before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
@@ -190,13 +190,13 @@ def test_the_record_of_before_stays_whole_where_an_export_fails(tmp_path):
 
 
 class Own(nn.Layer):
-    """A user's own preprocess."""
+    """User-defined preprocess."""
 
     def forward(self, x):
         return x
 
 
-def test_qat_says_its_configuration_and_hooks(tmp_path):
+def test_qat_records_configuration_and_hooks(tmp_path):
     config = {"weight_bits": 4, "activation_quantize_type": "lsq",
               "quantizable_layer_type": ["Conv2D"]}
     qat = paddleq.QAT(config, weight_preprocess=Own, weight_quantize=paddleq.FakeQuantize.with_args(
@@ -285,7 +285,7 @@ def test_amct(tmp_path):
     assert row["quantizers"]["activation"] == {"bits": 8, "granularity": "per_tensor"}
 
 
-def test_parts_that_were_quantized_each_by_itself(tmp_path):
+def test_parts_quantized_separately(tmp_path):
     net = nn.Sequential(nn.Sequential(nn.Conv2D(1, 4, 3), nn.ReLU()), nn.Flatten(),
                         nn.Sequential(nn.Linear(144, 10)))
     paddleq.QAT().quantize(net[0])
@@ -321,7 +321,7 @@ def test_saved_models(tmp_path):
             "weight": {"bits": 8, "granularity": "per_channel(0)"},
             "activation": {"bits": 8, "granularity": "per_tensor"}}},
         {"name": skipped, "type": "matmul_v2", "done": "left"}]
-    # To ONNX, beside itself: what was done is still known.
+    # To ONNX at the same prefix: the entry of the source is used.
     paddleq.export.to_onnx(tmp_path / "model", tmp_path / "model", target="plain")
     onnx, pdmodel = record(tmp_path, "model")
     assert pdmodel == entry
@@ -346,14 +346,14 @@ def test_dynamic(tmp_path):
         assert entry["as_float"] and {row["done"] for row in entry["layers"]} == {"left"}
 
 
-def test_a_float_layer_to_onnx(tmp_path):
+def test_float_layer_to_onnx(tmp_path):
     paddleq.export.to_onnx(SmallNet(), tmp_path / "m.onnx", IMAGE, opset=14)
     (entry,) = record(tmp_path)
     assert entry["opset"] == 14 and "quantize" not in entry
     assert {row["why"] for row in entry["layers"]} == {"the model was not quantized"}
 
 
-def test_another_process_writes_the_same(tmp_path):
+def test_another_process_writes_the_same_file(tmp_path):
     script = (
         "import zlib, sys, numpy as np, paddle, paddleq\n"
         "paddle.seed(0)\n"
