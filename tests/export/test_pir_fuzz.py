@@ -186,8 +186,8 @@ class Saved:
     def convert(self, text=None, params=None, **options):
         """Convert a damaged copy; return the error, None if it is still a valid model.
 
-        Whatever happens: typed errors that name the file, bounded time and memory, nothing left
-        behind, and what stood there before is whole or replaced by another whole model.
+        In any case: typed errors that name the file, bounded time and memory, no temporary files,
+        and the old model is intact or replaced by another complete model.
         """
         text = self.text if text is None else text
         if not isinstance(text, bytes):
