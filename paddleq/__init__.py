@@ -30,6 +30,7 @@ from .engine import (
     enable_fake_quant,
     enable_observer,
     extra_state_keys,
+    freeze,
     quantize,
     set_fake_quantize,
     summary,
@@ -55,7 +56,7 @@ __all__ = [
     "LSQ", "PACT", "PTQ", "QAT", "FakeQuantize", "LSQPlus", "LayerConfig", "PerChannel", "PerGroup",
     "PerTensor", "PerToken", "QuantConfig", "QuantSpec", "QuantizableFunction", "SavedModel", "State",
     "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
-    "enable_observer", "errors", "extra_state_keys", "load_checkpoint", "quant_post_dynamic",
-    "quant_post_static", "quantize", "register_layer", "save_checkpoint",
+    "enable_observer", "errors", "extra_state_keys", "freeze", "load_checkpoint",
+    "quant_post_dynamic", "quant_post_static", "quantize", "register_layer", "save_checkpoint",
     "save_quantized_model", "set_fake_quantize", "summary",
 ]

@@ -66,7 +66,7 @@ def freeze(model: nn.Layer) -> nn.Layer:
 
     Examples:
         >>> import paddle, paddleq
-        >>> from paddleq.engine import freeze
+        >>> from paddleq import freeze
         >>> net = paddleq.PTQ("AbsmaxQuantizer").quantize(
         ...     paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3)))
         >>> _ = paddleq.calibrate(net, [paddle.rand([1, 3, 8, 8])])

@@ -62,7 +62,7 @@ def linears(model, kind=IntegerLinear):
     return {name: layer for name, layer in model.named_sublayers() if isinstance(layer, kind)}
 
 
-# What is computed, from the formulas
+# Outputs against the formulas
 
 
 class Reference:
@@ -160,7 +160,7 @@ def test_the_model_computes_what_the_formulas_say(given):
 
 
 class Doubling(nn.Linear):
-    """A subclass with a forward of its own."""
+    """A subclass that overrides forward."""
 
     def forward(self, input):
         return 2.0 * super().forward(input)
@@ -170,7 +170,7 @@ class Named(nn.Linear):
     """A subclass that keeps Linear's forward."""
 
 
-def test_a_layer_is_skipped_when_its_name_contains_an_entry():
+def test_skip_layers_matches_parts_of_names():
     model = converted(config(skip_layers=["attention", "head"]))
     assert sorted(linears(model)) == sorted(
         ["stem", *(f"layers.{i}.{name}" for i in range(2) for name in ("up", "down"))])
@@ -178,14 +178,14 @@ def test_a_layer_is_skipped_when_its_name_contains_an_entry():
     assert len(linears(converted(config(skip_layers="layers.0.attention")))) == LINEARS - 4
 
 
-def test_an_entry_of_skip_layers_that_skips_nothing_is_named_in_a_warning(caplog):
+def test_skip_layers_warns_of_an_entry_without_match(caplog):
     with caplog.at_level(logging.WARNING, "paddleq"):
         paddleq.amct.quantize(decoder(), config(skip_layers=["lm_head", "head"]))
     assert [record.getMessage() for record in caplog.records] == [
         "skip_layers has 'lm_head', which no layer's name contains"]
 
 
-def test_what_is_quantized_and_why_the_rest_is_not():
+def test_summary_shows_the_reasons_for_float_layers():
     patched = nn.Linear(4, 4)
     patched.forward = lambda x: x
     model = nn.Sequential(nn.Linear(4, 4), Named(4, 4), Doubling(4, 4), patched, nn.ReLU(),
@@ -225,7 +225,7 @@ def test_model_error_quantized_already():
             paddleq.QAT().quantize(model)
 
 
-def test_an_error_of_the_config_leaves_the_model_as_it_was():
+def test_error_of_the_config_does_not_change_the_model():
     model = decoder()
     before = model(batches(1)[0]).numpy()
     with pytest.raises(ConfigError, match="less than K = 8 of layer 'stem'.*skip_layers"):
@@ -298,7 +298,7 @@ class Branches(nn.Layer):
 
 
 def saw(model):
-    """How many batches each layer saw, as the error of convert() says."""
+    """Return layer -> number of batches, from the error of convert()."""
     with pytest.raises(CalibrationError) as found:
         paddleq.amct.convert(model)
     listed = str(found.value).split("fewer: ")[1].split(";")[0]

@@ -64,7 +64,7 @@ IN_A_LAYER = ["attention.q", "attention.k", "attention.v", "attention.out", "up"
 
 
 def raises(error, *parts):
-    """That an error of the project is raised, which is also the built-in one, and names parts."""
+    """Expect an error of the library that is also the built-in one and names ``parts``."""
     builtin = {ConfigTypeError: TypeError, StateError: RuntimeError,
                CalibrationError: RuntimeError}.get(error, ValueError)
     assert issubclass(error, PaddleqError) and issubclass(error, builtin)
@@ -84,11 +84,11 @@ def table(network):
 
 
 def quantized(network):
-    """layer_name -> quant_type of what is quantized."""
+    """layer_name -> quant_type of the quantized layers."""
     return {name: kind for name, kind in table(network).items() if kind != "NA"}
 
 
-# What is computed, from the formulas
+# Outputs against the formulas
 
 
 class Reference:
@@ -305,7 +305,7 @@ def test_policies_by_pattern():
     assert table(network)["stem"] == "NA"
 
 
-def test_summary_says_why_a_layer_is_left():
+def test_summary_shows_the_reasons_for_float_layers():
     network = applied(PTQConfig(opname_blacklist=["up"]),
                       OrderedDict({r"layers\.1": None, r"layers\.0\.down": PTQConfig(**ONLY_KV)}))
     why = {line.split("|")[0].strip(): line.split("|")[-1].strip()
@@ -524,7 +524,7 @@ def test_deploy_of_paddles_encoder(tmp_path):
 
 
 def outputs(structure):
-    """The tensors in what a network gives."""
+    """Return the tensors of a nested output."""
     if isinstance(structure, paddle.Tensor):
         return [structure.numpy()]
     parts = structure.values() if isinstance(structure, dict) else structure or ()

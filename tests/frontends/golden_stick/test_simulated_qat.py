@@ -280,7 +280,7 @@ def test_the_range_of_an_activation_is_a_moving_average_that_the_first_batch_set
     assert [round(limit.item(), 5) for limit in quantizer.observer.range()] == [-1.01, 3.05]
 
 
-# What is raised
+# Errors
 
 
 @pytest.mark.parametrize("key", ["bn_fold", "one_conv_fold", "enable_fusion"])
@@ -452,7 +452,7 @@ def test_apply_3_no_tensor_is_quantized_twice():
     net = applied(enable_fusion=True)
     inputs = [name for name, layer in quantized_layers(net)
               if getattr(layer, "activation_quantizer", None) is not None]
-    # What hidden.0 reads went through flatten: another tensor.
+    # The input of hidden.0 went through flatten, so it is another tensor.
     assert inputs == ["stem.0", "hidden.0"]
 
 
@@ -609,7 +609,7 @@ def test_convert_of_what_was_never_applied_shown_or_trained():
         SimQAT().convert(applied())
 
 
-# What it must show besides
+# Behaviour beyond the specification
 
 
 def run(net, optimizer, batches):

@@ -18,13 +18,13 @@ from paddleq.frontends.paddleslim import (
 from paddleq.observers import AbsMaxObserver, HistogramObserver
 
 
-class HalfRange(AbsMaxObserver):
-    """Absolute maximum of the first half of what is observed."""
+class OwnObserver(AbsMaxObserver):
+    """Observer class of the user."""
 
 
 class MyQuantizer(AbsmaxQuantizer):
     def activation(self):
-        return QuantizerConfig(HalfRange)
+        return QuantizerConfig(OwnObserver)
 
 
 class AnyArguments(HistQuantizer):
@@ -40,7 +40,7 @@ class MyLinear(nn.Linear):
                          ids=["class", "instance", "instance with arguments"])
 def test_quantizer_subclass_is_accepted_as_class_and_as_instance(given):
     net = PTQ(given).quantize(nn.Sequential(nn.Linear(2, 2)))
-    assert isinstance(net[0].activation_quantizer.observer, HalfRange)
+    assert isinstance(net[0].activation_quantizer.observer, OwnObserver)
 
 
 def test_quantizer_subclass_gets_the_keyword_arguments():

@@ -107,7 +107,7 @@ def test_absmax_threshold(stream, seed):
     assert ours.threshold().item() == pytest.approx(reference_threshold(theirs), rel=1e-6)
 
 
-FLOAT32_SUM = 1e-5  # what adding up 2048 shares in float32 may be off
+FLOAT32_SUM = 1e-5  # error of a float32 sum of 2048 shares
 
 
 def assert_same_percentile(theirs, threshold):
@@ -154,7 +154,7 @@ def test_histograms_are_the_same_bin_by_bin(stream, seed):
 
 
 def reference_divergence(hist, cut, bits):
-    """What the reference's search computes for one cut, by its own functions."""
+    """Divergence of one cut, by the functions of the reference."""
     levels = 2 ** (bits - 1) - 1
     kept = hist[:cut].tolist()
     clipped = list(kept)
