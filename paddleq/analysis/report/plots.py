@@ -107,7 +107,8 @@ def histograms(distributions, title: str = ""):
         axes.set_yscale("log")
         axes.stairs(counts, edges, fill=True, color=FIRST, baseline=0.5)
         axes.set_ylim(0.5, 2.0 * max(counts.max(), 1))
-        axes.set_xlim(edges[0], edges[-1])
+        margin = 0.02 * (edges[-1] - edges[0])  # shows limits at the edges
+        axes.set_xlim(edges[0] - margin, edges[-1] + margin)
         axes.minorticks_off()
         widest = {found.low, found.high} - {None}
         for limit in sorted(widest):
