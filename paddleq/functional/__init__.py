@@ -1,4 +1,4 @@
-"""Pure numerics on tensors: no layers, no state."""
+"""Numerics of quantization on tensors, without layers or state."""
 
 from . import histogram, kl
 from .dynamic_quant import dequantize_by_scale, quantize_by_scale, token_scales

@@ -1,4 +1,4 @@
-"""Which values get a gradient, remembered in one bit each."""
+"""Gradient masks, packed to one bit per value."""
 
 import paddle
 
@@ -6,10 +6,10 @@ _BITS = [1 << i for i in range(8)]
 
 
 class BitMask:
-    """A boolean tensor in an eighth of its memory.
+    """Boolean tensor packed to an eighth of its memory.
 
-    Its eight parts, one behind the other, are a bit each of the packed bytes: whole parts are
-    combined, so that no element is moved by itself.
+    Each of its eight consecutive parts is one bit of the packed bytes, so that whole parts are
+    combined by bitwise operations.
 
     Args:
         mask: tensor of booleans, not empty.
@@ -41,7 +41,7 @@ class BitMask:
 
 
 class BoolMask:
-    """A boolean tensor as it is; what :class:`BitMask` does, without its arithmetic."""
+    """Boolean tensor with the interface of :class:`BitMask`, not packed."""
 
     def __init__(self, mask):
         self._mask = mask
@@ -52,6 +52,6 @@ class BoolMask:
 
 
 def masked(mask, grad):
-    """``grad`` where ``mask`` is set, 0 elsewhere, as a new tensor."""
+    """Return ``grad`` where ``mask`` is set and 0 elsewhere, as a new tensor."""
     # where() costs three times as much. In place: a fresh tensor costs more than the arithmetic.
     return mask.unpacked().astype(grad.dtype).multiply_(grad)

@@ -1,7 +1,7 @@
-"""Symmetric integers in steps that broadcast: one for each token, for each head and feature, ...
+"""Symmetric quantization with a scale that broadcasts: per token, per head and feature, ...
 
-:mod:`.fake_quant` follows Paddle's operators, whose scale is a threshold and lies along one axis.
-What Paddle has no operator for is said in steps: q = clip(round(x / step)), y = q * step.
+:mod:`.fake_quant` follows Paddle's operators, whose scale is a threshold along one axis. Where
+Paddle has no operator, q = clip(round(x / step)) and y = q * step.
 """
 
 import paddle
@@ -11,14 +11,14 @@ from .qparams import EPS, as_dtype
 
 
 def token_scales(x, spec):
-    """The step of each row along the last axis: max|x| / levels, so that nothing is clipped.
+    """Compute the scale of each row along the last axis: max|x| / quant_max.
 
     Args:
         x: float tensor [..., features].
         spec: a symmetric :class:`~paddleq.QuantSpec`.
 
     Returns:
-        float32 [..., 1]. A row of zeros gets a step that is not zero.
+        float32 [..., 1]. The scale of a row of zeros is not zero.
 
     Examples:
         >>> import paddle
@@ -28,15 +28,15 @@ def token_scales(x, spec):
         >>> token_scales(x, QuantSpec(8, granularity=PerToken())).tolist()
         [[2.0], [0.5]]
     """
-    if paddle.in_dynamic_mode() and 0 in x.shape:  # Paddle 2.6 finds no maxima there
+    if paddle.in_dynamic_mode() and 0 in x.shape:  # Paddle 2.6 has no max() of empty tensors
         return paddle.full([*x.shape[:-1], 1], EPS, dtype="float32")
     most = as_dtype(x, paddle.float32).abs().max(axis=-1, keepdim=True)
-    # By a tensor: a division by a number is one here and a multiplication there, as Paddle likes.
+    # Divide by a tensor: Paddle may replace division by a number with multiplication.
     return most.clip(min=EPS) / paddle.full([1], float(spec.quant_max), dtype="float32")
 
 
 def quantize_by_scale(x, step, spec):
-    """How many steps each value is, rounded and clipped.
+    """Divide by a scale, round and clip.
 
     Args:
         x: float tensor.
@@ -61,7 +61,7 @@ def quantize_by_scale(x, step, spec):
 
 
 def dequantize_by_scale(integers, step):
-    """What the integers stand for: q * step, float32.
+    """Compute q * step in float32.
 
     Examples:
         >>> import paddle

@@ -3,14 +3,14 @@
 The formula is that of Paddle's ``quantize_linear`` and ``dequantize_linear`` operators,
 operation by operation, so that a simulated model and its exported graph agree to the bit:
 
-    q = clip(round((levels * (1 / threshold)) * x), qmin, qmax)
-    y = (q * threshold) / levels
+    q = clip(round((quant_max * (1 / threshold)) * x), quant_min, quant_max)
+    y = (q * threshold) / quant_max
 
-``threshold`` is what Paddle calls the scale: of a symmetric spec the largest magnitude that is
-represented, not the step. ``threshold / levels`` is the step.
+``threshold`` is the quantity that Paddle's operators call scale: threshold = scale * quant_max, the
+largest magnitude of a symmetric spec.
 
-With a zero point z, an integer, that is round(...) + z, and (q - z) on the way back. So y is what
-it would be without one and with the limits qmin - z and qmax - z.
+With an integer zero point z, q is round(...) + z, and y is computed from q - z. This equals the
+formula without a zero point and with the limits quant_min - z and quant_max - z.
 """
 
 import numpy as np
@@ -92,7 +92,7 @@ def _levels(t, spec, zero):
 
 
 def _steps(x, threshold, spec, zero, in_place=False):
-    """How many steps from the zero point each value is, rounded and clipped."""
+    """Return the rounded and clipped distance from the zero point, in steps."""
     factor = _aligned(float(spec.quant_max) * (1.0 / threshold), x, spec)
     if not paddle.in_dynamic_mode():
         return _levels(x * factor, spec, zero)
@@ -106,7 +106,7 @@ def _steps(x, threshold, spec, zero, in_place=False):
 
 
 def quantize(x, threshold, spec, zero_point=None):
-    """Integers that represent ``x``, as a float32 tensor of the same shape.
+    """Quantize ``x`` to integers, as a float32 tensor of the same shape.
 
     Args:
         x: any float tensor.
@@ -129,7 +129,7 @@ def quantize(x, threshold, spec, zero_point=None):
 
 
 def dequantize(q, threshold, spec, zero_point=None):
-    """Real values of integers ``q``: ((q - zero_point) * threshold) / levels.
+    """Dequantize integers ``q``: ((q - zero_point) * threshold) / quant_max.
 
     Examples:
         >>> import paddle
@@ -174,7 +174,7 @@ def _times_(q, factor, spec):
 
 
 def _of_numbers(spec, zero):
-    """Whether all of a tensor has the same limits, and they are numbers."""
+    """Return True if the limits are the same for the whole tensor, and numbers."""
     return spec.channel_axis is None and not spec.binary and isinstance(zero, int)
 
 
@@ -211,7 +211,7 @@ def simulate_in_three_passes(x, threshold, spec, zero=0, bound=None, in_place=Fa
 
 
 def representable_range(threshold, spec, zero_point=None):
-    """(lowest, highest) value that is not clipped, each of the threshold's shape.
+    """Compute the (lowest, highest) value that is not clipped, each of the threshold's shape.
 
     Examples:
         >>> import paddle
@@ -270,7 +270,7 @@ class _FakeQuantize(PyLayer):
 
 def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zero_point=None,
                   pack=False, in_place=False):
-    """Quantize and dequantize ``x``; gradients pass as if nothing had happened to it.
+    """Quantize and dequantize ``x`` with a straight-through gradient.
 
     Args:
         x: float tensor of any shape. Half-precision inputs are computed in float32 and the

@@ -9,7 +9,7 @@ from .qparams import EPS
 
 
 def clipping_bound(alpha):
-    """The largest magnitude that a trained alpha lets pass: its own, at least EPS.
+    """Return the clipping bound of a trained alpha: its magnitude, at least EPS.
 
     An optimizer may carry alpha past zero: PaddleSlim's learning rate moves it by whole units. It
     goes on from there as if it had been reflected, as a learned step does.
@@ -72,7 +72,7 @@ def clip(x, alpha):
 
 
 def clip_and_fake_quantize(x, alpha, threshold, spec):
-    """What training makes of :func:`clip` and then :func:`fake_quantize`, in half the passes.
+    """Apply :func:`clip` and :func:`fake_quantize` in half the passes, for training.
 
     The integers are the same, and so are the gradients; results may be one unit in the last place
     off, as those of ``fake_quantize(..., exact=False)``. In dynamic mode only.

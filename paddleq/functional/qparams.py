@@ -1,4 +1,4 @@
-"""From the values of a tensor, or from its range, to the parameters that quantize it."""
+"""Quantization parameters from the values or the range of a tensor."""
 
 import paddle
 
@@ -14,7 +14,7 @@ _LARGEST = 3.4028234e38  # float32
 
 
 def as_dtype(x, dtype):
-    """``x`` in ``dtype``, itself where it is that already (Paddle 2.6's astype would copy it)."""
+    """Cast ``x`` to ``dtype``; return ``x`` itself if it has it (astype copies on Paddle 2.6)."""
     return x if x.dtype == dtype else x.astype(dtype)
 
 

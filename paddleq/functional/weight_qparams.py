@@ -1,9 +1,9 @@
-"""The grid of a Linear's weight: which real number each of its integers stands for.
+"""Quantization parameters of the weight of a Linear layer.
 
 A weight is [K, N], input features by output features. One step for all of it, one for each column
 (``PerChannel(1)``), or one for each column of each group of consecutive rows (``PerGroup``):
 
-    q = clip(round(w / scale) + zero_point, qmin, qmax)
+    q = clip(round(w / scale) + zero_point, quant_min, quant_max)
     w = (q - zero_point) * scale
 
 Here ``scale`` is the step itself, not the threshold that Paddle's quantize_linear calls so.
@@ -22,7 +22,7 @@ from .qparams import EPS, affine_scale_zero_point, as_dtype
 
 @dataclass
 class WeightQParams:
-    """Where the integers of a [K, N] weight lie.
+    """Scale and zero point of a weight [K, N].
 
     Attributes:
         spec: a :class:`~paddleq.QuantSpec`, granularity PerTensor, PerChannel(1) or PerGroup.
@@ -109,9 +109,9 @@ def dequantize_weight_(integers, spec, scale, zero_point=None):
 
 
 def compute_weight_qparams(weight, spec, clip=None):
-    """The grid that spans a weight from its lowest to its highest value.
+    """Compute the scale and zero point that cover the range of a weight.
 
-    Symmetric: scale = max|w| / levels, where levels is 127 for int8 and 7 for int4; the lowest
+    Symmetric: scale = max|w| / quant_max, where quant_max is 127 for int8 and 7 for int4; the lowest
     integer, -128 or -8, is left to values that a smaller range or GPTQ drives there. Otherwise the
     range is widened to contain 0, and the zero point is that of
     :func:`~paddleq.functional.affine_qparams`.
@@ -183,7 +183,7 @@ def check_weight_spec(name, spec):
 
 
 def group_size(spec, rows):
-    """How many consecutive rows of ``rows`` share a scale.
+    """Return the number of consecutive rows that share a scale.
 
     Examples:
         >>> from paddleq import PerGroup, QuantSpec
