@@ -9,6 +9,7 @@ from ..saturation import explain, has_vnni, saturating_onnx_layers
 from .base import Runtime, Session, convert_errors, register_runtime
 
 _GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+_LOW_PRECISION = "LP_TRANSFORMS_MODE"
 
 
 @register_runtime("openvino")
@@ -38,10 +39,13 @@ class OpenVino(Runtime):
         layers = [] if has_vnni() else _saturating_layers(file)
         if layers:
             # Float kernels with the quantization of the file, bit for bit.
-            settings["LP_TRANSFORMS_MODE"] = "NO"
+            settings[_LOW_PRECISION] = "NO"
         # Otherwise float inputs of products with integer weights are quantized dynamically.
-        if _GROUPS in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
-            settings[_GROUPS] = 0
+        settings[_GROUPS] = 0
+        # Older versions refuse properties that they do not have. (The list omits internal ones.)
+        supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
+        settings = {name: value for name, value in settings.items()
+                    if name in supported or name == _LOW_PRECISION}
         with convert_errors(self.title, file):
             model = core.read_model(file.path)
             return _Session(core.compile_model(model, "CPU", settings), file,
