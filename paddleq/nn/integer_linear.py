@@ -20,8 +20,7 @@ from .deployable import (
     spec_from,
     spec_name,
 )
-from .linear_schemes import check_activation, check_weight, scale_shape
-from .linear_support import linear_skip_reason
+from .linear_support import check_activation, check_weight, linear_skip_reason, scale_shape
 
 _FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
            "dtype", "algorithm")
