@@ -53,7 +53,7 @@ def float_graph(program, opset):
         done = subprocess.run(
             [python, "-I", _CHILD, module, model, params, str(opset), out],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-        if done.returncode != 0 or not os.path.exists(out):
+        if done.returncode != 0 or not os.path.exists(out) or not os.path.getsize(out):
             raise _failure(done, version)
         model = onnx.load(out)
     _check_strides(model, version)

@@ -4,8 +4,7 @@
     python -I paddle2onnx_child.py MODULE MODEL PARAMS OPSET OUT   convert
 
 A separate process, because paddle2onnx aborts it on an error. The compiled module is loaded by its
-path, because ``import paddle2onnx`` imports Paddle: 1.3.1 works without Paddle, and 2.x needs
-the libraries of Paddle 3.
+path, because ``import paddle2onnx`` imports Paddle, which 1.3.1 does not need.
 """
 
 import importlib.metadata
@@ -34,12 +33,14 @@ def _load(module):
 def _convert(module, model, params, opset, out):
     try:
         converter = _load(module)
-    except ImportError:  # 2.x: symbols of Paddle's libraries
+    except ImportError:  # 2.x needs Paddle, and translates the program to PIR in its Python code
         import zlib  # noqa: F401  (before paddle: see paddleq/__init__.py)
 
-        import paddle  # noqa: F401
+        import paddle2onnx
 
-        converter = _load(module)
+        paddle2onnx.export(model, params, out, opset_version=int(opset), optimize_tool="None",
+                           enable_onnx_checker=False, enable_experimental_op=False)
+        return
     # The parameters have no names: upgrade raises the opset where an operator needs it;
     # operators outside of ONNX's own domain stay off.
     upgrade, verbose, check, experimental, optimize, half = True, False, False, False, False, False
