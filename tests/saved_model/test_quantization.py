@@ -159,3 +159,16 @@ def test_transposed_and_one_dimensional_weights_are_stored_as_the_program_has_th
     # (Unless a workaround for runtimes gives the weight of the Conv1D its axis of size 1.)
     assert sorted(value.squeeze().shape for value in arrays.values()
                   if value.dtype == np.int8) == [(4, 5), (5, 6, 3)]
+
+
+def test_a_frozen_saved_model_computes_and_exports_the_same(small):
+    _, prefix, batches, images = small
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    model = ptq.quantize(paddleq.SavedModel(prefix))
+    ptq.calibrate(model, batches)
+    (simulated,) = run(model, [paddle.to_tensor(images)])
+    paddleq.engine.freeze(model)
+    (frozen,) = run(model, [paddle.to_tensor(images)])
+    assert relative_error(frozen, simulated) < 1e-6
+    paddleq.save_quantized_model(model, f"{prefix}.int8")
+    assert relative_error(paddle_inference(f"{prefix}.int8", [images])[0], frozen) < 1e-6
