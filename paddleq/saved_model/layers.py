@@ -38,7 +38,7 @@ class LayerBinding:
         weight_reader: the operator and slot that read the weight from its parameter: the operator
             itself, or the first of the operators that reshape it (the weight of a Conv1D).
         bias_add: the operator that adds the bias, if it is part of the layer.
-        absorbed: positions of operators in the block that the layer computes too.
+        absorbed: positions in the block of further operators that are part of the layer.
         transposed: the layer's weight is the transpose of the parameter.
         flattened: number of leading axes that stay when the data of a ``mul`` is flattened.
     """
@@ -187,7 +187,7 @@ def _bind_product(graph, op):
 
 
 def _bind_bias(graph, binding, axis, rank):
-    """Make the addition of a bias part of the layer if nothing else reads what it adds to."""
+    """Make the addition of a bias part of the layer if it is the only reader of the product."""
     add = graph.only_reader(binding.target)
     if (add is None or add.type != "elementwise_add" or add.block != binding.operator.block
             or add.input("X") != binding.target):

@@ -235,7 +235,7 @@ class SavedModel(nn.Layer):
         return values
 
     def _run_block(self, index, values):
-        if index:  # every run of a block starts without values of its own variables
+        if index:  # variables of a block do not survive from one run to the next
             for name in self._local[index]:
                 values.pop(name, None)
         for position, op in enumerate(self._operators[index]):

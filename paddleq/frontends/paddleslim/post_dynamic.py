@@ -1,4 +1,4 @@
-"""``quant_post_dynamic``: weights as integers, everything else as it was."""
+"""``quant_post_dynamic``: weight-only quantization of saved models and layers."""
 
 import os
 
@@ -40,22 +40,22 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                        quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
                        generate_test_model=False, weight_quantize_type="channel_wise_abs_max",
                        input_spec=None):
-    """Store a model's weights as integers; they are dequantized when the model runs.
+    """Store the weights of a model as integers; they are dequantized when the model runs.
 
-    No data is needed. The file becomes about a quarter (8 bits) or half (16 bits) the size. A
-    ``.paddleq.yaml`` beside it says how it was made.
+    No data is needed. The file shrinks to about a quarter (8 bits) or half (16 bits) of its size.
+    A ``.paddleq.yaml`` beside it records the provenance.
 
     Args:
         model_dir: folder of a saved model, or a live ``paddle.nn.Layer``.
-        save_model_dir: where to write. The quantized model goes to its subfolder
+        save_model_dir: output folder. The quantized model goes to its subfolder
             ``quantized_model``, as PaddleSlim has it. May be None for a live layer.
         model_filename, params_filename: names of the files in ``model_dir``. Default: the only
             ``.pdmodel`` or else the only ``.json`` there and the ``.pdiparams`` of the same name,
-            else ``__model__`` and ``__params__`` or one file for each parameter. What is written
-            is a ``.pdmodel`` whichever it was.
+            else ``__model__`` and ``__params__`` or one file for each parameter. The output is a
+            ``.pdmodel`` in each case.
         save_model_filename, save_params_filename: names of the files to write.
-        quantizable_op_type: ops whose weights are quantized. "mul" means Linear, in whichever
-            way it was saved (mul, matmul, matmul_v2).
+        quantizable_op_type: ops whose weights are quantized. "mul" means Linear, saved as mul,
+            matmul or matmul_v2.
         weight_bits: 8 or 16.
         generate_test_model: also write a float32 model with the dequantized weights, to the
             subfolder ``test_model``.
@@ -63,16 +63,15 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         input_spec: list of InputSpec, to write a live layer.
 
     Returns:
-        For a live layer: a copy of it, in evaluation mode, that holds integers. For a saved
-        model: None.
+        For a live layer: a copy in evaluation mode with integer weights. For a saved model: None.
 
     Raises:
         ConfigError, ConfigTypeError: a wrong argument.
-        FormatError: the saved model is missing or damaged. Nothing is written then.
+        FormatError: the saved model is missing or damaged. No file is written.
         ModelError: there is no weight to quantize.
 
-    PaddleSlim never quantizes Linear here (it is saved as ``matmul_v2``, which is not on its
-    list) and leaves depthwise convolutions off by default. A channel of zeros stays zero.
+    PaddleSlim does not quantize Linear here (it is saved as ``matmul_v2``, which is not on its
+    list), nor depthwise convolutions by default. A channel of zeros stays zero.
 
     Examples:
         >>> import paddle, paddleq

@@ -1,4 +1,4 @@
-"""``quant_post_static``: a saved model, calibrated and quantized without its Python class."""
+"""``quant_post_static``: post-training quantization of saved models."""
 
 import os
 from dataclasses import replace
@@ -40,42 +40,42 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
                       hist_percent=HIST_PERCENT, quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
                       activation_bits=8, weight_quantize_type="channel_wise_abs_max",
                       optimize_model=True, skip_tensor_list=None):
-    """Quantize a saved model, of either format, with a few batches and without its Python class.
+    """Quantize a saved model with calibration data; its Python class is not needed.
 
-    What a ``paddleq.PTQ`` does to a ``Layer``, done to the program: the inputs of weighted
-    operators and their weights become integers, and so does the file. A ``.paddleq.yaml`` beside it
-    says how it was made.
+    The model is loaded as a :class:`paddleq.SavedModel`, quantized by the engine as
+    :class:`paddleq.PTQ` does, and written into the program that was read. A ``.paddleq.yaml``
+    beside the files records the provenance.
 
     Args:
         model_dir: folder of a saved model.
         quantize_model_path: folder to write to.
         data_loader: an iterable of batches: an array, a list or tuple of arrays in the order of
-            the model's inputs (what stands after them, labels say, is left out), or a dict by
-            the inputs' names.
+            the model's inputs (further entries, e.g. labels, are ignored), or a dict by the names
+            of the inputs.
         model_filename, params_filename: names of the files in ``model_dir``, as for
             :func:`paddleq.quant_post_dynamic`.
         save_model_filename, save_params_filename: names of the files to write.
         batch_nums: stop after this many batches. Default: all.
-        algo: how thresholds of activations are found: "hist" (default), "KL", "abs_max", "mse".
-        hist_percent: share of the magnitudes below the threshold, for "hist". Default 0.99999.
-        quantizable_op_type: operators to quantize. "mul" means Linear, in whichever way it was
-            saved.
+        algo: observer of the activations: "hist" (default), "KL", "abs_max", "mse".
+        hist_percent: share of the magnitudes inside the range, for "hist". Default 0.99999.
+        quantizable_op_type: operators to quantize. "mul" means Linear, saved as
+            mul, matmul or matmul_v2.
         weight_bits, activation_bits: 2 to 8. Default 8.
         weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
         optimize_model: fold batch norms into the weights before them. Default True.
         skip_tensor_list: names of weights, inputs or outputs whose operators stay float.
 
     Returns:
-        Names of the weights that are integers in what was written.
+        Names of the weights that are written as integers.
 
     Raises:
         ConfigError, ConfigTypeError: a wrong argument, or a batch that does not fit.
         FormatError: the saved model is missing or damaged.
-        CalibrationError: there was no batch.
-        NonFiniteError: NaN or infinity arrived at an operator; names the tensor and the batch.
+        CalibrationError: there is no batch.
+        NonFiniteError: NaN or infinity reached an operator; names the layer and the batch.
         ModelError: there is no weight to quantize.
 
-    Nothing is written where it raises.
+    No file is written if an error occurs.
 
     Examples:
         >>> import os, tempfile, paddle, paddleq
@@ -114,7 +114,7 @@ def quantized_statically(model_dir, data_loader, model_filename=None, params_fil
                          quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
                          weight_quantize_type="channel_wise_abs_max", optimize_model=True,
                          skip_tensor_list=None):
-    """(program, names of the weights that are integers) as :func:`quant_post_static` writes it."""
+    """Return (program, names of its integer weights) as :func:`quant_post_static` writes it."""
     model, _ = _calibrated(
         model_dir, data_loader, model_filename, params_filename, batch_nums, algo, hist_percent,
         quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
@@ -127,14 +127,14 @@ def sensitivity_post_static(model_dir, data_loader, model_filename=None, params_
                             quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
                             weight_quantize_type="channel_wise_abs_max", optimize_model=True,
                             skip_tensor_list=None):
-    """Which operators of a saved model lose most when each is quantized alone.
+    """Measure the loss of the output when each operator of a saved model is quantized alone.
 
     Args:
-        model_dir, and all others: as for :func:`quant_post_static`. The batches are run twice.
+        model_dir, and all others: as for :func:`quant_post_static`.
 
     Returns:
-        :class:`~paddleq.analysis.Sensitivities`; an operator is named by its weight, and its
-        ``sqnr`` is that of the model's first output, in dB.
+        :class:`~paddleq.analysis.Sensitivities`, named after the weights; ``sqnr`` is that of the
+        outputs, in dB.
 
     Raises:
         PaddleqError: as :func:`quant_post_static`.
