@@ -345,7 +345,7 @@ def test_invalid_arguments():
             function(fresh, 3)
         with pytest.raises(CalibrationError, match="empty"):
             function(fresh, [])
-        with pytest.raises(ConfigError, match="batch"):
+        with pytest.raises(ConfigError, match="num_batches"):
             function(fresh, [x], num_batches=0)
         with pytest.raises(NonFiniteError, match="'0'"):
             function(fresh, [x * float("inf")])
