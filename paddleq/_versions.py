@@ -1,16 +1,14 @@
-"""What a result was made with."""
+"""Versions of packages."""
 
 import platform
-from importlib import metadata
 
 import numpy as np
 import paddle
 
 
-def versions(*packages):
-    """Versions of what takes part in an export or a measurement, and of more ``packages``."""
+def versions():
+    """Return the versions of the packages that every export and measurement depends on."""
     from . import __version__
 
     return {"paddleq": __version__, "paddle": paddle.__version__, "numpy": np.__version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages}}
+            "python": platform.python_version()}

@@ -20,14 +20,16 @@ class Format(abc.ABC):
 
     Attributes:
         endings: of the files; the model is the first one.
-        packages: names of packages whose versions the provenance file records.
         read: function (model_path, params_path) that reads the program that Paddle traced. None:
             as :class:`~paddleq.export.program.program.Program`.
     """
 
     endings: Tuple[str, ...] = ()
-    packages: Tuple[str, ...] = ()
     read: Optional[Callable] = None
+
+    def versions(self):
+        """Return versions that the provenance file records, by the name of a package."""
+        return {}
 
     def require(self) -> None:
         """Raise :class:`~paddleq.errors.DependencyError` if a package is missing."""

@@ -111,9 +111,9 @@ class Provenance:
         return target
 
     def _content(self, model_path, files):
-        packages = FORMATS[self._format].packages if self._format in FORMATS else ()
+        more = FORMATS[self._format]().versions() if self._format in FORMATS else {}
         entry = {"format": self._format, "files": dict(sorted(files.items())),
-                 "versions": versions(*packages), **self._fields}
+                 "versions": {**versions(), **more}, **self._fields}
         if self._program is not None:
             entry["layers"] = program_rows(self._program)
         folder = os.path.dirname(model_path)

@@ -15,7 +15,7 @@ from ..pir_to_program import load_program
 from ..program.passes.channels_first import to_channels_first
 from ..provenance_file import Provenance, write_export
 from ..trace import input_spec_of, trace
-from .float_graph import float_graph, require_onnx
+from .float_graph import converter_version, float_graph, require_onnx
 from .fold_into_convolution import enlarge_scales, fold_batch_norms, fold_biases
 from .graph import OnnxGraph
 from .lower import lower_markers
@@ -33,7 +33,10 @@ class OnnxFormat(Format):
     """``path.onnx``, which represents zero points, groups and ranges of any kind."""
 
     endings = (".onnx",)
-    packages = ("onnx", "paddle2onnx")
+
+    def versions(self):
+        # paddle2onnx may be installed in another interpreter.
+        return {"onnx": require_onnx().__version__, "paddle2onnx": converter_version()}
 
     def require(self):
         require_onnx()
