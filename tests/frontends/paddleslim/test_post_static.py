@@ -10,6 +10,7 @@ from paddle import nn
 from runtimes import openvino, paddle_inference, relative_error
 
 import paddleq
+from paddleq.deploy import has_vnni, to_paddle_int8
 from paddleq.errors import (
     CalibrationError,
     ConfigError,
@@ -115,8 +116,12 @@ def test_int8_kernels_run_it(saved):
     net, folder, out, batches, images = saved
     paddleq.quant_post_static(folder, out, batches)
     simulated = paddle_inference(f"{out}/model", [images])[0]
-    fast = paddle_inference(f"{out}/model", [images], ir_optim=True, int8=True)[0]
-    assert relative_error(fast, simulated) < 0.06  # it rounds again between operators
+    path = f"{out}/model"
+    if not has_vnni():  # int8 kernels saturate there in the model as it is
+        path = f"{out}/copy"
+        assert to_paddle_int8(f"{out}/model", path) > 0
+    fast = paddle_inference(path, [images], ir_optim=True, int8=True)[0]
+    assert relative_error(fast, simulated) < 0.06  # the kernels round between operators too
 
 
 def test_without_folding_and_with_fewer_bits(saved):
