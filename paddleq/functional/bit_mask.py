@@ -8,8 +8,7 @@ _BITS = [1 << i for i in range(8)]
 class BitMask:
     """Boolean tensor packed to an eighth of its memory.
 
-    Each of its eight consecutive parts is one bit of the packed bytes, so that whole parts are
-    combined by bitwise operations.
+    The flattened mask is split into eight consecutive parts; part ``i`` is stored in bit ``i``.
 
     Args:
         mask: tensor of booleans, not empty.

@@ -1,7 +1,7 @@
-"""Symmetric quantization with a scale that broadcasts: per token, per head and feature, ...
+"""Symmetric quantization with a broadcastable scale: per token, per head and feature, ...
 
-:mod:`.fake_quant` follows Paddle's operators, whose scale is a threshold along one axis. Where
-Paddle has no operator, q = clip(round(x / step)) and y = q * step.
+:mod:`.fake_quant` follows Paddle's operators, which take an absolute maximum along one axis.
+This module covers the other granularities: q = clip(round(x / step)) and y = q * step.
 """
 
 import paddle
@@ -40,8 +40,8 @@ def quantize_by_scale(x, step, spec):
 
     Args:
         x: float tensor.
-        step: float32, broadcasts over ``x``.
-        spec: a symmetric :class:`~paddleq.QuantSpec`: its limits and its rounding.
+        step: float32 scale that broadcasts over ``x``.
+        spec: a symmetric :class:`~paddleq.QuantSpec`.
 
     Returns:
         Integers as float32, shaped like ``x``.

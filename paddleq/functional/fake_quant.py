@@ -1,7 +1,7 @@
-"""Quantize, dequantize and fake-quantize tensors, with the gradient of the latter.
+"""Quantize, dequantize and differentiable fake quantize.
 
-The formula is that of Paddle's ``quantize_linear`` and ``dequantize_linear`` operators,
-operation by operation, so that a simulated model and its exported graph agree to the bit:
+The operations are those of Paddle's ``quantize_linear`` and ``dequantize_linear`` operators, in
+the same order, so that a simulated model and its exported graph agree to the bit:
 
     q = clip(round((quant_max * (1 / threshold)) * x), quant_min, quant_max)
     y = (q * threshold) / quant_max
@@ -23,7 +23,7 @@ from .qparams import ROUNDING_MAGIC, as_dtype
 
 
 def per_channel_shape(ndim, axis):
-    """Shape that lets a vector along ``axis`` broadcast over an ``ndim``-dimensional tensor."""
+    """Return the shape with which a vector along ``axis`` broadcasts over ``ndim`` dimensions."""
     shape = [1] * ndim
     shape[axis] = -1
     return shape
@@ -41,7 +41,7 @@ def _aligned(threshold, x, spec):
 
 
 def _zero(zero_point, x, spec):
-    """The zero point as a number, or as a float32 tensor that broadcasts over ``x``."""
+    """Return the zero point as a number, or as a float32 tensor that broadcasts over ``x``."""
     if zero_point is None:
         return 0
     if spec.channel_axis is None and paddle.in_dynamic_mode():
@@ -50,7 +50,7 @@ def _zero(zero_point, x, spec):
 
 
 def _clip_levels(t, spec, zero):
-    """``t``, which nobody else holds and which counts from the zero point, within the limits."""
+    """Clip ``t``, in steps from the zero point, to the spec's range. ``t`` may be overwritten."""
     if not isinstance(zero, int):
         return paddle.minimum(paddle.maximum(t, spec.quant_min - zero), spec.quant_max - zero)
     low, high = spec.quant_min - zero, spec.quant_max - zero
@@ -58,10 +58,11 @@ def _clip_levels(t, spec, zero):
 
 
 def round_and_clip_(t, spec, zero=0):
-    """Round and clip ``t``, in place: it already counts in steps from the zero point.
+    """Round and clip ``t`` in place; ``t`` is in steps from the zero point.
 
     Args:
-        zero: the zero point, which moves the limits: an int, or a float32 tensor that broadcasts.
+        zero: the zero point, an int or a float32 tensor that broadcasts. The limits are
+            quant_min - zero and quant_max - zero.
 
     Examples:
         >>> import paddle
@@ -92,7 +93,7 @@ def _levels(t, spec, zero):
 
 
 def _steps(x, threshold, spec, zero, in_place=False):
-    """Return the rounded and clipped distance from the zero point, in steps."""
+    """Return ``x`` in steps from the zero point, rounded and clipped."""
     factor = _aligned(float(spec.quant_max) * (1.0 / threshold), x, spec)
     if not paddle.in_dynamic_mode():
         return _levels(x * factor, spec, zero)
@@ -145,8 +146,7 @@ def dequantize(q, threshold, spec, zero_point=None):
 
 
 def dequantize_(q, threshold, spec):
-    """:func:`dequantize` in dynamic mode without a zero point, in place of ``q``, which is float32
-    and which nobody else holds.
+    """:func:`dequantize` in place, in dynamic mode and without a zero point; ``q`` is float32.
 
     Examples:
         >>> import paddle
@@ -157,8 +157,8 @@ def dequantize_(q, threshold, spec):
     """
     _times_(q, threshold, spec)
     if spec.quant_max != 1:
-        # A true division: multiplying by 1/127 would be one unit in the last place off what
-        # dequantize_linear computes, enough to move values across the next rounding border.
+        # A true division: multiplication by 1/127 differs from dequantize_linear by one unit in the
+        # last place, enough to move values across the rounding boundary of the next layer.
         q.divide_(paddle.full([], float(spec.quant_max), dtype="float32"))
     return q
 
@@ -174,7 +174,7 @@ def _times_(q, factor, spec):
 
 
 def _of_numbers(spec, zero):
-    """Return True if the limits are the same for the whole tensor, and numbers."""
+    """Return True if the clipping limits are two numbers for the whole tensor."""
     return spec.channel_axis is None and not spec.binary and isinstance(zero, int)
 
 
@@ -192,18 +192,18 @@ def _simulate(x, threshold, spec, zero, exact=True, in_place=False):
 
 
 def simulate_in_three_passes(x, threshold, spec, zero=0, bound=None, in_place=False):
-    """Quantized and dequantized ``x``, to one unit in the last place; nothing is differentiated.
+    """Quantize and dequantize ``x`` without a gradient, to one unit in the last place.
 
     Args:
         zero: the zero point, a number.
-        bound: clip ``x`` to [-bound, bound] as well: a float32 tensor of one element.
+        bound: also clip ``x`` to [-bound, bound]; a float32 tensor of one element.
     """
-    # What rounds is added by the first and taken off by the last.
+    # The first pass adds ROUNDING_MAGIC and the last pass subtracts it.
     factor = float(spec.quant_max) * (1.0 / threshold)
     t = (x.scale_ if in_place else x.scale)(factor, ROUNDING_MAGIC)
     low, high = spec.quant_min - zero, spec.quant_max - zero
     if bound is not None:
-        # Rounding keeps the order: clipping to the bound's own integer is clipping to the bound.
+        # Rounding is monotonic: clipping to the rounded bound equals clipping before rounding.
         most = paddle.scale(bound, factor, ROUNDING_MAGIC).item() - ROUNDING_MAGIC
         low, high = max(low, -most), min(high, most)
     t.clip_(ROUNDING_MAGIC + low, ROUNDING_MAGIC + high)
@@ -211,7 +211,7 @@ def simulate_in_three_passes(x, threshold, spec, zero=0, bound=None, in_place=Fa
 
 
 def representable_range(threshold, spec, zero_point=None):
-    """Compute the (lowest, highest) value that is not clipped, each of the threshold's shape.
+    """Return the (lowest, highest) value that is not clipped, each of the threshold's shape.
 
     Examples:
         >>> import paddle
@@ -231,9 +231,10 @@ def _inside(x, threshold, spec, zero_point):
 
 
 def _clipped_to_range(x, threshold, spec, zero):
-    """``x`` clipped to what is representable, by the operator whose gradient is one pass.
+    """Clip ``x`` to the representable range with ``paddle.clip``, whose backward is one pass.
 
-    That gradient is zero at the limits too, where it is not to be: hence limits one further.
+    The gradient of ``paddle.clip`` is zero at the limits too. The limits are moved outwards by one
+    unit in the last place to keep the gradient there.
     """
     step = np.float32(threshold.item()) / np.float32(spec.quant_max)
     low, high = (step * np.float32(limit - zero) for limit in (spec.quant_min, spec.quant_max))
@@ -242,7 +243,7 @@ def _clipped_to_range(x, threshold, spec, zero):
 
 
 def _with_idle(idle, grad):
-    """Gradients of (x, idle parameter)."""
+    """Return the gradients of ``x`` and, if there is one, of the idle parameter."""
     if idle is None:
         return grad
     shape, dtype, x_is_constant, idle_is_constant = idle
@@ -251,8 +252,7 @@ def _with_idle(idle, grad):
 
 
 class _FakeQuantize(PyLayer):
-    """Forward: quantize and dequantize. Backward: the gradient as it comes, uncopied, or zero
-    outside of a mask."""
+    """Quantize and dequantize; pass the gradient through uncopied, or zero outside of a mask."""
 
     @staticmethod
     def forward(ctx, x, simulate, mask, idle=None):
@@ -279,19 +279,18 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zer
         spec: a :class:`~paddleq.QuantSpec`.
         saturate: zero the gradient of values outside the representable range. Default False,
             the straight-through estimator that Paddle's own operators use.
-        idle: a parameter that turned out to have no effect on ``x`` (a clipping range that
-            clips nothing). It receives a zero gradient here, so that regularization reaches it
-            and nobody has to pass over ``x`` to say so.
-        exact: give the bits of ``dequantize_linear``. False, for training steps, where nothing is
-            compared bit for bit: the integers are the same (but for ties on a device that fuses
-            multiplication and addition), while the results may be one unit in the last place
-            off, in half the passes over ``x``.
+        idle: a parameter without effect on ``x``, such as a clipping range that clips nothing.
+            It receives a zero gradient, so that regularization applies to it, without another
+            pass over ``x``.
+        exact: match ``dequantize_linear`` to the bit. False needs half the passes over ``x``, for
+            training: the integers are the same (except ties on a device that fuses
+            multiplication and addition), the results may differ by one unit in the last place.
         zero_point: integers of the threshold's shape, or None for 0.
-        pack: remember in bits which values are outside (``saturate``), not in bytes.
-        in_place: let the result take the memory of ``x``, which must be float32, in dynamic mode.
+        pack: store the mask of ``saturate`` as bits instead of bytes.
+        in_place: reuse the memory of ``x``, which must be float32, in dynamic mode.
 
     Returns:
-        A tensor like ``x``.
+        A tensor of the shape and dtype of ``x``.
 
     Examples:
         >>> import paddle
@@ -307,12 +306,12 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zer
     """
     dtype = x.dtype
     if paddle.in_dynamic_mode() and 0 in x.shape:
-        return x  # Paddle 2.6 takes no empty tensor in place, nor broadcasts it
+        return x  # Paddle 2.6 neither broadcasts an empty tensor nor writes it in place
     x = as_dtype(x, paddle.float32)
     zero = _zero(zero_point, x, spec)
     if not paddle.in_dynamic_mode():
         y = _simulate(x, threshold, spec, zero)
-        # x - x is exactly zero, so that the sum has the bits of y and the gradient of x.
+        # x - x is exactly zero: the sum has the value of y and the gradient of x.
         nothing = x - x.detach()
         if saturate:
             nothing = nothing * _inside(x, threshold, spec, zero_point).astype("float32")
@@ -320,8 +319,8 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zer
     elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
         y = _simulate(x, threshold, spec, zero, in_place=in_place)
     else:
-        # Functions, because PyLayer takes every tensor among its arguments, even inside a tuple,
-        # for an input that wants a gradient.
+        # Closures: PyLayer treats every tensor argument, even inside a tuple, as a differentiable
+        # input.
         def simulate(x):
             return _simulate(x, threshold, spec, zero, exact, in_place)
 
@@ -331,7 +330,7 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zer
             return (BitMask if pack else BoolMask)(_inside(x, threshold, spec, zero_point))
 
         if saturate and not exact and not in_place and _of_numbers(spec, zero):
-            # What clips gives the mask, and a tensor of our own.
+            # clip() replaces the mask and returns a new tensor, which may be overwritten.
             x, saturate, in_place = _clipped_to_range(x, threshold, spec, zero), False, True
         y = _FakeQuantize.apply(x, simulate, mask, *([] if idle is None else [idle]))
     return as_dtype(y, dtype)

@@ -1,8 +1,7 @@
-"""Streaming histograms of magnitudes, and the thresholds that are read off them.
+"""Streaming histograms of magnitudes, and thresholds computed from them.
 
-A histogram has ``bins`` equal bins over [0, top]. It follows PaddleSlim's definition bin for
-bin, but re-spreading it over a wider range needs memory for ``bins`` numbers only, where the
-reference asks for ``bins * top_new / top_old * upsample_bins``.
+A histogram has ``bins`` equal bins over [0, top], as in PaddleSlim. Spreading it over a wider range
+needs memory for ``bins`` numbers; PaddleSlim allocates ``bins * top_new / top_old * upsample_bins``.
 """
 
 import math
@@ -12,11 +11,11 @@ import paddle
 
 
 def count(x, top, bins):
-    """Histogram of |x| with ``bins`` equal bins over [0, top], on the device of ``x``.
+    """Compute the histogram of |x| with ``bins`` equal bins over [0, top], on the device of ``x``.
 
     Args:
         x: float tensor.
-        top: upper end of the last bin, a positive float not below max|x|.
+        top: upper end of the last bin, a positive float of at least max|x|.
         bins: number of bins.
 
     Returns:
@@ -28,10 +27,9 @@ def count(x, top, bins):
         >>> histogram.count(paddle.to_tensor([-1.0, 0.1, 0.9, 2.0]), top=2.0, bins=2).tolist()
         [2.0, 2.0]
     """
-    # Values are scaled to bin numbers first: then both ends are integers, the only type that
-    # Paddle 2.6 takes for them, and the division by the bin width is done once for all.
+    # Values are scaled to bin numbers: paddle.histogram of Paddle 2.6 accepts only integer ends.
     scaled = paddle.scale(x, bins / top).abs_()
-    # Rounding may lift max|x| a hair above the last edge, where it would not be counted.
+    # Rounding may move max|x| above the last edge, where it would not be counted.
     scaled = scaled.clip_(0.0, float(bins))
     return paddle.histogram(scaled, bins=bins, min=0, max=bins).astype("float64")
 
@@ -45,8 +43,8 @@ def respread(hist, top, new_top, upsample_bins):
     Args:
         hist: float64 tensor of shape [bins].
         top: current upper end.
-        new_top: wanted upper end, at least ``top``.
-        upsample_bins: parts of a bin.
+        new_top: requested upper end, at least ``top``.
+        upsample_bins: number of parts of a bin.
 
     Returns:
         (float64 tensor of shape [bins], new upper end as float)
@@ -65,7 +63,7 @@ def respread(hist, top, new_top, upsample_bins):
 
 
 def stretch(hist, factor):
-    """A histogram whose bins are ``factor`` >= 1 times as wide, counts spread evenly in a bin.
+    """Widen the bins by ``factor`` >= 1, assuming that counts are uniform within a bin.
 
     Examples:
         >>> import paddle
@@ -75,18 +73,17 @@ def stretch(hist, factor):
     """
     bins = hist.shape[0]
     cumulative = np.concatenate([[0.0], np.cumsum(hist.numpy())])
-    # The cumulative count is linear inside an old bin, so that it is read off at the borders of
-    # the new bins and the parts of a bin are never laid out.
+    # The cumulative count is linear within an old bin: interpolate it at the new borders.
     borders = np.arange(bins + 1, dtype=np.float64)
     at_borders = np.interp(np.minimum(borders * factor, bins), borders, cumulative)
     return paddle.to_tensor(np.diff(at_borders), dtype="float64")
 
 
 def percentile_threshold(hist, top, percent):
-    """Threshold below which a share ``percent`` of the magnitudes lies.
+    """Return the threshold below which a share ``percent`` of the magnitudes lies.
 
-    The first bin k whose cumulative share reaches ``percent`` gives (k - 0.5) * bin width,
-    never less than half a bin.
+    It is (k - 0.5) * bin width, at least half a bin, for the first bin k whose cumulative share
+    reaches ``percent``.
 
     Examples:
         >>> import numpy as np
@@ -96,21 +93,21 @@ def percentile_threshold(hist, top, percent):
     """
     hist = np.asarray(hist, dtype=np.float64)
     cumulative = np.cumsum(hist / hist.sum())
-    # The rounding of the sum may leave the last entry a hair below 1.
+    # Rounding errors may leave the last entry below 1.
     k = min(int(np.searchsorted(cumulative, percent)), len(hist) - 1)
     return max(k - 0.5, 0.5) * top / len(hist)
 
 
 def mse_threshold(hist, top, levels, candidates=200):
-    """Threshold with the smallest expected squared error of rounding and clipping.
+    """Return the threshold with the smallest squared error of rounding and clipping.
 
-    Every value is taken at the centre of its bin.
+    Every value is assumed to lie at the centre of its bin.
 
     Args:
         hist: counts, shape [bins].
         top: upper end of the histogram.
-        levels: integer that the threshold maps to (127 for int8).
-        candidates: how many thresholds in (0, top] are tried.
+        levels: the integer that the threshold maps to, 127 for int8.
+        candidates: number of thresholds in (0, top] that are compared.
 
     Examples:
         >>> import numpy as np

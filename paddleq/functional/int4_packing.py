@@ -1,8 +1,8 @@
-"""Two 4-bit integers in a byte.
+"""Packing of two 4-bit integers into a byte.
 
 Byte [i, n] holds rows 2i (low half) and 2i + 1 (high half) of column n. Signed integers are stored
-with 8 added, -8..7 as 0..15: one subtraction gives them back, where two's complement would need
-a comparison.
+with an offset of 8, -8..7 as 0..15: unpacking is one subtraction, while two's complement would
+need a comparison.
 """
 
 import paddle
@@ -14,14 +14,14 @@ def pack_int4(integers, signed=True):
     """Pack integers of 4 bits along the rows.
 
     Args:
-        integers: [K, N] of any dtype, in [-8, 7], or in [0, 15] where they are unsigned.
-        signed: which of the two. Default True.
+        integers: [K, N] of any dtype, in [-8, 7] if ``signed``, else in [0, 15].
+        signed: default True.
 
     Returns:
         uint8 [ceil(K / 2), N].
 
     Raises:
-        ConfigError: an integer does not fit.
+        ConfigError: an integer is out of range.
 
     Examples:
         >>> import paddle
@@ -48,16 +48,18 @@ def pack_int4(integers, signed=True):
 
 
 def unpack_int4(packed, rows, signed=True):
-    """The integers that :func:`pack_int4` packed.
+    """Unpack the integers of :func:`pack_int4`.
+
+    A traced program contains casts, sums, a floor, a stack and a reshape, which other runtimes
+    support.
 
     Args:
         packed: uint8 [ceil(rows / 2), N].
-        rows: how many rows there were.
+        rows: number of rows before packing.
         signed: as given to :func:`pack_int4`.
 
     Returns:
-        float32 [rows, N]. paddle.jit can trace it; what it leaves in a program are casts, sums,
-        a floor, a stack and a reshape, which other runtimes have.
+        float32 [rows, N].
 
     Examples:
         >>> import paddle
@@ -69,7 +71,7 @@ def unpack_int4(packed, rows, signed=True):
     offset = -8.0 if signed else 0.0
     low = packed.astype("float32")
     if paddle.in_dynamic_mode():
-        with paddle.no_grad():  # in place: fresh tensors cost more than all of the arithmetic
+        with paddle.no_grad():  # in place: allocating tensors costs more than the arithmetic
             high = low.scale(1.0 / 16.0).floor_()
             low.subtract_(high.scale_(16.0)).scale_(1.0, offset)
             high.scale_(1.0 / 16.0, offset)

@@ -1,23 +1,22 @@
-"""The threshold that loses least information, by Kullback-Leibler divergence.
+"""Clipping threshold of the smallest Kullback-Leibler divergence.
 
-The search of TensorRT's "8-bit inference" talk in the form that PaddleSlim gives it. The
-reference walks over about bins/2 cuts and over all bins for each of them in Python. Here every
-sum over a range of bins is a difference of two prefix sums, and all cuts that merge the same
-number of bins are computed at once.
+The search of TensorRT's "8-bit inference" talk as implemented by PaddleSlim, vectorized: a sum over
+a range of bins is a difference of two prefix sums, and all cuts that merge the same number of bins
+are computed at once.
 """
 
 import numpy as np
 
 
 def _entropy_terms(p):
-    """p * log(p), and 0 at p = 0."""
+    """Return p * log(p), and 0 at p = 0."""
     out = np.zeros_like(p)
     np.log(p, out=out, where=p > 0)
     return out * p
 
 
 def kl_divergences(hist, levels):
-    """Divergence of the quantized from the clipped distribution, for every cut.
+    """Compute the divergence of the quantized from the clipped distribution for every cut.
 
     Args:
         hist: counts, shape [bins].
@@ -25,8 +24,7 @@ def kl_divergences(hist, levels):
 
     Returns:
         (cuts, divergences): int array of the cuts (number of bins kept) from (bins - 1) // 2 to
-        bins - 1, and a float64 array that is inf where the last kept bin is empty, for such a
-        cut is no candidate.
+        bins - 1, and a float64 array that is inf where the last kept bin is empty.
 
     Examples:
         >>> import numpy as np
@@ -38,7 +36,7 @@ def kl_divergences(hist, levels):
     hist = np.asarray(hist, dtype=np.float64)
     bins = len(hist)
     total = hist.sum()
-    # A cut at 0 keeps nothing; it exists only for histograms of one or two bins.
+    # A cut at 0, possible with one or two bins only, would keep nothing.
     cuts = np.arange(max((bins - 1) // 2, 1), bins)
     divergences = np.full(len(cuts), np.inf)
 
@@ -52,10 +50,10 @@ def kl_divergences(hist, levels):
             continue
         cut = cuts[rows]
         outliers = total - count[cut]
-        # Where there are fewer bins than levels, every bin is a group of its own.
+        # With fewer bins than levels, every group is one bin.
         groups = np.minimum(levels, cut)
         last_start = (groups - 1) * merged
-        # Whole groups do not depend on the cut: one table of prefix sums serves all rows.
+        # Whole groups do not depend on the cut: all rows share one table of prefix sums.
         borders = np.arange(0, bins + 1, merged)
         p_group, n_group = np.diff(count[borders]), np.diff(filled[borders])
         spread = np.zeros_like(p_group)
@@ -63,7 +61,7 @@ def kl_divergences(hist, levels):
         log_spread = np.zeros_like(spread)
         np.log(spread, out=log_spread, where=spread > 0)
         cross_full = prefix(p_group * log_spread)
-        # The last group reaches to the cut; its last bin also carries the outliers in P.
+        # The last group ends at the cut; in P its last bin also contains the outliers.
         p_last = count[cut] - count[last_start]
         log_last = np.log(p_last / (filled[cut] - filled[last_start]))
         cross = cross_full[groups - 1] + (p_last + outliers) * log_last
@@ -77,12 +75,12 @@ def kl_divergences(hist, levels):
 
 
 def kl_threshold(hist, top, levels):
-    """Threshold with the smallest divergence; of equal ones the lowest.
+    """Return the threshold with the smallest divergence, the lowest of equal ones.
 
     Args:
         hist: counts over [0, top], shape [bins].
         top: upper end of the histogram.
-        levels: 127 for int8.
+        levels: the integer that the threshold maps to, 127 for int8.
 
     Returns:
         (cut + 0.5) * bin width.
@@ -99,7 +97,7 @@ def kl_threshold(hist, top, levels):
     if len(cuts) and np.isfinite(divergences).any():
         cut = int(cuts[int(np.argmin(divergences))])
     else:
-        # Everything lies below the first cut: keep up to the last bin that is filled.
+        # All counts lie below the first cut: cut at the last bin that is not empty.
         filled = np.nonzero(hist[: (len(hist) - 1) // 2 + 1])[0]
         cut = int(filled[-1]) if len(filled) else 0
     return (cut + 0.5) * top / len(hist)

@@ -1,4 +1,4 @@
-"""A step that training learns (LSQ, arXiv:1902.08153), alone or with an offset (LSQ+, 2004.09576).
+"""Learned step size (LSQ, arXiv:1902.08153), optionally with an offset (LSQ+, arXiv:2004.09576).
 
 With v / s the value in steps, z the zero point and g = 1 / sqrt(N * qmax), N the number of elements
 that share the step:
@@ -8,7 +8,7 @@ that share the step:
     ds      g * sum of dy * (round(v / s) - v / s) inside, dy * qmin below, dy * qmax above
     doffset g * sum of dy outside, 0 inside
 
-Where |s| is less than the smallest threshold allows, that threshold is used, with this gradient.
+If |s| * levels is below the smallest threshold, that threshold is used, with the same gradient.
 """
 
 import operator
@@ -30,10 +30,10 @@ from .qparams import EPS, ROUNDING_MAGIC, as_dtype
 
 
 def constant(x):
-    """``x`` without a gradient.
+    """Return ``x`` without a gradient, as a copy in a traced program.
 
-    In a traced program a copy: detach() shares the memory, and Paddle 3 then lets operators write
-    into it in place, in an order that is not fixed.
+    detach() shares the memory, and operators of a Paddle 3 program may overwrite it in place in an
+    undefined order.
 
     Examples:
         >>> import paddle
@@ -49,10 +49,9 @@ def constant(x):
 
 
 def learned_threshold(step, spec):
-    """The threshold that a trained step stands for: its magnitude times ``spec.quant_max``.
+    """Compute the threshold of a trained step: its magnitude times ``spec.quant_max``.
 
-    An optimizer may carry a small step past zero. Its magnitude goes on from there as if it had
-    been reflected; nothing but a step of exactly 0 comes near :data:`~paddleq.functional.EPS`.
+    An optimizer may move a small step below zero; the magnitude is then used.
 
     Examples:
         >>> import paddle
@@ -65,10 +64,10 @@ def learned_threshold(step, spec):
 
 
 def learned_zero_point(offset, threshold, spec):
-    """The zero point nearest to ``offset``, the real number that the integer 0 stands for.
+    """Return the zero point nearest to ``offset``, the real number that the integer 0 represents.
 
-    Whole, so that 0 is stored exactly (a convolution pads with it) and integer runtimes can
-    have it; within the spec's limits, for the same reason.
+    It is an integer within the spec's limits, so that 0 is stored exactly (a convolution pads with
+    it) and integer runtimes support it.
 
     Examples:
         >>> import paddle
@@ -93,10 +92,10 @@ def _aligned(numbers, x, axis):
 
 
 def _inside(x, threshold, spec, zero_point):
-    """Which values have the gradient of the inside, as booleans.
+    """Return a mask of the values inside of the range.
 
-    A value on a border has not, as in the paper; with an offset it has: zeros behind a ReLU
-    lie on the lower border, and they stay zero whatever the offset.
+    As in the paper, the limits are excluded. With an offset they are included: zeros after a ReLU
+    lie on the lower limit and stay zero for every offset.
     """
     low, high = (_aligned(each, x, spec.channel_axis)
                  for each in representable_range(threshold, spec, zero_point))
@@ -110,7 +109,7 @@ def _signs(step):
 
 
 def _sum(x, axis):
-    """Sum of all, or of each channel."""
+    """Sum over all values, or over the values of each channel."""
     if axis is None:
         return x.sum().reshape([1])
     others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
@@ -119,17 +118,17 @@ def _sum(x, axis):
 
 def _sum_of_products(a, b, axis):
     if axis is None:
-        # dot() makes no tensor of their size.
+        # dot() allocates no tensor of their size.
         return paddle.dot(a.reshape([-1]), b.reshape([-1])).reshape([1])
     return _sum(a * b, axis)
 
 
-# (An attribute that Paddle 2.6's bytecode translator fails on; it leaves this function alone.)
+# Paddle 2.6's bytecode translator fails on this attribute, but does not translate attrgetter.
 _version = operator.attrgetter("inplace_version")
 
 
 class _Rule:
-    """What the forward pass knows and the backward pass needs, besides the tensors."""
+    """Quantization parameters that forward and backward pass share."""
 
     def __init__(self, threshold, spec, zero_point, exact):
         self.threshold, self.spec, self.zero_point = threshold, spec, zero_point
@@ -144,12 +143,12 @@ class _Rule:
         return simulate_in_three_passes(x, self.threshold, spec, zero)
 
     def gradients(self, x, y, grad):
-        """(dx, ds, doffset or None)"""
+        """Return (dx, ds, doffset or None)."""
         axis, steps = self.spec.channel_axis, _step_of(self.threshold, self.spec)
         inside = _inside(x, self.threshold, self.spec, self.zero_point)
-        # The only fresh tensor of this size: it costs more than all of the arithmetic.
+        # The only new tensor of this size: allocating one costs more than the arithmetic.
         dx = inside.astype(grad.dtype).multiply_(grad)
-        # round(v / s) - v / s is (y - x) / s, and beyond the limits y / s + z is the limit.
+        # round(v / s) - v / s is (y - x) / s, and outside of the range y / s + z is the limit.
         if axis is None:
             total = _sum_of_products(grad, y, axis) - _sum_of_products(dx, x, axis)
         else:
@@ -167,12 +166,12 @@ class _Learned(PyLayer):
     def forward(ctx, x, rule, step, offset=None):
         y = rule.simulate(x)
         ctx.rule, ctx.signs = rule, _signs(step)
-        # Paddle insists on None for what wants no gradient.
+        # Paddle requires None as the gradient of inputs with stop_gradient.
         ctx.constant = [x.stop_gradient, step.stop_gradient]
         if offset is not None:
             ctx.constant.append(offset.stop_gradient)
-        # Not y itself: it would hold the node that holds it, and never be freed without a
-        # backward pass. Whoever takes y next keeps it anyway.
+        # Saving y itself would create a reference cycle with its gradient node, which is freed
+        # only by a backward pass.
         ctx.save_for_backward(x, y.detach())
         ctx.versions = _version(x), _version(y)
         return y
@@ -193,13 +192,13 @@ class _Learned(PyLayer):
 def _in_static_mode(x, rule, step, offset):
     spec, axis = rule.spec, rule.spec.channel_axis
     x_value, step_value = constant(x), constant(step)
-    # (Not fake_quantize(), which detaches.)
+    # fake_quantize() would detach.
     y = dequantize(quantize(x_value, rule.threshold, spec, rule.zero_point), rule.threshold, spec,
                    rule.zero_point)
     inside = _inside(x_value, rule.threshold, spec, rule.zero_point).astype("float32")
     rate = (paddle.numel(x_value).astype("float32") * (spec.quant_max / rule.threshold.shape[0])) ** -0.5
     slope = (y - inside * x_value) / _aligned(_step_of(rule.threshold, spec), x, axis)
-    # What is added is exactly zero, and has the gradient.
+    # The added terms are exactly zero and carry the gradient.
     if offset is not None:
         beyond = 1.0 - inside
         slope = slope + beyond * _aligned(rule.zero_point.astype("float32"), x, axis)
@@ -209,19 +208,19 @@ def _in_static_mode(x, rule, step, offset):
 
 
 def learned_fake_quantize(x, step, spec, offset=None, exact=True):
-    """Quantize and dequantize ``x`` with a step that gets a gradient, and an offset that may.
+    """Quantize and dequantize ``x`` with a trainable step and, optionally, a trainable offset.
 
     Args:
         x: float tensor of any shape. Half-precision inputs are computed in float32 and the
             result is returned in the dtype of ``x``.
         step: float32 tensor to train, shape [1], or [channels] when ``spec`` is per channel.
         spec: a :class:`~paddleq.QuantSpec` of two bits or more.
-        offset: float32 tensor of the step's shape: the real number that the integer 0 stands
-            for, rounded to whole steps. For a spec that is not symmetric, and only for it.
+        offset: float32 tensor of the step's shape, the real number that the integer 0 represents,
+            rounded to whole steps. For an asymmetric spec only.
         exact: see :func:`~paddleq.functional.fake_quantize`.
 
     Returns:
-        What :func:`~paddleq.functional.fake_quantize` gives with that threshold and zero point.
+        The result of :func:`~paddleq.functional.fake_quantize` with that threshold and zero point.
 
     Examples:
         >>> import paddle

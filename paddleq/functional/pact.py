@@ -1,4 +1,4 @@
-"""PACT's clipping range, alone and together with the quantizer behind it."""
+"""Learned clipping range of PACT (arXiv:1805.06085), alone and fused with fake quantization."""
 
 import paddle
 from paddle.autograd import PyLayer
@@ -11,8 +11,8 @@ from .qparams import EPS
 def clipping_bound(alpha):
     """Return the clipping bound of a trained alpha: its magnitude, at least EPS.
 
-    An optimizer may carry alpha past zero: PaddleSlim's learning rate moves it by whole units. It
-    goes on from there as if it had been reflected, as a learned step does.
+    An optimizer may move alpha below zero (PaddleSlim's learning rate moves it by whole units); the
+    magnitude is then used.
 
     Examples:
         >>> import paddle
@@ -28,7 +28,7 @@ class _Clip(PyLayer):
     def forward(ctx, x, alpha, simulate):
         given = alpha.item()
         ctx.limit, ctx.sign = max(abs(given), EPS), -1.0 if given < 0 else 1.0
-        # Paddle insists on None for what wants no gradient: a batch of images, a frozen alpha.
+        # Paddle requires None as the gradient of inputs with stop_gradient.
         ctx.constant = x.stop_gradient, alpha.stop_gradient
         ctx.save_for_backward(x)
         return simulate(x, ctx.limit)
@@ -36,9 +36,9 @@ class _Clip(PyLayer):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensor()
-        # -1 and +1 where something was clipped, 0 elsewhere. A tensor divides; a number would be
-        # multiplied with as its reciprocal, and limit * (1 / limit) may be below 1. All but the
-        # first in place: a fresh tensor of this size costs more than all of the arithmetic on it.
+        # -1 or +1 at clipped values, 0 elsewhere. Paddle replaces division by a number with
+        # multiplication, and limit * (1 / limit) may be below 1; hence a tensor. In place because
+        # allocating a tensor of this size costs more than the arithmetic.
         side = x.clip(-ctx.limit, ctx.limit).divide_(paddle.full([1], ctx.limit)).trunc_()
         x_constant, alpha_constant = ctx.constant
         d_alpha = None
@@ -48,13 +48,13 @@ class _Clip(PyLayer):
 
 
 def clip(x, alpha):
-    """``x`` clipped to [-alpha, alpha], with PACT's gradient for ``alpha`` (arXiv:1805.06085).
+    """Clip ``x`` to [-alpha, alpha], with PACT's gradient for ``alpha``.
 
     Args:
         x: float32 tensor.
-        alpha: float32 parameter of shape [1]. Its gradient is +1 for values at or above alpha, -1
-            for values at or below -alpha; ``x`` gets none there. Of an alpha below zero the
-            magnitude counts, see :func:`clipping_bound`.
+        alpha: float32 parameter of shape [1]. Its gradient is +1 for values at or above alpha and
+            -1 for values at or below -alpha, where the gradient of ``x`` is 0. The magnitude of a
+            negative alpha is used, see :func:`clipping_bound`.
 
     Examples:
         >>> import paddle
@@ -72,16 +72,15 @@ def clip(x, alpha):
 
 
 def clip_and_fake_quantize(x, alpha, threshold, spec):
-    """Apply :func:`clip` and :func:`fake_quantize` in half the passes, for training.
+    """Fused :func:`clip` and ``fake_quantize(..., exact=False)`` in half the passes.
 
-    The integers are the same, and so are the gradients; results may be one unit in the last place
-    off, as those of ``fake_quantize(..., exact=False)``. In dynamic mode only.
+    Integers and gradients are the same; results may differ by one unit in the last place. Works in
+    dynamic mode only.
 
     Args:
         x, alpha: as for :func:`clip`.
         threshold: float32, shape [1].
-        spec: a per-tensor :class:`~paddleq.QuantSpec` of two bits or more that rounds half to
-            even.
+        spec: a per-tensor :class:`~paddleq.QuantSpec` of two bits or more, rounding half to even.
 
     Examples:
         >>> import paddle

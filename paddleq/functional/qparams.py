@@ -3,23 +3,23 @@
 import paddle
 
 EPS = 1e-8
-"""Smallest threshold. A channel of zeros gets it, so nothing is ever divided by zero."""
+"""Smallest threshold, that of a channel of zeros; it prevents division by zero."""
 
 # Adding and subtracting 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest
 # integer, ties to even, on every device. paddle.round rounds ties away from zero on Paddle 2.6
-# and to even on 3.x; two in-place additions cost no more than it does.
+# and to even on 3.x; two in-place additions are as fast.
 ROUNDING_MAGIC = 12582912.0
 ROUNDING_MAGIC64 = 1.5 * 2 ** 52  # the same for float64
 _LARGEST = 3.4028234e38  # float32
 
 
 def as_dtype(x, dtype):
-    """Cast ``x`` to ``dtype``; return ``x`` itself if it has it (astype copies on Paddle 2.6)."""
+    """Cast ``x`` to ``dtype`` without a copy if it has that dtype (astype copies on Paddle 2.6)."""
     return x if x.dtype == dtype else x.astype(dtype)
 
 
 def abs_max(x, spec):
-    """Largest magnitude of ``x``, or of each channel when ``spec`` is per channel.
+    """Compute the largest magnitude of ``x``, or of each channel when ``spec`` is per channel.
 
     For a one-bit spec it is the mean magnitude instead, which minimizes the error of the
     levels -s and +s (XNOR-Net, arXiv:1603.05279).
@@ -54,7 +54,7 @@ def abs_max(x, spec):
 
 
 def _channel_max(x, axis):
-    """max|x| of each channel; Paddle's reductions along a first axis are ten times slower."""
+    """Compute max|x| of each channel, ten times faster than reducing along the first axis."""
     with paddle.no_grad():
         if len(x.shape) == 1:
             return x.abs()
@@ -63,7 +63,7 @@ def _channel_max(x, axis):
         if axis != len(x.shape) - 1:
             x = paddle.norm(x.reshape([*x.shape[:axis + 1], -1]), p=float("inf"), axis=-1)
         x = x.reshape([-1, x.shape[-1]]).abs()  # one row for each of the other axes
-        # Halves against each other: elementwise maxima of contiguous rows.
+        # Elementwise maxima of the two halves until one row is left.
         odd = []
         while x.shape[0] > 1:
             half = x.shape[0] // 2
@@ -74,7 +74,7 @@ def _channel_max(x, axis):
 
 
 def affine_qparams(low, high, spec):
-    """Threshold and zero point of a range, for a spec that is not symmetric.
+    """Compute the threshold and zero point of a range for an asymmetric spec.
 
     The range is widened to contain 0, M = max(high, 0) and m = min(low, 0); the step is
     (M - m) / (qmax - qmin) and the zero point round(clip(qmin - m / step)), so that 0 is stored
@@ -99,13 +99,13 @@ def affine_qparams(low, high, spec):
         ([4.0], [64])
     """
     step, zero = affine_scale_zero_point(low, high, spec)
-    # (Wider than float32 is a range of half of all that there is: its ends are clipped.)
+    # The width of a finite range may exceed float32.
     threshold = (step * float(spec.quant_max)).clip(max=_LARGEST)
     return threshold.astype("float32"), zero.astype("int64")
 
 
 def affine_scale_zero_point(low, high, spec):
-    """Step and zero point of a range as :func:`affine_qparams` finds them, both float64.
+    """Compute the float64 step and zero point of a range, see :func:`affine_qparams`.
 
     Examples:
         >>> import paddle
@@ -116,8 +116,7 @@ def affine_scale_zero_point(low, high, spec):
         ...                                   spec)]
         [[0.2], [5.0]]
     """
-    # In float64: these are a few numbers, and a range around 0 puts the zero point on a border of
-    # rounding.
+    # In float64 because the zero point of a range around 0 lies on a rounding boundary.
     low, high = low.astype("float64").clip(max=0.0), high.astype("float64").clip(min=0.0)
     step = (high - low) / float(spec.quant_max - spec.quant_min)
     empty = step == 0.0

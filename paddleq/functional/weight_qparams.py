@@ -1,12 +1,10 @@
 """Quantization parameters of the weight of a Linear layer.
 
-A weight is [K, N], input features by output features. One step for all of it, one for each column
-(``PerChannel(1)``), or one for each column of each group of consecutive rows (``PerGroup``):
+A weight is [K, N], input features by output features. It has one scale (``PerTensor``), one for
+each column (``PerChannel(1)``), or one for each column of each group of rows (``PerGroup``):
 
     q = clip(round(w / scale) + zero_point, quant_min, quant_max)
     w = (q - zero_point) * scale
-
-Here ``scale`` is the step itself, not the threshold that Paddle's quantize_linear calls so.
 """
 
 from dataclasses import dataclass
@@ -26,8 +24,8 @@ class WeightQParams:
 
     Attributes:
         spec: a :class:`~paddleq.QuantSpec`, granularity PerTensor, PerChannel(1) or PerGroup.
-        scale: the step: float32 [1, 1], [1, N], or [ceil(K / size), N] for groups of ``size``
-            rows, of which the last one may be shorter.
+        scale: float32 [1, 1], [1, N], or [ceil(K / size), N] for groups of ``size`` rows, of
+            which the last one may be shorter.
         zero_point: float32 holding integers, of the scale's shape; None for a symmetric spec.
 
     Examples:
@@ -48,11 +46,11 @@ class WeightQParams:
     zero_point: Optional[Any] = None
 
     def quantize(self, weight):
-        """Integers nearest to ``weight`` [K, N], as float32 of that shape."""
+        """Quantize ``weight`` [K, N] to integers, as float32 of that shape."""
         rows = weight.shape[0]
         with paddle.no_grad():
             steps = group_rows(as_dtype(weight, paddle.float32), self.spec)
-            # Out of place: what is divided may be the weight itself.
+            # Not in place: ``steps`` may share the memory of the weight.
             steps = steps / self.scale.unsqueeze(1)
             if self.zero_point is None:
                 return _as_rows(round_and_clip_(steps, self.spec), rows)
@@ -60,12 +58,12 @@ class WeightQParams:
             return _as_rows(round_and_clip_(steps, self.spec, zero) + zero, rows)
 
     def dequantize(self, integers):
-        """The float32 weight [K, N] that ``integers``, of any dtype, stand for."""
+        """Dequantize ``integers`` [K, N] of any dtype to float32."""
         return dequantize_weight(integers, self.spec, self.scale, self.zero_point)
 
 
 def dequantize_weight(integers, spec, scale, zero_point=None):
-    """:meth:`WeightQParams.dequantize` without the object, which Paddle 2.6 cannot trace the making of.
+    """:meth:`WeightQParams.dequantize` as a function, because Paddle 2.6 cannot trace the class.
 
     Examples:
         >>> import paddle
@@ -83,8 +81,7 @@ def dequantize_weight(integers, spec, scale, zero_point=None):
 
 
 def dequantize_weight_(integers, spec, scale, zero_point=None):
-    """:func:`dequantize_weight` in dynamic mode, in place of ``integers``, which are float32 and
-    which nobody else holds.
+    """:func:`dequantize_weight` in place, in dynamic mode; ``integers`` are float32.
 
     Examples:
         >>> import paddle
@@ -99,7 +96,7 @@ def dequantize_weight_(integers, spec, scale, zero_point=None):
         def aligned(parameter):
             if scale.shape[0] == 1:
                 return parameter.flatten()  # a vector is broadcast several times faster than a row
-            # And a whole tensor is faster than what is broadcast along a middle axis.
+            # A full-size tensor is faster than broadcasting along a middle axis.
             rows = paddle.arange(integers.shape[0]) // spec.granularity.size
             return paddle.index_select(parameter, rows, axis=0)
 
@@ -111,22 +108,21 @@ def dequantize_weight_(integers, spec, scale, zero_point=None):
 def compute_weight_qparams(weight, spec, clip=None):
     """Compute the scale and zero point that cover the range of a weight.
 
-    Symmetric: scale = max|w| / quant_max, where quant_max is 127 for int8 and 7 for int4; the lowest
-    integer, -128 or -8, is left to values that a smaller range or GPTQ drives there. Otherwise the
-    range is widened to contain 0, and the zero point is that of
-    :func:`~paddleq.functional.affine_qparams`.
+    Symmetric: scale = max|w| / quant_max, where quant_max is 127 for int8 and 7 for int4. Only
+    clipping or GPTQ produces the lowest integer, -128 or -8. Asymmetric: the range is widened to
+    contain 0, see :func:`~paddleq.functional.affine_qparams`.
 
     Args:
         weight: float [K, N].
         spec: a :class:`~paddleq.QuantSpec`.
-        clip: shrink the range by this factor in (0, 1]: a number, or a float32 tensor that
-            broadcasts to the scale's shape. Default None: the whole range.
+        clip: factor in (0, 1] that shrinks the range: a number, or a float32 tensor that
+            broadcasts to the scale's shape. Default None, the whole range.
 
     Returns:
         A :class:`WeightQParams`.
 
     Raises:
-        ConfigError: the spec says nothing about a Linear's weight, or the weight is not a matrix.
+        ConfigError: the spec does not describe a Linear's weight, or the weight is not a matrix.
 
     Examples:
         >>> import paddle
@@ -162,7 +158,7 @@ def check_weight_spec(name, spec):
     """Return ``spec`` if it describes a Linear's weight.
 
     Raises:
-        ConfigError: it does not; the message says which granularities do.
+        ConfigError: it does not; the message lists the accepted granularities.
 
     Examples:
         >>> from paddleq import PerToken, QuantSpec
@@ -195,7 +191,7 @@ def group_size(spec, rows):
 
 
 def group_rows(x, spec):
-    """[K, N] as [groups, rows of a group, N]; zeros, which every range contains, fill the last.
+    """Reshape [K, N] to [groups, rows of a group, N]; the last group is padded with zeros.
 
     Examples:
         >>> import paddle
