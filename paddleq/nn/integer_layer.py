@@ -25,7 +25,7 @@ from .deployable import (
     spec_name,
 )
 from .layer_types import kind_of
-from .quantized_layer import is_float_tensor, make_float, slot_name
+from .quantized_layer import argument_names, is_float_tensor, make_float, map_inputs, slot_name
 
 _FIELDS = ("layer", "weights", "inputs", "output")
 
@@ -45,7 +45,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         output_spec: QuantSpec of the output, of the layer or of the block that begins with it.
     """
 
-    prefix = "Integer"
+    prefix = "Frozen"  # nn.IntegerLinear is another class
     kind = "IntegerLayer"
 
     @classmethod
@@ -59,7 +59,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
             output: the same for the output.
         """
         state = state_of(layer)
-        state.kind = kind_of(layer)
+        state.kind, state.arguments = kind_of(layer), argument_names(layer)
         layer.__class__ = swapped_class(cls, type(layer))
         layer.weight_specs = {name: each[-1] for name, each in weights.items()}
         layer.input_specs = tuple(each and each[-1] for each in inputs)
@@ -81,10 +81,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
 
     def swapped_forward(self, args, kwargs):
         """Compute the layer's forward with dequantized weights and quantized activations."""
-        args = list(args)
-        for slot, (position, spec) in enumerate(zip(self._paddleq.kind.inputs, self.input_specs)):
-            if spec is not None and position < len(args):
-                args[position] = self._quantize_input(slot, args[position])
+        args, kwargs = map_inputs(self, args, kwargs, self._quantize_input)
         with substituted(self, {name: self._weight(name) for name in self.weight_specs}):
             forward = self._paddleq.forward
             y = (forward(*args, **kwargs) if forward is not None
@@ -92,14 +89,13 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         return leave_block(self, y)
 
     def _quantize_input(self, slot, x):
-        if isinstance(x, (list, tuple)):
-            return type(x)(self._quantize_input(slot, item) for item in x)
-        if not is_float_tensor(x):
+        spec = self.input_specs[slot] if slot < len(self.input_specs) else None
+        if spec is None:
             return x
         recorder = tracing.recorder()
         if recorder is not None:
             return recorder.activation(x, self, slot)
-        return self._fake_quantize(x, slot_name("activation", slot), self.input_specs[slot])
+        return self._fake_quantize(x, slot_name("activation", slot), spec)
 
     def quantize_output(self, y):
         """Quantize and dequantize the output of the layer, or of the block that begins with it."""

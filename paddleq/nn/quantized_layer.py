@@ -56,25 +56,12 @@ class QuantizedLayer:
             return self._float_class.forward(self, *args, **kwargs)
 
     def quantize_inputs(self, args, kwargs):
-        """The arguments of a call, with those that are quantized on their way through it."""
+        """Return the arguments of a call with the quantized inputs in place of the float ones."""
         if self._paddleq.compute_float:
             return args, kwargs
-        args = list(args)
-        for slot, position in enumerate(self._paddleq.kind.inputs):
-            if position < len(args):
-                args[position] = self._quantize_input(slot, args[position])
-            else:
-                name = self._paddleq.arguments[position]
-                if name in kwargs:
-                    kwargs = {**kwargs, name: self._quantize_input(slot, kwargs[name])}
-        return args, kwargs
+        return map_inputs(self, args, kwargs, self._quantize_input)
 
     def _quantize_input(self, slot, x):
-        if isinstance(x, (list, tuple)):
-            # concat and its like: what is joined must share one scale.
-            return type(x)(self._quantize_input(slot, item) for item in x)
-        if not is_float_tensor(x):
-            return x
         preprocess, quantizer = self.input_parts(slot)
         return tracing.run_activation(x, preprocess, quantizer, self, slot)
 
@@ -169,6 +156,33 @@ def is_float_tensor(x):
     return dtype in (paddle.float32, paddle.float16, paddle.bfloat16, paddle.float64)
 
 
+def argument_names(layer):
+    """Return the names of the arguments of the layer's ``forward`` that positions refer to."""
+    parameters = list(inspect.signature(type(layer).forward).parameters.values())[1:]
+    return tuple(p.name for p in parameters
+                 if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def map_inputs(layer, args, kwargs, quantize):
+    """Return the arguments of a call of ``layer`` with ``quantize(slot, x)`` for each input ``x``.
+
+    An input may be passed by position or by keyword. In a list of tensors (``paddle.concat``) each
+    member is replaced; they share one scale. Values that are not float tensors stay.
+    """
+    def replaced(slot, x):
+        if isinstance(x, (list, tuple)):
+            return type(x)(replaced(slot, item) for item in x)
+        return quantize(slot, x) if is_float_tensor(x) else x
+
+    args, kwargs, names = list(args), dict(kwargs), layer._paddleq.arguments
+    for slot, position in enumerate(layer._paddleq.kind.inputs):
+        if position < len(args):
+            args[position] = replaced(slot, args[position])
+        elif position < len(names) and names[position] in kwargs:
+            kwargs[names[position]] = replaced(slot, kwargs[names[position]])
+    return args, kwargs
+
+
 def quantized_class(base):
     """Return the quantized subclass of a float layer class, one for each class."""
     return swapped_class(QuantizedLayer, base)
@@ -192,7 +206,7 @@ class LayerPlan:
 
     def __init__(self, layer, policy, name, shared):
         self.layer, self.name, self.kind = layer, name, kind_of(layer)
-        self.arguments = list(inspect.signature(type(layer).forward).parameters)[1:]
+        self.arguments = argument_names(layer)
         self.parts = {}
         if policy.activation is not None:
             for slot in range(len(self.kind.inputs)):

@@ -1,6 +1,7 @@
 """One integer form of every layer type, reached from every front end."""
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -11,7 +12,8 @@ from paddle import nn
 from runtimes import paddle_inference, relative_error
 
 import paddleq
-from paddleq.engine import freeze, summary_rows
+from paddleq import LayerConfig, QuantConfig, QuantSpec
+from paddleq.engine import calibrating, freeze, set_state, summary_rows
 from paddleq.errors import ModelError
 from paddleq.nn import IntegerLinear
 from paddleq.nn.integer_layer import IntegerLayer
@@ -85,6 +87,106 @@ def test_frozen_layer_of_every_type_computes_as_the_simulated_one(name, tmp_path
     paddleq.save_quantized_model(model, str(tmp_path / "m"), spec)
     (found,) = paddle_inference(str(tmp_path / "m"), [x.numpy()])
     assert relative_error(found, model(x).numpy()) < 1e-5
+
+
+class Bilinear(nn.Layer):
+    """Layer with two quantized inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = self.create_parameter([4, 4])
+
+    def forward(self, x, other):
+        return paddle.matmul(x, self.weight) * other
+
+
+paddleq.register_layer(Bilinear, weights={"weight": 1}, inputs=(0, 1))
+TWO_INPUTS = {
+    "bilinear": (Bilinear, [([3, 4], "float32"), ([3, 4], "float32")]),
+    "matmul": (lambda: paddleq.QuantizableFunction(paddle.matmul),
+               [([3, 4], "float32"), ([4, 5], "float32")]),
+    "optional input": (lambda: paddleq.QuantizableFunction(
+        lambda x, y, bias=None: x + y if bias is None else x + y + bias, inputs=3),
+                       [([3, 4], "float32")] * 3),
+}
+CALL_LAYERS = {
+    **{name: (make, [(shape, "float32")]) for name, (make, shape) in LAYERS.items()},
+    "embedding": (lambda: nn.Embedding(7, 4), [([3, 5], "int64")]),
+    **TWO_INPUTS,
+}
+
+
+@pytest.mark.parametrize("name", list(CALL_LAYERS))
+def test_frozen_layer_quantizes_inputs_however_they_are_passed(name):
+    make, inputs = CALL_LAYERS[name]
+    inputs = [paddle.randint(0, 7, shape) if dtype == "int64" else paddle.randn(shape)
+              for shape, dtype in inputs]
+    layer = make()
+    config = QuantConfig()
+    config.add_type(type(layer), LayerConfig(QuantSpec(4), QuantSpec(4)))
+    simulated = paddleq.quantize(nn.Sequential(layer), config)
+    simulated.eval()
+    with calibrating(simulated):
+        simulated[0](*inputs)
+    set_state(simulated, "validation")
+    frozen = freeze(copy.deepcopy(simulated))
+    assert isinstance(frozen[0], IntegerLayer)
+    names = list(inspect.signature(type(layer).forward).parameters)[1:len(inputs) + 1]
+    calls = [(inputs, {})]
+    if names[0] != "args":
+        calls += [(inputs[:count], dict(zip(names[count:], inputs[count:])))
+                  for count in range(len(inputs))]
+    if name == "optional input":
+        assert_close_up_to_rounding(frozen[0](*inputs[:2]).numpy(),
+                                    simulated[0](*inputs[:2]).numpy())
+    if "transpose" in name:
+        size = simulated[0](*inputs).shape[2:]
+        calls.append((inputs, {"output_size": size}))
+        calls.append(([], {names[0]: inputs[0], "output_size": size}))
+    for args, kwargs in calls:
+        assert_close_up_to_rounding(frozen[0](*args, **kwargs).numpy(),
+                                    simulated[0](*args, **kwargs).numpy())
+        assert np.array_equal(frozen[0](*args, **kwargs).numpy(), frozen[0](*inputs).numpy())
+
+
+def test_frozen_embedding_stores_integer_rows():
+    model = nn.Sequential(nn.Embedding(7, 4))
+    ids = paddle.randint(0, 7, [3, 5])
+    simulated = ptq(model, ids, quantizable_layer_type=["Embedding"])
+    frozen = freeze(copy.deepcopy(simulated))
+    weight = simulated[0].weight.numpy()
+    scale = np.abs(weight).max(1, keepdims=True) / 127
+    integers = np.clip(np.round(weight / scale), -128, 127)
+    assert np.array_equal(frozen[0].weight.numpy(), integers)
+    assert np.allclose(frozen(ids).numpy(), (integers * scale)[ids.numpy()], rtol=1e-5)
+    assert frozen[0].input_specs == ()
+
+
+def test_frozen_function_quantizes_each_input_with_its_own_scale():
+    config = QuantConfig()
+    config.add_type(paddleq.QuantizableFunction, LayerConfig(None, QuantSpec(8)))
+    model = paddleq.quantize(nn.Sequential(paddleq.QuantizableFunction(paddle.matmul)), config)
+    x, y = paddle.randn([3, 4]), 10 * paddle.randn([4, 5])
+    with calibrating(model):
+        model[0](x, y)
+    set_state(model, "validation")
+    frozen = freeze(model)[0]
+
+    def quantized(value, scale):
+        return np.clip(np.round(value / scale), -128, 127) * scale
+
+    expected = quantized(x.numpy(), frozen.activation_scale.numpy()) @ quantized(
+        y.numpy(), frozen.activation_1_scale.numpy())
+    assert np.allclose(frozen(x, y).numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert "weight" not in frozen.state_dict()
+
+
+def test_frozen_linear_and_integer_linear_have_different_names():
+    frozen = freeze(ptq())
+    assert type(frozen[3]).__name__ == "FrozenLinear"
+    assert "FrozenLinear(" in repr(frozen)
+    assert {row.type for row in summary_rows(frozen) if row.done == "deployed"} == {
+        "FrozenConv2D", "FrozenLinear"}
 
 
 def test_affine_quantization_computes_as_the_simulated_one():
