@@ -85,23 +85,11 @@ def test_no_test_module_imports_another():
     assert wrong == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_print_and_no_bare_except(path):
-    wrong = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
-                node.func.id == "print"):
-            wrong.append(f"line {node.lineno}: print; use logging")
-        if isinstance(node, ast.ExceptHandler) and node.type is None:
-            wrong.append(f"line {node.lineno}: except without a class hides errors")
-    assert wrong == []
-
-
 UNPICKLING = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_unpickled_or_evaluated(path):
+def test_nothing_is_unpickled(path):
     wrong = []
     if path.name == "restricted_unpickler.py":  # tests/checkpoint attacks it
         return
@@ -112,6 +100,6 @@ def test_nothing_is_unpickled_or_evaluated(path):
             wrong.append(node.module)
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            if name in ("eval", "exec", "paddle.load", "np.load", "yaml.load"):
+            if name in ("paddle.load", "np.load"):  # ruff has rules for eval, exec and yaml.load
                 wrong.append(f"line {node.lineno}: {name}")
     assert wrong == []
