@@ -1,30 +1,30 @@
-"""Writing files so that a process that is killed leaves the old ones whole."""
+"""Atomic writing of files: a process that is killed leaves the old ones intact."""
 
 import errno
 import os
 import tempfile
 
 LEFT_OVER = ".paddleq-"
-"""What names of folders begin with that a killed process may leave beside its targets."""
+"""Prefix of temporary folders, which a killed process may leave beside its targets."""
 
 
 def write_together(writers):
     """Write files beside their targets, then rename them into place one after another.
 
     Args:
-        writers: target path -> function that is given a path and writes the file there. The
-            folders of the targets are made.
+        writers: target path -> function that writes the file to the path it receives. Folders of
+            the targets are created.
 
     Raises:
-        OSError: a target cannot be written. None of the files is replaced then, unless renaming
-            itself failed half way.
+        OSError: a target cannot be written. No file is replaced, unless a rename failed after
+            others succeeded.
     """
     for path in writers:
-        if os.path.isdir(path):  # found out by the second rename it would be too late
+        if os.path.isdir(path):  # otherwise a later rename fails after others succeeded
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         os.makedirs(_folder(path), exist_ok=True)
     first = next(iter(writers))
-    # A folder of its own on the same file system: whatever happens, it goes as a whole.
+    # A separate folder on the same file system, which is removed as a whole on any error.
     with tempfile.TemporaryDirectory(prefix=LEFT_OVER, dir=_folder(first)) as beside:
         written = {path: os.path.join(beside, str(number)) for number, path in enumerate(writers)}
         for path, write in writers.items():
@@ -34,7 +34,7 @@ def write_together(writers):
 
 
 def write_bytes(content):
-    """A writer for :func:`write_together` that writes ``content``."""
+    """Return a writer for :func:`write_together` that writes ``content``."""
     def write(path):
         with open(path, "wb") as file:
             file.write(content)

@@ -1,11 +1,10 @@
-"""Classes with some of their arguments filled in."""
+"""Factories: classes with default values for some of their arguments."""
 
 
 class Factory:
-    """Makes instances of a class with arguments that were given beforehand.
+    """Create instances of a class with preset arguments.
 
-    Factories nest: a later argument overrules an earlier one of the same name. Each call makes an
-    instance of its own.
+    Factories nest; a later argument overrides an earlier one. Each call creates a new instance.
 
     Examples:
         >>> from paddleq import FakeQuantize
@@ -19,7 +18,7 @@ class Factory:
         self.made, self.arguments = made, arguments
 
     def with_args(self, **arguments):
-        """A factory with these arguments too."""
+        """Return a factory with these arguments added."""
         return Factory(self.made, {**self.arguments, **arguments})
 
     def __call__(self, *args, **arguments):
@@ -31,9 +30,9 @@ class Factory:
 
 
 class WithArgs:
-    """Mixin of classes that make factories of themselves."""
+    """Mixin that adds :meth:`with_args` to a class."""
 
     @classmethod
     def with_args(cls, **arguments):
-        """A :class:`Factory` of this class with these arguments."""
+        """Return a :class:`Factory` of this class with these arguments."""
         return Factory(cls, arguments)

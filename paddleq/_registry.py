@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names and what is registered under them, in the order of registration.
+    """Mapping of names to registered entries, in the order of registration.
 
     Args:
         kind: noun for messages, e.g. "observer".
@@ -66,7 +66,7 @@ class Registry(Generic[T]):
         return add
 
     def unregister(self, name: str) -> T:
-        """Remove ``name`` and return what was registered under it."""
+        """Remove ``name`` and return its entry."""
         entry = self[name]
         del self._entries[name]
         return entry

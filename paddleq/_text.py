@@ -1,14 +1,10 @@
-"""Tables of text, as they are printed and logged."""
+"""Text tables for printing and logging."""
 
 import io
 
 
 def table(rows):
-    """Rows of texts with their columns aligned, a line below the first row.
-
-    Args:
-        rows: sequences of texts, all of one length; the first holds the titles.
-    """
+    """Format rows of texts as a table with aligned columns; the first row holds the titles."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     out = io.StringIO()
     for number, row in enumerate(rows):

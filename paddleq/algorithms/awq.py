@@ -23,7 +23,7 @@ class AWQ(Smoother):
     s = mean|x| ** ratio, for ``grids_num`` ratios 0, 1 / grids_num, ...; the layer computes
     (x / s) @ (W * s). Ratio 0 is rounding to nearest: s is 1. The search minimizes the squared
     error of x @ W, computed from the Hessian H of the input: the sum of (H @ d) * d, where d is the
-    change of the weights. The clipping ratio of a group is chosen by the error of its own rows.
+    change of the weights. The clipping ratio of a group minimizes the error of its rows.
 
     Args:
         grids_num: number of ratios, and number of steps between clipping ratios 0 and 1. Default

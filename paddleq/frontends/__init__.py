@@ -1,1 +1,1 @@
-"""Vendors' interfaces, spoken to one engine."""
+"""Vendors' interfaces to the quantization engine."""

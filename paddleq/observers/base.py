@@ -50,7 +50,7 @@ class Collector(abc.ABC):
 
     @abc.abstractmethod
     def result(self) -> Any:
-        """Return what is computed from the statistics."""
+        """Compute the result from the statistics."""
 
 
 class Observer(nn.Layer, WithArgs, Collector):

@@ -134,7 +134,7 @@ def containing_layers(model: nn.Layer,
                       layers: List[Tuple[str, nn.Layer]]) -> Dict[int, Set[Optional[int]]]:
     """Map the id of each layer to the numbers of the decoder layers that contain it.
 
-    None stands for the part of the model outside of the decoder layers.
+    None denotes the part of the model outside of the decoder layers.
 
     Args:
         layers: list of (name, decoder layer).

@@ -75,8 +75,8 @@ def to_program_desc(model: Path, output: Path, params_file: Optional[Path] = Non
     """Convert a model that Paddle 3 saved as PIR to the format that every runtime reads.
 
     Paddle 3 writes ``name.json`` and ``name.pdiparams``. Paddle-Lite, OpenVINO and the int8 mode of
-    Paddle Inference read ``name.pdmodel`` and ``name.pdiparams``. The computation
-    and the names of inputs, outputs and parameters are kept. Paddle 3 is not required.
+    Paddle Inference read ``name.pdmodel`` and ``name.pdiparams``. The computation and the names of
+    inputs, outputs and parameters are kept. Paddle 3 is not required.
 
     Args:
         model: path of the ``.json``, or the prefix without it.

@@ -23,8 +23,8 @@ class Program:
     Attributes:
         desc: the protobuf message.
         arrays: parameter name -> numpy array.
-        constants: names of parameters that the model's training left unchanged, where the source
-            of the program says so.
+        constants: names of parameters that are not trained, if the source of the program records
+            them.
     """
 
     def __init__(self, desc, arrays):

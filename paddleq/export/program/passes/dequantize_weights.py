@@ -2,9 +2,8 @@
 
 Runtimes remove the ``dequantize_linear`` of a weight and pass its integers to the next operator.
 Paddle Inference's int8 mode (2.6 to 3.3) does that for all of them, but converts the integers back
-to
-floats for few: every other operator then fails. Paddle-Lite's operators without an int8 kernel use
-the integers as the float weight. So ``dequantize_linear`` is kept only where a runtime computes
+to floats for few: every other operator then fails. Paddle-Lite's operators without an int8 kernel
+use the integers as the float weight. So ``dequantize_linear`` is kept only where a runtime computes
 with the integers.
 """
 

@@ -1,8 +1,7 @@
 """Unsqueeze the weight and the input of a Conv1D before they are quantized, not after.
 
 Paddle expresses Conv1D as a conv2d with an unsqueeze2 on both. Runtimes expect the quantization
-next
-to the operator: behind an unsqueeze2, Paddle Inference's int8 mode fails on the weight, and
+next to the operator: behind an unsqueeze2, Paddle Inference's int8 mode fails on the weight, and
 Paddle-Lite uses the integers as the float weight.
 """
 
