@@ -35,7 +35,7 @@ from text.training import RECIPES
 
 import paddleq
 from paddleq.deploy import Predictor
-from paddleq.frontends.golden_stick import PTQ, PTQConfig, PTQMode
+from paddleq.golden_stick import PTQ, PTQConfig, PTQMode
 
 OUT = ROOT / "out" / "demo-text"
 MIN_AGREEMENT = 98.0

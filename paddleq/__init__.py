@@ -14,12 +14,15 @@ except ImportError as _error:
     ) from _error
 
 from . import algorithms as algorithms
+from . import amct as amct
 from . import analysis as analysis
 from . import config as config
 from . import deploy as deploy
 from . import errors as errors
 from . import export as export
+from . import golden_stick as golden_stick
 from . import observers as observers
+from . import paddleslim as paddleslim
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import LayerConfig, QuantConfig
 from .engine import (
@@ -38,9 +41,6 @@ from .engine import (
 from .export import save_quantized_model
 from .fake_quant import LSQ, PACT, LSQPlus
 from .fake_quant.fake_quantize import FakeQuantize, State
-from .frontends import amct as amct
-from .frontends import golden_stick as golden_stick
-from .frontends import paddleslim as paddleslim
 from .frontends.paddleslim import PTQ, QAT
 from .frontends.paddleslim.post_dynamic import quant_post_dynamic
 from .frontends.paddleslim.post_static import quant_post_static

@@ -1,6 +1,6 @@
 """Network helper of the decoders for PTQ of Golden Stick."""
 
-from paddleq.frontends.golden_stick import NetworkHelper
+from paddleq.golden_stick import NetworkHelper
 
 
 class DecoderHelper(NetworkHelper):

@@ -16,7 +16,7 @@ import paddleq
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PACKAGES = ["paddleq", "paddleq.observers", "paddleq.functional", "paddleq.config",
             "paddleq.algorithms", "paddleq.analysis", "paddleq.deploy",
-            "paddleq.frontends.golden_stick"]
+            "paddleq.golden_stick"]
 MODULES = ["paddleq", *sorted(
     info.name for info in pkgutil.walk_packages(paddleq.__path__, "paddleq.")
     if not info.name.endswith("__main__"))]

@@ -16,8 +16,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 GROUND = {"errors", "__version__", "_checks", "_factory", "_layer_state", "_atomic_write", "_paddle_compat",
           "_registry", "_text", "_versions"}
 ORDER = ["spec", "functional", "observers", "fake_quant", "config", "graph", "nn", "engine",
-         "checkpoint", "algorithms", "export", "saved_model", "analysis", "frontends", "deploy",
-         "recipes", "cli", "__main__"]
+         "checkpoint", "algorithms", "export", "saved_model", "analysis", "frontends", "amct",
+         "golden_stick", "paddleslim", "deploy", "recipes", "cli", "__main__"]
 
 
 def part_of(path):

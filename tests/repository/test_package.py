@@ -1,8 +1,10 @@
 """The package as it is installed."""
 
+import importlib
 import subprocess
 import sys
 
+import pytest
 from paths import ROOT
 
 
@@ -16,3 +18,12 @@ def test_importing_without_paddle_says_which_wheels_there_are():
 
 def test_the_package_carries_what_type_checkers_need():
     assert (ROOT / "paddleq" / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", ["amct", "golden_stick", "paddleslim"])
+def test_front_ends_are_modules_of_the_package(name):
+    module = importlib.import_module(f"paddleq.{name}")
+    front_end = importlib.import_module(f"paddleq.frontends.{name}")
+    assert module.__all__ == front_end.__all__
+    for each in module.__all__:
+        assert getattr(module, each) is getattr(front_end, each)

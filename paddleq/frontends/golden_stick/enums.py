@@ -19,7 +19,7 @@ class QuantDtype(enum.Enum):
         signed: True if there are negative numbers.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import QuantDtype
+        >>> from paddleq.golden_stick import QuantDtype
         >>> QuantDtype.INT8.num_bits, QuantDtype.UINT4.signed
         (8, False)
     """
@@ -46,7 +46,7 @@ class PTQMode(enum.Enum):
     """Mode of ``PTQ``: quantize a network, or build the structure to load a checkpoint into.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import PTQMode
+        >>> from paddleq.golden_stick import PTQMode
         >>> PTQMode("deploy")
         <PTQMode.DEPLOY: 'deploy'>
     """
@@ -59,7 +59,7 @@ class BackendTarget(enum.Enum):
     """Target of the quantized network. Both give the same network here.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import BackendTarget
+        >>> from paddleq.golden_stick import BackendTarget
         >>> [target.value for target in BackendTarget]
         ['none', 'ascend']
     """
@@ -72,7 +72,7 @@ class OutliersSuppressionType(enum.Enum):
     """Suppression of outliers in activations before weights are rounded.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import OutliersSuppressionType
+        >>> from paddleq.golden_stick import OutliersSuppressionType
         >>> [kind.value for kind in OutliersSuppressionType]
         ['none', 'smooth', 'awq']
     """
@@ -86,7 +86,7 @@ class PrecisionRecovery(enum.Enum):
     """Rounding of weights: to nearest, or by GPTQ.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import PrecisionRecovery
+        >>> from paddleq.golden_stick import PrecisionRecovery
         >>> [kind.value for kind in PrecisionRecovery]
         ['none', 'gptq']
     """
@@ -99,7 +99,7 @@ class QuantGranularity(enum.Enum):
     """Granularity of scales.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import QuantGranularity
+        >>> from paddleq.golden_stick import QuantGranularity
         >>> print(QuantGranularity.PER_GROUP)
         per_group
     """

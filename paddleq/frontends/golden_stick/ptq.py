@@ -47,7 +47,7 @@ class PTQ:
 
     Examples:
         >>> import paddle
-        >>> from paddleq.frontends.golden_stick import PTQ, PTQConfig
+        >>> from paddleq.golden_stick import PTQ, PTQConfig
         >>> network = paddle.nn.TransformerEncoder(
         ...     paddle.nn.TransformerEncoderLayer(64, 2, 128), num_layers=2)
         >>> ptq = PTQ(PTQConfig(weight_quant_dtype="int4", precision_recovery="gptq",

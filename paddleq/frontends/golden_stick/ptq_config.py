@@ -57,7 +57,7 @@ class SmoothQuantConfig:
         ConfigTypeError, ConfigError: for a value of another type, or out of range.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import SmoothQuantConfig
+        >>> from paddleq.golden_stick import SmoothQuantConfig
         >>> SmoothQuantConfig(alpha=0.7)
         SmoothQuantConfig(alpha=0.7)
     """
@@ -80,7 +80,7 @@ class ActivationObserverConfig:
         ConfigTypeError, ConfigError: for a value of another type, or an unknown name.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import ActivationObserverConfig
+        >>> from paddleq.golden_stick import ActivationObserverConfig
         >>> ActivationObserverConfig("KL")
         ActivationObserverConfig(observer='KL')
     """
@@ -107,7 +107,7 @@ class AWQConfig:
         ConfigTypeError, ConfigError: for a value of another type, out of range, or an empty list.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import AWQConfig
+        >>> from paddleq.golden_stick import AWQConfig
         >>> AWQConfig(smooth_alpha=[0.0, 0.5], weight_clip_ratio=1.0)
         AWQConfig(duo_scaling=True, smooth_alpha=(0.0, 0.5), weight_clip_ratio=(1.0,))
     """
@@ -138,7 +138,7 @@ class GPTQQuantConfig:
         ConfigTypeError, ConfigError: for a value of another type, or out of range.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import GPTQQuantConfig
+        >>> from paddleq.golden_stick import GPTQQuantConfig
         >>> GPTQQuantConfig(desc_act=True).block_size
         128
     """
@@ -193,7 +193,7 @@ class PTQConfig:
             quantized; options of an algorithm that is not asked for.
 
     Examples:
-        >>> from paddleq.frontends.golden_stick import PTQConfig, QuantGranularity
+        >>> from paddleq.golden_stick import PTQConfig, QuantGranularity
         >>> config = PTQConfig(weight_quant_dtype="int4", group_size=64, outliers_suppression="awq",
         ...                    weight_quant_granularity=QuantGranularity.PER_GROUP)
         >>> config.outliers_suppression
