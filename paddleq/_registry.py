@@ -1,6 +1,6 @@
 """Registry of named extension points: observers, layer types, algorithms, formats and runtimes."""
 
-from typing import Callable, Dict, Generic, Iterator, List, Tuple, TypeVar
+from typing import Any, Callable, Dict, Generic, Iterator, List, Tuple, TypeVar
 
 from ._checks import check_choice, wrong_type
 from .errors import ConfigError
@@ -13,6 +13,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: noun for messages, e.g. "observer".
+        definition: called with an entry, returns the class or function that defines it. Default:
+            the entry.
 
     Examples:
         >>> from paddleq._registry import Registry
@@ -29,8 +31,9 @@ class Registry(Generic[T]):
 'square'?)
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, definition: Callable[[T], Any] = lambda entry: entry):
         self.kind = kind
+        self._definition = definition
         self._entries: Dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -57,7 +60,7 @@ class Registry(Generic[T]):
 
         def add(entry: T) -> T:
             known = self._entries.get(name)
-            if known is not None and not _same_definition(known, entry):
+            if known is not None and not _same_definition(*map(self._definition, (known, entry))):
                 raise ConfigError(f"{self.kind} {name!r} is already registered as {known!r}; "
                                   "choose another name")
             self._entries[name] = entry

@@ -17,6 +17,7 @@ from paddleq.deploy import Predictor
 from paddleq.deploy.runtimes import RUNTIMES
 from paddleq.errors import ConfigError
 from paddleq.export.formats import FORMATS
+from paddleq.nn.layer_types import LAYER_TYPES
 from paddleq.observers import OBSERVERS
 
 FILES = {
@@ -121,11 +122,10 @@ def package(tmp_path_factory):
     import paddleq_more
     yield paddleq_more
     sys.path.remove(str(folder.parent))
-    for registry, kind in ((OBSERVERS, "observers"), (ALGORITHMS, "algorithms"),
-                           (FORMATS, "formats"), (RUNTIMES, "runtimes")):
+    for registry, kind in ((OBSERVERS, "observers"), (LAYER_TYPES, "layer types"),
+                           (ALGORITHMS, "algorithms"), (FORMATS, "formats"),
+                           (RUNTIMES, "runtimes")):
         registry.unregister(NAMES[kind])
-    from paddleq.nn import layer_types
-    del layer_types._KINDS[paddleq_more.layer.Scaled]
 
 
 def quantized(package, activation="doubled"):

@@ -5,7 +5,7 @@ import click
 from ..algorithms import ALGORITHMS
 from ..deploy.runtimes import RUNTIMES
 from ..export.formats import FORMATS
-from ..nn.layer_types import known_classes
+from ..nn.layer_types import LAYER_TYPES
 from ..observers import OBSERVERS
 from .main import STATUS
 
@@ -16,7 +16,7 @@ def extensions():
 
     "paddleq --import MODULE extensions" includes those that a module of your own registers.
     """
-    for title, names in (("observers", OBSERVERS), ("layer types", known_classes()),
+    for title, names in (("observers", OBSERVERS), ("layer types", LAYER_TYPES),
                          ("algorithms", ALGORITHMS), ("formats", FORMATS),
                          ("runtimes", RUNTIMES)):
         click.echo(f"{title}: {', '.join(names)}")

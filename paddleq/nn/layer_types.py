@@ -1,71 +1,74 @@
-"""Which layer classes can be quantized, and what there is to know about each.
+"""Layer classes that can be quantized.
 
-A new layer type is one line here (or one call of :func:`register_layer`).
+A new layer type is one call of :func:`register_layer`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Mapping, Optional, Tuple
+from typing import Dict, Mapping, Optional, Sequence, Tuple
 
 from paddle import nn
 
 from .._checks import check_int, wrong_type, wrong_value
+from .._registry import Registry
+from ..errors import ConfigError
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What quantization needs to know of a layer class.
+    """Weights and inputs of a layer class.
 
     Args:
+        cls: the layer class.
         weights: attribute name of each weight -> axis of its output channels.
-        inputs: positions of the forward arguments that are quantized; None where each layer
-            says in its attribute ``inputs`` how many of the first ones are.
+        inputs: positions of the forward arguments that are quantized; None if the attribute
+            ``inputs`` of each layer is the number of its first arguments that are.
     """
 
+    cls: type
     weights: Mapping[str, int]
     inputs: Optional[Tuple[int, ...]] = (0,)
 
 
-_KINDS = {
-    nn.Conv1D: LayerKind({"weight": 0}),
-    nn.Conv2D: LayerKind({"weight": 0}),
-    nn.Conv3D: LayerKind({"weight": 0}),
-    # Transposed weights are [in, out / groups, ...]: groups share the scale of a column.
-    nn.Conv1DTranspose: LayerKind({"weight": 1}),
-    nn.Conv2DTranspose: LayerKind({"weight": 1}),
-    nn.Linear: LayerKind({"weight": 1}),
-    nn.Embedding: LayerKind({"weight": 0}, inputs=()),
-}
+LAYER_TYPES: "Registry[LayerKind]" = Registry("layer type", definition=lambda kind: kind.cls)
 
 
-def register_layer(cls, weights=None, inputs=(0,)):
-    """Make a layer class of your own quantizable.
+def _registered(cls: type) -> Optional[LayerKind]:
+    """Return the LayerKind of exactly this class, or None."""
+    return next((kind for kind in LAYER_TYPES.values() if kind.cls is cls), None)
 
-    Its ``forward`` is not touched: when it runs, it finds quantized inputs and, under the
-    names in ``weights``, quantized weights.
+
+def register_layer(cls: type, weights: Optional[Mapping[str, int]] = None,
+                   inputs: Optional[Sequence[int]] = (0,)) -> None:
+    """Make a layer class quantizable, under the name of the class.
+
+    Its ``forward`` is not changed: it reads quantized inputs and, from the attributes in
+    ``weights``, quantized weights.
 
     Args:
         cls: a subclass of ``paddle.nn.Layer``.
         weights: a dict from the attribute name of a weight to the axis of its output channels.
             Default ``{"weight": 0}``; ``{}`` for a layer without weights.
         inputs: positions of the arguments of ``forward`` to quantize, default (0,); or None if
-            each layer's attribute ``inputs`` says how many of the first ones are.
+            the attribute ``inputs`` of each layer is the number of its first arguments to
+            quantize.
 
     Raises:
-        ConfigError, ConfigTypeError: for anything else.
+        ConfigError, ConfigTypeError: an invalid argument; a class that is registered with other
+            weights or inputs; a name that another class has.
 
     Examples:
         >>> import paddle, paddleq
-        >>> class Scaled(paddle.nn.Layer):
+        >>> class SquareLinear(paddle.nn.Layer):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.kernel = self.create_parameter([4, 4])
         ...     def forward(self, x):
         ...         return paddle.matmul(x, self.kernel)
-        >>> paddleq.register_layer(Scaled, weights={"kernel": 1})
-        >>> net = paddle.nn.Sequential(Scaled())
-        >>> _ = paddleq.QAT({"quantizable_layer_type": [Scaled]}).quantize(net)
+        >>> paddleq.register_layer(SquareLinear, weights={"kernel": 1})
+        >>> net = paddle.nn.Sequential(SquareLinear())
+        >>> _ = paddleq.QAT({"quantizable_layer_type": [SquareLinear]}).quantize(net)
         >>> type(net[0]).__name__
-        'QuantizedScaled'
+        'QuantizedSquareLinear'
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Layer)):
         raise wrong_type("cls", cls, "a subclass of paddle.nn.Layer")
@@ -82,31 +85,43 @@ def register_layer(cls, weights=None, inputs=(0,)):
                         for i in inputs)):
             raise wrong_value("inputs", inputs, "a sequence of argument positions, e.g. (0,)")
         inputs = tuple(inputs)
-    _KINDS[cls] = LayerKind(dict(weights), inputs)
+    kind = LayerKind(cls, dict(weights), inputs)
+    known = _registered(cls)
+    if known is not None and known != kind:
+        raise ConfigError(f"layer type {cls.__name__!r} is already registered with weights="
+                          f"{known.weights!r} and inputs={known.inputs!r}")
+    LAYER_TYPES.register(cls.__name__)(kind)
 
 
-def kind_of(layer):
-    """The :class:`LayerKind` of a layer, or None.
+# Transposed weights are [in, out / groups, ...]: groups share the scale of a column.
+for _cls, _axis, _inputs in ((nn.Conv1D, 0, (0,)), (nn.Conv2D, 0, (0,)), (nn.Conv3D, 0, (0,)),
+                             (nn.Conv1DTranspose, 1, (0,)), (nn.Conv2DTranspose, 1, (0,)),
+                             (nn.Linear, 1, (0,)), (nn.Embedding, 0, ())):
+    register_layer(_cls, {"weight": _axis}, _inputs)
 
-    A subclass counts as its registered base class unless it has a ``forward`` of its own,
-    for then nobody knows what it does with its weights.
+
+def kind_of(layer: nn.Layer) -> Optional[LayerKind]:
+    """Return the :class:`LayerKind` of a layer, or None.
+
+    A subclass counts as its registered base class unless it overrides ``forward``, because then
+    the use of its weights is unknown.
     """
     for cls in type(layer).__mro__:
-        if cls in _KINDS:
+        kind = _registered(cls)
+        if kind is not None:
             if type(layer).forward is not cls.forward:
                 return None
-            kind = _KINDS[cls]
             if kind.inputs is None:
                 kind = replace(kind, inputs=tuple(range(layer.inputs)))
             return kind
     return None
 
 
-def has_own_forward(layer):
-    """Whether ``layer`` is of a subclass of a known class that overrides ``forward``."""
-    return kind_of(layer) is None and any(cls in _KINDS for cls in type(layer).__mro__)
+def has_own_forward(layer: nn.Layer) -> bool:
+    """Return True if the class of ``layer`` overrides ``forward`` of a registered class."""
+    return kind_of(layer) is None and any(map(_registered, type(layer).__mro__))
 
 
-def known_classes():
-    """Name -> class of every registered layer."""
-    return {cls.__name__: cls for cls in _KINDS}
+def known_classes() -> Dict[str, type]:
+    """Return name -> class of every registered layer."""
+    return {name: kind.cls for name, kind in LAYER_TYPES.items()}

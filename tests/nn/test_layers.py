@@ -10,6 +10,8 @@ from paddle import nn
 from runtimes import openvino, paddle_inference, relative_error
 
 import paddleq
+from paddleq.errors import ConfigError
+from paddleq.nn import layer_types
 
 SPEC = paddle.static.InputSpec
 
@@ -268,6 +270,30 @@ def test_registered_layer(tmp_path):
     assert isinstance(net[0].left_quantizer, paddleq.FakeQuantize)
     train_steps(net, x)
     exported_equals_simulated(quanter, net, [x], str(tmp_path / "m"))
+
+
+def test_layer_types_are_registered_once():
+    def define():
+        class Own(nn.Linear):
+            pass
+
+        return Own
+
+    first, again = define(), define()
+    try:
+        for cls in (first, first, again):  # the same definition executed again replaces it
+            paddleq.register_layer(cls, {"weight": 1})
+            assert layer_types.known_classes()["Own"] is cls
+        with pytest.raises(ConfigError, match="'Own' is already registered with weights={'weig"):
+            paddleq.register_layer(again, {"weight": 0})
+        with pytest.raises(ConfigError, match="'Linear' is already registered with .*inputs=\\(0,"):
+            paddleq.register_layer(nn.Linear, {"weight": 1}, inputs=())
+        with pytest.raises(ConfigError, match="'Own' is already registered as"):
+            paddleq.register_layer(type("Own", (nn.Linear,), {}))
+        assert layer_types.kind_of(again(2, 2)).weights == {"weight": 1}
+    finally:
+        layer_types.LAYER_TYPES.unregister("Own")
+    assert "Own" not in layer_types.known_classes()
 
 
 def test_layer_used_twice_and_weight_shared_by_two_layers(tmp_path):
