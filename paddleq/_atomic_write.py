@@ -25,8 +25,9 @@ def write_together(writers):
         os.makedirs(_folder(path), exist_ok=True)
     first = next(iter(writers))
     # A separate folder on the same file system, which is removed as a whole on any error.
-    with tempfile.TemporaryDirectory(prefix=LEFT_OVER, dir=_folder(first)) as beside:
-        written = {path: os.path.join(beside, str(number)) for number, path in enumerate(writers)}
+    with tempfile.TemporaryDirectory(prefix=LEFT_OVER, dir=_folder(first)) as temporary:
+        written = {path: os.path.join(temporary, str(number))
+                   for number, path in enumerate(writers)}
         for path, write in writers.items():
             write(written[path])
         for path in writers:

@@ -159,7 +159,7 @@ class AccuracySearch:
         self.report = AccuracyReport(self.max_drop, float_metric, quantized_metric,
                                      quantized_metric, len(self.names), trials=self.trials)
         if not self.report.met:
-            self._leave(self._search())
+            self._restore(self._search())
         _logger.info("%s", self.report)
         return self.report
 
@@ -184,7 +184,7 @@ class AccuracySearch:
         low, high = 0, min(1, most)  # low fails
         while not (high and self._passes(worst[:high])):
             if high == most:
-                self._fail(worst[:most])
+                self._raise_not_met(worst[:most])
             low, high = high, min(2 * high, most)
         while high - low > 1:
             middle = (low + high) // 2
@@ -197,7 +197,7 @@ class AccuracySearch:
             left = without if self._passes(without) else left
         return left
 
-    def _fail(self, left):
+    def _raise_not_met(self, left):
         report = self.report
         report.left_float = {name: self.sqnr[name] for name in left}
         drop = (f"a drop of {report.drop:.6g} from the float model's {report.float_metric:.6g}, "
@@ -207,7 +207,7 @@ class AccuracySearch:
             f"{report.metric:.6g}: {drop}; allow a larger max_drop or max_float, calibrate on "
             "more data, or train with QAT", report)
 
-    def _leave(self, left):
+    def _restore(self, left):
         report = self.report
         report.left_float = {name: self.sqnr[name] for name in left}
         leave_float(self.model, {

@@ -82,15 +82,15 @@ class Provenance:
         written = {}
 
         def digesting(path, write):
-            def run(beside):
-                write(beside)
-                written[os.path.basename(path)] = _digest(beside)
+            def run(temporary):
+                write(temporary)
+                written[os.path.basename(path)] = _digest(temporary)
             return run
 
         write_together({
             **{path: digesting(path, write) for path, write in writers.items()},
-            provenance_path(model_path): lambda beside: write_bytes(
-                self._content(model_path, written))(beside),
+            provenance_path(model_path): lambda temporary: write_bytes(
+                self._content(model_path, written))(temporary),
         })
 
     def write(self, path):

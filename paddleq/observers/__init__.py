@@ -1,6 +1,12 @@
 """Collectors of tensor statistics. Observers compute quantization parameters from them."""
 
-from .abs_max import AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, RangeAbsMaxObserver
+from .abs_max import (
+    AbsMaxObserver,
+    AverageObserver,
+    CurrentAbsMaxObserver,
+    MovingAverageAbsMaxObserver,
+    RangeAbsMaxObserver,
+)
 from .base import OBSERVERS, Collector, Observer, register_observer
 from .channel_stats import ChannelStats
 from .fixed_scale import FixedScaleObserver
@@ -15,7 +21,6 @@ from .min_max import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
-from .moving_average import MovingAverageAbsMaxObserver
 
 __all__ = [
     "OBSERVERS", "AbsMaxObserver", "AverageObserver", "ChannelStats", "Collector",

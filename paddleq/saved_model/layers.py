@@ -38,7 +38,7 @@ class LayerBinding:
         weight_reader: the operator and slot that read the weight from its parameter: the operator
             itself, or the first of the operators that reshape it (the weight of a Conv1D).
         bias_add: the operator that adds the bias, if it is part of the layer.
-        absorbed: positions in the block of further operators that are part of the layer.
+        merged: positions in the block of further operators that are part of the layer.
         transposed: the layer's weight is the transpose of the parameter.
         flattened: number of leading axes that stay when the data of a ``mul`` is flattened.
     """
@@ -50,7 +50,7 @@ class LayerBinding:
     parameters: Dict[str, str]
     weight_reader: Tuple[Operator, str]
     bias_add: Optional[Operator] = None
-    absorbed: List[int] = field(default_factory=list)
+    merged: List[int] = field(default_factory=list)
     transposed: bool = False
     flattened: Optional[int] = None
 
@@ -134,21 +134,21 @@ def _bind(graph, op):
 
 
 def _bind_convolution(graph, op):
-    reader, slot, absorbed = op, "Filter", []
+    reader, slot, merged = op, "Filter", []
     while True:
         weight = reader.input(slot)
         maker = graph.makers.get(weight)
         if maker is None or maker.type not in ("unsqueeze2", "assign") or (
                 graph.only_reader(weight) is None or maker.block != op.block):
             break
-        absorbed.append(maker.position)
+        merged.append(maker.position)
         reader, slot = maker, "X"
     if not graph.is_parameter(weight) or graph.arrays[weight].dtype.kind == "i":
         return None
     if op.inputs.get("OutputSizeTensor") or op.attributes.get("output_size"):
         return None  # the layers take it as an argument of each call
     binding = LayerBinding("", op, "Input", op.output("Output"), {"weight": weight},
-                           (reader, slot), absorbed=absorbed)
+                           (reader, slot), merged=merged)
     last = str(op.attributes.get("data_format", "NCHW")).endswith("C")
     rank = _CONVOLUTIONS[op.type][1] + 2
     _bind_bias(graph, binding, rank - 1 if last else 1, rank)
@@ -211,13 +211,13 @@ def _bind_bias(graph, binding, axis, rank):
         if len(shape) != rank or any(size != 1 for i, size in enumerate(shape) if i != axis):
             return
         bias = reshape.input("X")
-        binding.absorbed.append(reshape.position)
+        binding.merged.append(reshape.position)
     weight = graph.arrays[binding.weight]
     channels = _output_channels(binding, weight)
     if graph.arrays[bias].size != channels or graph.arrays[bias].dtype != weight.dtype:
         return
     binding.parameters["bias"], binding.bias_add = bias, add
-    binding.absorbed.append(add.position)
+    binding.merged.append(add.position)
     binding.target = add.output("Out")
 
 

@@ -91,7 +91,7 @@ class _Writer:
             set_attribute(add, "axis", -1 if last else 1)
             self.removed.add((norm.operator.block, norm.operator.position))
             reshape = binding.bias_add.input("Y")
-            for position in binding.absorbed:
+            for position in binding.merged:
                 each = self.ops[binding.operator.block][position]
                 if each.type in ("reshape", "reshape2") and reshape in outputs(each, "Out"):
                     self.removed.add((binding.operator.block, position))

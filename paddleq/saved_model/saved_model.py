@@ -103,7 +103,7 @@ class SavedModel(nn.Layer):
                              for name in self.input_names}
         self._bindings = plan_layers(program, self._operators)
         self._absorbed = {(binding.operator.block, position)
-                          for binding in self._bindings.values() for position in binding.absorbed}
+                          for binding in self._bindings.values() for position in binding.merged}
         self._places: Dict[str, Tuple[str, str]] = {}  # parameter -> (sublayer or "", attribute)
         self._shapes: Dict[str, Tuple[list, str]] = {
             name: (list(array.shape), dtype_of(variables[name]))

@@ -20,9 +20,9 @@ from ...nn import Int8KVCache, IntegerLinear
 from ...nn.attention import hold_cache
 from ...nn.class_swap import replace_layers
 from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN
+from ...observers import KVRange
 from ..linear import quantize_linears, rounder_of
 from .fold_smoothing import divide_output, find_norm
-from .kv_calibration import quantize_caches
 from .network_helper import NetworkHelper
 from .replay import LayerReplay
 from .resume import Resume, fingerprint
@@ -33,7 +33,7 @@ from .schedule import (
     decoder_layers,
     select_layers,
 )
-from .shared_inputs import collect_stats, find_groups
+from .shared_inputs import check_reached, collect_stats, find_groups
 
 
 def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = None,
@@ -173,7 +173,7 @@ class _Driver:
         for names, stats in self.grouped_stats(entry, run):
             self.quantize_group(entry, names, stats, run)
         if entry.caches:
-            quantize_caches(self.model, entry.caches, run, len(self.batches))
+            _quantize_caches(self.model, entry.caches, run, self.batches)
 
     def grouped_stats(self, entry, run):
         """Yield (names, statistics) of Linear layers to quantize together, and free them."""
@@ -240,6 +240,37 @@ class _SmoothedInput:
             return
         x = as_dtype(x.detach(), paddle.float32)
         self.observer.update(x if self.input_scale is None else x / self.input_scale)
+
+
+def _quantize_caches(model, selected, run, batches):
+    """Replace float KV caches by int8 ones, in place.
+
+    Args:
+        selected: name -> (``MultiHeadAttention`` or ``KVCache``, "per_channel" or "per_token").
+        run: called with the number of a batch; runs the layers that contain the caches.
+        batches: range of the numbers of all batches.
+
+    Raises:
+        NonFiniteError: NaN or infinity reached a cache; names the cache and the batch.
+        CalibrationError: no data reached some per-channel caches; names them.
+    """
+    caches = {}
+    for name, (layer, _) in selected.items():
+        if isinstance(layer, nn.MultiHeadAttention):
+            hold_cache(layer)
+            layer = layer.kv_cache
+        caches[name] = layer
+    collectors = {name: KVRange(cache.token_axis) for name, cache in caches.items()
+                  if selected[name][1] == PER_CHANNEL}
+    if collectors:
+        with collect_inputs({name: caches[name] for name in collectors}, collectors):
+            run_batches(run, batches)
+        check_reached([name for name, each in collectors.items() if each.result() is None],
+                      len(batches))
+    replace_layers(model, [
+        (cache, Int8KVCache.from_abs_max(*collectors[name].result(), token_axis=cache.token_axis)
+         if name in collectors else Int8KVCache(PER_TOKEN, token_axis=cache.token_axis))
+        for name, cache in caches.items()])
 
 
 def build_structure(model: nn.Layer, linears: Dict[str, LayerConfig],

@@ -98,7 +98,7 @@ def _is_stack(layer):
     if not isinstance(layer, (nn.LayerList, nn.Sequential)):
         return False
     layers = list(layer.children())
-    if len({type(each) for each in layers}) != 1 or not all(map(_holds_linears, layers)):
+    if len({type(each) for each in layers}) != 1 or not all(map(_contains_linear, layers)):
         return False
     # The stages of a network, or a wrapper around a network: search inside.
     if len(layers) == 1:
@@ -106,5 +106,5 @@ def _is_stack(layer):
     return not all(map(_is_stack, layers))
 
 
-def _holds_linears(layer):
+def _contains_linear(layer):
     return not is_linear(layer) and any(is_linear(part) for part in layer.sublayers())

@@ -64,20 +64,20 @@ class Resume:
             for name in os.listdir(self.folder):
                 if name.startswith(LEFT_OVER):  # from a process that was killed
                     shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
-            old = self._old_run()
-            if old is None:
+            stored = self._stored_run()
+            if stored is None:
                 self._check_new()
                 content = json.dumps(run, indent=1).encode()
                 write_together({os.path.join(self.folder, _RUN): write_bytes(content)})
         except OSError as error:
             raise FormatError(f"cannot use resume_dir {self.folder}: {error}") from error
-        if old is not None:
-            _check_same(self.folder, old, run)
+        if stored is not None:
+            _check_same(self.folder, stored, run)
         self.finished = 0
         while os.path.exists(self._path(self.finished) + ".json"):
             self.finished += 1
 
-    def _old_run(self):
+    def _stored_run(self):
         path = os.path.join(self.folder, _RUN)
         if not os.path.exists(path):
             return None

@@ -52,38 +52,38 @@ def fix_int8_layers(program):
     Returns:
         The number of changed layers.
     """
-    emit, changed = OpBuilder(program), set()
+    builder, changed = OpBuilder(program), set()
     for block in program.desc.blocks:
-        changed |= float_weights(program, block) | _scale_to_8_bits(emit, block)
+        changed |= float_weights(program, block) | _scale_to_8_bits(builder, block)
         graph, replaced = GraphView(block.ops), {}
         for op in block.ops:
             product = _product_of(program, graph, block, op)
             if product is None:
                 continue
-            steps = _use_integers(emit, op)
-            bias = _bias_after(emit, graph, product, steps)
+            steps = _use_integers(builder, op)
+            bias = _bias_after(builder, graph, product, steps)
             if bias is None:
                 # Without a bias it would be another operator, with other defects.
-                bias = _insert_after(emit, block, product, "add", np.zeros_like(steps))
+                bias = _insert_after(builder, block, product, "add", np.zeros_like(steps))
                 first, kept = product, [product, bias]
             else:
                 first, kept = bias, [bias]
-            replaced[id(first)] = [*kept, _insert_after(emit, block, bias, "mul", steps)]
-            replaced[id(op)] = [_scale_operator(emit, op), op]
+            replaced[id(first)] = [*kept, _insert_after(builder, block, bias, "mul", steps)]
+            replaced[id(op)] = [_scale_operator(builder, op), op]
             changed.update(inputs(op, "X"))
         replace_ops(block, [new for op in block.ops for new in replaced.get(id(op), [op])])
     return len(changed)
 
 
-def _scale_to_8_bits(emit, block):
+def _scale_to_8_bits(builder, block):
     """Scale weights of fewer bits to 8 bits; return their names."""
     changed, ops = set(), list(block.ops)
-    for weight in stored_weights(emit.program, ops).values():
+    for weight in stored_weights(builder.program, ops).values():
         if weight.linear and weight.bits < 8:
             levels = np.float32(2 ** (weight.bits - 1) - 1)
-            thresholds = emit.program.arrays[weight.scale] * (_LEVELS / levels)
+            thresholds = builder.program.arrays[weight.scale] * (_LEVELS / levels)
             set_input(weight.ops[-1], "Scale",
-                    emit.parameter(f"{weight.scale}.of_127", thresholds))
+                    builder.parameter(f"{weight.scale}.of_127", thresholds))
             set_attribute(weight.ops[-1], "bit_length", 8)
             changed.add(weight.name)
     return changed
@@ -112,31 +112,31 @@ def _product_of(program, graph, block, op):
     return product if activation is not None and activation.type == "dequantize_linear" else None
 
 
-def _scale_operator(emit, op):
+def _scale_operator(builder, op):
     """Return the operator with the scale of a weight whose values are its integers."""
     (weight,) = inputs(op, "X")
-    scale = emit.parameter(f"{weight}.levels", np.array([_LEVELS]))
-    zero = emit.parameter(f"{weight}.no_zero_point", np.zeros([1], np.float32))
-    block = emit.program.desc.blocks[0]
-    target = emit.variable(block, f"{weight}.told", emit.program.arrays[weight].shape)
+    scale = builder.parameter(f"{weight}.levels", np.array([_LEVELS]))
+    zero = builder.parameter(f"{weight}.no_zero_point", np.zeros([1], np.float32))
+    block = builder.program.desc.blocks[0]
+    target = builder.variable(block, f"{weight}.with_scale", builder.program.arrays[weight].shape)
     return make_op("quantize_linear", {"X": weight, "Scale": scale, "ZeroPoint": zero},
                    {"Y": target}, quant_axis=-1, bit_length=8, qmin=-128, qmax=127, round_type=0,
                    is_test=True, only_observer=False)
 
 
-def _use_integers(emit, op):
+def _use_integers(builder, op):
     """Let ``op`` return the integers of its weight; return the scale of each column, [N]."""
     (scale,) = inputs(op, "Scale")
-    columns = emit.program.arrays[inputs(op, "X")[0]].shape[1]
-    thresholds = np.broadcast_to(emit.program.arrays[scale].reshape(-1), [columns])
-    set_input(op, "Scale", emit.parameter(f"{scale}.levels", np.array([_LEVELS])))
+    columns = builder.program.arrays[inputs(op, "X")[0]].shape[1]
+    thresholds = np.broadcast_to(builder.program.arrays[scale].reshape(-1), [columns])
+    set_input(op, "Scale", builder.parameter(f"{scale}.levels", np.array([_LEVELS])))
     set_attribute(op, "quant_axis", -1)
     return thresholds / _LEVELS
 
 
-def _bias_after(emit, graph, product, steps):
+def _bias_after(builder, graph, product, steps):
     """Divide the bias after a product by the scales; return its addition, or None."""
-    program, readers = emit.program, graph.consumers.get(outputs(product, "Out")[0], [])
+    program, readers = builder.program, graph.consumers.get(outputs(product, "Out")[0], [])
     if len(readers) != 1 or readers[0].type != "elementwise_add":
         return None
     (addition,) = readers
@@ -149,16 +149,16 @@ def _bias_after(emit, graph, product, steps):
     if not (np.abs(bias) < _MAX_BIAS * input_step * steps).all():
         return None
     name = f"{outputs(product, 'Out')[0]}.bias_in_steps"
-    set_input(addition, "Y", emit.parameter(name, bias / steps))
+    set_input(addition, "Y", builder.parameter(name, bias / steps))
     return addition
 
 
-def _insert_after(emit, block, op, kind, value):
+def _insert_after(builder, block, op, kind, value):
     """Return ``elementwise_{kind}`` with a vector after ``op``; it takes over the output's name."""
     (result,) = outputs(op, "Out")
-    before = emit.variable_like(block, result, f"{result}.before_{kind}")
+    before = builder.variable_like(block, result, f"{result}.before_{kind}")
     set_output(op, "Out", before)
-    vector = emit.parameter(f"{result}.{kind}", value)
+    vector = builder.parameter(f"{result}.{kind}", value)
     return make_op(f"elementwise_{kind}", {"X": before, "Y": vector}, {"Out": result},
                    axis=_last_axis(block, result))
 

@@ -152,8 +152,8 @@ def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[s
     out = prefix if out is None else os.fspath(out)
     folder = os.path.dirname(os.path.abspath(out))
     os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as beside:
-        new = os.path.join(beside, "model")
+    with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as temporary:
+        new = os.path.join(temporary, "model")
         done = subprocess.run(lite.command("opt", file.path, file.params or "", places, new),
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               universal_newlines=True, errors="replace", check=False,

@@ -102,13 +102,13 @@ def converter_version():
 
 
 def _failure(done, version):
-    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).strip()
-    unknown = re.search(r"operators not supported yet, including (.+)", said)
+    output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).strip()
+    unknown = re.search(r"operators not supported yet, including (.+)", output)
     if unknown:
         names = unknown.group(1).strip(" ,.")
         return UnsupportedOperatorError(
             f"paddle2onnx {version} cannot convert the operators {names}; without them, or as "
             "format='pdmodel', the model can be exported", names)
-    last = "\n".join(said.splitlines()[-_LAST_LINES:])
+    last = "\n".join(output.splitlines()[-_LAST_LINES:])
     return ExportError(f"paddle2onnx {version} could not convert the float model (exit code "
-                       f"{done.returncode}): {last or 'it said nothing'}")
+                       f"{done.returncode}): {last or 'without a message'}")

@@ -60,7 +60,7 @@ def get(operation, name, kind, *default):
     return _number(plain(operation.attributes[name]), kind)
 
 
-def misfit(row, given):
+def mismatch(row, given):
     """Describe the attribute that differs from the value that a row requires, None if all match."""
     for entry in row.attributes:
         if entry.fixed and entry.pir in given:

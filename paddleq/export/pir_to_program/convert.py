@@ -38,9 +38,9 @@ class Converter(ShapeValues):
             except ExportError:
                 raise
             except CONTRADICTIONS as error:
-                said = error if isinstance(error, FormatError) else (
+                reason = error if isinstance(error, FormatError) else (
                     f"the program contradicts itself: {type(error).__name__}: {error}")
-                raise FormatError(f"{operation.place}: {said}") from error
+                raise FormatError(f"{operation.place}: {reason}") from error
 
     def operation(self, operation):
         """Convert one operation."""

@@ -12,9 +12,9 @@ _IN_INT32 = {"OutSize", "SizeTensor"}  # tensors that Paddle 2.6 reads as int32
 def write_by_row(converter, operation, row, in_place=False):
     """Convert one operation by its row."""
     given = dict(operation.attributes)
-    misfit = attributes.misfit(row, given)
-    if misfit:
-        raise operation.unsupported(f"has {misfit}, which is all that the legacy operator "
+    mismatch = attributes.mismatch(row, given)
+    if mismatch:
+        raise operation.unsupported(f"has {mismatch}, which is all that the legacy operator "
                                      f"{row.legacy} does")
     operands = _Operands(converter, operation, row, given)
     values = operands.attributes + attributes.of_row(row, given, operation)

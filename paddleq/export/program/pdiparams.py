@@ -68,12 +68,12 @@ def _read_one(data, at, proto, expected, expected_shape):
     for _ in range(lod_levels):
         (size,) = struct.unpack_from("<Q", data, at)
         at += 8 + size
-        _check_left(data, at, "its sequences")
+        _check_remaining(data, at, "its sequences")
     _, length = struct.unpack_from("<Ii", data, at)
     at += 8
     if length < 0:
         raise ValueError(f"a description of {length} bytes")
-    _check_left(data, at + length, "its description")
+    _check_remaining(data, at + length, "its description")
     description = proto.VarType.TensorDesc()
     description.ParseFromString(bytes(data[at:at + length]))
     at += length
@@ -88,12 +88,12 @@ def _read_one(data, at, proto, expected, expected_shape):
     dtype, count = _numpy_dtype(dtype), 1
     for size in shape:
         count *= size
-    _check_left(data, at + count * dtype.itemsize, f"its shape {shape}")
+    _check_remaining(data, at + count * dtype.itemsize, f"its shape {shape}")
     array = np.frombuffer(data, dtype, count, at).reshape(shape)
     return array, at + array.nbytes
 
 
-def _check_left(data, end, what):
+def _check_remaining(data, end, what):
     if end > len(data):
         raise ValueError(f"{what} is larger than what is left of the file")
 

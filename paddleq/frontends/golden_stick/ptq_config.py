@@ -222,7 +222,7 @@ class PTQConfig:
         for wrong, message in _contradictions(self):
             if wrong:
                 raise ConfigError(message)
-        _check_groups_stay(self.weight_quant_granularity, self.options())
+        _check_clipped_groups(self.weight_quant_granularity, self.options())
 
     @classmethod
     def parse(cls, given: Any) -> "PTQConfig":
@@ -259,12 +259,12 @@ def _names(given):
     return tuple(given)
 
 
-def _check_groups_stay(granularity, options):
+def _check_clipped_groups(granularity, options):
     gptq, awq = options.get(GPTQQuantConfig), options.get(AWQConfig)
     if None not in (gptq, awq) and granularity is PER_GROUP and (
             gptq.desc_act and not gptq.static_groups and awq.weight_clip_ratio != (1.0,)):
         raise ConfigError("static_groups must be True with desc_act, PER_GROUP and AWQ, but is "
-                          "False: AWQ clips the ranges of groups which desc_act would form anew "
+                          "False: AWQ clips the ranges of groups that desc_act would rearrange "
                           "(or set weight_clip_ratio to 1.0)")
 
 

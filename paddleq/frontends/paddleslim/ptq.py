@@ -96,8 +96,8 @@ class PTQ:
         model.eval()
         engine.set_state(model, "calibration")
         engine.say_method(
-            model, "ptq", activation_quantizer=self.activation_quantizer.said(),
-            weight_quantizer=self.weight_quantizer.said(), fuse=fuse, fuse_list=fuse_list,
+            model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
+            weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
             rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type)
         return model
 

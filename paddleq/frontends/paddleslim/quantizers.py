@@ -23,7 +23,7 @@ class _Quantizer:
     def __init__(self, quant_bits: int = 8) -> None:
         self.quant_bits = check_int("quant_bits", quant_bits, 1, 16)
 
-    def said(self) -> dict:
+    def as_recipe(self) -> dict:
         """Return this quantizer as recipes describe it."""
         return named(type(self), vars(self))
 

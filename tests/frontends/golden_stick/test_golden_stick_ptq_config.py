@@ -358,7 +358,7 @@ def test_value_error_algo_args(given, config, parts):
     ({"static_groups": True}, True),
     ({"weight_clip_ratio": 1.0}, True),
 ])
-def test_value_error_awq_clips_groups_that_desc_act_forms_anew(change, valid):
+def test_value_error_awq_clips_groups_that_desc_act_rearranges(change, valid):
     config = {"outliers_suppression": AWQ, "precision_recovery": GPTQ, "weight_quant_dtype": INT4,
               **GROUPS, "algo_args": {"desc_act": True, **change}}
     if valid:
