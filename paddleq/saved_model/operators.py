@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
-# paddle.framework.proto.AttrType -> field of OpDesc.Attr; a plural field is a list.
+# Enum AttrType of framework.proto -> field of OpDesc.Attr; a plural field is a list.
 _FIELDS = {0: "i", 1: "f", 2: "s", 3: "ints", 4: "floats", 5: "strings", 6: "b", 7: "bools",
            8: "block_idx", 9: "l", 10: "blocks_idx", 11: "longs", 12: "float64s", 15: "float64"}
 _SCALAR, _SCALARS = 16, 17

@@ -23,7 +23,7 @@ from .operators import Arguments, Operator, read_operators
 from .without_gradient import run_without_gradient
 
 _INTERFACE = ("feed", "fetch")
-_DENSE_TENSOR, _TENSOR_ARRAY = 7, 13  # paddle.framework.proto.VarType.Type
+_DENSE_TENSOR, _TENSOR_ARRAY = 7, 13  # VarType.Type of framework.proto
 
 
 class SavedModel(nn.Layer):

@@ -4,7 +4,7 @@ import numpy as np
 
 from .op_desc import make_op, shape_of
 
-_BOOL, _INT16, _FLOAT32, _INT8 = 0, 1, 5, 21  # paddle.framework.proto.VarType.Type, for cast
+_BOOL, _INT16, _FLOAT32, _INT8 = 0, 1, 5, 21  # VarType.Type of framework.proto, for cast
 
 
 class OpBuilder:

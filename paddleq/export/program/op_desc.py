@@ -3,7 +3,7 @@
 from ..._paddle_compat import framework_proto
 from .pdiparams import DTYPES
 
-# paddle.framework.proto.AttrType
+# Enum AttrType of framework.proto
 _INT, _FLOAT, _STRING, _INTS, _FLOATS, _STRINGS, _BOOLEAN, _BOOLEANS = range(8)
 _BLOCK, _LONG, _LONGS, _FLOAT64S, _SCALARS = 8, 9, 11, 12, 17
 # Type -> its number and the field of an attribute that holds it.
@@ -13,7 +13,7 @@ _FIELDS = {"int": (_INT, "i"), "long": (_LONG, "l"), "float": (_FLOAT, "f"),
            "float64s": (_FLOAT64S, "float64s"), "bools": (_BOOLEANS, "bools"),
            "strs": (_STRINGS, "strings")}
 _SCALAR_FIELDS = {bool: (1, "b"), int: (2, "i"), float: (3, "r")}
-TENSOR_ARRAY = 13  # paddle.framework.proto.VarType.Type
+TENSOR_ARRAY = 13  # VarType.Type of framework.proto
 
 
 def tensor_of(var):

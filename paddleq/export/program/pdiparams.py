@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import FormatError
 
-# paddle.framework.proto.VarType.Type
+# VarType.Type of framework.proto
 DTYPES = {0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32",
           6: "float64", 20: "uint8", 21: "int8", 22: "bfloat16"}
 CODES = {name: code for code, name in DTYPES.items()}

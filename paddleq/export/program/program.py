@@ -10,7 +10,7 @@ from . import pdiparams as params
 from .op_desc import TENSOR_ARRAY, all_inputs, all_outputs, dtype_of, tensor_of
 from .passes.runtime_workarounds import apply_runtime_workarounds
 
-# paddle.framework.proto.VarType.Type
+# VarType.Type of framework.proto
 _DENSE_TENSOR, _FEEDS, _FETCHES, _STEP_SCOPES = 7, 9, 10, 11
 _KINDS = {"tensor": _DENSE_TENSOR, "array": TENSOR_ARRAY, "feeds": _FEEDS,
           "fetches": _FETCHES, "scopes": _STEP_SCOPES}

@@ -17,7 +17,7 @@ from ..op_desc import (
     shape_of,
 )
 
-_DENSE_TENSOR = 7  # paddle.framework.proto.VarType.Type
+_DENSE_TENSOR = 7  # VarType.Type of framework.proto
 _LAST = {"NHWC": "NCHW", "NDHWC": "NCDHW", "NLC": "NCL", "NWC": "NCW"}
 _CONVOLUTION = ("Input", "Output", "data_format")
 _INTERPOLATION = ("X", "Out", "data_layout")
