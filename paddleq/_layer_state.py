@@ -14,24 +14,26 @@ class QuantizationState:
     Attributes:
         note: reason that ``summary`` shows.
         skip_reason: :class:`~paddleq.config.SkipReason` of a layer that was left float.
-        method: configuration with which the model was quantized, on its root.
+        provenance: method and configuration with which the model was quantized, on its root.
         input_spec: InputSpec of the last call, on the root.
-        pending: function to run on the first batch, on the root.
+        first_batch_action: function to run on the first batch, on the root.
+        calibration: calibration in forward passes that the user runs, on the root.
         name: name of a quantized layer in the model, for messages.
         kind: its :class:`~paddleq.nn.layer_types.LayerKind`.
         arguments: names of the arguments of its ``forward``.
         parts: attributes under which it has quantizers and preprocesses.
         forward: a ``forward`` that was set on the instance before it was quantized.
-        compute_float: it computes as the float layer.
+        compute_float: compute as the float layer.
         block: the :class:`~paddleq.nn.block.Block` that begins with it.
         member_of: the blocks that a norm or ReLU is part of.
     """
 
     note: str = ""
     skip_reason: Any = None
-    method: Optional[dict] = None
+    provenance: Optional[dict] = None
     input_spec: Optional[list] = None
-    pending: Optional[Callable] = None
+    first_batch_action: Optional[Callable] = None
+    calibration: Any = None
     name: str = ""
     kind: Any = None
     arguments: Sequence[str] = ()
@@ -52,12 +54,12 @@ _EMPTY = QuantizationState()
 
 
 def state_of(layer: nn.Layer) -> QuantizationState:
-    """Return the state of ``layer``, which gets one if it has none."""
+    """Return the state of ``layer``, creating it if there is none."""
     if "_paddleq" not in layer.__dict__:
         layer.__dict__["_paddleq"] = QuantizationState()
     return layer.__dict__["_paddleq"]
 
 
 def read_state(layer: nn.Layer) -> QuantizationState:
-    """Return the state of ``layer`` to read it; an empty one if it has none."""
+    """Return the state of ``layer``, or an empty state that must not be changed."""
     return layer.__dict__.get("_paddleq", _EMPTY)

@@ -13,16 +13,16 @@ import paddle
 from paddle import nn
 
 from .._checks import wrong_value
+from .._layer_state import read_state, state_of
 from .._paddle_compat import forward_hooks
 from ..config import LayerConfig
 from ..errors import CalibrationError, ModelError, NonFiniteError, PaddleqError
-from ..nn.calibrating import watch
+from ..nn.calibrating import make_calibrating
 from ..nn.class_swap import replace_layers
 from ..nn.integer_linear import IntegerLinear
 from ..observers import ChannelStats
 from .linear import quantize_linears
 
-_ATTRIBUTE = "_paddleq_calibration"
 _logger = logging.getLogger("paddleq")
 
 
@@ -52,8 +52,8 @@ def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) ->
     for name, config in configs.items():
         layer = _CalibratedLayer(name, layers[name], config, num_batches, calibration)
         calibration.layers.append(layer)
-        watch(layers[name], layer)
-    model.__dict__[_ATTRIBUTE] = calibration
+        make_calibrating(layers[name], layer)
+    state_of(model).calibration = calibration
     model.register_forward_pre_hook(calibration.begin_batch)
     model.register_forward_post_hook(calibration.end_batch)
 
@@ -63,14 +63,14 @@ def finish(model: nn.Layer) -> None:
 
     Raises:
         ModelError: :func:`start` was not called on this model.
-        CalibrationError: layers saw too few batches; names them with their number of batches. The
-            model is unchanged.
+        CalibrationError: layers received too few batches; names them with their number of batches.
+            The model is unchanged.
     """
-    calibration = model.__dict__.get(_ATTRIBUTE)
+    calibration = read_state(model).calibration
     if calibration is None:
         raise ModelError("model is not being calibrated; call quantize() on it first")
     calibration.check_complete()
-    del model.__dict__[_ATTRIBUTE]
+    state_of(model).calibration = None
     for hooks in forward_hooks(model):
         for key in [key for key, hook in hooks.items()
                     if getattr(hook, "__self__", None) is calibration]:

@@ -9,7 +9,7 @@ from paddle import nn
 
 from .._checks import check_float, check_int, wrong_type, wrong_value
 from .._text import table
-from ..engine import check_can_leave, leave_float, quantized_layers, quantizing_only
+from ..engine import check_restorable, restore_float, quantized_layers, quantizing_only
 from ..errors import AccuracyError
 from .layer_results import check_calibrated
 from .sensitivity import evaluate_metric, sensitivity
@@ -152,7 +152,7 @@ class AccuracySearch:
         """Search the layers to restore and restore them in ``model``."""
         check_calibrated(model)
         self.names = [name for name, _ in quantized_layers(model)]
-        check_can_leave(model, self.names)
+        check_restorable(model, self.names)
         self.model, self.trials = model, []
         float_metric = self._evaluate(self.names)
         quantized_metric = self._evaluate(())
@@ -210,7 +210,7 @@ class AccuracySearch:
     def _restore(self, left):
         report = self.report
         report.left_float = {name: self.sqnr[name] for name in left}
-        leave_float(self.model, {
+        restore_float(self.model, {
             name: f"left float by quantize_with_accuracy: {sqnr:.1f} dB alone"
             for name, sqnr in report.left_float.items()})
         report.metric = evaluate_metric(self.metric, self.model)

@@ -226,11 +226,11 @@ class FusedOutput:
             output: output of the layer itself.
             layers: name -> layer of another model, whose fused layers are used instead.
         """
-        on_its_way = None if self.block is None else self.block._on_its_way
+        relu_input = None if self.block is None else self.block._relu_input
         for name, member in self.members.items():
             output = (member if layers is None else layers[name]).forward(output)
         if self.block is not None:
-            self.block._on_its_way = on_its_way
+            self.block._relu_input = relu_input
         return output
 
 

@@ -9,9 +9,10 @@ from paddle import nn
 
 from .._atomic_write import write_bytes, write_together
 from .._checks import check_prefix, wrong_type
-from ..engine.rollback import whole_or_not_at_all
-from ..engine.state import check_filled
+from ..engine.rollback import rollback_on_error
+from ..engine.state import check_initialized
 from ..errors import ConfigError, ConfigTypeError, ExportError, FormatError, ModelError
+from ..graph.dataflow import NORMS
 from ..nn.class_swap import replace_layers
 from ..nn.deployable import check_fields, deployable_class, deployable_layers
 from .restricted_unpickler import load_state
@@ -51,7 +52,7 @@ def save_checkpoint(model, path):
         ['model.json', 'model.safetensors']
     """
     path = check_prefix("path", _checked(model, path))
-    check_filled(model)
+    check_initialized(model)
     state, shared = _without_shared(model.state_dict())
     layers = {name: {"kind": layer.kind, "description": layer.description()}
               for name, layer in deployable_layers(model)}
@@ -110,12 +111,21 @@ def load_checkpoint(model, path):
     if any(other not in arrays for other in shared.values()):
         raise FormatError(f"{path}.json shares a tensor that {path}.safetensors does not have")
     arrays.update({name: arrays[other] for name, other in shared.items()})
-    with whole_or_not_at_all(model):
+    with rollback_on_error(model):
         _take_structure(model, content["layers"])
         _check_shared(model.state_dict(), shared, path)
-        load_state(model, arrays, f"{path}.safetensors",
-                   hint="build the model as it was when it was saved")
+        load_state(model, arrays, f"{path}.safetensors", hint=_hint(model, arrays))
     return model
+
+
+def _hint(model, arrays):
+    folded = [name for name, layer in model.named_sublayers()
+              if isinstance(layer, NORMS) and f"{name}._mean" not in arrays]
+    if not folded:
+        return "build the model as it was when it was saved"
+    return (f"if {', '.join(folded)} were folded before the model was saved, prepare this model in "
+            "the same way: quantize it with fusion, calibrate it on any batch, call freeze(), then "
+            "load the checkpoint")
 
 
 def _checked(model, path):
@@ -184,7 +194,7 @@ def _take_structure(model, layers):
         try:
             check_fields("a layer", described, ("kind", "description"))
             cls, description = deployable_class(described["kind"]), described["description"]
-            cls.make_place(model, name)
+            cls.prepare_model(model, name)
             old = dict(model.named_sublayers(include_self=True)).get(name)
             if old is None:
                 raise ModelError(f"the model has no layer {name!r}, which the checkpoint describes "
@@ -203,10 +213,10 @@ def _take_structure(model, layers):
 
 
 def _check_same(name, layer, theirs):
-    """The layer's description, which may differ from ``theirs`` in what is undecided only."""
+    """The layer's description, which may differ from ``theirs`` in what is data_dependent only."""
     own = layer.description()
     for key in own:
-        if own[key] != theirs.get(key) and key not in layer.undecided:
+        if own[key] != theirs.get(key) and key not in layer.data_dependent:
             raise ModelError(f"{key} of the layer {name!r} is {own[key]!r} in the model and "
                              f"{theirs.get(key)!r} in the checkpoint")
     return own

@@ -1,8 +1,8 @@
-"""prepare -> calibrate -> simulate: the one engine behind every front door."""
+"""Quantization engine of all front ends: select, prepare, calibrate, freeze."""
 
 from .calibration import calibrate, calibrating, forward_arguments, iter_batches, run_batches
 from .freeze import convert, copy_of, freeze, freeze_weights_of
-from .fuse_blocks import arrange, blocks_of, find_arrangement, same_parameters
+from .fuse_blocks import blocks_of, find_block_structure, fuse_blocks, same_parameters
 from .hooks import (
     capture_calls,
     capture_inputs,
@@ -11,10 +11,10 @@ from .hooks import (
     patched_forward,
 )
 from .prepare import check_model, prepare, quantize
-from .provenance import method_of, named, plain, say_method
-from .restore_float import check_can_leave, leave_float
+from .provenance import plain_factory, plain_value, provenance_of, set_provenance
+from .restore_float import check_restorable, restore_float
 from .state import (
-    check_filled,
+    check_initialized,
     check_quantized,
     disable_fake_quant,
     disable_observer,
@@ -41,13 +41,14 @@ from .summary import (
 )
 
 __all__ = [
-    "SummaryRow", "arrange", "blocks_of", "calibrate", "calibrating", "capture_calls",
-    "capture_inputs", "check_can_leave", "check_filled", "check_model", "check_quantized",
-    "collect_inputs", "convert", "copy_of", "disable_fake_quant", "disable_observer",
-    "eager_evaluation", "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys",
-    "fake_quantizers", "finalize", "finalized", "find_arrangement", "forward_arguments", "freeze",
-    "freeze_weights_of", "iter_batches", "layer_rows", "leave_float", "method_of", "named",
-    "patched_forward", "plain", "plain_spec", "prepare", "qparams_in", "quantization_off",
-    "quantize", "quantized_layers", "quantizing_only", "run_batches", "same_parameters",
-    "say_method", "set_fake_quantize", "set_state", "summary", "summary_rows",
+    "SummaryRow", "blocks_of", "calibrate", "calibrating", "capture_calls", "capture_inputs",
+    "check_initialized", "check_model", "check_quantized", "check_restorable", "collect_inputs",
+    "convert", "copy_of", "disable_fake_quant", "disable_observer", "eager_evaluation",
+    "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys", "fake_quantizers",
+    "finalize", "finalized", "find_block_structure", "forward_arguments", "freeze",
+    "freeze_weights_of", "fuse_blocks", "iter_batches", "layer_rows", "patched_forward",
+    "plain_factory", "plain_spec", "plain_value", "prepare", "provenance_of", "qparams_in",
+    "quantization_off", "quantize", "quantized_layers", "quantizing_only", "restore_float",
+    "run_batches", "same_parameters", "set_fake_quantize", "set_provenance", "set_state", "summary",
+    "summary_rows",
 ]

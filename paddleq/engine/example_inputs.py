@@ -1,5 +1,4 @@
-"""Looking at what the data does, as front doors offer it: now if there are example inputs, else on
-the first batch."""
+"""Structural changes that need a forward pass: on example inputs, or on the first batch."""
 
 from functools import partial
 
@@ -11,37 +10,37 @@ from ..graph import check_fuse_list, fuse
 from . import evaluation, forward_arguments, quantization_off
 
 
-def look(model, args, kwargs, act):
-    """Call ``act(model, run)``, where ``run()`` is a forward pass on these example inputs."""
-    with evaluation(model), quantization_off(model), paddle.no_grad():
-        return act(model, lambda: model(*args, **kwargs))
-
-
-def look_now_or_later(model, inputs, act):
-    """Call ``act(model, run)`` on ``inputs``, or, where there are none, on the first batch.
+def run_on_first_inputs(model, inputs, action):
+    """Call ``action(model, run)``, where ``run()`` is a forward pass of the float model.
 
     Args:
         model: the model, float or quantized.
-        inputs: example inputs: a tensor, a list or tuple of arguments, or a dict.
-        act: a function that holds on to no part of the model: a copy of the model made before the
-            first batch has its own.
+        inputs: example inputs: a tensor, a list or tuple of arguments, or a dict. None: the action
+            runs on the first batch.
+        action: a function without references to the model, because a copy of the model that is
+            made before the first batch runs it on itself.
     """
     if inputs is not None:
         args, kwargs = forward_arguments(model, inputs)
-        look(model, args, kwargs, act)
+        _call(action, model, args, kwargs)
         return
-    state_of(model).pending = act
-    model.register_forward_pre_hook(_look_at_first_batch)
+    state_of(model).first_batch_action = action
+    model.register_forward_pre_hook(_run_on_first_batch)
 
 
-def pending(model):
-    """Whether ``model`` still waits for its first batch."""
-    return read_state(model).pending is not None
+def awaits_first_batch(model):
+    """Return True if an action is to run on the first batch of ``model``."""
+    return read_state(model).first_batch_action is not None
 
 
-def _look_at_first_batch(model, args):
-    # The hook stays, so that a copy of the model made before the first batch looks too.
-    if not pending(model):
+def _call(action, model, args, kwargs):
+    with evaluation(model), quantization_off(model), paddle.no_grad():
+        return action(model, lambda: model(*args, **kwargs))
+
+
+def _run_on_first_batch(model, args):
+    # The hook stays, so that a copy of the model made before the first batch runs it too.
+    if not awaits_first_batch(model):
         return
     if not args:
         raise FusionError("fusion looks at the first batch, but the model was called with "
@@ -52,25 +51,25 @@ def _look_at_first_batch(model, args):
                           "was one; run a batch first, or pass example inputs (inputs=...) when "
                           "the model is quantized")
     state = model._paddleq
-    act, state.pending = state.pending, None
+    action, state.first_batch_action = state.first_batch_action, None
     try:
-        look(model, args, {}, act)
+        _call(action, model, args, {})
     except BaseException:
-        state.pending = act
+        state.first_batch_action = action
         raise
 
 
-def fuse_now_or_later(model, inputs, fuse_list=None):
-    """Fold batch norms: on ``inputs``, or, where there are none, on the first batch.
+def fold_batch_norms(model, inputs, fuse_list=None):
+    """Fold batch norms on example inputs, or on the first batch if ``inputs`` is None.
 
     Args:
-        model, inputs: as for :func:`look_now_or_later`.
+        model, inputs: as for :func:`run_on_first_inputs`.
         fuse_list: pairs to fuse, or None for all that can be.
 
     Raises:
-        FusionError: a pair of ``fuse_list`` is wrong. Where it takes a batch to know, the
-            error comes with the first batch.
+        FusionError: a pair of ``fuse_list`` cannot be fused. If that depends on the data flow, the
+            error is raised on the first batch.
     """
     if fuse_list is not None:
         check_fuse_list(model, fuse_list)
-    look_now_or_later(model, inputs, partial(fuse, fuse_list=fuse_list))
+    run_on_first_inputs(model, inputs, partial(fuse, fuse_list=fuse_list))

@@ -1,4 +1,4 @@
-"""From a network in training to the one that is deployed: batch norms folded, scales fixed."""
+"""Conversion for deployment: folded batch norms, fixed scales, integer weights."""
 
 import copy
 
@@ -10,15 +10,15 @@ from ..nn.block import Block
 from ..nn.integer_layer import freeze_quantized, freeze_weights
 from ..nn.layer_types import kind_of
 from .fuse_blocks import blocks_of
-from .rollback import whole_or_not_at_all
+from .rollback import rollback_on_error
 from .state import check_quantized, finalize, quantized_layers, set_state
 
 
 def convert(model):
     """Fold the batch norms of fused blocks and fix all scales, in place.
 
-    Scales of weights are computed from the folded weights, scales of activations from their
-    observers. The model is in evaluation mode afterwards.
+    Weight scales are computed from the folded weights, activation scales from the observers. The
+    model is in evaluation mode afterwards.
 
     Returns:
         The model.
@@ -43,25 +43,25 @@ def convert(model):
         if block.norm is None:
             continue
         producer, norm, relu = block.producer, block.norm, block.relu
-        block.dissolve()
+        block.detach()
         if getattr(producer, "norm_folding", None) is not None:
             producer.drop_part("norm_folding")
         fold(producer, norm, names[id(producer)])
         if relu is not None:
-            Block(producer, None, relu).join()
+            Block(producer, None, relu).attach()
     return model
 
 
 def freeze(model: nn.Layer) -> nn.Layer:
-    """Replace simulated quantization by integer weights and fixed scales, in place.
+    """Convert simulated quantization to integer weights and fixed scales, in place.
 
     Batch norms of fused blocks are folded as :func:`convert` does. Each quantized layer becomes an
     :class:`~paddleq.nn.integer_layer.IntegerLayer`, which computes the same as before.
     The model is in evaluation mode and cannot be trained afterwards.
 
     Raises:
-        ModelError: there is no quantized layer, or one whose scales are not fixed; the model may
-            have been converted by then, but no layer holds integers.
+        ModelError: there is no quantized layer, or the scales of one are not fixed. The model may
+            be converted (:func:`convert`), but no layer holds integers.
         CalibrationError: names the quantizers that observed no data.
 
     Examples:
@@ -75,14 +75,17 @@ def freeze(model: nn.Layer) -> nn.Layer:
     """
     convert(model)
     shared = {}
-    with whole_or_not_at_all(model):
+    with rollback_on_error(model):
         for _, layer in quantized_layers(model):
             freeze_quantized(layer, shared)
     return model
 
 
 def freeze_weights_of(model: nn.Layer, classes: tuple, bits: int, per_channel: bool) -> int:
-    """Store the weights of float layers of ``classes`` as integers, in place; return their number.
+    """Store the weights of float layers of ``classes`` as integers, in place.
+
+    Returns:
+        Number of layers.
     """
     model.eval()
     shared, count = {}, 0
@@ -95,7 +98,7 @@ def freeze_weights_of(model: nn.Layer, classes: tuple, bits: int, per_channel: b
 
 
 def copy_of(model):
-    """A copy of the model whose parameters keep their names, so that its export shows them."""
+    """Return a deep copy whose parameters keep their names, which an export contains."""
     copied = copy.deepcopy(model)
     for (_, mine), (_, theirs) in zip(copied.named_parameters(), model.named_parameters()):
         mine.name = theirs.name

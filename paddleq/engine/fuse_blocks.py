@@ -1,4 +1,4 @@
-"""Quantized layers as the data connects them: blocks, and no tensor quantized twice."""
+"""Fusion of quantized layers to blocks, and removal of redundant quantizers, by data flow."""
 
 import logging
 
@@ -12,49 +12,49 @@ from ..nn.quantized_layer import is_quantized
 _logger = logging.getLogger("paddleq")
 
 
-def find_arrangement(model, run, blocks=True):
-    """What :func:`arrange` needs to know.
+def find_block_structure(model, run, blocks=True):
+    """Return the :class:`~paddleq.graph.Structure` that :func:`fuse_blocks` takes.
 
     Args:
         model: the model, in evaluation mode, float or quantized but with quantization off.
-        run: does a forward pass of the model on example inputs and returns its output.
-        blocks: whether to look for blocks of several layers.
+        run: a function that runs a forward pass on example inputs and returns the output.
+        blocks: find blocks of several layers. Default True.
     """
     layers = {name: layer for name, layer in model.named_sublayers(include_self=True)
               if is_quantized(layer) or kind_of(layer) is not None}
     return find_structure(model, run, layers, blocks)
 
 
-def arrange(model, structure: Structure):
-    """Join the quantized layers of ``model`` to the blocks of ``structure``, in place.
+def fuse_blocks(model, structure: Structure):
+    """Fuse the quantized layers of ``model`` to the blocks of ``structure``, in place.
 
-    Where every tensor that reaches an input quantizer was quantized by a block's output quantizer
-    with the same parameters, the input quantizer goes.
+    An input quantizer is removed if each of its inputs was quantized by a block's output quantizer
+    with the same parameters.
     """
     layers = dict(model.named_sublayers(include_self=True))
     for producer, (norm, relu) in structure.blocks.items():
         if is_quantized(layers[producer]):
-            _join(layers, producer, norm, relu)
-    for (before, after), why in structure.refused.items():
-        _say(layers[after], f"not fused with {before}: {why}")
+            _fuse(layers, producer, norm, relu)
+    for (before, after), reason in structure.refused.items():
+        _add_note(layers[after], f"not fused with {before}: {reason}")
     for layer in layers.values():
         folding = getattr(layer, "norm_folding", None) if is_quantized(layer) else None
         if folding is not None and folding.norm is None:
             layer.drop_part("norm_folding")
     for name, calls in structure.sources.items():
         if is_quantized(layers[name]):
-            _drop_redundant(layers, layers[name], calls)
+            _remove_redundant(layers, layers[name], calls)
 
 
 def blocks_of(model):
-    """Every :class:`~paddleq.nn.block.Block` of ``model``."""
+    """Return all :class:`~paddleq.nn.block.Block` objects of ``model``."""
     found = (layer._paddleq.block for layer in model.sublayers(include_self=True)
              if is_quantized(layer))
     return [block for block in found if block is not None]
 
 
 def same_parameters(first, second):
-    """Whether two fake-quantizers were made alike: not only their classes, all they were given."""
+    """Return True if two fake quantizers have the same classes, specs and arguments."""
     return (isinstance(first, FakeQuantize) and isinstance(second, FakeQuantize)
             and _parameters(first) == _parameters(second))
 
@@ -67,21 +67,21 @@ def _parameters(quantizer):
     return type(quantizer), type(quantizer.observer), quantizer.spec, plain
 
 
-def _join(layers, producer, norm, relu):
+def _fuse(layers, producer, norm, relu):
     first = layers[producer]
     block = Block(first, layers.get(norm), layers.get(relu))
-    folding, how = getattr(first, "norm_folding", None), ""
+    folding, detail = getattr(first, "norm_folding", None), ""
     if norm is not None and folding is not None:
-        refused = folding.why_not(layers[norm])
-        if refused is None:
+        reason = folding.refusal_reason(layers[norm])
+        if reason is None:
             folding.fold(layers[norm])
             block.folded = True
-            how = f", folded while training ({folding.extra_repr()})"
+            detail = f", folded while training ({folding.extra_repr()})"
         else:
-            how = f", but not folded while training: {refused}"
-    block.join()
-    _say(first, f"fused with {' and '.join(filter(None, (norm, relu)))}")
-    for name, note in ((norm, how), (relu, "")):
+            detail = f", but not folded while training: {reason}"
+    block.attach()
+    _add_note(first, f"fused with {' and '.join(filter(None, (norm, relu)))}")
+    for name, note in ((norm, detail), (relu, "")):
         if name is not None:
             earlier = read_state(layers[name]).note
             again = earlier.startswith("fused with ")  # a ReLU that ends several blocks
@@ -89,7 +89,7 @@ def _join(layers, producer, norm, relu):
                 f"{earlier}, {producer}" if again else f"fused with {producer}{note}")
 
 
-def _drop_redundant(layers, layer, calls):
+def _remove_redundant(layers, layer, calls):
     for slot, position in enumerate(layer._paddleq.kind.inputs):
         preprocess, quantizer = layer.input_parts(slot)
         blocks = {call[position] if position < len(call) else None for call in calls}
@@ -99,10 +99,10 @@ def _drop_redundant(layers, layer, calls):
                 for block in blocks):
             continue
         layer.drop_part(next(name for name, part in layer.quantizers() if part is quantizer))
-        _say(layer, f"its input is quantized by {', '.join(sorted(blocks))}")
+        _add_note(layer, f"its input is quantized by {', '.join(sorted(blocks))}")
 
 
-def _say(layer, note):
+def _add_note(layer, note):
     notes = read_state(layer).note
     state_of(layer).note = f"{notes}; {note}" if notes else note
     _logger.info("%s", note)

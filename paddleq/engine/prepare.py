@@ -1,4 +1,4 @@
-"""Turning a float model into one with quantizers, in place."""
+"""Preparation: insertion of fake quantizers into a float model."""
 
 import logging
 
@@ -14,7 +14,7 @@ from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import DeployableLayer
 from ..nn.quantized_layer import LayerPlan, QuantizedLayer
 from .freeze import copy_of
-from .provenance import say_method
+from .provenance import set_provenance
 from .select import nothing_selected, record_reasons, select
 
 _logger = logging.getLogger("paddleq")
@@ -31,7 +31,7 @@ def check_model(model):
 
 
 def quantize(model: nn.Layer, config: QuantConfig, inplace: bool = False) -> nn.Layer:
-    """Put fake-quantizers into the layers of ``model`` that ``config`` matches.
+    """Insert fake quantizers into the layers of ``model`` that ``config`` matches.
 
     Train the result, or run :func:`paddleq.calibrate` on it, and export it with
     :func:`paddleq.save_quantized_model`. :class:`paddleq.QAT`, :class:`paddleq.PTQ` and
@@ -70,28 +70,28 @@ def quantize(model: nn.Layer, config: QuantConfig, inplace: bool = False) -> nn.
         raise wrong_type("config", config, "a QuantConfig")
     model = model if check_bool("inplace", inplace) else copy_of(model)
     prepare(model, config)
-    say_method(model, "quantize", rules=config.rules)
+    set_provenance(model, "quantize", rules=config.rules)
     return model
 
 
 def prepare(model, config, before=None):
-    """Quantize the layers of ``model`` that ``config`` gives a policy, in place.
+    """Insert fake quantizers into the layers of ``model`` that ``config`` matches, in place.
 
-    Every layer gets a note of what was done to it or why not, which
-    :func:`paddleq.summary` shows. If anything is wrong the model is left as it was.
+    Each layer gets a note for :func:`paddleq.summary`. After an error the model is unchanged.
 
     Args:
         model: a float ``paddle.nn.Layer``.
         config: a :class:`~paddleq.config.QuantConfig`.
-        before: called when everything is checked and nothing is changed yet (fusion). What it
-            raises leaves the model a float one.
+        before: function that runs after the checks and before the first change, such as fusion.
+            If it raises, the model stays float.
 
     Returns:
         The model itself.
 
     Raises:
-        ModelError: already quantized, weights that are not float32, or nothing to quantize.
-        ConfigError: a rule by name or pattern matched no layer.
+        ModelError: the model is already quantized, has weights that are not float32, or has no
+            layer to quantize.
+        ConfigError: an entry of a rule matches no layer.
     """
     check_model(model)
     selection, shared = select(model, config), {}
@@ -114,13 +114,13 @@ def prepare(model, config, before=None):
     for each in selection.selected.values():
         state_of(each.layer).note = f"quantized by {each.entry}"
     record_reasons(model, selection, keep_notes=True)
-    model.register_forward_pre_hook(_remember_inputs)
+    model.register_forward_pre_hook(_record_input_spec)
     _logger.info("%d layers quantized", len(plans))
     return model
 
 
-def _remember_inputs(model, inputs):
-    # What an export without input_spec goes by.
+def _record_input_spec(model, inputs):
+    # Used by exports without input_spec.
     if paddle.in_dynamic_mode() and inputs and all(isinstance(x, paddle.Tensor) for x in inputs):
         state_of(model).input_spec = [
             InputSpec([None, *x.shape[1:]], str(x.dtype).replace("paddle.", "")) for x in inputs]

@@ -1,4 +1,4 @@
-"""Taking quantization back from single layers of a quantized model."""
+"""Conversion of single quantized layers back to float layers."""
 
 from .._checks import hint
 from .._layer_state import state_of
@@ -7,29 +7,29 @@ from ..nn.quantized_layer import make_float
 from .state import check_quantized, quantized_layers
 
 
-def leave_float(model, reasons):
-    """Make quantized layers of ``model`` float ones again, in place.
+def restore_float(model, reasons):
+    """Convert quantized layers of ``model`` back to float layers, in place.
 
     Args:
-        reasons: layer name -> why, which :func:`paddleq.summary` shows.
+        reasons: layer name -> reason, which :func:`paddleq.summary` shows.
 
     Raises:
-        ConfigError, ModelError: as :func:`check_can_leave`. Nothing is changed.
+        ConfigError, ModelError: as :func:`check_restorable`. Nothing is changed.
     """
-    check_can_leave(model, reasons)
+    check_restorable(model, reasons)
     layers = dict(quantized_layers(model))
-    for name, why in reasons.items():
+    for name, reason in reasons.items():
         make_float(layers[name])
-        state_of(layers[name]).note = why
+        state_of(layers[name]).note = reason
 
 
-def check_can_leave(model, names):
+def check_restorable(model, names):
     """Raise unless the layers ``names`` of ``model`` can be made float.
 
     Raises:
-        ConfigError: a name is none of a quantized layer.
-        ModelError: a layer begins a block of layers, or another one relies on its output being
-            quantized.
+        ConfigError: a name is not that of a quantized layer.
+        ModelError: a layer begins a block of layers, or another layer relies on its quantized
+            output.
     """
     check_quantized(model)
     layers = dict(quantized_layers(model))

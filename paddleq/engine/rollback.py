@@ -1,4 +1,4 @@
-"""Changes to a model's structure that are taken back when something goes wrong."""
+"""Rollback of structural changes to a model."""
 
 from contextlib import contextmanager
 
@@ -6,11 +6,10 @@ from .._paddle_compat import LAYER_CONTAINERS
 
 
 @contextmanager
-def whole_or_not_at_all(model):
-    """While open, layers of ``model`` may be replaced, or get another class or other parts.
+def rollback_on_error(model):
+    """Roll back structural changes of ``model`` if the block raises.
 
-    If an exception leaves the context, every layer is what it was. (Values of tensors are not
-    looked at.)
+    Class, sublayers, parameters and attributes of each layer are restored, not tensor values.
     """
     before = [(layer, type(layer), layer.__dict__, _values(layer),
                {name: layer.__dict__[name].copy() for name in LAYER_CONTAINERS
@@ -26,7 +25,7 @@ def whole_or_not_at_all(model):
                 values[name].update(copy)
             attributes.clear()
             attributes.update(values)
-            # (layer.__dict__ = ... goes through the layer's own rules for attributes.)
+            # layer.__dict__ = ... would call Layer.__setattr__.
             object.__setattr__(layer, "__dict__", attributes)
         raise
 

@@ -222,7 +222,7 @@ def finalized(model):
         yield
 
 
-def check_filled(model):
+def check_initialized(model):
     """Raise for layers that are not yet what they are to be deployed as.
 
     Those are layers that calibrate, and deployable layers without numbers, of a structure that

@@ -78,7 +78,7 @@ def summary_rows(model):
             rows.append((name, "BatchNorm", "folded", "", "", note))
         elif isinstance(layer, CalibratingLinear):
             rows.append((name, layer._float_class.__name__, "calibrating", "", "",
-                         str(layer.watcher)))
+                         str(layer.calibrator)))
         elif isinstance(layer, DeployableLayer):
             rows.append((name or "(model)", type(layer).__name__, "deployed",
                          *_specs(layer), note or layer.quant_type))

@@ -11,7 +11,7 @@ import yaml
 
 from .._atomic_write import write_bytes, write_together
 from .._versions import versions
-from ..engine import layer_rows, method_of
+from ..engine import layer_rows, provenance_of
 from ..errors import ExportError
 from ..nn.class_swap import float_class
 from .formats import FORMATS
@@ -42,7 +42,7 @@ class Provenance:
             made_by: fields to use instead of those that the front end recorded, e.g. a recipe.
         """
         if made_by is None:
-            method = method_of(model)
+            method = provenance_of(model)
             made_by = {"model": float_class(model).__name__,
                        **({"quantize": method} if method else {})}
         return cls(format, **made_by, **fields, layers=layer_rows(model))

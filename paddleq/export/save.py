@@ -6,7 +6,7 @@ from typing import Optional, Union
 import paddle
 
 from .._checks import check_prefix, wrong_type
-from ..engine import check_filled, finalized, quantized_layers
+from ..engine import check_initialized, finalized, quantized_layers
 from ..errors import ModelError
 from ..nn.deployable import deployable_layers
 from .formats import FORMATS
@@ -103,7 +103,7 @@ def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[list] = None,
     path = check_prefix("path", path)
     if not hasattr(model, "sublayers"):
         raise wrong_type("model", model, "a quantized paddle.nn.Layer")
-    check_filled(model)
+    check_initialized(model)
     if not (quantized_layers(model) or deployable_layers(model)):
         raise ModelError("model must be quantized before save_quantized_model, but has no "
                          "quantized layer; call quantize() first")

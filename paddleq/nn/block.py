@@ -1,7 +1,8 @@
-"""Blocks of layers that compute as one: a producer, its batch norm, its ReLU.
+"""Blocks of layers that are quantized as one: a producer, its batch norm, its ReLU.
 
-A block has one output quantizer, which its first layer holds and its last one applies. The layers
-stay where the model has them; each is given a subclass of its own class that knows of its blocks.
+A block has one output quantizer. Its first layer holds the quantizer, its last layer applies it. The
+layers stay in their places in the model. The class of the norm and the ReLU becomes a subclass of
+their own class (:class:`BlockMember`).
 """
 
 from paddle import nn
@@ -11,51 +12,51 @@ from .class_swap import swapped_class
 
 
 class Block:
-    """A quantized layer and what follows it.
+    """A quantized layer and the layers fused with it.
 
     Args:
         producer: a :class:`~paddleq.nn.QuantizedLayer`.
-        norm: the batch norm that alone reads its output, or None.
-        relu: the ``nn.ReLU`` that alone reads what comes before it, or None. It may end several
-            blocks: it knows them by the tensors that come.
+        norm: the batch norm that is the only reader of the producer's output, or None.
+        relu: the ``nn.ReLU`` that is the only reader of the preceding output, or None. It may end
+            several blocks; it finds the current one by the identity of its input.
 
     Attributes:
-        folded: the producer computes the norm too, and the norm hands its input on.
+        folded: the producer computes the norm too, and the norm passes its input through.
     """
 
     def __init__(self, producer, norm=None, relu=None):
         self.producer, self.norm, self.relu = producer, norm, relu
         self.folded = False
-        self._on_its_way = None  # the tensor between the last two layers, until the last takes it
+        self._relu_input = None  # until the ReLU receives it
 
-    def join(self):
-        """Make the layers know of the block."""
+    def attach(self):
+        """Register the block with its layers."""
         self.producer._paddleq.block = self
         for member in (self.norm, self.relu):
             if member is not None:
                 _make_member(member).append(self)
 
-    def dissolve(self):
-        """Make the layers forget the block."""
+    def detach(self):
+        """Remove the block from its layers."""
         self.producer._paddleq.block = None
         for member in (self.norm, self.relu):
             if member is not None:
-                _forget(member, self)
+                _remove_member(member, self)
 
-    def after(self, member, y):
-        """What leaves ``member``, whose own output is ``y``."""
+    def output_of(self, member, y):
+        """Return the output of ``member``, given the ``y`` that its own forward computed."""
         last = self.relu if self.relu is not None else self.norm
         if member is last or last is None:
             return self.producer.quantize_output(y)
-        self._on_its_way = y if self.relu is not None and (
+        self._relu_input = y if self.relu is not None and (
             member is self.norm or self.norm is None) else None
         return y
 
-    def takes(self, x):
-        """Whether ``x`` is the tensor that the last layer is to take; it is taken then."""
-        if x is not self._on_its_way:
+    def receive(self, x):
+        """Return True if ``x`` is the tensor that the ReLU expects, and expect no other."""
+        if x is not self._relu_input:
             return False
-        self._on_its_way = None
+        self._relu_input = None
         return True
 
 
@@ -65,28 +66,29 @@ class BlockMember(nn.Layer):
     prefix = "Fused"
 
     def swapped_forward(self, args, kwargs):
-        """Compute the layer's forward, and what the blocks that it is part of need."""
+        """Compute the layer's forward and the block's output quantizer if the layer ends it."""
         blocks = self._paddleq.member_of
+        x = args[0] if args else next(iter(kwargs.values()))
         as_norm = [block for block in blocks if block.norm is self]
         if as_norm:
             (block,) = as_norm
-            y = args[0] if block.folded else self.float_forward(*args, **kwargs)
-            return block.after(self, y)
+            y = x if block.folded else self.float_forward(*args, **kwargs)
+            return block.output_of(self, y)
         y = self.float_forward(*args, **kwargs)
         for block in blocks:
-            if block.takes(args[0]):
-                return block.after(self, y)
+            if block.receive(x):
+                return block.output_of(self, y)
         return y
 
     def float_forward(self, *args, **kwargs):
-        """The layer's own forward."""
+        """Compute the forward of the layer's own class."""
         return self._float_class.forward(self, *args, **kwargs)
 
 
-def leave_block(layer, y):
-    """What leaves the quantized ``layer``, whose own output is ``y``."""
+def block_output(layer, y):
+    """Return the output of the quantized ``layer``, given the ``y`` that its forward computed."""
     block = layer._paddleq.block
-    return layer.quantize_output(y) if block is None else block.after(layer, y)
+    return layer.quantize_output(y) if block is None else block.output_of(layer, y)
 
 
 def _make_member(layer):
@@ -95,7 +97,7 @@ def _make_member(layer):
     return state_of(layer).member_of
 
 
-def _forget(layer, block):
+def _remove_member(layer, block):
     blocks = layer._paddleq.member_of
     blocks.remove(block)
     if not blocks:

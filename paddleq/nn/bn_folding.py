@@ -43,7 +43,7 @@ class NormFolding(nn.Layer):
         self.register_buffer("step", paddle.zeros([1], dtype="int64"))
         self.__dict__["norm"] = None
 
-    def why_not(self, norm):
+    def refusal_reason(self, norm):
         """Why ``norm`` cannot be folded in while training, or None."""
         if isinstance(norm, nn.SyncBatchNorm) and not self.one_conv:
             return ("SyncBatchNorm computes its statistics over all devices, folding with two "

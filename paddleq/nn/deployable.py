@@ -48,12 +48,12 @@ class DeployableLayer(abc.ABC):
         return True
 
     @property
-    def undecided(self):
+    def data_dependent(self):
         """Names in :meth:`description` of what a checkpoint may say otherwise."""
         return ()
 
     @classmethod
-    def make_place(cls, model, name):
+    def prepare_model(cls, model, name):
         """Called before the layer ``name`` of a float ``model`` is looked up, which may lack it."""
         return None
 

@@ -14,7 +14,7 @@ from ..functional import abs_max, dequantize, fake_quantize, quantize
 from ..functional.qparams import as_dtype
 from ..spec import PerChannel, PerTensor, QuantSpec
 from . import tracing
-from .block import leave_block
+from .block import block_output
 from .class_swap import float_class, substituted, swapped_class
 from .deployable import (
     DeployableLayer,
@@ -86,7 +86,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
             forward = self._paddleq.forward
             y = (forward(*args, **kwargs) if forward is not None
                  else self._float_class.forward(self, *args, **kwargs))
-        return leave_block(self, y)
+        return block_output(self, y)
 
     def _quantize_input(self, slot, x):
         spec = self.input_specs[slot] if slot < len(self.input_specs) else None

@@ -328,7 +328,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return bool(paddle.isfinite(self.weight_scale.sum()))
 
     @property
-    def undecided(self):
+    def data_dependent(self):
         """What data decide, not a configuration."""
         return ("smoothed", "permuted", "algorithm")
 

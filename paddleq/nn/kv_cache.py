@@ -156,7 +156,7 @@ class Int8KVCache(KVCache, DeployableLayer):
             paddle.isfinite(self.k_scale.sum() + self.v_scale.sum()))
 
     @property
-    def undecided(self):
+    def data_dependent(self):
         """Sizes that are not known yet."""
         return ("kv_heads", "head_dim") if self.kv_heads is None else ()
 
@@ -176,7 +176,7 @@ class Int8KVCache(KVCache, DeployableLayer):
             "granularity", "kv_heads", "head_dim", "token_axis")))
 
     @classmethod
-    def make_place(cls, model, name):
+    def prepare_model(cls, model, name):
         """Let an attention of Paddle's hold the cache that is about to be replaced."""
         from .attention import hold_cache, takes_cache
 

@@ -15,7 +15,7 @@ from .._layer_state import QuantizationState, state_of
 from .._paddle_compat import is_traced, own_sublayers
 from ..graph.dataflow import PRODUCERS
 from . import tracing
-from .block import leave_block
+from .block import block_output
 from .bn_folding import NormFolding
 from .class_swap import substituted, swapped_class
 from .layer_types import kind_of
@@ -45,7 +45,7 @@ class QuantizedLayer:
         else:
             weights = {name: self.quantized_weight(name) for name in self._paddleq.kind.weights}
             y = self.float_forward(weights, args, kwargs)
-        return leave_block(self, y)
+        return block_output(self, y)
 
     def float_forward(self, weights, args, kwargs):
         """The float layer's forward, on ``weights`` (name -> tensor) in place of its own."""
@@ -256,7 +256,9 @@ def make_float(layer):
     layer.__class__ = layer._float_class
     if state.forward is not None:
         layer.__dict__["forward"] = state.forward
-    layer._paddleq = QuantizationState(state.note, state.method, state.input_spec, state.pending)
+    layer._paddleq = QuantizationState(
+        note=state.note, provenance=state.provenance, input_spec=state.input_spec,
+        first_batch_action=state.first_batch_action)
 
 
 def _build(config, quantize, preprocess, label, axis=None, channels=None):

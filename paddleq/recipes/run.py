@@ -16,7 +16,7 @@ from ..analysis import report, sensitivity
 from ..checkpoint import save_checkpoint
 from ..config import LayerConfig
 from ..deploy import Report, verify
-from ..engine.example_inputs import fuse_now_or_later
+from ..engine.example_inputs import fold_batch_norms
 from ..export.onnx import require_onnx, write_program
 from ..export.paddle.markers_from_program import raise_to_markers
 from ..export.pir_to_program import load_program
@@ -178,7 +178,7 @@ def quantized_by_ptq(recipe, net):
     rules.exclude(quantize.skip, net)
     data = data_of(recipe, "calibration")
     net = engine.copy_of(net)
-    fuse = None if quantize.fuse is False else lambda: fuse_now_or_later(net, None)
+    fuse = None if quantize.fuse is False else lambda: fold_batch_norms(net, None)
     engine.prepare(net, rules, fuse)
     net.eval()
     engine.set_state(net, "calibration")

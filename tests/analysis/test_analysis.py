@@ -22,7 +22,7 @@ from paddleq._layer_state import read_state
 from paddleq.analysis import keep_accuracy, layer_errors, report, sensitivity
 from paddleq.analysis.accuracy import AccuracySearch
 from paddleq.analysis.sqnr import SQNR
-from paddleq.engine import freeze, leave_float, quantizing_only
+from paddleq.engine import freeze, restore_float, quantizing_only
 from paddleq.errors import (
     AccuracyError,
     CalibrationError,
@@ -495,7 +495,7 @@ def test_a_restored_layer_is_float_in_model_summary_and_export(digits, tmp_path)
     keys = set(quantized.state_dict())
     with quantizing_only(quantized, ["conv1", "conv3"]):
         expected = quantized(batches[0]).numpy()
-    leave_float(quantized, {"conv2": "because", "fc": "because of that too"})
+    restore_float(quantized, {"conv2": "because", "fc": "because of that too"})
     assert np.array_equal(quantized(batches[0]).numpy(), expected)
     assert type(quantized.conv2) is nn.Conv2D and type(quantized.fc) is nn.Linear
     gone = keys - set(quantized.state_dict())
@@ -520,8 +520,8 @@ def test_a_restored_layer_can_be_quantized_again_and_trained():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     quantized = calibrated(net, [x])
     with pytest.raises(ConfigError, match="no quantized layer '7'"):
-        leave_float(quantized, {"0": "x", "7": "x"})
-    leave_float(quantized, {"0": "x", "1": "x"})
+        restore_float(quantized, {"0": "x", "7": "x"})
+    restore_float(quantized, {"0": "x", "1": "x"})
     assert np.array_equal(quantized(x).numpy(), net(x).numpy())
     again = calibrated(quantized, [x])
     assert np.array_equal(again(x).numpy(), calibrated(net, [x])(x).numpy())
@@ -536,7 +536,7 @@ def test_restoring_one_layer_of_a_shared_weight_keeps_the_other_quantized(tmp_pa
     quantized = calibrated(net, [x])
     with quantizing_only(quantized, ["2"]):
         expected = quantized(x).numpy()
-    leave_float(quantized, {"0": "x"})
+    restore_float(quantized, {"0": "x"})
     assert np.array_equal(quantized(x).numpy(), expected)
     paddleq.export.save(quantized, str(tmp_path / "m"), [x])
     assert relative_error(paddle_inference(str(tmp_path / "m"), [x.numpy()])[0], expected) < 1e-5
@@ -548,7 +548,7 @@ def test_a_layer_of_a_fused_block_cannot_be_restored(digits):
     quantized(digits.batches(8, 1)[0])
     quantized.eval()
     with pytest.raises(ModelError, match="as one with the layers after it"):
-        leave_float(quantized, {"blocks.2.0": "x"})
+        restore_float(quantized, {"blocks.2.0": "x"})
     with pytest.raises(ModelError, match="as one with the layers after it"):
         keep_accuracy(quantized, digits.batches(8, 1), lambda model: 0.0, 0.1)
 

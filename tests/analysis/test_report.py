@@ -360,7 +360,7 @@ def test_a_report_with_a_metric_and_restored_layers(tmp_path):
     quantized = calibrated(net, [x])
     expected = net(x)
     found = sensitivity(quantized, metric=lambda model: -(model(x) - expected).abs().max())
-    paddleq.engine.leave_float(quantized, {"0": "for <reasons>"})
+    paddleq.engine.restore_float(quantized, {"0": "for <reasons>"})
     history = ScaleHistory()
     history.record(quantized, 0)
     report(quantized, tmp_path / "r.html", [x], sensitivities=found, history=history)

@@ -222,6 +222,15 @@ def test_a_layer_with_a_forward_of_its_own_begins_no_block():
     assert blocks(simulated(net, paddle.randn(IMAGE))) == []
 
 
+def test_members_of_a_block_take_keyword_inputs():
+    x = paddle.randn([2, 3, 8, 8])
+    net = simulated(nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU()), x)
+    net(x)
+    net.eval()
+    by_keyword = net[2](x=net[1](input=net[0](x=x)))
+    assert np.array_equal(by_keyword.numpy(), net(x).numpy())
+
+
 def test_pretrained_statistics_survive_fusion():
     net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU())
     for _ in range(3):
@@ -289,7 +298,7 @@ def chain(first, second):
     x = paddle.randn(ROW)
     engine.prepare(net, config)
     with engine.quantization_off(net):
-        engine.arrange(net, engine.find_arrangement(net, lambda: net(x)))
+        engine.fuse_blocks(net, engine.find_block_structure(net, lambda: net(x)))
     return net
 
 

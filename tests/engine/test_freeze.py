@@ -234,6 +234,40 @@ def test_checkpoint_of_a_frozen_model_loads_into_a_float_one(frozen, tmp_path):
     assert np.array_equal(again(X).numpy(), frozen(X).numpy())
 
 
+def net_with_norms():
+    model = nn.Sequential(nn.Conv2D(3, 4, 3, bias_attr=False), nn.BatchNorm2D(4), nn.ReLU(),
+                          nn.Conv2D(4, 4, 3), nn.BatchNorm2D(4))
+    model.eval()
+    return model
+
+
+def test_checkpoint_with_folded_norms_loads_into_a_model_frozen_in_the_same_way(tmp_path):
+    frozen = freeze(ptq(net_with_norms(), fuse=True))
+    paddleq.save_checkpoint(frozen, str(tmp_path / "m"))
+    other = freeze(ptq(net_with_norms(), 2 * X, fuse=True))
+    assert np.array_equal(paddleq.load_checkpoint(other, str(tmp_path / "m"))(X).numpy(),
+                          frozen(X).numpy())
+
+
+def test_checkpoint_with_folded_norms_says_how_to_load_it(tmp_path):
+    paddleq.save_checkpoint(freeze(ptq(net_with_norms(), fuse=True)), str(tmp_path / "m"))
+    model = net_with_norms()
+    expected = model(X).numpy()
+    with pytest.raises(ModelError, match="if 1, 4 were folded before .* call freeze"):
+        paddleq.load_checkpoint(model, str(tmp_path / "m"))
+    assert np.array_equal(model(X).numpy(), expected)
+
+
+def test_checkpoint_of_frozen_fused_blocks_is_refused(tmp_path):
+    algorithm = paddleq.golden_stick.SimulatedQuantizationAwareTraining({"enable_fusion": True})
+    model = algorithm.apply(net_with_norms(), X)
+    model.train()
+    model(X)
+    frozen = freeze(algorithm.convert(model))
+    with pytest.raises(ModelError, match="'0' is fused .* export the model instead"):
+        paddleq.save_checkpoint(frozen, str(tmp_path / "m"))
+
+
 def test_checkpoint_of_a_frozen_model_does_not_fit_another_model(tmp_path):
     paddleq.save_checkpoint(dynamic(), str(tmp_path / "m"))
     other = nn.Sequential(nn.Conv2D(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Embedding(144, 5))

@@ -104,7 +104,7 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
     record_reasons(model, selection)
     own_loop.start(model, {name: each.config for name, each in selection.selected.items()},
                    parsed.batch_num)
-    engine.say_method(model, "amct", config={
+    engine.set_provenance(model, "amct", config={
         **config, "algorithm": {parsed.algorithm: parsed.options}})
 
 

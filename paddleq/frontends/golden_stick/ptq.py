@@ -135,7 +135,7 @@ class PTQ:
                             {name: kind for name, (_, kind) in kv_caches.items()})
         else:
             quantize_layer_by_layer(network, helper, rules, batches, resume_dir=resume_dir)
-        engine.say_method(network, "golden_stick", config=policies.config,
+        engine.set_provenance(network, "golden_stick", config=policies.config,
                           layer_policies=policies.policies or None)
         return network
 

@@ -10,7 +10,7 @@ from ... import engine
 from ..._checks import wrong_type
 from ...checkpoint import load_state, read_state
 from ...config import LayerConfig, NormFold, QuantConfig, QuantizerConfig
-from ...engine.example_inputs import look_now_or_later, pending
+from ...engine.example_inputs import awaits_first_batch, run_on_first_inputs
 from ...errors import FormatError, ModelError
 from ...fake_quant.delayed import DelayedFakeQuantize
 from ...graph.dataflow import PRODUCERS
@@ -111,16 +111,16 @@ class SimulatedQuantizationAwareTraining:
         config = self._config
         engine.check_model(network)
         config.check_together()
-        find = partial(engine.find_arrangement, blocks=config.enable_fusion)
+        find = partial(engine.find_block_structure, blocks=config.enable_fusion)
         found = []
         if inputs is not None:
-            engine.prepare(network, _rules(config), lambda: look_now_or_later(
+            engine.prepare(network, _rules(config), lambda: run_on_first_inputs(
                 network, inputs, lambda model, run: found.append(find(model, run))))
-            engine.arrange(network, found[0])
+            engine.fuse_blocks(network, found[0])
         else:
             engine.prepare(network, _rules(config))
-            look_now_or_later(network, None, partial(_arrange, find=find))
-        engine.say_method(network, "simulated_qat", config=self.config)
+            run_on_first_inputs(network, None, partial(_fuse_blocks, find=find))
+        engine.set_provenance(network, "simulated_qat", config=self.config)
         return network
 
     def convert(self, net_opt: nn.Layer, ckpt_path: str = "") -> nn.Layer:
@@ -155,7 +155,7 @@ class SimulatedQuantizationAwareTraining:
             raise FormatError(f"ckpt_path must be the path of an existing file, or empty, but is "
                               f"{ckpt_path!r}")
         engine.check_quantized(net_opt)
-        if pending(net_opt):
+        if awaits_first_batch(net_opt):
             raise ModelError(
                 "net_opt has not run a batch yet, so its data flow is not known; pass example "
                 "inputs to apply() (inputs=...), or run a batch first")
@@ -328,8 +328,8 @@ class SimulatedQuantizationAwareTraining:
         self._config = self._config.changed("freeze_bn", freeze_bn)
 
 
-def _arrange(model, run, find):
-    engine.arrange(model, find(model, run))
+def _fuse_blocks(model, run, find):
+    engine.fuse_blocks(model, find(model, run))
 
 
 def _rules(config):

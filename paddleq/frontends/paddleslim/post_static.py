@@ -12,7 +12,7 @@ from ... import engine
 from ..._checks import check_bool, check_choice, check_float, check_int, wrong_type
 from ...analysis import Sensitivities, sensitivity
 from ...config import LayerConfig, QuantizerConfig
-from ...engine import plain
+from ...engine import plain_value
 from ...errors import CalibrationError, ConfigError
 from ...export.provenance_file import Provenance, file_digests
 from ...graph.fold_batch_norm import fuse
@@ -101,7 +101,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     made_by = {
         "made_from": file_digests(find_files(os.fspath(model_dir), model_filename,
                                              params_filename)),
-        "quantize": {"method": "quant_post_static", **plain(options)}}
+        "quantize": {"method": "quant_post_static", **plain_value(options)}}
     folder = os.fspath(quantize_model_path)
     program.save(os.path.join(folder, save_model_filename),
                  os.path.join(folder, save_params_filename),

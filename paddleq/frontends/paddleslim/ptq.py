@@ -10,7 +10,7 @@ from ... import engine, export
 from ..._checks import check_bool, check_known_keys, hint, wrong_type
 from ...analysis.accuracy import AccuracySearch
 from ...config import LayerConfig, Scope
-from ...engine.example_inputs import fuse_now_or_later
+from ...engine.example_inputs import fold_batch_norms
 from ...errors import ConfigError
 from ...nn.layer_types import known_classes
 from ...nn.quantizable_function import QuantizableFunction
@@ -92,10 +92,10 @@ class PTQ:
                              activation=self.activation_quantizer.activation())
         model = model if inplace else engine.copy_of(model)
         engine.prepare(model, rules_for(classes, config, scope),
-                       (lambda: fuse_now_or_later(model, inputs, fuse_list)) if fuse else None)
+                       (lambda: fold_batch_norms(model, inputs, fuse_list)) if fuse else None)
         model.eval()
         engine.set_state(model, "calibration")
-        engine.say_method(
+        engine.set_provenance(
             model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
             weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
             rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type)

@@ -17,7 +17,7 @@ from ..._checks import (
     wrong_value,
 )
 from ...config import LayerConfig, QuantizerConfig, Scope
-from ...engine.example_inputs import fuse_now_or_later
+from ...engine.example_inputs import fold_batch_norms
 from ...fake_quant import LSQ, PACT, LSQPlus
 from ...observers import (
     AbsMaxObserver,
@@ -150,10 +150,10 @@ class QAT:
         engine.check_model(model)
         scope = Scope.parse(skip, model)
         model = model if inplace else engine.copy_of(model)
-        fuse = (lambda: fuse_now_or_later(model, inputs)) if self.config["fuse_conv_bn"] else None
+        fuse = (lambda: fold_batch_norms(model, inputs)) if self.config["fuse_conv_bn"] else None
         rules = rules_for(self.config["quantizable_layer_type"], self._layer_config, scope)
         engine.prepare(model, rules, fuse)
-        engine.say_method(model, "qat", config=self.config, rules=skip_rules(scope),
+        engine.set_provenance(model, "qat", config=self.config, rules=skip_rules(scope),
                           **self._hooks)
         return model
 

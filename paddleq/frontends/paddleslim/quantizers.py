@@ -5,7 +5,7 @@ from typing import Any
 
 from ..._checks import check_float, check_int
 from ...config import QuantizerConfig
-from ...engine import named
+from ...engine import plain_factory
 from ...observers import (
     OBSERVERS,
     AbsMaxObserver,
@@ -25,7 +25,7 @@ class _Quantizer:
 
     def as_recipe(self) -> dict:
         """Return this quantizer as recipes describe it."""
-        return named(type(self), vars(self))
+        return plain_factory(type(self), vars(self))
 
     def __repr__(self):
         shown = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
