@@ -17,7 +17,7 @@ def _constant(array):
 # One tensor for all layers: an export holds it once.
 @functools.lru_cache(maxsize=None)
 def _later_tokens(context):
-    """What is added to attention scores [context, context]: later tokens are not looked at."""
+    """Return the causal mask [context, context] that is added to attention scores."""
     return _constant(np.triu(np.full([context, context], -1e4), 1))
 
 

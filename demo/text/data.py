@@ -55,7 +55,7 @@ def read_modules(folder):
 
 @functools.lru_cache(maxsize=1)
 def modules():
-    """What :func:`read_modules` finds in the library of the running Python."""
+    """Return the result of :func:`read_modules` for the library of the running Python."""
     return read_modules(sysconfig.get_paths()["stdlib"])
 
 

@@ -63,7 +63,7 @@ class LanguageModel(nn.Layer):
         return (logits, caches) if use_cache else logits
 
     def embed(self, tokens, start):
-        """What the first layer reads: [batch, tokens, width]."""
+        """Return the input of the first layer, [batch, tokens, width]."""
         return self.embed_tokens(tokens)
 
 

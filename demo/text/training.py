@@ -1,4 +1,4 @@
-"""How the models are trained: some minutes on one core, the same weights each time."""
+"""Training of the models: some minutes on one core, the same weights each time."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .data import random_windows, training_tokens
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is made and trained.
+    """Recipe to create and train a model.
 
     Attributes:
         maker: name of the class in :mod:`.models`.

@@ -390,7 +390,7 @@ def planted(seed, rows=256, columns=128, tokens=2048, outliers=3, factor=30.0):
 
 
 def computed(x, outcome, activation=None):
-    """What a deployed layer computes, in float64."""
+    """Compute the output of the deployed layer in float64."""
     x = x.astype("float64")
     if outcome.input_scale is not None:
         x = x / outcome.input_scale.numpy()
@@ -472,7 +472,7 @@ def test_awq_with_three_planted_channels(seed, clip):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_white_noise_leaves_nothing_to_gain(seed):
-    """What the algorithms cannot do: without structure GPTQ loses a little, AWQ's scales are 1."""
+    """Without structure in the data GPTQ loses a little, and AWQ's scales are 1."""
     data = planted(seed, outliers=0)
     plain = held_out_loss(LayerConfig(W4G64), *data)
     assert 1.0 < held_out_loss(LayerConfig(W4G64, rounder=GPTQ()), *data) / plain < 1.15

@@ -444,7 +444,7 @@ def test_parts_that_several_decoder_layers_hold():
 
 
 def test_a_network_of_to_static():
-    """What is compiled is not looked at, but the layers that it was compiled from."""
+    """The layers are quantized, not the program that ``to_static`` compiled from them."""
     network = paddle.jit.to_static(build("pre-norm"))
     quantize_layer_by_layer(network, None, rules(network, STATIC), sentences())
     expected, _ = quantized("pre-norm", STATIC)
@@ -482,7 +482,7 @@ def test_a_linear_that_is_called_several_times_has_the_statistics_of_all_calls()
 
 
 class Choosing(nn.Layer):
-    """What ``second`` reads depends on the data: what ``first`` reads, or something else."""
+    """Depending on the data, ``second`` reads the input of ``first`` or another tensor."""
 
     def __init__(self):
         super().__init__()

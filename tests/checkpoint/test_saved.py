@@ -69,7 +69,7 @@ def bits(tensor):
 
 
 def snapshot(model):
-    """What can be seen of a model: structure, classes, bits."""
+    """Return the visible state of a model: structure, classes, bits."""
     layers = {name: (id(layer), type(layer), sorted(layer.__dict__))
               for name, layer in model.named_sublayers(include_self=True)}
     state = {name: (str(value.dtype), bits(value).tobytes(), id(value))
@@ -397,7 +397,7 @@ def test_the_crash_test_detects_a_rename_before_the_last_write(tmp_path):
 
 
 def test_a_state_in_safetensors_for_simulated_training(tmp_path):
-    """What the safetensors library wrote of a state_dict loads where a .pdparams does."""
+    """A state_dict that the safetensors library wrote loads like a .pdparams."""
     images = paddle.rand([32, 1, 8, 8])
 
     def network():

@@ -13,7 +13,7 @@ X = [0.3, -1.0, 0.77]
 
 
 def passes(quantizer, x=X):
-    """Whether the quantizer hands ``x`` on unchanged."""
+    """Return True if the quantizer returns ``x`` unchanged."""
     return quantizer(paddle.to_tensor(x)).tolist() == paddle.to_tensor(x).tolist()
 
 

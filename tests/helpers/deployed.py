@@ -34,7 +34,7 @@ ACTIVATIONS = {
 
 
 def rounded(weight, spec, permutation=None):
-    """What an algorithm returns of a weight [K, N]: rounded to nearest."""
+    """Return a weight [K, N] rounded to nearest, in the form of an algorithm's result."""
     if permutation is not None:
         weight = paddle.index_select(weight, permutation, axis=0)
     grid = compute_weight_qparams(weight, spec)

@@ -94,7 +94,7 @@ def net(case):
 
 
 def specs(case):
-    """What the case is traced with."""
+    """Return the input specs to trace the case with."""
     return [paddle.static.InputSpec(shape, each.dtype.name, name)
             for name, shape, each in zip("abcde", case.spec, case.inputs)]
 

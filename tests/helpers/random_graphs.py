@@ -233,7 +233,13 @@ def _usable(first, second, disturbed):
 
 
 class Operator(NamedTuple):
-    """Whether it takes a value, and what draws it: (function on tensors, sources) or None."""
+    """Operator of random graphs.
+
+    Attributes:
+        family: group of similar operators.
+        fits: returns True if the operator accepts a value.
+        drawn: returns (function on tensors, sources), or None.
+    """
 
     family: str
     fits: Callable

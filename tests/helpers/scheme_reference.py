@@ -1,4 +1,4 @@
-"""What a quantized Linear computes, in float64 numpy from the formulas of its policy."""
+"""Reference of a quantized Linear, in float64 numpy from the formulas of its configuration."""
 
 import numpy as np
 from algorithm_reference import numpy_clip_losses, numpy_gptq, numpy_grid, numpy_rounded

@@ -67,7 +67,7 @@ class Decoder(nn.Layer):
 
 
 def in_numpy(state, x, linear):
-    """What a :class:`Decoder` of that state_dict computes, in float64.
+    """Compute the output of a :class:`Decoder` with that state_dict in float64.
 
     Args:
         state: name -> float64 array.
@@ -81,7 +81,7 @@ def in_numpy(state, x, linear):
 
 
 def block_in_numpy(state, name, x, linear, cache=lambda k, v: (k, v)):
-    """What the :class:`Block` of that name computes.
+    """Compute the output of the :class:`Block` ``name``.
 
     Args:
         cache: called with keys and values [batch, tokens, heads, features]; what is attended to.

@@ -28,7 +28,7 @@ SETTLING = 10  # batches for the statistics of norms, after the training
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is made and trained.
+    """Recipe to create and train a network.
 
     Attributes:
         maker: name of the function in ``paddle.vision.models``.
@@ -142,8 +142,9 @@ def train(recipe, seed):
 
 @functools.lru_cache(maxsize=1)
 def trained_state(name, recipe, seed=0):
-    """What :func:`train` returns, from disk if it is there; else from a process of its own, whose
-    threads and memory do not depend on the caller's.
+    """Return the result of :func:`train`, from disk if it is there.
+
+    Otherwise a new process trains, whose threads and memory do not depend on the caller's.
     """
     return kept(f"{name}-{seed}", [Path(__file__).read_bytes(), repr(recipe).encode()],
                 lambda path: subprocess.run(

@@ -25,7 +25,7 @@ def text(cell):
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """What the code cells print, and the folder in which they ran."""
+    """Return the output of the code cells, and the folder in which they ran."""
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "cells.py").write_text("\n\n".join(map(text, cells("code"))), encoding="utf-8")
     done = subprocess.run(

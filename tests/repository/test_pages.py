@@ -129,14 +129,14 @@ COMMENT = re.compile(r"(^|\s+)(#|//) .*$", re.MULTILINE)
 
 
 def without_comments(language, code):
-    """What a block does, whatever the language of its comments."""
+    """Return the code of a block without its comments, which translations translate."""
     if language == "python":
         return ast.dump(ast.parse(textwrap.dedent(code)))
     return [line.rstrip() for line in COMMENT.sub("", code).splitlines() if line.strip()]
 
 
 def outline(page):
-    """What a translation keeps: levels of headings, items of lists, tables, pictures."""
+    """Return the structure that a translation keeps: headings, list items, tables, pictures."""
     text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
     shape = []
     for line in text.splitlines():
@@ -210,5 +210,5 @@ def test_no_page_is_left_over():
 
 
 def test_bash_is_there():
-    """What runs the blocks is the real one."""
+    """Blocks of bash are run by bash."""
     assert shutil.which("bash")
