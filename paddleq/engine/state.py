@@ -34,7 +34,7 @@ def fake_quantizers(model):
 
 
 def set_state(model, state):
-    """Put every fake-quantizer of ``model`` into a :class:`~paddleq.fake_quant.fake_quantize.State`."""
+    """Set the :class:`~paddleq.State` of all fake quantizers of ``model``."""
     for _, quantizer in fake_quantizers(model):
         quantizer.set_state(State(state))
 
@@ -237,7 +237,7 @@ def check_initialized(model):
         raise CalibrationError(
             f"{len(waiting)} layers are being calibrated: {', '.join(waiting)}; run the model on "
             "all of its batches and call convert() first")
-    empty = [name or "(model)" for name, layer in deployable_layers(model) if not layer.filled]
+    empty = [name or "(model)" for name, layer in deployable_layers(model) if not layer.initialized]
     if empty:
         raise CalibrationError(
             f"{len(empty)} quantized layers have no numbers yet: {', '.join(empty)}; load a "

@@ -340,8 +340,8 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     def extra_repr(self):
         spec = self.spec
-        return (f"{spec}, {'symmetric' if spec.symmetric else 'affine'}, quant_min={spec.quant_min}, "
-                f"quant_max={spec.quant_max}, observer={type(self.observer).__name__}, "
+        return (f"{spec}, {'symmetric' if spec.symmetric else 'affine'}, "
+                f"quant_min={spec.quant_min}, quant_max={spec.quant_max}, observer={type(self.observer).__name__}, "
                 f"saturate={self.saturate}, state={self.state.value}, "
                 f"fake_quant_enabled={self.fake_quant_enabled}, "
                 f"observer_enabled={self.observer_enabled}")
@@ -380,8 +380,8 @@ class FakeQuantize(nn.Layer, WithArgs):
         if wrong:
             raise NonFiniteError(
                 f"{self.label or 'the quantizer'}: "
-                f"{what or f'calibration batch {self.observer.num_batches}'} has {wrong} NaN or infinite "
-                f"values of {x.size}; remove that batch or mend the model before "
+                f"{what or f'calibration batch {self.observer.num_batches}'} has {wrong} NaN or "
+                f"infinite values of {x.size}; remove that batch or mend the model before "
                 f"{'training' if what else 'calibrating'}")
 
 

@@ -1,7 +1,7 @@
-"""``paddle.nn.MultiHeadAttention`` whose keys and values pass a sublayer ``kv_cache``.
+"""``paddle.nn.MultiHeadAttention`` with a KV cache as sublayer.
 
-The attention stays the same object with the same parameters; it gets a subclass of its own class.
-What holds attentions (TransformerDecoder, TransformerEncoder, a user's own) is not touched.
+The attention stays the same object with the same parameters. Layers that contain attentions
+(TransformerDecoder, TransformerEncoder, user-defined ones) are not changed.
 """
 
 import collections
@@ -15,8 +15,7 @@ from .kv_cache import KVCache
 _Paddle = nn.MultiHeadAttention
 
 
-# What TransformerDecoder passes along, with the scales of each token as well. These are Paddle's
-# classes too, for a caller that asks.
+# TransformerDecoder passes these. They derive from Paddle's classes for isinstance checks.
 class ScaledCache(collections.namedtuple("ScaledCache", "k v k_scale v_scale"), _Paddle.Cache):
     """A ``MultiHeadAttention.Cache`` of integers, with the scale of each token and head."""
 
@@ -31,10 +30,10 @@ class ScaledStaticCache(collections.namedtuple("ScaledStaticCache", "k v k_scale
 
 
 class CachedAttention:
-    """Mixin of attentions whose keys and values go through the sublayer ``kv_cache``.
+    """Mixin of attentions whose keys and values pass through the sublayer ``kv_cache``.
 
-    With a cache passed in, what is kept in it is what ``kv_cache`` keeps: int8 where that is an
-    :class:`Int8KVCache`. A cache of floats that the caller brings is quantized when it is read.
+    A returned cache holds the stored form of ``kv_cache``: int8 for an :class:`Int8KVCache`. A
+    float cache that the caller passes is quantized when it is read.
     """
 
     prefix = "Cached"
@@ -49,7 +48,7 @@ class CachedAttention:
         else:
             past = self._stored(cache) if isinstance(cache, self.Cache) else None
             k, v, kept = self.kv_cache(*self.compute_kv(key, value), past)
-        # The query is Paddle's own matter: to its method the keys and values are there already.
+        # Paddle's method computes the query; the keys and values are passed as a static cache.
         q, k, v, _ = super()._prepare_qkv(query, key, value, self.StaticCache(k, v))
         return (q, k, v) if cache is None else (q, k, v, _as_cache(kept, type(cache)))
 
@@ -70,24 +69,24 @@ def _as_cache(kept, cls):
     return (ScaledStaticCache if static else ScaledCache)(*kept)
 
 
-def takes_cache(layer):
-    """Whether :func:`hold_cache` can be used: an attention of Paddle's way with keys and values."""
+def supports_cache(layer):
+    """Return True if ``layer`` is an attention with Paddle's computation of keys and values."""
     return isinstance(layer, CachedAttention) or isinstance(layer, _Paddle) and all(
         getattr(type(layer), name) is getattr(_Paddle, name)
         for name in ("_prepare_qkv", "compute_kv", "gen_cache"))
 
 
-def hold_cache(attention):
-    """Give a ``MultiHeadAttention``, in place, the sublayer ``kv_cache``.
+def insert_cache(attention):
+    """Insert a float ``kv_cache`` into a ``MultiHeadAttention``, in place.
 
-    Nothing that it computes changes until another cache takes the place of that one.
+    The outputs stay the same until the cache is replaced by another one.
 
     Examples:
         >>> import paddle
         >>> from paddleq.nn import Int8KVCache
-        >>> from paddleq.nn.attention import hold_cache
+        >>> from paddleq.nn.attention import insert_cache
         >>> attention = paddle.nn.MultiHeadAttention(8, 2)
-        >>> hold_cache(attention)
+        >>> insert_cache(attention)
         >>> attention.kv_cache = Int8KVCache("per_token", token_axis=2)
         >>> x = paddle.rand([1, 3, 8])
         >>> y, cache = attention(x, cache=attention.gen_cache(x))

@@ -1,8 +1,8 @@
 """Blocks of layers that are quantized as one: a producer, its batch norm, its ReLU.
 
-A block has one output quantizer. Its first layer holds the quantizer, its last layer applies it. The
-layers stay in their places in the model. The class of the norm and the ReLU becomes a subclass of
-their own class (:class:`BlockMember`).
+A block has one output quantizer. Its first layer holds the quantizer, its last layer applies it.
+The layers stay in their places in the model. The class of the norm and of the ReLU becomes a
+subclass of their own class (:class:`BlockMember`).
 """
 
 from paddle import nn

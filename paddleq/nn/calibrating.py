@@ -9,7 +9,7 @@ class CalibratingLinear:
     The layer stays the same object with the same parameters under the same names.
 
     Attributes:
-        calibrator: an object whose ``run(x, forward)`` returns the output for the input ``x``, where
+        calibrator: an object whose ``run(x, forward)`` returns the output for the input ``x``;
             ``forward()`` computes that of the float layer. Its ``str()`` describes its progress.
     """
 

@@ -1,8 +1,7 @@
-"""Layers that a quantized model is deployed with, known by a name to checkpoints.
+"""Registry of the layers of deployed models that checkpoints describe.
 
-Such a layer can say in plain values (numbers, strings, lists, dicts) how it is built, and be built
-from that without the data that its integers come from. A new kind is a class with the methods of
-:class:`DeployableLayer` under the decorator :func:`deployable`.
+A layer is described by plain values (numbers, strings, lists, dicts), from which an empty layer is
+built. To add a type, derive from :class:`DeployableLayer` and decorate it with :func:`deployable`.
 """
 
 import abc
@@ -17,64 +16,64 @@ _GRANULARITIES = {"per_tensor": (PerTensor, None), "per_channel": (PerChannel, "
 
 
 class DeployableLayer(abc.ABC):
-    """What a layer class that checkpoints describe must have."""
+    """Interface of layers that checkpoints describe."""
 
     @property
     def kind(self):
-        """Name of the class under which checkpoints know the layer."""
+        """Name of the layer type in checkpoints."""
         return type(self).__name__
 
     @abc.abstractmethod
     def description(self):
-        """A dict of plain values from which :meth:`from_description` builds an empty layer."""
+        """Return plain values from which :meth:`from_description` builds an empty layer."""
 
     @classmethod
     @abc.abstractmethod
     def from_description(cls, description):
-        """A layer of this structure, its tensors yet to be loaded.
+        """Return a layer of this structure whose tensors are not loaded yet.
 
         Raises:
-            ConfigError, ConfigTypeError, FormatError: no layer is described so.
+            ConfigError, ConfigTypeError, FormatError: the description is invalid.
         """
 
     @property
     @abc.abstractmethod
     def quant_type(self):
-        """How it is quantized, in short: ``W8-per_channel-A8-per_tensor``."""
+        """Scheme in short, such as ``W8-per_channel-A8-per_tensor``."""
 
     @property
-    def filled(self):
-        """Whether it has its numbers: not a structure that awaits a checkpoint."""
+    def initialized(self):
+        """True if the tensors are set, False for a structure that awaits a checkpoint."""
         return True
 
     @property
     def data_dependent(self):
-        """Names in :meth:`description` of what a checkpoint may say otherwise."""
+        """Fields of :meth:`description` that may differ in a checkpoint."""
         return ()
 
     @classmethod
     def prepare_model(cls, model, name):
-        """Called before the layer ``name`` of a float ``model`` is looked up, which may lack it."""
+        """Prepare a float ``model`` that lacks the layer ``name`` for its replacement."""
         return None
 
     @classmethod
     def in_place_of(cls, layer, description):
-        """The layer of this structure that takes the place of ``layer``, which is not changed.
+        """Return a layer of this structure to replace ``layer``, which is not changed.
 
         Raises:
-            ModelError: it does not fit there.
+            ModelError: ``layer`` does not fit the description.
         """
         return cls.from_description(description)
 
 
 def deployable(cls):
-    """Class decorator: checkpoints know the class by its name from then on."""
+    """Register a class under its name; a class decorator."""
     _KINDS[cls.__name__] = cls
     return cls
 
 
 def deployable_class(kind):
-    """The class of that name.
+    """Return the registered class named ``kind``.
 
     Raises:
         FormatError: there is none.
@@ -86,13 +85,13 @@ def deployable_class(kind):
 
 
 def deployable_layers(model):
-    """(name, layer) of every deployable layer, in order of definition."""
+    """Return (name, layer) pairs of all deployable layers, in order of definition."""
     return [(name, layer) for name, layer in model.named_sublayers(include_self=True)
             if isinstance(layer, DeployableLayer)]
 
 
 def describe_spec(spec):
-    """A :class:`~paddleq.QuantSpec` as a dict of plain values; None stays None."""
+    """Convert a :class:`~paddleq.QuantSpec` to a dict of plain values; None stays None."""
     if spec is None:
         return None
     name, field = _granularity_name(spec.granularity)
@@ -105,10 +104,10 @@ def describe_spec(spec):
 
 
 def spec_from(description):
-    """The :class:`~paddleq.QuantSpec` that :func:`describe_spec` described.
+    """Convert a dict of :func:`describe_spec` to a :class:`~paddleq.QuantSpec`.
 
     Raises:
-        ConfigError, ConfigTypeError, FormatError: it describes none.
+        ConfigError, ConfigTypeError, FormatError: the description is invalid.
     """
     if description is None:
         return None
@@ -126,23 +125,23 @@ def spec_from(description):
     return QuantSpec(**fields)
 
 
-def check_fields(what, description, fields):
-    """Return the dict ``description`` if it has these keys and no others.
+def check_fields(owner, description, fields):
+    """Return the dict ``description`` if its keys are ``fields``.
 
     Raises:
-        ConfigError, FormatError: it has not.
+        ConfigError, FormatError: it has other keys.
     """
     if not isinstance(description, dict):
-        raise FormatError(f"{what} must be described by a dict, but is by {description!r}")
-    check_known_keys(f"the description of {what}", description, fields)
+        raise FormatError(f"{owner} must be described by a dict, but is by {description!r}")
+    check_known_keys(f"the description of {owner}", description, fields)
     missing = [field for field in fields if field not in description]
     if missing:
-        raise FormatError(f"the description of {what} lacks {', '.join(missing)}")
+        raise FormatError(f"the description of {owner} lacks {', '.join(missing)}")
     return description
 
 
 def spec_name(spec):
-    """``8-per_channel``, as the names of schemes have it: bits and granularity."""
+    """Return bits and granularity, such as ``8-per_channel``."""
     return f"{spec.bits}-{_granularity_name(spec.granularity)[0]}"
 
 

@@ -1,12 +1,11 @@
-"""Paddle's own matrix products of half-precision activations and integer weights, on a GPU.
+"""Paddle's GPU kernels for half-precision activations and integer weights.
 
-``paddle.nn.quant.weight_only_linear`` and ``llm_int8_linear`` (Paddle's builds with CUDA) read
-weights in an order of their own, which ``weight_quantize`` makes of float weights. Given the
-integers as floats, whose largest magnitude in each column is the highest level, it finds a scale of
-1 and leaves them as they are.
+``paddle.nn.quant.weight_only_linear`` and ``llm_int8_linear`` (builds of Paddle with CUDA) need the
+weights in the layout that ``weight_quantize`` creates from float weights. The integers are passed
+to it as floats. If the largest magnitude of each column is the highest level, it computes a scale
+of 1 and keeps the integers.
 
-What is here was written from Paddle's documentation and sources and tested as far as a processor
-goes: the order of the weights and which layers fit. The products themselves were not run on a GPU.
+The layout and the choice of layers are tested on a CPU. The kernels were not run on a GPU.
 """
 
 import logging
@@ -22,31 +21,31 @@ _logger = logging.getLogger("paddleq")
 _HALF = (paddle.float16, paddle.bfloat16)
 _ARCHITECTURES = (70, 75, 80, 86, 89, 90)
 _GROUPS = (64, 128)
-_NO_OUTLIERS = 65504.0  # llm_int8_linear computes what lies above it in half precision
+_NO_OUTLIERS = 65504.0  # llm_int8_linear computes larger values in half precision
 
 
 def use_gpu_kernels(model, dtype="float16"):
-    """Let the IntegerLinear layers of ``model`` compute with Paddle's GPU kernels where they fit.
+    """Use Paddle's GPU kernels in the IntegerLinear layers of ``model`` that they support.
 
-    Call it when the weights are loaded and on the GPU, and again after they change: the kernels'
-    copy of them is made here. Those fit that have symmetric weights of 8 or of 4 bits, per channel
-    or (activations float) in groups of 64 or 128, whose sizes are multiples of 64 and 16, and in
-    which each column reaches the highest level, as round-to-nearest per channel makes them.
-    Activations are float, or of 8 bits per token. The others go on dequantizing.
+    Call it after the weights are loaded and on the GPU, and again after they change, because the
+    kernels use a copy. Supported are symmetric weights of 4 or 8 bits, per channel or (with float
+    activations) in groups of 64 or 128, with sizes that are multiples of 64 and 16, if each column
+    reaches the highest level, as with round-to-nearest per channel. Activations are float, or 8
+    bits per token. Other layers dequantize their weights as before.
 
     Not run on a GPU yet. The kernels compute in half precision, and ``llm_int8_linear`` rounds ties
-    away from zero; results differ from the model's own by that.
+    away from zero; the results differ accordingly.
 
     Args:
         model: a ``paddle.nn.Layer`` with :class:`~paddleq.nn.IntegerLinear` layers, on a GPU.
-        dtype: of the activations, "float16" (default) or "bfloat16".
+        dtype: data type of the activations, "float16" (default) or "bfloat16".
 
     Returns:
-        dict from the name of each IntegerLinear to "" or to why it goes on dequantizing.
+        Name of each IntegerLinear -> reason that it does not use the kernels, or "".
 
     Raises:
-        ConfigTypeError: another dtype.
-        ModelError: this Paddle has no such kernels, or no GPU that they run on.
+        ConfigTypeError: ``dtype`` is invalid.
+        ModelError: Paddle was built without the kernels, or there is no supported GPU.
     """
     from .integer_linear import IntegerLinear
 
@@ -61,14 +60,14 @@ def use_gpu_kernels(model, dtype="float16"):
     found = {}
     for name, layer in model.named_sublayers(include_self=True):
         if isinstance(layer, IntegerLinear):
-            found[name] = why_not(layer)
+            found[name] = kernel_skip_reason(layer)
             layer.__dict__["_kernel"] = None if found[name] else Kernel(layer, dtype)
     _logger.info("%d of %d layers use GPU kernels", list(found.values()).count(""), len(found))
     return found
 
 
-def why_not(layer):
-    """Why an IntegerLinear does not fit the kernels, "" if it does."""
+def kernel_skip_reason(layer):
+    """Return the reason for which the kernels do not support an IntegerLinear, or ""."""
     spec, activation = layer.weight_spec, layer.activation_spec
     if not (spec.symmetric and spec.signed and spec.bits in (4, 8) and spec.limits is None):
         return "its weights are not symmetric integers of 4 or 8 bits"
@@ -87,12 +86,12 @@ def why_not(layer):
 
 
 class Kernel:
-    """The weights of an IntegerLinear as Paddle's kernels read them.
+    """Kernel call with the weights of an IntegerLinear in the layout of Paddle's kernels.
 
     Args:
-        layer: one for which :func:`why_not` is "".
+        layer: one for which :func:`kernel_skip_reason` is "".
         dtype: "float16" or "bfloat16".
-        architecture: of the GPU. Default: that of this machine.
+        architecture: compute capability of the GPU. Default: that of this machine.
     """
 
     def __init__(self, layer, dtype, architecture=None):
@@ -112,20 +111,20 @@ class Kernel:
             if not self.per_token:
                 self.scale = self.scale.astype(dtype)
 
-    def takes(self, x):
-        """Whether it computes the product of ``x``, without a gradient."""
+    def supports(self, x):
+        """Return True if the kernel can compute the product with ``x``; it has no gradient."""
         return (paddle.in_dynamic_mode() and x.place.is_gpu_place() and x.dtype in _HALF
                 and str(x.dtype).endswith(self.dtype)
                 and (x.stop_gradient or not paddle.is_grad_enabled()))
 
     def __call__(self, x):
-        """x W, in the dtype of ``x``."""
+        """Compute x W in the data type of ``x``."""
         from paddle.nn.quant import llm_int8_linear, weight_only_linear
 
         if self.per_token:
             return llm_int8_linear(x, self.weight, weight_scale=self.scale,
                                    threshold=_NO_OUTLIERS)
-        # (Paddle 2.6 has no argument for groups.)
+        # Paddle 2.6 has no argument for groups.
         group = {"group_size": self.group} if self.group > 0 else {}
         return weight_only_linear(x, self.weight, weight_scale=self.scale,
                                   weight_dtype=f"int{self.bits}", arch=self.architecture, **group)

@@ -1,4 +1,4 @@
-"""``IntegerLinear``: the linear layer that a quantized transformer is deployed with."""
+"""``IntegerLinear``: linear layer of deployed transformers with integer weights."""
 
 import paddle
 from paddle import nn
@@ -25,49 +25,49 @@ from .linear_support import check_activation, check_weight, linear_skip_reason, 
 _FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
            "dtype", "algorithm")
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
-_PACKED_BITS = 4  # up to this many, two integers share a byte
-
-_BLOCK = 1 << 20  # weights of a matrix that are float at a time
+_PACKED_BITS = 4  # up to this width, a byte holds two integers
+_BLOCK = 1 << 20  # number of weights that are dequantized at a time
 
 
 @skip_bytecode_translation
 @deployable
 class IntegerLinear(nn.Layer, DeployableLayer):
-    """A linear layer whose weight is held as integers: y = x W + b, W = (q - zero point) * scale.
+    """Linear layer with an integer weight: y = x W + b, W = (q - zero_point) * scale.
 
-    The constructor makes the empty structure, for a checkpoint to be loaded; :meth:`from_linear`
-    makes a layer of integers. Of 2 to 4 bits, two integers are held in a byte. The float weight
-    exists while the layer runs only, of a large matrix a block of rows at a time.
+    The constructor creates an empty layer into which a checkpoint is loaded. :meth:`from_linear`
+    creates a layer with integers. Integers of up to 4 bits are packed, two in a byte. The float
+    weight exists during the forward only, for a large matrix one block of rows at a time.
 
-    With ``smoothed`` the input is divided by ``input_scale`` first, with ``permuted`` it is put
-    into the order ``permutation`` then. Quantized activations:
+    With ``smoothed``, the input is divided by ``input_scale``; with ``permuted``, its features are
+    then reordered by ``permutation``. Quantized activations:
 
     - per tensor, static: ``activation_scale`` and ``activation_zero_point`` are stored.
-    - per token, dynamic: the scale of a token is max|x| / 127 over its features (of 8 bits). It
-      multiplies what comes out of the matrix product, which so is one of integers.
+    - per token, dynamic: the scale of a token is max|x| / 127 over its features (8 bits). The
+      matrix product multiplies integers, and its result is multiplied by the scale.
 
     Args:
         in_features, out_features: K and N.
         weight: a :class:`~paddleq.QuantSpec` of 2 to 8 bits; ``PerTensor()``, ``PerChannel(1)``
             or ``PerGroup(size)``, groups of consecutive input features (the last may be smaller).
-        bias: whether there is one. Default True.
+        bias: add a bias. Default True.
         activation: a :class:`~paddleq.QuantSpec` of 2 to 8 bits; ``PerTensor()``, or ``PerToken()``
             and symmetric. None (default): activations stay float.
         smoothed, permuted: see above. Default False.
-        dtype: of the bias: "float32" (default), "float16", "bfloat16" or "float64". Whatever it
-            is, the layer computes in float32 and returns the dtype of what it is given. Casting
-            the model casts the bias only.
-        algorithm: name of what found the integers, such as "GPTQ", for ``quant_type``. Default "".
+        dtype: data type of the bias: "float32" (default), "float16", "bfloat16" or "float64". The
+            layer always computes in float32 and returns the data type of its input. Casting the
+            model casts the bias only.
+        algorithm: name of the weight quantization algorithm, such as "GPTQ", for ``quant_type``.
+            Default "".
 
     Shapes: x [..., K], y [..., N]. In ``state_dict``, where they apply: ``weight`` [K, N] int8 or
     uint8, or [ceil(K / 2), N] uint8 of two integers each; ``weight_scale`` float32 and
     ``weight_zero_point`` of [1, 1], [1, N] or [groups, N]; ``bias`` [N]; ``input_scale`` float32
     [K]; ``activation_scale`` float32 [1]; ``activation_zero_point`` int64 [1]; ``permutation``
-    int64 [K]. A scale is a step: the float value of an integer 1.
+    int64 [K].
 
     Raises:
-        ConfigError, ConfigTypeError: a scheme that the layer does not compute; an input that is
-            not of floats.
+        ConfigError, ConfigTypeError: the layer does not support the scheme, or an input is not
+            float.
 
     Examples:
         >>> import paddle, paddleq
@@ -95,67 +95,68 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             raise wrong_type("algorithm", algorithm, "a str")
         self.algorithm = algorithm
         rows = (in_features + 1) // 2 if self.packed else in_features
-        self._hold("weight", [rows, out_features], "uint8" if self.packed else weight.storage)
+        self._register_zeros("weight", [rows, out_features],
+                             "uint8" if self.packed else weight.storage)
         scales = scale_shape(weight, in_features, out_features)
-        self._hold("weight_scale", scales, "float32")
+        self._register_zeros("weight_scale", scales, "float32")
         if not weight.symmetric:
-            self._hold("weight_zero_point", scales, weight.storage)
+            self._register_zeros("weight_zero_point", scales, weight.storage)
         self.bias = self.create_parameter(
             [out_features], dtype=dtype, is_bias=True) if check_bool("bias", bias) else None
         if smoothed:
-            self._hold("input_scale", [in_features], "float32")
+            self._register_zeros("input_scale", [in_features], "float32")
         if activation is not None and not self.per_token:
-            self._hold("activation_scale", [1], "float32")
+            self._register_zeros("activation_scale", [1], "float32")
             if not activation.symmetric:
-                self._hold("activation_zero_point", [1], "int64")
+                self._register_zeros("activation_zero_point", [1], "int64")
         if permuted:
-            self._hold("permutation", [in_features], "int64")
+            self._register_zeros("permutation", [in_features], "int64")
 
-    def _hold(self, name, shape, dtype):
+    def _register_zeros(self, name, shape, dtype):
         self.register_buffer(name, paddle.zeros(shape, dtype))
 
     @classmethod
     def from_linear(cls, linear, quantized_weight, activation=None, activation_qparams=None,
                     input_scale=None, algorithm=""):
-        """The layer that takes the place of ``linear``, which is not changed.
+        """Return a layer to replace ``linear``, which is not changed.
 
         Args:
-            linear: a ``paddle.nn.Linear``; its bias becomes this layer's.
-            quantized_weight: an object with ``integers`` (int8 or uint8 [K, N]), ``grid`` (with
+            linear: a ``paddle.nn.Linear``, whose bias the new layer shares.
+            quantized_weight: an object with ``integers`` (int8 or uint8 [K, N]), ``qparams`` (with
                 ``spec``, ``scale``, ``zero_point``) and ``permutation`` (int64 [K] or None), as
                 the algorithms return it.
             activation: a :class:`~paddleq.QuantSpec`, or None (default).
             activation_qparams: (scale [1], zero point [1] or None) of static activations.
             input_scale: float32 [K], or None (default).
-            algorithm: name of what found the integers. Default "".
+            algorithm: name of the weight quantization algorithm. Default "".
         """
-        grid, order = quantized_weight.qparams, quantized_weight.permutation
+        qparams, order = quantized_weight.qparams, quantized_weight.permutation
         rows, columns = quantized_weight.integers.shape
         bias = linear.bias
         dtype = "float32" if bias is None else _name_of(bias.dtype)
-        layer = cls(rows, columns, grid.spec, bias is not None, activation,
+        layer = cls(rows, columns, qparams.spec, bias is not None, activation,
                     input_scale is not None, order is not None, dtype, algorithm)
         layer.training = linear.training
         with paddle.no_grad():
             integers = quantized_weight.integers
             if layer.packed:
-                integers = pack_int4(integers, grid.spec.signed)
-            layer._put("weight", integers)
-            layer._put("weight_scale", grid.scale)
-            layer._put("weight_zero_point", grid.zero_point)
-            layer._put("input_scale", input_scale)
-            layer._put("permutation", order)
+                integers = pack_int4(integers, qparams.spec.signed)
+            layer._set_buffer("weight", integers)
+            layer._set_buffer("weight_scale", qparams.scale)
+            layer._set_buffer("weight_zero_point", qparams.zero_point)
+            layer._set_buffer("input_scale", input_scale)
+            layer._set_buffer("permutation", order)
             for name, value in zip(("scale", "zero_point"), activation_qparams or (None, None)):
-                layer._put(f"activation_{name}", value)
+                layer._set_buffer(f"activation_{name}", value)
         if bias is not None:
             layer.bias = bias
         return layer
 
-    def _put(self, name, value):
+    def _set_buffer(self, name, value):
         held = own_buffers(self).get(name)
         if (held is None) != (value is None):
-            what = "none" if held is None else f"a tensor of {list(held.shape)}"
-            raise wrong_value(name, value, f"{what}, as the specs say")
+            expected = "none" if held is None else f"a tensor of {list(held.shape)}"
+            raise wrong_value(name, value, f"{expected}, as the specs say")
         if held is not None:
             if list(value.shape) != list(held.shape):
                 raise wrong_value(f"the shape of {name}", list(value.shape), list(held.shape))
@@ -163,18 +164,18 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     @property
     def packed(self):
-        """Whether two integers share a byte."""
+        """True if a byte holds two integers."""
         return self.weight_spec.bits <= _PACKED_BITS
 
     @property
     def per_token(self):
-        """Whether activations are quantized with a scale for each token."""
+        """True if activations are quantized with a scale for each token."""
         spec = self.activation_spec
         return spec is not None and isinstance(spec.granularity, PerToken)
 
     @paddle.jit.not_to_static
     def forward(self, input):
-        """x W + b; the argument has the name that Linear's has."""
+        """Compute x W + b. The argument is named as that of ``paddle.nn.Linear``."""
         x, dtype, kernel = input, input.dtype, self._kernel
         if _name_of(dtype) not in _DTYPES:
             raise ConfigTypeError(
@@ -187,18 +188,18 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             x = x / as_dtype(self.input_scale, paddle.float32)
         if self.permuted:
             x = paddle.gather(x, self.permutation, axis=len(x.shape) - 1)
-        if kernel is not None and kernel.takes(input):
+        if kernel is not None and kernel.supports(input):
             y = as_dtype(kernel(as_dtype(x, dtype)), paddle.float32)
         elif self.per_token:
             step = token_scales(x.detach(), self.activation_spec)
-            y = self._product(self._quantized(x / step)) * step
+            y = self._matmul(self._quantize_input(x / step)) * step
         else:
-            y = self._product(self._quantized(x))
+            y = self._matmul(self._quantize_input(x))
         if self.bias is not None:
             y = y + as_dtype(self.bias, paddle.float32)
         return as_dtype(y, dtype)
 
-    def _quantized(self, x):
+    def _quantize_input(self, x):
         if self.activation_spec is None:
             return x
         recorder = tracing.recorder()
@@ -209,18 +210,18 @@ class IntegerLinear(nn.Layer, DeployableLayer):
                              zero_point=zero_point)
 
     def activation_threshold(self):
-        """What quantizes to the highest level: float32 [1]. Per token x is in steps already."""
+        """Return the value of the highest level, float32 [1]. Per token, the unit is the step."""
         levels = float(self.activation_spec.quant_max)
         if self.per_token:
             return paddle.full([1], levels, "float32")
         return as_dtype(self.activation_scale, paddle.float32) * levels
 
-    def _product(self, x):
+    def _matmul(self, x):
         recorder = tracing.recorder()
         stored = None if recorder is None else recorder.stored_weight(self)
         if stored is not None:
             return paddle.matmul(x, stored)
-        rows = self._rows_at_once()
+        rows = self._block_rows()
         if not paddle.in_dynamic_mode() or rows >= self.in_features:
             return paddle.matmul(x, self.dequantized_weight())
         y = 0.0
@@ -229,8 +230,8 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             y = y + paddle.matmul(x[..., start:stop], self.dequantized_weight(start, stop))
         return y
 
-    def _rows_at_once(self):
-        # Whole bytes and whole groups.
+    def _block_rows(self):
+        # A block is a multiple of bytes and groups.
         group = self.weight_spec.granularity
         unit = 2
         if isinstance(group, PerGroup):
@@ -238,35 +239,37 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return max(_BLOCK // self.out_features // unit, 1) * unit
 
     def dequantized_weight(self, start=None, stop=None):
-        """The float32 weight [K, N] that the integers stand for, or some of its rows: of whole
-        groups, from an even one on."""
+        """Return the float32 weight [K, N], or the rows from ``start`` to ``stop``.
+
+        ``start`` must be even and the first row of a group.
+        """
         spec, dynamic = self.weight_spec, paddle.in_dynamic_mode()
         with paddle.no_grad():
             integers = self.integers(start, stop)
-            scale = as_dtype(self._of_rows("weight_scale", start, stop), paddle.float32)
+            scale = as_dtype(self._rows_of("weight_scale", start, stop), paddle.float32)
             if self.quantized_linearly:
-                # As dequantize_linear computes it, which is what an export has.
+                # The formula of the operator dequantize_linear, which an export contains.
                 threshold = self.weight_threshold()
                 return (dequantize_ if dynamic else dequantize)(integers, threshold, spec)
             zero_point = None if spec.symmetric else as_dtype(
-                self._of_rows("weight_zero_point", start, stop), paddle.float32)
+                self._rows_of("weight_zero_point", start, stop), paddle.float32)
             return (dequantize_weight_ if dynamic else dequantize_weight)(
                 integers, spec, scale, zero_point)
 
     @property
     def quantized_linearly(self):
-        """Whether the operator ``dequantize_linear`` makes the weight of what is held."""
+        """True if the operator ``dequantize_linear`` can dequantize the weight."""
         spec = self.weight_spec
         return (spec.symmetric and spec.signed and spec.limits is None and not self.packed
                 and not isinstance(spec.granularity, PerGroup))
 
     def weight_threshold(self):
-        """What the highest level stands for: float32 [1] or [N]."""
+        """Return the value of the highest level: float32 [1] or [N]."""
         scale = as_dtype(self.weight_scale, paddle.float32)
         return scale.reshape([-1]) * float(self.weight_spec.quant_max)
 
     def integers(self, start=None, stop=None):
-        """The integers as float32 [K, N], or some of their rows, from an even one on."""
+        """Return the integers as float32 [K, N], or the rows from ``start``, which must be even."""
         if not self.packed:
             held = self.weight if start is None else self.weight[start:stop]
             return held.astype("float32")
@@ -275,15 +278,15 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return unpack_int4(self.weight[start // 2:(stop + 1) // 2], stop - start,
                            self.weight_spec.signed)
 
-    def _of_rows(self, name, start, stop):
-        # Attribute access, not _buffers: it is what turns a buffer into a variable of a program.
+    def _rows_of(self, name, start, stop):
+        # Not _buffers: attribute access converts a buffer to a variable while tracing.
         held, group = getattr(self, name), self.weight_spec.granularity
         if start is None or not isinstance(group, PerGroup):
             return held
         return held[start // group.size:-(-stop // group.size)]
 
     def description(self):
-        """A dict of plain values from which :meth:`from_description` builds an empty layer."""
+        """Return plain values from which :meth:`from_description` builds an empty layer."""
         return {"in_features": self.in_features, "out_features": self.out_features,
                 "weight": describe_spec(self.weight_spec), "bias": self.bias is not None,
                 "activation": describe_spec(self.activation_spec), "smoothed": self.smoothed,
@@ -292,10 +295,10 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     @classmethod
     def from_description(cls, description):
-        """The empty layer of a :meth:`description`.
+        """Return the empty layer of a :meth:`description`.
 
         Raises:
-            ConfigError, ConfigTypeError, FormatError: no layer is described so.
+            ConfigError, ConfigTypeError, FormatError: the description is invalid.
         """
         fields = dict(check_fields("an IntegerLinear", description, _FIELDS))
         for name in ("weight", "activation"):
@@ -304,18 +307,18 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     @classmethod
     def in_place_of(cls, layer, description):
-        """The empty layer of a :meth:`description` that takes the place of a Linear.
+        """Return the empty layer of a :meth:`description` to replace a Linear.
 
         Raises:
-            ModelError: ``layer`` is not such a Linear.
+            ModelError: ``layer`` does not fit the description.
         """
         new = cls.from_description(description)
-        what = f"a Linear from {new.in_features} to {new.out_features} features"
-        why = linear_skip_reason(layer)
-        if why:
-            raise ModelError(f"it must be {what}, but is a {type(layer).__name__}: {why}")
+        expected = f"a Linear from {new.in_features} to {new.out_features} features"
+        reason = linear_skip_reason(layer)
+        if reason:
+            raise ModelError(f"it must be {expected}, but is a {type(layer).__name__}: {reason}")
         if list(layer.weight.shape) != [new.in_features, new.out_features]:
-            raise ModelError(f"it must be {what}, but is one from {layer.weight.shape[0]} to "
+            raise ModelError(f"it must be {expected}, but is one from {layer.weight.shape[0]} to "
                              f"{layer.weight.shape[1]}")
         if (layer.bias is None) != (new.bias is None):
             raise ModelError(f"it must {'not ' if new.bias is None else ''}have a bias")
@@ -323,25 +326,25 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return new
 
     @property
-    def filled(self):
-        """Whether the scales are numbers."""
+    def initialized(self):
+        """True if the scales are set."""
         return bool(paddle.isfinite(self.weight_scale.sum()))
 
     @property
     def data_dependent(self):
-        """What data decide, not a configuration."""
+        """Fields that depend on calibration data, not on a configuration."""
         return ("smoothed", "permuted", "algorithm")
 
     @property
     def quant_type(self):
-        """How it is quantized: ``W4-per_group``, ``SmoothQuant-W8-per_channel-A8-per_tensor``."""
+        """Scheme: ``W4-per_group``, ``SmoothQuant-W8-per_channel-A8-per_tensor``."""
         parts = [self.algorithm, f"W{spec_name(self.weight_spec)}"]
         if self.activation_spec is not None:
             parts.append(f"A{spec_name(self.activation_spec)}")
         return "-".join(filter(None, parts))
 
     def _apply(self, func, device, dtype, blocking, include_sublayers=True):
-        # Layer.to casts every buffer, indices and packed bytes too: here only the bias.
+        # Layer.to would cast all buffers, including indices and packed bytes.
         buffers = {id(held) for held in own_buffers(self).values()}
 
         def keep(held, device, dtype, blocking):
@@ -357,7 +360,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
 
 def _count_flops(layer, inputs, output):
-    """As paddle.flops counts a Linear, whatever the shape in which the weight is held."""
+    """Count as paddle.flops counts a Linear; the shape of the packed weight differs."""
     layer.total_ops += layer.in_features * int(output.numel())
 
 

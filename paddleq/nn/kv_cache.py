@@ -1,4 +1,4 @@
-"""The keys and values that an attention keeps of past tokens, as they are or as int8."""
+"""Caches for keys and values of past tokens, in float or int8."""
 
 import paddle
 from paddle import nn
@@ -14,32 +14,30 @@ from .deployable import DeployableLayer, check_fields, deployable
 
 PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
 SPEC = QuantSpec(bits=8)
-_NO_SCALES = ("this KV cache has no scales yet: calibrate the model, or load a checkpoint of one "
-              "that was")
+_NO_SCALES = ("this KV cache has no scales yet: calibrate the model, or load a checkpoint of a "
+              "calibrated one")
 
 
 @skip_bytecode_translation
 class KVCache(nn.Layer):
-    """The place in an attention of your own where its keys and values are kept.
+    """Float cache of the keys and values in a user-defined attention.
 
-    An attention that can be quantized holds one as a sublayer and calls it, after the heads are
-    split and positions are rotated in::
+    The attention has the cache as a sublayer and calls it after the heads are split and the
+    positional rotation is applied::
 
         k, v, past = self.kv_cache(k, v, past)
 
-    and then attends to the ``k`` and ``v`` that come back, which begin with those of the past.
-    As it is, nothing happens to them; quantizing the model puts an :class:`Int8KVCache` in its
-    place, which is called in the same way.
+    The attention then uses the returned ``k`` and ``v``, which begin with those of the past.
+    Quantizing the model replaces the cache by an :class:`Int8KVCache` with the same interface.
 
     Args:
         token_axis: axis of the tokens: 1 (default) for [batch, tokens, kv_heads, head_dim], 2 for
             [batch, kv_heads, tokens, head_dim].
 
-    ``forward(k, v, past=None)`` takes the new tokens' keys and values and what the last call gave
-    as ``past``, a tuple, and returns all keys, all values and the ``past`` for the next call. The
-    first entries of ``past`` are the keys and values as they are kept, so that
-    ``past[0].shape[token_axis]`` is the number of past tokens; the first axis of all entries is
-    the batch.
+    ``forward(k, v, past=None)`` takes keys and values of the new tokens and the ``past`` that the
+    last call returned, a tuple. It returns all keys, all values and the ``past`` for the next call.
+    The first entries of ``past`` are the stored keys and values: ``past[0].shape[token_axis]`` is
+    the number of past tokens. The first axis of all entries is the batch.
 
     Examples:
         >>> import paddle
@@ -62,15 +60,15 @@ class KVCache(nn.Layer):
         return (*past, past)
 
     def store(self, k, v):
-        """The keys and values as they are kept: a tuple that begins with theirs."""
+        """Return the stored form of keys and values, a tuple that begins with them."""
         return k, v
 
     def read(self, past, dtype="float32"):
-        """The keys and values that are kept in ``past``."""
+        """Return the keys and values that ``past`` stores."""
         return past[0], past[1]
 
     def joined(self, past, new):
-        """``past`` with the tokens of ``new`` behind it."""
+        """Append the tokens of ``new`` to ``past``."""
         return tuple(paddle.concat([old, late], axis=self.token_axis)
                      for old, late in zip(past, new))
 
@@ -78,21 +76,21 @@ class KVCache(nn.Layer):
 @skip_bytecode_translation
 @deployable
 class Int8KVCache(KVCache, DeployableLayer):
-    """Keys and values kept as int8, symmetric: q = clip(round(x / scale), -128, 127).
+    """Cache of keys and values in int8, symmetric: q = clip(round(x / scale), -128, 127).
 
-    What is attended to is what the integers stand for, of new tokens too, whether or not a
-    ``past`` is passed around: with and without a cache the numbers are the same.
+    The attention uses the dequantized values of new tokens too. So the outputs with and without a
+    ``past`` are the same.
 
-    (Beams are reordered by indexing each entry, ``x[order]``: Paddle's ``index_select`` has no
-    kernel for int8, nor has ``gather`` of 2.6.)
+    To reorder beams, index each entry, ``x[order]``: Paddle's ``index_select`` has no kernel for
+    int8, and neither has ``gather`` in Paddle 2.6.
 
     Args:
-        granularity: "per_channel": one scale for each of kv_heads x head_dim, keys and values
-            apart, fixed by calibration; ``past`` is (k, v), both int8. "per_token": one scale for
-            each token and head, computed when the token comes; ``past`` is (k, v, k_scale,
-            v_scale), the scales float32 with 1 in place of head_dim. (A head's scale does not
-            depend on other heads, so that the heads may be split over devices.)
-        kv_heads, head_dim: sizes, per channel. Default None: a checkpoint says them.
+        granularity: "per_channel": one scale for each of kv_heads x head_dim, for keys and for
+            values, fixed by calibration; ``past`` is (k, v), both int8. "per_token": one scale for
+            each token and head, computed from the token; ``past`` is (k, v, k_scale, v_scale), the
+            scales float32 with 1 in place of head_dim. (Scales of heads are independent, so heads
+            can be split over devices.)
+        kv_heads, head_dim: sizes, for "per_channel". Default None: taken from a checkpoint.
         token_axis: see :class:`KVCache`.
 
     Attributes:
@@ -100,8 +98,8 @@ class Int8KVCache(KVCache, DeployableLayer):
             set or loaded.
 
     Raises:
-        ConfigError, ConfigTypeError: for an argument that cannot be.
-        CalibrationError: called before there are scales.
+        ConfigError, ConfigTypeError: an argument is invalid.
+        CalibrationError: the cache is called before its scales are set.
 
     Examples:
         >>> import paddle
@@ -125,7 +123,7 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     @classmethod
     def from_abs_max(cls, k_max, v_max, token_axis=1):
-        """A per-channel cache for keys and values of these largest magnitudes.
+        """Return a per-channel cache for keys and values with these maximum magnitudes.
 
         Args:
             k_max, v_max: float tensors [kv_heads, head_dim].
@@ -144,12 +142,12 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     @property
     def quant_type(self):
-        """How it is quantized: ``C8-per_channel``, ``C8-per_token``."""
+        """Scheme: ``C8-per_channel`` or ``C8-per_token``."""
         return f"C8-{self.granularity}"
 
     @property
-    def filled(self):
-        """Whether the scales, if it has any, are numbers."""
+    def initialized(self):
+        """True if the scales are set, or if there are none."""
         if self.granularity == PER_TOKEN:
             return True
         return self.kv_heads is not None and bool(
@@ -157,33 +155,33 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     @property
     def data_dependent(self):
-        """Sizes that are not known yet."""
+        """Sizes that a checkpoint may set."""
         return ("kv_heads", "head_dim") if self.kv_heads is None else ()
 
     def description(self):
-        """A dict of plain values from which :meth:`from_description` builds an empty cache."""
+        """Return plain values from which :meth:`from_description` builds an empty cache."""
         return {"granularity": self.granularity, "kv_heads": self.kv_heads,
                 "head_dim": self.head_dim, "token_axis": self.token_axis}
 
     @classmethod
     def from_description(cls, description):
-        """A cache without scales, as :meth:`description` says.
+        """Return the cache of a :meth:`description`, without scales.
 
         Raises:
-            ConfigError, ConfigTypeError, FormatError: no cache is described so.
+            ConfigError, ConfigTypeError, FormatError: the description is invalid.
         """
         return cls(**check_fields("an Int8KVCache", description, (
             "granularity", "kv_heads", "head_dim", "token_axis")))
 
     @classmethod
     def prepare_model(cls, model, name):
-        """Let an attention of Paddle's hold the cache that is about to be replaced."""
-        from .attention import hold_cache, takes_cache
+        """Insert the cache that is to be replaced into a ``paddle.nn.MultiHeadAttention``."""
+        from .attention import insert_cache, supports_cache
 
         attention, _, last = name.rpartition(".")
         layer = dict(model.named_sublayers(include_self=True)).get(attention)
-        if last == "kv_cache" and layer is not None and takes_cache(layer):
-            hold_cache(layer)
+        if last == "kv_cache" and layer is not None and supports_cache(layer):
+            insert_cache(layer)
 
     @paddle.jit.not_to_static
     def forward(self, k, v, past=None):
@@ -192,7 +190,7 @@ class Int8KVCache(KVCache, DeployableLayer):
         integers = [self._integers(k, k_steps, 0), self._integers(v, v_steps, 1)]
         new = self._kept(integers, k_steps, v_steps)
         if past is None:
-            # Not read back from int8: a graph that keeps nothing has no casts then.
+            # Not read back from int8, so a graph without a past has no casts.
             return (*self._read(integers, k_steps, v_steps, k.dtype), new)
         past = self.joined(past, new)
         return (*self.read(past, k.dtype), past)
@@ -201,15 +199,15 @@ class Int8KVCache(KVCache, DeployableLayer):
         recorder = tracing.recorder()
         if recorder is None:
             return quantize_by_scale(x, steps, SPEC)
-        # The operators that the marker becomes quantize in steps of 1.
+        # The operators that replace the marker quantize with scale 1.
         return recorder.activation(as_dtype(x, paddle.float32) / steps, self, slot)
 
     def store(self, k, v):
-        """The keys and values as they are kept: int8, and per token their scales."""
+        """Return the stored form of keys and values: int8, and per token the scales."""
         return self.forward(k, v)[2]
 
     def read(self, past, dtype="float32"):
-        """The keys and values that the integers of ``past`` stand for."""
+        """Return the dequantized keys and values of ``past``."""
         return self._read(past[:2], *(past[2:] or self._channel_steps()), dtype)
 
     def _read(self, integers, k_steps, v_steps, dtype):
@@ -238,14 +236,14 @@ class Int8KVCache(KVCache, DeployableLayer):
             raise CalibrationError(_NO_SCALES)
         for name, x in (("k", k), ("v", v)):
             sizes = (x.shape[3 - self.token_axis], x.shape[-1])
-            # (-1 is what a trace does not know.)
+            # -1: unknown while tracing.
             if any(size not in (-1, known)
                    for size, known in zip(sizes, (self.kv_heads, self.head_dim))):
                 raise ConfigError(
                     f"{name} must have {self.kv_heads} kv_heads of {self.head_dim} features, for "
                     f"which this cache has scales, but has the shape {list(x.shape)}")
         if not self._has_scales and paddle.in_dynamic_mode():
-            if not self.filled:
+            if not self.initialized:
                 raise CalibrationError(_NO_SCALES)
             self._has_scales = True
 

@@ -33,7 +33,7 @@ def linear_skip_reason(layer: nn.Layer) -> Optional[SkipReason]:
 
 
 def check_weight(spec):
-    """Return ``spec``; raise ConfigError or ConfigTypeError if no weight can be held so."""
+    """Return ``spec``; raise a ConfigError if IntegerLinear does not support it."""
     if not isinstance(spec, QuantSpec):
         raise wrong_type("weight", spec, "a QuantSpec")
     check_int("weight.bits", spec.bits, 2, 8)
@@ -41,7 +41,7 @@ def check_weight(spec):
 
 
 def check_activation(spec):
-    """Return ``spec``; raise as :func:`check_weight` if no input can be quantized so."""
+    """Return ``spec``; raise as :func:`check_weight` if IntegerLinear does not support it."""
     if spec is None:
         return None
     if not isinstance(spec, QuantSpec):

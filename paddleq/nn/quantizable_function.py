@@ -1,4 +1,4 @@
-"""Quantizing what a forward computes outside of layers: matmul, add, concat."""
+"""Layer that quantizes the inputs of a function, such as matmul, add or concat."""
 
 from paddle import nn
 
@@ -7,16 +7,16 @@ from .layer_types import register_layer
 
 
 class QuantizableFunction(nn.Layer):
-    """Wraps a function so that its tensor arguments can be quantized.
+    """Wrap a function so that its tensor arguments can be quantized.
 
-    Use it in a model's ``__init__`` and call it in ``forward`` in place of the function. In a
-    float model it only calls the function; ``QAT`` and ``PTQ`` put a quantizer in front of each
-    of the first ``inputs`` arguments. A list of tensors (``paddle.concat``) counts as one
-    argument whose members share one scale.
+    Create it in a model's ``__init__`` and call it in ``forward`` in place of the function. In a
+    float model it only calls the function. ``QAT`` and ``PTQ`` quantize each of the first
+    ``inputs`` positional arguments. A list of tensors (``paddle.concat``) is one argument whose
+    members share one scale.
 
     Args:
-        function: any callable on tensors.
-        inputs: how many leading positional arguments are quantized. Default 2.
+        function: a callable on tensors.
+        inputs: number of quantized positional arguments. Default 2.
 
     Raises:
         ConfigTypeError, ConfigError: ``function`` is not callable, ``inputs`` is below 1.

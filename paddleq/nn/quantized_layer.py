@@ -1,8 +1,7 @@
-"""Quantized layers: the float layer itself, with quantizers in front of its forward.
+"""Quantized layers: float layers whose class is replaced by a subclass with quantizers.
 
-A layer becomes quantized by getting a subclass of its own class. It stays the same object
-with the same parameters under the same names: whoever holds it (two parents, a plain list, an
-optimizer, a hook) holds the quantized layer from then on, a layer that is used twice stays
+The layer stays the same object with the same parameters under the same names. So references to it
+(two parents, a plain list, an optimizer, a hook) stay valid, a layer that is used twice stays
 shared, and a float checkpoint loads.
 """
 
@@ -25,19 +24,20 @@ class QuantizedLayer:
     """Mixin of all quantized layers.
 
     Attributes:
-        activation_quantizer, activation_quantizer_1, ...: the FakeQuantize of each input.
-        weight_quantizer (or the parameter's name + "_quantizer"): the FakeQuantize of a weight.
-        activation_preprocess, weight_preprocess: what comes before them, if anything.
-        output_quantizer: the FakeQuantize of what comes out, of the layer or of the block that it
-            begins (:mod:`.block`), if any.
-        norm_folding: how the layer computes with a batch norm folded into it
-            (:mod:`.bn_folding`), if it does.
+        activation_quantizer, activation_quantizer_1, ...: FakeQuantize of each input.
+        weight_quantizer (or the parameter's name + "_quantizer"): FakeQuantize of a weight.
+        activation_preprocess, weight_preprocess: layers that run before the quantizers.
+        output_quantizer: FakeQuantize of the output of the layer, or of the block that begins with
+            it (:mod:`.block`).
+        norm_folding: computation with a folded batch norm (:mod:`.bn_folding`).
+
+    All are optional.
     """
 
     prefix = "Quantized"
 
     def swapped_forward(self, args, kwargs):
-        """What the layer's forward computes, whatever was put in the place of that."""
+        """Compute the layer's forward with quantized inputs, weights and output."""
         args, kwargs = self.quantize_inputs(args, kwargs)
         folding = getattr(self, "norm_folding", None)
         if folding is not None and folding.norm is not None:
@@ -48,7 +48,7 @@ class QuantizedLayer:
         return block_output(self, y)
 
     def float_forward(self, weights, args, kwargs):
-        """The float layer's forward, on ``weights`` (name -> tensor) in place of its own."""
+        """Compute the float forward with ``weights`` (name -> tensor) as parameters."""
         with substituted(self, weights):
             inner = self._paddleq.forward
             if inner is not None:
@@ -66,30 +66,29 @@ class QuantizedLayer:
         return tracing.run_activation(x, preprocess, quantizer, self, slot)
 
     def quantize_output(self, y):
-        """The output of the layer, or of the block it begins, on its way through its quantizer."""
+        """Quantize the output of the layer, or of the block that begins with it."""
         quantizer = getattr(self, "output_quantizer", None)
         if quantizer is None or self._paddleq.compute_float or not is_float_tensor(y):
             return y
         return tracing.run_output(y, quantizer, self)
 
     def drop_part(self, attribute):
-        """Take the quantizer or preprocess ``attribute`` away."""
+        """Remove the quantizer or preprocess ``attribute``."""
         delattr(self, attribute)
         self._paddleq.parts = tuple(name for name in self._paddleq.parts if name != attribute)
 
     def input_parts(self, slot):
-        """(preprocess or None, quantizer or None) of input number ``slot``."""
+        """Return (preprocess or None, quantizer or None) of input number ``slot``."""
         return (getattr(self, slot_name("activation_preprocess", slot), None),
                 getattr(self, slot_name("activation_quantizer", slot), None))
 
     def quantized_weight(self, name, weight=None):
-        """The weight as the layer computes with it: preprocessed, then quantized.
+        """Return the preprocessed and quantized weight.
 
         Args:
-            weight: what to quantize in place of the parameter ``name``.
+            weight: tensor to quantize in place of the parameter ``name``.
         """
-        # Attribute access, not _parameters: it is what turns a parameter into a variable of a
-        # program that is being traced.
+        # Not _parameters: attribute access converts a parameter to a variable while tracing.
         weight = getattr(self, name) if weight is None else weight
         if self._paddleq.compute_float:
             return weight
@@ -97,20 +96,20 @@ class QuantizedLayer:
         return tracing.run_weight(weight, preprocess, quantizer, self, name)
 
     def weight_to_quantize(self, name):
-        """The parameter ``name``, with a batch norm folded in if it is trained so."""
+        """Return the parameter ``name``, with the batch norm folded in if the layer trains so."""
         folding = getattr(self, "norm_folding", None)
         if name == "weight" and folding is not None and folding.norm is not None:
             return folding.folded_weight(self)
         return getattr(self, name)
 
     def weight_parts(self, name):
-        """(preprocess or None, quantizer or None) of the parameter ``name``."""
+        """Return (preprocess or None, quantizer or None) of the parameter ``name``."""
         return (getattr(self, preprocess_name(name), None),
                 getattr(self, quantizer_name(name), None))
 
     def children(self):
-        # paddle.flops counts layers without children only. A quantized layer counts as one;
-        # apply(), train() and state_dict() do not come this way and reach the quantizers.
+        # paddle.flops counts layers without children only. apply(), train() and state_dict() do not
+        # call children() and reach the quantizers.
         ours = {id(own_sublayers(self)[name]) for name in self._paddleq.parts
                 if name in own_sublayers(self)}
         return (child for child in super().children() if id(child) not in ours)
@@ -123,7 +122,7 @@ class QuantizedLayer:
         return self
 
     def quantizers(self):
-        """(attribute name, quantizer) of every quantizer, FakeQuantize or a user's own."""
+        """Return (attribute name, quantizer) pairs, including user-defined quantizers."""
         kind = self._paddleq.kind
         names = [slot_name("activation_quantizer", slot) for slot in range(len(kind.inputs))]
         names += [quantizer_name(name) for name in kind.weights] + ["output_quantizer"]
@@ -137,17 +136,17 @@ class QuantizedLayer:
 
 
 def slot_name(stem, slot):
-    """Attribute under which the quantizer or preprocess of input number ``slot`` is kept."""
+    """Return the attribute name of the quantizer or preprocess of input number ``slot``."""
     return stem if slot == 0 else f"{stem}_{slot}"
 
 
 def quantizer_name(weight):
-    """Attribute under which the quantizer of parameter ``weight`` is kept."""
+    """Return the attribute name of the quantizer of the parameter ``weight``."""
     return f"{weight}_quantizer"
 
 
 def preprocess_name(weight):
-    """Attribute under which the preprocess of parameter ``weight`` is kept."""
+    """Return the attribute name of the preprocess of the parameter ``weight``."""
     return f"{weight}_preprocess"
 
 
@@ -189,19 +188,19 @@ def quantized_class(base):
 
 
 def is_quantized(layer):
-    """Whether the layer itself (not a part of it) is quantized."""
+    """Return True if the layer itself, not a sublayer, is quantized."""
     return isinstance(layer, QuantizedLayer)
 
 
 class LayerPlan:
-    """All that turns one float layer into a quantized one, built before the layer is touched.
+    """Quantizers and preprocesses of one layer, built before the layer is changed.
 
     Args:
         layer: a float layer of a registered class.
         policy: the :class:`~paddleq.config.LayerConfig`.
         name: the layer's name in the model, for messages.
-        shared: dict from id of a parameter to the (quantizer, preprocess) it already has, so
-            that layers that share a weight share its quantizer.
+        shared: id of a parameter -> (quantizer, preprocess). Layers that share a weight share its
+            quantizer.
     """
 
     def __init__(self, layer, policy, name, shared):
@@ -231,12 +230,12 @@ class LayerPlan:
         self.parts = {name: part for name, part in self.parts.items() if part is not None}
 
     def apply(self):
-        """Make the layer a quantized one, in place."""
+        """Make the layer a quantized layer, in place."""
         layer = self.layer
         state = state_of(layer)
         override = layer.__dict__.pop("forward", None)
         if override is not None and not is_traced(layer):
-            # Somebody patched this layer's forward: quantize around the patched one.
+            # The user replaced forward on the instance: it is called with quantized inputs.
             state.forward = override
         layer.__class__ = quantized_class(type(layer))
         state.kind, state.name = self.kind, self.name
@@ -249,7 +248,7 @@ class LayerPlan:
 
 
 def make_float(layer):
-    """Take all quantization from a layer, in place: what :class:`LayerPlan` did, undone."""
+    """Remove all quantization from a layer, in place; the inverse of :class:`LayerPlan`."""
     state = layer._paddleq
     for attribute in state.parts:
         delattr(layer, attribute)

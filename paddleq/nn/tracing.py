@@ -1,9 +1,7 @@
-"""How a quantized layer runs a tensor through its quantizer, and what it does instead while an
-export is traced: it leaves a marker.
+"""Quantization of tensors in layers, and markers in its place while an export is traced.
 
-A marker is a ``scale`` op with a factor that nobody else uses and a bias that numbers it. Every
-Paddle version traces that op, into the old program as into PIR; the export finds it there and
-puts the quantize and dequantize ops in its place.
+A marker is a ``scale`` operator with a reserved factor and its number as bias. All Paddle versions
+trace it into programs and PIR, where the export replaces it by quantize and dequantize operators.
 """
 
 import abc
@@ -22,43 +20,43 @@ _current = threading.local()
 
 
 class Recorder(abc.ABC):
-    """Takes the place of the quantizers while an export is traced, and leaves markers.
+    """Insert markers in place of the quantizers while an export is traced.
 
     Attributes:
-        marks: what each marker stands for; marker number n is ``marks[n - 1]``.
+        marks: meaning of each marker; marker number n is ``marks[n - 1]``.
     """
 
     def __init__(self):
         self.marks = []
 
     def mark(self, x, meaning):
-        """``x`` behind a marker for ``meaning``."""
+        """Return ``x`` behind a new marker for ``meaning``."""
         self.marks.append(meaning)
         return paddle.scale(x, scale=MARKER_FACTOR, bias=float(len(self.marks)))
 
     @abc.abstractmethod
     def activation(self, x, layer, slot):
-        """Input number ``slot`` of ``layer``, as it is to be traced."""
+        """Return the tensor to trace for input number ``slot`` of ``layer``."""
 
     @abc.abstractmethod
     def output(self, y, layer):
-        """What leaves ``layer``, as it is to be traced."""
+        """Return the tensor to trace for the output of ``layer``."""
 
     @abc.abstractmethod
     def weight(self, weight, layer, name):
-        """The parameter ``name`` of ``layer``, as it is to be traced."""
+        """Return the tensor to trace for the parameter ``name`` of ``layer``."""
 
     @abc.abstractmethod
     def stored_weight(self, layer, name="weight"):
-        """The float weight of a layer that holds integers, or None.
+        """Return the tensor to trace for a weight that is stored as integers.
 
-        None: the operators that make it of the integers are to be traced.
+        None: the operators that dequantize the integers are traced.
         """
 
 
 @contextmanager
 def recording(recorder):
-    """While this context is open, quantized layers of this thread leave markers."""
+    """While open, quantized layers of this thread insert markers with ``recorder``."""
     _current.recorder = recorder
     try:
         yield recorder
@@ -67,12 +65,12 @@ def recording(recorder):
 
 
 def recorder():
-    """The recorder of this thread, None where no export is traced."""
+    """Return the recorder of this thread, or None if no export is traced."""
     return getattr(_current, "recorder", None)
 
 
 def run_activation(x, preprocess, quantizer, layer, slot):
-    """Input number ``slot`` of ``layer`` on its way through preprocess and quantizer."""
+    """Preprocess and quantize input number ``slot`` of ``layer``."""
     if recorder() is not None:
         return recorder().activation(x, layer, slot)
     if (PACT.clips(preprocess) and isinstance(quantizer, FakeQuantize)
@@ -82,7 +80,7 @@ def run_activation(x, preprocess, quantizer, layer, slot):
             if quantizer.takes(clipping):
                 return quantizer(x, clipping)
             return quantizer(preprocess(x), bound=preprocess.bound())
-        # Outside of training alpha is part of the threshold: that is what is exported.
+        # Outside of training alpha is part of the threshold, as in an export.
         return quantizer.clipped(x, preprocess.bound())
     if preprocess is not None:
         x = preprocess(x)
@@ -90,13 +88,12 @@ def run_activation(x, preprocess, quantizer, layer, slot):
 
 
 def run_output(y, quantizer, layer):
-    """The output ``y`` of ``layer``, or of the block it begins, on its way through the quantizer.
-    """
+    """Quantize the output ``y`` of ``layer``, or of the block that begins with it."""
     return quantizer(y) if recorder() is None else recorder().output(y, layer)
 
 
 def run_weight(weight, preprocess, quantizer, layer, name):
-    """The parameter ``name`` of ``layer`` on its way through preprocess and quantizer."""
+    """Preprocess and quantize the parameter ``name`` of ``layer``."""
     if recorder() is not None:
         return recorder().weight(weight, layer, name)
     if preprocess is not None:

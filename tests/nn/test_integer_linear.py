@@ -304,7 +304,7 @@ def test_from_linear_refuses_what_does_not_belong_together():
                                   (paddle.to_tensor([0.1]), paddle.to_tensor([3])))
     with pytest.raises(ConfigError, match="input_scale"):
         IntegerLinear.from_linear(linear, held, input_scale=paddle.ones([7]))
-    other = SimpleNamespace(integers=held.integers, permutation=None, grid=SimpleNamespace(
+    other = SimpleNamespace(integers=held.integers, permutation=None, qparams=SimpleNamespace(
         spec=WEIGHTS["W8 g32"], scale=paddle.ones([2, 4]), zero_point=None))
     with pytest.raises(ConfigError, match="weight_scale"):
         IntegerLinear.from_linear(linear, other)
@@ -424,7 +424,7 @@ def filled(spec, activation=None, rows=128, columns=32):
     integers = random.randint(-top, top + 1, [rows, columns])
     integers[random.randint(0, rows, columns), np.arange(columns)] = top
     packed = paddle.to_tensor(integers)
-    layer._put("weight", pack_int4(packed, spec.signed) if layer.packed else packed)
+    layer._set_buffer("weight", pack_int4(packed, spec.signed) if layer.packed else packed)
     return layer, integers
 
 
@@ -433,7 +433,7 @@ def filled(spec, activation=None, rows=128, columns=32):
 def test_gpu_kernels_get_these_integers(spec, architecture):
     """As a processor puts them in order: each byte, or half of one, with an offset."""
     layer, integers = filled(WEIGHTS[spec])
-    assert gpu_linear.why_not(layer) == ""
+    assert gpu_linear.kernel_skip_reason(layer) == ""
     kernel = gpu_linear.Kernel(layer, "float16", architecture)
     held = kernel.weight.numpy().view("uint8").ravel()
     bits = WEIGHTS[spec].bits
@@ -463,14 +463,14 @@ def test_the_kernel_for_activations_per_token_gets_these_integers():
 ])
 def test_what_does_not_fit_the_gpu_kernels_says_why(spec, activation, sizes, why):
     layer, _ = filled(WEIGHTS[spec], ACTIVATIONS[activation], *sizes)
-    assert why in gpu_linear.why_not(layer)
+    assert why in gpu_linear.kernel_skip_reason(layer)
 
 
 def test_columns_below_the_highest_level_do_not_fit():
     layer, integers = filled(WEIGHTS["W8 channel"])
     integers[:, 3] = integers[:, 3] // 2
-    layer._put("weight", paddle.to_tensor(integers))
-    assert "highest level" in gpu_linear.why_not(layer)
+    layer._set_buffer("weight", paddle.to_tensor(integers))
+    assert "highest level" in gpu_linear.kernel_skip_reason(layer)
 
 
 def test_gpu_kernels_without_a_gpu():

@@ -14,7 +14,7 @@ from runtimes import openvino, paddle_inference, relative_error
 import paddleq
 from paddleq.errors import CalibrationError, ConfigError
 from paddleq.nn import Int8KVCache, KVCache
-from paddleq.nn.attention import hold_cache, takes_cache
+from paddleq.nn.attention import insert_cache, supports_cache
 
 KINDS = ["per_channel", "per_token"]
 AXES = [1, 2]
@@ -148,10 +148,10 @@ def test_what_cannot_be_is_refused():
 
 def quantize_caches(model, kind, run):
     """Swap the caches of all attentions, per channel with scales from one ``run``."""
-    attentions = [layer for layer in model.sublayers(include_self=True) if takes_cache(layer)]
+    attentions = [layer for layer in model.sublayers(include_self=True) if supports_cache(layer)]
     seen = {}
     for attention in attentions:
-        hold_cache(attention)
+        insert_cache(attention)
         attention.kv_cache.register_forward_pre_hook(
             lambda layer, inputs: seen.__setitem__(layer, inputs))
     run()
@@ -204,8 +204,8 @@ def test_the_float_attention_is_not_changed_by_holding_a_cache(kind):
     x = paddle.randn([2, 5, 16])
     expected = [each.numpy() for each in attention(x)]
     step = attention(x, cache=attention.gen_cache(x))
-    hold_cache(attention)
-    hold_cache(attention)
+    insert_cache(attention)
+    insert_cache(attention)
     assert set(attention.state_dict()) == names and type(attention).__name__.startswith("Cached")
     for mine, theirs in zip(attention(x), expected):
         np.testing.assert_array_equal(mine.numpy(), theirs)
@@ -236,8 +236,8 @@ def test_an_attention_with_ways_of_its_own_is_left_alone():
     class Named(nn.MultiHeadAttention):
         """Only another name."""
 
-    assert not takes_cache(Own(8, 2)) and takes_cache(Named(8, 2))
-    assert not takes_cache(nn.Linear(2, 2))
+    assert not supports_cache(Own(8, 2)) and supports_cache(Named(8, 2))
+    assert not supports_cache(nn.Linear(2, 2))
 
 
 class Writer(nn.Layer):

@@ -14,7 +14,7 @@ from process_worker import run_pickled
 import paddleq
 from paddleq import LSQ, QuantSpec
 from paddleq.nn import Int8KVCache, IntegerLinear
-from paddleq.nn.attention import hold_cache
+from paddleq.nn.attention import insert_cache
 
 paddle.seed(5)
 X = paddle.randn([2, 3, 8, 8])
@@ -24,7 +24,7 @@ class Attention(nn.Layer):
     def __init__(self):
         super().__init__()
         self.attention = nn.MultiHeadAttention(8, 2)
-        hold_cache(self.attention)
+        insert_cache(self.attention)
         self.attention.kv_cache = Int8KVCache("per_token", token_axis=2)
 
     def forward(self, x):

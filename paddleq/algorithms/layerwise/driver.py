@@ -17,7 +17,7 @@ from ...engine import collect_inputs, eager_evaluation, iter_batches, run_batche
 from ...errors import CalibrationError, PaddleqError
 from ...functional.qparams import as_dtype
 from ...nn import Int8KVCache, IntegerLinear
-from ...nn.attention import hold_cache
+from ...nn.attention import insert_cache
 from ...nn.class_swap import replace_layers
 from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN
 from ...observers import KVRange
@@ -257,7 +257,7 @@ def _quantize_caches(model, selected, run, batches):
     caches = {}
     for name, (layer, _) in selected.items():
         if isinstance(layer, nn.MultiHeadAttention):
-            hold_cache(layer)
+            insert_cache(layer)
             layer = layer.kv_cache
         caches[name] = layer
     collectors = {name: KVRange(cache.token_axis) for name, cache in caches.items()
@@ -302,7 +302,7 @@ def build_structure(model: nn.Layer, linears: Dict[str, LayerConfig],
     for name, granularity in kv_caches.items():
         layer, sizes = layers[name], {}
         if isinstance(layer, nn.MultiHeadAttention):
-            hold_cache(layer)
+            insert_cache(layer)
             sizes = {"kv_heads": layer.num_heads, "head_dim": layer.head_dim}
             layer = layer.kv_cache
         if granularity == PER_TOKEN:

@@ -7,7 +7,7 @@ from paddle import nn
 from ..._checks import wrong_type
 from ...errors import ModelError
 from ...nn import KVCache
-from ...nn.attention import takes_cache
+from ...nn.attention import supports_cache
 from ...nn.linear_support import linear_skip_reason
 
 
@@ -42,7 +42,7 @@ class NetworkHelper(abc.ABC):
             A list of (name in ``network.named_sublayers()``, layer).
         """
         attentions = [(name, layer) for name, layer in network.named_sublayers(include_self=True)
-                      if takes_cache(layer)]
+                      if supports_cache(layer)]
         contained = {id(getattr(attention, "kv_cache", None)) for _, attention in attentions}
         return attentions + [
             (name, layer) for name, layer in network.named_sublayers(include_self=True)

@@ -11,7 +11,7 @@ from ...config import QuantConfig, SkipKind, SkipReason
 from ...engine.select import Selection, nothing_selected, select
 from ...errors import ModelError
 from ...nn import Int8KVCache, KVCache
-from ...nn.attention import takes_cache
+from ...nn.attention import supports_cache
 from ...nn.kv_cache import PER_CHANNEL
 from ...nn.linear_support import linear_skip_reason
 from ..linear import check_linear_config
@@ -103,7 +103,7 @@ def select_layers(
     """
     holders = list(helper.kv_caches(model))
     for name, layer in holders:
-        if not (isinstance(layer, KVCache) or takes_cache(layer)):
+        if not (isinstance(layer, KVCache) or supports_cache(layer)):
             raise wrong_value("kv_caches()", name, "layers of paddle.nn.MultiHeadAttention with "
                               "its own keys and values, or of paddleq.nn.KVCache")
     ids = {id(layer): name for name, layer in holders}
