@@ -86,11 +86,9 @@ class Registry(Generic[T]):
         return check_choice(argument or self.kind, name, self._entries)
 
     def items(self) -> List[Tuple[str, T]]:
-        """Return (name, entry) pairs."""
         return list(self._entries.items())
 
     def values(self) -> List[T]:
-        """Return the entries."""
         return list(self._entries.values())
 
     def __getitem__(self, name: str) -> T:

@@ -33,7 +33,6 @@ class StepHooks:
                          model.register_forward_post_hook(self._after)]
 
     def remove(self) -> None:
-        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -95,7 +95,6 @@ class ChannelStats(Collector):
                 self._hessian.merge(other._hessian)
 
     def state_dict(self) -> Dict[str, paddle.Tensor]:
-        """Return the statistics as tensors."""
         state = {"tokens": paddle.to_tensor([self.tokens], dtype="int64"), **self._values}
         if self._hessian is not None:
             state.update({f"hessian.{name}": value
@@ -103,7 +102,6 @@ class ChannelStats(Collector):
         return state
 
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
-        """Replace the statistics by those that :meth:`state_dict` returned."""
         self.tokens = int(state["tokens"].item())
         self._values = {name: value.clone() for name, value in state.items()
                         if name in ("abs_max", "mean_abs", "min", "max")}

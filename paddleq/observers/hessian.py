@@ -53,17 +53,14 @@ class HessianCollector(Collector):
         self._mean = running_mean(self._mean, mean, tokens / self.tokens)
 
     def merge(self, other: "HessianCollector") -> None:
-        """Add the statistics of another collector."""
         if other.tokens:
             self._add(other._mean.clone(), other.tokens)
 
     def state_dict(self) -> Dict[str, paddle.Tensor]:
-        """Return the statistics as tensors."""
         state = {"tokens": paddle.to_tensor([self.tokens], dtype="int64")}
         return state if self._mean is None else {**state, "mean": self._mean}
 
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
-        """Replace the statistics by those that :meth:`state_dict` returned."""
         self.tokens = int(state["tokens"].item())
         self._mean = state["mean"].clone() if "mean" in state else None
 

@@ -52,16 +52,13 @@ class KVRange(Collector):
             paddle.maximum(old, x) for old, x in zip(self._abs_max, new)]
 
     def merge(self, other: "KVRange") -> None:
-        """Add the statistics of another collector."""
         if other._abs_max is not None:
             self._extend(other._abs_max)
 
     def state_dict(self) -> Dict[str, paddle.Tensor]:
-        """Return the statistics as tensors."""
         return {} if self._abs_max is None else dict(zip(("k", "v"), self._abs_max))
 
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
-        """Replace the statistics by those that :meth:`state_dict` returned."""
         self._abs_max = [state["k"].clone(), state["v"].clone()] if state else None
 
     def result(self) -> Any:

@@ -69,7 +69,6 @@ class Arguments:
         return values[0] if values else None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an attribute."""
         return self.attributes.get(name, default)
 
 

@@ -83,7 +83,6 @@ class OnnxGraph:
                     node.input[i] = _last(renamed, name)
 
     def remove(self, nodes):
-        """Remove nodes."""
         removed = {id(node) for node in nodes}
         self.nodes = [node for node in self.nodes if id(node) not in removed]
 
@@ -151,7 +150,6 @@ def attribute(node, name, default=None):
 
 
 def set_attribute(node, name, value):
-    """Set an attribute."""
     from onnx import helper
 
     for each in [each for each in node.attribute if each.name == name]:

@@ -43,7 +43,6 @@ class Converter(ShapeValues):
                 raise FormatError(f"{operation.place}: {reason}") from error
 
     def operation(self, operation):
-        """Convert one operation."""
         for number in operation.operands:
             self.uses[number] -= 1
         name = operation.name

@@ -74,7 +74,6 @@ class Writer:
         self.scope.ops.append(made)
 
     def cast(self, source, source_type, target, target_type):
-        """Add a cast."""
         self.write(op("cast", {"X": [source]}, {"Out": [target]},
                       [("in_dtype", "dtype", source_type), ("out_dtype", "dtype", target_type)]))
 
