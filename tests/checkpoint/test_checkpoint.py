@@ -1,4 +1,4 @@
-"""Files of tensors: hostile ones, damaged ones, memory while loading."""
+"""State files: malicious and damaged files, memory use while loading."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ from paddleq.errors import FormatError, ModelError
 
 
 class Holder(nn.Layer):
-    """Tensors of many shapes and dtypes."""
+    """Parameters and buffers of many shapes and dtypes."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ def bits(tensor):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_reads_what_paddle_saves(tmp_path, protocol):
+def test_reads_paddle_checkpoints(tmp_path, protocol):
     net, path = Holder(), str(tmp_path / "net.pdparams")
     paddle.save(net.state_dict(), path, protocol=protocol)
     state = read_state(path)
@@ -58,7 +58,7 @@ def test_reads_what_paddle_saves(tmp_path, protocol):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_reads_plain_arrays_in_any_layout(tmp_path, protocol):
+def test_reads_arrays_in_any_memory_layout(tmp_path, protocol):
     arrays = {"c": np.arange(6.0).reshape(2, 3), "big endian": np.arange(3, dtype=">i4"),
               "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
               "strided": np.arange(12)[::2]}
@@ -78,7 +78,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_nothing_in_a_file_is_executed(tmp_path, protocol):
+def test_pickled_code_is_not_executed(tmp_path, protocol):
     trap = str(tmp_path / "trap")
     path = tmp_path / "bomb.pdparams"
     path.write_bytes(pickle.dumps({"w": Bomb(trap)}, protocol=protocol))
@@ -96,7 +96,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, protocol):
     ([np.zeros(2)], "no checkpoint of arrays only"),
     (("w",), "must hold a state_dict, but holds a tuple"),
 ])
-def test_files_that_hold_something_else(tmp_path, value, why):
+def test_files_without_a_state_dict_are_rejected(tmp_path, value, why):
     path = tmp_path / "other.pdparams"
     path.write_bytes(pickle.dumps(value, protocol=4))
     with pytest.raises(FormatError, match=why):
@@ -105,7 +105,7 @@ def test_files_that_hold_something_else(tmp_path, value, why):
 
 @given(kind=st.sampled_from(["cut", "flip", "noise"]), where=st.floats(0, 1),
        noise=st.binary(min_size=8, max_size=8))
-def test_damaged_files_are_a_format_error_or_a_state(tmp_path_factory, kind, where, noise):
+def test_damaged_files_raise_format_errors_or_load(tmp_path_factory, kind, where, noise):
     path = str(tmp_path_factory.mktemp("damaged") / "net.pdparams")
     paddle.save(nn.Linear(2, 2).state_dict(), path)
     with open(path, "rb") as file:
@@ -126,7 +126,7 @@ def test_damaged_files_are_a_format_error_or_a_state(tmp_path_factory, kind, whe
     assert all(isinstance(value, np.ndarray) for value in state.values())
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(FormatError, match="cannot read"):
         read_state(tmp_path / "missing.pdparams")
 
@@ -139,7 +139,7 @@ def test_a_file_that_is_not_there(tmp_path):
     (lambda state: state.update({"fc.weight": np.zeros([3, 4], "float64")}),
      "fc.weight is of another shape or dtype"),
 ])
-def test_a_checkpoint_of_another_network_changes_nothing(tmp_path, change, why):
+def test_checkpoint_of_another_network_does_not_change_the_model(tmp_path, change, why):
     net, path = Holder(), str(tmp_path / "net.pdparams")
     paddle.save(net.state_dict(), path)
     state = read_state(path)
@@ -153,15 +153,15 @@ def test_a_checkpoint_of_another_network_changes_nothing(tmp_path, change, why):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pdparams"])
-def test_loading_holds_the_file_once(tmp_path, ending):
+def test_loading_reads_the_file_into_memory_once(tmp_path, ending):
     command = [sys.executable, str(HELPERS / "load_memory.py"), str(tmp_path / "model"), ending]
     outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout
                for _ in range(2)]
     assert float(outputs[1]) <= 1.3
 
 
-def test_attributes_of_the_reader_cannot_be_set(tmp_path):
-    # GLOBAL numpy dtype, then BUILD on the callable itself.
+def test_pickle_cannot_set_attributes_of_the_reader(tmp_path):
+    # GLOBAL numpy dtype, then BUILD on the callable.
     content = b"\x80\x04}\x8c\x01wcnumpy\ndtype\n}\x8c\x0c__setstate__K\x01sbs."
     path = tmp_path / "build.pdparams"
     path.write_bytes(content)
@@ -172,7 +172,7 @@ def test_attributes_of_the_reader_cannot_be_set(tmp_path):
     assert np.array_equal(read_state(path)["w"], plain["w"])
 
 
-def test_a_large_memo_index_takes_no_memory(tmp_path):
+def test_large_memo_index_does_not_allocate(tmp_path):
     path = tmp_path / "memo.pdparams"
     path.write_bytes(b"\x80\x04}r\xff\xff\xff\x7f.")
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Checkpoints: the same bits back, from whole files of the same model only."""
+"""Checkpoints restore identical bits; files that are damaged or of another model are rejected."""
 
 import copy
 import hashlib
@@ -32,7 +32,7 @@ TOKEN = QuantSpec(8, granularity=PerToken())
 
 
 class Net(nn.Layer):
-    """A tied embedding, a layer that is used twice, buffers of all dtypes."""
+    """A tied embedding, a layer used twice, buffers of all dtypes."""
 
     def __init__(self, width=32):
         super().__init__()
@@ -96,7 +96,7 @@ def outputs(model):
     (W8, QuantSpec(), {"smoothed": True}), (W4, TOKEN, {"permuted": True}),
     (W8, QuantSpec(signed=False, symmetric=False), {}),
 ])
-def test_a_float_model_becomes_the_saved_one(tmp_path, weight, activation, how):
+def test_loading_converts_a_float_model_to_the_saved_one(tmp_path, weight, activation, how):
     model, path = quantized(weight, activation, **how), str(tmp_path / "in" / "model")
     paddleq.save_checkpoint(model, path)
     fresh = Net()
@@ -105,15 +105,15 @@ def test_a_float_model_becomes_the_saved_one(tmp_path, weight, activation, how):
     assert repr(fresh) == repr(model)
     for found, expected in zip(outputs(fresh), outputs(model)):
         assert np.array_equal(found, expected)
-    # Sharing is as it was: of a layer, and of a parameter.
+    # Shared layers and parameters stay shared.
     assert fresh.again is fresh.body[0] and fresh.tied is fresh.embedding.weight
-    # A second time, into the structure that is there already.
+    # A second time, into the converted structure.
     fresh.again.weight_scale.set_value(paddle.zeros_like(fresh.again.weight_scale))
     paddleq.load_checkpoint(fresh, path)
     same_state(fresh, model)
 
 
-def test_the_model_is_not_changed_by_saving(tmp_path):
+def test_saving_does_not_change_the_model(tmp_path):
     model = quantized()
     before = snapshot(model)
     paddleq.save_checkpoint(model, tmp_path / "model")
@@ -121,8 +121,8 @@ def test_the_model_is_not_changed_by_saving(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["model.json", "model.safetensors"]
 
 
-def test_others_read_the_tensors(tmp_path):
-    """The safetensors library itself, but for bfloat16, which its numpy reader may lack."""
+def test_safetensors_library_reads_the_tensors(tmp_path):
+    """Read by the safetensors library; its numpy reader may lack bfloat16."""
     model = quantized()
     del model._buffers["of_bfloat16"]
     paddleq.save_checkpoint(model, tmp_path / "model")
@@ -135,14 +135,14 @@ def test_others_read_the_tensors(tmp_path):
         assert np.array_equal(value, state[name].numpy()), name
 
 
-def test_the_same_model_gives_the_same_bytes(tmp_path):
+def test_saving_is_reproducible(tmp_path):
     for name in "ab":
         paddleq.save_checkpoint(quantized(), tmp_path / name)
     for ending in (".json", ".safetensors"):
         assert (tmp_path / f"a{ending}").read_bytes() == (tmp_path / f"b{ending}").read_bytes()
 
 
-def test_the_description_says_what_it_is(tmp_path):
+def test_description_fields(tmp_path):
     paddleq.save_checkpoint(quantized(), tmp_path / "model")
     content = json.loads((tmp_path / "model.json").read_text())
     assert content["version"] == 1
@@ -154,8 +154,8 @@ def test_the_description_says_what_it_is(tmp_path):
         content["tensors_sha256"])
 
 
-def refused(path, error=(FormatError, ModelError), match=None, model=None):
-    """Loading is refused and leaves the model as it was."""
+def assert_rejected(path, error=(FormatError, ModelError), match=None, model=None):
+    """Assert that loading raises and leaves the model unchanged."""
     model = Net() if model is None else model
     before = snapshot(model)
     with pytest.raises(error, match=match):
@@ -170,7 +170,7 @@ def files(tmp_path_factory):
     return {ending: path.with_suffix(ending).read_bytes() for ending in (".json", ".safetensors")}
 
 
-def written(folder, files, **changed):
+def rewrite(folder, files, **changed):
     for ending, content in files.items():
         (folder / f"model{ending}").write_bytes(changed.get(ending[1:], content))
     return folder / "model"
@@ -179,38 +179,38 @@ def written(folder, files, **changed):
 @settings(max_examples=150)
 @given(data=st.data(), ending=st.sampled_from([".json", ".safetensors"]),
        bit=st.integers(0, 7))
-def test_one_flipped_bit_is_found(tmp_path_factory, files, data, ending, bit):
+def test_flipped_bit_is_detected(tmp_path_factory, files, data, ending, bit):
     content = bytearray(files[ending])
     at = data.draw(st.integers(0, len(content) - 1))
     content[at] ^= 1 << bit
-    refused(written(tmp_path_factory.mktemp("flipped"), files, **{ending[1:]: bytes(content)}),
-            FormatError)
+    changed = {ending[1:]: bytes(content)}
+    assert_rejected(rewrite(tmp_path_factory.mktemp("flipped"), files, **changed), FormatError)
 
 
-def test_any_flipped_byte_of_the_description_is_found(tmp_path, files):
-    """Of its first lines each byte, of spaces into other spaces too."""
+def test_flipped_byte_of_the_description_is_detected(tmp_path, files):
+    """Each byte of the first lines, including a space changed to other white space."""
     for at in range(200):
         content = bytearray(files[".json"])
         content[at] = ord("\t") if content[at] == ord(" ") else content[at] ^ 1
         with pytest.raises(FormatError):
-            paddleq.load_checkpoint(nn.Linear(1, 1), written(tmp_path, files,
+            paddleq.load_checkpoint(nn.Linear(1, 1), rewrite(tmp_path, files,
                                                             json=bytes(content)))
 
 
 @pytest.mark.parametrize("ending", ["json", "safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_file_is_refused(tmp_path, files, ending, share):
+def test_truncated_file_is_rejected(tmp_path, files, ending, share):
     content = files[f".{ending}"]
     cut = content[:int(len(content) * share)]
-    refused(written(tmp_path, files, **{ending: cut}), FormatError)
-    refused(written(tmp_path, files, **{ending: content + b" "}), FormatError)
+    assert_rejected(rewrite(tmp_path, files, **{ending: cut}), FormatError)
+    assert_rejected(rewrite(tmp_path, files, **{ending: content + b" "}), FormatError)
 
 
 @pytest.mark.parametrize("ending", ["json", "safetensors"])
-def test_a_missing_file_is_refused(tmp_path, files, ending):
-    path = written(tmp_path, files)
+def test_missing_file_is_rejected(tmp_path, files, ending):
+    path = rewrite(tmp_path, files)
     (tmp_path / f"model.{ending}").unlink()
-    refused(path, FormatError, "model")
+    assert_rejected(path, FormatError, "model")
 
 
 class Bomb:
@@ -219,17 +219,17 @@ class Bomb:
 
 
 @pytest.mark.parametrize("ending", ["json", "safetensors"])
-def test_a_pickle_is_refused_and_not_unpickled(tmp_path, files, ending):
+def test_pickle_is_rejected_without_unpickling(tmp_path, files, ending):
     Bomb.trap = tmp_path / "trap"
-    refused(written(tmp_path, files, **{ending: pickle.dumps({"w": Bomb()})}), FormatError)
+    assert_rejected(rewrite(tmp_path, files, **{ending: pickle.dumps({"w": Bomb()})}), FormatError)
     state = tmp_path / "state.pdparams"
     paddle.save(quantized().state_dict(), str(state))
-    refused(written(tmp_path, files, **{ending: state.read_bytes()}), FormatError)
+    assert_rejected(rewrite(tmp_path, files, **{ending: state.read_bytes()}), FormatError)
     assert not Bomb.trap.exists()
 
 
-def signed(content):
-    """The description with a right digest: what somebody would forge."""
+def with_valid_digest(content):
+    """Return a modified description with a valid digest."""
     content = {name: value for name, value in content.items() if name != "sha256"}
 
     def text(content):
@@ -247,21 +247,21 @@ def signed(content):
     {"layers": {"plain": {"kind": "IntegerLinear", "description": {}}}},
     {"layers": {"plain": {"kind": "IntegerLinear", "description": [1]}}},
 ], ids=str)
-def test_a_forged_description_is_refused(tmp_path, files, change):
+def test_invalid_description_is_rejected(tmp_path, files, change):
     content = json.loads(files[".json"])
-    refused(written(tmp_path, files, json=signed({**content, **change})))
+    assert_rejected(rewrite(tmp_path, files, json=with_valid_digest({**content, **change})))
 
 
-def test_a_forged_layer_is_refused(tmp_path, files):
+def test_invalid_layer_description_is_rejected(tmp_path, files):
     content = json.loads(files[".json"])
     content["layers"]["plain"]["description"]["weight"]["bits"] = 99
-    refused(written(tmp_path, files, json=signed(content)), FormatError, "bits")
+    assert_rejected(rewrite(tmp_path, files, json=with_valid_digest(content)), FormatError, "bits")
 
 
-def test_files_of_two_models_do_not_go_together(tmp_path, files):
+def test_mixed_files_of_two_models_are_rejected(tmp_path, files):
     paddleq.save_checkpoint(quantized(seed=1), tmp_path / "other")
     other = (tmp_path / "other.safetensors").read_bytes()
-    refused(written(tmp_path, files, safetensors=other), FormatError, "does not belong")
+    assert_rejected(rewrite(tmp_path, files, safetensors=other), FormatError, "does not belong")
 
 
 class Without(Net):
@@ -283,58 +283,58 @@ class Tied(Net):
         self.second = self.head.bias
 
 
-def test_another_model_is_refused_and_stays_as_it_was(tmp_path, files):
-    path = written(tmp_path, files)
-    refused(path, ModelError, "plain", Without())
-    refused(path, ModelError, "features", Net(16))
+def test_other_model_structure_is_rejected_and_unchanged(tmp_path, files):
+    path = rewrite(tmp_path, files)
+    assert_rejected(path, ModelError, "plain", Without())
+    assert_rejected(path, ModelError, "features", Net(16))
     more = Net()
     more.extra = nn.LayerNorm(3)
-    refused(path, ModelError, "extra.weight", more)
+    assert_rejected(path, ModelError, "extra.weight", more)
     no_linear = Net()
     no_linear.plain = nn.LayerNorm(32)
-    refused(path, ModelError, "plain|Linear", no_linear)
+    assert_rejected(path, ModelError, "plain|Linear", no_linear)
     biased = Net()
     biased.plain = nn.Linear(32, 32)
-    refused(path, ModelError, "bias", biased)
+    assert_rejected(path, ModelError, "bias", biased)
     other_dtype = Net()
     other_dtype.body[1].to(dtype="float16")
-    refused(path, ModelError, "body.1.weight", other_dtype)
-    # Quantized, but otherwise.
-    refused(path, ModelError, "weight", quantized(W8))
+    assert_rejected(path, ModelError, "body.1.weight", other_dtype)
+    # Quantized with another configuration.
+    assert_rejected(path, ModelError, "weight", quantized(W8))
     more_quantized = quantized(W4)
     more_quantized.extra = IntegerLinear(32, 32, W4)
-    refused(path, ModelError, "extra", more_quantized)
+    assert_rejected(path, ModelError, "extra", more_quantized)
 
 
 @pytest.mark.parametrize("saved, own", [({}, {"smoothed": True}), ({"smoothed": True}, {}),
                                         ({"permuted": True}, {})])
-def test_what_only_data_decide_is_as_the_file_says(tmp_path, saved, own):
+def test_data_dependent_state_is_taken_from_the_file(tmp_path, saved, own):
     model, other = quantized(W4, **saved), quantized(W4, **own)
     paddleq.save_checkpoint(model, tmp_path / "model")
     paddleq.load_checkpoint(other, tmp_path / "model")
     same_state(other, model)
 
 
-def test_sharing_that_is_not_the_models_own(tmp_path, files):
-    # Apart in the model, one in the file: both get it.
-    path, untied = written(tmp_path, files), Untied()
+def test_mismatched_parameter_sharing(tmp_path, files):
+    # Separate in the model, shared in the file: both are loaded.
+    path, untied = rewrite(tmp_path, files), Untied()
     paddleq.load_checkpoint(untied, path)
     assert np.array_equal(untied.tied.numpy(), untied.embedding.weight.numpy())
-    # One in the model, two in the file: it cannot be both.
+    # Shared in the model, two tensors in the file: an error.
     paddleq.save_checkpoint(deploy(Untied(), W4), tmp_path / "untied")
-    refused(tmp_path / "untied", ModelError, "one tensor", Net())
+    assert_rejected(tmp_path / "untied", ModelError, "one tensor", Net())
 
 
-def test_a_float_model_has_a_checkpoint_too(tmp_path):
+def test_float_model(tmp_path):
     model, fresh = Net(), Net()
     paddleq.save_checkpoint(model, tmp_path / "float")
     paddleq.load_checkpoint(fresh, tmp_path / "float")
     same_state(fresh, model)
-    refused(tmp_path / "float", ModelError, "plain", quantized())
+    assert_rejected(tmp_path / "float", ModelError, "plain", quantized())
 
 
 @pytest.mark.parametrize("call", [paddleq.save_checkpoint, paddleq.load_checkpoint])
-def test_wrong_arguments(tmp_path, call):
+def test_invalid_arguments(tmp_path, call):
     with pytest.raises(ConfigTypeError, match="model"):
         call({"weight": 1}, tmp_path / "model")
     with pytest.raises(ConfigTypeError, match="path"):
@@ -343,14 +343,14 @@ def test_wrong_arguments(tmp_path, call):
         call(Net(), "")
 
 
-def test_a_target_that_cannot_be_written(tmp_path):
+def test_unwritable_target(tmp_path):
     (tmp_path / "model.json").mkdir()
     with pytest.raises(ExportError, match="cannot write"):
         paddleq.save_checkpoint(quantized(), tmp_path / "model")
-    assert os.listdir(tmp_path) == ["model.json"]  # nothing is left half way
+    assert os.listdir(tmp_path) == ["model.json"]  # no partial file remains
 
 
-def test_a_dtype_that_the_format_lacks(tmp_path):
+def test_unsupported_dtype(tmp_path):
     model = Net()
     model.register_buffer("wide", paddle.zeros([2], "complex128"))
     with pytest.raises(ModelError, match="wide is complex128"):
@@ -359,7 +359,7 @@ def test_a_dtype_that_the_format_lacks(tmp_path):
 
 
 def checkpoints_after_crashes(folder, *arguments):
-    """Return (finished renames, "ones", "twos" or "refused") for each step that was killed."""
+    """Return (finished renames, "ones", "twos" or "refused") for each killed step."""
     done = subprocess.run([sys.executable, str(HELPERS / "crash_worker.py"), str(folder),
                            *arguments], stdout=subprocess.PIPE, text=True, check=True, timeout=120,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
@@ -378,16 +378,16 @@ def checkpoints_after_crashes(folder, *arguments):
 
 
 def expected_after_crashes(renames):
-    """The old files before the first rename, the new ones after the last; torn ones are refused."""
+    """Old files before the first rename, new ones after the last, else mixed files: refused."""
     return ["ones" if count == 0 else "twos" if count == max(renames) else "refused"
             for count in renames]
 
 
-def test_a_killed_process_leaves_whole_files(tmp_path):
+def test_killed_process_leaves_complete_files(tmp_path):
     renames, found = zip(*checkpoints_after_crashes(tmp_path))
-    assert max(renames) == 2 and renames.count(0) >= 2  # at each write, and between the renames
+    assert max(renames) == 2 and renames.count(0) >= 2  # at each write and rename
     assert list(found) == expected_after_crashes(renames)
-    # The renames follow all writes: no step but a rename lies between the first and the last.
+    # All writes precede the first rename.
     assert renames[-3:] == (0, 1, 2) and found[-3:] == ("ones", "refused", "twos")
 
 
@@ -396,7 +396,7 @@ def test_the_crash_test_detects_a_rename_before_the_last_write(tmp_path):
     assert renames[-3:] != (0, 1, 2)
 
 
-def test_a_state_in_safetensors_for_simulated_training(tmp_path):
+def test_simulated_qat_loads_a_safetensors_state_dict(tmp_path):
     """A state_dict that the safetensors library wrote loads like a .pdparams."""
     images = paddle.rand([32, 1, 8, 8])
 
@@ -427,8 +427,8 @@ def test_a_state_in_safetensors_for_simulated_training(tmp_path):
         algorithm.convert(network(), path)
 
 
-def test_a_state_of_bfloat16(tmp_path):
-    """read_state gives the bits, as it does of a .pdparams."""
+def test_bfloat16_state(tmp_path):
+    """read_state returns the same bits as from a .pdparams file."""
     net = nn.Linear(3, 2)
     net.to(dtype="bfloat16")
     paddleq.save_checkpoint(net, tmp_path / "net")
@@ -438,7 +438,7 @@ def test_a_state_of_bfloat16(tmp_path):
 
 @settings(max_examples=40)
 @given(content=st.binary(max_size=200))
-def test_any_bytes_are_an_error_of_ours(tmp_path_factory, content):
+def test_random_bytes_raise_format_errors(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("bytes") / "state.safetensors"
     path.write_bytes(content)
     try:
@@ -448,7 +448,7 @@ def test_any_bytes_are_an_error_of_ours(tmp_path_factory, content):
     assert isinstance(state, dict)
 
 
-def test_a_copy_has_a_checkpoint_of_its_own(tmp_path):
+def test_copies_have_independent_checkpoints(tmp_path):
     model = deploy(nn.Sequential(nn.Linear(32, 32)), W4)
     other = copy.deepcopy(model)
     other[0].weight_scale.set_value(other[0].weight_scale * 2.0)

@@ -1,4 +1,4 @@
-"""Every kind of layer in Paddle Inference's int8 mode."""
+"""Every layer type in Paddle Inference's int8 mode."""
 
 import logging
 
@@ -19,13 +19,13 @@ from paddleq.export.program.inspect import inspect, program_rows
 
 EVERY = {**LAYERS, "embedding": (lambda: nn.Embedding(11, 6), None)}
 TRANSPOSED = [name for name in EVERY if "transpose" in name]
-# Paddle Inference's own kernels do not compute these right: see int8_products and weight_readers.
+# Paddle Inference's own kernels are inaccurate for these: see int8_products and weight_readers.
 NEEDS_A_COPY = {"linear", *TRANSPOSED}
 LIMIT = 0.02
 
 
 def exported(name, way, path, bits=8):
-    """(input, output of the quantized model) of a layer that was saved at ``path``."""
+    """Save a layer at ``path``; return (input, output of the quantized model)."""
     paddle.seed(7)
     make, shape = EVERY[name]
     x = paddle.rand(shape) if shape else paddle.randint(0, 11, [4, 3])
@@ -48,14 +48,14 @@ def exported(name, way, path, bits=8):
 
 @pytest.mark.parametrize("way", ["PTQ", "QAT"])
 @pytest.mark.parametrize("name", EVERY)
-def test_every_kind_runs_in_int8(name, way, tmp_path, caplog):
+def test_every_layer_type_runs_in_int8(name, way, tmp_path, caplog):
     path = str(tmp_path / "m")
     bits = INT8_WEIGHT_BITS
     x, expected = exported(name, way, path, bits)
     assert relative_error(paddle_inference(path, [x])[0], expected) < 1e-6
     saved = f"{path}.pdmodel", f"{path}.pdiparams"
     assert sum(array.dtype == np.int8 for array in load_program(*saved).arrays.values()) == 1
-    if bits == 8 and name not in NEEDS_A_COPY:  # fewer bits need a copy too
+    if bits == 8 and name not in NEEDS_A_COPY:  # fewer bits need a converted copy
         found = paddle_inference(path, [x], ir_optim=True, int8=True)[0]
         assert relative_error(found, expected) < LIMIT
     with Predictor(path, runtime="paddle") as runs:
@@ -82,7 +82,7 @@ def test_conv1d_is_computed_with_integers(name, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_file_says_that_the_layer_is_quantized(name, tmp_path):
+def test_file_marks_quantized_layers(name, tmp_path):
     path = str(tmp_path / "m")
     exported(name, "PTQ", path)
     program = load_program(f"{path}.pdmodel", f"{path}.pdiparams")
@@ -95,15 +95,15 @@ def test_the_file_says_that_the_layer_is_quantized(name, tmp_path):
                       and value.size > 1)
     assert thresholds.size == array.shape[weight["axis"]]
     others = tuple(axis for axis in range(array.ndim) if axis != weight["axis"])
-    assert (np.abs(array.astype(int)).max(axis=others) == 127).all()  # each reaches its highest
+    assert (np.abs(array.astype(int)).max(axis=others) == 127).all()
     (mark,) = [each for each in raise_to_markers(program) if isinstance(each, WeightMark)]
     np.testing.assert_array_equal(mark.integers, array)
     assert mark.spec.channel_axis == weight["axis"]
     np.testing.assert_array_equal(mark.abs_max, thresholds)
 
 
-def test_weights_of_other_bits_and_shapes(tmp_path):
-    """Those that are multiplied out are the bits that dequantize_linear makes."""
+def test_other_weight_bits_and_shapes(tmp_path):
+    """Weights that are dequantized in advance equal the result of dequantize_linear."""
     x = paddle.rand([2, 2, 5, 5, 5])
     for bits in (2, 3, 4, 8, 16):
         ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(quant_bits=bits))
@@ -120,7 +120,7 @@ def test_weights_of_other_bits_and_shapes(tmp_path):
 
 @pytest.mark.parametrize("bits", [2, 4, 7])
 @pytest.mark.parametrize("name", ["conv2d", "conv1d", "conv2d_transpose", "linear"])
-def test_weights_of_few_bits_in_the_predictor(name, bits, tmp_path):
+def test_low_bit_weights_in_the_predictor(name, bits, tmp_path):
     make, shape = LAYERS[name]
     x = paddle.rand(shape)
     ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(quant_bits=bits))

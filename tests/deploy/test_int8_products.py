@@ -1,4 +1,4 @@
-"""Linears in Paddle Inference's int8 mode, whose own steps for them are wrong."""
+"""Linears in Paddle Inference's int8 mode, which derives wrong scales for them."""
 
 import numpy as np
 import paddle
@@ -16,7 +16,7 @@ WIDE = 48
 
 
 class Layers(nn.Layer):
-    """Two Linears whose columns are of very different sizes, as in a trained transformer."""
+    """Two Linears whose columns differ in magnitude, as in a trained transformer."""
 
     def __init__(self, bias=True):
         super().__init__()
@@ -49,8 +49,8 @@ def exported(net, x, path, weight_quantizer=paddleq.paddleslim.PerChannelAbsmaxQ
 def odd_columns(bias=True):
     net = Layers(bias)
     weight = net.up.weight.numpy()
-    weight[:, 3] = 0.0  # nothing but its bias
-    weight[:, 5] *= 1e-9  # hardly more: too many steps for 32 bits
+    weight[:, 3] = 0.0  # zero column: only the bias
+    weight[:, 5] *= 1e-9  # tiny column: the bias in steps exceeds 32 bits
     weight[:, 7] *= 1e-42  # below the smallest normal number
     net.up.weight.set_value(weight)
     return net
@@ -68,20 +68,20 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_predictor_computes_what_was_simulated(name, tmp_path):
+def test_predictor_equals_the_simulation(name, tmp_path):
     make, shape, quantizers = NETS[name]
     x = paddle.to_tensor(np.random.RandomState(1).randn(*shape).astype("float32"))
     path = str(tmp_path / "m")
     _, expected = exported(make(), x, path, **quantizers)
     with Predictor(path, runtime="paddle") as predictor:
         (found,) = predictor.run([x.numpy()])
-    # Four dimensions are left to float kernels: only the weights are rounded.
+    # Four-dimensional products run in float kernels: only the weights are rounded.
     assert relative_error(found, expected) < (0.05 if len(shape) == 4 else 3e-3)
     assert relative_error(paddle_inference(path, [x.numpy()])[0], expected) < 1e-6
 
 
-def test_left_to_itself_paddle_inference_is_far_off(tmp_path):
-    """The reason for all this. Once it fails, ``int8_products`` can go for that Paddle."""
+def test_unmodified_paddle_inference_is_inaccurate(tmp_path):
+    """The reason for ``int8_products``; once this fails it can be removed for that Paddle."""
     x = paddle.to_tensor(np.random.RandomState(1).randn(40, WIDE).astype("float32"))
     path = str(tmp_path / "m")
     _, expected = exported(Layers(), x, path)
@@ -89,7 +89,7 @@ def test_left_to_itself_paddle_inference_is_far_off(tmp_path):
     assert relative_error(found, expected) > 0.05
 
 
-def test_a_copy_for_a_program_of_ones_own(tmp_path):
+def test_copy_runs_in_a_user_predictor(tmp_path):
     x = paddle.to_tensor(np.random.RandomState(1).randn(40, WIDE).astype("float32"))
     path, copy = str(tmp_path / "m"), str(tmp_path / "int8" / "m")
     _, expected = exported(Layers(), x, path)
@@ -104,8 +104,8 @@ def test_a_copy_for_a_program_of_ones_own(tmp_path):
     assert kept and all(np.array_equal(before[name], stored[name]) for name in kept)
 
 
-def test_numbers_of_the_copy_are_those_of_the_formula(tmp_path):
-    """float64: integers of both sides, their product, the steps, the bias."""
+def test_copy_matches_float64_reference(tmp_path):
+    """float64: integers of both operands, their product, the steps, the bias."""
     x = np.random.RandomState(1).randn(40, WIDE).astype("float32")
     path = str(tmp_path / "m")
     net = nn.Sequential(Layers().up)
@@ -119,7 +119,7 @@ def test_numbers_of_the_copy_are_those_of_the_formula(tmp_path):
         assert relative_error(predictor.run([x])[0], expected) < 1e-4
 
 
-def test_a_model_without_linears_is_copied(tmp_path):
+def test_model_without_linears_is_copied(tmp_path):
     x = paddle.rand([2, 3, 8, 8])
     path, copy = str(tmp_path / "m"), str(tmp_path / "c")
     ptq = paddleq.PTQ("AbsmaxQuantizer")
@@ -135,14 +135,14 @@ def test_a_model_without_linears_is_copied(tmp_path):
     (("m", "m.pdmodel"), ConfigError, "another"),
     (("m", "out", 1), ConfigTypeError, "vnni"), (("nothing", "out"), FormatError, "nothing"),
 ])
-def test_wrong_arguments(arguments, error, words, tmp_path, monkeypatch):
+def test_invalid_arguments(arguments, error, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=words):
         to_paddle_int8(*arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_granularities_are_the_ones_meant():
+def test_granularities_of_the_test_models():
     for quantizers, kind in (({}, PerChannel),
                              ({"weight_quantizer": "AbsmaxQuantizer"}, PerTensor)):
         ptq = paddleq.PTQ("AbsmaxQuantizer", **quantizers)

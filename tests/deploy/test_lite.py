@@ -1,4 +1,4 @@
-"""Paddle-Lite reads what save_quantized_model wrote: `opt` for arm, and running it on x86."""
+"""Paddle-Lite loads files of save_quantized_model: `opt` for arm, inference on x86."""
 
 import re
 from pathlib import Path
@@ -16,8 +16,8 @@ import paddleq
 
 pytestmark = [pytest.mark.slow, pytest.mark.lite]
 
-# Name -> (shape of an input, the largest .nb file over the float parameters' bytes). What is
-# not weights (the description of the graph, biases, batch norms) is what keeps it off 0.25.
+# Name -> (input shape, maximum size of the .nb file relative to the float parameters). The graph,
+# biases and batch norms keep the ratio above 0.25.
 MODELS = {
     "LeNet": ([1, 28, 28], 0.35),
     "alexnet": ([3, 224, 224], 0.26),
@@ -61,7 +61,7 @@ def test_opt_converts_every_model_for_arm(lite, prefix, name):
 
 
 @pytest.mark.parametrize("name", ["LeNet", "mobilenet_v2", "shufflenet_v2_x1_0"])
-def test_opt_converts_the_fake_form_and_a_fixed_batch(lite, prefix, name):
+def test_opt_converts_fake_operators_and_a_fixed_batch(lite, prefix, name):
     net, x, shape, limit = build(name)
     ptq, quantized = calibrated(net, [x])
     save(ptq, quantized, prefix, shape, onnx_format=False, batch=1)
@@ -69,7 +69,7 @@ def test_opt_converts_the_fake_form_and_a_fixed_batch(lite, prefix, name):
 
 
 class SharedConv(nn.Layer):
-    """One convolution that runs twice."""
+    """A convolution that is called twice."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +83,7 @@ class SharedConv(nn.Layer):
 
 
 @pytest.mark.parametrize("weight", ["AbsmaxQuantizer", "PerChannelAbsmaxQuantizer"])
-def test_opt_converts_a_weight_that_is_read_twice(lite, prefix, weight):
+def test_opt_converts_a_weight_with_two_consumers(lite, prefix, weight):
     x = paddle.randn([2, 4, 16, 16])
     net = warmed(SharedConv(), x)
     ptq = paddleq.PTQ("AbsmaxQuantizer", weight)
@@ -94,7 +94,7 @@ def test_opt_converts_a_weight_that_is_read_twice(lite, prefix, weight):
 
 
 def kernels(path):
-    """Names of the kernels that Paddle-Lite chose for ``path.nb``."""
+    """Return the names of the kernels that Paddle-Lite chose for ``path.nb``."""
     return re.findall(rb"[a-z0-9_]+/[a-z0-9_]+(?=/\d+/\d+/\d+)", Path(f"{path}.nb").read_bytes())
 
 
@@ -111,7 +111,7 @@ def test_opt_chooses_int8_kernels_for_arm(lite, prefix, make, shape, kernel):
     assert kernel in kernels(prefix) and b"calib_once/int8_to_fp32" not in kernels(prefix)
 
 
-def test_x86_reads_an_embedding(lite, prefix):
+def test_x86_loads_an_embedding(lite, prefix):
     net = nn.Sequential(nn.Embedding(11, 6), nn.ReLU())
     ids = paddle.randint(0, 11, [4, 3])
     ptq, quantized = calibrated(net, [ids], layers=["Embedding"])
@@ -128,20 +128,20 @@ def test_opt_converts_a_qat_model(lite, prefix):
     lite.convert(prefix)
 
 
-def enlarged(images):
-    """Digits as 32 x 32 RGB."""
+def resized_digits(images):
+    """Return digits as 32 x 32 RGB images."""
     return np.kron(images, np.ones([1, 3, 4, 4], np.float32)).astype("float32")
 
 
 @pytest.fixture(scope="module", params=["mobilenet_v1", "mobilenet_v2"])
 def trained(request, digits):
-    """(network that reads digits, training images, test images).
+    """Return (network trained on digits, training images, test images).
 
-    A network with random weights would not do: it turns one activation that falls on the other
-    side of a rounding border into another output, in any runtime.
+    A network with random weights is unsuitable: a single activation that is rounded differently
+    changes its output in any runtime.
     """
     images, labels = digits.train
-    images, draws = enlarged(images), np.random.RandomState(0)
+    images, draws = resized_digits(images), np.random.RandomState(0)
     paddle.seed(0)
     net = getattr(models, request.param)(scale=0.25, num_classes=10)
     optimizer = paddle.optimizer.Adam(5e-3, parameters=net.parameters())
@@ -154,18 +154,18 @@ def trained(request, digits):
         optimizer.clear_grad()
     for layer in net.sublayers():
         if isinstance(layer, nn.BatchNorm2D):
-            layer._momentum = 0.0  # the next forward leaves the statistics of its own batch
+            layer._momentum = 0.0  # the next forward sets the statistics of one batch
     with paddle.no_grad():
         net(paddle.to_tensor(images[:256]))
     net.eval()
-    return net, images, enlarged(digits.test[0])
+    return net, images, resized_digits(digits.test[0])
 
 
 @pytest.mark.parametrize("onnx_format", [True, False])
-def test_x86_computes_what_the_simulation_computes(lite, prefix, trained, onnx_format):
+def test_x86_equals_the_simulation(lite, prefix, trained, onnx_format):
     net, images, unseen = trained
     batches = [paddle.to_tensor(images[i:i + 64]) for i in (0, 64)]
-    # 7 bits: Paddle-Lite's kernels for x86 overflow on 8, see the test below.
+    # 7 bits: Paddle-Lite's x86 kernels overflow on 8, see the test below.
     ptq, quantized = calibrated(net, batches, weight_bits=7, layers=["Conv2D"])
     save(ptq, quantized, prefix, [3, 32, 32], onnx_format)
     x = unseen[:100]
@@ -179,7 +179,7 @@ def test_x86_computes_what_the_simulation_computes(lite, prefix, trained, onnx_f
     assert agreed >= 0.97
 
 
-def test_x86_equals_the_simulation_on_every_kernel(lite, prefix):
+def test_every_x86_kernel_equals_the_simulation(lite, prefix):
     def block(inputs, outputs, act, **kwargs):
         return [nn.Conv2D(inputs, outputs, bias_attr=False, **kwargs), nn.BatchNorm2D(outputs),
                 act()]
@@ -197,14 +197,14 @@ def test_x86_equals_the_simulation_on_every_kernel(lite, prefix):
 
 
 def test_x86_overflows_on_eight_bit_weights(lite, prefix):
-    """Why 7 bits: products of neighbouring channels are added in int16 there (vpmaddubsw)."""
+    """The reason for 7 bits: products of adjacent channels are added in int16 (vpmaddubsw)."""
     conv = nn.Conv2D(16, 8, 1)
     x = paddle.randn([1, 16, 16, 16])
     ptq, quantized = calibrated(nn.Sequential(conv), [x])
     save(ptq, quantized, prefix, [16, 16, 16])
     simulated = quantized(x).numpy()
     (stored,) = paddle_inference(prefix, [x.numpy()])
-    assert relative_error(stored, simulated) < 1e-6  # the file is right
+    assert relative_error(stored, simulated) < 1e-6  # the file is correct
 
     weight = conv.weight.numpy()[:, :, 0, 0]
     step = np.abs(weight).max(1, keepdims=True) / 127

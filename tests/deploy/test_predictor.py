@@ -1,4 +1,4 @@
-"""``paddleq.deploy.Predictor``: every runtime, many threads, and each way to use it wrongly."""
+"""``paddleq.deploy.Predictor``: every runtime, threads, invalid use."""
 
 import json
 import os
@@ -29,7 +29,7 @@ RUNTIMES = ["openvino", "onnxruntime", "paddle"]
 
 
 class TwoInputs(nn.Layer):
-    """Integers and floats in, two values out."""
+    """Integer and float inputs, two outputs."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class TwoInputs(nn.Layer):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """(prefix of a .pdmodel and an .onnx, inputs, what was simulated)."""
+    """Return (prefix of a .pdmodel and an .onnx file, inputs, simulated output)."""
     paddle.seed(0)
     x = paddle.rand([6, 1, 8, 8])
     ptq, net = calibrated(warmed(SmallNet(), x), x, fuse=True)
@@ -55,7 +55,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_inputs(tmp_path_factory):
-    """(prefix of a .pdmodel and an .onnx, [words, x], [y, exp(y)])."""
+    """Return (prefix of a .pdmodel and an .onnx file, [words, x], [y, exp(y)])."""
     paddle.seed(0)
     net = TwoInputs()
     words, x = paddle.randint(0, 20, [3, 5]), paddle.rand([3, 8])
@@ -70,11 +70,11 @@ def two_inputs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_computes_what_was_simulated(runtime, model):
+def test_predictor_equals_the_simulation(runtime, model):
     path, x, expected = model
     with Predictor(path, runtime, threads=1) as predictor:
         (found,) = predictor.run(x)
-        assert relative_error(found, expected) < 0.05  # int8 between operators, too
+        assert relative_error(found, expected) < 0.05  # int8 between operators as well
         assert (found.argmax(1) == expected.argmax(1)).all()
         assert predictor.runtime == runtime and (
             predictor.reason.split("; ")[0] == "requested")
@@ -98,7 +98,7 @@ def test_several_inputs_and_outputs(runtime, two_inputs):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_eight_threads_give_what_one_gives(runtime, model):
+def test_eight_threads_equal_one_thread(runtime, model):
     path, x, _ = model
     batches = [np.roll(x, shift, axis) for shift in (1, 2) for axis in (0, 2, 3)] + [x, x[::-1]]
     with Predictor(path, runtime, threads=1) as predictor:
@@ -120,7 +120,7 @@ def test_eight_threads_give_what_one_gives(runtime, model):
         assert all(np.array_equal(each, expected) for each in found)
 
 
-def test_auto_takes_the_fastest_and_says_so(model, caplog):
+def test_auto_selects_and_reports_the_fastest_runtime(model, caplog):
     path, x, expected = model
     caplog.set_level("INFO", "paddleq")
     with Predictor(path, threads=1) as predictor:
@@ -133,7 +133,7 @@ def test_auto_takes_the_fastest_and_says_so(model, caplog):
         assert predictor.runtime == min(times, key=lambda name: float(times[name]))
 
 
-def test_auto_takes_what_reads_the_file(model, tmp_path):
+def test_auto_selects_a_runtime_that_reads_the_file(model, tmp_path):
     path, x, _ = model
     shutil.copy(path + ".onnx", tmp_path / "only.onnx")
     with Predictor(tmp_path / "only") as predictor:
@@ -144,7 +144,7 @@ def test_auto_takes_what_reads_the_file(model, tmp_path):
         assert predictor.file == path + ".pdmodel"
 
 
-def test_auto_measures_nothing_where_sizes_are_open(tmp_path):
+def test_auto_does_not_measure_dynamic_shapes(tmp_path):
     net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.ReLU())
     spec = [InputSpec([None, 3, None, None], "float32", "x")]
     paddleq.export.to_onnx(net, tmp_path / "net", spec)
@@ -156,7 +156,7 @@ def test_auto_measures_nothing_where_sizes_are_open(tmp_path):
 
 
 @pytest.mark.needs_pir
-def test_a_json_of_paddle_3(model, tmp_path):
+def test_paddle_3_json_program(model, tmp_path):
     net, x = SmallNet(), model[1]
     net.eval()
     paddle.jit.save(net, str(tmp_path / "net"), [InputSpec([None, 1, 8, 8], "float32")])
@@ -166,8 +166,8 @@ def test_a_json_of_paddle_3(model, tmp_path):
         assert relative_error(predictor.run(x)[0], net(paddle.to_tensor(x)).numpy()) < 1e-5
 
 
-def test_paddle_inference_computes_in_int8_by_default(tmp_path):
-    """The log that it writes while it loads the model counts the operators that it quantized."""
+def test_paddle_inference_uses_int8_by_default(tmp_path):
+    """The log written while loading counts the quantized operators."""
     path, x = str(tmp_path / "net"), paddle.rand([2, 3, 12, 12])
     net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.Hardswish(), nn.Conv2D(4, 4, 3), nn.Hardswish(),
                         nn.Conv2D(4, 4, 3))
@@ -199,13 +199,13 @@ paddleq.deploy.Predictor({path!r}, "paddle", threads=1)
     (lambda words, x: [words, None], ConfigTypeError, ["'x'", "a numeric array"]),
     (lambda words, x: [words, [[0.5] * 8] * 3], ConfigTypeError, ["'x'", "float64"]),
 ])
-def test_wrong_inputs(runtime, change, error, words, two_inputs):
+def test_invalid_inputs(runtime, change, error, words, two_inputs):
     path, inputs, expected = two_inputs
     with Predictor(path, runtime, threads=1) as predictor:
         with pytest.raises(error) as caught:
             predictor.run(change(*inputs))
         assert all(word in str(caught.value) for word in words), caught.value
-        assert relative_error(predictor.run(inputs)[0], expected[0]) < 0.02  # works as before
+        assert relative_error(predictor.run(inputs)[0], expected[0]) < 0.02  # still works
 
 
 @pytest.mark.parametrize("arguments, error, words", [
@@ -219,13 +219,13 @@ def test_wrong_inputs(runtime, change, error, words, two_inputs):
     ({"threads": 0}, ConfigError, ["threads", "at least 1"]),
     ({"threads": 1.5}, ConfigTypeError, ["threads", "an int"]),
 ])
-def test_wrong_arguments(arguments, error, words, model):
+def test_invalid_arguments(arguments, error, words, model):
     with pytest.raises(error) as caught:
         Predictor(**{"path": model[0], "runtime": "paddle", **arguments})
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_runtime_that_reads_other_files(model):
+def test_runtime_of_another_format(model):
     path = model[0]
     with pytest.raises(ConfigError, match="reads .onnx, but there is only .*to_onnx"):
         Predictor(path + ".pdmodel", "onnxruntime")
@@ -250,8 +250,8 @@ def test_damaged_files(runtime, ending, damage, model, tmp_path):
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
-def test_a_runtime_that_is_not_installed(runtime, model):
-    """In a process of its own, for which it is not there."""
+def test_runtime_that_is_not_installed(runtime, model):
+    """Run in a new process in which the runtime cannot be imported."""
     script = f"""
 import importlib.util, json, zlib
 find = importlib.util.find_spec
@@ -269,7 +269,7 @@ except paddleq.errors.DependencyError as error:
     assert other in set(RUNTIMES) - {runtime}
 
 
-def test_no_paddle_lite(model, monkeypatch, tmp_path):
+def test_missing_paddle_lite(model, monkeypatch, tmp_path):
     for interpreter in (None, str(tmp_path / "no_python"), sys.executable):
         monkeypatch.delenv("PADDLEQ_LITE_PYTHON", raising=False)
         if interpreter is not None:
@@ -279,7 +279,7 @@ def test_no_paddle_lite(model, monkeypatch, tmp_path):
                 call()
 
 
-def test_a_closed_predictor(model):
+def test_closed_predictor(model):
     path, x, _ = model
     predictor = Predictor(path, "paddle", threads=1)
     predictor.close()
@@ -290,14 +290,14 @@ def test_a_closed_predictor(model):
 
 @pytest.fixture
 def lite(monkeypatch):
-    """The interpreter of the other tests of Paddle-Lite."""
+    """Use the interpreter of the other Paddle-Lite tests."""
     from paddle_lite import Lite
 
     monkeypatch.setenv("PADDLEQ_LITE_PYTHON", str(Lite().python))
 
 
 def seven_bits(tmp_path):
-    """(prefix, inputs, simulated) of what Paddle-Lite computes on x86."""
+    """Return (prefix, inputs, simulated output) of a model for Paddle-Lite on x86."""
     x = paddle.randn([4, 3, 16, 16])
     net = warmed(nn.Sequential(nn.Conv2D(3, 8, 3), nn.BatchNorm2D(8), nn.ReLU(),
                                nn.Conv2D(8, 8, 3), nn.ReLU()), x)
@@ -329,8 +329,8 @@ def test_paddle_lite(lite, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.lite
-def test_paddle_lite_that_dies_is_an_error(lite, tmp_path):
-    """An operator that it does not know ends its process."""
+def test_paddle_lite_crash_is_an_error(lite, tmp_path):
+    """An unknown operator terminates the Paddle-Lite process."""
     class Unknown(nn.Layer):
         def forward(self, x):
             return paddle.digamma(x)

@@ -1,4 +1,4 @@
-"""int8 kernels on x86 processors with and without VNNI, see ``paddleq.deploy.saturation``."""
+"""int8 kernels on x86 processors with and without VNNI; see ``paddleq.deploy.saturation``."""
 
 import pathlib
 import platform
@@ -23,7 +23,7 @@ CHANNELS = 16
 
 
 class Net(nn.Layer):
-    """Two layers with weights and inputs near their largest, where sums of pairs saturate."""
+    """Two layers with weights and inputs near their maximum, so that pair sums saturate."""
 
     def __init__(self, kind):
         super().__init__()
@@ -41,7 +41,7 @@ class Net(nn.Layer):
 
 
 def exported(kind, bits, path):
-    """(input, output of the quantized model) of a net saved as ``path.pdmodel`` and ``.onnx``."""
+    """Save a net as ``path.pdmodel`` and ``path.onnx``; return (input, quantized output)."""
     shape = [4, CHANNELS] if "linear" in kind else [4, CHANNELS, 6, 6]
     x = paddle.rand(shape) * 0.3 + 0.7
     ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(bits))
@@ -54,14 +54,14 @@ def exported(kind, bits, path):
 
 
 def test_has_vnni_agrees_with_cpuinfo():
-    """Without /proc/cpuinfo an x86 processor counts as one without VNNI; others do not need it."""
+    """Without /proc/cpuinfo an x86 processor counts as one without VNNI."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     words = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
     x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686", "x86")
     assert has_vnni() == (not x86 or bool(words & {"avx512_vnni", "avx_vnni"}))
 
 
-def test_has_vnni_agrees_with_the_integers_of_a_stock_kernel(tmp_path):
+def test_has_vnni_agrees_with_a_stock_kernel(tmp_path):
     """255 * 127 + 255 * 127 is 64770, and 32767 where pairs are added in 16 bits."""
     import onnxruntime as ort
 
@@ -79,7 +79,7 @@ def test_has_vnni_agrees_with_the_integers_of_a_stock_kernel(tmp_path):
 
 @pytest.mark.parametrize("largest", [1, 63, 64, 65, 127])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_bound_of_weights_that_cannot_saturate(largest, sign):
+def test_weight_bound_without_saturation(largest, sign):
     weight = np.int8([[sign * largest, sign * largest], [0, 0]])
     pairs = np.int32([0, 1, 254, 255])[:, None] * weight.astype(np.int32).sum(1)
     fits = (pairs == np.clip(pairs, -2 ** 15, 2 ** 15 - 1)).all()
@@ -88,7 +88,7 @@ def test_bound_of_weights_that_cannot_saturate(largest, sign):
 
 @pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_runtime_computes_the_simulation(kind, bits, tmp_path, caplog):
+def test_every_runtime_equals_the_simulation(kind, bits, tmp_path, caplog):
     path = str(tmp_path / "net")
     x, expected = exported(kind, bits, path)
     for runtime in RUNTIMES:
@@ -103,7 +103,7 @@ def test_every_runtime_computes_the_simulation(kind, bits, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_may_saturate_are_found_in_either_format(kind, tmp_path):
+def test_saturating_layers_are_found_in_both_formats(kind, tmp_path):
     counts = {}
     for bits in (7, 8):
         path = str(tmp_path / f"net{bits}")
@@ -117,7 +117,7 @@ def test_layers_that_may_saturate_are_found_in_either_format(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_copy_for_all_processors(kind, tmp_path, caplog):
+def test_portable_copy(kind, tmp_path, caplog):
     path, copy = str(tmp_path / "net"), str(tmp_path / "copy")
     x, expected = exported(kind, 8, path)
     assert to_paddle_int8(path, copy, vnni=False) == 2
@@ -129,7 +129,7 @@ def test_a_copy_for_all_processors(kind, tmp_path, caplog):
 
 
 def test_stock_int8_kernels_saturate_without_vnni(tmp_path):
-    """The reason for this module; with VNNI they are right."""
+    """The reason for this module; with VNNI the kernels are accurate."""
     path = str(tmp_path / "net")
     x, expected = exported("linear", 8, path)
     for run in (compiled(path, as_is=False, ending="onnx"),
@@ -147,7 +147,7 @@ def test_verify_reports_float_kernels(tmp_path):
     assert str(report).count("computed in float") == len(notes)
 
 
-def test_the_explanation_names_layers_and_remedies():
+def test_explanation_names_layers_and_remedies():
     assert explain("OpenVINO", []) == ""
     text = explain("OpenVINO", ["a", "b", "c", "d"])
     assert "OpenVINO may saturate in 4 layers (a, b, c, ...)" in text and "7 bits" in text

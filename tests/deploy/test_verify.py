@@ -1,4 +1,4 @@
-"""``paddleq.deploy.verify``: what it finds where all is well, and where something is not."""
+"""``paddleq.deploy.verify`` on correct and on faulty models."""
 
 import numpy as np
 import paddle
@@ -17,7 +17,7 @@ from paddleq.errors import ConfigError, ConfigTypeError, DependencyError, Format
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """(prefix of .pdmodel and .onnx, quantized Layer, batches)."""
+    """Return (prefix of the .pdmodel and .onnx files, quantized Layer, batches)."""
     paddle.seed(0)
     x = paddle.rand([16, 1, 8, 8])
     ptq, net = calibrated(warmed(SmallNet(), x), x, fuse=True)
@@ -28,7 +28,7 @@ def model(tmp_path_factory):
     return path, net, [x[:8].numpy(), x[8:].numpy()]
 
 
-def test_every_runtime_is_compared_measured_and_weighed(model):
+def test_accuracy_latency_and_size_of_every_runtime(model):
     path, net, batches = model
     net.train()
     report = verify(path, net, batches, top1=0.9, seconds=0.05)
@@ -61,7 +61,7 @@ def as_arrays(net):
 
 
 @pytest.mark.parametrize("kind", ["function", "path", "itself"])
-def test_other_references(kind, model):
+def test_references_of_other_types(kind, model):
     path, net, batches = model
     reference = {"function": as_arrays(net), "path": path + ".pdmodel", "itself": None}[kind]
     report = verify(path + ".onnx", reference, {"x": batches[0]}, runtimes=["onnxruntime"],
@@ -72,18 +72,18 @@ def test_other_references(kind, model):
     assert "FP32 ms" in str(report)
 
 
-def test_a_float_model_to_measure_against(model, tmp_path):
+def test_float_model_baseline(model, tmp_path):
     path, _, batches = model
     paddleq.export.to_onnx(SmallNet(), tmp_path / "float",
                            [InputSpec([None, 1, 8, 8], "float32", "x")])
     report = verify(path, None, batches, float_model=tmp_path / "float", top1=0.9, seconds=0.01)
     measured = {row.runtime + row.file[-4:]: row.float_ms for row in report.rows}
     assert measured["openvinoonnx"] > 0 and measured["onnxruntimeonnx"] > 0
-    assert measured["paddleodel"] is None  # no such file of the float model
+    assert measured["paddleodel"] is None  # the float model has no such file
     assert "-" in str(report)
 
 
-def test_a_file_of_another_model_is_no_ok(model):
+def test_file_of_another_model_fails(model):
     path, net, batches = model
     other = warmed(SmallNet(), paddle.rand([16, 1, 8, 8]))
     report = verify(path, other, batches, seconds=0)
@@ -97,7 +97,7 @@ def test_a_file_of_another_model_is_no_ok(model):
 
 
 class Layers(nn.Layer):
-    """Three Linears; the one in the middle has its weight in groups."""
+    """Three Linears; the second has per-group scales."""
 
     def __init__(self):
         super().__init__()
@@ -107,8 +107,8 @@ class Layers(nn.Layer):
         return self.last(nn.functional.relu(self.middle(nn.functional.relu(self.first(x)))))
 
 
-def test_the_layer_where_a_runtime_departs_is_named(tmp_path):
-    """ONNX Runtime rounds activations to 8 bits in front of weights in groups, and only there."""
+def test_first_deviating_layer_is_named(tmp_path):
+    """ONNX Runtime rounds activations to 8 bits only before weights with per-group scales."""
     grouped = Layers()
     for name, spec in (("first", QuantSpec(8)), ("last", QuantSpec(8)),
                        ("middle", QuantSpec(4, granularity=PerGroup(32)))):
@@ -126,8 +126,8 @@ def test_the_layer_where_a_runtime_departs_is_named(tmp_path):
     assert "worst layer middle.weight" in str(report)
 
 
-def test_the_worst_layer_of_a_pdmodel(model):
-    """Paddle Inference rounds between operators, which it does nowhere in the file."""
+def test_worst_layer_of_a_pdmodel(model):
+    """Paddle Inference rounds between operators, the file does not."""
     path, net, batches = model
     report = verify(path + ".pdmodel", net, batches, runtimes=["paddle"], error=1e-6, seconds=0,
                     top1=0.0)
@@ -156,7 +156,7 @@ def test_the_worst_layer_of_a_pdmodel(model):
     ({"seconds": -1}, ConfigError, ["seconds"]),
     ({"float_model": "no/model"}, FormatError, ["no/model"]),
 ])
-def test_wrong_arguments(arguments, error, words, model, monkeypatch):
+def test_invalid_arguments(arguments, error, words, model, monkeypatch):
     monkeypatch.delenv("PADDLEQ_LITE_PYTHON", raising=False)
     path, net, batches = model
     with pytest.raises(error) as caught:
@@ -164,7 +164,7 @@ def test_wrong_arguments(arguments, error, words, model, monkeypatch):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_agreement():
+def test_agreement_metrics():
     a, b = np.array([[1.0, 2.0], [3.0, 1.0]]), np.array([[2.0, 3.0], [1.0, 3.0]])
     assert top1_agreement([[a]], [[b]]) == 0.5 and top1_agreement([[a], [a]], [[a], [b]]) == 0.75
     assert top1_agreement([[a[:, :1]]], [[b[:, :1]]]) is None
@@ -181,8 +181,8 @@ def test_agreement():
 
 @pytest.mark.slow
 @pytest.mark.lite
-def test_paddle_lite_where_it_is_named(tmp_path, monkeypatch):
-    """Weights of 8 bits overflow in its kernels for x86, and verify says so."""
+def test_paddle_lite_on_request(tmp_path, monkeypatch):
+    """8-bit weights overflow in the x86 kernels; verify reports it."""
     from paddle_lite import Lite
 
     monkeypatch.setenv("PADDLEQ_LITE_PYTHON", str(Lite().python))

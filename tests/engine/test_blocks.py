@@ -1,4 +1,4 @@
-"""Blocks of layers that are quantized at their ends, found from what the data does."""
+"""Blocks of layers that are quantized at their ends, found from the data flow."""
 
 import copy
 
@@ -29,14 +29,14 @@ def simulated(net, x, inputs=True, **config):
 
 
 def blocks(net):
-    """(names of the layers of a block), in order."""
+    """Return the layer names of each block, in order."""
     names = {id(layer): name for name, layer in net.named_sublayers()}
     return [tuple(names[id(layer)] for layer in (block.producer, block.norm, block.relu)
                   if layer is not None) for block in blocks_of(net)]
 
 
 def quantizers(net):
-    """name -> the ends at which a layer quantizes."""
+    """Map layer names to the ends at which they quantize."""
     return {name: [n.replace("activation_quantizer", "in").replace("_quantizer", "").replace(
         "output", "out") for n, _ in layer.quantizers() if n != "weight_quantizer"]
         for name, layer in engine.quantized_layers(net)}
@@ -57,7 +57,7 @@ PATTERNS = {
 
 @pytest.mark.parametrize("inputs", [True, False], ids=["inputs", "first batch"])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_pattern(pattern, inputs):
+def test_fusion_patterns(pattern, inputs):
     layers, shape = PATTERNS[pattern]
     net = nn.Sequential(*[make() for make in layers])
     x = paddle.randn(shape)
@@ -68,13 +68,13 @@ def test_pattern(pattern, inputs):
     assert quantizers(net) == {"0": ["in", "out"]}
     net.eval()
     y = net(x)
-    assert y is last[-1]  # what leaves the last layer is the output: nothing is quantized after it
+    assert y is last[-1]  # the output of the last layer is not quantized
     grid = y / net[0].output_quantizer.scale
-    assert len(np.unique(np.round(grid.numpy(), 3))) <= 256  # and it is quantized
+    assert len(np.unique(np.round(grid.numpy(), 3))) <= 256  # and its input is quantized
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_without_enable_fusion_nothing_is_joined(pattern):
+def test_blocks_require_enable_fusion(pattern):
     layers, shape = PATTERNS[pattern]
     net = simulated(nn.Sequential(*[make() for make in layers]), paddle.randn(shape),
                     enable_fusion=False)
@@ -85,7 +85,7 @@ def test_without_enable_fusion_nothing_is_joined(pattern):
 
 
 class Residual(nn.Layer):
-    """As in ResNet: one ReLU ends a block, and is used again behind an addition."""
+    """As in ResNet: a ReLU ends a block and is used again after an addition."""
 
     def __init__(self):
         super().__init__()
@@ -124,19 +124,19 @@ class OutOfOrder(nn.Layer):
      {"conv1": ["in", "out"], "conv2": ["out"]}),
     (OneRelu, ROW, [("fc1", "relu"), ("fc2", "relu")], {"fc1": ["in", "out"], "fc2": ["out"]}),
     (OutOfOrder, ROW, [("fc2", "bn", "relu")], {"fc2": ["out"], "fc1": ["in", "out"]}),
-    # F.relu is not seen.
+    # F.relu is not detected.
     (SmallNet, [2, 1, 8, 8], [("conv1", "bn1"), ("conv2", "bn2")],
      {"conv1": ["in", "out"], "conv2": ["in", "out"], "conv3": ["in", "out"],
       "fc": ["in", "out"]}),
 ])
-def test_blocks_and_the_quantizers_that_stay(make, shape, expected, ends):
+def test_quantizers_are_kept_at_block_ends(make, shape, expected, ends):
     for inputs in (True, False):
         net = simulated(make(), paddle.randn(shape), inputs)
         assert sorted(blocks(net)) == sorted(expected)
         assert quantizers(net) == ends
 
 
-def test_a_relu_that_ends_two_blocks_quantizes_each_with_its_own_scale():
+def test_shared_relu_quantizes_each_block_with_a_separate_scale():
     x = paddle.randn(ROW)
     net = simulated(OneRelu(), x)
     net(x)
@@ -195,7 +195,7 @@ class Branched(nn.Layer):
     ("conv is called twice", [], "conv is called 2 times"),
     ("something lies between conv and bn", [], None),
 ])
-def test_what_must_not_be_joined_is_not_and_the_summary_says_why(what, expected, why):
+def test_rejected_blocks_are_explained_in_the_summary(what, expected, why):
     for config in ({}, {"bn_fold": True}):
         x = paddle.randn(IMAGE)
         net = simulated(Branched(what), x, **config)
@@ -204,7 +204,7 @@ def test_what_must_not_be_joined_is_not_and_the_summary_says_why(what, expected,
         net(x)
 
 
-def test_layers_that_are_not_quantized_begin_no_block():
+def test_skipped_layers_do_not_start_a_block():
     net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU(),
                         nn.Conv2D(4, 4, 3), nn.BatchNorm2D(4), nn.ReLU())
     net[0].skip_quant = True
@@ -213,7 +213,7 @@ def test_layers_that_are_not_quantized_begin_no_block():
     assert not isinstance(net[1], BlockMember)
 
 
-def test_a_layer_with_a_forward_of_its_own_begins_no_block():
+def test_layers_with_overridden_forward_do_not_start_a_block():
     class Mine(nn.Conv2D):
         def forward(self, x):
             return super().forward(x) * 2.0
@@ -242,7 +242,7 @@ def test_pretrained_statistics_survive_fusion():
             assert np.array_equal(after[name].numpy(), value), name
 
 
-def test_a_copy_of_a_fused_network_is_its_own():
+def test_copies_of_a_fused_network_are_independent():
     x = paddle.randn(ROW)
     net = simulated(OneRelu(), x)
     net(x)
@@ -254,7 +254,7 @@ def test_a_copy_of_a_fused_network_is_its_own():
     assert other.fc1.output_quantizer.scale.item() > before
 
 
-def test_a_copy_made_before_the_first_batch_looks_for_itself():
+def test_copy_before_the_first_batch_finds_its_blocks():
     net = SimQAT({"enable_fusion": True}).apply(OneRelu())
     other = copy.deepcopy(net)
     other(paddle.randn(ROW))
@@ -263,7 +263,7 @@ def test_a_copy_made_before_the_first_batch_looks_for_itself():
     assert blocks(net) == [("fc1", "relu"), ("fc2", "relu")]
 
 
-def test_first_batch_that_fails_changes_nothing():
+def test_failing_first_batch_does_not_change_the_model():
     net = SimQAT({"enable_fusion": True}).apply(OneRelu())
     with pytest.raises(ValueError, match="(?s).*"):
         net(paddle.randn([8, 4]))
@@ -271,7 +271,7 @@ def test_first_batch_that_fails_changes_nothing():
     assert blocks(net) == [("fc1", "relu"), ("fc2", "relu")]
 
 
-def test_inputs_that_fail_leave_a_float_model():
+def test_failing_example_inputs_leave_the_model_float():
     net = OneRelu()
     with pytest.raises(ValueError, match="(?s).*"):
         SimQAT({"enable_fusion": True}).apply(
@@ -279,7 +279,7 @@ def test_inputs_that_fail_leave_a_float_model():
     assert type(net.fc1) is nn.Linear
 
 
-def test_keyword_arguments_only_on_the_first_batch_is_an_error_that_says_what_to_do():
+def test_keyword_only_first_batch_is_an_error_with_a_remedy():
     net = SimQAT({"enable_fusion": True}).apply(OneRelu())
     with pytest.raises(paddleq.errors.FusionError, match="pass example inputs"):
         net(x=paddle.randn(ROW))
@@ -289,7 +289,7 @@ def test_keyword_arguments_only_on_the_first_batch_is_an_error_that_says_what_to
 
 
 def chain(first, second):
-    """Two Linears in a row with these configurations of (output, input) between them."""
+    """Two Linears with these (output, input) configurations between them."""
     net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
     weight = QuantizerConfig(CurrentAbsMaxObserver)
     config = QuantConfig()
@@ -307,7 +307,7 @@ def delayed(delay):
         AbsMaxObserver, saturate=False, delay=delay, **options))
 
 
-def moving(rate):
+def moving_average(rate):
     return lambda spec, channels: MovingAverageAbsMaxObserver(spec, channels, moving_rate=rate)
 
 
@@ -316,14 +316,14 @@ def moving(rate):
     (QuantizerConfig(AbsMaxObserver, QuantSpec(bits=8)),
      QuantizerConfig(AbsMaxObserver, QuantSpec(bits=4)), False),
     (QuantizerConfig(AbsMaxObserver), QuantizerConfig(MovingAverageAbsMaxObserver), False),
-    (QuantizerConfig(moving(0.9)), QuantizerConfig(moving(0.9)), True),
-    (QuantizerConfig(moving(0.9)), QuantizerConfig(moving(0.8)), False),
+    (QuantizerConfig(moving_average(0.9)), QuantizerConfig(moving_average(0.9)), True),
+    (QuantizerConfig(moving_average(0.9)), QuantizerConfig(moving_average(0.8)), False),
     (delayed(3), delayed(3), True),
     (delayed(3), delayed(4), False),
     (delayed(0), QuantizerConfig(AbsMaxObserver), False),
     (None, QuantizerConfig(AbsMaxObserver), False),
 ], ids=["same", "bits", "observer", "same rate", "rate", "same delay", "delay", "class", "none"])
-def test_redundant_only_with_the_same_parameters(first, second, redundant):
+def test_quantizers_with_different_parameters_are_not_redundant(first, second, redundant):
     net = chain(first, second)
     assert (getattr(net[1], "activation_quantizer", None) is None) == redundant
     if first is not None and not redundant:
@@ -369,15 +369,15 @@ class Between(nn.Layer):
     ("a function of two", {"join": ["in_1", "out"]}),
     ("by keyword", {"b": ["in", "out"]}),
 ])
-def test_redundant_only_where_the_quantized_tensor_itself_arrives(how, expected):
+def test_quantizers_of_modified_tensors_are_not_redundant(how, expected):
     for fusion in (True, False):
         net = simulated(Between(how), paddle.randn(ROW), enable_fusion=fusion)
         found = quantizers(net)
         assert {name: found[name] for name in expected} == expected
 
 
-def test_dropping_redundant_quantizers_changes_no_bit():
-    """A tensor on a grid lies on the same grid after the same quantizer: nothing is lost."""
+def test_removing_redundant_quantizers_is_exact():
+    """A quantizer does not change a tensor that is on its grid."""
     x = paddle.randn(ROW)
     net = chain(QuantizerConfig(AbsMaxObserver), QuantizerConfig(AbsMaxObserver))
     net(x)

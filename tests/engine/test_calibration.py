@@ -1,4 +1,4 @@
-"""Calibration restores the state of a quantized model, also after an error in the middle."""
+"""Calibration restores the state of a quantized model, also after an error."""
 
 import paddle
 import pytest
@@ -83,7 +83,7 @@ def test_calibrate_restores_the_state(prepare):
     model = prepare(net())
     modes, states = state_of(model)
     assert paddleq.calibrate(model, data()) == 3
-    # Calibration is complete for quantizers that were calibrating; all others are as before.
+    # Quantizers that were calibrating are complete; all others are unchanged.
     expected = {name: (State.VALIDATION, False, True) if state[0] is State.CALIBRATION else state
                 for name, state in states.items()}
     assert state_of(model) == (modes, expected)
@@ -91,7 +91,7 @@ def test_calibrate_restores_the_state(prepare):
 
 @pytest.mark.parametrize("prepare, error", [
     (prepare, error) for prepare in STATES for error in ("loader", "model", "non-finite", "no data")
-    if (prepare, error) != (qat_with_frozen_observers, "non-finite")])  # nothing is observed there
+    if (prepare, error) != (qat_with_frozen_observers, "non-finite")])  # disabled observers
 def test_an_error_restores_the_state(prepare, error):
     model = prepare(net())
     before = state_of(model)
@@ -110,7 +110,7 @@ def test_an_error_restores_the_state(prepare, error):
     assert state_of(model) == before
 
 
-def test_scales_move_in_training_after_calibration():
+def test_scales_are_updated_by_training_after_calibration():
     model = qat_training(net())
     paddleq.calibrate(model, data())
     before = scales(model)

@@ -1,4 +1,4 @@
-"""One integer form of every layer type, reached from every front end."""
+"""Frozen (integer) form of every layer type, created by every front end."""
 
 import copy
 import inspect
@@ -67,13 +67,13 @@ def frozen(request):
 
 
 def assert_close_up_to_rounding(found, expected):
-    """Equal but for inputs that lie on a border between two integers."""
+    """Equal except for inputs on a rounding border."""
     different = np.abs(found - expected) > 1e-5 * np.abs(expected).max()
     assert different.mean() < 0.02
 
 
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_frozen_layer_of_every_type_computes_as_the_simulated_one(name, tmp_path):
+def test_frozen_layer_of_every_type_equals_the_simulation(name, tmp_path):
     make, shape = LAYERS[name]
     x = paddle.randn(shape)
     model = nn.Sequential(make())
@@ -117,7 +117,7 @@ CALL_LAYERS = {
 
 
 @pytest.mark.parametrize("name", list(CALL_LAYERS))
-def test_frozen_layer_quantizes_inputs_however_they_are_passed(name):
+def test_frozen_layer_quantizes_positional_and_keyword_inputs(name):
     make, inputs = CALL_LAYERS[name]
     inputs = [paddle.randint(0, 7, shape) if dtype == "int64" else paddle.randn(shape)
               for shape, dtype in inputs]
@@ -162,7 +162,7 @@ def test_frozen_embedding_stores_integer_rows():
     assert frozen[0].input_specs == ()
 
 
-def test_frozen_function_quantizes_each_input_with_its_own_scale():
+def test_frozen_function_quantizes_each_input_with_a_separate_scale():
     config = QuantConfig()
     config.add_type(paddleq.QuantizableFunction, LayerConfig(None, QuantSpec(8)))
     model = paddleq.quantize(nn.Sequential(paddleq.QuantizableFunction(paddle.matmul)), config)
@@ -189,7 +189,7 @@ def test_frozen_linear_and_integer_linear_have_different_names():
         "FrozenConv2D", "FrozenLinear"}
 
 
-def test_affine_quantization_computes_as_the_simulated_one():
+def test_frozen_affine_quantization_equals_the_simulation():
     model = simulated_qat(symmetric=False)
     model.eval()
     x = paddle.randn([64, 3, 8, 8])
@@ -198,7 +198,7 @@ def test_affine_quantization_computes_as_the_simulated_one():
     assert list(model[0].weight_zero_point.shape) == list(model[0].weight_scale.shape)
 
 
-def test_frozen_weights_are_the_integers_that_are_exported(tmp_path):
+def test_frozen_weights_equal_exported_integers(tmp_path):
     simulated = ptq()
     paddleq.export.save(simulated, str(tmp_path / "simulated"), [X])
     frozen = freeze(copy.deepcopy(simulated))
@@ -211,7 +211,7 @@ def test_frozen_weights_are_the_integers_that_are_exported(tmp_path):
     assert np.array_equal(frozen[0].weight.numpy(), integers)
 
 
-def test_summary_knows_frozen_layers(frozen):
+def test_summary_lists_frozen_layers(frozen):
     rows = {row.name: row for row in summary_rows(frozen)}
     for name in ("0", "3"):
         assert rows[name].done == "deployed" and rows[name].weight.startswith("int")
@@ -241,7 +241,7 @@ def net_with_norms():
     return model
 
 
-def test_checkpoint_with_folded_norms_loads_into_a_model_frozen_in_the_same_way(tmp_path):
+def test_checkpoint_with_folded_norms_loads_into_a_frozen_model(tmp_path):
     frozen = freeze(ptq(net_with_norms(), fuse=True))
     paddleq.save_checkpoint(frozen, str(tmp_path / "m"))
     other = freeze(ptq(net_with_norms(), 2 * X, fuse=True))
@@ -249,7 +249,7 @@ def test_checkpoint_with_folded_norms_loads_into_a_model_frozen_in_the_same_way(
                           frozen(X).numpy())
 
 
-def test_checkpoint_with_folded_norms_says_how_to_load_it(tmp_path):
+def test_checkpoint_with_folded_norms_error_names_the_remedy(tmp_path):
     paddleq.save_checkpoint(freeze(ptq(net_with_norms(), fuse=True)), str(tmp_path / "m"))
     model = net_with_norms()
     expected = model(X).numpy()
@@ -258,7 +258,7 @@ def test_checkpoint_with_folded_norms_says_how_to_load_it(tmp_path):
     assert np.array_equal(model(X).numpy(), expected)
 
 
-def test_checkpoint_of_frozen_fused_blocks_is_refused(tmp_path):
+def test_checkpoint_of_frozen_fused_blocks_is_rejected(tmp_path):
     algorithm = paddleq.golden_stick.SimulatedQuantizationAwareTraining({"enable_fusion": True})
     model = algorithm.apply(net_with_norms(), X)
     model.train()
@@ -268,7 +268,7 @@ def test_checkpoint_of_frozen_fused_blocks_is_refused(tmp_path):
         paddleq.save_checkpoint(frozen, str(tmp_path / "m"))
 
 
-def test_checkpoint_of_a_frozen_model_does_not_fit_another_model(tmp_path):
+def test_checkpoint_of_a_frozen_model_is_rejected_by_another_model(tmp_path):
     paddleq.save_checkpoint(dynamic(), str(tmp_path / "m"))
     other = nn.Sequential(nn.Conv2D(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Embedding(144, 5))
     with pytest.raises(ModelError, match="Linear"):
@@ -294,7 +294,7 @@ def test_frozen_model_is_exported_with_fake_operators(frozen, tmp_path):
 @pytest.mark.parametrize("quantize", [
     lambda model: paddleq.QAT().quantize(model), paddleq.quant_post_dynamic,
     lambda model: paddleq.PTQ().quantize(model)])
-def test_quantizing_a_frozen_model_again_is_refused(frozen, quantize):
+def test_quantizing_a_frozen_model_is_an_error(frozen, quantize):
     with pytest.raises(ModelError, match="already quantized"):
         quantize(frozen)
 
@@ -304,13 +304,13 @@ def test_frozen_model_pickles(frozen):
     assert np.array_equal(copied(X).numpy(), frozen(X).numpy())
 
 
-def test_layers_that_share_a_weight_share_its_integers():
+def test_shared_weights_share_their_integers():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
     frozen = paddleq.quant_post_dynamic(nn.Sequential(first, second))
     assert frozen[0].weight is frozen[1].weight
 
 
-def test_freezing_a_float_model_is_refused():
+def test_freezing_a_float_model_is_an_error():
     with pytest.raises(ModelError, match="no quantized layer"):
         freeze(net())

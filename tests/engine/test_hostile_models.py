@@ -1,4 +1,4 @@
-"""Models that are not made to be quantized: issue line 7."""
+"""Models with structures and values that quantization must handle or reject."""
 
 import copy
 
@@ -54,7 +54,7 @@ def test_two_inputs(tmp_path):
     ptq_export(TwoInputs(), batch, str(tmp_path / "m"), spec)
 
 
-def test_a_batch_may_be_a_dict_of_arguments(tmp_path):
+def test_batch_as_a_dict_of_arguments(tmp_path):
     batch = {"image": paddle.randn([4, 3, 8, 8]), "text": paddle.randn([4, 5])}
     spec = [Spec([None, 3, 8, 8], "float32"), Spec([None, 5], "float32")]
     ptq_export(TwoInputs(), batch, str(tmp_path / "m"), spec)
@@ -78,7 +78,7 @@ def test_nested_outputs(kind, tmp_path):
 
 
 class Branching(nn.Layer):
-    """Control flow on Python values."""
+    """Control flow that depends on Python values."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ class Branching(nn.Layer):
         return x
 
 
-def test_python_control_flow_and_a_layer_no_data_reaches(tmp_path):
+def test_python_control_flow_and_an_unused_layer(tmp_path):
     x = paddle.randn([4, 6])
     net = Branching()
     ptq = paddleq.PTQ()
@@ -106,7 +106,7 @@ def test_python_control_flow_and_a_layer_no_data_reaches(tmp_path):
 
 
 class DataDependent(nn.Layer):
-    """Control flow on a tensor's value, which becomes a block of its own in the program."""
+    """Control flow that depends on a tensor, exported as a conditional block."""
 
     def __init__(self):
         super().__init__()
@@ -168,7 +168,7 @@ def test_zero_channel_and_dead_activation(tmp_path):
         weight = net[0].weight.numpy().copy()
         weight[2] = 0.0
         net[0].weight.set_value(weight)
-        net[0].bias.set_value(np.full(6, -100, "float32"))  # ReLU kills everything
+        net[0].bias.set_value(np.full(6, -100, "float32"))  # ReLU outputs zeros only
     x = paddle.randn([4, 3, 8, 8])
     ptq = paddleq.PTQ()
     quantized = ptq.quantize(net)
@@ -195,14 +195,14 @@ def test_non_finite_batch_names_layer_and_batch(bad, quantizer):
     with pytest.raises(paddleq.errors.NonFiniteError,
                        match=r"conv1\.activation_quantizer: calibration batch 2 has 1 NaN"):
         ptq.calibrate(net, [good, good, paddle.to_tensor(wrong), good])
-    # What came before is not lost: calibration goes on without that batch.
+    # Calibration continues from the batches before.
     assert net.conv1.activation_quantizer.observer.num_batches == 2
     ptq.calibrate(net, [good])
     assert net.conv1.activation_quantizer.observer.num_batches == 3
     assert np.isfinite(net(good).numpy()).all()
 
 
-def test_large_but_finite_values_are_no_nan():
+def test_large_finite_values_are_accepted():
     ptq = paddleq.PTQ("AbsmaxQuantizer")
     net = ptq.quantize(nn.Sequential(nn.Linear(8, 2)))
     ptq.calibrate(net, [paddle.full([4, 8], 3e38)])  # the sum overflows
@@ -216,7 +216,7 @@ def test_empty_loader():
         ptq.calibrate(net, [])
 
 
-def test_float16_model_is_refused_and_left_as_it_was():
+def test_float16_model_is_rejected_and_unchanged():
     net = SmallNet()
     net.to(dtype="float16")
     for quantize in (paddleq.QAT().quantize, paddleq.PTQ().quantize):
@@ -225,13 +225,13 @@ def test_float16_model_is_refused_and_left_as_it_was():
     assert type(net.conv1) is nn.Conv2D and net.conv1.weight.dtype == paddle.float16
 
 
-def test_subclass_with_a_forward_of_its_own_is_left_alone_and_said():
+def test_subclass_with_overridden_forward_stays_float_and_is_reported():
     class Scaled(nn.Linear):
         def forward(self, x):
             return F.linear(x, self.weight * 2, self.bias)
 
     class Named(nn.Linear):
-        """Adds nothing to forward."""
+        """Subclass that inherits forward."""
 
     net = nn.Sequential(Scaled(4, 4), Named(4, 4))
     paddleq.QAT().quantize(net)
@@ -240,7 +240,7 @@ def test_subclass_with_a_forward_of_its_own_is_left_alone_and_said():
     assert type(net[1]).__name__ == "QuantizedNamed" and isinstance(net[1], Named)
 
 
-def test_hooks_of_the_user_go_on_working():
+def test_user_hooks_are_still_called():
     net, seen = nn.Sequential(nn.Linear(4, 4)), []
     net[0].register_forward_post_hook(lambda layer, inputs, output: seen.append(output.shape))
     paddleq.QAT().quantize(net)
@@ -274,7 +274,7 @@ def test_excluding_layers():
     assert quantized(skip=["0.fc2", nn.Conv2D]) == ["0.fc1", "1.fc1", "1.fc2"]
 
 
-def test_root_layer_itself_is_quantized(tmp_path):
+def test_root_layer_is_quantized(tmp_path):
     net, x = nn.Linear(6, 4), paddle.randn([3, 6])
     quanter = paddleq.QAT()
     quanter.quantize(net)
@@ -284,7 +284,7 @@ def test_root_layer_itself_is_quantized(tmp_path):
     assert relative_error(paddle_inference(path, [x.numpy()])[0], net(x).numpy()) < 1e-6
 
 
-def test_ptq_copies_by_default_and_deepcopy_is_independent():
+def test_ptq_copies_by_default_and_copies_are_independent():
     x = paddle.rand([2, 1, 8, 8])
     net = warmed(SmallNet(), x)
     ptq = paddleq.PTQ("AbsmaxQuantizer")
@@ -296,7 +296,7 @@ def test_ptq_copies_by_default_and_deepcopy_is_independent():
     assert ptq.quantize(net, inplace=True) is net
 
 
-def test_killed_or_failing_export_leaves_the_old_model_whole(tmp_path, monkeypatch):
+def test_interrupted_export_keeps_the_old_model(tmp_path, monkeypatch):
     x = paddle.rand([4, 1, 8, 8])
     quanter = paddleq.QAT()
     net = quanter.quantize(SmallNet())
@@ -321,7 +321,7 @@ def test_killed_or_failing_export_leaves_the_old_model_whole(tmp_path, monkeypat
         quanter.save_quantized_model(net, path + ".pdmodel/below/a/file")
 
 
-def test_export_is_reproducible_byte_for_byte(tmp_path):
+def test_export_is_reproducible(tmp_path):
     x = paddle.rand([4, 1, 8, 8])
     quanter = paddleq.QAT()
     net = quanter.quantize(SmallNet())

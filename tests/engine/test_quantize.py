@@ -1,4 +1,4 @@
-"""``paddleq.quantize`` of a QuantConfig, against the front ends that parse to one."""
+"""``paddleq.quantize`` with a QuantConfig, compared with the front ends."""
 
 import numpy as np
 import paddle
@@ -55,7 +55,7 @@ def test_skipped_layers_keep_the_reason():
 
 @pytest.mark.parametrize("config", [
     LayerConfig(QuantSpec(), smoother=SmoothQuant()), LayerConfig(QuantSpec(), rounder=GPTQ())])
-def test_algorithms_for_weights_are_refused(config):
+def test_weight_algorithms_are_rejected(config):
     net = cnn()
     with pytest.raises(ConfigError, match="'0' must have no smoother and no rounder"):
         paddleq.quantize(net, rules(config))
@@ -64,7 +64,7 @@ def test_algorithms_for_weights_are_refused(config):
 
 @pytest.mark.parametrize("config, error", [
     ({}, ConfigTypeError), (None, ConfigTypeError), (QuantConfig(), ModelError)])
-def test_other_configurations_are_refused(config, error):
+def test_other_configuration_types_are_rejected(config, error):
     with pytest.raises(error):
         paddleq.quantize(cnn(), config)
 
@@ -77,14 +77,14 @@ def test_other_configurations_are_refused(config, error):
         "batch_num": 1, "algorithm": "minmax", "quant_cfg": {
             "weights": {"type": "int8", "symmetric": True, "strategy": "channel"}}}),
 ], ids=["quantize", "QAT", "PTQ", "golden_stick", "amct"])
-def test_float64_weights_are_refused_by_name(quantize):
+def test_float64_weights_are_rejected_by_name(quantize):
     net = cnn()
     net[3].to(dtype="float64")
     with pytest.raises(ModelError, match=r"must be float32.*3\.weight is float64"):
         quantize(net)
 
 
-def test_float64_weights_of_a_transformer_are_refused_by_name():
+def test_float64_weights_of_a_transformer_are_rejected_by_name():
     net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2)
     net.layers[1].linear1.to(dtype="float64")
     with pytest.raises(ModelError, match=r"layers\.1\.linear1\.weight is float64"):

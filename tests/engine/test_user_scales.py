@@ -1,6 +1,6 @@
-"""Saving keeps the scales that a user set, and changes nothing in the model.
+"""Saving keeps the scales that a user set and does not change the model.
 
-Class of defects: an exporter computed all thresholds again from the observers' statistics.
+Class of defects: an exporter recomputed all thresholds from the observers' statistics.
 """
 
 import copy
@@ -86,7 +86,7 @@ def step_in_onnx(folder):
 
 
 def scale_of(program, operator, slot):
-    """Step of the first operator whose type begins with ``operator``."""
+    """Return the step of the first operator whose type begins with ``operator``."""
     names = [each.arguments[0] for op in program.desc.blocks[0].ops if op.type.startswith(operator)
              for each in op.inputs if each.parameter == slot]
     return program.arrays[names[0]] / 127
@@ -144,7 +144,7 @@ def test_a_scale_that_the_user_set_is_exported(observer, door, export, tmp_path)
 
 @pytest.mark.parametrize("observer", ["AbsmaxQuantizer", "KLQuantizer", "HistQuantizer"])
 @pytest.mark.parametrize("export", [in_pdmodel, in_fake_ops, in_onnx])
-def test_saving_while_calibrating_changes_nothing(observer, export, tmp_path):
+def test_saving_during_calibration_does_not_change_the_model(observer, export, tmp_path):
     model = quantized(observer)
     model(X)
     before = {key: value.numpy() for key, value in model.state_dict().items()}
@@ -155,18 +155,18 @@ def test_saving_while_calibrating_changes_nothing(observer, export, tmp_path):
     other = copy.deepcopy(model)
     paddleq.PTQ(observer).convert(other)
     assert np.allclose(found, other[0].activation_quantizer.scale.numpy(), rtol=1e-6)
-    # Calibration goes on.
+    # Calibration continues.
     model(2.0 * X)
     paddleq.PTQ(observer).convert(model)
     assert model[0].activation_quantizer.scale.item() > 1.5 * np.asarray(found).item()
 
 
-def test_a_layer_without_data_and_scale_is_named(tmp_path):
+def test_layer_without_data_and_scale_is_named(tmp_path):
     with pytest.raises(CalibrationError, match="0.activation_quantizer"):
         paddleq.export.save(quantized(), str(tmp_path / "m"), SPEC)
 
 
-def test_calibrating_again_replaces_the_scale_that_was_set():
+def test_recalibration_replaces_a_user_set_scale():
     model = by_set_qparams("AbsmaxQuantizer")
     paddleq.calibrate(model, [X])
     assert model[0].activation_quantizer.threshold.item() == 1.0

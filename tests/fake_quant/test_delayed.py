@@ -1,4 +1,4 @@
-"""quant_delay: a fake-quantizer that waits."""
+"""quant_delay: fake-quantization that begins after a number of steps."""
 
 import numpy as np
 import paddle
@@ -12,22 +12,22 @@ from paddleq.observers import AbsMaxObserver, CurrentAbsMaxObserver
 X = [0.3, -1.0, 0.77]
 
 
-def passes(quantizer, x=X):
+def is_identity(quantizer, x=X):
     """Return True if the quantizer returns ``x`` unchanged."""
     return quantizer(paddle.to_tensor(x)).tolist() == paddle.to_tensor(x).tolist()
 
 
 @pytest.mark.parametrize("observer", [AbsMaxObserver, CurrentAbsMaxObserver])
 @pytest.mark.parametrize("delay", [0, 1, 3])
-def test_identity_until_the_count_reaches_the_delay(observer, delay):
+def test_quantizer_is_identity_until_the_delay(observer, delay):
     quantizer = DelayedFakeQuantize(observer(), delay=delay)
-    assert [passes(quantizer) for _ in range(5)] == [step < delay for step in range(5)]
+    assert [is_identity(quantizer) for _ in range(5)] == [step < delay for step in range(5)]
     assert quantizer.step.item() == 5
 
 
-def test_observer_learns_meanwhile():
+def test_observer_is_updated_during_the_delay():
     quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=2)
-    assert passes(quantizer, [4.0, 0.3]) and passes(quantizer, [1.0, 0.3])
+    assert is_identity(quantizer, [4.0, 0.3]) and is_identity(quantizer, [1.0, 0.3])
     assert quantizer.observer.threshold().tolist() == [4.0]
     step = 4.0 / 127
     found = quantizer(paddle.to_tensor([1.0, 0.3]))
@@ -38,10 +38,10 @@ def test_eval_always_quantizes_and_never_counts():
     quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=10)
     quantizer(paddle.to_tensor(X))
     quantizer.eval()
-    assert not passes(quantizer) and not passes(quantizer)
+    assert not is_identity(quantizer) and not is_identity(quantizer)
     assert quantizer.step.item() == 1
     quantizer.train()
-    assert passes(quantizer) and quantizer.step.item() == 2
+    assert is_identity(quantizer) and quantizer.step.item() == 2
 
 
 @pytest.mark.parametrize("state", ["calibration", "validation"])
@@ -49,37 +49,37 @@ def test_other_states_never_count(state):
     quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=10)
     quantizer(paddle.to_tensor(X))
     quantizer.set_state(state)
-    assert passes(quantizer) == (state == "calibration")
+    assert is_identity(quantizer) == (state == "calibration")
     assert quantizer.step.item() == 1
 
 
-def test_gradient_is_the_identity_while_it_waits():
+def test_gradient_is_identity_during_the_delay():
     quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=1)
     x = paddle.to_tensor(X, stop_gradient=False)
     (quantizer(x) * paddle.to_tensor([1.0, 2.0, 3.0])).sum().backward()
     assert x.grad.tolist() == [1.0, 2.0, 3.0]
 
 
-def test_a_quantizer_that_was_switched_off_stays_off():
+def test_disabled_quantizer_stays_disabled():
     quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=1)
     quantizer.fake_quant_enabled = False
-    assert all(passes(quantizer) for _ in range(3))
+    assert all(is_identity(quantizer) for _ in range(3))
 
 
-def test_count_is_in_state_dict_and_is_obeyed_after_loading():
+def test_count_is_restored_from_state_dict():
     quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=3)
     for _ in range(2):
         quantizer(paddle.to_tensor(X))
     other = DelayedFakeQuantize(AbsMaxObserver(), delay=3)
     other(paddle.to_tensor(X))
     other.set_state_dict(quantizer.state_dict())
-    assert passes(other) and not passes(other)
+    assert is_identity(other) and not is_identity(other)
     early = DelayedFakeQuantize(AbsMaxObserver(), delay=3).state_dict()
     other.set_state_dict(early)
-    assert passes(other)
+    assert is_identity(other)
 
 
-def test_each_quantizer_counts_for_itself():
+def test_quantizers_count_separately():
     net = paddle.nn.Sequential(paddle.nn.Linear(3, 3), paddle.nn.ReLU(), paddle.nn.Linear(3, 3))
     x = paddle.ones([2, 3])
     net = SimQAT().apply(net, x)
@@ -92,7 +92,7 @@ def test_each_quantizer_counts_for_itself():
         **{f"2.{part}_quantizer.step": 1 for part in ("activation", "weight", "output")}}
 
 
-def test_under_to_static():
+def test_to_static():
     class Net(paddle.nn.Layer):
         def __init__(self):
             super().__init__()
@@ -111,6 +111,6 @@ def test_under_to_static():
 @pytest.mark.parametrize("delay, error", [
     (-1, paddleq.errors.ConfigError), (1.0, paddleq.errors.ConfigTypeError),
     (True, paddleq.errors.ConfigTypeError)])
-def test_wrong_delay(delay, error):
+def test_invalid_delay(delay, error):
     with pytest.raises(error, match="delay must be an int"):
         DelayedFakeQuantize(AbsMaxObserver(), delay=delay)

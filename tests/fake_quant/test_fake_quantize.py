@@ -1,11 +1,11 @@
-"""FakeQuantize: a row for each sentence of its specification, and its numbers against float64.
+"""FakeQuantize: each sentence of its specification, and its results against float64.
 
 The reference is the formula, in float64:
 
     y = (clip(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale
 
 with a gradient that is 0 outside of the range where it saturates. Steps that are powers of two make
-float32 exact, so that values on the borders of rounding and clipping can be compared too.
+float32 exact, so that values on rounding and clipping borders can be compared too.
 """
 
 import copy
@@ -44,7 +44,7 @@ def trainable(values):
 
 
 def passed(quantizer, values, upstream=None):
-    """(output, gradient of the input)"""
+    """Return (output, gradient of the input)."""
     x = trainable(values)
     y = quantizer(x)
     weights = np.ones_like(np.asarray(values, F)) if upstream is None else upstream
@@ -66,7 +66,7 @@ def aligned(numbers, ndim, axis):
 
 
 def reference(x, step, zero, qmin, qmax, rounding="half_up", axis=None):
-    """(y, whether x is in the range, distance to the nearest border of rounding), float64."""
+    """Return (y, mask of x in range, distance to the nearest rounding border), float64."""
     x = np.asarray(x, np.float64)
     step, zero = (aligned(each, x.ndim, axis) for each in (step, zero))
     steps = x / step
@@ -426,7 +426,7 @@ def _():
 
 
 @pytest.mark.parametrize("name", SENTENCES)
-def test_sentence(name):
+def test_specification(name):
     SENTENCES[name]()
 
 
@@ -459,8 +459,8 @@ def quantizer_of(mode, axis, channels):
 
 
 @given(modes(), st.data())
-def test_forward_and_backward_on_the_borders(mode, data):
-    """Steps that are powers of two: every multiple of a half step is a float32."""
+def test_forward_and_backward_on_rounding_borders(mode, data):
+    """Steps are powers of two: every multiple of a half step is exact in float32."""
     steps = arrays(data.draw, st.integers(-600, 600))
     axis = data.draw(st.integers(0, steps.ndim - 1))
     channels = steps.shape[axis] if mode["channels"] else 1
@@ -506,7 +506,7 @@ def test_observed_range_forward_and_backward(mode, data):
         zero = np.zeros_like(low)
     quantizer(paddle.to_tensor(x))
     np.testing.assert_allclose(quantizer.scale.numpy(), step, rtol=1e-6)
-    assert np.abs(quantizer.zero_point.numpy() - zero).max() <= 1  # a border, in float32
+    assert np.abs(quantizer.zero_point.numpy() - zero).max() <= 1  # on a border in float32
     quantizer.eval()
     found, grad = passed(quantizer, x)
     step, zero = quantizer.scale.numpy(), quantizer.zero_point.numpy()
@@ -524,7 +524,7 @@ def test_observed_range_forward_and_backward(mode, data):
 @pytest.mark.parametrize("qscheme", ["per_tensor_symmetric", "per_tensor_affine",
                                      "per_channel_symmetric", "per_channel_affine"])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_an_empty_batch(qscheme, in_place):
+def test_empty_batch(qscheme, in_place):
     quantizer = FakeQuantize(qscheme=qscheme, channel_len=4 if "channel" in qscheme else 1,
                              ch_axis=1, in_place=in_place)
     quantizer(paddle.rand([3, 4]))
@@ -545,14 +545,14 @@ def test_affine_parameters_of_extreme_ranges():
 
 
 @pytest.mark.parametrize("saturate", [False, True])
-def test_double_use_of_the_input(saturate):
+def test_gradient_of_an_input_used_twice(saturate):
     quantizer, x = fixed(saturate=saturate), trainable([0.4, 200.0])
     (quantizer(x) + 2 * quantizer(x) + x).sum().backward()
     assert x.grad.tolist() == [4.0, 1.0 if saturate else 4.0]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_other_dtypes_keep_theirs(dtype):
+def test_output_keeps_the_input_dtype(dtype):
     x = paddle.to_tensor([0.4, 1.6, 300.0]).astype(dtype)
     x.stop_gradient = False
     y = fixed()(x)
@@ -571,7 +571,7 @@ def test_auto_cast():
 
 @pytest.mark.parametrize("arguments", [{}, AFFINE, {"saturate": False},
                                        {"qscheme": "per_channel_affine", "channel_len": 6}])
-def test_to_static_trains_alike(arguments):
+def test_to_static_training_equals_dynamic_training(arguments):
     def make():
         paddle.seed(1)
         return nn.Sequential(nn.Linear(5, 6), FakeQuantize(ch_axis=1, **arguments),
@@ -590,7 +590,7 @@ def test_to_static_trains_alike(arguments):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_calibration_state_collects_for_histograms():
+def test_calibration_state_updates_histograms():
     for cls in HistogramObserver, KLObserver:
         quantizer = FakeQuantize(cls, bins=128)
         quantizer.eval()
@@ -617,7 +617,7 @@ def test_observers_merge_and_copy():
         assert left.num_batches == whole.num_batches == 4 and copied.num_batches == 2
         lows, highs = zip(*((o.min.numpy(), o.max.numpy())
                             for o in (left, whole, copied, right)))
-        if "Moving" in cls.__name__:  # each half weighs as much as its batches
+        if "Moving" in cls.__name__:  # weighted by the number of batches
             for found in lows, highs:
                 np.testing.assert_allclose(found[0], (found[2] + found[3]) / 2, rtol=1e-5)
         else:
@@ -625,7 +625,7 @@ def test_observers_merge_and_copy():
             np.testing.assert_array_equal(highs[0], highs[1])
 
 
-def test_state_dict_goes_round(tmp_path):
+def test_state_dict_round_trip(tmp_path):
     quantizer = FakeQuantize(**AFFINE)
     quantizer(paddle.to_tensor([-1.0, 3.0]))
     path = str(tmp_path / "q.pdparams")
@@ -644,8 +644,8 @@ def test_state_dict_goes_round(tmp_path):
     ({"dtype": "qint4"}, {"dtype": "qint4"}),
     ({"observer": MinMaxObserver, "saturate": False}, {"spec": QuantSpec(4, narrow_range=True)}),
 ])
-def test_exported_is_simulated(activation, weight, digits, tmp_path):
-    """Values of digits lie on no border of rounding to which runtimes round otherwise."""
+def test_export_equals_simulation(activation, weight, digits, tmp_path):
+    """The digits data set has no values on rounding borders, where runtimes differ."""
     paddle.seed(0)
     net = nn.Sequential(nn.Conv2D(1, 8, 3), nn.BatchNorm2D(8), nn.ReLU(), nn.Conv2D(8, 8, 3),
                         nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
@@ -670,7 +670,7 @@ def test_exported_is_simulated(activation, weight, digits, tmp_path):
     (QuantSpec(limits=(-8, 7)), ["[-8, 7]", "all of their range"]),
 ])
 @pytest.mark.parametrize("side", ["act_quantize", "weight_quantize"])
-def test_what_a_pdmodel_cannot_hold_is_refused(spec, words, side, tmp_path):
+def test_settings_unsupported_by_pdmodel_are_rejected(spec, words, side, tmp_path):
     net = nn.Sequential(nn.Linear(4, 3))
     qat = paddleq.QAT(**{side: FakeQuantize.with_args(spec=spec)})
     qat.quantize(net)
@@ -680,7 +680,7 @@ def test_what_a_pdmodel_cannot_hold_is_refused(spec, words, side, tmp_path):
     assert all(word in str(caught.value) for word in words) and not list(tmp_path.iterdir())
 
 
-def test_numerics_with_a_zero_point_per_channel():
+def test_per_channel_zero_points():
     spec = QuantSpec(signed=False, symmetric=False, granularity=PerChannel(1))
     x = np.random.RandomState(0).randn(5, 3).astype(F)
     step, zero = np.array([0.5, 0.25, 2.0]), np.array([0, 100, 255])

@@ -82,14 +82,14 @@ def aligned(numbers, ndim, axis):
 
 
 def reference(x, dy, step, zero, spec):
-    """(y, dx, ds, doffset) in float64; ``zero`` None where there is no offset."""
+    """Return (y, dx, ds, doffset) in float64; ``zero`` is None without an offset."""
     axis = spec.channel_axis
     x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
     s, z = aligned(step, x.ndim, axis), aligned(0 if zero is None else zero, x.ndim, axis)
     t = x / s
     rounded = np.floor(t + 0.5) if spec.rounding == "half_up" else np.rint(t)
     y = (np.clip(rounded + z, spec.quant_min, spec.quant_max) - z) * s
-    if zero is None:  # a value on a border is outside, as in the paper
+    if zero is None:  # values on a border count as outside, as in the paper
         below, above = t <= spec.quant_min, t >= spec.quant_max
     else:
         below, above = t < spec.quant_min - z, t > spec.quant_max - z
@@ -102,7 +102,7 @@ def reference(x, dy, step, zero, spec):
 
 
 def trained(x, dy, step, spec, offset=None, exact=True, call=learned_fake_quantize):
-    """(y, dx, ds, doffset or None) of paddleq."""
+    """Return (y, dx, ds, doffset or None) of paddleq."""
     tensors = [paddle.to_tensor(np.asarray(each, F), stop_gradient=False)
                for each in (x, step, *([] if offset is None else [offset]))]
     y = call(tensors[0], tensors[1], spec, *tensors[2:], exact=exact)
@@ -120,7 +120,7 @@ def compare(x, dy, step, spec, offset=None, exact=True, call=learned_fake_quanti
     expected = reference(x, dy, scale, zero, spec)
     np.testing.assert_allclose(y, expected[0], rtol=1e-6, atol=0)
     np.testing.assert_array_equal(dx, expected[1].astype(F))
-    # Sums of float32: what they lose goes by the largest terms, which may cancel.
+    # Cancellation: the float32 error of a sum is relative to its largest terms.
     g = (x.size / np.size(step) * spec.quant_max) ** -0.5
     spread = np.abs(dy).sum() * (spec.quant_max - spec.quant_min) * g
     np.testing.assert_allclose(ds, expected[2] * np.where(step < 0, -1, 1), rtol=1e-5,
@@ -131,7 +131,7 @@ def compare(x, dy, step, spec, offset=None, exact=True, call=learned_fake_quanti
 
 @st.composite
 def cases(draw):
-    """(x, dy, step, spec, offset or None)"""
+    """Draw (x, dy, step, spec, offset or None)."""
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=6))
     axis = draw(st.sampled_from([None, *range(-1, len(shape))]))
     affine = draw(st.booleans())
@@ -165,18 +165,18 @@ def cases(draw):
     if affine:
         offset = -(rng.randint(spec.quant_min - 3, spec.quant_max + 4, channels) + 0.2) * np.abs(step)
         offset = offset.astype(F)
-    # Multiples of 1/8: their sums are exact.
+    # Sums of multiples of 1/8 are exact.
     dy = (rng.randint(-32, 33, shape) / 8).astype(F)
     return np.asarray(x, F), dy, step, spec, offset
 
 
 @given(cases(), st.booleans())
-def test_forward_and_backward_are_the_formulas(case, exact):
+def test_forward_and_backward_match_float64_reference(case, exact):
     compare(*case, exact=exact)
 
 
 @given(cases())
-def test_forward_is_fake_quantize_to_the_bit(case):
+def test_forward_equals_fake_quantize_exactly(case):
     x, _, step, spec, offset = case
     step, offset = (None if each is None else paddle.to_tensor(each) for each in (step, offset))
     threshold = learned_threshold(step, spec)
@@ -186,7 +186,7 @@ def test_forward_is_fake_quantize_to_the_bit(case):
         given_x = paddle.to_tensor(x, stop_gradient=not wants_gradient)
         y = learned_fake_quantize(given_x, step, spec, offset)
         np.testing.assert_array_equal(y.numpy(), expected)
-        np.testing.assert_array_equal(given_x.numpy(), x)  # nothing of it happens in place
+        np.testing.assert_array_equal(given_x.numpy(), x)  # the input is unchanged
 
 
 class Simulated(nn.Layer):
@@ -202,7 +202,7 @@ class Simulated(nn.Layer):
     (QuantSpec(4), None), (QuantSpec(3, granularity=PerChannel(1)), None),
     (QuantSpec(8, signed=False), None), (QuantSpec(4, signed=False, symmetric=False), [-1.3]),
     (QuantSpec(3, symmetric=False, granularity=PerChannel(-1)), [0.4, -0.1, 9.0, -9.0, 0.0])])
-def test_a_traced_program_computes_the_same(spec, offset):
+def test_traced_program_equals_dynamic_mode(spec, offset):
     traced = paddle.jit.to_static(Simulated(spec), full_graph=True)
     channels = 1 if spec.channel_axis is None else 5
     step = np.exp(np.linspace(-2, 0, channels)).astype(F) * np.array([-1, 1, 1, 1, 1], F)[:channels]
@@ -212,7 +212,7 @@ def test_a_traced_program_computes_the_same(spec, offset):
             call=lambda x, step, _, *offset, exact: traced(x, step, *offset))
 
 
-def test_the_gradient_is_scaled_by_the_number_of_elements_and_the_highest_integer():
+def test_step_gradient_scale():
     # One value above the range of 4 bits, upstream 1: ds = 7 / sqrt(N * 7).
     for shape, axis, shared in (([6], None, 6), ([2, 3, 5], None, 30), ([4, 3], 1, 4),
                                 ([4, 3, 2], 0, 6)):
@@ -223,7 +223,7 @@ def test_the_gradient_is_scaled_by_the_number_of_elements_and_the_highest_intege
         np.testing.assert_allclose(ds, [7 / np.sqrt(shared * 7)] + [0] * (channels - 1), rtol=1e-6)
 
 
-def test_double_use_and_what_wants_no_gradient():
+def test_gradients_of_shared_and_frozen_inputs():
     x, step = (paddle.to_tensor([v], stop_gradient=False) for v in (0.25, 1.0))
     (learned_fake_quantize(x, step, QuantSpec(2)) + 2 * learned_fake_quantize(x, step, QuantSpec(2))
      ).sum().backward()
@@ -239,7 +239,7 @@ def test_double_use_and_what_wants_no_gradient():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_other_dtypes_keep_theirs(dtype):
+def test_output_keeps_the_input_dtype(dtype):
     x = paddle.to_tensor([0.25, 3.0, -9.0]).astype(dtype)
     step = paddle.to_tensor([1.0], stop_gradient=False)
     x.stop_gradient = False
@@ -250,7 +250,7 @@ def test_other_dtypes_keep_theirs(dtype):
     assert step.grad.item() == pytest.approx((-0.25 + 1 - 2) / 3 ** 0.5)
 
 
-def test_what_comes_after_may_change_the_output_in_place_but_not_the_input():
+def test_in_place_operators_on_output_and_input():
     values, step = paddle.to_tensor([0.25, 3.0], stop_gradient=False), paddle.to_tensor([1.0])
     step.stop_gradient = False
     x = values * 1.0
@@ -261,12 +261,12 @@ def test_what_comes_after_may_change_the_output_in_place_but_not_the_input():
     x = values * 1.0
     y = learned_fake_quantize(x, step, QuantSpec(2))
     x.add_(paddle.full([2], 5.0))
-    with pytest.raises(Exception, match="ModelError.*changed in place"):  # (Paddle wraps it)
+    with pytest.raises(Exception, match="ModelError.*changed in place"):  # Paddle wraps the error
         y.sum().backward()
 
 
 def best_step(x, spec, offset=0.0):
-    """The step of the least squared error, by trial."""
+    """Return the step of least squared error by grid search."""
     steps = np.linspace(0.02, 2.0, 400) * np.abs(x).max() / spec.quant_max
     errors = [np.square(reference(x - offset, x, s, None, spec)[0] - (x - offset)).mean()
               for s in steps]
@@ -275,7 +275,7 @@ def best_step(x, spec, offset=0.0):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("start", [0.3, 3.0])
-def test_descending_the_gradient_finds_the_step_of_least_error(bits, start):
+def test_gradient_descent_finds_the_step_of_least_error(bits, start):
     x, spec = np.random.RandomState(0).randn(4000).astype(F), QuantSpec(bits)
     best = best_step(x, spec)
     step = paddle.create_parameter([1], "float32",
@@ -291,8 +291,8 @@ def test_descending_the_gradient_finds_the_step_of_least_error(bits, start):
     assert step.item() == pytest.approx(best, rel=0.06)
 
 
-def test_descending_the_gradient_finds_the_offset():
-    # Values of [-1, 14] on 16 levels; it starts at [0, 15].
+def test_gradient_descent_finds_the_offset():
+    # Values of [-1, 14] on 16 levels; the initial range is [0, 15].
     x = paddle.to_tensor(np.linspace(-1, 14, 500).astype(F))
     quantizer = LSQPlus(**AFFINE)
     quantizer.set_qparams(1.0, 0)
@@ -310,7 +310,7 @@ def test_descending_the_gradient_finds_the_offset():
 
 @pytest.mark.parametrize("axis", [None, 0, 1, -1])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_the_first_step_is_that_of_the_paper(axis, bits):
+def test_initial_step_matches_the_paper(axis, bits):
     x = (np.random.RandomState(0).randn(6, 5, 4) + 0.3).astype(F)
     spec = QuantSpec(bits) if axis is None else QuantSpec(bits, granularity=PerChannel(axis))
     channels = 1 if axis is None else x.shape[axis]
@@ -328,11 +328,11 @@ def test_the_first_step_is_that_of_the_paper(axis, bits):
         assert quantizer.initialized
         np.testing.assert_allclose(quantizer.scale.numpy(), np.reshape(steps, [-1]), rtol=1e-5)
         first = quantizer.step.tolist()
-        quantizer(paddle.to_tensor(x * 10))  # from now on it moves by its gradient only
+        quantizer(paddle.to_tensor(x * 10))  # from here on only the gradient changes it
         assert quantizer.step.tolist() == first and quantizer.observer.num_batches == 1
 
 
-def test_the_first_step_and_offset_of_an_affine_lsq_plus_come_from_the_range():
+def test_initial_step_and_offset_of_affine_lsq_plus_match_the_range():
     quantizer = LSQPlus(**AFFINE)
     quantizer(paddle.to_tensor([-0.4, 1.1]))
     assert quantizer.step.item() == pytest.approx(0.1) and quantizer.zero_point.tolist() == [4]
@@ -359,13 +359,13 @@ def test_constant_batches(cls, arguments, value):
         assert y.abs().max().item() == 0.0 and quantizer.threshold.item() >= 0.99 * EPS
 
 
-def test_channels_of_zeros_have_a_step_as_well():
+def test_zero_channels_get_a_step():
     quantizer = LSQ(qscheme="per_channel_symmetric", channel_len=3)
     y = quantizer(paddle.to_tensor([[0.0, 0.0], [1.0, -1.0], [0.0, 0.0]]))
     assert (quantizer.scale.numpy() > 0).all() and np.isfinite(y.numpy()).all()
 
 
-def test_an_empty_batch_sets_no_step():
+def test_empty_batch_does_not_initialize_the_step():
     for quantizer in (LSQ(), LSQPlus(**AFFINE)):
         assert quantizer(paddle.zeros([0, 4])).shape == [0, 4]
         assert not quantizer.initialized
@@ -374,14 +374,14 @@ def test_an_empty_batch_sets_no_step():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_first_batch_that_is_not_finite_is_refused(bad):
+def test_non_finite_first_batch_is_rejected(bad):
     for quantizer in (LSQ(label="here"), LSQPlus(label="here")):
         with pytest.raises(NonFiniteError, match="here.*sets the step.*1 NaN or infinite"):
             quantizer(paddle.to_tensor([1.0, bad]))
         assert not quantizer.initialized
 
 
-def test_a_state_from_before_training_starts_anew():
+def test_loading_an_untrained_state_reinitializes_the_step():
     for kind in "lsq", "lsq_plus", "abs_max":
         net, x = quantized(kind), paddle.rand([4, 1, 8, 8])
         before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -393,7 +393,7 @@ def test_a_state_from_before_training_starts_anew():
         np.testing.assert_array_equal(net(x).numpy(), first)
 
 
-def test_evaluation_sets_no_step():
+def test_evaluation_does_not_initialize_the_step():
     quantizer, x = LSQ(), paddle.to_tensor([0.123])
     quantizer.eval()
     assert quantizer(x) is x and not quantizer.initialized
@@ -418,13 +418,13 @@ def test_observers_merge(cls, axis):
         DeviationObserver: (np.abs(together.mean(axis=axes)) + 3 * together.std(axis=axes)) * 7 / 8}
     np.testing.assert_allclose(whole.threshold().numpy(), np.reshape(expected[cls], [-1]),
                                rtol=1e-5)
-    left.batches.set_value(left.batches - 1)  # but for the empty one
+    left.batches.set_value(left.batches - 1)  # except for the empty one
     np.testing.assert_allclose(left.threshold().numpy(), whole.threshold().numpy(), rtol=1e-6)
 
 
 # --- as a FakeQuantize -------------------------------------------------------------------------
 
-def test_the_threshold_follows_the_parameter():
+def test_threshold_follows_the_parameter():
     quantizer = LSQPlus(**AFFINE)
     quantizer(paddle.to_tensor([-1.0, 6.5])).sum().backward()
     optimizer = paddle.optimizer.SGD(0.05, parameters=quantizer.parameters())
@@ -439,11 +439,11 @@ def test_the_threshold_follows_the_parameter():
     assert quantizer(paddle.to_tensor([-9.0])).item() == pytest.approx(-3 * 0.45)
 
 
-def test_a_step_carried_past_zero_goes_on_as_its_magnitude():
+def test_negative_step_is_used_by_magnitude():
     quantizer = LSQ(dtype="qint4")
     quantizer.set_qparams(0.5)
     optimizer = paddle.optimizer.SGD(1.0, parameters=quantizer.parameters())
-    x = paddle.to_tensor([1e3])  # above: ds = 7 / sqrt(7), which carries it far below 0
+    x = paddle.to_tensor([1e3])  # above the range: ds = 7 / sqrt(7), so the step becomes negative
     quantizer(x).sum().backward()
     optimizer.step()
     optimizer.clear_grad()
@@ -451,7 +451,7 @@ def test_a_step_carried_past_zero_goes_on_as_its_magnitude():
     assert quantizer.step.item() == pytest.approx(-expected)
     assert quantizer.scale.item() == pytest.approx(expected)
     assert quantizer.threshold.item() == pytest.approx(7 * expected)
-    # Descending still makes the magnitude smaller, whatever the sign of the parameter.
+    # Gradient descent still reduces the magnitude for either sign of the parameter.
     quantizer(x).sum().backward()
     assert quantizer.step.grad.item() == pytest.approx(-7 / 7 ** 0.5)
     quantizer.step.set_value(paddle.to_tensor([1e-30]))
@@ -499,7 +499,7 @@ def test_unsigned_values():
     assert quantizer.step.grad.item() == pytest.approx((0.25 + 15) / 60 ** 0.5)
 
 
-def test_the_learning_rate_is_a_factor():
+def test_learning_rate_factor():
     steps = []
     for rate in (1.0, 0.1):
         quantizer = LSQ(dtype="qint4", learning_rate=rate)
@@ -511,7 +511,7 @@ def test_the_learning_rate_is_a_factor():
     assert steps[1] == pytest.approx(steps[0] / 10, rel=1e-4)
 
 
-# (callable, error, what the message contains)
+# (callable, error, part of the message)
 WRONG = [
     (lambda: LSQ(spec=QuantSpec(1)), ConfigError, ["LSQ", "two bits", "int1"]),
     (lambda: LSQ(**AFFINE), ConfigError, ["LSQ is symmetric", "LSQPlus"]),
@@ -542,7 +542,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("call, error, words", WRONG)
-def test_what_is_refused(call, error, words):
+def test_invalid_arguments(call, error, words):
     with pytest.raises(error) as caught:
         call()
     assert [word for word in words if word not in str(caught.value)] == [], caught.value
@@ -550,7 +550,7 @@ def test_what_is_refused(call, error, words):
 
 # --- in a model --------------------------------------------------------------------------------
 
-def test_the_configuration_says_bits_and_channels():
+def test_bits_and_channels_from_the_configuration():
     net = quantized("channel_wise_lsq_plus", bits=3)
     weight, activation = net.fc.weight_quantizer, net.conv1.activation_quantizer
     assert type(weight) is LSQPlus and str(weight.spec) == "int3 per_channel(1)"
@@ -567,7 +567,7 @@ def test_the_configuration_says_bits_and_channels():
     assert f"scale {net.fc.weight_quantizer.threshold.item():.4g}" in paddleq.summary(net)
 
 
-def test_hooks_take_from_the_configuration_what_they_do_not_say():
+def test_hooks_inherit_unset_options_from_the_configuration():
     net = QAT({"weight_bits": 4, "activation_bits": 3}, weight_quantize=LSQ,
               act_quantize=LSQPlus.with_args(learning_rate=0.5)).quantize(SmallNet())
     assert str(net.conv1.weight_quantizer.spec) == "int4 per_channel(0)"
@@ -586,13 +586,13 @@ def test_hooks_take_from_the_configuration_what_they_do_not_say():
     assert net.fc.activation_quantizer.offset is None
 
 
-def test_a_class_of_the_user_s_own():
+def test_user_defined_subclass():
     class Own(LSQ):
         def __init__(self):
             super().__init__(dtype="qint3", learning_rate=0.1)
 
     class Renamed(LSQ):
-        """Without an __init__: told of the layer as LSQ is."""
+        """Subclass without __init__, constructed with the layer's information like LSQ."""
 
     net = QAT(weight_quantize=Renamed, act_quantize=Own).quantize(SmallNet())
     assert type(net.fc.weight_quantizer) is Renamed and net.fc.weight_quantizer.step.shape == [10]
@@ -617,7 +617,7 @@ def test_steps_train_with_the_model(kind):
     assert set(missing) == set(paddleq.extra_state_keys(net))
 
 
-def test_layers_that_share_a_weight_share_its_step():
+def test_shared_weights_share_a_step():
     class Tied(nn.Layer):
         def __init__(self):
             super().__init__()
@@ -654,7 +654,7 @@ def test_deepcopy_and_state_dict(kind, tmp_path):
 
 
 @EVERY
-def test_resumed_training_continues_bit_for_bit(kind, tmp_path):
+def test_resumed_training_is_identical(kind, tmp_path):
     x, path = paddle.rand([4, 1, 8, 8]), str(tmp_path / "x")
 
     def adam(net):
@@ -666,7 +666,7 @@ def test_resumed_training_continues_bit_for_bit(kind, tmp_path):
         paddle.save(net.state_dict(), path + ".pdparams")
         paddle.save(optimizer.state_dict(), path + ".pdopt")
         train_steps(net, x, steps=3, optimizer=optimizer)
-    with paddle.utils.unique_name.guard():  # names counted from 0, as in a new process
+    with paddle.utils.unique_name.guard():  # parameter names restart at 0, as in a new process
         again = quantized(kind, seed=1)
         other = adam(again)
         again.set_state_dict(paddle.load(path + ".pdparams"))
@@ -690,7 +690,7 @@ def test_amp_o1(kind):
 
 @EVERY
 @pytest.mark.parametrize("full_graph", [True, False])
-def test_to_static_trains_alike(kind, full_graph):
+def test_to_static_training_equals_dynamic_training(kind, full_graph):
     def make():
         paddle.seed(1)
         return QAT(LEARNED[kind]).quantize(
@@ -699,7 +699,7 @@ def test_to_static_trains_alike(kind, full_graph):
     dynamic, static = make(), make()
     traced = paddle.jit.to_static(static, full_graph=full_graph)
     for net, call in ((dynamic, dynamic), (static, traced)):
-        # Slowly: with larger rates one unit in the last place grows a hundredfold in each step.
+        # A small rate: with larger ones a rounding error grows a hundredfold per step.
         optimizer = paddle.optimizer.SGD(2e-3, parameters=net.parameters())
         for i in range(4):
             x = paddle.to_tensor(np.random.RandomState(i).randn(16, 5).astype(F))
@@ -709,7 +709,7 @@ def test_to_static_trains_alike(kind, full_graph):
             optimizer.step()
             optimizer.clear_grad()
     for (name, a), (_, b) in zip(quantizers(dynamic), quantizers(static)):
-        # (In a program the observer goes on; Paddle 2.6's bytecode makes none of quantizers.)
+        # In a program the observer is updated; bytecode of Paddle 2.6 does not trace quantizers.
         assert b.initialized and (b.observer.num_batches == 4 or not full_graph)
         for held in "threshold", "zero_point":
             np.testing.assert_allclose(getattr(b, held).numpy(), getattr(a, held).numpy(),
@@ -717,7 +717,7 @@ def test_to_static_trains_alike(kind, full_graph):
     for layer in 0, 2:
         np.testing.assert_allclose(static[layer].weight.numpy(), dynamic[layer].weight.numpy(),
                                    rtol=1e-4, atol=1e-5)
-    # What a program set first goes on in dynamic mode.
+    # A step initialized by a program is used in dynamic mode.
     kept = make()
     kept.set_state_dict(static.state_dict())
     kept.eval()
@@ -725,7 +725,7 @@ def test_to_static_trains_alike(kind, full_graph):
     np.testing.assert_allclose(kept(x).numpy(), traced(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_calibration_may_set_the_steps_first():
+def test_steps_can_be_initialized_by_calibration():
     x = [paddle.rand([8, 1, 8, 8]) for _ in range(3)]
     paddle.seed(0)
     net = warmed(SmallNet(), x[0])
@@ -733,7 +733,7 @@ def test_calibration_may_set_the_steps_first():
                                                           observer=MSEObserver),
         act_quantize=LSQ.with_args(dtype="qint4", observer=KLObserver)).quantize(net)
     net.train()
-    net(x[0])  # not yet: a histogram is searched once, when asked to
+    net(x[0])  # not yet: a histogram is searched on request only
     assert not any(quantizer.initialized for _, quantizer in quantizers(net))
     paddleq.calibrate(net, x)
     first = {name: quantizer.step.item() for name, quantizer in quantizers(net)}
@@ -747,7 +747,7 @@ def test_calibration_may_set_the_steps_first():
         assert quantizer.step.item() != first[name]
 
 
-def test_saving_in_the_validation_state_leaves_trained_steps(tmp_path):
+def test_saving_in_validation_state_keeps_trained_steps(tmp_path):
     net, x = quantized("lsq"), paddle.rand([4, 1, 8, 8])
     train_steps(net, x)
     steps = [quantizer.step.item() for _, quantizer in quantizers(net)]
@@ -757,7 +757,7 @@ def test_saving_in_the_validation_state_leaves_trained_steps(tmp_path):
 
 
 @pytest.mark.parametrize("alpha", [0.4, 100.0])
-def test_behind_pact_the_step_stays_the_trained_one(alpha, tmp_path):
+def test_trained_step_is_kept_after_pact(alpha, tmp_path):
     class Clipped(PACT):
         def __init__(self):
             super().__init__(init=alpha, learning_rate=0.0)
@@ -786,7 +786,7 @@ def test_behind_pact_the_step_stays_the_trained_one(alpha, tmp_path):
 @pytest.mark.parametrize("kind", EXPORTABLE)
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("onnx_format", [True, False])
-def test_exported_is_simulated(kind, bits, onnx_format, tmp_path):
+def test_export_equals_simulation(kind, bits, onnx_format, tmp_path):
     x, path = paddle.rand([8, 1, 8, 8]), str(tmp_path / "m")
     net = quantized(kind, bits=bits)
     train_steps(net, x, steps=5)
@@ -805,7 +805,7 @@ def test_exported_is_simulated(kind, bits, onnx_format, tmp_path):
     ({"weight_quantize": LSQ.with_args(dtype="quint8")}, ["[0, 255]", "signed"]),
     ({"act_quantize": LSQPlus}, ["zero point", "symmetric=True", "'lsq'"]),
 ])
-def test_what_a_pdmodel_cannot_hold_is_refused(hook, words, tmp_path):
+def test_settings_unsupported_by_pdmodel_are_rejected(hook, words, tmp_path):
     qat = QAT(**hook)
     net = qat.quantize(SmallNet())
     train_steps(net, paddle.rand([4, 1, 8, 8]))
@@ -815,13 +815,13 @@ def test_what_a_pdmodel_cannot_hold_is_refused(hook, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_untrained_step_is_refused(tmp_path):
+def test_untrained_step_is_rejected(tmp_path):
     net = quantized("lsq")
     with pytest.raises(ExportError, match=r"conv1\.activation_quantizer.*conv1\.weight_quantizer"):
         QAT().save_quantized_model(net, str(tmp_path / "m"), SPEC)
 
 
-def test_a_learned_quantizer_is_a_fake_quantizer():
+def test_learned_quantizer_is_a_fake_quantizer():
     assert issubclass(LSQPlus, LSQ) and issubclass(LSQ, FakeQuantize)
     assert isinstance(LSQ(observer=MinMaxObserver(QuantSpec(4))).observer, MinMaxObserver)
     assert str(LSQ(observer=MinMaxObserver(QuantSpec(4))).spec) == "int4 per_tensor"

@@ -1,4 +1,4 @@
-"""Fusion is decided by what the data does."""
+"""Batch norm fusion follows the data flow."""
 
 import copy
 
@@ -20,7 +20,7 @@ def folded(net):
 
 
 def fused_copy(net, x, **options):
-    """A float copy of ``net`` with batch norms folded; checks that it computes the same."""
+    """Return a copy of ``net`` with folded batch norms; assert equal outputs."""
     net = warmed(net, x)
     expected = net(x)
     expected = expected if isinstance(expected, (list, tuple)) else [expected]
@@ -56,14 +56,14 @@ def one_pair(layer, norm, shape):
     (lambda: nn.Linear(5, 6), lambda: nn.BatchNorm1D(6), [8, 5]),
     (lambda: nn.Linear(5, 6, bias_attr=False), lambda: nn.BatchNorm1D(6), [8, 5]),
 ])
-def test_every_pair_folds_exactly(layer, norm, shape):
+def test_every_layer_type_folds_exactly(layer, norm, shape):
     net, _ = one_pair(layer(), norm(), shape)
     assert folded(net) == ["1"]
     assert net[0].bias is not None
 
 
 class Branched(nn.Layer):
-    """conv -> BN -> ReLU where something else reads the conv, the BN, or nothing does."""
+    """conv -> BN -> ReLU with an extra consumer of the conv, of the BN, or none."""
 
     def __init__(self, reader):
         super().__init__()
@@ -88,13 +88,13 @@ class Branched(nn.Layer):
     ("", ["bn"]), ("bn", ["bn"]), ("conv", []), ("conv, swallowed by a maximum", []),
     ("conv, as an output", []),
 ])
-def test_conv_that_feeds_more_than_its_norm_is_not_fused(reader, expected):
+def test_conv_with_several_consumers_is_not_fused(reader, expected):
     net = fused_copy(Branched(reader), paddle.randn([4, 3, 6, 6]))
     assert folded(net) == expected
 
 
 class BnFeedsTwo(nn.Layer):
-    """The BN's output goes into a ReLU and into a second branch: the fold is right all the same."""
+    """The BN's output feeds a ReLU and a second branch; folding is still exact."""
 
     def __init__(self):
         super().__init__()
@@ -106,12 +106,12 @@ class BnFeedsTwo(nn.Layer):
         return F.relu(y) + self.second(y)
 
 
-def test_norm_that_feeds_two_branches_is_fused():
+def test_norm_with_several_consumers_is_fused():
     assert folded(fused_copy(BnFeedsTwo(), paddle.randn([4, 3, 6, 6]))) == ["bn"]
 
 
 class OutOfOrder(nn.Layer):
-    """Defined in an order that says nothing about the data."""
+    """Layers are defined in another order than they are called."""
 
     def __init__(self):
         super().__init__()
@@ -122,7 +122,7 @@ class OutOfOrder(nn.Layer):
         return self.bn_of_b(self.b(F.relu(self.bn_of_a(self.a(x)))))
 
 
-def test_pairs_are_found_by_data_not_by_order_of_definition():
+def test_pairs_follow_data_flow():
     net = warmed(OutOfOrder(), paddle.randn([4, 3, 5, 5]))
     pairs = find_pairs(net, lambda: net(paddle.ones([2, 3, 5, 5])))
     assert sorted(pairs.found) == [("a", "bn_of_a"), ("b", "bn_of_b")]
@@ -166,7 +166,7 @@ class InPlace(nn.Layer):
     (lambda: Branched("conv"), ["conv", "bn"], "feeds something besides bn"),
     (OutOfOrder, ["a", "bn_of_b"], "goes into bn_of_a, not into bn_of_b"),
 ])
-def test_wrong_pair_in_fuse_list_is_refused_with_the_reason(make, pair, why):
+def test_invalid_fuse_list_pair_is_rejected_with_the_reason(make, pair, why):
     x = paddle.randn([4, 3, 5, 5])
     net = warmed(make(), x)
     before = {k: v.numpy().copy() for k, v in net.state_dict().items()}
@@ -174,14 +174,14 @@ def test_wrong_pair_in_fuse_list_is_refused_with_the_reason(make, pair, why):
         ptq = paddleq.PTQ()
         with pytest.raises(paddleq.errors.FusionError, match=why):
             quantized = ptq.quantize(net, fuse=True, fuse_list=[pair], inputs=inputs)
-            ptq.calibrate(quantized, [x])  # without inputs the first batch tells
+            ptq.calibrate(quantized, [x])  # without example inputs the first batch decides
     assert type(net.conv if hasattr(net, "conv") else net.a) is nn.Conv2D
     for key, value in net.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[key])
     assert folded(fused_copy(net, x)) in ([], ["bn_of_a", "bn_of_b"])
 
 
-def test_why_a_norm_was_not_fused_is_in_the_summary():
+def test_summary_explains_unfused_norms():
     x = paddle.randn([4, 3, 5, 5])
     ptq = paddleq.PTQ()
     net = ptq.quantize(warmed(SharedNorm(), x), fuse=True, inputs=x)
@@ -198,11 +198,11 @@ def test_ptq_fuses_on_the_first_batch_and_exports(tmp_path):
     assert folded(quantized) == ["bn1", "bn2"] and folded(net) == []
     assert relative_error(quantized(x).numpy(), expected) < 0.05
     path = str(tmp_path / "m")
-    ptq.save_quantized_model(quantized, path)  # the shape is that of the calibration batch
+    ptq.save_quantized_model(quantized, path)  # the shape of the calibration batch
     assert relative_error(paddle_inference(path, [x.numpy()])[0], quantized(x).numpy()) < 1e-6
 
 
-def test_qat_fuse_conv_bn_trains_the_bias_it_took_over():
+def test_qat_fuse_conv_bn_trains_the_folded_bias():
     x = paddle.rand([4, 1, 8, 8])
     net = warmed(SmallNet(), x)
     expected = net(x).numpy()

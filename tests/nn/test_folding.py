@@ -1,4 +1,4 @@
-"""Training with batch norms folded into the weights before them."""
+"""Training with batch norms folded into the preceding weights."""
 
 import copy
 
@@ -48,8 +48,8 @@ PAIRS = {
 }
 
 
-def settle(norm):
-    """Give the norm statistics and parameters that are not those of a fresh one."""
+def randomize_norms(norm):
+    """Set random running statistics and parameters."""
     channels = norm._mean.shape[0]
     norm._mean.set_value(paddle.linspace(-1.0, 1.0, channels))
     norm._variance.set_value(paddle.linspace(0.3, 2.0, channels))
@@ -59,10 +59,10 @@ def settle(norm):
 
 
 def quantized_pair(pair, mode, **config):
-    """(plain net, the same net in simulated QAT, shape of its input)."""
+    """Return (float network, its simulated-QAT copy, input shape)."""
     layer, norm, shape = PAIRS[pair]
     plain = nn.Sequential(layer(), norm(), nn.ReLU())
-    settle(plain[1])
+    randomize_norms(plain[1])
     net = SimQAT({**MODES[mode], **config}).apply(
         copy.deepcopy(plain), paddle.randn(shape))
     return plain, net, shape
@@ -75,7 +75,7 @@ def without_fake_quant(net):
 
 
 def trained(net):
-    """(name, parameter) of what is trained: Paddle counts running statistics as parameters too."""
+    """Trained (name, parameter) pairs; Paddle's named_parameters includes running statistics."""
     return [(name, p) for name, p in net.named_parameters() if not p.stop_gradient]
 
 
@@ -120,7 +120,7 @@ def test_trains_as_plain_batch_norm_for_50_steps(pair, mode):
 
 
 class Reference:
-    """A convolution of one pixel and its norm in float64 numpy, straight from the formulas."""
+    """A 1x1 convolution and its norm in float64 numpy."""
 
     def __init__(self, net):
         def array(tensor):
@@ -136,7 +136,7 @@ class Reference:
         return np.einsum("oc,nchw->nohw", w, x.numpy().astype("float64"))
 
     @staticmethod
-    def along(vector):
+    def as_channels(vector):
         return vector[None, :, None, None]
 
     def sigma(self, variance):
@@ -150,29 +150,30 @@ class Reference:
 
     def one_conv(self, x, q):
         sigma = self.sigma(self.variance)
-        z = self.conv(x, self.folded(q)) * self.along(sigma / self.gamma) + self.along(self.b)
+        z = (self.conv(x, self.folded(q)) * self.as_channels(sigma / self.gamma)
+             + self.as_channels(self.b))
         mean, variance = self.batch(z)
-        return (z - self.along(mean)) * self.along(
-            self.gamma / self.sigma(variance)) + self.along(self.beta), mean, variance
+        return (z - self.as_channels(mean)) * self.as_channels(
+            self.gamma / self.sigma(variance)) + self.as_channels(self.beta), mean, variance
 
     def two_conv(self, x, q):
-        mean, variance = self.batch(self.conv(x, self.w) + self.along(self.b))
-        y = self.conv(x, self.folded(q)) * self.along(
+        mean, variance = self.batch(self.conv(x, self.w) + self.as_channels(self.b))
+        y = self.conv(x, self.folded(q)) * self.as_channels(
             self.sigma(self.variance) / self.sigma(variance))
         shift = self.beta + self.gamma * (self.b - mean) / self.sigma(variance)
-        return y + self.along(shift), mean, variance
+        return y + self.as_channels(shift), mean, variance
 
     def frozen(self, x, q):
         shift = self.beta + self.gamma * (self.b - self.mean) / self.sigma(self.variance)
-        return self.conv(x, self.folded(q)) + self.along(shift)
+        return self.conv(x, self.folded(q)) + self.as_channels(shift)
 
-    def moved(self, mean, variance):
+    def updated_statistics(self, mean, variance):
         return (self.mean * self.momentum + mean * (1 - self.momentum),
                 self.variance * self.momentum + variance * (1 - self.momentum))
 
 
 class Coarse(nn.Layer):
-    """A weight quantizer of known steps, with a straight-through gradient."""
+    """A weight quantizer with a known step and a straight-through gradient."""
 
     def forward(self, w):
         return w + (paddle.floor(w * 8.0 + 0.5) / 8.0 - w).detach()
@@ -184,7 +185,7 @@ def coarse(w):
 
 def coarse_pair(mode, **config):
     net = nn.Sequential(nn.Conv2D(3, 6, 1), nn.BatchNorm2D(6))
-    settle(net[1])
+    randomize_norms(net[1])
     x = paddle.randn([4, 3, 5, 5])
     net = SimQAT({**MODES[mode], **config}).apply(net, x)
     without_fake_quant(net)
@@ -198,7 +199,7 @@ def test_formula_before_the_freeze(mode):
     formula = reference.one_conv if mode == "one conv" else reference.two_conv
     expected, mean, variance = formula(x, coarse)
     assert_near(net(x).numpy(), expected, "output")
-    moved = reference.moved(mean, variance)
+    moved = reference.updated_statistics(mean, variance)
     assert_near(net[1]._mean.numpy(), moved[0], "running mean")
     assert_near(net[1]._variance.numpy(), moved[1], "running variance")
     assert not np.allclose(expected, formula(x, lambda w: w)[0], atol=1e-3)  # q matters
@@ -211,7 +212,7 @@ def test_formula_with_running_statistics(mode, when):
     if when == "eval":
         net.eval()
     elif when == "eval of the norm":
-        net[1].eval()  # as one freezes batch norms by hand
+        net[1].eval()  # the usual way to freeze batch norms
     elif when == "use_global_stats":
         net[1]._use_global_stats = True
     before = [net[1]._mean.numpy(), net[1]._variance.numpy()]
@@ -222,7 +223,7 @@ def test_formula_with_running_statistics(mode, when):
 
 
 @pytest.mark.parametrize("mode", FOLDED)
-def test_freeze_bn_counts_training_steps_from_zero(mode):
+def test_freeze_bn_counts_training_steps(mode):
     net, _, x = coarse_pair(mode, freeze_bn=2)
     moved = []
     for training in (True, False, True, True, True):
@@ -235,7 +236,7 @@ def test_freeze_bn_counts_training_steps_from_zero(mode):
 
 
 @pytest.mark.parametrize("mode", FOLDED)
-def test_frozen_norm_still_trains_gamma_beta_and_weight(mode):
+def test_frozen_norm_trains_gamma_beta_and_weight(mode):
     net, _, x = coarse_pair(mode, freeze_bn=0)
     (net(x) * paddle.randn([4, 6, 5, 5])).sum().backward()
     assert [name for name, p in trained(net) if paddle.abs(p.grad).max().item() > 0.0] == [
@@ -243,7 +244,7 @@ def test_frozen_norm_still_trains_gamma_beta_and_weight(mode):
 
 
 @pytest.mark.parametrize("mode", FOLDED)
-def test_gamma_of_zero(mode):
+def test_folding_with_zero_gamma(mode):
     plain, net, shape = quantized_pair("Conv2D", mode)
     for each in (plain, net):
         gamma = each[1].weight.numpy()
@@ -268,7 +269,7 @@ def test_gamma_of_zero(mode):
 @pytest.mark.parametrize("mode", FOLDED)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_converted_network_equals_the_trained_one(pair, mode, config):
-    """With inputs and weights quantized. (Not the outputs: there a bit may become a step.)"""
+    """With quantized inputs and weights; in outputs a float error may become a step."""
     _, net, shape = quantized_pair(pair, mode, **config)
     train_steps(net, paddle.randn(shape))
     net[0].output_quantizer.fake_quant_enabled = False
@@ -278,15 +279,15 @@ def test_converted_network_equals_the_trained_one(pair, mode, config):
     converted[0].output_quantizer.fake_quant_enabled = False
     assert isinstance(converted[1], FoldedNorm) and converted[0].bias is not None
     assert_near(converted(x).numpy(), expected, "quantized")
-    assert np.array_equal(net(x).numpy(), expected)  # the trained network is as it was
+    assert np.array_equal(net(x).numpy(), expected)  # the trained network is unchanged
     with quantization_off(net), quantization_off(converted):
         assert_near(converted(x).numpy(), net(x).numpy(), "float")
-        assert np.abs(net(x).numpy() - expected).max() > 1e-4  # quantization was at work above
+        assert np.abs(net(x).numpy() - expected).max() > 1e-4  # quantization was active above
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_converted_network_that_was_not_folded_differs_by_the_weights_rounding(pair):
-    """Training quantized w, deployed is w*gamma/sigma: see the documentation of convert."""
+def test_unfolded_conversion_differs_by_weight_rounding(pair):
+    """Training quantizes w, deployment w*gamma/sigma; see the documentation of convert."""
     _, net, shape = quantized_pair(pair, "off")
     train_steps(net, paddle.randn(shape))
     x = paddle.randn(shape)
@@ -298,8 +299,8 @@ def test_converted_network_that_was_not_folded_differs_by_the_weights_rounding(p
     assert error <= 0.05 * np.abs(expected).max()
 
 
-def test_converted_network_that_was_not_folded_is_the_same_where_a_fold_keeps_the_grid():
-    """A scale for each channel, symmetric and narrow: gamma/sigma scales the grid itself."""
+def test_unfolded_conversion_is_exact_for_per_channel_symmetric_weights():
+    """With a symmetric narrow range per channel, gamma/sigma scales the step."""
     for pair in ("Conv2D", "Linear"):
         _, net, shape = quantized_pair(pair, "off", symmetric=True, per_channel=(False, True),
                                        narrow_range=(False, True))
@@ -312,7 +313,7 @@ def test_converted_network_that_was_not_folded_is_the_same_where_a_fold_keeps_th
 
 
 class Everything(nn.Layer):
-    """Blocks of all lengths, with layers between them that are none."""
+    """Blocks of all lengths, separated by layers outside of blocks."""
 
     def __init__(self):
         super().__init__()
@@ -339,7 +340,7 @@ def test_half_precision_under_amp_trains(mode):
 
 
 @pytest.mark.parametrize("mode", FOLDED)
-def test_a_copy_of_a_folded_network_is_its_own(mode):
+def test_copies_of_a_folded_network_are_independent(mode):
     _, net, shape = quantized_pair("Conv2D", mode)
     x = paddle.randn(shape)
     net(x)
@@ -360,8 +361,8 @@ def test_folding_under_to_static_training_is_refused():
         static(paddle.randn(shape))
 
 
-def test_norm_along_another_axis_is_no_pair():
-    """A Linear on [N, L, C] and a norm over L: the numbers fit when L == C, the fold would not."""
+def test_norm_along_another_axis_is_not_folded():
+    """A Linear on [N, L, C] and a norm over L: sizes match if L == C, a fold is still wrong."""
     net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1D(6))
     net.eval()
     pairs = find_pairs(net, lambda: net(paddle.ones([4, 6, 5])))
@@ -370,7 +371,7 @@ def test_norm_along_another_axis_is_no_pair():
         ("0", "1"): "1 normalizes axis 1, but the channels of 0 are along axis 2"}
 
 
-def test_linear_on_sequences_folds_a_norm_over_its_features():
+def test_norm_over_linear_features_of_sequences_is_folded():
     plain = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1D(6, data_format="NLC"))
     x = paddle.randn([4, 7, 5])
     for mode in FOLDED:

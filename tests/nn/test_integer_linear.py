@@ -1,8 +1,8 @@
-"""IntegerLinear against the formulas in float64, and what of it lies in memory and in a state.
+"""IntegerLinear against float64 formulas; its memory and its state_dict.
 
     x' = (x / input_scale)[permutation];  W = (q - zero point) * scale, by column or group
     static:     x'' = (clip(round(x' / s) + z, qmin, qmax) - z) * s
-    per token:  x'' is that with s = max|x'| / levels of the token, z = 0
+per token:  as static, with s = max|x'| / levels of the token, z = 0
     y = x'' W + b
 """
 
@@ -55,18 +55,18 @@ def reference(x, weight, bias, spec, qparams, factor, order):
 
 
 def on_grid(random, shape, step, levels):
-    """Numbers near integers of steps, so that no rounding of float32 moves them to another."""
+    """Return values near multiples of the step, which float32 rounds like float64."""
     integers = random.randint(-levels, levels + 1, shape)
     return ((integers + random.uniform(-0.3, 0.3, shape)) * step).astype(np.float32)
 
 
 def build(random, rows, columns, weight, activation, smoothed, permuted, bias=True):
-    """(layer, reference of its forward, x that suits it)"""
+    """Return (layer, float64 reference, matching input)."""
     linear = nn.Linear(rows, columns, bias_attr=None if bias else False)
     if bias:
         linear.bias.set_value(random.randn(columns).astype("float32"))
     order = paddle.to_tensor(random.permutation(rows)) if permuted else None
-    # Powers of two: dividing by them moves no number across a border of rounding.
+    # Powers of two: division by them is exact.
     factor = paddle.to_tensor(np.exp2(random.randint(-1, 2, rows)).astype("float32"))
     factor = factor if smoothed else None
     held = rounded(linear.weight, weight, order)
@@ -99,7 +99,7 @@ def close(found, expected, bound=2e-6):
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("smoothed, permuted", [(False, False), (True, True)])
-def test_computes_the_formula(weight, activation, smoothed, permuted):
+def test_forward_matches_float64_reference(weight, activation, smoothed, permuted):
     layer, compute, x = build(np.random.RandomState(1), 100, 24, WEIGHTS[weight],
                               ACTIVATIONS[activation], smoothed, permuted)
     assert close(layer(paddle.to_tensor(x)), compute(x))
@@ -108,24 +108,24 @@ def test_computes_the_formula(weight, activation, smoothed, permuted):
 @given(rows=st.integers(1, 80), columns=st.integers(1, 20), size=st.integers(1, 90),
        bits=st.integers(2, 8), affine=st.booleans(), bias=st.booleans(),
        activation=st.sampled_from(sorted(ACTIVATIONS)), seed=st.integers(0, 2**31))
-def test_computes_the_formula_for_any_shape(rows, columns, size, bits, affine, bias, activation,
-                                            seed):
+def test_forward_matches_float64_reference_for_random_shapes(rows, columns, size, bits, affine,
+                                                             bias, activation, seed):
     weight = QuantSpec(bits, granularity=PerGroup(size), **(AFFINE if affine else {}))
     layer, compute, x = build(np.random.RandomState(seed), rows, columns, weight,
                               ACTIVATIONS[activation], True, True, bias)
     expected = compute(x)
-    # A sum of terms that cancel is as exact as its terms, not as itself.
+    # Cancellation: the error is relative to the terms, not to their sum.
     slack = 2e-6 * (np.abs(expected).max() + np.abs(x).max() * rows * 2.0)
     assert np.abs(layer(paddle.to_tensor(x)).numpy() - expected).max() <= slack
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_a_matrix_in_blocks_is_the_same(weight, monkeypatch):
+def test_block_size_does_not_change_the_result(weight, monkeypatch):
     layer, compute, x = build(np.random.RandomState(2), 100, 37, WEIGHTS[weight], None, False,
                               False)
-    monkeypatch.setattr(integer_linear, "_BLOCK", 1300)  # 34 rows at a time, or 32
+    monkeypatch.setattr(integer_linear, "_BLOCK", 1300)  # blocks of 34 or 32 rows
     assert close(layer(paddle.to_tensor(x)), compute(x))
-    monkeypatch.setattr(integer_linear, "_BLOCK", 1)  # fewer than can be: 2, or 32
+    monkeypatch.setattr(integer_linear, "_BLOCK", 1)  # below the smallest block: 2 or 32 rows
     assert close(layer(paddle.to_tensor(x)), compute(x))
 
 
@@ -143,7 +143,7 @@ def test_other_dtypes_are_computed_in_float32(dtype, activation):
                           layer(x.astype("float32")).astype(dtype).astype("float32").numpy())
 
 
-def test_a_layer_keeps_the_dtype_of_the_bias():
+def test_bias_keeps_its_dtype():
     linear = nn.Linear(8, 4)
     linear.to(dtype="float16")
     layer = IntegerLinear.from_linear(linear, rounded(linear.weight, WEIGHTS["W8 channel"]))
@@ -152,14 +152,14 @@ def test_a_layer_keeps_the_dtype_of_the_bias():
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_one_token_many_tokens_none(activation):
+def test_single_token_many_tokens_and_empty_input(activation):
     random = np.random.RandomState(4)
     layer, compute, x = build(random, 32, 8, WEIGHTS["W8 channel"], ACTIVATIONS[activation], True,
                               True)
     assert close(layer(paddle.to_tensor(x[0, 0])), compute(x[0, 0]))
     empty = layer(paddle.zeros([0, 5, 32], "float16"))
     assert list(empty.shape) == [0, 5, 8] and empty.dtype == paddle.float16
-    # Zeros quantize to zeros, whatever divides them.
+    # Zeros quantize to zeros with any scale.
     at_zero = np.zeros((2, 32), np.float32)
     assert close(layer(paddle.to_tensor(at_zero)), compute(at_zero))
 
@@ -170,7 +170,7 @@ def test_gradients_pass_to_the_input(activation):
                               ACTIVATIONS[activation], False, False)
     x = paddle.to_tensor(x, stop_gradient=False)
     layer(x).sum().backward()
-    # Quantizing an activation passes gradients straight through.
+    # Activation quantization is a straight-through estimator.
     expected = layer.dequantized_weight().sum(axis=1).numpy()
     assert np.allclose(x.grad.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -200,7 +200,7 @@ def kinds(layer):
 
 @pytest.mark.parametrize("case", STATES, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_state_holds_what_applies_and_nothing_else(case, bias):
+def test_state_dict_keys(case, bias):
     weight, activation, smoothed, permuted = case
     expected = {**STATES[case], **({"bias": ("float32", [6])} if bias else {})}
     empty = IntegerLinear(33, 6, WEIGHTS[weight], bias, ACTIVATIONS.get(activation), smoothed,
@@ -213,7 +213,7 @@ def test_the_state_holds_what_applies_and_nothing_else(case, bias):
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_description_and_a_state_make_the_same_layer(weight, activation):
+def test_description_and_state_dict_restore_the_layer(weight, activation):
     layer, _, x = build(np.random.RandomState(7), 50, 12, WEIGHTS[weight],
                         ACTIVATIONS[activation], True, True)
     text = json.dumps(layer.description())
@@ -227,7 +227,7 @@ def test_a_description_and_a_state_make_the_same_layer(weight, activation):
     assert np.array_equal(again(x).numpy(), layer(x).numpy())
 
 
-def test_a_description_of_limits_and_rounding():
+def test_description_of_limits_and_rounding():
     spec = QuantSpec(6, limits=(-20, 21), rounding="half_up", granularity=PerChannel(1))
     layer = IntegerLinear(4, 2, spec)
     text = json.dumps(layer.description())
@@ -265,7 +265,7 @@ def changed(description, path, value):
     (["smoothed"], KeyError, "smoothed"),
     (["colour"], "red", "colour"),
 ])
-def test_a_wrong_description_is_an_error_that_names_it(path, value, word):
+def test_invalid_descriptions(path, value, word):
     description = IntegerLinear(4, 2, WEIGHTS["W8 channel"]).description()
     with pytest.raises((ConfigError, ConfigTypeError, FormatError), match=word):
         IntegerLinear.from_description(changed(description, path, value))
@@ -287,13 +287,13 @@ def test_a_wrong_description_is_an_error_that_names_it(path, value, word):
     ({"smoothed": "yes"}, ConfigTypeError, "smoothed"),
     ({"dtype": "float8"}, ConfigError, "dtype"),
 ])
-def test_wrong_arguments_are_named(arguments, error, word):
+def test_invalid_arguments(arguments, error, word):
     arguments = {"in_features": 4, "out_features": 2, "weight": QuantSpec(), **arguments}
     with pytest.raises(error, match=word):
         IntegerLinear(**arguments)
 
 
-def test_from_linear_refuses_what_does_not_belong_together():
+def test_from_linear_rejects_inconsistent_arguments():
     linear = nn.Linear(8, 4)
     held = rounded(linear.weight, WEIGHTS["W8 channel"])
     static = QuantSpec(8)
@@ -310,13 +310,13 @@ def test_from_linear_refuses_what_does_not_belong_together():
         IntegerLinear.from_linear(linear, other)
 
 
-def test_from_linear_leaves_the_linear_alone():
+def test_from_linear_does_not_modify_the_linear():
     linear = nn.Linear(8, 4)
     before = {name: value.numpy().copy() for name, value in linear.state_dict().items()}
     held = rounded(linear.weight, WEIGHTS["W4 g32"])
     layer = IntegerLinear.from_linear(linear, held)
     layer.weight_scale.set_value(paddle.zeros_like(layer.weight_scale))
-    assert held.qparams.scale.min().item() > 0.0  # its own copy
+    assert held.qparams.scale.min().item() > 0.0  # a copy
     for name, value in linear.state_dict().items():
         assert np.array_equal(value.numpy(), before[name])
 
@@ -332,8 +332,8 @@ def encoder():
     (QuantSpec(8, granularity=PerGroup(64)), 0.27),
     (QuantSpec(8, granularity=PerTensor()), 0.26),
 ])
-def test_weights_really_take_less_memory(weight, bound):
-    """Issue 5, line 5: bytes of the weights (with scales and zero points) in a state_dict."""
+def test_state_dict_size(weight, bound):
+    """Bytes of the weights, with scales and zero points, in a state_dict."""
     def size(model, name_of):
         return sum(value.numpy().nbytes for name, value in model.state_dict().items()
                    if any(part in name for part in name_of) and "bias" not in name)
@@ -343,7 +343,7 @@ def test_weights_really_take_less_memory(weight, bound):
     assert before == 2 * 12 * 128 * 128 * 4
     after = size(deploy(model, weight), linears)
     assert after <= bound * before
-    # And no float copy of them stays in an attribute that state_dict leaves out.
+    # No attribute outside of state_dict keeps a float copy.
     for layer in model.sublayers():
         if isinstance(layer, IntegerLinear):
             held = [value for value in vars(layer).values() if isinstance(value, paddle.Tensor)]
@@ -366,13 +366,13 @@ sys.stdout.write(str(core.host_memory_stat_peak_value("Allocated", 0) - before))
 """
 
 
-def test_a_large_matrix_is_never_whole_in_memory():
-    """The float weight would take 32 MiB alone. (A new process: a peak is never forgotten.)"""
+def test_forward_does_not_dequantize_the_whole_matrix():
+    """The float weight takes 32 MiB. Peak memory is measured in a new process."""
     found = subprocess.run([sys.executable, "-c", MEMORY], stdout=subprocess.PIPE, check=True)
     assert int(found.stdout) <= 20 << 20
 
 
-def test_runs_in_a_transformer_and_in_its_copy():
+def test_forward_in_a_transformer_and_in_its_copy():
     model = encoder()
     x = paddle.randn([2, 9, 128])
     before = model(x)
@@ -382,14 +382,14 @@ def test_runs_in_a_transformer_and_in_its_copy():
     assert np.array_equal(copy.deepcopy(model)(x).numpy(), y.numpy())
 
 
-# Translated from the syntax tree, and from bytecode; that of Paddle 2.6 writes the result of a
-# division into its input, whatever layer divides.
+# Translation of the syntax tree and of bytecode. The latter of Paddle 2.6 writes the result of a
+# division into its input, for any layer.
 FULL_GRAPH = [True] if paddle.__version__.startswith("2.") else [True, False]
 
 
 @pytest.mark.parametrize("full_graph", FULL_GRAPH)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_runs_in_a_traced_program(activation, full_graph):
+def test_traced_program(activation, full_graph):
     layer, compute, x = build(np.random.RandomState(9), 64, 8, WEIGHTS["W4 g32"],
                               ACTIVATIONS[activation], True, True)
     traced = paddle.jit.to_static(nn.Sequential(layer, nn.ReLU()), full_graph=full_graph)
@@ -397,7 +397,7 @@ def test_runs_in_a_traced_program(activation, full_graph):
     assert close(traced(paddle.to_tensor(x)), expected)
 
 
-def test_casting_a_model_leaves_it_working():
+def test_casting_a_model():
     layer, compute, x = build(np.random.RandomState(8), 64, 8, WEIGHTS["W4 g32"],
                               ACTIVATIONS["A8 token"], True, False)
     layer.to(dtype="float16")
@@ -406,7 +406,7 @@ def test_casting_a_model_leaves_it_working():
     assert close(y, compute(x), 5e-3)
 
 
-def test_says_what_it_is():
+def test_repr_and_quant_type():
     layer = IntegerLinear(64, 8, WEIGHTS["W4 g32"], activation=ACTIVATIONS["A8 token"],
                           smoothed=True)
     assert layer.quant_type == "W4-per_group-A8-per_token"
@@ -416,8 +416,8 @@ def test_says_what_it_is():
     assert IntegerLinear(4, 2, WEIGHTS["W8 channel"]).quant_type == "W8-per_channel"
 
 
-def filled(spec, activation=None, rows=128, columns=32):
-    """A layer in whose weight each column reaches the highest level."""
+def full_range_layer(spec, activation=None, rows=128, columns=32):
+    """Return a layer whose weight has the highest level in each column."""
     random = np.random.RandomState(12)
     layer, _, _ = build(random, rows, columns, spec, activation, False, False)
     top = spec.quant_max
@@ -430,9 +430,9 @@ def filled(spec, activation=None, rows=128, columns=32):
 
 @pytest.mark.parametrize("architecture", [70, 80])
 @pytest.mark.parametrize("spec", ["W8 channel", "W4 channel"])
-def test_gpu_kernels_get_these_integers(spec, architecture):
-    """As a processor puts them in order: each byte, or half of one, with an offset."""
-    layer, integers = filled(WEIGHTS[spec])
+def test_gpu_kernel_weight_layout(spec, architecture):
+    """Reference layout in numpy: each byte or half byte has an offset."""
+    layer, integers = full_range_layer(WEIGHTS[spec])
     assert gpu_linear.kernel_skip_reason(layer) == ""
     kernel = gpu_linear.Kernel(layer, "float16", architecture)
     held = kernel.weight.numpy().view("uint8").ravel()
@@ -444,8 +444,8 @@ def test_gpu_kernels_get_these_integers(spec, architecture):
     assert kernel.scale.dtype == paddle.float16 and list(kernel.scale.shape) == [32]
 
 
-def test_the_kernel_for_activations_per_token_gets_these_integers():
-    layer, integers = filled(WEIGHTS["W8 channel"], ACTIVATIONS["A8 token"])
+def test_gpu_kernel_weight_layout_per_token():
+    layer, integers = full_range_layer(WEIGHTS["W8 channel"], ACTIVATIONS["A8 token"])
     kernel = gpu_linear.Kernel(layer, "bfloat16", 80)
     assert np.array_equal(kernel.weight.numpy(), integers.T)
     assert np.array_equal(kernel.scale.numpy(), layer.weight_scale.flatten().numpy())
@@ -461,26 +461,26 @@ def test_the_kernel_for_activations_per_token_gets_these_integers():
     ("W8 channel", "A16", (100, 32), "multiples"),
     ("W8 channel", "A16", (128, 24), "multiples"),
 ])
-def test_what_does_not_fit_the_gpu_kernels_says_why(spec, activation, sizes, why):
-    layer, _ = filled(WEIGHTS[spec], ACTIVATIONS[activation], *sizes)
+def test_unsupported_gpu_kernels_report_the_reason(spec, activation, sizes, why):
+    layer, _ = full_range_layer(WEIGHTS[spec], ACTIVATIONS[activation], *sizes)
     assert why in gpu_linear.kernel_skip_reason(layer)
 
 
-def test_columns_below_the_highest_level_do_not_fit():
-    layer, integers = filled(WEIGHTS["W8 channel"])
+def test_gpu_kernels_require_columns_with_the_highest_level():
+    layer, integers = full_range_layer(WEIGHTS["W8 channel"])
     integers[:, 3] = integers[:, 3] // 2
     layer._set_buffer("weight", paddle.to_tensor(integers))
     assert "highest level" in gpu_linear.kernel_skip_reason(layer)
 
 
-def test_gpu_kernels_without_a_gpu():
+def test_gpu_kernels_fall_back_without_a_gpu():
     model = nn.Sequential(IntegerLinear(64, 16, WEIGHTS["W8 channel"]))
     with pytest.raises(ConfigTypeError, match="float32"):
         gpu_linear.use_gpu_kernels(model, "float32")
     with pytest.raises(ModelError, match="no GPU"):
         gpu_linear.use_gpu_kernels(model)
-    # A kernel takes nothing that is not on a GPU, so that the layer computes as ever.
-    layer, _ = filled(WEIGHTS["W8 channel"])
+    # The kernel accepts GPU tensors only, so the layer uses its own forward.
+    layer, _ = full_range_layer(WEIGHTS["W8 channel"])
     x = paddle.randn([2, 128]).astype("float16")
     before = layer(x)
     layer._kernel = gpu_linear.Kernel(layer, "float16", 80)

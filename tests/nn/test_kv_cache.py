@@ -1,4 +1,4 @@
-"""Int8 KV caches against formulas in float64, in Paddle's attention and in one of our own."""
+"""Int8 KV caches against float64 formulas, in Paddle's attention and in a user-defined one."""
 
 import math
 
@@ -21,7 +21,7 @@ AXES = [1, 2]
 
 
 def cache_for(kind, k, v, token_axis=1):
-    """An int8 cache, per channel with the scales of these keys and values."""
+    """Return an int8 cache; per channel it has the scales of these keys and values."""
     if kind == "per_token":
         return Int8KVCache("per_token", token_axis=token_axis)
     return Int8KVCache.from_abs_max(*(x.abs().max(axis=[0, token_axis]) for x in (k, v)),
@@ -29,7 +29,7 @@ def cache_for(kind, k, v, token_axis=1):
 
 
 def simulated(x, kind, token_axis, most=None):
-    """Quantized and dequantized in float64, and the steps."""
+    """Return the float64 fake-quantized values and the steps."""
     x = np.asarray(x, "float64")
     if kind == "per_token":
         step = np.abs(x).max(-1, keepdims=True) / 127
@@ -41,7 +41,7 @@ def simulated(x, kind, token_axis, most=None):
 
 
 def keys_and_values(seed, batch, tokens, heads, dim, token_axis, size=1.0):
-    """Of different size in each feature and token, as real ones are."""
+    """Return keys and values whose magnitude varies by feature and token."""
     random = np.random.RandomState(seed)
     shape = [batch, tokens, heads, dim] if token_axis == 1 else [batch, heads, tokens, dim]
     x = random.randn(2, *shape) * np.exp(random.randn(2, 1, 1, 1, dim)) * size
@@ -51,14 +51,15 @@ def keys_and_values(seed, batch, tokens, heads, dim, token_axis, size=1.0):
 @given(st.integers(0, 2 ** 31 - 1), st.integers(1, 3), st.integers(1, 9), st.integers(1, 3),
        st.integers(1, 8), st.sampled_from(KINDS), st.sampled_from(AXES),
        st.sampled_from([1e-5, 1.0, 1e4]))
-def test_what_is_attended_to_is_the_formula(seed, batch, tokens, heads, dim, kind, axis, size):
+def test_dequantized_keys_and_values_match_float64_reference(seed, batch, tokens, heads, dim, kind,
+                                                             axis, size):
     k, v = keys_and_values(seed, batch, tokens, heads, dim, axis, size)
     cache = cache_for(kind, k, v, axis)
     k2, v2, past = cache(k, v)
     for x, y, kept in zip((k, v), (k2, v2), past):
         expected, step = simulated(x.numpy(), kind, axis)
         assert kept.dtype == paddle.int8 and list(kept.shape) == list(x.shape)
-        # In float32 a value on a rounding border may go the other way: by one step.
+        # In float32 a value on a rounding border may differ by one step.
         off = np.abs(y.numpy() - expected) / step
         on_border = np.abs(np.abs(x.numpy() / step % 1) - 0.5) < 1e-4
         assert np.all(off[~on_border] < 1e-4) and np.all(off < 1 + 1e-4)
@@ -67,7 +68,7 @@ def test_what_is_attended_to_is_the_formula(seed, batch, tokens, heads, dim, kin
 
 @given(st.integers(0, 2 ** 31 - 1), st.lists(st.integers(1, 4), min_size=1, max_size=4),
        st.sampled_from([None, *KINDS]), st.sampled_from(AXES))
-def test_token_by_token_is_all_at_once_bit_for_bit(seed, chunks, kind, axis):
+def test_incremental_update_equals_a_single_update(seed, chunks, kind, axis):
     k, v = keys_and_values(seed, 2, sum(chunks), 2, 4, axis)
     cache = KVCache(axis) if kind is None else cache_for(kind, k, v, axis)
     k_all, v_all, kept = cache(k, v)
@@ -80,7 +81,7 @@ def test_token_by_token_is_all_at_once_bit_for_bit(seed, chunks, kind, axis):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_kept_is_small(kind):
+def test_cache_size(kind):
     k, v = keys_and_values(0, 2, 16, 4, 64, 1)
     past = cache_for(kind, k, v)(k, v)[2]
     size = sum(each.numpy().nbytes for each in past)
@@ -88,7 +89,7 @@ def test_what_is_kept_is_small(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_beyond_what_was_calibrated_is_clipped(kind):
+def test_values_beyond_the_calibrated_range_are_clipped(kind):
     k, v = keys_and_values(0, 1, 4, 2, 4, 1)
     y = cache_for(kind, k, v)(3 * k, v)[0].numpy()
     most = np.abs(k.numpy()).max((0, 1)) if kind == "per_channel" else None
@@ -97,7 +98,7 @@ def test_beyond_what_was_calibrated_is_clipped(kind):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_dtypes_come_back_as_they_came(kind, dtype):
+def test_output_keeps_the_input_dtype(kind, dtype):
     k, v = keys_and_values(0, 2, 5, 2, 4, 1)
     cache = cache_for(kind, k, v)
     k, v = k.astype(dtype), v.astype(dtype)
@@ -109,14 +110,14 @@ def test_other_dtypes_come_back_as_they_came(kind, dtype):
                                   expected.astype("float32").numpy())
 
 
-def test_zeros_stay_zeros():
+def test_zeros_are_exact():
     zeros = paddle.zeros([1, 3, 2, 4])
     for kind in KINDS:
         y, _, past = cache_for(kind, zeros, zeros)(zeros, zeros)
         assert y.abs().max().item() == 0 and past[0].astype("int32").abs().max().item() == 0
 
 
-def test_a_state_dict_fills_an_empty_cache():
+def test_state_dict_loads_into_an_uncalibrated_cache():
     k, v = keys_and_values(0, 1, 4, 2, 8, 1)
     full = cache_for("per_channel", k, v)
     empty = Int8KVCache.from_description(full.description())
@@ -129,7 +130,7 @@ def test_a_state_dict_fills_an_empty_cache():
     assert (full.quant_type, token.quant_type) == ("C8-per_channel", "C8-per_token")
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_and_inputs():
     k, v = keys_and_values(0, 1, 4, 2, 8, 1)
     with pytest.raises(ConfigError, match="granularity must be one of 'per_channel', 'per_token'"):
         Int8KVCache("per_head")
@@ -147,7 +148,7 @@ def test_what_cannot_be_is_refused():
 
 
 def quantize_caches(model, kind, run):
-    """Swap the caches of all attentions, per channel with scales from one ``run``."""
+    """Quantize the caches of all attentions; per-channel scales come from one ``run``."""
     attentions = [layer for layer in model.sublayers(include_self=True) if supports_cache(layer)]
     seen = {}
     for attention in attentions:
@@ -161,7 +162,7 @@ def quantize_caches(model, kind, run):
 
 
 def attention_in_float64(attention, x, memory, kind, causal=False):
-    """The formula of attention on quantized keys and values, in numpy."""
+    """Compute attention on quantized keys and values in float64 numpy."""
     def linear(layer, y):
         return y @ layer.weight.numpy().astype("float64") + layer.bias.numpy().astype("float64")
 
@@ -180,7 +181,7 @@ def attention_in_float64(attention, x, memory, kind, causal=False):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_multi_head_attention_is_the_formula(kind):
+def test_multi_head_attention_matches_float64_reference(kind):
     attention = nn.MultiHeadAttention(32, 4)
     x, memory = paddle.randn([2, 5, 32]), paddle.randn([2, 7, 32])
     exact = attention(x, memory, memory).numpy()
@@ -198,7 +199,7 @@ def test_multi_head_attention_is_the_formula(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_float_attention_is_not_changed_by_holding_a_cache(kind):
+def test_float_attention_is_unchanged_by_a_float_cache(kind):
     attention = nn.MultiHeadAttention(16, 2, need_weights=True)
     names = set(attention.state_dict())
     x = paddle.randn([2, 5, 16])
@@ -216,7 +217,7 @@ def test_the_float_attention_is_not_changed_by_holding_a_cache(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_float_cache_that_the_caller_brings_is_quantized(kind):
+def test_float_cache_of_the_caller_is_quantized(kind):
     attention = nn.MultiHeadAttention(16, 2)
     x = paddle.randn([2, 6, 16])
     k, v = attention.compute_kv(x[:, :4], x[:, :4])
@@ -228,13 +229,13 @@ def test_a_float_cache_that_the_caller_brings_is_quantized(kind):
     np.testing.assert_array_equal(y.numpy(), z.numpy())
 
 
-def test_an_attention_with_ways_of_its_own_is_left_alone():
+def test_overridden_attention_methods_are_not_replaced():
     class Own(nn.MultiHeadAttention):
         def _prepare_qkv(self, query, key, value, cache=None):
             return super()._prepare_qkv(query, key, value, cache)
 
     class Named(nn.MultiHeadAttention):
-        """Only another name."""
+        """Subclass without overrides."""
 
     assert not supports_cache(Own(8, 2)) and supports_cache(Named(8, 2))
     assert not supports_cache(nn.Linear(2, 2))
@@ -276,12 +277,12 @@ def test_greedy_generation_with_and_without_cache(kind, decoder):
     exact = model(start, memory).numpy()
     quantize_caches(model, kind, lambda: model(start, memory))
     tokens, cache = start, model.stack.gen_cache(memory)
-    # (Paddle's layers take no mask with a cache: the prompt goes in token by token.)
+    # Paddle's layers accept no mask with a cache, so the prompt is passed token by token.
     for i in range(3):
         logits, cache = model(start[:, i:i + 1], memory, cache)
     for _ in range(6):
         full = model(tokens, memory)[:, -1].numpy()
-        # A key on a rounding border may be a step off when its sum comes in another order.
+        # A key on a rounding border may differ by a step if the summation order changes.
         np.testing.assert_allclose(logits[:, -1].numpy(), full, atol=2e-3)
         word = logits[:, -1].argmax(-1, keepdim=True)
         np.testing.assert_array_equal(word.numpy()[:, 0], full.argmax(-1))
@@ -290,11 +291,11 @@ def test_greedy_generation_with_and_without_cache(kind, decoder):
     kept = cache[0][0] if decoder else cache[0]
     assert kept.k.dtype == paddle.int8 and kept.k.shape[2] == 9
     assert isinstance(kept, nn.MultiHeadAttention.Cache)
-    assert np.abs(model(start, memory).numpy() - exact).max() > 1e-4  # it is not the float one
+    assert np.abs(model(start, memory).numpy() - exact).max() > 1e-4  # not the float output
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_beams_are_reordered_as_ever(kind):
+def test_beam_search_reorders_the_cache(kind):
     model = Writer(decoder=True)
     memory, tokens = paddle.randn([3, 4, 16]), paddle.to_tensor([[1], [2], [3]])
     quantize_caches(model, kind, lambda: model(tokens, memory))
@@ -311,11 +312,11 @@ def test_beams_are_reordered_as_ever(kind):
     np.testing.assert_allclose(again.numpy()[:1], first.numpy(), atol=1e-5)
 
 
-# -- an attention of our own ---------------------------------------------------------------------
+# -- user-defined attention ----------------------------------------------------------------------
 
 
 class GroupedAttention(nn.Layer):
-    """Queries in more heads than keys; what is kept is that of the few."""
+    """Grouped-query attention: the cache holds the key heads only."""
 
     def __init__(self, width=16, heads=4, kv_heads=2):
         super().__init__()
@@ -339,7 +340,7 @@ class GroupedAttention(nn.Layer):
 
 
 @pytest.mark.parametrize("kind", [None, *KINDS])
-def test_an_attention_of_our_own(kind):
+def test_user_defined_attention(kind):
     attention = GroupedAttention()
     x = paddle.randn([2, 9, 16])
     if kind is not None:
@@ -357,7 +358,7 @@ def test_an_attention_of_our_own(kind):
 # -- programs ------------------------------------------------------------------------------------
 
 
-class Looking(nn.Layer):
+class TracedAttention(nn.Layer):
     def __init__(self, own):
         super().__init__()
         self.own, self.linear = own, nn.Linear(16, 16)
@@ -368,9 +369,9 @@ class Looking(nn.Layer):
         return y[0] if self.own else y
 
 
-def looking(own, kind):
+def traced_attention(own, kind):
     paddle.seed(3)
-    model, x = Looking(own), paddle.randn([2, 9, 16])
+    model, x = TracedAttention(own), paddle.randn([2, 9, 16])
     attention, y = model.attention, model.linear(x)
     if own:
         attention.kv_cache = cache_for(kind, *attention(y)[1])
@@ -382,8 +383,8 @@ def looking(own, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("own", [True, False])
-def test_a_traced_model_simulates_the_same(kind, own, tmp_path):
-    model, x = looking(own, kind)
+def test_traced_model_equals_dynamic_model(kind, own, tmp_path):
+    model, x = traced_attention(own, kind)
     spec = [paddle.static.InputSpec([None, 9, 16], name="x")]
     paddle.jit.save(model, str(tmp_path / "model"), input_spec=spec)
     z = paddle.jit.load(str(tmp_path / "model"))(x)
@@ -392,14 +393,14 @@ def test_a_traced_model_simulates_the_same(kind, own, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("own", [True, False])
-def test_an_exported_model_computes_the_same(kind, own, tmp_path):
-    model, x = looking(own, kind)
+def test_exported_model_equals_simulation(kind, own, tmp_path):
+    model, x = traced_attention(own, kind)
     path = str(tmp_path / "model")
     paddleq.save_quantized_model(model, path, [paddle.static.InputSpec([None, 9, 16], name="x")])
     y = model(x).numpy()
     assert relative_error(paddle_inference(path, [x.numpy()])[0], y) < 1e-6
     assert relative_error(paddle_inference(path, [x.numpy()], ir_optim=True)[0], y) < 1e-5
     assert relative_error(openvino(path, [x.numpy()])[0], y) < 1e-5
-    float_one = Looking(own)
+    float_one = TracedAttention(own)
     float_one.set_state_dict(model.state_dict())
     assert relative_error(float_one(x).numpy(), y) > 1e-4

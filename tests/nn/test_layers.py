@@ -1,4 +1,4 @@
-"""Simulated = exported for every kind of layer, configuration and hook."""
+"""Exported models equal the simulation for every layer type, configuration and hook."""
 
 import numpy as np
 import paddle
@@ -17,7 +17,7 @@ SPEC = paddle.static.InputSpec
 
 
 def exported_equals_simulated(quanter, net, inputs, path, tolerance=1e-6, **save):
-    """Export and compare; returns the exported outputs."""
+    """Export, compare with the simulation and return the exported outputs."""
     net.eval()
     with paddle.no_grad():
         output = net(*inputs)
@@ -35,7 +35,7 @@ def exported_equals_simulated(quanter, net, inputs, path, tolerance=1e-6, **save
 
 @pytest.mark.parametrize("onnx_format", [True, False])
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_layer_qat(name, onnx_format, tmp_path):
+def test_qat_export_of_every_layer_type(name, onnx_format, tmp_path):
     make, shape = LAYERS[name]
     net, x = nn.Sequential(make()), paddle.randn(shape)
     float_output = net(x).numpy()
@@ -43,7 +43,7 @@ def test_layer_qat(name, onnx_format, tmp_path):
     quanter.quantize(net)
     train_steps(net, x, steps=8, lr=1e-6)
     exported_equals_simulated(quanter, net, [x], str(tmp_path / "m"))
-    # It is a quantized model, and close to the float one.
+    # The output is quantized and close to the float output.
     error = relative_error(net(x).numpy(), float_output)
     assert 1e-5 < error < 0.2
 
@@ -53,7 +53,7 @@ NOT_IN_OPENVINO = {"conv1d_nlc", "conv2d_nhwc", "conv3d"}
 
 
 @pytest.mark.parametrize("name", sorted(set(LAYERS) - NOT_IN_OPENVINO))
-def test_layer_ptq_in_openvino(name, tmp_path):
+def test_ptq_in_openvino(name, tmp_path):
     make, shape = LAYERS[name]
     x = paddle.randn(shape)
     ptq = paddleq.PTQ("AbsmaxQuantizer")
@@ -107,7 +107,7 @@ def test_pact(preprocess, onnx_format, tmp_path):
     exported_equals_simulated(quanter, net, [x], str(tmp_path / "m"))
 
 
-def test_pact_alpha_gets_the_gradient_of_its_definition():
+def test_pact_alpha_gradient():
     net = nn.Sequential(nn.Linear(4, 3, bias_attr=False))
     paddleq.QAT({"activation_preprocess_type": "PACT"}).quantize(net)
     pact = net[0].activation_preprocess
@@ -126,8 +126,8 @@ def test_pact_alpha_gets_the_gradient_of_its_definition():
                                    rtol=1e-5, atol=1e-6)
 
 
-def test_pact_alpha_feels_weight_decay_where_it_clips_nothing():
-    # The first layer's input wants no gradient: alpha must get its zero all the same.
+def test_idle_pact_alpha_decays():
+    # The first layer's input needs no gradient; alpha must still get a gradient of zero.
     net, x = SmallNet(), paddle.rand([4, 1, 8, 8])
     paddleq.QAT({"activation_preprocess_type": "PACT"}).quantize(net)
     net(x).mean().backward()
@@ -137,7 +137,7 @@ def test_pact_alpha_feels_weight_decay_where_it_clips_nothing():
 
 
 def test_paddleocr_pact_trains_saves_reloads_and_exports(tmp_path):
-    """Issue line 11."""
+    """PaddleOCR's subclass of PACT."""
     net, x = SmallNet(), paddle.rand([4, 1, 8, 8])
     quanter = paddleq.QAT(act_preprocess=OcrPACT)
     quanter.quantize(net)
@@ -147,7 +147,7 @@ def test_paddleocr_pact_trains_saves_reloads_and_exports(tmp_path):
     optimizer = paddle.optimizer.Momentum(0.1, parameters=net.parameters())
     before = alpha.item()
     train_steps(net, x, optimizer=optimizer)
-    assert alpha.item() < before  # nothing clipped: weight decay alone
+    assert alpha.item() < before  # nothing clipped: weight decay only
     with paddle.no_grad():
         alpha.set_value(paddle.to_tensor([0.2]))
     train_steps(net, x, optimizer=optimizer, steps=1)
@@ -164,20 +164,20 @@ def test_paddleocr_pact_trains_saves_reloads_and_exports(tmp_path):
     exported_equals_simulated(quanter, net, [x], str(tmp_path / "m"))
     from paddleq.export.program.program import Program
     program = Program.load(str(tmp_path / "m.pdmodel"), str(tmp_path / "m.pdiparams"))
-    # conv2's alpha changes the numbers and so appears; where a range clips nothing it does not.
+    # conv2's alpha clips, so the export contains it; an idle one is omitted.
     alphas = [name for name in program.arrays if name.endswith(".pact")]
     assert alphas == [alpha.name]
 
 
 class _Doubled:
-    """A preprocess that is no Layer."""
+    """A preprocess that is not a Layer."""
 
     def __call__(self, x):
         return x * 2
 
 
 class _OwnGrid(nn.Layer):
-    """A quantizer of one's own, straight through, 7 levels each way."""
+    """A straight-through quantizer with 7 levels per sign."""
 
     def forward(self, x):
         scale = x.abs().max().detach()
@@ -185,7 +185,7 @@ class _OwnGrid(nn.Layer):
 
 
 class _OffGrid(nn.Layer):
-    """Levels at powers of two: on no uniform grid."""
+    """Levels at powers of two: not a uniform grid."""
 
     def forward(self, x):
         levels = 2.0 ** paddle.round(paddle.log2(x.abs() + 1e-9))
@@ -199,7 +199,7 @@ class _OffGrid(nn.Layer):
     {"weight_preprocess": _Doubled, "act_preprocess": OcrPACT, "act_quantize": _OwnGrid},
 ])
 @pytest.mark.parametrize("onnx_format", [True, False])
-def test_hooks(hooks, onnx_format, tmp_path):
+def test_user_defined_hooks(hooks, onnx_format, tmp_path):
     net, x = SmallNet(), paddle.rand([4, 1, 8, 8])
     quanter = paddleq.QAT({"onnx_format": onnx_format}, **hooks)
     quanter.quantize(net)
@@ -281,7 +281,7 @@ def test_layer_types_are_registered_once():
 
     first, again = define(), define()
     try:
-        for cls in (first, first, again):  # the same definition executed again replaces it
+        for cls in (first, first, again):  # re-executing the definition replaces it
             paddleq.register_layer(cls, {"weight": 1})
             assert layer_types.known_classes()["Own"] is cls
         with pytest.raises(ConfigError, match="'Own' is already registered with weights={'weig"):
@@ -366,7 +366,7 @@ def test_weight_that_the_forward_also_reads_as_float(tmp_path):
 
 
 def test_float_weights_of_whole_numbers_in_int8_inference(tmp_path):
-    """Paddle Inference takes them for integers without a scale, and refuses the file."""
+    """Paddle Inference reads them as integers without a scale and rejects the file."""
 
     class Whole(nn.Layer):
         def __init__(self):

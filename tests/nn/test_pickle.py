@@ -127,7 +127,7 @@ def test_deepcopy_is_independent(model):
         assert np.array_equal(before[key], value.numpy())
 
 
-def test_unpickled_qat_model_trains_as_the_original():
+def test_unpickled_qat_model_trains_like_the_original():
     model = qat(activation_preprocess_type="PACT")
     copied = pickle.loads(pickle.dumps(model))
     model.train()
@@ -138,7 +138,7 @@ def test_unpickled_qat_model_trains_as_the_original():
         assert np.array_equal(mine.numpy(), theirs.numpy())
 
 
-def test_spawned_process_computes_the_same():
+def test_spawned_process_computes_the_same_outputs():
     contents = [pickle.dumps(MODELS[name]()) for name in ("lsq", "fused", "dynamic")]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = [pool.apply(run_pickled, (content, X.numpy())) for content in contents]
@@ -146,7 +146,7 @@ def test_spawned_process_computes_the_same():
         assert np.array_equal(value, output(pickle.loads(content)))
 
 
-def test_calibrating_model_goes_on_after_a_round_trip():
+def test_calibration_continues_after_a_round_trip():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64))
     config = {"batch_num": 1, "algorithm": "minmax", "quant_cfg": {
         "weights": {"type": "int8", "symmetric": True, "strategy": "channel"},
