@@ -119,7 +119,7 @@ class _Writer:
         block = self.blocks[binding.operator.block]
         hooks, mark = self.recorder.input_mark(layer, 0)
         if hooks:
-            raise ExportError(f"{binding.name} has a preprocess or quantizer of its own for its "
+            raise ExportError(f"{binding.name} has a custom preprocess or quantizer for its "
                               "input, which cannot be written into a saved program")
         if mark is not None:
             source = binding.operator.input(binding.source)

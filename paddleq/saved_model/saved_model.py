@@ -102,7 +102,7 @@ class SavedModel(nn.Layer):
         self._input_types = {name: (dtype_of(variables[name]), shape_of(variables[name]))
                              for name in self.input_names}
         self._bindings = plan_layers(program, self._operators)
-        self._absorbed = {(binding.operator.block, position)
+        self._merged = {(binding.operator.block, position)
                           for binding in self._bindings.values() for position in binding.merged}
         self._places: Dict[str, Tuple[str, str]] = {}  # parameter -> (sublayer or "", attribute)
         self._shapes: Dict[str, Tuple[list, str]] = {
@@ -239,7 +239,7 @@ class SavedModel(nn.Layer):
             for name in self._local[index]:
                 values.pop(name, None)
         for position, op in enumerate(self._operators[index]):
-            if op.type in _INTERFACE or (index, position) in self._absorbed:
+            if op.type in _INTERFACE or (index, position) in self._merged:
                 continue
             if op.layer is not None:
                 self._run_layer(op, values)
