@@ -62,6 +62,7 @@ STAGES = [
     Stage("environment of 3.3.1", "make env-3.3", 90),
     Stage("environment of Paddle-Lite", "make lite-env", 30),
     Stage("lint", "make lint", 5, ("environment of 3.1.1",)),
+    Stage("types", "make types", 50, ("environment of 3.1.1",)),
     Stage("documentation", "make docs", 60),
     Stage("installed command", ".venv/bin/paddleq --version", 5, ("environment of 3.1.1",)),
     Stage("demo of transformers", "make demo-text", 300, ("environment of 3.1.1",)),

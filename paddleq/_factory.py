@@ -1,5 +1,7 @@
 """Factories: classes with default values for some of their arguments."""
 
+from typing import Any, Callable, Dict
+
 
 class Factory:
     """Create instances of a class with preset arguments.
@@ -14,17 +16,17 @@ class Factory:
         (False, False, True, 32767)
     """
 
-    def __init__(self, made, arguments):
+    def __init__(self, made: Callable[..., Any], arguments: Dict[str, Any]):
         self.made, self.arguments = made, arguments
 
-    def with_args(self, **arguments):
+    def with_args(self, **arguments: Any) -> "Factory":
         """Return a factory with these arguments added."""
         return Factory(self.made, {**self.arguments, **arguments})
 
-    def __call__(self, *args, **arguments):
+    def __call__(self, *args: Any, **arguments: Any) -> Any:
         return self.made(*args, **{**self.arguments, **arguments})
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shown = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
         return f"Factory({self.made.__name__}{shown})"
 
@@ -33,6 +35,6 @@ class WithArgs:
     """Mixin that adds :meth:`with_args` to a class."""
 
     @classmethod
-    def with_args(cls, **arguments):
+    def with_args(cls, **arguments: Any) -> Factory:
         """Return a :class:`Factory` of this class with these arguments."""
         return Factory(cls, arguments)

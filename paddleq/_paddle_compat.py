@@ -8,10 +8,12 @@ removes raises :class:`~paddleq.errors.DependencyError`, which names that versio
 import copyreg
 import functools
 import importlib
-from typing import Any, Callable, Dict, FrozenSet, List, Tuple, Type
+from typing import Any, Callable, Dict, FrozenSet, List, Tuple, Type, TypeVar
 
 import paddle
 from paddle import nn
+
+L = TypeVar("L", bound=Type[nn.Layer])
 
 from .errors import DependencyError
 
@@ -114,7 +116,7 @@ def is_traced(layer: nn.Layer) -> bool:
     return bool(getattr(layer, "_original_funcs", None))
 
 
-def skip_bytecode_translation(cls: Type[nn.Layer]) -> Type[nn.Layer]:
+def skip_bytecode_translation(cls: L) -> L:
     """Class decorator: let ``to_static`` trace a layer as one of Paddle's own layers.
 
     The bytecode translator of Paddle 3 would translate the layer's ``forward``, lose buffer
@@ -123,7 +125,7 @@ def skip_bytecode_translation(cls: Type[nn.Layer]) -> Type[nn.Layer]:
     Paddle 2.6, which has no marker.
     """
     marker = getattr(paddle.jit, "marker", None)
-    if hasattr(marker, "unified"):
+    if marker is not None and hasattr(marker, "unified"):
         marker.unified(cls)
     return cls
 

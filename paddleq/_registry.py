@@ -6,6 +6,7 @@ from ._checks import check_choice, wrong_type
 from .errors import ConfigError
 
 T = TypeVar("T")
+D = TypeVar("D")  # the decorated class or function
 
 
 class Registry(Generic[T]):
@@ -36,7 +37,7 @@ class Registry(Generic[T]):
         self._definition = definition
         self._entries: Dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[D], D]:
         """Decorator that registers a class or a function under ``name``.
 
         A definition that is executed again (same module and qualified name, e.g. a notebook cell
@@ -58,7 +59,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str) or not name:
             raise wrong_type(f"name of the {self.kind}", name, "a non-empty string")
 
-        def add(entry: T) -> T:
+        def add(entry: Any) -> Any:
             known = self._entries.get(name)
             if known is not None and not _same_definition(*map(self._definition, (known, entry))):
                 raise ConfigError(f"{self.kind} {name!r} is already registered as {known!r}; "

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Sequence, Tuple
 
 from paddle import nn
 
@@ -38,9 +38,9 @@ class Scope:
         paddleq.errors.ConfigError: the rule for name '10' matches no layer (did you mean '1'?)
     """
 
-    names: Tuple[str, ...] = ()
-    patterns: Tuple[str, ...] = ()
-    types: Tuple[type, ...] = ()
+    names: Sequence[str] = ()
+    patterns: Sequence[str] = ()
+    types: Sequence[type] = ()
     contents: bool = True
     required: bool = True
     label: str = ""

@@ -5,6 +5,7 @@ The attention stays the same object with the same parameters. Layers that contai
 """
 
 import collections
+from typing import TYPE_CHECKING, Type
 
 import paddle
 from paddle import nn
@@ -13,6 +14,8 @@ from .class_swap import swapped_class
 from .kv_cache import KVCache
 
 _Paddle = nn.MultiHeadAttention
+# The other base of each swapped class is the class of the float attention.
+_Base = _Paddle if TYPE_CHECKING else object
 
 
 # TransformerDecoder passes these. They derive from Paddle's classes for isinstance checks.
@@ -29,7 +32,7 @@ class ScaledStaticCache(collections.namedtuple("ScaledStaticCache", "k v k_scale
     __slots__ = ()
 
 
-class CachedAttention:
+class CachedAttention(_Base):
     """Mixin of attentions whose keys and values pass through the sublayer ``kv_cache``.
 
     A returned cache holds the stored form of ``kv_cache``: int8 for an :class:`Int8KVCache`. A
@@ -37,6 +40,8 @@ class CachedAttention:
     """
 
     prefix = "Cached"
+    kv_cache: KVCache
+    _float_class: Type[nn.Layer]
 
     def swapped_forward(self, args, kwargs):
         return self._float_class.forward(self, *args, **kwargs)

@@ -1,9 +1,16 @@
 """Linear layers whose computation a calibrator controls until they are converted."""
 
+from typing import TYPE_CHECKING, Any, Type
+
+from paddle import nn
+
 from .class_swap import swapped_class
 
+# The other base of each swapped class is the class of the float layer.
+_Base = nn.Linear if TYPE_CHECKING else object
 
-class CalibratingLinear:
+
+class CalibratingLinear(_Base):
     """Mixin of a ``paddle.nn.Linear`` that records calibration statistics until it is converted.
 
     The layer stays the same object with the same parameters under the same names.
@@ -14,7 +21,8 @@ class CalibratingLinear:
     """
 
     prefix = "Calibrating"
-    calibrator = None
+    calibrator: Any = None
+    _float_class: Type[nn.Layer]
 
     def swapped_forward(self, args, kwargs):
         x = args[0] if args else kwargs["input"]

@@ -28,9 +28,12 @@ class SwappedClass(abc.ABCMeta):
     the class again where it loads.
     """
 
+    _mixin: type
+    _float_class: Type[nn.Layer]
+
 
 @functools.lru_cache(maxsize=None)
-def swapped_class(mixin: type, base: Type[nn.Layer]) -> Type[nn.Layer]:
+def swapped_class(mixin: Any, base: Type[nn.Layer]) -> Type[nn.Layer]:
     """Return the subclass of ``base`` with ``mixin`` before it; one for each pair.
 
     Args:
@@ -44,7 +47,7 @@ def swapped_class(mixin: type, base: Type[nn.Layer]) -> Type[nn.Layer]:
 
     forward.__signature__ = inspect.signature(base.forward)
     forward.__doc__ = base.forward.__doc__
-    cls = SwappedClass(mixin.prefix + base.__name__, (mixin, base),
+    cls: Any = SwappedClass(mixin.prefix + base.__name__, (mixin, base),
                        {"_mixin": mixin, "_float_class": base, "forward": forward,
                         "__doc__": f"{mixin.prefix} {base.__name__}.",
                         "__module__": mixin.__module__})
@@ -53,7 +56,11 @@ def swapped_class(mixin: type, base: Type[nn.Layer]) -> Type[nn.Layer]:
     return cls
 
 
-copyreg.pickle(SwappedClass, lambda cls: (swapped_class, (cls._mixin, cls._float_class)))
+def _reduce(cls: SwappedClass) -> Any:
+    return swapped_class, (cls._mixin, cls._float_class)
+
+
+copyreg.pickle(SwappedClass, _reduce)
 make_tensors_picklable()
 
 

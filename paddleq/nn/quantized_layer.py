@@ -6,6 +6,7 @@ shared, and a float checkpoint loads.
 """
 
 import inspect
+from typing import TYPE_CHECKING, Type
 
 import paddle
 from paddle import nn
@@ -19,8 +20,11 @@ from .bn_folding import NormFolding
 from .class_swap import substituted, swapped_class
 from .layer_types import kind_of
 
+# The other base of each quantized class is the class of the float layer.
+_Base = nn.Layer if TYPE_CHECKING else object
 
-class QuantizedLayer:
+
+class QuantizedLayer(_Base):
     """Mixin of all quantized layers.
 
     Attributes:
@@ -35,6 +39,8 @@ class QuantizedLayer:
     """
 
     prefix = "Quantized"
+    _paddleq: QuantizationState
+    _float_class: Type[nn.Layer]
 
     def swapped_forward(self, args, kwargs):
         """Compute the layer's forward with quantized inputs, weights and output."""
