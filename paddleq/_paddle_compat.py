@@ -13,11 +13,11 @@ from typing import Any, Callable, Dict, FrozenSet, List, Tuple, Type, TypeVar
 import paddle
 from paddle import nn
 
-L = TypeVar("L", bound=Type[nn.Layer])
-
 from .errors import DependencyError
 
 _TESTED = "2.6.2, 3.1.1 and 3.3.1"
+
+L = TypeVar("L", bound=Type[nn.Layer])
 
 # Attributes in which a Layer keeps its parts: dicts, and one set of names.
 LAYER_CONTAINERS = ("_parameters", "_buffers", "_sub_layers", "_non_persistable_buffer_names_set",
@@ -156,6 +156,14 @@ def own_parameters(layer: nn.Layer) -> Dict[str, Any]:
 def own_buffers(layer: nn.Layer) -> Dict[str, Any]:
     """Return the dict in which ``layer`` keeps its own buffers; values may be None."""
     return layer._buffers
+
+
+def scalar(x: Any) -> float:
+    """Return the value of a real tensor of one element.
+
+    Paddle annotates ``Tensor.item()`` as complex too.
+    """
+    return x.item()
 
 
 def own_sublayers(layer: nn.Layer) -> Dict[str, nn.Layer]:

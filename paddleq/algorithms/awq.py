@@ -7,6 +7,7 @@ import paddle
 import paddle.nn.functional as F
 
 from .._checks import check_bool, check_float, check_int, wrong_type
+from .._paddle_compat import scalar
 from ..functional import compute_weight_qparams
 from ..functional.weight_qparams import group_rows, group_size
 from ..spec import PerTensor
@@ -82,7 +83,7 @@ class AWQ(Smoother):
                 for weight in weights:
                     change = _round_to_nearest(weight * column, spec).divide_(
                         column.expand(weight.shape)).subtract_(weight)
-                    loss += paddle.matmul(hessian, change).multiply_(change).sum().item()
+                    loss += scalar(paddle.matmul(hessian, change).multiply_(change).sum())
                 if loss < least:
                     best, least = s, loss
         return best
@@ -121,7 +122,7 @@ class AWQ(Smoother):
                 if whole:
                     loss = loss.sum().reshape([1, 1])
                 factors = paddle.full_like(loss, factor)
-                if best is None:
+                if best is None or least is None:
                     best, least = factors, loss
                 else:
                     best = paddle.where(loss < least, factors, best)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import paddle
 
 from .._checks import check_bool, check_float, check_int, wrong_value
+from .._paddle_compat import scalar
 from ..errors import CalibrationError
 from ..functional import WeightQParams, compute_weight_qparams
 from ..functional.fake_quant import round_and_clip_
@@ -283,7 +284,7 @@ def feedback_matrix(hessian, damping, order=None):
     # Features that are always 0 take no part in the feedback.
     dead = diagonal <= 0.0
     diagonal = paddle.where(dead, paddle.ones_like(diagonal), diagonal / mean)
-    if mean.item() > 0.0:
+    if scalar(mean) > 0.0:
         hessian.divide_(mean)
     factor = _damped_cholesky(hessian, diagonal, damping)
     del hessian

@@ -101,6 +101,7 @@ def quantize_linears(weights: List[paddle.Tensor], config: LayerConfig,
     weights = [checked_weight(weight, spec) for weight in weights]
     smoother, input_scale, clips = config.smoother, None, None
     if smoother is not None:
+        assert stats is not None, smoother
         input_scale = smoother.scales(weights, stats, spec)
         weights = [weight * input_scale.unsqueeze(1) for weight in weights]
         stats = stats.divided_by(input_scale)
@@ -109,8 +110,10 @@ def quantize_linears(weights: List[paddle.Tensor], config: LayerConfig,
     activation = None
     if config.static_activation:
         if "range" in config.needs:
+            assert stats is not None, config
             activation = _from_range(config.activation_spec, *stats.range)
         else:
+            assert observe is not None, config
             activation = _from_observer(observe(input_scale))
     return QuantizedLinears(quantized, input_scale, activation)
 

@@ -7,7 +7,7 @@ quantized layers before it.
 """
 
 import logging
-from typing import Dict
+from typing import Any, Dict
 
 import paddle
 from paddle import nn
@@ -134,8 +134,8 @@ class _CalibratedLayer:
         self.name, self.layer = name or "(model)", layer
         self.config, self.num_batches = config, num_batches
         self.batches, self.saw_batch, self.quantized = 0, False, None
-        self._stats = ChannelStats(config.needs)
-        self._observer = config.activation_observer()
+        self._stats: Any = ChannelStats(config.needs)  # None once the layer is quantized
+        self._observer: Any = config.activation_observer()
         self._calibration = calibration
 
     def run(self, x, forward):

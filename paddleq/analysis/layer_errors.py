@@ -1,7 +1,7 @@
 """Quantization error of each layer, alone and accumulated over the layers before it."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 from paddle import nn
 
@@ -160,7 +160,7 @@ class LayerComparison:
         self.output = SQNR("the output of the model")
         self._floats = {}  # name -> float outputs of the layer, one for each call on this batch
 
-    def add(self, args: tuple, kwargs: dict) -> None:
+    def add(self, args: Sequence, kwargs: dict) -> None:
         """Run a batch through both models."""
         self._floats = {name: [] for name in self.layers}
         with eager_evaluation(self.model, self.reference):

@@ -7,6 +7,7 @@ import paddle
 from paddle import nn
 
 from .._checks import check_int, wrong_type
+from .._paddle_compat import scalar
 from ..engine import fake_quantizers, qparams_in, quantized_layers
 from ..errors import ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
@@ -104,25 +105,27 @@ class ScaleHistory:
         self.every = check_int("every", every, 1)
         self.model = model
         self.scales: Dict[str, List[Scale]] = {}
-        self._hooks = None
+        self._hooks: Optional[StepHooks] = None
 
     def __enter__(self):
         if self.model is None:
             raise ModelError("ScaleHistory needs a model: ScaleHistory(model)")
-        self._hooks = StepHooks(self.model, lambda: None, self._after)
+        model = self.model
+        self._hooks = StepHooks(model, lambda: None, lambda step: self._after(model, step))
         return self
 
     def __exit__(self, *_error):
-        self._hooks.remove()
+        if self._hooks is not None:
+            self._hooks.remove()
 
-    def _after(self, step):
+    def _after(self, model, step):
         if step % self.every == 0:
-            self.record(self.model, step)
+            self.record(model, step)
 
     def record(self, model: nn.Layer, step: int) -> None:
         """Record the current thresholds of the quantizers of ``model``."""
         for name, threshold in thresholds(model):
-            low, high = threshold.min().item(), threshold.max().item()
+            low, high = scalar(threshold.min()), scalar(threshold.max())
             self.scales.setdefault(name, []).append(Scale(step, low, high))
 
 

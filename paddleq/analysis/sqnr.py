@@ -5,6 +5,7 @@ from typing import Any, List, Optional
 
 import paddle
 
+from .._paddle_compat import scalar
 from ..errors import ModelError, NonFiniteError
 
 
@@ -58,7 +59,7 @@ class SQNR:
 
 
 def _energy(x):
-    return x.astype("float64").square().sum().item()
+    return scalar(x.astype("float64").square().sum())
 
 
 def tensors_in(value: Any) -> List[paddle.Tensor]:

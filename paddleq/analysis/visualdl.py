@@ -80,7 +80,9 @@ class VisualDLLogger(paddle.callbacks.Callback):
         self.network = model
         self.history = ScaleHistory(every=every)
         self._writer = _log_writer(self.logdir)
-        self._hooks, self._captured, self._distributions = None, None, None
+        self._hooks: Optional[StepHooks] = None
+        self._captured: Optional[ExitStack] = None
+        self._distributions: Optional[_LoggedDistributions] = None
         self._step = 0
 
     def __enter__(self):

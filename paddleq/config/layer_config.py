@@ -206,12 +206,13 @@ class LayerConfig:
     @property
     def weight_spec(self) -> Optional[QuantSpec]:
         """The QuantSpec of the weight, or None."""
-        return getattr(self.weight, "spec", self.weight)
+        return self.weight.spec if isinstance(self.weight, QuantizerConfig) else self.weight
 
     @property
     def activation_spec(self) -> Optional[QuantSpec]:
         """The QuantSpec of the inputs, or None."""
-        return getattr(self.activation, "spec", self.activation)
+        return (self.activation.spec if isinstance(self.activation, QuantizerConfig)
+                else self.activation)
 
     @property
     def weight_quantizer(self) -> Optional[QuantizerConfig]:
@@ -248,7 +249,7 @@ class LayerConfig:
         None if :class:`~paddleq.observers.ChannelStats` give the range: ``activation`` is a
         QuantSpec.
         """
-        if not self.static_activation or isinstance(self.activation, QuantSpec):
+        if not (self.static_activation and isinstance(self.activation, QuantizerConfig)):
             return None
         if self.activation.observer is None:
             raise wrong_value("activation.observer", None, "an observer for a Linear layer whose "

@@ -87,7 +87,7 @@ def _choose(sessions):
         raise InferenceError(f"none of {', '.join(sessions)} runs the model on random numbers")
     times = latencies(able, inputs, _SECONDS)
     listed = ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
-    return min(times, key=times.get), f"the fastest on a batch of one: {listed}"
+    return min(times, key=lambda name: times[name]), f"the fastest on a batch of one: {listed}"
 
 
 def sample(inputs):

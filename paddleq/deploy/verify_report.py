@@ -49,7 +49,7 @@ class RuntimeResult:
     @property
     def speedup(self) -> Optional[float]:
         """Speedup over the float model; None if not measured."""
-        return None if None in (self.ms, self.float_ms) else self.float_ms / self.ms
+        return None if self.ms is None or self.float_ms is None else self.float_ms / self.ms
 
 
 _COLUMNS = (

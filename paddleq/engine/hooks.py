@@ -6,14 +6,13 @@ hooks do not receive keyword arguments.
 
 import weakref
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Hashable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Hashable, Iterator, List, Mapping, Tuple
 
 import paddle
 from paddle import nn
 
 from .._paddle_compat import is_to_static_enabled
 from ..errors import NonFiniteError
-from ..observers import Collector
 from .state import evaluation
 
 
@@ -52,7 +51,7 @@ def patched_forward(layer: nn.Layer, forward: Callable) -> Iterator[None]:
 
 
 @contextmanager
-def capture_calls(layers: Dict[str, nn.Layer],
+def capture_calls(layers: Mapping[str, nn.Layer],
                   on_call: Callable[[str, tuple, dict, Any], None]) -> Iterator[None]:
     """Call ``on_call(name, args, kwargs, output)`` after each call of a layer while open.
 
@@ -74,7 +73,7 @@ def capture_calls(layers: Dict[str, nn.Layer],
 
 
 @contextmanager
-def capture_inputs(layers: Dict[str, nn.Layer],
+def capture_inputs(layers: Mapping[Any, nn.Layer],
                    on_input: Callable[..., None], count: int = 1) -> Iterator[None]:
     """Call ``on_input(name, x, ...)`` with the first ``count`` arguments before each call."""
     def patch(name):
@@ -107,8 +106,8 @@ class TensorKeys:
 
 
 @contextmanager
-def collect_inputs(layers: Dict[str, nn.Layer],
-                   collectors: Dict[str, Collector]) -> Iterator[Dict[str, List[Hashable]]]:
+def collect_inputs(layers: Mapping[str, nn.Layer],
+                   collectors: Mapping[str, Any]) -> Iterator[Dict[str, List[Hashable]]]:
     """Update collectors with the inputs of layers while open.
 
     If one collector is given for several layers, a tensor that several of them read is collected

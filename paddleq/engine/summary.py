@@ -1,6 +1,6 @@
 """What was done to each layer, or why it was left alone."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import paddle
 from paddle import nn
@@ -125,7 +125,7 @@ def _plain_quantizer(quantizer, layer, attribute):
             **plain_spec(quantizer.spec, None if found is None else found[0])}
 
 
-def plain_spec(spec, scale=None):
+def plain_spec(spec: QuantSpec, scale: Any = None) -> dict:
     """A :class:`~paddleq.QuantSpec` as plain values, and the span of the scales if there are any.
 
     Beside bits and granularity only what differs from the default spec is said.

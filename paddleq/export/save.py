@@ -1,7 +1,7 @@
 """Export of a quantized model in memory to files."""
 
 import os
-from typing import Optional, Union
+from typing import Optional, Sequence, Union
 
 import paddle
 
@@ -16,7 +16,7 @@ from .trace import input_spec_of, trace
 Path = Union[str, "os.PathLike[str]"]
 
 
-def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optional[list] = None,
+def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = None,
                          format: str = "pdmodel") -> None:
     """Export any quantized model for deployment, as ``path.pdmodel`` and ``path.pdiparams``.
 
@@ -72,7 +72,7 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
     save(model, path, input_spec, format=format)
 
 
-def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[list] = None,
+def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = None,
          onnx_format: bool = True, format: str = "pdmodel",
          made_by: Optional[dict] = None) -> None:
     """Export a quantized model to the files of a format.

@@ -127,7 +127,7 @@ class _ExportRecorder(Recorder):
                     self._mark_integer_layer(name, layer, format, shared)
                 elif isinstance(layer, Int8KVCache):
                     for slot in (0, 1):  # keys and values, which are integers already
-                        mark = ActivationMark(name, np.float32([SPEC.quant_max]), SPEC)
+                        mark = ActivationMark(name, np.array([SPEC.quant_max], np.float32), SPEC)
                         self._inputs[id(layer), slot] = [], mark
 
     def _mark_integer_linear(self, name, layer, format):

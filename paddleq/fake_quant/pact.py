@@ -7,6 +7,7 @@ import paddle
 from paddle import nn
 
 from .._checks import check_float
+from .._paddle_compat import scalar
 from ..functional import clip
 from ..functional.pact import clipping_bound
 from ..functional.qparams import as_dtype
@@ -84,7 +85,7 @@ class PACT(nn.Layer):
         with paddle.no_grad():
             largest = as_dtype(paddle.maximum(x.max(), -x.min()), paddle.float32)
         bound = self.bound()
-        return Clipping(self.alpha, bound, largest, largest.item() < bound.item())
+        return Clipping(self.alpha, bound, largest, scalar(largest) < scalar(bound))
 
     @classmethod
     def clips(cls, preprocess):

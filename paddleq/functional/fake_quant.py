@@ -17,6 +17,7 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from .._paddle_compat import scalar
 from ..spec import HALF_EVEN
 from .bit_mask import BitMask, BoolMask, masked
 from .qparams import ROUNDING_MAGIC, as_dtype
@@ -204,7 +205,7 @@ def simulate_in_three_passes(x, threshold, spec, zero=0, bound=None, in_place=Fa
     low, high = spec.quant_min - zero, spec.quant_max - zero
     if bound is not None:
         # Rounding is monotonic: clipping to the rounded bound equals clipping before rounding.
-        most = paddle.scale(bound, factor, ROUNDING_MAGIC).item() - ROUNDING_MAGIC
+        most = scalar(paddle.scale(bound, factor, ROUNDING_MAGIC)) - ROUNDING_MAGIC
         low, high = max(low, -most), min(high, most)
     t.clip_(ROUNDING_MAGIC + low, ROUNDING_MAGIC + high)
     return t.scale_(threshold * (1.0 / spec.quant_max), -ROUNDING_MAGIC, bias_after_scale=False)

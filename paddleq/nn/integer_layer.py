@@ -49,7 +49,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
     kind = "IntegerLayer"
 
     @classmethod
-    def freeze(cls, layer: nn.Layer, weights: Mapping[str, Tuple[Any, Any, QuantSpec]],
+    def freeze(cls, layer: nn.Layer, weights: Mapping[str, Tuple[Any, Any, Any, QuantSpec]],
                inputs: Sequence[Optional[tuple]] = (), output: Optional[tuple] = None) -> None:
         """Make a float layer an integer layer, in place.
 
@@ -64,7 +64,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         layer.weight_specs = {name: each[-1] for name, each in weights.items()}
         layer.input_specs = tuple(each and each[-1] for each in inputs)
         layer.output_spec = output and output[-1]
-        for name, (integers, scale, zero_point, spec) in weights.items():
+        for name, (integers, scale, zero_point, _) in weights.items():
             del own_parameters(layer)[name]
             layer.register_buffer(name, integers)
             layer._register_qparams(name, scale, zero_point)
@@ -226,7 +226,9 @@ def freeze_weights(layer: nn.Layer, bits: int, per_channel: bool, shared: dict) 
     """
     weights = {}
     with paddle.no_grad():
-        for name, axis in kind_of(layer).weights.items():
+        kind = kind_of(layer)
+        assert kind is not None, layer
+        for name, axis in kind.weights.items():
             parameter = getattr(layer, name)
             if id(parameter) not in shared:
                 spec = QuantSpec(bits, granularity=PerChannel(axis) if per_channel else PerTensor())

@@ -159,7 +159,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             raise wrong_value(name, value, f"{expected}, as the specs say")
         if held is not None:
             if list(value.shape) != list(held.shape):
-                raise wrong_value(f"the shape of {name}", list(value.shape), list(held.shape))
+                raise wrong_value(f"the shape of {name}", list(value.shape), f"{list(held.shape)}")
             own_buffers(self)[name] = as_dtype(value.detach(), held.dtype).clone()
 
     @property

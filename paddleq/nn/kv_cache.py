@@ -208,7 +208,8 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     def read(self, past, dtype="float32"):
         """Return the dequantized keys and values of ``past``."""
-        return self._read(past[:2], *(past[2:] or self._channel_steps()), dtype)
+        k_steps, v_steps = past[2:] or self._channel_steps()
+        return self._read(past[:2], k_steps, v_steps, dtype)
 
     def _read(self, integers, k_steps, v_steps, dtype):
         return tuple(as_dtype(dequantize_by_scale(each, steps), dtype)

@@ -6,7 +6,7 @@ shared, and a float checkpoint loads.
 """
 
 import inspect
-from typing import TYPE_CHECKING, Type
+from typing import TYPE_CHECKING, Any, Type
 
 import paddle
 from paddle import nn
@@ -210,7 +210,8 @@ class LayerPlan:
     """
 
     def __init__(self, layer, policy, name, shared):
-        self.layer, self.name, self.kind = layer, name, kind_of(layer)
+        self.layer, self.name = layer, name
+        self.kind: Any = kind_of(layer)  # select() left only layers of registered classes
         self.arguments = argument_names(layer)
         self.parts = {}
         if policy.activation is not None:

@@ -7,6 +7,7 @@ trace it into programs and PIR, where the export replaces it by quantize and deq
 import abc
 import threading
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import paddle
@@ -64,7 +65,7 @@ def recording(recorder):
         _current.recorder = None
 
 
-def recorder():
+def recorder() -> Any:
     """Return the recorder of this thread, or None if no export is traced."""
     return getattr(_current, "recorder", None)
 

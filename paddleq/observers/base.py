@@ -129,7 +129,8 @@ class Observer(nn.Layer, WithArgs, Collector):
     def _batch_qparams(self, threshold, range_=None):
         if self.spec.symmetric:
             return threshold, None
-        return affine_qparams(*(range_ or (-threshold, threshold)), self.spec)
+        low, high = range_ or (-threshold, threshold)
+        return affine_qparams(low, high, self.spec)
 
     @property
     def accepts_abs_max(self) -> bool:
@@ -194,7 +195,7 @@ class Observer(nn.Layer, WithArgs, Collector):
     def _abs_max(self, x):
         return abs_max(x, self.spec)
 
-    def _float_buffer(self, name, shape=None, value=0.0, dtype="float32"):
+    def _float_buffer(self, name, shape=None, value=0.0, dtype: Any = "float32"):
         shape = [self.channels] if shape is None else shape
         self.register_buffer(name, paddle.full(shape, value, dtype=dtype))
 

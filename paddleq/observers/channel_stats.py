@@ -5,6 +5,7 @@ from typing import Dict, Iterable, Tuple
 import paddle
 
 from .._checks import check_choice, wrong_value
+from .._paddle_compat import scalar
 from ..errors import CalibrationError, NonFiniteError
 from ..functional.qparams import as_dtype
 from .base import Collector
@@ -63,7 +64,7 @@ class ChannelStats(Collector):
             if self._hessian is not None:
                 self._hessian.update(x)
             self.tokens += x.shape[0]
-            magnitude = x.abs() if self.kinds & {"abs_max", "mean_abs"} else None
+            magnitude = x.abs() if self.kinds & {"abs_max", "mean_abs"} else x
             if "abs_max" in self.kinds:
                 self._extend("abs_max", magnitude.max(axis=0), paddle.maximum)
             if "mean_abs" in self.kinds:
@@ -91,7 +92,7 @@ class ChannelStats(Collector):
                     self._average(name, value.clone(), other.tokens)
                 else:
                     self._extend(name, value, paddle.minimum if name == "min" else paddle.maximum)
-            if self._hessian is not None:
+            if self._hessian is not None and other._hessian is not None:
                 self._hessian.merge(other._hessian)
 
     def state_dict(self) -> Dict[str, paddle.Tensor]:
@@ -102,7 +103,7 @@ class ChannelStats(Collector):
         return state
 
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
-        self.tokens = int(state["tokens"].item())
+        self.tokens = int(scalar(state["tokens"]))
         self._values = {name: value.clone() for name, value in state.items()
                         if name in ("abs_max", "mean_abs", "min", "max")}
         if self._hessian is not None:
@@ -142,6 +143,7 @@ class ChannelStats(Collector):
     def hessian(self) -> paddle.Tensor:
         """Mean of x^T x over the tokens, [K, K]; see :class:`HessianCollector`."""
         self._checked("hessian")
+        assert self._hessian is not None
         return self._hessian.result()
 
     @property

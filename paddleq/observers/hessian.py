@@ -5,6 +5,7 @@ from typing import Dict, Optional
 import paddle
 
 from .._checks import wrong_value
+from .._paddle_compat import scalar
 from ..errors import CalibrationError, NonFiniteError
 from ..functional.qparams import as_dtype
 from .base import Collector
@@ -61,7 +62,7 @@ class HessianCollector(Collector):
         return state if self._mean is None else {**state, "mean": self._mean}
 
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
-        self.tokens = int(state["tokens"].item())
+        self.tokens = int(scalar(state["tokens"]))
         self._mean = state["mean"].clone() if "mean" in state else None
 
     def result(self) -> paddle.Tensor:

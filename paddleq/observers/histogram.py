@@ -5,6 +5,7 @@ from typing import Optional
 import paddle
 
 from .._checks import check_float, check_int, wrong_value
+from .._paddle_compat import scalar
 from ..functional import histogram, kl
 from ..functional.qparams import as_dtype
 from ..spec import PerTensor, QuantSpec
@@ -53,7 +54,7 @@ class HistogramObserver(Observer):
         x = as_dtype(x, paddle.float32)
         if 0 in x.shape:
             return
-        largest = paddle.maximum(x.max(), -x.min()).item()
+        largest = scalar(paddle.maximum(x.max(), -x.min()))
         if largest > 0.0:
             self._extend_range(largest)
             self._assign("hist", self.hist + histogram.count(x, self.top.item(), self.bins))

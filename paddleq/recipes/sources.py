@@ -73,6 +73,7 @@ def _file(path):
     if loaded is not None and getattr(loaded, "__file__", None) == path:
         return loaded
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -5,9 +5,10 @@ replace them by integer layers; calibrate its KV caches; run it again, now quant
 of the next one. The statistics of one decoder layer and the outputs of one are in memory at a time.
 """
 
+import os
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Dict, Iterable, Optional
+from typing import Dict, Iterable, Optional, Union
 
 import paddle
 from paddle import nn
@@ -38,7 +39,7 @@ from .shared_inputs import check_reached, collect_stats, find_groups
 
 def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = None,
                             config: Optional[QuantConfig] = None, data: Optional[Iterable] = None,
-                            resume_dir: Optional[str] = None,
+                            resume_dir: Union[str, "os.PathLike[str]", None] = None,
                             progress: bool = True) -> "LayerwiseResult":
     """Quantize Linear layers and KV caches of a model, in place, decoder layer by decoder layer.
 
@@ -145,7 +146,8 @@ class _Driver:
                   leave=False) as bar:
             for position, entry in enumerate(bar):
                 bar.set_postfix_str(entry.name)
-                if entry.number is not None and entry.number < finished:
+                if (resume is not None and entry.number is not None
+                        and entry.number < finished):
                     resume.load(entry.number, entry.layer)
                 else:
                     self.quantize(entry)

@@ -111,8 +111,8 @@ class Resume:
 
 
 def _check_same(folder, old, new):
-    for part in new:
-        before, now = (each.get(part) if isinstance(each, dict) else None for each in (old, new))
+    for part, now in new.items():
+        before = old.get(part) if isinstance(old, dict) else None
         if before == now:
             continue
         if not isinstance(before, dict):

@@ -31,7 +31,7 @@ def find_groups(layers: Dict[str, nn.Layer],
         layers: name -> layer.
         runs: functions without arguments. They are called until each layer was called.
     """
-    history = dict.fromkeys(layers, ())
+    history: Dict[str, tuple] = dict.fromkeys(layers, ())
     for run in runs:
         read = input_keys(layers, run)
         for name in layers:

@@ -64,7 +64,7 @@ class AmctConfig:
     weight: QuantSpec
     activation: Optional[QuantSpec]
     algorithm: str
-    options: Dict[str, object] = field(default_factory=dict)
+    options: Dict[str, Any] = field(default_factory=dict)
     skip_layers: Tuple[str, ...] = ()
 
     @classmethod
@@ -174,7 +174,7 @@ def _weight_spec(given):
                           f"{strategy!r}; it is for strategy 'group'")
     if strategy == "group" and "group_size" not in given:
         raise ConfigError(f"{name} must have the key 'group_size' with strategy 'group'")
-    granularity = {"tensor": PerTensor(), "channel": PerChannel(1)}.get(strategy)
+    granularity = PerTensor() if strategy == "tensor" else PerChannel(1)
     if strategy == "group":
         size = check_int(f"{name}['group_size']", given["group_size"])
         if size < GROUP_UNIT or size % GROUP_UNIT:

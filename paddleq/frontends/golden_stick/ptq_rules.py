@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import OrderedDict
-from typing import Any, List, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from paddle import nn
 
@@ -132,7 +132,7 @@ _ALGORITHMS = {
 }
 
 
-def _exactly(names: List[str], label: str) -> Scope:
+def _exactly(names: Sequence[str], label: str) -> Scope:
     return Scope(names=list(names), contents=False, required=False, label=label)
 
 
