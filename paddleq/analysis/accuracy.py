@@ -9,7 +9,7 @@ from paddle import nn
 
 from .._checks import check_float, check_int, wrong_type, wrong_value
 from .._text import table
-from ..engine import check_restorable, restore_float, quantized_layers, quantizing_only
+from ..engine import check_restorable, quantized_layers, quantizing_only, restore_float
 from ..errors import AccuracyError
 from .layer_results import check_calibrated
 from .sensitivity import evaluate_metric, sensitivity

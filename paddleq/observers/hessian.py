@@ -54,7 +54,7 @@ class HessianCollector(Collector):
         self._mean = running_mean(self._mean, mean, tokens / self.tokens)
 
     def merge(self, other: "HessianCollector") -> None:
-        if other.tokens:
+        if other._mean is not None:
             self._add(other._mean.clone(), other.tokens)
 
     def state_dict(self) -> Dict[str, paddle.Tensor]:
