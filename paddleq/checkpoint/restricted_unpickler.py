@@ -65,7 +65,7 @@ def load_state(model: nn.Layer, state: Dict[str, np.ndarray], path: Any,
             them. Nothing is changed then.
     """
     own = model.state_dict()
-    wrong = [f"{_listed(keys)} {what}" for keys, what in (
+    wrong = [f"{_listed(keys)} {problem}" for keys, problem in (
         ([key for key in own if key not in state], "missing in it"),
         ([key for key in state if key not in own], "left over"),
         ([key for key in own if key in state and not _fits(state[key], own[key])],

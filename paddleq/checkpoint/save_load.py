@@ -1,4 +1,4 @@
-"""Checkpoints of models with deployable layers: tensors, and a description of the structure."""
+"""Save and load checkpoints of models with integer layers."""
 
 import hashlib
 import json
@@ -25,21 +25,22 @@ _FIELDS = ("format", "version", "libraries", "layers", "shared", "tensors_sha256
 def save_checkpoint(model, path):
     """Write a model with integer layers as ``path.safetensors`` and ``path.json``.
 
-    The first file holds the tensors of ``model.state_dict()``, of each the bits and the dtype; one
-    that several names share is in it once. The second one is JSON for :func:`load_checkpoint`: what
-    the integer layers (:class:`~paddleq.nn.IntegerLinear`, :class:`~paddleq.nn.Int8KVCache`) are
-    like, which names share a tensor, versions, and SHA-256 digests of both files. The same model
-    gives the same bytes. A process that is killed meanwhile leaves the old files whole.
+    The first file contains the tensors of ``model.state_dict()``; a tensor that several names share
+    is stored once. The second file is JSON for :func:`load_checkpoint`: descriptions of the integer
+    layers (:class:`~paddleq.nn.IntegerLinear`, :class:`~paddleq.nn.Int8KVCache`), names that share
+    a tensor, versions, and SHA-256 digests of both files. The same model gives the same bytes. If
+    the process is killed, the old files stay intact.
 
     Args:
         model: a ``paddle.nn.Layer``. It is not changed.
-        path: prefix of the files; folders are made.
+        path: prefix of the files; folders are created.
 
     Raises:
-        ConfigTypeError: ``model`` is no ``paddle.nn.Layer``, or ``path`` no path.
-        ModelError: the files cannot be written, or the model holds what they cannot hold.
-        CalibrationError: a layer awaits the numbers of a checkpoint itself, or is still being
-            calibrated; names it.
+        ConfigTypeError: ``model`` is not a ``paddle.nn.Layer``, or ``path`` not a path.
+        ExportError: the files cannot be written.
+        ModelError: a checkpoint cannot describe a layer or a data type of the model.
+        CalibrationError: names layers that are being calibrated, or that are empty until a
+            checkpoint is loaded.
 
     Examples:
         >>> import os, tempfile
@@ -68,24 +69,24 @@ def save_checkpoint(model, path):
 
 
 def load_checkpoint(model, path):
-    """Make ``model`` the one that :func:`save_checkpoint` wrote, in place.
+    """Load a checkpoint of :func:`save_checkpoint` into ``model``, in place.
 
-    Its float layers become the integer layers that the file describes, then the tensors are
-    loaded. A model that has these layers already only gets the tensors. Nothing is unpickled.
+    Float layers are replaced by the integer layers that the file describes, then the tensors are
+    loaded. Integer layers that the model already has are kept. Nothing is unpickled. After an error
+    the model is unchanged.
 
     Args:
-        model: a ``paddle.nn.Layer`` built as the saved one was before it was quantized.
+        model: a ``paddle.nn.Layer`` built as the saved model was before it was quantized. If batch
+            norms were folded, they must be folded in ``model`` too.
         path: prefix of the files.
 
     Returns:
         The model.
 
     Raises:
-        ConfigTypeError: ``model`` is no ``paddle.nn.Layer``, or ``path`` no path.
-        FormatError: a file is missing, truncated, edited or of another kind.
-        ModelError: the checkpoint is of another model; says what is missing or does not fit.
-
-    After an error the model is as it was.
+        ConfigTypeError: ``model`` is not a ``paddle.nn.Layer``, or ``path`` not a path.
+        FormatError: a file is missing, truncated, edited or of another format.
+        ModelError: the checkpoint does not fit the model; names the missing and wrong entries.
 
     Examples:
         >>> import os, tempfile
@@ -112,7 +113,7 @@ def load_checkpoint(model, path):
         raise FormatError(f"{path}.json shares a tensor that {path}.safetensors does not have")
     arrays.update({name: arrays[other] for name, other in shared.items()})
     with rollback_on_error(model):
-        _take_structure(model, content["layers"])
+        _apply_structure(model, content["layers"])
         _check_shared(model.state_dict(), shared, path)
         load_state(model, arrays, f"{path}.safetensors", hint=_hint(model, arrays))
     return model
@@ -137,7 +138,7 @@ def _checked(model, path):
 
 
 def _without_shared(state):
-    """(name -> tensor, each once; other name of a tensor -> its first one)"""
+    """Return (name -> tensor, each once; other name of a tensor -> its first name)."""
     first, kept, shared = {}, {}, {}
     for name, tensor in state.items():
         if id(tensor) in first:
@@ -149,7 +150,7 @@ def _without_shared(state):
 
 
 def _described(layers, shared, digest):
-    """The bytes of the JSON file."""
+    """Return the bytes of the JSON file."""
     from .. import __version__
 
     content = {"format": _FORMAT, "version": _VERSION,
@@ -182,14 +183,14 @@ def _read_description(path):
             and all(isinstance(name, str) for name in content["shared"].values())):
         raise FormatError(f"{path} must say of layers and of shared tensors what names mean")
     rest = {name: value for name, value in content.items() if name != "sha256"}
-    # The same text again: no byte of the file may be another one, not even between the values.
+    # Comparing the text detects any changed byte, also between the values.
     if _text(content) != data or hashlib.sha256(_text(rest)).hexdigest() != content["sha256"]:
         raise FormatError(f"{path} was edited or is damaged: its SHA-256 is another one")
     return content
 
 
-def _take_structure(model, layers):
-    """Put the described layers into ``model``."""
+def _apply_structure(model, layers):
+    """Replace layers of ``model`` by the described ones."""
     for name, described in layers.items():
         try:
             check_fields("a layer", described, ("kind", "description"))
@@ -213,7 +214,7 @@ def _take_structure(model, layers):
 
 
 def _check_same(name, layer, theirs):
-    """The layer's description, which may differ from ``theirs`` in what is data_dependent only."""
+    """Return the layer's description after a check that it fits ``theirs``."""
     own = layer.description()
     for key in own:
         if own[key] != theirs.get(key) and key not in layer.data_dependent:
@@ -223,7 +224,7 @@ def _check_same(name, layer, theirs):
 
 
 def _check_shared(state, shared, path):
-    """One tensor of the model must not be two in the checkpoint."""
+    """Raise if a tensor of the model is stored as two tensors."""
     names = {}
     for name, tensor in state.items():
         stored = shared.get(name, name)

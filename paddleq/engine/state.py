@@ -1,4 +1,4 @@
-"""The fake-quantizers of a model, and switching them."""
+"""States and switches of the fake quantizers of a model."""
 
 from contextlib import ExitStack, contextmanager
 
@@ -22,13 +22,13 @@ def check_quantized(model):
 
 
 def quantized_layers(model):
-    """(name, layer) of every quantized layer, in order of definition."""
+    """Return (name, layer) pairs of all quantized layers, in order of definition."""
     return [(name, layer) for name, layer in model.named_sublayers(include_self=True)
             if isinstance(layer, QuantizedLayer)]
 
 
 def fake_quantizers(model):
-    """(name, FakeQuantize) of every fake-quantizer, each once."""
+    """Return (name, FakeQuantize) pairs of all fake quantizers, each once."""
     return [(name, layer) for name, layer in model.named_sublayers(include_self=True)
             if isinstance(layer, FakeQuantize)]
 
@@ -40,7 +40,7 @@ def set_state(model, state):
 
 
 def enable_fake_quant(layer):
-    """For ``model.apply``: fake-quantizers quantize.
+    """Let fake quantizers quantize; for ``model.apply``.
 
     Examples:
         >>> import paddle
@@ -54,7 +54,7 @@ def enable_fake_quant(layer):
 
 
 def disable_fake_quant(layer):
-    """For ``model.apply``: fake-quantizers hand their input on unchanged.
+    """Let fake quantizers return their input unchanged; for ``model.apply``.
 
     Examples:
         >>> import paddle
@@ -68,7 +68,7 @@ def disable_fake_quant(layer):
 
 
 def enable_observer(layer):
-    """For ``model.apply``: fake-quantizers observe.
+    """Let fake quantizers observe; for ``model.apply``.
 
     Examples:
         >>> import paddle
@@ -82,7 +82,7 @@ def enable_observer(layer):
 
 
 def disable_observer(layer):
-    """For ``model.apply``: fake-quantizers keep the scale that they have.
+    """Let fake quantizers keep their scale; for ``model.apply``.
 
     Examples:
         >>> import paddle
@@ -95,7 +95,7 @@ def disable_observer(layer):
 
 
 def set_fake_quantize(model, state):
-    """Put all fake-quantizers of a model into one :class:`State`.
+    """Set the :class:`State` of all fake quantizers of a model.
 
     Args:
         model: a ``paddle.nn.Layer``.
@@ -152,11 +152,11 @@ def quantization_off(model):
 def quantizing_only(model, names):
     """While open, the quantized layers of ``model`` other than ``names`` compute in float.
 
-    Such a layer uses neither its quantizers nor what comes before them (PACT, hooks). A copy of
-    the model, or an export, that is made meanwhile computes likewise.
+    These layers do not use their quantizers and preprocesses (PACT, hooks). The same holds for
+    copies and exports of the model that are made while open.
 
     Raises:
-        ConfigError: a name is none of a quantized layer.
+        ConfigError: a name is not that of a quantized layer.
     """
     layers = dict(quantized_layers(model))
     names = list(names)
@@ -175,7 +175,7 @@ def quantizing_only(model, names):
 
 @contextmanager
 def evaluation(model):
-    """While open, the model and all its parts are in evaluation mode."""
+    """While open, the model and all its sublayers are in evaluation mode."""
     modes = [(layer, layer.training) for _, layer in model.named_sublayers(include_self=True)]
     model.eval()
     try:
@@ -188,10 +188,10 @@ def evaluation(model):
 def finalize(model):
     """Compute the scales of the quantizers that observed data since their scale was set.
 
-    Quantizers in the state QAT are left out.
+    Quantizers in the state QAT are skipped.
 
     Raises:
-        CalibrationError: names the quantizers that observed no data. No scale is changed then.
+        CalibrationError: names the quantizers that observed no data. No scale is changed.
     """
     quantizers = [(name, q) for name, q in fake_quantizers(model)
                   if not q.observer.dynamic and q.state is not State.QAT
@@ -209,7 +209,7 @@ def finalize(model):
 
 @contextmanager
 def finalized(model):
-    """While open, the scales are those that :func:`finalize` computes. Nothing else is changed.
+    """While open, the scales are those that :func:`finalize` computes.
 
     Raises:
         CalibrationError: as :func:`finalize`.
@@ -223,13 +223,10 @@ def finalized(model):
 
 
 def check_initialized(model):
-    """Raise for layers that are not yet what they are to be deployed as.
-
-    Those are layers that calibrate, and deployable layers without numbers, of a structure that
-    awaits a checkpoint.
+    """Raise if layers are being calibrated, or are empty until a checkpoint is loaded.
 
     Raises:
-        CalibrationError: names them.
+        CalibrationError: names the layers.
     """
     waiting = [name or "(model)" for name, layer in model.named_sublayers(include_self=True)
                if isinstance(layer, CalibratingLinear)]

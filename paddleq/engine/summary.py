@@ -1,4 +1,4 @@
-"""What was done to each layer, or why it was left alone."""
+"""Summary of a model: the quantization of each layer, or the reason that it is float."""
 
 from typing import Any, NamedTuple
 
@@ -19,13 +19,13 @@ from ..spec import QuantSpec
 
 
 def summary(model):
-    """A table of every layer: what was done, bits, granularity, scale range, or why not.
+    """Return a table of all layers: status, bits, granularity, range of the scales, reason.
 
     Args:
         model: any ``paddle.nn.Layer``, quantized or not.
 
     Returns:
-        A string. Print it, or log it.
+        A string.
 
     Examples:
         >>> import paddle, paddleq
@@ -40,7 +40,7 @@ def summary(model):
 
 
 class SummaryRow(NamedTuple):
-    """What was done to one layer: the cells of its line in :func:`summary`."""
+    """Cells of a layer's line in :func:`summary`."""
 
     name: str
     type: str
@@ -51,7 +51,7 @@ class SummaryRow(NamedTuple):
 
 
 def summary_rows(model):
-    """A :class:`SummaryRow` for each layer that :func:`summary` shows.
+    """Return a :class:`SummaryRow` for each layer that :func:`summary` shows.
 
     Raises:
         ConfigTypeError: ``model`` is no ``paddle.nn.Layer``.
@@ -82,17 +82,17 @@ def summary_rows(model):
         elif isinstance(layer, DeployableLayer):
             rows.append((name or "(model)", type(layer).__name__, "deployed",
                          *_specs(layer), note or layer.quant_type))
-        elif _counts(layer, name, model):
+        elif _is_shown(layer, name, model):
             rows.append((name or "(model)", type(layer).__name__, "left", "", "",
                          note or "the model was not quantized"))
     return [SummaryRow(*row) for row in rows]
 
 
 def layer_rows(model):
-    """What :func:`summary` shows, as plain values: a dict for each layer.
+    """Return the content of :func:`summary` as plain values: a dict for each layer.
 
-    It has ``name``, ``type``, ``done`` and ``why``, and where the layer is quantized
-    ``quantizers``: of each, what found its range, bits, granularity and the span of its scales.
+    Its keys are ``name``, ``type``, ``done``, ``why`` and, for a quantized layer, ``quantizers``:
+    observer, bits, granularity and range of the scales of each.
     """
     layers = {name or "(model)": layer
               for name, layer in model.named_sublayers(include_self=True)}
@@ -128,7 +128,7 @@ def _plain_quantizer(quantizer, layer, attribute):
 def plain_spec(spec: QuantSpec, scale: Any = None) -> dict:
     """A :class:`~paddleq.QuantSpec` as plain values, and the span of the scales if there are any.
 
-    Beside bits and granularity only what differs from the default spec is said.
+    Fields other than bits and granularity are omitted if they have their default.
     """
     usual = describe_spec(QuantSpec())
     unusual = {name: value for name, value in describe_spec(spec).items()
@@ -137,8 +137,8 @@ def plain_spec(spec: QuantSpec, scale: Any = None) -> dict:
             **({} if scale is None else {"scale": _span(scale)})}
 
 
-def _counts(layer, name, model):
-    """Leaf layers, and containers that hold parameters of their own."""
+def _is_shown(layer, name, model):
+    """Return True for leaf layers and for containers with parameters."""
     if isinstance(layer, FakeQuantize) or _inside_quantized(name, model):
         return False
     return not own_sublayers(layer) or any(p is not None for p in own_parameters(layer).values())
@@ -155,7 +155,7 @@ def _inside_quantized(name, model):
 
 
 def _specs(layer):
-    """(weight, activation) of a deployable layer; empty for what has no weight, a KV cache."""
+    """Return (weight, activation) of a deployable layer; empty for a KV cache."""
     if not hasattr(layer, "weight_spec"):
         return "", ""
     return tuple(str(spec or "float") for spec in (layer.weight_spec, layer.activation_spec))
@@ -176,10 +176,10 @@ def _span(scale):
 
 
 def qparams_in(layer, attribute, quantizer):
-    """(threshold, zero point or None) of a FakeQuantize of ``layer``; None while it has none.
+    """Return (threshold, zero point or None) of a FakeQuantize of ``layer``, or None.
 
     Args:
-        attribute: the name under which ``layer`` has it.
+        attribute: name of the quantizer in ``layer``.
     """
     if quantizer.observer.dynamic:
         name = attribute[: -len("_quantizer")]
@@ -190,7 +190,7 @@ def qparams_in(layer, attribute, quantizer):
 
 
 def extra_state_keys(model):
-    """Keys of ``model.state_dict()`` that the float model does not have.
+    """Return the keys of ``model.state_dict()`` that the float model does not have.
 
     A float checkpoint loads into a quantized model; these keys are then reported as missing.
 

@@ -341,7 +341,8 @@ class FakeQuantize(nn.Layer, WithArgs):
     def extra_repr(self):
         spec = self.spec
         return (f"{spec}, {'symmetric' if spec.symmetric else 'affine'}, "
-                f"quant_min={spec.quant_min}, quant_max={spec.quant_max}, observer={type(self.observer).__name__}, "
+                f"quant_min={spec.quant_min}, quant_max={spec.quant_max}, "
+                f"observer={type(self.observer).__name__}, "
                 f"saturate={self.saturate}, state={self.state.value}, "
                 f"fake_quant_enabled={self.fake_quant_enabled}, "
                 f"observer_enabled={self.observer_enabled}")

@@ -1,4 +1,4 @@
-"""What a model really does with an example input, and the fusion that rests on it."""
+"""Data flow of a model on example inputs, and the fusion that depends on it."""
 
 from .blocks import Structure, find_structure
 from .fold_batch_norm import FoldedNorm, check_fuse_list, fuse

@@ -1,4 +1,4 @@
-"""Which layers make up a block (producer, batch norm, ReLU), and which block feeds which layer."""
+"""Detection of blocks (producer, batch norm, ReLU) and of the connections between them."""
 
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Tuple
@@ -11,14 +11,13 @@ from .dataflow import PRODUCERS, find_edges, find_pairs, observed
 
 @dataclass
 class Structure:
-    """What a probe of a model found; layers are given by their names.
+    """Blocks of a model and their connections; layers are given by their names.
 
     Attributes:
-        blocks: producer -> (norm or None, relu or None). A layer without either is a block by
-            itself and not listed.
-        refused: (layer, layer after it) -> why they are not one block.
-        sources: layer -> for each of its calls the block from which each positional argument comes
-            as it left it, None where it comes from elsewhere.
+        blocks: producer -> (norm or None, relu or None). Layers without either are not listed.
+        refused: (layer, next layer) -> reason that they are not fused.
+        sources: layer -> for each of its calls, the block whose unchanged output each positional
+            argument is, or None.
     """
 
     blocks: Dict[str, Tuple[Optional[str], Optional[str]]] = field(default_factory=dict)
@@ -27,14 +26,14 @@ class Structure:
 
 
 def find_structure(model, run, layers, blocks=True):
-    """Find the blocks that begin with one of ``layers``, and what feeds these.
+    """Find the blocks that begin with one of ``layers``, and the sources of their inputs.
 
-    A ReLU is seen where it is a layer, ``nn.ReLU``; of ``F.relu`` a probe sees nothing.
+    Only a ReLU that is a layer, ``nn.ReLU``, is found, not ``F.relu``.
 
     Args:
         model, run: as for :func:`~paddleq.graph.dataflow.find_pairs`.
         layers: name -> layer.
-        blocks: whether to look for blocks of more than one layer.
+        blocks: find blocks of more than one layer. Default True.
 
     Returns:
         :class:`Structure`.
@@ -56,8 +55,9 @@ def _find_blocks(model, run, layers, structure):
     relus = {name: layer for name, layer in everything.items() if isinstance(layer, nn.ReLU)}
     activated = find_edges(run, ends, relus, called_again=True)
     followed = dict(activated.found)
-    structure.refused = {pair: why for pair, why in {**pairs.refused, **activated.refused}.items()
-                         if pair[0] in layers or pair[0] in ends}
+    structure.refused = {
+        pair: reason for pair, reason in {**pairs.refused, **activated.refused}.items()
+        if pair[0] in layers or pair[0] in ends}
     for name in layers:
         norm = normed.get(name)
         relu = followed.get(norm or name)
@@ -75,32 +75,33 @@ def _find_sources(model, run, layers, structure):
             by_norm[id(everything[norm])] = name
         if relu is not None:
             relus[id(everything[relu])] = everything[relu]
-    left = {}  # id(tensor) -> (block, tensor, its inplace version, whether a ReLU is to come)
+    outputs = {}  # id(tensor) -> (block, tensor, its inplace version, True if a ReLU follows)
 
     def block_of(x, before_relu=False):
-        block, tensor, version, to_come = left.get(id(x), (None, None, 0, None))
-        known = to_come is before_relu and tensor.inplace_version == version
+        block, tensor, version, relu_follows = outputs.get(id(x), (None, None, 0, None))
+        known = relu_follows is before_relu and tensor.inplace_version == version
         return block if known else None
 
-    def arrive(layer, inputs):
+    def record_inputs(layer, inputs):
         sources = structure.sources.setdefault(begins[id(layer)], [])
         sources.append([block_of(x) for x in inputs])
 
-    def leave(layer, inputs, output):
+    def record_output(layer, inputs, output):
         if id(layer) in relus:
-            block, to_come = block_of(inputs[0], before_relu=True), False
+            block = block_of(inputs[0], before_relu=True) if inputs else None
+            relu_follows = False
         else:
             block = begins.get(id(layer), by_norm.get(id(layer)))
             norm, relu = structure.blocks.get(block, (None, None))
             if norm is not None and id(layer) not in by_norm:
                 return
-            to_come = relu is not None
+            relu_follows = relu is not None
         if block is not None and isinstance(output, paddle.Tensor):
-            # The tensor is kept alive, so that no later one gets its id.
-            left[id(output)] = (block, output, output.inplace_version, to_come)
+            # Keeps the tensor alive, so its id is not reused.
+            outputs[id(output)] = (block, output, output.inplace_version, relu_follows)
 
     ours = [*layers.values(), *(everything[norm] for norm, _ in structure.blocks.values() if norm),
             *relus.values()]
-    with observed([layer.register_forward_pre_hook(arrive) for layer in layers.values()]
-                  + [layer.register_forward_post_hook(leave) for layer in ours]):
+    with observed([layer.register_forward_pre_hook(record_inputs) for layer in layers.values()]
+                  + [layer.register_forward_post_hook(record_output) for layer in ours]):
         run()

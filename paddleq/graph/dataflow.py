@@ -1,9 +1,9 @@
-"""Which layer feeds which, found by running the model.
+"""Data flow between layers, found by running the model.
 
-Nothing is concluded from the order in which layers were defined. A batch goes through the model
-and hooks see which tensor object goes where. Whether a tensor has consumers that are no layers
-(an addition inside a ``forward``) hooks cannot see; so the model runs again with that tensor
-spoiled for everybody but the one known consumer, and if any output changes, there are more.
+The order in which layers are defined is not used. Hooks record the tensor objects that layers
+return and receive. Consumers that are not layers, such as an addition in a ``forward``, are
+invisible to hooks. To find them, the model runs again with the tensor changed for all but the known
+consumer: if an output of the model changes, there are other consumers.
 """
 
 from collections import Counter
@@ -18,11 +18,11 @@ NORMS = (nn.BatchNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.SyncBa
 
 
 class Pairs:
-    """What a probe found.
+    """Pairs of a producer and a consumer.
 
     Attributes:
-        found: list of (producer name, consumer name) where that is the producer's only consumer.
-        refused: dict (producer name, norm name) -> why that pair must not be fused.
+        found: (producer name, consumer name) pairs whose consumer is the producer's only one.
+        refused: (producer name, norm name) -> reason that the pair cannot be fused.
     """
 
     def __init__(self):
@@ -41,19 +41,21 @@ class _Calls:
     def produced(self, layer, _inputs, output):
         self.calls[layer] = self.calls.get(layer, 0) + 1
         if isinstance(output, paddle.Tensor):
-            # The tensor is kept alive, so that no later one gets its id.
+            # Keeps the tensor alive, so its id is not reused.
             self.outputs[id(output)] = (layer, output, output.inplace_version)
 
     def consumed(self, layer, inputs):
         self.calls[layer] = self.calls.get(layer, 0) + 1
-        producer, tensor, version = self.outputs.get(id(inputs[0]), (None, None, 0))
+        # Hooks do not receive keyword arguments.
+        source = id(inputs[0]) if inputs else None
+        producer, tensor, version = self.outputs.get(source, (None, None, 0))
         changed = tensor is not None and tensor.inplace_version != version
         self.edges.append((producer, layer, tensor, changed))
 
 
 @contextmanager
 def observed(handles):
-    """While open, the hooks are there."""
+    """Remove hooks on exit."""
     try:
         yield
     finally:
@@ -65,9 +67,9 @@ def find_pairs(model, run):
     """Find producer/norm pairs.
 
     Args:
-        model: the layer to look into.
-        run: called without arguments, does one forward pass of ``model`` and returns its output.
-            It must be deterministic (evaluation mode, no quantization).
+        model: a ``paddle.nn.Layer``.
+        run: a function without arguments that runs a forward pass of ``model`` and returns its
+            output. It must be deterministic (evaluation mode, no quantization).
 
     Returns:
         :class:`Pairs`.
@@ -78,25 +80,25 @@ def find_pairs(model, run):
     for name, producer in producers.items():
         weight_owners.setdefault(id(producer.weight), []).append(name)
 
-    def why_refused(producer, norm, tensor, pair):
+    def refusal_of(producer, norm, tensor, pair):
         owners = weight_owners[id(producer.weight)]
         if len(owners) > 1:
             return f"the weight of {pair[0]} is shared by {', '.join(owners)}"
         return _mismatch(producer, norm, tensor, pair)
 
     norms = {name: layer for name, layer in layers.items() if isinstance(layer, NORMS)}
-    return find_edges(run, producers, norms, why_refused)
+    return find_edges(run, producers, norms, refusal_of)
 
 
-def find_edges(run, producers, consumers, why_refused=lambda *_: None, called_again=False):
-    """Find which producer's output goes into which consumer and nowhere else.
+def find_edges(run, producers, consumers, refusal_of=lambda *_: None, called_again=False):
+    """Find consumers that are the only reader of a producer's output.
 
     Args:
         run: as for :func:`find_pairs`.
         producers, consumers: name -> layer.
-        why_refused: called as ``why_refused(producer, consumer, tensor, names)``; says why this
-            pair must not be, or None.
-        called_again: whether a consumer may be called several times in a forward pass.
+        refusal_of: called as ``refusal_of(producer, consumer, tensor, names)``; returns the
+            reason to refuse the pair, or None.
+        called_again: accept consumers that are called several times in a forward pass.
 
     Returns:
         :class:`Pairs`.
@@ -121,7 +123,7 @@ def find_edges(run, producers, consumers, why_refused=lambda *_: None, called_ag
         elif changed:
             reason = f"the output of {pair[0]} is changed in place before {pair[1]} reads it"
         else:
-            reason = why_refused(producer, consumer, tensor, pair)
+            reason = refusal_of(producer, consumer, tensor, pair)
         if reason is None:
             candidates.append((producer, [consumer], pair))
         else:
@@ -135,8 +137,8 @@ def find_edges(run, producers, consumers, why_refused=lambda *_: None, called_ag
     return pairs
 
 
-def why_not(pairs, producer, norm):
-    """Why two named layers were not found to be a pair."""
+def refusal_reason(pairs, producer, norm):
+    """Return the reason that two named layers are not a pair."""
     if (producer, norm) in pairs.refused:
         return pairs.refused[(producer, norm)]
     real = [n for p, n in [*pairs.found, *pairs.refused] if p == producer]
@@ -146,7 +148,7 @@ def why_not(pairs, producer, norm):
 
 
 def channel_axis(layer):
-    """Axis of the channels of what a producer gives or a norm takes."""
+    """Return the channel axis of a producer's output or a norm's input."""
     if isinstance(layer, nn.Linear):
         return -1
     data_format = getattr(layer, "_data_format", None) or layer._data_layout
@@ -166,7 +168,7 @@ def _mismatch(producer, norm, tensor, pair):
 
 
 def _exclusive(candidates, run, reference):
-    """Those of the candidates whose output nobody but their consumer reads."""
+    """Return the candidates whose output has no reader but their consumer."""
     if not candidates:
         return []
     if _unchanged(candidates, run, reference):
@@ -179,28 +181,28 @@ def _exclusive(candidates, run, reference):
 
 
 def _unchanged(candidates, run, reference):
-    # NaN spreads through nearly everything, but a comparison or a maximum may swallow it: a
-    # second run spoils with ordinary numbers.
-    return all(_same(_values(_run_spoiled(candidates, run, spoil)), reference)
-               for spoil in (lambda y: y * float("nan"), lambda y: 7.0 - 3.0 * y))
+    # NaN propagates through most operators, but not through comparisons and maxima; a second run
+    # uses finite values.
+    return all(_same(_values(_run_changed(candidates, run, change)), reference)
+               for change in (lambda y: y * float("nan"), lambda y: 7.0 - 3.0 * y))
 
 
-def _run_spoiled(candidates, run, spoil):
-    true, handles = {}, []
+def _run_changed(candidates, run, change):
+    originals, handles = {}, []
 
-    def spoil_output(layer, _inputs, output):
-        spoiled = spoil(output)
-        true[id(spoiled)] = (spoiled, output)
-        return spoiled
+    def change_output(layer, _inputs, output):
+        changed = change(output)
+        originals[id(changed)] = (changed, output)
+        return changed
 
     def restore_input(layer, inputs):
-        if not inputs:  # it came by keyword
+        if not inputs:  # passed by keyword
             return None
-        _, output = true.get(id(inputs[0]), (None, inputs[0]))
+        _, output = originals.get(id(inputs[0]), (None, inputs[0]))
         return (output, *inputs[1:])
 
     for producer, consumers, _ in candidates:
-        handles.append(producer.register_forward_post_hook(spoil_output))
+        handles.append(producer.register_forward_post_hook(change_output))
         handles += [each.register_forward_pre_hook(restore_input) for each in consumers]
     with observed(handles):
         return run()
@@ -217,12 +219,12 @@ def _values(output):
 
 
 def only_read_by(run, producer, consumers):
-    """Whether what ``producer`` gives goes into ``consumers`` and nowhere else.
+    """Return True if ``consumers`` are the only readers of the output of ``producer``.
 
     Args:
         run: as for :func:`find_pairs`.
-        producer: a layer that is called once, and gives a tensor.
-        consumers: layers whose first argument that tensor is.
+        producer: a layer that is called once and returns a tensor.
+        consumers: layers whose first argument is that tensor.
     """
     return _unchanged([(producer, consumers, None)], run, _values(run()))
 

@@ -1,4 +1,4 @@
-"""Folding a batch norm into the layer before it."""
+"""Fold batch norms into the layers before them."""
 
 import logging
 
@@ -8,16 +8,16 @@ from paddle import nn
 from .._layer_state import state_of
 from .._paddle_compat import own_buffers, own_parameters
 from ..errors import FusionError
-from .dataflow import NORMS, PRODUCERS, find_pairs, why_not
+from .dataflow import NORMS, PRODUCERS, find_pairs, refusal_reason
 
 _logger = logging.getLogger("paddleq")
 
 
 class FoldedNorm(nn.Layer):
-    """What is left of a batch norm that was folded into the layer before it: the identity."""
+    """Identity in place of a batch norm that was folded into the layer before it."""
 
     def forward(self, x):
-        """``x`` itself."""
+        """Return ``x``."""
         return x
 
     def extra_repr(self):
@@ -25,13 +25,14 @@ class FoldedNorm(nn.Layer):
 
 
 def check_fuse_list(model, fuse_list):
-    """Check what can be checked of a ``fuse_list`` without running the model.
+    """Check a ``fuse_list`` as far as possible without running the model.
 
     Returns:
         list of (producer name, norm name).
 
     Raises:
-        FusionError: an entry is no pair, names no layer or layers of the wrong kind.
+        FusionError: an entry is not a pair of names, or a name is not that of a layer of the
+            right type.
     """
     if not isinstance(fuse_list, (list, tuple)):
         raise FusionError(f"fuse_list must be a list of [layer, norm] pairs, but is {fuse_list!r}")
@@ -42,13 +43,14 @@ def check_fuse_list(model, fuse_list):
                 and all(isinstance(name, str) for name in entry)):
             raise FusionError("an entry of fuse_list must be a pair of names such as "
                               f"['conv1', 'bn1'], but is {entry!r}")
-        for name, kinds, what in ((entry[0], PRODUCERS, "a Conv, a transposed Conv or a Linear"),
-                                  (entry[1], NORMS, "a BatchNorm")):
+        for name, kinds, expected in (
+                (entry[0], PRODUCERS, "a Conv, a transposed Conv or a Linear"),
+                (entry[1], NORMS, "a BatchNorm")):
             if name not in layers:
                 raise FusionError(f"fuse_list {list(entry)!r}: the model has no layer {name!r}")
             if not isinstance(layers[name], kinds):
-                raise FusionError(f"fuse_list {list(entry)!r}: {name!r} must be {what}, but is a "
-                                  f"{type(layers[name]).__name__}")
+                raise FusionError(f"fuse_list {list(entry)!r}: {name!r} must be {expected}, but is "
+                                  f"a {type(layers[name]).__name__}")
         pairs.append(tuple(entry))
     return pairs
 
@@ -58,14 +60,14 @@ def fuse(model, run, fuse_list=None):
 
     Args:
         model: the model, in evaluation mode.
-        run: does a forward pass of the model on example inputs and returns its output.
-        fuse_list: pairs that must be fused; None for all that can be.
+        run: a function that runs a forward pass on example inputs and returns the output.
+        fuse_list: pairs to fuse; None: all that can be.
 
     Returns:
-        list of the pairs that were folded.
+        List of the folded pairs.
 
     Raises:
-        FusionError: a pair of ``fuse_list`` must not be fused; says why. Nothing was changed.
+        FusionError: a pair of ``fuse_list`` cannot be fused; gives the reason. Nothing is changed.
     """
     wanted = None if fuse_list is None else check_fuse_list(model, fuse_list)
     with paddle.no_grad():
@@ -73,7 +75,7 @@ def fuse(model, run, fuse_list=None):
     for pair in wanted or ():
         if pair not in pairs.found:
             raise FusionError(f"fuse_list {list(pair)!r} must not be fused: "
-                              f"{why_not(pairs, *pair)}")
+                              f"{refusal_reason(pairs, *pair)}")
     layers = dict(model.named_sublayers(include_self=True))
     chosen = pairs.found if wanted is None else wanted
     for producer, norm in chosen:
@@ -100,8 +102,7 @@ def fold(producer, norm, name):
             shift = shift + producer.bias * factor
         producer.weight.set_value(scaled_weight(producer, factor))
         if producer.bias is None:
-            # The norm's own bias takes the place: an optimizer that was made before the fusion
-            # already trains it.
+            # The norm's bias is reused, because an existing optimizer has it already.
             producer.bias = beta if beta is not None else producer.create_parameter(
                 shape=shift.shape, is_bias=True)
         producer.bias.set_value(shift)
@@ -113,7 +114,7 @@ def fold(producer, norm, name):
 
 
 def scaled_weight(producer, factor):
-    """The weight of ``producer`` with each output channel times its entry of ``factor``."""
+    """Return the weight of ``producer`` with output channels multiplied by ``factor``."""
     weight = producer.weight
     if isinstance(producer, nn.Linear):
         return weight * factor

@@ -1,16 +1,16 @@
-"""Training a layer with the batch norm behind it folded into its weight.
+"""Training with a batch norm folded into the weight of the layer before it.
 
-What is deployed is the folded weight w*gamma/sigma, so that is what training has to quantize. With
-gamma and beta of the norm, mean and sigma = sqrt(variance + epsilon) of the batch (mu_b, sigma_b)
-or as they are running (mu_r, sigma_r), q the weight's quantizer and b the layer's bias:
+The deployed weight is the folded one, w*gamma/sigma, so training quantizes that. gamma and beta are
+parameters of the norm, mu_b and sigma_b = sqrt(variance + epsilon) statistics of the batch, mu_r
+and sigma_r the running statistics, q is the weight's quantizer and b the layer's bias:
 
 - one conv: BN(conv(x, q(w*gamma/sigma_r)) * sigma_r/gamma + b)
 - two conv: conv(x, w) + b gives the statistics of the batch;
   conv(x, q(w*gamma/sigma_r)) * sigma_r/sigma_b + beta + gamma*(b - mu_b)/sigma_b
 - frozen, and outside of training: conv(x, q(w*gamma/sigma_r)) + beta + gamma*(b - mu_r)/sigma_r
 
-While q changes nothing, the first two are batch norm itself. The running statistics in a step's
-formula are those with which it begins.
+Without quantization, the first two equal batch norm. The formulas use the running statistics from
+before the step.
 """
 
 import paddle
@@ -24,16 +24,15 @@ from ..graph.fold_batch_norm import scaled_weight
 
 
 class NormFolding(nn.Layer):
-    """Part of a quantized layer: its forward with a batch norm folded in.
+    """Forward of a quantized layer with a folded batch norm.
 
     Args:
-        one_conv: which of the two training formulas.
-        freeze_at: number of training steps after which the running statistics stop moving and
-            take the place of the batch's.
+        one_conv: use the formula with one convolution in training, not that with two.
+        freeze_at: number of training steps after which the running statistics are fixed and used
+            in place of those of the batch.
 
     Attributes:
-        norm: the batch norm, once it is known; None: there is none. It keeps its parameters and
-            statistics, under its own names.
+        norm: the batch norm, or None. It keeps its parameters and statistics.
         step: buffer, int64 [1]: training steps so far.
     """
 
@@ -44,7 +43,7 @@ class NormFolding(nn.Layer):
         self.__dict__["norm"] = None
 
     def refusal_reason(self, norm):
-        """Why ``norm`` cannot be folded in while training, or None."""
+        """Return the reason that ``norm`` cannot be folded in training, or None."""
         if isinstance(norm, nn.SyncBatchNorm) and not self.one_conv:
             return ("SyncBatchNorm computes its statistics over all devices, folding with two "
                     "convs on one; fold with one conv")
@@ -53,13 +52,13 @@ class NormFolding(nn.Layer):
         return None
 
     def fold(self, norm):
-        """Take the batch norm, without becoming its parent."""
+        """Set the batch norm, without making it a sublayer."""
         self.__dict__["norm"] = norm
 
     def compute(self, layer, args, kwargs):
-        """What ``layer`` and the norm give.
+        """Compute the output of ``layer`` and the norm.
 
-        (Not a forward: whoever hooks the calls of layers, as paddle.flops does, expects tensors.)
+        It is not named forward, because hooks on all layers (paddle.flops) expect tensors.
         """
         norm = self.norm
         if not norm.training or norm._use_global_stats:
@@ -74,23 +73,23 @@ class NormFolding(nn.Layer):
         return formula(layer, args, kwargs)
 
     def folded_weight(self, layer):
-        """The weight of ``layer`` as it will be deployed, before quantization."""
+        """Return the folded weight of ``layer`` before quantization."""
         return scaled_weight(layer, self._gamma() / self._sigma())
 
     def extra_repr(self):
         return f"{'one' if self.one_conv else 'two'} conv, freeze_at={self.freeze_at}"
 
     def _count(self):
-        """Steps before this one."""
-        # Looked at each time: set_state_dict writes into a buffer without a trace.
+        """Count a step and return the number of earlier ones."""
+        # Read each time, because set_state_dict changes the buffer.
         before = self.step.item()
         with paddle.no_grad():
             paddle.assign(self.step + 1, self.step)
         return before
 
     def _one_conv(self, layer, args, kwargs):
-        # gamma goes in and out again, and the norm sees to its gradient. One that is nothing but
-        # rounding, over a gamma next to zero, would drown it.
+        # gamma cancels out here; its gradient comes from the norm. The gradient through the weight
+        # is rounding noise divided by gamma, which is large for a small gamma.
         gamma, sigma = self._gamma(detach=True), self._sigma()
         c = self._run(layer, args, kwargs, gamma / sigma, None)
         aligned = _aligner(layer, c)
@@ -109,7 +108,7 @@ class NormFolding(nn.Layer):
         gamma, sigma = self._gamma(), self._sigma()
         c = self._run(layer, args, kwargs, gamma / sigma, None)
         batch_sigma = paddle.sqrt(variance + norm._epsilon)
-        # The mean of u is that of conv(x, w) and b already.
+        # The mean of u includes b.
         centre = -mean if layer.bias is None else layer.bias - mean
         shift = self._beta() + gamma * centre / batch_sigma
         y = _full(c) * aligned(sigma / batch_sigma) + aligned(shift)
@@ -145,7 +144,7 @@ class NormFolding(nn.Layer):
 
 
 def _aligner(layer, y):
-    """Gives a vector the shape in which it goes along the channels of ``y``."""
+    """Return a function that reshapes a vector to broadcast along the channels of ``y``."""
     shape = [1] * len(y.shape)
     shape[channel_axis(layer)] = -1
     return lambda vector: vector.reshape(shape)

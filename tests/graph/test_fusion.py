@@ -11,6 +11,7 @@ from paddle import nn
 from runtimes import paddle_inference, relative_error
 
 import paddleq
+from paddleq import engine
 from paddleq.graph import FoldedNorm, fuse
 from paddleq.graph.dataflow import find_pairs
 
@@ -91,6 +92,22 @@ class Branched(nn.Layer):
 def test_conv_with_several_consumers_is_not_fused(reader, expected):
     net = fused_copy(Branched(reader), paddle.randn([4, 3, 6, 6]))
     assert folded(net) == expected
+
+
+class KeywordInputs(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2D(3, 3, 1), nn.BatchNorm2D(3), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(x=self.bn(input=self.conv(x)))
+
+
+def test_norm_that_is_called_by_keyword_is_not_fused():
+    x = paddle.randn([2, 3, 4, 4])
+    assert folded(fused_copy(KeywordInputs(), x)) == []
+    simulated = paddleq.golden_stick.SimulatedQuantizationAwareTraining({"enable_fusion": True})
+    assert engine.blocks_of(simulated.apply(KeywordInputs(), x)) == []
 
 
 class BnFeedsTwo(nn.Layer):
