@@ -14,7 +14,12 @@ from .main import STATUS
 def extensions():
     """List observers, layer types, algorithms, export formats and runtimes.
 
-    "paddleq --import MODULE extensions" includes those that a module of your own registers.
+    "paddleq --import MODULE extensions" includes those that MODULE registers.
+
+    \b
+    Examples:
+      paddleq extensions
+      paddleq --import my_package extensions
     """
     for title, names in (("observers", OBSERVERS), ("layer types", LAYER_TYPES),
                          ("algorithms", ALGORITHMS), ("formats", FORMATS),

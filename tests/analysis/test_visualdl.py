@@ -310,7 +310,7 @@ def test_a_step_that_overflows_does_not_stop_the_training(tmp_path, caplog):
             net(paddle.full([1, 2], value))
     reader = logged(tmp_path)
     assert [each.id for each in reader.get_data("histogram", "values/0 activation")] == [0, 3]
-    assert "0.activation_quantizer met NaN or infinite values at step 1" in caplog.text
+    assert "0.activation_quantizer has NaN or infinite values at step 1" in caplog.text
     assert [step for step, _ in scalars(reader, "scale/0 activation")] == [0, 1]  # then it is NaN
     report(net, tmp_path / "r.html", history=logger.history)
     assert ">nan<" not in (tmp_path / "r.html").read_text("utf-8")
@@ -345,7 +345,7 @@ def test_wrong_arguments(tmp_path):
         with pytest.raises(error, match=match):
             VisualDLLogger(*arguments)
     assert os.listdir(tmp_path) == []
-    with pytest.raises(ModelError, match="a model to watch"), VisualDLLogger(tmp_path):
+    with pytest.raises(ModelError, match="needs a model"), VisualDLLogger(tmp_path):
         pass
     logger = VisualDLLogger(tmp_path, quantized)
     with pytest.raises(FormatError, match="missing.pdmodel"):

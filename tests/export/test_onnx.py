@@ -385,7 +385,7 @@ def test_saved_models_that_are_refused(tmp_path):
     ({"opset": 12}, ConfigError, ["opset", "[13, 21]", "12"]),
     ({"opset": "17"}, ConfigTypeError, ["opset", "an int"]),
     ({"target": "onnx"}, ConfigError, ["target", "'onnxruntime', 'plain'", "did you mean"]),
-    ({"path": 3}, ConfigTypeError, ["path", "out/model.onnx"]),
+    ({"path": 3}, ConfigTypeError, ["path", "out/model"]),
     ({"path": ""}, ConfigTypeError, ["path"]),
     ({"model": 3}, ConfigTypeError, ["model", "Layer", "saved model"]),
     ({"opset": 17, "bits": 12}, ExportError, ["conv1", "12 bits", "opset 21", "at most 8"]),
@@ -432,8 +432,9 @@ def test_target_that_cannot_be_written(tmp_path):
     net, x = trained_qat()
     (tmp_path / "taken.onnx").mkdir()
     (tmp_path / "file").write_bytes(b"")
-    for path in (tmp_path / "taken.onnx", tmp_path / "file" / "m.onnx"):
-        with pytest.raises(ExportError, match="cannot write"):
+    for path, error, words in ((tmp_path / "taken.onnx", ConfigError, "not a folder"),
+                               (tmp_path / "file" / "m.onnx", ExportError, "cannot write")):
+        with pytest.raises(error, match=words):
             paddleq.export.to_onnx(net, path, specs([x]))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "taken.onnx"]
 

@@ -697,7 +697,7 @@ def test_convert_value_error_ckpt_path_is_no_path(tmp_path):
 
 
 def test_convert_model_error_not_applied():
-    with raises(ModelError, "no quantized layer; give it to apply"):
+    with raises(ModelError, "no quantized layer; call apply"):
         PTQ().convert(decoder())
 
 

@@ -603,7 +603,7 @@ def test_converted_network_learns_nothing_more():
 def test_convert_of_what_was_never_applied_shown_or_trained():
     with pytest.raises(ModelError, match="no quantized layer"):
         SimQAT().convert(Net())
-    with pytest.raises(ModelError, match="has not been shown a batch yet.*inputs=..."):
+    with pytest.raises(ModelError, match="has not run a batch yet.*inputs=..."):
         SimQAT().convert(SimQAT().apply(Net()))
     with pytest.raises(CalibrationError, match="stem.0.activation_quantizer"):
         SimQAT().convert(applied())
