@@ -6,6 +6,7 @@ and strings, and a short list of callables that build numpy arrays. Anything els
 
 import os
 import pickle
+import struct
 from typing import Any, Dict, Union
 
 import numpy as np
@@ -34,7 +35,7 @@ def read_state(path: Union[str, os.PathLike]) -> Dict[str, np.ndarray]:
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}") from error
     except (pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError,
-            ArithmeticError, EOFError, RecursionError) as error:
+            ArithmeticError, EOFError, RecursionError, struct.error) as error:
         raise FormatError(f"{path} is no checkpoint of arrays only, as "
                           f"paddle.save(net.state_dict(), path) writes it: {error}") from error
     if not isinstance(state, dict):

@@ -102,6 +102,7 @@ class _ExportRecorder(Recorder):
 
     def __init__(self, model, format):
         super().__init__()
+        _refuse_float64(model)
         _refuse_untrained(model)
         _refuse_unfolded(model)
         self._inputs, self._weights, self._outputs, shared = {}, {}, {}, {}
@@ -189,6 +190,15 @@ class _ExportRecorder(Recorder):
             return None
         # A placeholder that the lowering replaces by the integers.
         return self.mark(paddle.zeros(list(mark.integers.shape)), mark)
+
+
+def _refuse_float64(model):
+    names = [name for name, parameter in model.named_parameters()
+             if parameter.dtype == paddle.float64]
+    if names:
+        raise ExportError(
+            f"{len(names)} parameters are float64, which runtimes do not take: {', '.join(names)}; "
+            "call model.to(dtype='float32') before the model is quantized")
 
 
 def _refuse_untrained(model):

@@ -23,6 +23,16 @@ class Collector(abc.ABC):
 
     Attributes:
         num_inputs: number of arguments of the layer's ``forward`` that :meth:`update` takes.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import HessianCollector
+        >>> first, second = HessianCollector(), HessianCollector()
+        >>> first.update(paddle.to_tensor([[2.0, 0.0]]))
+        >>> second.update(paddle.to_tensor([[0.0, 4.0]]))
+        >>> first.merge(second)
+        >>> first.result().tolist()
+        [[2.0, 0.0], [0.0, 8.0]]
     """
 
     num_inputs = 1

@@ -25,7 +25,7 @@ class HessianCollector(Collector):
         >>> import paddle
         >>> from paddleq.observers import HessianCollector
         >>> collector = HessianCollector()
-        >>> collector.update(paddle.to_tensor([[1.0, -2.0], [3.0, 0.0]]))
+        >>> collector.update(paddle.to_tensor([[1.0, -2.0], [3.0, 0.0]] * 2))
         >>> collector.result().tolist()
         [[5.0, -1.0], [-1.0, 2.0]]
     """

@@ -9,7 +9,7 @@ import paddleq
 from paddleq import LayerConfig, PerChannel, QuantConfig, QuantSpec
 from paddleq.algorithms import GPTQ, SmoothQuant
 from paddleq.config import SkipKind
-from paddleq.errors import ConfigError, ConfigTypeError, ModelError
+from paddleq.errors import ConfigError, ConfigTypeError, ExportError, ModelError
 
 
 def cnn():
@@ -73,10 +73,7 @@ def test_other_configuration_types_are_rejected(config, error):
     lambda net: paddleq.quantize(net, rules(LayerConfig(QuantSpec()))),
     lambda net: paddleq.QAT().quantize(net), lambda net: paddleq.PTQ().quantize(net),
     lambda net: paddleq.golden_stick.SimulatedQuantizationAwareTraining().apply(net),
-    lambda net: paddleq.amct.quantize(net, {
-        "batch_num": 1, "algorithm": "minmax", "quant_cfg": {
-            "weights": {"type": "int8", "symmetric": True, "strategy": "channel"}}}),
-], ids=["quantize", "QAT", "PTQ", "golden_stick", "amct"])
+], ids=["quantize", "QAT", "PTQ", "golden_stick"])
 def test_float64_weights_are_rejected_by_name(quantize):
     net = cnn()
     net[3].to(dtype="float64")
@@ -84,8 +81,18 @@ def test_float64_weights_are_rejected_by_name(quantize):
         quantize(net)
 
 
-def test_float64_weights_of_a_transformer_are_rejected_by_name():
-    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2)
-    net.layers[1].linear1.to(dtype="float64")
-    with pytest.raises(ModelError, match=r"layers\.1\.linear1\.weight is float64"):
-        paddleq.golden_stick.PTQ().apply(net, datasets=[paddle.rand([1, 4, 8])])
+@pytest.mark.parametrize("save", [
+    lambda net, path: paddleq.save_quantized_model(net, path, [paddle.rand([1, 8])]),
+    lambda net, path: paddleq.export.to_onnx(net, path, [paddle.rand([1, 8])]),
+], ids=["pdmodel", "onnx"])
+def test_float64_transformer_layers_are_rejected_by_exporters(save, tmp_path):
+    """AMCT and Golden Stick compute with float64 models; files of them run nowhere."""
+    net = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2).to(dtype="float64"))
+    paddleq.amct.quantize(net[1], {
+        "batch_num": 1, "algorithm": "minmax", "quant_cfg": {
+            "weights": {"type": "int8", "symmetric": True, "strategy": "channel"}}})
+    net[1](paddle.rand([2, 4], dtype="float64"))
+    paddleq.amct.convert(net[1])
+    with pytest.raises(ExportError, match="float64.*float32"):
+        save(net, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []

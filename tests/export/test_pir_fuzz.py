@@ -92,6 +92,7 @@ _DRAWN = set()  # names of the PIR operations in the random models
 _TRACED = {True: 0, False: 0}  # how many models Paddle could trace, and could not
 
 
+@pytest.mark.xdist_group("random graphs")
 @examples(300)
 @given(case=cases())
 def test_random_graphs(case, tmp_path_factory):
@@ -111,6 +112,7 @@ def test_random_graphs(case, tmp_path_factory):
     check_same(run(out, case.batches[1], True), case.expected[1], 1e-4)
 
 
+@pytest.mark.xdist_group("random graphs")
 def test_random_graphs_were_varied():
     """Check the variety of the graphs of the preceding test."""
     assert len(_DRAWN) >= 130, sorted(_DRAWN)

@@ -322,6 +322,8 @@ class Simulated(paddle.nn.Layer):
 FULL_GRAPH = pytest.mark.parametrize("full_graph", [True, False])  # translated from AST, bytecode
 
 
+# In one process, in order: the bytecode translator reuses programs of earlier calls.
+@pytest.mark.xdist_group("bytecode")
 @FULL_GRAPH
 @pytest.mark.parametrize("bits", [1, 2, 8, 16])
 @pytest.mark.parametrize("axis", [None, 0, 1])

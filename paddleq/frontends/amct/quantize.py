@@ -96,7 +96,7 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
     parsed = AmctConfig.parse(config)
     engine.check_model(model)
     selection = select(model, parsed.rules(model), linear_skip_reason,
-                       dtypes=("float32", "float16", "bfloat16"))
+                       dtypes=("float32", "float16", "bfloat16", "float64"))
     if not selection.selected:
         raise nothing_selected(model, selection)
     for name, each in selection.selected.items():

@@ -123,7 +123,7 @@ class PTQ:
         batches = None if deploy else _not_empty(datasets)
         rules = policies.rules(network, helper)
         linears, kv_caches, selection = select_layers(
-            network, helper, rules, dtypes=("float32", "float16", "bfloat16"))
+            network, helper, rules, dtypes=("float32", "float16", "bfloat16", "float64"))
         for name, layer in network.named_sublayers(include_self=True):
             reason = selection.skipped.get(name)
             if (reason is not None and reason.kind is SkipKind.NO_RULE
