@@ -55,7 +55,7 @@ def loss(quantized, weight, x):
 # Statistics
 
 
-def test_statistics_are_those_of_all_tokens_together():
+def test_statistics_accumulate_over_batches():
     batches = [correlated(i, tokens, 12).reshape(shape)
                for i, (tokens, shape) in enumerate([(6, [2, 3, 12]), (50, [50, 12]), (1, [12])])]
     found = statistics_of(batches[0], batches[1], np.zeros([0, 12], "float32"), batches[2])
@@ -67,7 +67,7 @@ def test_statistics_are_those_of_all_tokens_together():
     assert [each.tolist() for each in found.range] == [[x.min()], [x.max()]]
 
 
-def test_statistics_of_a_quotient():
+def test_statistics_of_scaled_inputs():
     x = correlated(0, 40, 9)
     s = np.random.RandomState(1).uniform(0.01, 100, 9).astype("float32")
     quotient, direct = statistics_of(x).divided_by(paddle.to_tensor(s)), statistics_of(x / s)
@@ -91,7 +91,7 @@ def test_half_precision_is_accumulated_in_float32(dtype):
     np.testing.assert_allclose(found.mean_abs.numpy(), exact, rtol=1e-5)
 
 
-def test_a_long_calibration_does_not_overflow():
+def test_long_calibration_does_not_overflow():
     found = ChannelStats(ALL)
     for _ in range(20):  # squares of 1e38, of which four are too many for a sum
         found.update(paddle.full([100, 3], 1e19))
@@ -99,7 +99,7 @@ def test_a_long_calibration_does_not_overflow():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
-def test_inputs_that_are_not_finite_are_refused_and_forgotten(bad):
+def test_non_finite_inputs_are_rejected_and_not_recorded(bad):
     x = correlated(0, 10, 4)
     found = statistics_of(x)
     spoilt = x.copy()
@@ -111,7 +111,7 @@ def test_inputs_that_are_not_finite_are_refused_and_forgotten(bad):
     assert (found.abs_max.numpy() == np.abs(x).max(0)).all()
 
 
-def test_statistics_refuse_what_makes_no_sense():
+def test_statistics_reject_invalid_inputs():
     with pytest.raises(ConfigError, match="hesian.*did you mean 'hessian'"):
         ChannelStats({"hesian"})
     with pytest.raises(ConfigError, match="'hessian', which is asked for"):
@@ -138,7 +138,7 @@ def same_but_for_ties(quantized, reference):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_gptq_is_the_algorithm_of_the_paper(seed):
+def test_gptq_matches_float64_reference(seed):
     """20 problems, each with one of the specs, either order and either kind of groups."""
     spec, act_order, static_groups = list(itertools.product(
         SPECS, (False, True), (False, True)))[(seed * 7) % 24]
@@ -171,7 +171,7 @@ def test_gptq_is_the_algorithm_of_the_paper(seed):
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec}-{spec.symmetric}")
 @pytest.mark.parametrize("static_groups", [False, True])
 @pytest.mark.parametrize("act_order", [False, True])
-def test_gptq_with_an_identity_for_a_hessian_rounds_to_nearest(spec, act_order, static_groups):
+def test_gptq_with_identity_hessian_rounds_to_nearest(spec, act_order, static_groups):
     rows = 100
     statistics = statistics_of(np.eye(rows, dtype="float32"))
     weight = paddle.to_tensor(weights(3, rows, 30))
@@ -185,7 +185,7 @@ def test_gptq_with_an_identity_for_a_hessian_rounds_to_nearest(spec, act_order, 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec}-{spec.symmetric}")
 @pytest.mark.parametrize("act_order", [False, True])
-def test_the_block_size_does_not_matter(spec, act_order):
+def test_gptq_does_not_depend_on_the_block_size(spec, act_order):
     rows = 150  # groups of 32: the last has 22
     statistics = statistics_of(correlated(5, 400, rows), needs=GPTQ.needs)
     weight = weights(5, rows, 24)
@@ -202,7 +202,7 @@ def test_the_block_size_does_not_matter(spec, act_order):
        bits=st.sampled_from([2, 3, 4, 8]), magnitude=st.sampled_from([1e-8, 1.0, 1e8]),
        symmetric=st.booleans(), act_order=st.booleans(), static_groups=st.booleans(),
        block_size=st.sampled_from([1, 7, 16]))
-def test_gptq_of_any_shape(seed, rows, columns, tokens, dead, size, bits, magnitude, symmetric,
+def test_gptq_matches_reference_for_random_shapes(seed, rows, columns, tokens, dead, size, bits, magnitude, symmetric,
                            act_order, static_groups, block_size):
     """Also with fewer tokens than features, features that are always 0, and tiny inputs."""
     spec = QuantSpec(bits, signed=symmetric, symmetric=symmetric, granularity=PerGroup(size))
@@ -225,7 +225,7 @@ def test_gptq_of_any_shape(seed, rows, columns, tokens, dead, size, bits, magnit
     assert (tie[different] < 5e-3).all() and (np.abs(integers - given_ours["integers"]) <= 1).all()
 
 
-def test_several_weights_at_once_are_each_by_itself():
+def test_joint_quantization_of_weights_equals_separate_quantization():
     statistics = statistics_of(correlated(2, 200, 64), needs=GPTQ.needs)
     spec = QuantSpec(4, granularity=PerGroup(32))
     several = [paddle.to_tensor(weights(seed, 64, 5 + seed)) for seed in range(3)]
@@ -238,7 +238,7 @@ def test_several_weights_at_once_are_each_by_itself():
 
 
 @pytest.mark.parametrize("static_groups", [False, True])
-def test_a_clip_shrinks_the_range_of_its_own_group(static_groups):
+def test_clip_shrinks_the_range_of_its_group(static_groups):
     statistics = statistics_of(correlated(7, 300, 80), needs=GPTQ.needs)
     weight, spec = weights(7, 80, 9), QuantSpec(4, granularity=PerGroup(32))
     clip = np.random.RandomState(0).uniform(0.5, 1.0, [3, 9]).astype("float32")
@@ -250,7 +250,7 @@ def test_a_clip_shrinks_the_range_of_its_own_group(static_groups):
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-def test_features_that_are_always_zero_are_rounded_to_nearest(act_order):
+def test_dead_features_are_rounded_to_nearest(act_order):
     x, weight = correlated(0, 200, 40), weights(0, 40, 12)
     dead = np.arange(40) % 4 == 1
     x[:, dead] = 0.0
@@ -267,7 +267,7 @@ def test_features_that_are_always_zero_are_rounded_to_nearest(act_order):
     assert (integers[~dead] != plain[~dead]).any()
 
 
-def test_inputs_of_nothing_but_zeros_round_to_nearest():
+def test_zero_inputs_round_to_nearest():
     statistics = statistics_of(np.zeros([10, 32], "float32"))
     weight, spec = paddle.to_tensor(weights(0, 32, 4)), QuantSpec(4, granularity=PerGroup(16))
     for rounder in (GPTQ(), GPTQ(act_order=True, static_groups=True)):
@@ -275,7 +275,7 @@ def test_inputs_of_nothing_but_zeros_round_to_nearest():
         assert (integers == RoundToNearest().quantize(weight, spec).integers.numpy()).all()
 
 
-def test_damping_is_raised_until_the_hessian_can_be_decomposed(caplog):
+def test_damping_increases_until_the_hessian_is_positive_definite(caplog):
     """4 tokens for 64 features: without damping the Hessian is singular."""
     x, weight = correlated(0, 4, 64), weights(0, 64, 16)
     spec, statistics = QuantSpec(4, granularity=PerChannel(1)), statistics_of(x)
@@ -293,12 +293,12 @@ def test_damping_is_raised_until_the_hessian_can_be_decomposed(caplog):
     assert caplog.text == ""
 
 
-def test_a_hessian_that_is_none_is_refused():
+def test_invalid_hessian_is_rejected():
     with pytest.raises(CalibrationError, match="cannot be decomposed"):
         feedback_matrix(paddle.full([3, 3], float("nan")), 0.01)
 
 
-def test_feedback_is_the_decomposition_that_it_says():
+def test_feedback_matrix_decomposes_the_hessian():
     x = correlated(1, 100, 30)
     hessian = x.T.astype("float64") @ x / 100
     strict = feedback_matrix(paddle.to_tensor(hessian.astype("float32")), 0.01).numpy()
@@ -316,7 +316,7 @@ def test_feedback_is_the_decomposition_that_it_says():
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec}-{spec.symmetric}")
 @pytest.mark.parametrize("count", [1, 3])
-def test_awq_finds_the_ratio_that_loses_least(spec, count):
+def test_awq_finds_the_ratio_of_least_error(spec, count):
     x = correlated(4, 200, 80)
     x[:, [3, 30, 70]] *= 20.0
     several = [weights(seed, 80, 12 + seed) for seed in range(count)]
@@ -330,7 +330,7 @@ def test_awq_finds_the_ratio_that_loses_least(spec, count):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec}-{spec.symmetric}")
-def test_awq_clips_where_that_loses_least(spec):
+def test_awq_finds_the_clip_of_least_error(spec):
     x, weight = correlated(6, 200, 80), weights(6, 80, 12)
     weight[7, ::2] *= 8.0  # an outlier that is worth clipping, in every second column
     found = AWQ().clips(paddle.to_tensor(weight), statistics_of(x), spec).numpy()
@@ -344,7 +344,7 @@ def test_awq_clips_where_that_loses_least(spec):
     assert taken.sum() < losses[0].sum()
 
 
-def test_awq_at_ratio_zero_rounds_to_nearest():
+def test_awq_with_ratio_zero_rounds_to_nearest():
     x, weight = correlated(0, 100, 64), paddle.to_tensor(weights(0, 64, 8))
     spec = QuantSpec(4, granularity=PerGroup(32))
     statistics = statistics_of(x)
@@ -356,7 +356,7 @@ def test_awq_at_ratio_zero_rounds_to_nearest():
     assert AWQ(clip=False).clips(weight, statistics, spec) is None
 
 
-def test_awq_without_outliers_among_the_inputs_leaves_them_alone():
+def test_awq_without_outliers_does_not_scale_inputs():
     x = np.random.RandomState(0).randn(2000, 64).astype("float32")
     s = AWQ().scales([paddle.to_tensor(weights(0, 64, 32))], statistics_of(x),
                      QuantSpec(4, granularity=PerGroup(32))).numpy()
@@ -367,7 +367,7 @@ def test_awq_without_outliers_among_the_inputs_leaves_them_alone():
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.5, 0.9, 1.0])
-def test_smoothquant_is_its_formula(strength):
+def test_smoothquant_matches_its_formula(strength):
     x, several = correlated(0, 50, 16), [weights(seed, 16, 5) for seed in range(2)]
     x[:, 5] = 0.0
     several[0][9] = several[1][9] = 0.0
@@ -407,7 +407,7 @@ def computed(x, outcome, activation=None):
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerToken()], ids=str)
 @pytest.mark.parametrize("signed", [True, False])
-def test_smoothquant_has_its_best_strength_in_between(granularity, signed):
+def test_smoothquant_has_an_intermediate_best_strength(granularity, signed):
     if not signed and isinstance(granularity, PerToken):
         granularity = PerTensor()  # per token is symmetric
     calibration, held_out, weight = planted(0, factor=100.0)
@@ -433,7 +433,7 @@ def test_smoothquant_has_its_best_strength_in_between(granularity, signed):
 
 
 @pytest.mark.parametrize("smoother", [SmoothQuant(0.7), AWQ()], ids=lambda each: each.name)
-def test_smoothing_leaves_the_float_output_as_it_is(smoother):
+def test_smoothing_preserves_the_float_output(smoother):
     x, _, weight = planted(1, tokens=64)
     s = smoother.scales([paddle.to_tensor(weight)], statistics_of(x), W4G64).numpy()
     assert s.max() > 2 * np.median(s)
@@ -455,7 +455,7 @@ def held_out_loss(policy, calibration, held_out, weight):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("gptq", [GPTQ(), GPTQ(act_order=True),
                                   GPTQ(act_order=True, static_groups=True)], ids=repr)
-def test_gptq_on_correlated_inputs(seed, gptq):
+def test_gptq_reduces_the_error_on_correlated_inputs(seed, gptq):
     x = correlated(seed, 4096, 256)
     data = (x[:2048], x[2048:], weights(seed, 256, 128))
     plain = held_out_loss(LayerConfig(W4G64), *data)
@@ -464,14 +464,14 @@ def test_gptq_on_correlated_inputs(seed, gptq):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("clip", [True, False])
-def test_awq_with_three_planted_channels(seed, clip):
+def test_awq_reduces_the_error_of_outlier_channels(seed, clip):
     data = planted(seed)
     plain = held_out_loss(LayerConfig(W4G64), *data)
     assert held_out_loss(LayerConfig(W4G64, smoother=AWQ(clip=clip)), *data) <= 0.4 * plain
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_white_noise_leaves_nothing_to_gain(seed):
+def test_white_noise_gives_no_improvement(seed):
     """Without structure in the data GPTQ loses a little, and AWQ's scales are 1."""
     data = planted(seed, outliers=0)
     plain = held_out_loss(LayerConfig(W4G64), *data)
@@ -480,7 +480,7 @@ def test_white_noise_leaves_nothing_to_gain(seed):
     assert 0.9 < held_out_loss(awq, *data) / plain < 1.1
 
 
-def test_gptq_of_a_classifier_of_digits(digits):
+def test_gptq_of_a_digits_classifier(digits):
     """Real inputs, of which three pixels are always 0."""
     from sklearn.linear_model import LogisticRegression
 
@@ -506,7 +506,7 @@ def test_gptq_of_a_classifier_of_digits(digits):
 # All together
 
 
-def test_quantize_linears_does_what_its_parts_do():
+def test_quantize_linears_equals_its_steps():
     calibration, _, _ = planted(0, rows=96, tokens=200)
     several = [paddle.to_tensor(weights(seed, 96, 10)) for seed in range(3)]
     before = [weight.numpy() for weight in several]
@@ -532,7 +532,7 @@ def test_quantize_linears_does_what_its_parts_do():
     assert zero == np.rint(-x.min() / scale) and zero.shape == (1,)
 
 
-def test_a_static_activation_spans_the_largest_magnitude():
+def test_static_activation_range_covers_the_largest_magnitude():
     policy = LayerConfig(QuantSpec(), QuantSpec(granularity=PerTensor()))
     statistics = statistics_of(np.array([[-12.7, 3.0]], "float32"), needs=policy.needs)
     scale, zero = quantize_linears([paddle.ones([2, 2])], policy, statistics).activation
@@ -555,7 +555,7 @@ def test_half_precision_weights_are_quantized_in_float32(dtype):
     LayerConfig(W4G64, rounder=GPTQ()), LayerConfig(W4G64, smoother=AWQ()),
     LayerConfig(W4G64, smoother=SmoothQuant()), LayerConfig(W4G64, QuantSpec()),
 ], ids=["gptq", "awq", "smoothquant", "static activation"])
-def test_calibration_without_data_is_an_error(policy):
+def test_missing_calibration_data_is_an_error(policy):
     statistics = statistics_of(np.zeros([0, 64], "float32"), needs=policy.needs)
     with pytest.raises(CalibrationError, match="no calibration data"):
         quantize_linears([paddle.ones([64, 4])], policy, statistics)
@@ -599,7 +599,7 @@ def test_calibration_without_data_is_an_error(policy):
         lambda found: AWQ().clips(paddle.ones([2, 2]), found, W4G64),
         lambda found: SmoothQuant().scales([paddle.ones([2, 2])], found, W4G64))),
 ])
-def test_what_cannot_be_done_is_refused(make, error, words):
+def test_invalid_arguments(make, error, words):
     with pytest.raises(error) as caught:
         make()
     assert words in str(caught.value)

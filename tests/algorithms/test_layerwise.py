@@ -135,7 +135,7 @@ def groups_of(name, layer):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_each_layer_is_what_the_quantized_ones_before_it_make_of_it(name):
+def test_layers_are_calibrated_on_outputs_of_quantized_layers(name):
     final, done = quantized(name, STATIC)
     for count, path in enumerate(ORDER[name]):
         network = put_together(name, final, count)
@@ -178,7 +178,7 @@ def test_each_layer_is_what_the_quantized_ones_before_it_make_of_it(name):
                  smoother=AWQ())],
     ids=["gptq", "awq-gptq", "awq"])
 @pytest.mark.parametrize("name", ["llama", "bert", "recurring"])
-def test_the_algorithms_get_the_statistics_of_just_that(name, policy):
+def test_algorithms_use_statistics_of_quantized_inputs(name, policy):
     final, _ = quantized(name, policy)
     for count, path in enumerate(ORDER[name]):
         network = put_together(name, final, count)
@@ -227,7 +227,7 @@ def test_caches_are_calibrated_on_the_quantized_layer(name, kind):
                 np.testing.assert_allclose(scale.numpy(), most / 127, rtol=1e-5)
 
 
-def test_caches_alone_can_be_quantized():
+def test_caches_only():
     final, done = quantized("llama", None, lambda name: "per_token" if "1" in name else None)
     assert done.linears == {} and done.kv_caches == {"layers.1.self_attn.kv_cache": "per_token"}
     kinds = [type(layer.self_attn.kv_cache) for layer in final.layers]
@@ -237,7 +237,7 @@ def test_caches_alone_can_be_quantized():
 
 
 @pytest.mark.parametrize("kind", ["per_channel", "per_token"])
-def test_a_quantized_llama_generates_the_same_with_and_without_a_cache(kind):
+def test_quantized_llama_generates_equally_with_and_without_cache(kind):
     final, _ = quantized("llama", LayerConfig(W4), lambda _: kind)
     tokens = sentences(1)[0]
     output = final(tokens)
@@ -252,7 +252,7 @@ def test_a_quantized_llama_generates_the_same_with_and_without_a_cache(kind):
     assert output["past"][2][0].shape[1] == tokens.shape[1]
 
 
-def test_one_tensor_and_two_policies():
+def test_different_policies_on_one_input_are_smoothed_separately():
     """Layers of other bits than their neighbours share nothing, and the norm stays as it is."""
     smooth4 = LayerConfig(W4, smoother=SmoothQuant(0.5))
     final, done = quantized("llama", lambda n: smooth4 if "k_proj" in n or "up" in n else STATIC)
@@ -268,7 +268,7 @@ def test_one_tensor_and_two_policies():
     assert set(done.folded) == {"lm_head"}
 
 
-def test_a_float_layer_beside_keeps_the_norm_as_it_is():
+def test_norm_is_unchanged_if_a_consumer_stays_float():
     final, done = quantized("llama", lambda n: None if "v_proj" in n else STATIC)
     assert all(isinstance(layer.self_attn.v_proj, nn.Linear) for layer in final.layers)
     assert all(layer.self_attn.q_proj.smoothed for layer in final.layers)
@@ -330,7 +330,7 @@ def gamma(norm):
 @pytest.mark.parametrize("make", [lambda: gamma(nn.LayerNorm(WIDTH)), RMSNorm,
                                   lambda: OtherName(),
                                   lambda: nn.LayerNorm(WIDTH, bias_attr=False)])
-def test_a_norm_takes_the_factor_exactly(make):
+def test_folding_smoothing_factors_into_a_norm_is_exact(make):
     layer = OneNorm(make())
     layer.eval()
     x = paddle.randn([6, WIDTH])
@@ -346,7 +346,7 @@ def test_a_norm_takes_the_factor_exactly(make):
 @pytest.mark.parametrize("way", [
     "called twice", "changed", "a slice", "read by a sum", "read in a comparison",
     "read by another Linear", "returned", "held twice", "weight shared"])
-def test_a_norm_that_others_read_does_not(way):
+def test_norm_with_other_consumers_is_not_folded(way):
     layer = OneNorm(gamma(nn.LayerNorm(WIDTH)), way)
     x = paddle.randn([6, WIDTH])
     before = layer(x)
@@ -356,7 +356,7 @@ def test_a_norm_that_others_read_does_not(way):
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
 
 
-def test_a_norm_that_is_no_multiple_of_its_weight_does_not():
+def test_norm_not_proportional_to_its_weight_is_not_folded():
     x = paddle.randn([6, WIDTH])
     for norm in (OnePlusNorm(), nn.LayerNorm(WIDTH, weight_attr=False),
                  nn.LayerNorm([6, WIDTH]), nn.PReLU(WIDTH)):
@@ -426,7 +426,7 @@ class SharedParts(nn.Layer):
         return self.layers[1](self.layers[0](x) * 4.0)
 
 
-def test_parts_that_several_decoder_layers_hold():
+def test_modules_shared_by_decoder_layers():
     paddle.seed(0)
     network, x = SharedParts(), paddle.randn([5, WIDTH])
     exact, norm = network(x).numpy(), network.layers[0].norm.weight.numpy()
@@ -443,7 +443,7 @@ def test_parts_that_several_decoder_layers_hold():
     assert np.abs(network(x).numpy() - exact).max() < 0.1 * np.abs(exact).max()
 
 
-def test_a_network_of_to_static():
+def test_to_static_network():
     """The layers are quantized, not the program that ``to_static`` compiled from them."""
     network = paddle.jit.to_static(build("pre-norm"))
     quantize_layer_by_layer(network, None, rules(network, STATIC), sentences())
@@ -452,7 +452,7 @@ def test_a_network_of_to_static():
         np.testing.assert_array_equal(network.state_dict()[name].numpy(), value.numpy())
 
 
-def test_an_embedding_that_is_a_linears_weight_stays_float():
+def test_tied_embedding_stays_float():
     class TransposedTie(nn.Layer):
         def __init__(self):
             super().__init__()
@@ -471,7 +471,7 @@ def test_an_embedding_that_is_a_linears_weight_stays_float():
     np.testing.assert_array_equal(network.embedding.weight.numpy(), weight)
 
 
-def test_a_linear_that_is_called_several_times_has_the_statistics_of_all_calls():
+def test_repeated_calls_accumulate_statistics():
     final, _ = quantized("recurring", STATIC)
     network = build("recurring")
     read = inputs_of(network, {"up": network.blocks[1].up}, sentences())["up"]
@@ -493,7 +493,7 @@ class Choosing(nn.Layer):
         return self.first(y) + self.second(y if x.sum() > 0 else y * 10.0)
 
 
-def test_layers_that_read_one_tensor_in_some_batches_only():
+def test_layers_sharing_an_input_in_some_batches():
     network = nn.Sequential(nn.LayerList([Choosing()]))
     network.forward = lambda x: network[0][0](x)
     batches = [paddle.ones([3, 4]) * paddle.to_tensor([1.0, 2.0, 3.0, 5.0]),
@@ -504,7 +504,7 @@ def test_layers_that_read_one_tensor_in_some_batches_only():
     assert second.input_scale.numpy().max() > 2 * first.input_scale.numpy().max()
 
 
-def test_rare_experts_are_found_and_missing_ones_are_named():
+def test_unused_experts_are_named():
     batches = [batch % 20 for batch in sentences()]  # no word for the last expert
     with pytest.raises(CalibrationError) as error:
         quantized("mixture", STATIC, batches=batches)
@@ -523,7 +523,7 @@ def test_rare_experts_are_found_and_missing_ones_are_named():
 # -- the network around it -----------------------------------------------------------------------
 
 
-def test_dropout_and_modes():
+def test_calibration_disables_dropout_and_restores_modes():
     """Calibration is evaluation, and the network comes back in the mode it was in."""
     expected, _ = quantized("pre-norm", STATIC)
     network = build("pre-norm")
@@ -549,7 +549,7 @@ def test_disabled_replay_is_logged(caplog):
         assert caplog.text == ""
 
 
-def test_layers_before_the_one_are_not_run_again():
+def test_finished_layers_are_not_run_again():
     """Each decoder layer runs about as often as there are batches, not as there are layers."""
     network, calls = build("llama"), []
     for number, layer in enumerate(network.layers):
@@ -581,7 +581,7 @@ def test_float_weights_are_freed():
     assert held() is None and list(kept.shape) == [WIDTH, WIDTH]
 
 
-def test_batches_of_every_kind():
+def test_batch_types():
     class Two(nn.Layer):
         def __init__(self):
             super().__init__()
@@ -639,7 +639,7 @@ def test_decoder_layers_are_found(name):
     assert sorted(found) == sorted(ORDER[name])
 
 
-def test_stages_and_wrappers_are_seen_through():
+def test_decoder_layers_in_stages_and_wrappers_are_found():
     staged = nn.Sequential(nn.Sequential(Block(), Block()), nn.Sequential(Block(), Block()))
     assert [n for n, _ in StackHelper().decoder_layers(staged)] == ["0.0", "0.1", "1.0", "1.1"]
     wrapped = nn.Sequential(Recurring())
@@ -647,7 +647,7 @@ def test_stages_and_wrappers_are_seen_through():
     assert len(StackHelper().decoder_layers(nn.LayerList([Block()]))) == 1
 
 
-def test_a_helper_of_ones_own():
+def test_user_defined_network_helper():
     class Named(nn.Layer):
         def __init__(self):
             super().__init__()
@@ -687,14 +687,14 @@ class Wrong(NetworkHelper):
     (lambda n: [("blocks.0", n.blocks[0]), ("blocks.0.up", n.blocks[0].up)], ConfigError,
      "must be no part of blocks.0, but is 'blocks.0.up'"),
 ])
-def test_wrong_helpers(layers, error, words):
+def test_invalid_helpers(layers, error, words):
     with pytest.raises(error, match=words):
         network = build("recurring")
         quantize_layer_by_layer(
             network, Wrong(layers), rules(network, STATIC), sentences())
 
 
-def test_a_helper_that_names_no_cache():
+def test_helper_with_invalid_cache_names():
     class Caches(StackHelper):
         def kv_caches(self, network):
             return [("encoder", network.encoder)]
@@ -719,7 +719,7 @@ def test_a_helper_that_names_no_cache():
     ({"model": 3}, TypeError, "model must be a paddle.nn.Layer"),
     ({"resume_dir": 3}, TypeError, "resume_dir must be a path or None"),
 ])
-def test_wrong_arguments(arguments, error, words):
+def test_invalid_arguments(arguments, error, words):
     network = build("llama")
     given = {"model": network, "helper": None, "config": rules(network, STATIC),
              "data": sentences(), **arguments}
@@ -729,14 +729,14 @@ def test_wrong_arguments(arguments, error, words):
         isinstance(layer, nn.Linear) for layer in linears_of(network).values())
 
 
-def test_a_cache_is_quantized_once():
+def test_quantizing_a_cache_twice_is_an_error():
     final, _ = quantized("bert", None, lambda _: "per_token")
     with pytest.raises(ModelError, match="encoder.layers.0.self_attn is already quantized"):
         quantize_layer_by_layer(final, None, rules(final, None, "per_token"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_is_named_with_its_layer_and_batch(bad):
+def test_nan_error_names_layer_and_batch(bad):
     class Fed(nn.Layer):
         def __init__(self):
             super().__init__()
@@ -752,7 +752,7 @@ def test_nan_is_named_with_its_layer_and_batch(bad):
         quantize_layer_by_layer(network, None, rules(network, STATIC), batches)
 
 
-def test_nan_in_a_cache_is_named():
+def test_nan_error_names_the_cache():
     network = build("llama")
     weight = network.layers[1].self_attn.v_proj.weight
     weight.set_value(paddle.full(weight.shape, float("nan")))

@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, layers", [("llama", 3), ("translator", 4), ("recurring", 2)])
-def test_the_same_bits_whatever_was_finished(finished, name, layers, tmp_path):
+def test_resumed_result_is_identical(finished, name, layers, tmp_path):
     folders, networks = finished
     assert_same(run(None, name), networks[name])
     assert sorted(os.listdir(folders[name])) == sorted([
@@ -69,7 +69,7 @@ def test_the_same_bits_whatever_was_finished(finished, name, layers, tmp_path):
         assert sorted(os.listdir(folder)) == sorted(os.listdir(folders[name]))
 
 
-def test_ten_kills_at_random_moments(tmp_path):
+def test_result_is_identical_after_ten_random_kills(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOG_minloglevel": "2", "PYTHONPATH":
                    os.pathsep.join([str(pathlib.Path(paddleq.__file__).parents[1]), str(HELPERS)])}
     done = subprocess.run(
@@ -113,7 +113,7 @@ def other_batches():
     ({"batches": other_batches}, "another data: batch 1 was '"),
     ({"batches": lambda: sentences()[:2]}, "another data: batches was 3 and is 2 now"),
 ])
-def test_another_run_is_refused(finished, changed, words, tmp_path):
+def test_state_of_another_run_is_rejected(finished, changed, words, tmp_path):
     folder = tmp_path / "resume"
     shutil.copytree(finished[0]["llama"], folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -126,7 +126,7 @@ def test_another_run_is_refused(finished, changed, words, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["paddle", "paddleq"])
-def test_other_versions_are_refused(finished, version, tmp_path):
+def test_state_of_other_versions_is_rejected(finished, version, tmp_path):
     folder = tmp_path / "resume"
     shutil.copytree(finished[0]["llama"], folder)
     content = json.loads((folder / "run.json").read_text())
@@ -137,7 +137,7 @@ def test_other_versions_are_refused(finished, version, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["tensors", "description", "run", "no run", "no object"])
-def test_damaged_files_are_refused(finished, damage, tmp_path):
+def test_damaged_files_are_rejected(finished, damage, tmp_path):
     folder = tmp_path / "resume"
     shutil.copytree(finished[0]["llama"], folder)
     if damage == "tensors":
@@ -158,13 +158,13 @@ def test_damaged_files_are_refused(finished, damage, tmp_path):
         run(folder)
 
 
-def test_a_folder_that_cannot_be_is_refused(tmp_path):
+def test_invalid_folder_is_rejected(tmp_path):
     (tmp_path / "file").write_text("here is a file")
     with pytest.raises(FormatError, match="cannot use resume_dir .*file"):
         run(tmp_path / "file")
 
 
-def test_parameters_outside_of_the_layers_are_no_matter_of_the_folder(finished):
+def test_resume_restores_parameters_outside_of_decoder_layers(finished):
     """The head's norm takes a factor in the last step, which a resumed run does again."""
     folders, networks = finished
     again = run(folders["llama"])

@@ -50,7 +50,7 @@ def some_tokens(*shape, seed=3):
 
 # The text
 
-def test_no_module_is_in_both_parts():
+def test_training_and_held_out_modules_are_disjoint():
     training = decode(training_tokens())
     for name in HELD_OUT:
         assert modules()[name].strip() not in training
@@ -61,7 +61,7 @@ def test_no_module_is_in_both_parts():
     assert len(held_out_tokens()) > 2e5
 
 
-def test_a_part_of_the_held_out_text_has_something_of_each_module():
+def test_held_out_excerpt_covers_each_module():
     part = held_out_tokens(30_000)
     assert 29_900 < len(part) <= 30_100
     text = decode(part)
@@ -69,7 +69,7 @@ def test_a_part_of_the_held_out_text_has_something_of_each_module():
         assert modules()[name][:200].strip() in text
 
 
-def test_modules_may_be_missing_and_files_of_one_machine_are_not_read(tmp_path):
+def test_missing_modules_and_local_files_are_ignored(tmp_path):
     for name in ("heapq", "ast", "_sysconfigdata__linux_", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text(name)
     assert read_modules(tmp_path) == {"ast": "ast", "heapq": "heapq"}
@@ -82,7 +82,7 @@ def test_modules_may_be_missing_and_files_of_one_machine_are_not_read(tmp_path):
 
 
 @given(st.text(alphabet=CHARACTERS))
-def test_tokens_are_the_text(text):
+def test_tokens_decode_to_the_text(text):
     assert decode(encode(text)) == text
 
 
@@ -93,7 +93,7 @@ def test_every_character_has_a_token(character):
     assert 0 <= token < VOCABULARY
 
 
-def test_calibration_batches_are_training_text():
+def test_calibration_batches_come_from_training_text():
     batches = calibration_batches(batches=2, batch_size=3, length=50)
     text = decode(training_tokens())
     assert [each.shape for each in batches] == [(3, 50)] * 2
@@ -105,7 +105,7 @@ def test_calibration_batches_are_training_text():
 
 # The models
 
-def test_a_model_computes_what_the_papers_say(model):
+def test_models_match_float64_reference(model):
     tokens = some_tokens(2, CONTEXT)
     found = model(paddle.to_tensor(tokens)).numpy()
     weights = reference.weights_of(model)
@@ -134,7 +134,7 @@ def test_default_models_have_the_names_and_shapes_of_their_families():
 
 
 @pytest.mark.parametrize("pieces", [[CONTEXT], [1] * CONTEXT, [5, 1, 10, 8]])
-def test_with_a_cache_the_logits_are_the_same(model, pieces):
+def test_logits_are_equal_with_and_without_cache(model, pieces):
     tokens = some_tokens(2, CONTEXT)
     expected = model(paddle.to_tensor(tokens)).numpy()
     past, start, found = None, 0, []
@@ -149,7 +149,7 @@ def test_with_a_cache_the_logits_are_the_same(model, pieces):
 
 # Outliers
 
-def test_planted_outliers_leave_the_output_as_it_was(model):
+def test_planted_outliers_preserve_the_output(model):
     tokens = paddle.to_tensor(some_tokens(2, CONTEXT))
     inputs = []
     model.layers[1].mlp.register_forward_pre_hook(lambda _, args: inputs.append(args[0].numpy()))
@@ -179,7 +179,7 @@ def test_perplexity_is_exp_of_the_mean_cross_entropy(model):
         perplexity(model, tokens[:CONTEXT - 1])
 
 
-def test_greedy_generation_writes_the_likeliest(model):
+def test_greedy_generation_takes_the_most_likely_token(model):
     prompt = some_tokens(5)
     written, speed = generate(model, prompt, CONTEXT - 5)
     text = list(prompt)
@@ -190,7 +190,7 @@ def test_greedy_generation_writes_the_likeliest(model):
     assert speed > 0
 
 
-def test_generation_goes_on_when_the_context_is_full(model):
+def test_generation_continues_beyond_the_context(model):
     prompt = some_tokens(CONTEXT + 3)
     written, _ = generate(model, prompt, 2 * CONTEXT)
     assert len(written) == 2 * CONTEXT
@@ -201,7 +201,7 @@ def test_generation_goes_on_when_the_context_is_full(model):
     assert written[:2].tolist() == [first, second]
 
 
-def test_generation_with_a_temperature_obeys_its_seed(model):
+def test_sampling_is_reproducible_with_a_seed(model):
     prompt = some_tokens(4)
     draws = [generate(model, prompt, 12, temperature=20.0, seed=seed)[0].tolist()
              for seed in (0, 0, 1)]
@@ -214,7 +214,7 @@ def test_generation_with_a_temperature_obeys_its_seed(model):
 
 # Training
 
-def test_training_is_the_same_each_time():
+def test_training_is_reproducible():
     recipe = Recipe("Llama", (("layers", 1), ("width", 16), ("hidden", 16), ("heads", 2),
                               ("kv_heads", 1), ("context", 16)), steps=5, batch=2)
     first, again, other = (reference.weights_of(train(recipe, seed)) for seed in (3, 3, 4))
@@ -222,7 +222,7 @@ def test_training_is_the_same_each_time():
     assert any(not np.array_equal(first[key], other[key]) for key in first)
 
 
-def test_a_model_learns_the_language_and_is_kept_on_disk(tmp_path, monkeypatch):
+def test_trained_model_is_stored_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("PADDLEQ_TEST_CACHE", str(tmp_path))
     model = trained("tiny")
     files = sorted(tmp_path.glob("*.npz"))
@@ -244,7 +244,7 @@ def test_a_model_learns_the_language_and_is_kept_on_disk(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt"])
-def test_algorithms_do_for_perplexity_what_they_are_for(name):
+def test_algorithms_reduce_perplexity(name):
     found = measure(name, 0, 49152, EXPECTED)
     assert found["plain"]["float"] < 6
     assert found["outliers"]["float"] == pytest.approx(found["plain"]["float"], rel=1e-5)

@@ -270,7 +270,7 @@ CASES = {
 @pytest.mark.parametrize("activations", [False, True], ids=["W8", "W8A8"])
 @pytest.mark.parametrize("door", [by_amct, by_ptq])
 @pytest.mark.parametrize("name", CASES)
-def test_the_quantized_network_is_near_the_float_one(name, door, activations):
+def test_quantized_network_is_close_to_the_float_network(name, door, activations):
     paddle.seed(0)
     make, count = CASES[name]
     net, batches = make()
@@ -290,7 +290,7 @@ def test_the_quantized_network_is_near_the_float_one(name, door, activations):
     (patch, "overrides forward"), (adapt, "overrides forward"),
     (lambda block: nn.utils.weight_norm(block.up), "weight_norm"),
 ])
-def test_what_is_left_is_listed_with_its_reason(door, change, part, capsys):
+def test_float_layers_are_listed_with_a_reason(door, change, part, capsys):
     net = door(changed(change), data())
     assert part in why(net)["layers.0.up"]
     assert why(net)["embed"] == why(net)["layers.1.norm"] == "only Linear is quantized"
@@ -299,7 +299,7 @@ def test_what_is_left_is_listed_with_its_reason(door, change, part, capsys):
     assert capsys.readouterr().out.splitlines() == lines
 
 
-def test_a_checkpoint_does_not_go_over_a_weight_that_a_hook_computes(tmp_path):
+def test_checkpoint_does_not_replace_a_hooked_weight(tmp_path):
     paddleq.save_checkpoint(by_ptq(Net(), data()), tmp_path / "net")
     net = changed(lambda block: nn.utils.weight_norm(block.up))
     with pytest.raises(ModelError, match="weight_norm.*remove that first"):
@@ -356,7 +356,7 @@ class Skipping(Net):
 
 
 @pytest.mark.parametrize("block", [GivesObject, GivesNothing, KeepsIt])
-def test_a_layer_that_gives_no_tensor_is_calibrated_as_one_that_does(block, caplog):
+def test_layers_with_non_tensor_outputs_are_calibrated(block, caplog):
     paddle.seed(0)
     networks, batches = [Skipping(block), Skipping(Plain)], data()
     networks[1].set_state_dict(networks[0].state_dict())
@@ -399,7 +399,7 @@ def scales(make):
     lambda x: {**with_mask(x), "mask": with_mask(x)["mask"].numpy()},
     lambda x: {**with_mask(x), "cache": Cache(np.zeros(1, "float32"), None)},
 ], ids=["a mapping", "an array", "a named tuple"])
-def test_batches_of_every_kind(make):
+def test_batch_types(make):
     masked = scales(with_mask)
     np.testing.assert_array_equal(scales(make), masked)
     assert np.abs(scales(lambda x: x) - masked).max() > 1e-3
@@ -409,7 +409,7 @@ def test_batches_of_every_kind(make):
     (lambda x: (x, with_mask(x)["mask"]), "argument 'mask' as well, make each batch a dict"),
     (lambda x: [x], None), (with_mask, None),
 ])
-def test_an_argument_that_is_left_out_of_a_batch_is_named_in_a_warning(make, warned, caplog):
+def test_missing_batch_argument_is_named_in_a_warning(make, warned, caplog):
     with caplog.at_level(logging.WARNING, "paddleq"):
         scales(make)
     assert [warned in record.getMessage() for record in caplog.records] == [True] * bool(warned)
@@ -419,7 +419,7 @@ def test_an_argument_that_is_left_out_of_a_batch_is_named_in_a_warning(make, war
 
 
 @pytest.mark.parametrize("batches", [0, 2], ids=["before", "after its batches"])
-def test_what_is_still_calibrated_is_not_written(batches, tmp_path):
+def test_calibrating_network_is_not_saved(batches, tmp_path):
     net = Net()
     weights = {"type": "int8", "symmetric": True, "strategy": "tensor"}
     paddleq.amct.quantize(net, {"batch_num": 2, "quant_cfg": {"weights": weights},
@@ -434,7 +434,7 @@ def test_what_is_still_calibrated_is_not_written(batches, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_layers_of_an_unknown_run_are_not_resumed(tmp_path):
+def test_state_of_an_unknown_run_is_not_resumed(tmp_path):
     PTQ(W8A8).apply(Net(), datasets=data(), resume_dir=tmp_path)
     (tmp_path / "run.json").unlink()
     with pytest.raises(FormatError, match="holds layer-0000.json, .*no run.json"):
@@ -447,14 +447,14 @@ class Casting(Block):
 
 
 @pytest.mark.parametrize("door", [by_amct, by_ptq])
-def test_a_cast_to_the_dtype_of_an_integer_weight_is_an_error(door):
+def test_cast_to_the_dtype_of_an_integer_weight_is_an_error(door):
     net = door(Net(Casting), data())
     with pytest.raises(ConfigTypeError, match="input must be a tensor of floats, but is one of "
                                               "int8.*weight.dtype"):
         net(data()[0])
 
 
-def test_after_an_error_midway_the_network_is_refused():
+def test_partially_quantized_network_is_rejected():
     net = changed(lambda block: None)
     net.layers[1].norm.bias.set_value(paddle.full([WIDTH], float("nan")))
     for error, part in ((CalibrationError, "layers.1.up .batch 0 of"),
@@ -463,7 +463,7 @@ def test_after_an_error_midway_the_network_is_refused():
             PTQ(W8A8).apply(net, datasets=data())
 
 
-def test_parts_of_a_model_may_be_quantized_apart():
+def test_parts_of_a_model_can_be_quantized_separately():
     paddle.seed(0)
     net, (batch, *_) = Net(), data()
     expected = net(batch)
@@ -483,7 +483,7 @@ def test_parts_of_a_model_may_be_quantized_apart():
 
 
 @pytest.mark.parametrize("config", [W8A8, {"weight_quant_dtype": "int4"}])
-def test_a_state_goes_into_another_network_of_that_structure(config, tmp_path):
+def test_state_dict_loads_into_a_network_of_equal_structure(config, tmp_path):
     first, second = (PTQ(config).apply(Net(), datasets=data()) for _ in range(2))
     path = str(tmp_path / "state.pdparams")
     paddle.save(first.state_dict(), path)
@@ -494,7 +494,7 @@ def test_a_state_goes_into_another_network_of_that_structure(config, tmp_path):
     np.testing.assert_array_equal(copy.deepcopy(first)(batch).numpy(), first(batch).numpy())
 
 
-def test_training_goes_past_the_integers():
+def test_training_does_not_update_integers():
     net = by_ptq(Net(), data())
     net.train()
     held = {name: value.numpy().copy() for name, value in net.state_dict().items()}
@@ -509,14 +509,14 @@ def test_training_goes_past_the_integers():
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_flops_are_those_of_a_linear(bits):
+def test_flops_equal_those_of_a_linear(bits):
     linear = nn.Linear(6, 4)
     layer = IntegerLinear(6, 4, paddleq.QuantSpec(bits))
     expected, found = (paddle.flops(nn.Sequential(each), [3, 6]) for each in (linear, layer))
     assert found == expected > 0
 
 
-def test_the_statistics_of_a_single_vector_are_those_of_one_token():
+def test_statistics_of_a_single_vector_equal_one_token():
     statistics = ChannelStats({"abs_max"})
     statistics.update(paddle.to_tensor([1.0, -2.0]))
     assert statistics.tokens == 1 and statistics.abs_max.tolist() == [1.0, 2.0]

@@ -112,6 +112,6 @@ def test_min_max_is_the_default():
      "strategy 'tensor'"),
     (lambda: amct(heavy_tailed(1), {"smoothquant": {"observer": "KL"}}), "observer"),
 ])
-def test_observers_that_do_not_fit_are_refused(make, message):
+def test_invalid_observers_are_rejected(make, message):
     with pytest.raises(ConfigError, match=message):
         make()

@@ -109,47 +109,47 @@ def check(hist, levels):
 @pytest.mark.parametrize("levels", [1, 7, 127])
 @pytest.mark.parametrize("bins", [2, 3, 4, 5, 8, 15, 16, 99, 128, 254, 255, 256, 300])
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_the_definition(kind, bins, levels):
+def test_kl_threshold_equals_the_definition(kind, bins, levels):
     check(draw(kind, bins, seed=bins + levels), levels)
 
 
 @pytest.mark.parametrize("bins, levels", [(1024, 127), (1000, 7), (2048, 127)])
 @pytest.mark.parametrize("kind", ["long tail", "fractions", "spiky"])
-def test_equals_the_definition_at_full_size(kind, bins, levels):
+def test_kl_threshold_equals_the_definition_at_full_size(kind, bins, levels):
     check(draw(kind, bins, seed=1), levels)
 
 
 @given(st.lists(st.one_of(st.just(0), st.integers(0, 5), st.integers(0, 10**6)),
                 min_size=2, max_size=40), st.integers(1, 20))
-def test_equals_the_definition_on_any_histogram(hist, levels):
+def test_kl_threshold_equals_the_definition_on_random_histograms(hist, levels):
     check(np.array(hist, dtype=float), levels)
 
 
-def test_an_empty_histogram_keeps_the_first_bin():
+def test_empty_histogram_keeps_the_first_bin():
     assert kl.kl_threshold(np.zeros(8), 1.0, 127) == 0.5 / 8
 
 
 @pytest.mark.parametrize("bins", [2, 3, 16, 1024])
-def test_everything_in_the_first_bin(bins):
+def test_all_counts_in_the_first_bin(bins):
     hist = np.zeros(bins)
     hist[0] = 7.0
     assert kl.kl_threshold(hist, 1.0, 127) == pytest.approx(
         (literal_search(hist, 127)[1] + 0.5) / bins)
 
 
-def test_scaling_the_counts_changes_nothing():
+def test_threshold_is_invariant_to_scaled_counts():
     hist = draw("long tail", 1024, seed=3)
     _, once = kl.kl_divergences(hist, 127)
     _, thrice = kl.kl_divergences(hist * 1e6, 127)
     np.testing.assert_allclose(once, thrice, atol=1e-9)
 
 
-def test_an_outlier_does_not_set_the_range():
+def test_outlier_does_not_determine_the_range():
     hist = draw("one outlier", 1024, seed=0)
     assert kl.kl_threshold(hist, 1.0, 127) < 0.51
 
 
-def test_the_input_is_left_as_it_was():
+def test_input_is_not_modified():
     hist = draw("random", 64, seed=0)
     kept = hist.copy()
     kl.kl_threshold(hist, 1.0, 7)

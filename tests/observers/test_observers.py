@@ -86,7 +86,7 @@ DEFINITIONS = {
 
 @pytest.mark.parametrize("axis", [None, 0, 1, 2, -1])
 @pytest.mark.parametrize("cls", ONLINE)
-def test_threshold_is_the_definition(cls, axis):
+def test_threshold_matches_float64_reference(cls, axis):
     spec = QuantSpec() if axis is None else QuantSpec(granularity=PerChannel(axis))
     batches = stream()
     channels = None if axis is None else batches[0].shape[axis]
@@ -122,14 +122,14 @@ def test_range_of_a_symmetric_observer_is_plus_minus_the_threshold():
     assert (-low).tolist() == high.tolist() == observer.threshold().tolist()
 
 
-def test_one_bit_watches_the_mean_magnitude():
+def test_one_bit_observes_the_mean_magnitude():
     batches = stream()
     observer = watch(AbsMaxObserver(QuantSpec(1)), batches)
     expected = max(np.abs(b.astype(np.float64)).mean() for b in batches)
     assert observer.threshold().item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_track_batch_measures_the_batch_and_remembers_the_maximum():
+def test_track_batch_returns_batch_and_running_maximum():
     observer = AbsMaxObserver(track_batch=True)
     for value, expected in ((3.0, 3.0), (1.0, 1.0), (5.0, 5.0)):
         x = paddle.to_tensor([value, -0.5])
@@ -140,7 +140,7 @@ def test_track_batch_measures_the_batch_and_remembers_the_maximum():
 
 @pytest.mark.parametrize("cls", [AbsMaxObserver, AverageObserver, MovingAverageAbsMaxObserver,
                                  RangeAbsMaxObserver])
-def test_some_find_the_same_from_the_largest_magnitude_alone(cls):
+def test_precomputed_maximum_gives_the_same_result(cls):
     observers = [make(cls) for _ in range(2)]
     assert observers[0].accepts_abs_max
     watch(observers[0], stream())
@@ -152,7 +152,7 @@ def test_some_find_the_same_from_the_largest_magnitude_alone(cls):
 
 
 @pytest.mark.parametrize("cls", [AbsMaxObserver, MinMaxObserver, HistogramObserver])
-def test_an_idle_clip_s_maximum_changes_no_result(cls):
+def test_maximum_of_an_idle_clip_does_not_change_the_result(cls):
     """PACT hands on the maximum that it found; whoever needs all of x looks at all of x."""
     quantizers = [FakeQuantize(make(cls)) for _ in range(2)]
     pact = PACT(init=1000.0)
@@ -178,7 +178,7 @@ def test_zeros_give_the_smallest_threshold(cls):
 
 
 @EVERY
-def test_observing_records_no_gradient_and_leaves_the_tensor(cls):
+def test_observing_records_no_gradient_and_does_not_modify_the_tensor(cls):
     x = paddle.to_tensor([[0.5, -2.0]], stop_gradient=False)
     observer = make(cls)
     assert observer(x) is x
@@ -199,7 +199,7 @@ def test_other_float_dtypes(cls, dtype):
 # --- state -----------------------------------------------------------------------------------
 
 @EVERY
-def test_state_dict_round_trip_and_going_on(cls, tmp_path):
+def test_observation_continues_after_state_dict_round_trip(cls, tmp_path):
     batches = stream(8)
     through = watch(make(cls), batches)
     first = watch(make(cls), batches[:4])
@@ -215,7 +215,7 @@ def test_state_dict_round_trip_and_going_on(cls, tmp_path):
 
 
 @EVERY
-def test_a_copy_goes_its_own_way(cls):
+def test_copies_are_independent(cls):
     original = watch(make(cls), stream(3))
     before = original.threshold().tolist()
     copied = copy.deepcopy(original)
@@ -226,7 +226,7 @@ def test_a_copy_goes_its_own_way(cls):
 
 
 @pytest.mark.parametrize("missing", ["threshold", "_update", "_merge"])
-def test_an_observer_without_a_method_cannot_be_made(missing):
+def test_abstract_observers_cannot_be_instantiated(missing):
     methods = {name: getattr(MinMaxObserver, name) for name in ("threshold", "_update", "_merge")}
     assert isinstance(type("Complete", (Observer,), methods)(), paddle.nn.Layer)
     del methods[missing]
@@ -261,7 +261,7 @@ def test_merged_shards_equal_one_stream(cls, axis):
 
 
 @EVERY
-def test_merging_into_an_empty_one_copies(cls):
+def test_merging_into_an_empty_observer_copies(cls):
     full = watch(make(cls), stream(3))
     empty = make(cls)
     empty.merge(full)
@@ -272,14 +272,14 @@ def test_merging_into_an_empty_one_copies(cls):
 
 
 @EVERY
-def test_merging_an_empty_one_changes_nothing(cls):
+def test_merging_an_empty_observer_changes_nothing(cls):
     observer = watch(make(cls), stream(3))
     before = observer.threshold().tolist()
     observer.merge(make(cls))
     assert observer.num_batches == 3 and observer.threshold().tolist() == before
 
 
-def test_merged_windows_ran_side_by_side():
+def test_merged_moving_windows_are_combined():
     a = watch(make(RangeAbsMaxObserver), [np.array([v], "float32") for v in (9, 1, 2, 3, 4)])
     b = watch(make(RangeAbsMaxObserver), [np.array([v], "float32") for v in (5, 1, 1, 1)])
     a.merge(b)
@@ -298,7 +298,7 @@ def test_merged_moving_averages_weigh_by_batches():
 
 @pytest.mark.parametrize("upsample_bins", [1, 4, 64])
 @pytest.mark.parametrize("factor", [0.3, 0.99, 1.0, 1.01, 1.3, 3.7])
-def test_merged_histograms_are_those_of_one_stream(factor, upsample_bins):
+def test_merged_histograms_equal_one_stream(factor, upsample_bins):
     """To the width of a bin: a count may sit anywhere inside the bin that it was counted in."""
     rng = np.random.RandomState(0)
     shards = [rng.randn(20000).astype("float32") * np.float32(f) for f in (1.0, factor)]
@@ -317,7 +317,7 @@ def test_merged_histograms_are_those_of_one_stream(factor, upsample_bins):
 
 
 @pytest.mark.parametrize("cls", [HistogramObserver, MSEObserver])
-def test_merged_thresholds_are_near_those_of_one_stream(cls):
+def test_merged_thresholds_are_close_to_one_stream(cls):
     batches = stream(6, shape=(50, 40), growth=0.1)
     whole, merged = watch(cls(), batches), watch(cls(), batches[:3])
     merged.merge(watch(cls(), batches[3:]))
@@ -329,7 +329,7 @@ def test_merged_thresholds_are_near_those_of_one_stream(cls):
     MinMaxObserver(), AbsMaxObserver(QuantSpec(4)),
     AbsMaxObserver(QuantSpec(granularity=PerChannel(0)), 3), None,
 ])
-def test_other_kinds_do_not_merge(other):
+def test_merging_other_types_is_an_error(other):
     with pytest.raises(CalibrationError, match="AbsMaxObserver"):
         watch(AbsMaxObserver(), stream(1)).merge(other)
 
@@ -338,7 +338,7 @@ def test_other_kinds_do_not_merge(other):
     (HistogramObserver(bins=64), HistogramObserver(bins=32)),
     (RangeAbsMaxObserver(window_size=3), RangeAbsMaxObserver(window_size=5)),
 ])
-def test_other_sizes_do_not_merge(mine, other):
+def test_merging_other_sizes_is_an_error(mine, other):
     watch(mine, stream(2))
     watch(other, stream(2))
     before = mine.threshold().tolist()
@@ -376,7 +376,7 @@ class LiteralHistogram:
     (2, 1), (16, 1), (16, 3), (100, 64), (333, 7), (1024, 64), (1024, 127)])
 @pytest.mark.parametrize("growth", [[1, 1, 1], [3, 2, 1], [1, 1.001, 1.5, 2], [1, 20, 3, 50],
                                     [0, 0, 1, 0, 2]])
-def test_streamed_histogram_is_the_reference_s_definition(bins, upsample_bins, growth):
+def test_streamed_histogram_matches_the_reference(bins, upsample_bins, growth):
     rng = np.random.RandomState(1)
     observer = HistogramObserver(bins=bins, upsample_bins=upsample_bins)
     literal = LiteralHistogram(bins, upsample_bins)
@@ -396,7 +396,7 @@ def test_streamed_histogram_is_the_reference_s_definition(bins, upsample_bins, g
 
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=30).filter(any), st.floats(1.0, 40.0),
        st.integers(1, 20))
-def test_respreading_is_the_laid_out_regrouping(counts, ratio, upsample_bins):
+def test_histogram_rebinning_matches_the_reference(counts, ratio, upsample_bins):
     literal = LiteralHistogram(len(counts), upsample_bins)
     literal.top, literal.hist = 2.0, np.array(counts)
     new_top = 2.0 * ratio
@@ -412,7 +412,7 @@ def test_respreading_is_the_laid_out_regrouping(counts, ratio, upsample_bins):
 
 
 @pytest.mark.parametrize("percent", [0.001, 0.5, 0.9, 0.999, 0.99999, 1 - 1e-12])
-def test_percentile_threshold_is_the_first_bin_that_reaches_the_share(percent):
+def test_percentile_threshold_is_the_first_bin_reaching_the_share(percent):
     hist = np.random.RandomState(0).randint(0, 50, 300).astype(float)
     running, k = hist[0], 0
     while running / hist.sum() < percent:
@@ -429,7 +429,7 @@ def test_percentile_threshold_is_never_below_half_a_bin():
     assert observer.threshold().item() == pytest.approx(0.05)
 
 
-def test_mse_threshold_beats_its_neighbours_on_the_values_themselves():
+def test_mse_threshold_minimizes_the_error():
     x = np.random.RandomState(0).standard_t(3, 20000).astype("float32")
     spec = QuantSpec(4)
     observer = watch(MSEObserver(spec), [x])
@@ -465,7 +465,7 @@ def test_memory_does_not_grow_with_the_range(cls):
     assert observer.hist.numpy()[[0, -1]].tolist() == pytest.approx([16.0, 16.0])
 
 
-def test_a_histogram_of_many_batches_keeps_none_of_them():
+def test_histograms_do_not_keep_batches():
     observer = HistogramObserver(bins=256)
     x = paddle.ones([1000, 1000])
     tracemalloc.start()
@@ -480,7 +480,7 @@ def test_a_histogram_of_many_batches_keeps_none_of_them():
 
 
 @pytest.mark.parametrize("cls", HISTOGRAMS)
-def test_a_batch_without_elements_counts_nothing(cls):
+def test_empty_batch_is_ignored(cls):
     observer = watch(make(cls), stream(2))
     before = observer.hist.numpy()
     watch(observer, [np.zeros((0, 4), "float32")])
@@ -497,7 +497,7 @@ def test_histograms_are_per_tensor(cls):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @EVERY
-def test_non_finite_values_are_refused_in_calibration(cls, value):
+def test_non_finite_values_are_rejected_in_calibration(cls, value):
     if cls is CurrentAbsMaxObserver:
         quantizer = FakeQuantize(AbsMaxObserver(), label="block.fc.activation_quantizer")
     else:
@@ -512,7 +512,7 @@ def test_non_finite_values_are_refused_in_calibration(cls, value):
     assert quantizer.observer.threshold().tolist() == before
 
 
-def test_a_finite_batch_whose_sum_overflows_is_taken():
+def test_finite_batch_with_overflowing_sum_is_accepted():
     quantizer = FakeQuantize(AbsMaxObserver())
     quantizer.set_state(State.CALIBRATION)
     quantizer(paddle.full([4], 3e38))
@@ -540,7 +540,7 @@ def test_thresholds_of_digits_are_inside_their_range(cls, digits):
     assert observer.num_batches == 5
 
 
-def test_every_public_observer_is_tested_here():
+def test_every_public_observer_is_tested():
     public = {name for name in paddleq.observers.__all__
               if name.endswith("Observer") and name != "Observer"}
     assert {cls.__name__ for cls in ONLINE + HISTOGRAMS} == (

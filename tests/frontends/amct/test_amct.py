@@ -125,7 +125,7 @@ def without_stem(given):
 
 
 @pytest.mark.parametrize("given", list(formulas()), ids=name_of)
-def test_the_model_computes_what_the_formulas_say(given):
+def test_quantized_model_matches_float64_reference(given):
     given = without_stem(given)
     model = decoder(layers=1)
     reference = Reference(model, given)
@@ -225,7 +225,7 @@ def test_model_error_quantized_already():
             paddleq.QAT().quantize(model)
 
 
-def test_error_of_the_config_does_not_change_the_model():
+def test_invalid_config_does_not_change_the_model():
     model = decoder()
     before = model(batches(1)[0]).numpy()
     with pytest.raises(ConfigError, match="less than K = 8 of layer 'stem'.*skip_layers"):
@@ -238,7 +238,7 @@ def test_error_of_the_config_does_not_change_the_model():
     assert {type(layer) for layer in linears(model, nn.Linear).values()} == {nn.Linear}
 
 
-def test_the_last_group_may_be_smaller():
+def test_last_group_may_be_smaller():
     layer = linears(converted(config(weight=GROUP, skip_layers="stem")))["head"]
     assert isinstance(layer.weight_spec.granularity, PerGroup)
     assert list(layer.weight_scale.shape) == [2, 10]  # 96 inputs: 64 and 32
@@ -248,7 +248,7 @@ def test_the_last_group_may_be_smaller():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_float_until_batch_num_batches_then_as_what_is_deployed(count):
+def test_model_is_float_during_calibration_and_quantized_afterwards(count):
     plain_model, x = decoder(), batches(count + 1)
     model = decoder()
     paddleq.amct.quantize(model, config("smoothquant", count, inputs=TENSOR))
@@ -266,7 +266,7 @@ def test_float_until_batch_num_batches_then_as_what_is_deployed(count):
     assert not model._forward_pre_hooks and not model._forward_post_hooks
 
 
-def test_calibration_error_too_few_batches_names_them_and_goes_on():
+def test_calibration_error_reports_the_number_of_batches():
     model = observed(config(batch_num=3), count=2)
     with pytest.raises(CalibrationError, match=(
             r"needs 3 batches, but 14 of 14 layers saw fewer: stem \(2\), .*head \(2\)")):
@@ -305,7 +305,7 @@ def saw(model):
     return {part.split(" (")[0]: int(part.split("(")[1][:-1]) for part in listed.split(", ")}
 
 
-def test_calibration_error_names_a_layer_that_saw_no_batch():
+def test_calibration_error_names_a_layer_without_data():
     model = Branches()
     paddleq.amct.quantize(model, config(batch_num=2))
     for _ in range(2):
@@ -313,7 +313,7 @@ def test_calibration_error_names_a_layer_that_saw_no_batch():
     assert saw(model) == {"none": 0}
 
 
-def test_one_forward_of_the_model_is_one_batch_of_each_layer_that_it_reached():
+def test_forward_counts_as_one_batch_for_each_reached_layer():
     model = Branches()
     paddleq.amct.quantize(model, config(batch_num=9))
     model(paddle.rand([3, 4]))  # without a token, `some` sees nothing
@@ -339,7 +339,7 @@ def test_a_layer_that_is_called_twice_observes_both_calls():
                                np.abs(inputs).max() / 127, rtol=1e-6)
 
 
-def test_non_finite_error_names_the_layer_and_the_batch():
+def test_non_finite_error_names_layer_and_batch():
     model = observed(config(), count=1)
     with paddle.no_grad():
         model.layers[1].norm1.weight[3] = float("nan")
@@ -361,7 +361,7 @@ def test_model_error_convert_without_quantize():
             paddleq.amct.convert(model)
 
 
-def test_a_copy_calibrates_by_itself():
+def test_copies_calibrate_independently():
     model = observed(config(batch_num=2), count=1)
     other = copy.deepcopy(model)
     other(batches(1)[0])
@@ -373,7 +373,7 @@ def test_a_copy_calibrates_by_itself():
     np.testing.assert_array_equal(model(x).numpy(), other(x).numpy())
 
 
-def test_a_layer_under_two_names_is_replaced_at_both():
+def test_layer_with_two_names_is_replaced_at_both():
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     paddleq.amct.quantize(model, config(batch_num=1))
@@ -382,7 +382,7 @@ def test_a_layer_under_two_names_is_replaced_at_both():
     assert isinstance(model[0], IntegerLinear) and model[0] is model[2]
 
 
-def test_the_model_may_be_a_linear_itself():
+def test_model_can_be_a_linear():
     model = nn.Linear(4, 2)
     paddleq.amct.quantize(model, config(batch_num=1))
     model(paddle.rand([3, 4]))
@@ -390,7 +390,7 @@ def test_the_model_may_be_a_linear_itself():
     assert isinstance(model, IntegerLinear)
 
 
-def test_the_float_weights_are_gone_after_convert():
+def test_convert_releases_float_weights():
     model = observed(config())
     left = [weakref.ref(layer.weight) for layer in linears(model, nn.Linear).values()]
     gc.collect()
@@ -402,14 +402,14 @@ def test_the_float_weights_are_gone_after_convert():
         gc.enable()
 
 
-def test_nothing_is_traced_while_calibrating(tmp_path):
+def test_calibration_is_not_traced(tmp_path):
     model = observed(config(), count=1)
     with pytest.raises(Exception, match="being calibrated and cannot be traced"):
         paddle.jit.save(model, str(tmp_path / "net"),
                         input_spec=[paddle.static.InputSpec([None, 8, 8], "float32")])
 
 
-def test_summary_says_what_is_deployed():
+def test_summary_lists_deployed_types():
     rows = {line.split("|")[0].strip(): [cell.strip() for cell in line.split("|")[1:]]
             for line in paddleq.summary(converted(config(
                 inputs=TOKEN, skip_layers="head"))).splitlines()[2:]}

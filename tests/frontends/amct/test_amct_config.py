@@ -65,7 +65,7 @@ def without(*path):
 # Values
 
 
-def test_the_seeds_example():
+def test_example_of_the_specification():
     parsed = AmctConfig.parse({
         "batch_num": 1,
         "quant_cfg": {"weights": {"type": "int8", "symmetric": True, "strategy": "tensor"}},
@@ -152,7 +152,7 @@ def test_options_and_their_defaults_reach_the_algorithms(given, inputs, policy):
     ({"lm_head"}, {"lm_head": "lm_head", "up": None}),
     ([], {"lm_head": None, "": None}),
 ])
-def test_skip_layers_is_never_read_by_letters(given, skipped):
+def test_skip_layers_accepts_a_str(given, skipped):
     model = model_of(skipped)
     rules = AmctConfig.parse(config(skip_layers=given)).rules(model).resolve(model)
     assert {name: rules[name].entry for name in skipped if name} == {
@@ -331,6 +331,6 @@ def test_value_error_missing_key(path):
     (config(weight=GROUP, inputs=TENSOR),
      [f"{WEIGHTS}['strategy'] must be 'tensor' or 'channel' where inputs are quantized"]),
 ])
-def test_value_error_of_what_does_not_go_together(given, parts):
+def test_value_error_of_contradictions(given, parts):
     with raises(ConfigError, *parts):
         AmctConfig.parse(given)

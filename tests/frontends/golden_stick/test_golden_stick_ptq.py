@@ -191,7 +191,7 @@ def name_of(config):
 
 
 @pytest.mark.parametrize("config", list(combinations()), ids=name_of)
-def test_the_network_computes_what_the_formulas_say(config):
+def test_quantized_network_matches_float64_reference(config):
     model, data = decoder(layers=1), batches(2)
     config = PTQConfig(**config)
     reference = Reference(model, config, data)
@@ -210,13 +210,13 @@ def test_the_network_computes_what_the_formulas_say(config):
         assert np.linalg.norm(found - expected) <= 0.1 * right
 
 
-def test_there_is_every_valid_combination():
+def test_every_valid_combination_is_tested():
     """34 of weights and activations (test_golden_stick_ptq_config counts them), 4 of caches."""
     assert len(list(combinations())) == 34 + 4
     assert len({name_of(each) for each in combinations()}) == 34 + 4
 
 
-def test_two_layers_each_on_what_the_quantized_one_before_gives():
+def test_layers_are_calibrated_on_outputs_of_quantized_layers():
     config = PTQConfig(**W4, outliers_suppression="smooth", **KV)
     model, data = decoder(), batches(2)
     reference = Reference(model, config, data)
@@ -244,7 +244,7 @@ def mean_error(config, scale=30.0):
     return np.linalg.norm(np.subtract(found, exact)) / np.linalg.norm(exact)
 
 
-def test_the_algorithms_do_what_they_are_for():
+def test_algorithms_reduce_the_error():
     """An outlier channel behind each norm. (GPTQ needs no outlier.)"""
     w8a8, w4 = PTQConfig(**W8A8), PTQConfig(weight_quant_dtype="int4")
     smooth = PTQConfig(**W8A8, outliers_suppression="smooth", algo_args={"alpha": 0.8})
@@ -259,7 +259,7 @@ def test_the_algorithms_do_what_they_are_for():
     QuantSpec(4, granularity=PerChannel(1)), QuantSpec(4, granularity=PerGroup(32)), QuantSpec(4)],
     ids=str)
 @pytest.mark.parametrize("ratios", [(0.0,), (0.6,), tuple(i / 20 for i in range(20))])
-def test_the_factor_of_awq_with_the_weights_part(spec, ratios):
+def test_awq_scales_with_duo_scaling(spec, ratios):
     random = np.random.RandomState(4)
     x = random.randn(300, 80) * np.exp(random.randn(80))
     weights = [random.randn(80, columns) * np.exp(random.randn(80, 1)) for columns in (16, 24)]
@@ -317,7 +317,7 @@ def test_summary_shows_the_reasons_for_float_layers():
     assert why["layers.0.attention.kv_cache"] == "kv_cache is None"
 
 
-def test_opname_blacklist_is_a_part_of_a_name():
+def test_opname_blacklist_matches_parts_of_names():
     network = applied(PTQConfig(**KV, opname_blacklist=["attention.o", "ers.1"]))
     assert quantized(network) == {
         **in_layers(["attention.q", "attention.k", "attention.v", "up", "down"],
@@ -332,7 +332,7 @@ def test_value_error_two_policies_on_one_layer():
     assert quantized(network) == {}
 
 
-def test_a_pattern_that_matches_nothing_is_named_in_a_warning(caplog):
+def test_unmatched_pattern_is_named_in_a_warning(caplog):
     with caplog.at_level(logging.WARNING, "paddleq"):
         applied(None, OrderedDict([(r"layers\.0\.up", None), (r"layers\.7", None),
                                    (r"layers\.0\.norm1", None)]))
@@ -394,7 +394,7 @@ def encoder():
 
 @pytest.mark.parametrize("granularity", ["per_channel", "per_token"])
 @pytest.mark.parametrize("mode", list(PTQMode), ids=lambda mode: mode.value)
-def test_summary_types_of_the_kv_caches_of_paddles_attention(mode, granularity):
+def test_summary_types_of_kv_caches_of_paddle_attention(mode, granularity):
     config = PTQConfig(mode, **ONLY_KV, kvcache_quant_granularity=granularity)
     network = PTQ(config).apply(encoder(), Layers(), [paddle.rand([2, 5, 16])])
     assert quantized(network) == {f"layers.{i}.self_attn": f"C8-{granularity}" for i in range(2)}
@@ -409,7 +409,7 @@ def test_summary_type_error(network):
 
 # DEPLOY
 
-def test_deploy_in_another_process_gives_the_same_logits_bit_for_bit(tmp_path, capsys):
+def test_deploy_in_another_process_gives_identical_logits(tmp_path, capsys):
     x = batches(1, held_out=True)[0]
     np.save(tmp_path / "x.npy", x.numpy())
     logits, tables = {}, ""
@@ -444,7 +444,7 @@ def deployed(**config):
 
 
 @pytest.mark.parametrize("config", RUNS.values(), ids=list(RUNS))
-def test_deploy_without_a_checkpoint_gives_no_numbers(config):
+def test_deploy_without_a_checkpoint_is_uninitialized(config):
     _, network = deployed(**config)
     try:
         assert np.isnan(network(batches(1)[0]).numpy()).all()
@@ -452,7 +452,7 @@ def test_deploy_without_a_checkpoint_gives_no_numbers(config):
         assert "KV cache has no scales yet" in str(error)
 
 
-def test_deploy_needs_no_data_and_takes_what_save_checkpoint_wrote(tmp_path):
+def test_deploy_loads_a_checkpoint_without_data(tmp_path):
     path, network = saved(tmp_path)
     x = batches(1, held_out=True)[0]
     for each in (path, f"{path}.json", f"{path}.safetensors"):
@@ -468,7 +468,7 @@ def test_deploy_needs_no_data_and_takes_what_save_checkpoint_wrote(tmp_path):
     (W8A8, "activation of the layer 'layers.0.attention.q'"),
     (KV, "integer layers layers.0.attention.kv_cache, layers.1.attention.kv_cache are not in"),
 ])
-def test_model_error_a_checkpoint_that_is_quantized_otherwise(tmp_path, config, part):
+def test_model_error_checkpoint_of_another_configuration(tmp_path, config, part):
     path, _ = saved(tmp_path)
     ptq, network = deployed(**config)
     before = table(network)
@@ -503,7 +503,7 @@ def pickled(path):
 
 
 @pytest.mark.parametrize("damage", [edited, truncated, described_otherwise, pickled])
-def test_format_error_a_damaged_checkpoint(tmp_path, damage):
+def test_format_error_damaged_checkpoint(tmp_path, damage):
     path, _ = saved(tmp_path)
     damage(path)
     ptq, network = deployed()
@@ -512,7 +512,7 @@ def test_format_error_a_damaged_checkpoint(tmp_path, damage):
     assert np.isnan(network(batches(1)[0]).numpy()).all()
 
 
-def test_deploy_of_paddles_encoder(tmp_path):
+def test_deploy_of_paddle_encoder(tmp_path):
     config, x = {**W8A8, **KV}, paddle.rand([2, 5, 16])
     network = PTQ(PTQConfig(**config)).apply(encoder(), datasets=[x])
     paddleq.save_checkpoint(network, tmp_path / "net")
@@ -623,7 +623,7 @@ def test_apply_type_error_datasets():
         PTQ().apply(decoder(), datasets=3)
 
 
-def test_apply_takes_a_generator():
+def test_apply_accepts_a_generator():
     config = PTQConfig(**W8A8)
     network = PTQ(config).apply(decoder(), datasets=(each for each in batches(2)))
     x = batches(1)[0]
@@ -648,7 +648,7 @@ def test_apply_model_error_no_decoder_layers_or_quantized_already():
             PTQ().apply(network, datasets=batches(1))
 
 
-def test_apply_calibration_error_names_a_layer_that_saw_no_data():
+def test_apply_calibration_error_names_a_layer_without_data():
     network = decoder()
     network.layers[0].spare = nn.Linear(WIDTH, WIDTH)
     with raises(CalibrationError, "layers.0.spare"):
@@ -672,7 +672,7 @@ def test_apply_resumes_after_the_last_finished_layer(tmp_path):
         assert np.array_equal(resumed.state_dict()[name].numpy(), value.numpy()), name
 
 
-def test_convert_of_a_quantized_network_is_that_network():
+def test_convert_returns_the_quantized_network():
     network = applied()
     network.train()
     assert PTQ().convert(network) is network and not network.training
@@ -690,7 +690,7 @@ def test_convert_type_error_ckpt_path(ckpt_path):
         PTQ().convert(applied(), ckpt_path)
 
 
-def test_convert_value_error_ckpt_path_is_no_path(tmp_path):
+def test_convert_value_error_ckpt_path(tmp_path):
     for path in (str(tmp_path / "nothing"), str(tmp_path), str(tmp_path / "nothing.json")):
         with raises(FormatError, "ckpt_path must be the prefix of a checkpoint", "there is no"):
             PTQ().convert(applied(), path)
@@ -705,7 +705,7 @@ def test_convert_model_error_not_applied():
 # where sums come in another order.
 @pytest.mark.parametrize("config, tolerance", [({}, 1e-5), (W8A8, 2e-3), (W4, 1e-5), (KV, 2e-3)],
                          ids=["W8", "W8A8", "W4", "C8"])
-def test_what_convert_returns_is_exported_as_it_is(config, tolerance, tmp_path):
+def test_converted_network_exports_identically(config, tolerance, tmp_path):
     network = PTQ(config).convert(applied(config))
     x, path = batches(1, held_out=True)[0], str(tmp_path / "net")
     paddleq.save_quantized_model(
@@ -716,7 +716,7 @@ def test_what_convert_returns_is_exported_as_it_is(config, tolerance, tmp_path):
 
 @pytest.mark.parametrize("config, name", [
     ({}, "layers.0.attention.q"), (ONLY_KV, "layers.0.attention.kv_cache")], ids=["W8", "C8"])
-def test_a_structure_without_numbers_is_not_written(config, name, tmp_path):
+def test_export_of_an_uninitialized_network_is_an_error(config, name, tmp_path):
     _, network = deployed(**config)
     for write in (paddleq.save_checkpoint, lambda *args: paddleq.save_quantized_model(
             *args, [paddle.static.InputSpec([None, 8, 8], "float32")])):

@@ -165,7 +165,7 @@ def test_type_error_config(config):
         PTQConfig.parse(config)
 
 
-def test_a_config_cannot_be_changed():
+def test_config_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         PTQConfig().mode = PTQMode.DEPLOY
 
@@ -258,7 +258,7 @@ def test_value_error_of_a_contradiction(config, parts):
 
 
 @pytest.mark.parametrize("granularity", [PER_CHANNEL, PER_TOKEN])
-def test_the_kv_cache_alone_is_legal(granularity):
+def test_kv_cache_only_is_valid(granularity):
     config = PTQConfig(weight_quant_dtype=None, kvcache_quant_dtype="int8",
                        kvcache_quant_granularity=granularity)
     assert config.weight_quant_dtype is None and config.kvcache_quant_dtype is INT8
@@ -416,7 +416,7 @@ def test_policy_of_a_layer(name, config, entry):
     assert decided(found, [name])[name] == (expected, entry)
 
 
-def test_blacklist_is_a_part_of_a_name():
+def test_blacklist_matches_parts_of_names():
     found = LayerPolicies(
         PTQConfig(opname_blacklist=["head", "mlp.do"]),
         OrderedDict({r"layers\.0\.": PTQConfig(weight_quant_dtype=INT4, opname_blacklist=["q"])}))
@@ -465,7 +465,7 @@ def test_value_error_layer_policies_of_another_mode():
         LayerPolicies(PTQConfig(), policies(mlp=PTQConfig(mode="deploy")))
 
 
-def test_a_pattern_that_matches_nothing_is_named_in_a_warning(caplog):
+def test_unmatched_pattern_is_named_in_a_warning(caplog):
     found = LayerPolicies(PTQConfig(), policies(mlp=W4, attn=None, lm=None))
     with caplog.at_level(logging.WARNING, "paddleq"):
         decided(found, ["attn.q", "lm_head", "layers.mlp"])
@@ -473,7 +473,7 @@ def test_a_pattern_that_matches_nothing_is_named_in_a_warning(caplog):
         "layer_policies['mlp'] matches no layer that can be quantized"]
 
 
-def test_an_entry_of_a_blacklist_that_is_in_no_name_is_named_in_a_warning(caplog):
+def test_unmatched_blacklist_entry_is_named_in_a_warning(caplog):
     found = LayerPolicies(PTQConfig(opname_blacklist=["head", "heads"]), OrderedDict(
         {"attn": PTQConfig(weight_quant_dtype=INT4, opname_blacklist=["heads", "k", "q"])}))
     with caplog.at_level(logging.WARNING, "paddleq"):

@@ -125,7 +125,7 @@ def test_default(key, default):
     ({"bn_fold": True, "enable_fusion": True}, True),
     ({"one_conv_fold": False}, False),
 ])
-def test_the_first_element_is_for_activations_the_second_for_weights(given, parsed):
+def test_pairs_are_activations_then_weights(given, parsed):
     assert SimQAT(given).config[next(iter(given))] == parsed
 
 
@@ -142,7 +142,7 @@ def parts_of(net):
     ({"narrow_range": (False, True)}, (False, False, False), (False, True, False)),
     ({"per_channel": (False, True)}, (False, False, False), (False, False, True)),
 ])
-def test_what_the_keys_make_of_the_quantizers(config, activation, weight):
+def test_quantizers_of_each_key(config, activation, weight):
     """symmetric, narrow_range, per_channel, of the activations and of the weights."""
     of_input, of_weight, of_output = parts_of(applied(**config))
     for quantizer, (symmetric, narrow, per_channel) in (
@@ -259,7 +259,7 @@ def test_range_formulas(part, tensor, symmetric, narrow):
         assert (np.abs(found) <= clear)[exact == 0.0].all()
 
 
-def test_gradient_outside_of_the_range_is_zero():
+def test_gradient_is_zero_outside_of_the_range():
     quantizer, _, _ = parts_of(applied())
     quantizer(paddle.to_tensor([-1.0, 3.0]))
     quantizer.eval()
@@ -272,7 +272,7 @@ def test_gradient_outside_of_the_range_is_zero():
     np.testing.assert_allclose([y[0].item(), y[-1].item()], [low, high], rtol=1e-5)
 
 
-def test_the_range_of_an_activation_is_a_moving_average_that_the_first_batch_sets():
+def test_activation_range_is_a_moving_average_initialized_by_the_first_batch():
     quantizer, _, _ = parts_of(applied())
     quantizer(paddle.to_tensor([-1.0, 3.0]))
     assert [round(limit.item(), 5) for limit in quantizer.observer.range()] == [-1.0, 3.0]
@@ -395,7 +395,7 @@ SETTERS = {
 
 
 @pytest.mark.parametrize("name", SETTERS)
-def test_setter_sets_its_part_and_nothing_else(name):
+def test_setters_are_independent(name):
     key, at, value, _, _ = SETTERS[name]
     algorithm = SimQAT()
     expected = algorithm.config
@@ -500,7 +500,7 @@ def test_apply_type_error_network(network):
         SimQAT().apply(network)
 
 
-def test_apply_twice_and_apply_to_nothing_are_errors():
+def test_apply_twice_or_without_layers_is_an_error():
     net = applied()
     with pytest.raises(ModelError, match="already quantized"):
         SimQAT().apply(net)
@@ -508,7 +508,7 @@ def test_apply_twice_and_apply_to_nothing_are_errors():
         SimQAT().apply(nn.Sequential(nn.ReLU()))
 
 
-def test_setters_after_apply_leave_that_network_alone():
+def test_setters_after_apply_do_not_change_the_network():
     algorithm = SimQAT()
     net = algorithm.apply(Net(), images())
     algorithm.set_act_quant_delay(7)
@@ -531,7 +531,7 @@ def test_convert_type_error_ckpt_path(ckpt_path):
         SimQAT().convert(trained(), ckpt_path)
 
 
-def test_convert_value_error_ckpt_path_is_no_path(tmp_path):
+def test_convert_value_error_ckpt_path(tmp_path):
     net = trained()
     for path in (str(tmp_path / "nothing.ckpt"), str(tmp_path)):
         with raises(FormatError, "ckpt_path must be the path of an existing file", "but is"):
@@ -576,7 +576,7 @@ def test_convert_checkpoint_of_another_network_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_convert_returns_a_standard_network_and_leaves_the_trained_one(mode):
+def test_convert_returns_a_copy_with_standard_layers(mode):
     net = trained(**MODES[mode])
     before = {name: value.numpy().copy() for name, value in net.state_dict().items()}
     converted = SimQAT().convert(net)
@@ -591,7 +591,7 @@ def test_convert_returns_a_standard_network_and_leaves_the_trained_one(mode):
     net(images()).sum().backward()  # and it trains on
 
 
-def test_converted_network_learns_nothing_more():
+def test_converted_statistics_are_not_updated():
     converted = SimQAT().convert(trained(**MODES["one conv"]))
     before = {name: value.numpy().copy() for name, value in converted.state_dict().items()}
     converted.train()
@@ -600,7 +600,7 @@ def test_converted_network_learns_nothing_more():
         assert np.array_equal(value.numpy(), before[name]), name
 
 
-def test_convert_of_what_was_never_applied_shown_or_trained():
+def test_convert_of_unprepared_networks():
     with pytest.raises(ModelError, match="no quantized layer"):
         SimQAT().convert(Net())
     with pytest.raises(ModelError, match="has not run a batch yet.*inputs=..."):
@@ -625,7 +625,7 @@ def run(net, optimizer, batches):
 
 @pytest.mark.parametrize("inputs", [True, False], ids=["inputs", "first batch"])
 @pytest.mark.parametrize("mode", MODES)
-def test_resuming_in_the_middle_continues_bit_for_bit(mode, inputs, digits, tmp_path):
+def test_resumed_training_is_identical(mode, inputs, digits, tmp_path):
     """The delay ends and the freeze begins after the resume."""
     x, y = digits.train
     batches = [(paddle.to_tensor(x[i:i + 16]), paddle.to_tensor(y[i:i + 16]))
@@ -656,7 +656,7 @@ def test_resuming_in_the_middle_continues_bit_for_bit(mode, inputs, digits, tmp_
 
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_symmetric_networks_export_as_they_were_simulated(mode, per_channel, tmp_path):
+def test_symmetric_network_export_equals_simulation(mode, per_channel, tmp_path):
     net = trained(**MODES[mode], **SYMMETRIC, per_channel=(False, per_channel))
     converted, x = SimQAT().convert(net), images(8)
     path = str(tmp_path / "net")
@@ -667,7 +667,7 @@ def test_symmetric_networks_export_as_they_were_simulated(mode, per_channel, tmp
 
 
 @pytest.mark.parametrize("key", ["symmetric", "narrow_range"])
-def test_what_a_target_cannot_hold_is_an_error_that_names_the_setting(key, tmp_path):
+def test_unsupported_target_settings_are_named(key, tmp_path):
     config = {"symmetric": (True, True), key: (key == "narrow_range", True)}
     converted = SimQAT().convert(trained(**MODES["one conv"], **config))
     with pytest.raises(ExportError, match="symmetric|range"):
@@ -676,7 +676,7 @@ def test_what_a_target_cannot_hold_is_an_error_that_names_the_setting(key, tmp_p
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_paddles_own_tools_see_the_network_as_before(mode):
+def test_paddle_tools_accept_the_network(mode):
     plain = Net()
     flops = paddle.flops(copy.deepcopy(plain), [1, 1, 8, 8])
     net = trained(net=plain, **MODES[mode])
@@ -690,7 +690,7 @@ def test_paddles_own_tools_see_the_network_as_before(mode):
     assert np.abs(net.head.weight.numpy() - before).max() > 0.0
 
 
-def test_a_network_in_training_with_folded_norms_is_not_exported(tmp_path):
+def test_export_during_training_with_folded_norms_is_an_error(tmp_path):
     net = trained(**MODES["one conv"], **SYMMETRIC)
     with pytest.raises(ExportError, match="stem.0.*export what convert"):
         save(net, str(tmp_path / "net"))

@@ -72,7 +72,7 @@ def test_saved_model_and_live_layer_agree(saved, bits, kind):
     assert (stored[net.conv.weight.name][1] == 0).all()
 
 
-def test_live_layer_holds_integers_and_the_float_one_is_untouched():
+def test_live_layer_holds_integers_and_the_original_is_unchanged():
     net = warmed(SmallNet(), paddle.rand([4, 1, 8, 8]))
     small = paddleq.quant_post_dynamic(net)
     state = small.state_dict()
@@ -85,7 +85,7 @@ def test_live_layer_holds_integers_and_the_float_one_is_untouched():
     np.testing.assert_array_equal(again(x).numpy(), small(x).numpy())
 
 
-def test_live_layer_is_written_too(tmp_path):
+def test_live_layer_is_saved(tmp_path):
     net = warmed(SmallNet(), paddle.rand([4, 1, 8, 8]))
     spec = [paddle.static.InputSpec([None, 1, 8, 8], "float32")]
     small = paddleq.quant_post_dynamic(net, str(tmp_path), input_spec=spec)
@@ -97,7 +97,7 @@ def test_live_layer_is_written_too(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_with_the_runtimes_own_optimizations(bits, tmp_path):
+def test_runtime_optimizations_preserve_the_output(bits, tmp_path):
     x = paddle.rand([3, 1, 8, 8])
     net = warmed(SmallNet(), x)
     save_float(net, str(tmp_path / "f" / "net"), [1, 8, 8])
@@ -161,7 +161,7 @@ def test_named_files_and_separate_parameters(saved, tmp_path):
     ({"model_dir": "/nowhere/at/all"}, FormatError, "model_dir must be a folder"),
     ({"quantizable_op_type": ["conv3d"]}, ModelError, "no weight of the op types conv3d"),
 ])
-def test_wrong_arguments_write_nothing(saved, change, error, text):
+def test_invalid_arguments_write_nothing(saved, change, error, text):
     _, folder, out = saved
     arguments = {"model_dir": folder, "save_model_dir": out, **change}
     with pytest.raises(error, match=text):
@@ -170,7 +170,7 @@ def test_wrong_arguments_write_nothing(saved, change, error, text):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "longer", "garbage", "other model"])
-def test_damaged_files_are_refused(saved, damage, tmp_path):
+def test_damaged_files_are_rejected(saved, damage, tmp_path):
     _, folder, out = saved
     path = pathlib.Path(folder, "net.pdiparams")
     data = path.read_bytes()
@@ -189,7 +189,7 @@ def test_damaged_files_are_refused(saved, damage, tmp_path):
     assert not os.path.exists(out)
 
 
-def test_no_model_program_is_refused(tmp_path):
+def test_program_without_a_model_is_rejected(tmp_path):
     (tmp_path / "x.pdmodel").write_bytes(b"\x0f garbage")
     with pytest.raises(FormatError, match="x.pdmodel is no ProgramDesc"):
         paddleq.quant_post_dynamic(str(tmp_path), str(tmp_path / "out"))

@@ -68,7 +68,7 @@ def saved(digits, tmp_path):
     return net, str(tmp_path / "float"), str(tmp_path / "int8"), batches, images
 
 
-def test_norms_are_folded_where_it_is_right(tmp_path):
+def test_norms_are_folded_where_valid(tmp_path):
     net = live_statistics(Norms())
     x = paddle.randn([4, 3, 8, 8])
     expected = net(x).numpy()
@@ -92,7 +92,7 @@ def test_norms_are_folded_where_it_is_right(tmp_path):
     ("abs_max", "AbsmaxQuantizer", {}), ("KL", "KLQuantizer", {}),
     ("hist", "HistQuantizer", {"hist_percent": 0.999})])
 @pytest.mark.parametrize("weights", ["channel_wise_abs_max", "abs_max"])
-def test_it_writes_what_ptq_simulates(saved, algo, name, options, weights):
+def test_saved_program_equals_ptq_simulation(saved, algo, name, options, weights):
     """The live model calibrated on the same batches, through a wholly other path."""
     net, folder, out, batches, images = saved
     ptq = paddleq.PTQ(name, {"abs_max": "AbsmaxQuantizer"}.get(
@@ -112,7 +112,7 @@ def test_it_writes_what_ptq_simulates(saved, algo, name, options, weights):
     assert sum(value.dtype == np.int8 for value in arrays.values()) == 4
 
 
-def test_int8_kernels_run_it(saved):
+def test_int8_kernels_run_the_program(saved):
     net, folder, out, batches, images = saved
     paddleq.quant_post_static(folder, out, batches)
     simulated = paddle_inference(f"{out}/model", [images])[0]
@@ -137,7 +137,7 @@ def test_without_folding_and_with_fewer_bits(saved):
     assert errors[0] < 0.05 < errors[1] < 0.6
 
 
-def test_what_is_skipped_stays_float(saved):
+def test_skipped_layers_stay_float(saved):
     net, folder, out, batches, images = saved
     names = paddleq.quant_post_static(folder, out, batches, skip_tensor_list=[net.fc.weight.name])
     assert net.fc.weight.name not in names and len(names) == 3
@@ -202,7 +202,7 @@ def test_two_inputs_in_every_form_of_batch(tmp_path):
     ({"model_dir": "nowhere"}, FormatError, ["nowhere"]),
     ({"model_dir": 7}, ConfigTypeError, ["model_dir"]),
 ])
-def test_what_is_wrong_is_said_and_nothing_is_written(saved, options, error, words):
+def test_invalid_arguments_write_nothing(saved, options, error, words):
     _, folder, out, batches, _ = saved
     arguments = {"model_dir": folder, "quantize_model_path": out, "data_loader": batches}
     with pytest.raises(error) as caught:
@@ -211,7 +211,7 @@ def test_what_is_wrong_is_said_and_nothing_is_written(saved, options, error, wor
     assert not os.path.exists(out)
 
 
-def test_sensitivity_finds_the_bad_operator(saved):
+def test_sensitivity_finds_the_sensitive_operator(saved):
     """One channel of a convolution's input times 100, its weights divided by 100."""
     net, folder, _, batches, _ = saved
     with paddle.no_grad():
@@ -228,7 +228,7 @@ def test_sensitivity_finds_the_bad_operator(saved):
     assert [row.sqnr for row in again] == [row.sqnr for row in found]
 
 
-def test_sensitivity_is_that_of_the_live_model(saved):
+def test_sensitivity_equals_that_of_the_live_model(saved):
     net, folder, _, batches, _ = saved
     ptq = paddleq.PTQ("AbsmaxQuantizer")
     live = ptq.quantize(net, fuse=True, inputs=batches[0])

@@ -143,7 +143,7 @@ def test_hist_threshold(stream, seed, options):
 
 @STREAMS
 @SEEDS
-def test_histograms_are_the_same_bin_by_bin(stream, seed):
+def test_histograms_are_equal(stream, seed):
     theirs, ours = fed(reference.HistQuantizer(), HistQuantizer(), stream(seed))
     assert ours.top.item() == pytest.approx(theirs.abs_max_vals[0], rel=1e-9)
     mine, total = ours.hist.numpy(), theirs.hists[0].sum(dtype=np.float64)
@@ -189,7 +189,7 @@ def test_kl_threshold(stream, seed, options):
 
 
 @pytest.mark.parametrize("name", ["AbsmaxQuantizer", "HistQuantizer", "KLQuantizer"])
-def test_nothing_but_zeros(name):
+def test_all_zero_input(name):
     """The reference answers 0, which divides by zero later; here it is the smallest threshold."""
     theirs, ours = fed(getattr(reference, name)(), globals()[name](), [np.zeros((2, 5))] * 2)
     assert reference_threshold(theirs) == 0.0
@@ -234,7 +234,7 @@ def test_moving_average_after_20_steps(stream, rate):
     assert ours.observer.state.item() == pytest.approx(theirs._state.item(), rel=1e-6)
 
 
-def test_eval_uses_what_training_stored():
+def test_evaluation_uses_stored_scales():
     theirs = FakeQuantMovingAverageAbsMax(name="reference")
     ours = FakeQuantize(MovingAverageAbsMaxObserver())
     x = paddle.rand([50, 4])
@@ -331,7 +331,7 @@ def alphas(model):
 
 @pytest.mark.parametrize("pact", [False, True])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_training_step_has_the_loss_and_the_gradients_of_paddle_s(digits, bits, pact):
+def test_training_step_matches_loss_and_gradients_of_paddle(digits, bits, pact):
     """With few bits too: where the trained models differ, it is by chance.
 
     The moving average stays below PACT's alpha here: beyond alpha ours spends no levels.
@@ -373,7 +373,7 @@ def test_a_training_step_has_the_loss_and_the_gradients_of_paddle_s(digits, bits
     assert relative_error(ours(x).numpy(), theirs(x).numpy()) < 1e-3
 
 
-def test_one_observer_for_one_bit_differs_on_purpose():
+def test_one_bit_differs_from_the_reference_by_design():
     """The reference has 2**0 - 1 = 0 levels for one bit, and NaN; here it is the mean magnitude."""
     observer = AbsMaxObserver(QuantSpec(1))
     observer.update(paddle.to_tensor([1.0, -3.0]))

@@ -22,7 +22,7 @@ def load(path):
     return Program.load(path + ".pdmodel", path + ".pdiparams")
 
 
-def test_defect_01_export_computes_what_the_simulation_computes(tmp_path):
+def test_defect_01_export_equals_simulation(tmp_path):
     net, x = LeNet(), paddle.rand([8, 1, 28, 28])
     quanter = paddleq.QAT()
     quanter.quantize(net)
@@ -94,7 +94,7 @@ def test_defect_04_weight_preprocess_is_not_dropped_at_export(tmp_path):
     assert scale.max() <= 0.05 + 1e-6
 
 
-def test_defect_05_sixteen_bits_do_not_overflow_and_one_bit_is_no_nan(tmp_path):
+def test_defect_05_sixteen_bits_do_not_overflow_and_one_bit_is_finite(tmp_path):
     for bits, dtype in ((16, "int16"), (1, "int8")):
         net, x = SmallNet(), paddle.rand([4, 1, 8, 8])
         quanter = paddleq.QAT({"weight_bits": bits})
@@ -181,7 +181,7 @@ def test_defect_09_ptq_exports_integers_and_the_file_shrinks(tmp_path):
         assert load(path).arrays[layer.weight.name].dtype == np.int8
 
 
-def test_defect_10_unknown_keys_are_refused_and_no_error_is_hidden():
+def test_defect_10_unknown_keys_are_rejected_and_errors_are_raised():
     with pytest.raises(paddleq.errors.ConfigError, match=r"weight_bit.*did you mean 'weight_bits'"):
         paddleq.QAT({"weight_bit": 8})
     with pytest.raises(paddleq.errors.ConfigError, match=r"hist_percnt.*'hist_percent'"):

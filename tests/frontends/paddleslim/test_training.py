@@ -37,7 +37,7 @@ def test_qat_learns_digits_with_model_fit(config, digits):
     assert accuracy > 0.75
 
 
-def test_uninitialised_quantizer_passes_the_input_through():
+def test_uninitialized_quantizer_is_identity():
     float_net, x = SmallNet(), paddle.rand([2, 1, 8, 8])
     float_net.eval()
     net = copy.deepcopy(float_net)
@@ -47,7 +47,7 @@ def test_uninitialised_quantizer_passes_the_input_through():
     assert relative_error(net(x).numpy(), float_net(x).numpy()) < 1e-3
 
 
-def test_scales_move_in_training_only():
+def test_scales_are_updated_in_training_only():
     net, x = quantized(), paddle.rand([2, 1, 8, 8])
     train_steps(net, x)
     scale = net.conv2.activation_quantizer.threshold.item()
@@ -59,7 +59,7 @@ def test_scales_move_in_training_only():
     assert net.conv2.activation_quantizer.threshold.item() > scale
 
 
-def test_gradient_accumulation_adds_up():
+def test_gradients_accumulate_over_backward_calls():
     x = paddle.rand([4, 1, 8, 8])
     net = quantized()
     train_steps(net, x)  # scales settle; in eval mode they stay
@@ -111,7 +111,7 @@ def test_deepcopy_and_state_dict(config, tmp_path):
 
 
 @pytest.mark.parametrize("config", list(CONFIGS))
-def test_resumed_training_continues_bit_for_bit(config, tmp_path):
+def test_resumed_training_is_identical(config, tmp_path):
     x = paddle.rand([4, 1, 8, 8])
 
     path = str(tmp_path / "x")
@@ -164,7 +164,7 @@ def test_amp_o1(config):
     assert relative_error(output.astype("float32").numpy(), plain(x).numpy()) < 0.05
 
 
-def test_low_precision_activations_come_back_in_their_own_dtype():
+def test_low_precision_activations_keep_their_dtype():
     quantizer = paddleq.FakeQuantize(paddleq.observers.AbsMaxObserver())
     x = paddle.rand([8]).astype("bfloat16")
     assert quantizer(x).dtype == paddle.bfloat16
@@ -181,7 +181,7 @@ KINDS = {
 
 @pytest.mark.parametrize("bits", [3, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_pact_clips_training_uses_the_levels_that_evaluation_uses(kind, bits):
+def test_pact_training_and_evaluation_use_equal_levels(kind, bits):
     """alpha moves ahead of an observer that remembers wider ranges."""
     arguments = copy.deepcopy(KINDS[kind])
     if "config" in arguments:
@@ -251,7 +251,7 @@ def test_calibration_resumes_and_shards_merge(tmp_path):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
-def test_plain_forward_calls_calibrate_too(tmp_path):
+def test_plain_forward_calls_calibrate(tmp_path):
     x = paddle.rand([4, 1, 8, 8])
     net = warmed(SmallNet(), x)
     ptq = paddleq.PTQ("AbsmaxQuantizer")
@@ -296,7 +296,7 @@ def test_ptq_accuracy_on_digits(digits, tmp_path):
                 assert relative_error(openvino(path, [images], as_is)[0], simulated) < 1e-2
 
 
-def test_library_logs_and_does_not_print(capsys, caplog):
+def test_library_uses_logging_instead_of_print(capsys, caplog):
     with caplog.at_level(logging.INFO, logger="paddleq"):
         ptq = paddleq.PTQ()
         net = ptq.quantize(SmallNet())
@@ -305,7 +305,7 @@ def test_library_logs_and_does_not_print(capsys, caplog):
     assert capsys.readouterr().out == ""
 
 
-def test_summary_says_what_was_done_to_every_layer():
+def test_summary_lists_every_layer():
     net, x = SmallNet(), paddle.rand([2, 1, 8, 8])
     net.conv2.skip_quant = True
     assert "the model was not quantized" in paddleq.summary(net)

@@ -23,7 +23,7 @@ def weights(seed, rows, columns, scale=1.0, shift=0.0):
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("rows, columns", [(100, 7), (64, 3), (1, 1), (33, 5)])
 @pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
-def test_grid_is_the_formula(spec, rows, columns, shift):
+def test_weight_qparams_match_float64_reference(spec, rows, columns, shift):
     weight = weights(rows, rows, columns, 0.1, shift)
     grid, (scale, zero, rows_of) = compute_weight_qparams(paddle.to_tensor(weight), spec), numpy_grid(weight, spec)
     np.testing.assert_allclose(grid.scale.numpy(), scale, rtol=3e-7)
@@ -47,7 +47,7 @@ def test_grid_is_the_formula(spec, rows, columns, shift):
 @given(seed=st.integers(0, 99), rows=st.integers(1, 70), columns=st.integers(1, 5),
        size=st.integers(1, 40), scale=st.sampled_from([1e-30, 1e-6, 1.0, 1e30]),
        symmetric=st.booleans())
-def test_any_magnitude_gives_a_usable_grid(seed, rows, columns, size, scale, symmetric):
+def test_weight_qparams_of_any_magnitude(seed, rows, columns, size, scale, symmetric):
     spec = QuantSpec(4, signed=symmetric, symmetric=symmetric, granularity=PerGroup(size))
     weight = paddle.to_tensor(weights(seed, rows, columns, scale))
     grid = compute_weight_qparams(weight, spec)
@@ -93,21 +93,21 @@ def test_rounding_follows_the_spec():
     (QuantSpec(bits=1), "2 bits or more"),
     (QuantSpec(signed=False), "signed where it is symmetric"),
 ])
-def test_specs_of_something_else_are_refused(spec, words):
+def test_invalid_specs_are_rejected(spec, words):
     with pytest.raises(ConfigError) as caught:
         compute_weight_qparams(paddle.ones([4, 4]), spec)
     assert words in str(caught.value) and str(spec.bits) in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [[4], [2, 3, 4], [0, 4]])
-def test_only_matrices_have_a_grid(shape):
+def test_weights_must_be_matrices(shape):
     with pytest.raises(ConfigError, match="matrix"):
         compute_weight_qparams(paddle.zeros(shape), QuantSpec(granularity=PerTensor()))
 
 
 @given(seed=st.integers(0, 99), rows=st.integers(1, 40), columns=st.integers(1, 9),
        signed=st.booleans(), dtype=st.sampled_from(["float32", "int32", "int64"]))
-def test_packing_is_exact(seed, rows, columns, signed, dtype):
+def test_int4_packing_round_trip(seed, rows, columns, signed, dtype):
     low = -8 if signed else 0
     integers = np.random.RandomState(seed).randint(low, low + 16, [rows, columns])
     packed = pack_int4(paddle.to_tensor(integers.astype(dtype)), signed)
@@ -123,7 +123,7 @@ def test_packing_is_exact(seed, rows, columns, signed, dtype):
 
 @pytest.mark.parametrize("dtype, signed, value", [
     ("int8", True, 8), ("int8", True, -9), ("uint8", False, 16), ("int8", False, -1)])
-def test_what_does_not_fit_in_four_bits_is_refused(dtype, signed, value):
+def test_packing_values_beyond_four_bits_is_an_error(dtype, signed, value):
     with pytest.raises(ConfigError, match="integers must be in"):
         pack_int4(paddle.to_tensor([[value]], dtype=dtype), signed)
 
@@ -147,7 +147,7 @@ class Dequantizing(paddle.nn.Layer):
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("rows", [50, 51, 64])
-def test_a_saved_program_unpacks_and_dequantizes(tmp_path, granularity, symmetric, rows):
+def test_saved_program_unpacks_and_dequantizes(tmp_path, granularity, symmetric, rows):
     spec = QuantSpec(4, signed=symmetric, symmetric=symmetric, granularity=granularity)
     weight = paddle.to_tensor(weights(0, rows, 4))
     grid = compute_weight_qparams(weight, spec)

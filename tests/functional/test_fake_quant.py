@@ -130,7 +130,7 @@ def tensor(x):
 # --- properties ------------------------------------------------------------------------------
 
 @given(cases())
-def test_quantize_is_the_formula_to_the_bit(case):
+def test_quantize_matches_the_formula_exactly(case):
     x, threshold, spec = case
     q = quantize(tensor(x), tensor(threshold), spec)
     assert q.dtype == paddle.float32
@@ -138,7 +138,7 @@ def test_quantize_is_the_formula_to_the_bit(case):
 
 
 @given(cases())
-def test_dequantize_is_the_formula_to_the_bit(case):
+def test_dequantize_matches_the_formula_exactly(case):
     x, threshold, spec = case
     q = reference_quantize(x, threshold, spec)
     y = dequantize(tensor(q), tensor(threshold), spec).numpy()
@@ -146,7 +146,7 @@ def test_dequantize_is_the_formula_to_the_bit(case):
 
 
 @given(cases(), st.booleans(), st.booleans())
-def test_fake_quantize_is_the_formula_whatever_its_gradient(case, trainable, saturate):
+def test_fake_quantize_matches_the_formula_for_both_gradients(case, trainable, saturate):
     x, threshold, spec = case
     given_x = paddle.to_tensor(x, stop_gradient=not trainable)
     y = fake_quantize(given_x, tensor(threshold), spec, saturate=saturate)
@@ -176,7 +176,7 @@ def test_error_is_at_most_half_a_step_inside_the_range(case):
 
 
 @given(cases())
-def test_straight_through_gradient_is_untouched(case):
+def test_straight_through_gradient_is_identity(case):
     x, threshold, spec = case
     given_x = paddle.to_tensor(x, stop_gradient=False)
     upstream = np.random.RandomState(0).randn(*x.shape).astype(F)
@@ -202,7 +202,7 @@ def test_saturating_gradient_is_zero_exactly_outside_the_range(case):
     assert np.isin(got, np.concatenate([upstream.ravel(), [F(0)]])).all()
 
 
-def test_saturating_gradient_passes_at_the_ends_themselves():
+def test_saturating_gradient_passes_at_range_limits():
     x = paddle.to_tensor([-129.0, -128.0, -127.0, 0.0, 127.0, 128.0], stop_gradient=False)
     fake_quantize(x, paddle.to_tensor([127.0]), QuantSpec(), saturate=True).sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
@@ -279,7 +279,7 @@ def test_one_sided_values(sign):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_other_float_dtypes_come_back_as_such(dtype, trainable):
+def test_output_keeps_the_input_dtype(dtype, trainable):
     given_x = paddle.to_tensor(np.random.randn(6, 5).astype(F)).astype(dtype)
     given_x.stop_gradient = not trainable
     x = given_x.detach().astype("float32").numpy()
@@ -296,7 +296,7 @@ def test_other_float_dtypes_come_back_as_such(dtype, trainable):
 
 
 @pytest.mark.parametrize("bits", [1, 8])
-def test_a_tensor_without_axes(bits):
+def test_zero_dimensional_tensor(bits):
     x = paddle.to_tensor(0.3)
     assert x.shape == []
     y = fake_quantize(x, paddle.to_tensor([1.0]), QuantSpec(bits))
@@ -304,7 +304,7 @@ def test_a_tensor_without_axes(bits):
     assert y.item() == reference_fake(np.full([], 0.3, F), [1.0], QuantSpec(bits)).item()
 
 
-def test_a_tensor_without_elements():
+def test_empty_tensor():
     # A detector that finds nothing feeds its head an empty batch.
     y = fake_quantize(paddle.zeros([0, 4]), paddle.to_tensor([1.0]), QuantSpec())
     assert y.shape == [0, 4]
@@ -327,7 +327,7 @@ FULL_GRAPH = pytest.mark.parametrize("full_graph", [True, False])  # translated 
 @FULL_GRAPH
 @pytest.mark.parametrize("bits", [1, 2, 8, 16])
 @pytest.mark.parametrize("axis", [None, 0, 1])
-def test_a_traced_program_computes_the_same_bits(bits, axis, full_graph):
+def test_traced_program_is_bit_exact(bits, axis, full_graph):
     spec = QuantSpec(bits) if axis is None else QuantSpec(bits, granularity=PerChannel(axis))
     x = tensor((3 * np.random.randn(7, 5)).astype(F))
     threshold = abs_max(x, spec) * 0.7
@@ -337,7 +337,7 @@ def test_a_traced_program_computes_the_same_bits(bits, axis, full_graph):
 
 
 @FULL_GRAPH
-def test_a_traced_program_clips_far_outliers_to_the_range(full_graph):
+def test_traced_program_clips_far_outliers(full_graph):
     x = tensor(np.array([[1e9, -1e6, 33.3, 0.5]], F))
     traced = paddle.jit.to_static(Simulated(QuantSpec()), full_graph=full_graph)
     y = traced(x, paddle.to_tensor([1.0]))
@@ -345,7 +345,7 @@ def test_a_traced_program_clips_far_outliers_to_the_range(full_graph):
 
 
 @FULL_GRAPH
-def test_a_traced_program_passes_the_gradient_straight_through(full_graph):
+def test_traced_program_straight_through_gradient(full_graph):
     x = paddle.to_tensor([[5.0, -0.3, 0.7]], stop_gradient=False)
     traced = paddle.jit.to_static(Simulated(QuantSpec()), full_graph=full_graph)
     traced(x, paddle.to_tensor([1.0])).sum().backward()
@@ -367,7 +367,7 @@ def paddle_round_trip(x, threshold, bits, axis):
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
 @pytest.mark.parametrize("bits", range(2, 17))
-def test_paddle_s_operators_give_the_same_bits(bits, axis):
+def test_paddle_operators_are_bit_exact(bits, axis):
     rng = np.random.RandomState(bits)
     shape, levels = (6, 7, 50), 2 ** (bits - 1) - 1
     threshold = np.exp(rng.uniform(-8, 8, 1 if axis is None else shape[axis])).astype(F)
@@ -387,7 +387,7 @@ def test_paddle_s_operators_give_the_same_bits(bits, axis):
 # --- PACT's clipping range, whose gradient goes through the same machinery ---------------------
 
 @pytest.mark.parametrize("saturate", [False, True])
-def test_a_frozen_idle_parameter_gets_no_gradient(saturate):
+def test_frozen_idle_parameter_gets_no_gradient(saturate):
     x = paddle.to_tensor([-0.5, 0.25], stop_gradient=False)
     idle = paddle.create_parameter([1], "float32")
     idle.stop_gradient = True
@@ -398,7 +398,7 @@ def test_a_frozen_idle_parameter_gets_no_gradient(saturate):
 
 @pytest.mark.parametrize("x_trains", [False, True])
 @pytest.mark.parametrize("alpha_trains", [False, True])
-def test_pact_that_clips(x_trains, alpha_trains):
+def test_gradients_of_clipping_pact(x_trains, alpha_trains):
     """Images reach a model's first layer as constants; a user may freeze alpha."""
     pact = PACT(init=1.0)
     pact.alpha.stop_gradient = not alpha_trains
@@ -417,7 +417,7 @@ def test_pact_that_clips(x_trains, alpha_trains):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3, 41.0, 47.0, 1.6969642639160156])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_pact_gradients_are_those_of_float64(alpha, dtype):
+def test_pact_gradients_match_float64_reference(alpha, dtype):
     """41 * (1 / 41) is below 1 in float32: a side found with a reciprocal is lost."""
     rng = np.random.RandomState(0)
     x = tensor((rng.randn(64, 999) * alpha).astype(F)).astype(dtype)
@@ -434,7 +434,7 @@ def test_pact_gradients_are_those_of_float64(alpha, dtype):
 
 
 @pytest.mark.parametrize("alpha", [-1.5, 0.0])
-def test_an_alpha_that_training_carried_past_zero_goes_on_as_its_magnitude(alpha):
+def test_negative_pact_alpha_is_used_by_magnitude(alpha):
     """In each way that a model goes: training, evaluation, and a program of to_static."""
     values = tensor(np.random.RandomState(0).randn(16, 8).astype(F) * 2)
     found = []
@@ -460,7 +460,7 @@ def pact_at(alpha):
     return pact
 
 
-def test_pact_takes_a_tensor_without_elements():
+def test_pact_of_an_empty_tensor():
     x = paddle.zeros([0, 4])
     assert PACT().clipping(x) is None and PACT()(x).shape == [0, 4]
 
@@ -468,7 +468,7 @@ def test_pact_takes_a_tensor_without_elements():
 @pytest.mark.parametrize("alpha", [0.003, 0.3, 1.0, 1.6969642639160156, 41.0])
 @pytest.mark.parametrize("threshold", [0.2, 1.0, 37.3])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_clipping_while_quantizing_is_clipping_and_quantizing(alpha, threshold, bits):
+def test_fused_clip_equals_clip_then_quantize(alpha, threshold, bits):
     spec, values = QuantSpec(bits=bits), np.random.RandomState(0).randn(64, 99) * alpha * 2
     borders = (np.arange(-130, 131) + 0.5) * threshold / spec.quant_max
     values = np.concatenate([values.ravel(), borders, [alpha, -alpha, 0.0]]).astype(F)
@@ -498,7 +498,7 @@ class _OneSided(PACT):
         return x.clip(0.0, 1e9)
 
 
-def test_a_pact_with_its_own_forward_is_a_hook_like_any_other():
+def test_pact_subclass_with_overridden_forward_is_a_plain_hook():
     net = nn.Sequential(nn.Linear(4, 3))
     paddleq.QAT(act_preprocess=_OneSided).quantize(net)
     net.train()
@@ -511,7 +511,7 @@ def test_a_pact_with_its_own_forward_is_a_hook_like_any_other():
 # --- training steps: fewer passes, the same integers -------------------------------------------
 
 @given(cases())
-def test_inexact_results_are_exact_integers_times_a_step(case):
+def test_fast_path_returns_integers_times_the_step(case):
     x, threshold, spec = case
     q = quantize(tensor(x), tensor(threshold), spec).numpy().astype(np.float64)
     given_x = tensor(x)
@@ -527,7 +527,7 @@ def test_inexact_results_are_exact_integers_times_a_step(case):
 
 
 @pytest.mark.parametrize("factor", [0.37, 1.0, 90.7])
-def test_inexact_results_round_ties_as_exact_ones(factor):
+def test_fast_path_rounds_ties_like_the_exact_path(factor):
     spec, threshold = QuantSpec(), np.array([127.0 / factor], F)
     half = (np.arange(-130, 130) + 0.5) * threshold / 127
     x = np.concatenate([np.nextafter(half, half + d).astype(F) for d in (-1.0, 0.0, 1.0)])
