@@ -1,4 +1,4 @@
-"""GPTQ, AWQ and SmoothQuant against float64 numpy, and on inputs that they have not seen."""
+"""GPTQ, AWQ and SmoothQuant against float64 numpy, and on held-out inputs."""
 
 import itertools
 import logging
@@ -26,11 +26,11 @@ ALL = {"abs_max", "mean_abs", "hessian", "range"}
 SPECS = [QuantSpec(4, signed=symmetric, symmetric=symmetric, granularity=granularity)
          for symmetric in (True, False) for granularity in GRANULARITIES]
 W4G64 = QuantSpec(4, granularity=PerGroup(64))
-NEAR_A_TIE = 5e-4  # in steps; what float32 can move a value by here
+NEAR_A_TIE = 5e-4  # in steps: the float32 rounding error
 
 
 def correlated(seed, tokens, rows):
-    """Inputs of features that depend on each other and differ in size, float32."""
+    """Return float32 inputs with correlated features of different magnitude."""
     rng = np.random.RandomState(seed)
     mix = rng.randn(rows, rows) * np.exp(-np.arange(rows) / (rows / 6.0))[:, None]
     x = rng.randn(tokens, rows) @ mix + 0.05 * rng.randn(tokens, rows)
@@ -86,14 +86,14 @@ def test_half_precision_is_accumulated_in_float32(dtype):
     for _ in range(40):
         found.update(x)
     exact = x.astype("float32")[0, 0].item()
-    assert found.hessian.dtype == paddle.float32  # whose 90,000 float16 does not have
+    assert found.hessian.dtype == paddle.float32  # 90,000 exceeds the float16 range
     np.testing.assert_allclose(found.hessian.numpy(), exact ** 2, rtol=1e-5)
     np.testing.assert_allclose(found.mean_abs.numpy(), exact, rtol=1e-5)
 
 
 def test_long_calibration_does_not_overflow():
     found = ChannelStats(ALL)
-    for _ in range(20):  # squares of 1e38, of which four are too many for a sum
+    for _ in range(20):  # squares of 1e38: a sum of four overflows
         found.update(paddle.full([100, 3], 1e19))
     np.testing.assert_allclose(found.hessian.numpy(), 1e38, rtol=1e-5)
 
@@ -124,7 +124,7 @@ def test_statistics_reject_invalid_inputs():
 
 
 def same_but_for_ties(quantized, reference):
-    """Columns whose integers were all far from a tie must be the same ones; how many are."""
+    """Assert equal columns where no value is near a tie; return their share."""
     integers = quantized.integers.numpy().astype(int)
     order = reference["order"]
     if quantized.permutation is None:
@@ -139,7 +139,7 @@ def same_but_for_ties(quantized, reference):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_gptq_matches_float64_reference(seed):
-    """20 problems, each with one of the specs, either order and either kind of groups."""
+    """20 problems that vary the spec, the order and the groups."""
     spec, act_order, static_groups = list(itertools.product(
         SPECS, (False, True), (False, True)))[(seed * 7) % 24]
     rows, columns = (100, 24) if seed % 2 else (96, 17)
@@ -150,7 +150,7 @@ def test_gptq_matches_float64_reference(seed):
     hessian = np.asarray(statistics.hessian.numpy(), np.float64)
     reference = numpy_gptq(weight, hessian, spec, 0.01, act_order, static_groups)
     assert same_but_for_ties(quantized, reference) > 0.6
-    # Every single integer, each given how this implementation rounded the rows before it.
+    # Each integer, given the integers of the preceding rows.
     order = reference["order"]
     integers = quantized.integers.numpy().astype(int)
     integers = integers if quantized.permutation is not None else integers[order]
@@ -161,7 +161,7 @@ def test_gptq_matches_float64_reference(seed):
     np.testing.assert_allclose(quantized.qparams.scale.numpy(), given_ours["scale"], rtol=5e-4)
     if not spec.symmetric:
         assert (quantized.qparams.zero_point.numpy() == given_ours["zero"]).all()
-    # And what it all stands for.
+    # And the dequantized weight.
     scale, zero = (given_ours[name][given_ours["group_of"]] for name in ("scale", "zero"))
     expected = np.empty_like(weight)
     expected[order] = (integers - zero) * scale
@@ -202,9 +202,10 @@ def test_gptq_does_not_depend_on_the_block_size(spec, act_order):
        bits=st.sampled_from([2, 3, 4, 8]), magnitude=st.sampled_from([1e-8, 1.0, 1e8]),
        symmetric=st.booleans(), act_order=st.booleans(), static_groups=st.booleans(),
        block_size=st.sampled_from([1, 7, 16]))
-def test_gptq_matches_reference_for_random_shapes(seed, rows, columns, tokens, dead, size, bits, magnitude, symmetric,
-                           act_order, static_groups, block_size):
-    """Also with fewer tokens than features, features that are always 0, and tiny inputs."""
+def test_gptq_matches_reference_for_random_shapes(seed, rows, columns, tokens, dead, size, bits,
+                                                  magnitude, symmetric, act_order, static_groups,
+                                                  block_size):
+    """Includes fewer tokens than features, dead features and tiny inputs."""
     spec = QuantSpec(bits, signed=symmetric, symmetric=symmetric, granularity=PerGroup(size))
     x, weight = correlated(seed, tokens, rows) * np.float32(magnitude), weights(seed, rows, columns)
     x[:, np.random.RandomState(seed).permutation(rows)[:dead]] = 0.0
@@ -215,7 +216,7 @@ def test_gptq_matches_reference_for_random_shapes(seed, rows, columns, tokens, d
     assert list(quantized.integers.shape) == [rows, columns]
     assert np.isfinite(quantized.dequantize().numpy()).all()
     if act_order:
-        # Features of one size (those that are dead) may come in any order.
+        # Features of equal magnitude, such as dead ones, may be in any order.
         return
     integers = quantized.integers.numpy().astype(int)
     given_ours = numpy_gptq(weight, statistics.hessian.numpy(), spec, 0.05, False, static_groups,
@@ -254,14 +255,14 @@ def test_dead_features_are_rounded_to_nearest(act_order):
     x, weight = correlated(0, 200, 40), weights(0, 40, 12)
     dead = np.arange(40) % 4 == 1
     x[:, dead] = 0.0
-    weight[0] *= 10.0  # the grid does not depend on the dead rows
+    weight[0] *= 10.0  # scales do not depend on the dead rows
     spec = QuantSpec(4, granularity=PerChannel(1))
     gptq = GPTQ(act_order=act_order)
     tensor = paddle.to_tensor(weight)
     integers = gptq.quantize(tensor, spec, statistics_of(x)).integers.numpy()
     plain = RoundToNearest().quantize(tensor, spec).integers.numpy()
     assert (integers[dead] == plain[dead]).all()
-    # The others do as if there were no dead ones.
+    # The others are quantized as without dead ones.
     alone = gptq.quantize(paddle.to_tensor(weight[~dead]), spec, statistics_of(x[:, ~dead]))
     assert (integers[~dead] == alone.integers.numpy()).all()
     assert (integers[~dead] != plain[~dead]).any()
@@ -325,14 +326,14 @@ def test_awq_finds_the_ratio_of_least_error(spec, count):
     losses = np.array([each for _, each in candidates])
     chosen = int(np.argmin([np.abs(found.numpy() / s - 1).max() for s, _ in candidates]))
     np.testing.assert_allclose(found.numpy(), candidates[chosen][0], rtol=1e-4)
-    assert losses[chosen] <= losses.min() * (1 + 1e-3)  # one weight on a tie is that much
+    assert losses[chosen] <= losses.min() * (1 + 1e-3)  # the effect of one weight on a tie
     assert losses.argmin() > 0
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec}-{spec.symmetric}")
 def test_awq_finds_the_clip_of_least_error(spec):
     x, weight = correlated(6, 200, 80), weights(6, 80, 12)
-    weight[7, ::2] *= 8.0  # an outlier that is worth clipping, in every second column
+    weight[7, ::2] *= 8.0  # an outlier in every second column, for which clipping pays
     found = AWQ().clips(paddle.to_tensor(weight), statistics_of(x), spec).numpy()
     candidates = numpy_clip_losses(weight, x, spec)
     losses = np.stack([each for _, each in candidates])
@@ -382,7 +383,7 @@ def test_smoothquant_matches_its_formula(strength):
 
 
 def planted(seed, rows=256, columns=128, tokens=2048, outliers=3, factor=30.0):
-    """(calibration inputs, held-out inputs, weight): white noise, with some large features."""
+    """Return (calibration inputs, held-out inputs, weight): white noise with some large features."""
     rng = np.random.RandomState(seed)
     x = rng.randn(2 * tokens, rows)
     x[:, rng.choice(rows, outliers, replace=False)] *= factor

@@ -1,8 +1,8 @@
-"""The layer-by-layer driver: what it gathers and shares, what it leaves alone and refuses.
+"""The layer-by-layer driver: statistics, shared inputs, layers that stay float, and errors.
 
-The reference is slow and simple: for each decoder layer a network is put together whose layers
-before it are the quantized ones and whose others are float; all batches go through the whole of it,
-and plain numpy computes from what the layer's Linears read there what they should have become.
+The reference is slow and simple. For each decoder layer it builds a network with quantized layers
+before it and float layers elsewhere, runs all batches through it, and computes the expected scales
+and integers in numpy from the inputs of the layer's Linears.
 """
 
 import copy
@@ -64,7 +64,7 @@ ORDER = {
     "recurring": ["blocks.1", "blocks.0"],
     "mixture": ["layers.0", "layers.1"],
 }
-# Linears of one decoder layer that read one tensor, and the norm that gives it to them only.
+# Linears of a decoder layer that share an input, and the norm whose output only they use.
 SHARED = {
     "llama": [("input_layernorm", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
               ("post_attention_layernorm", ["mlp.gate_proj", "mlp.up_proj"])],
@@ -113,7 +113,7 @@ def put_together(name, final, count):
 
 
 def inputs_of(network, layers, batches):
-    """Name -> list of what a Linear reads in every call, as arrays [tokens, K]."""
+    """Map Linear names to their inputs of every call, as arrays [tokens, K]."""
     read = {name: [] for name in layers}
     for name, layer in layers.items():
         def forward(*args, name=name, original=layer.forward, **kwargs):
@@ -165,7 +165,7 @@ def test_layers_are_calibrated_on_outputs_of_quantized_layers(name):
                         part(layer, norm).weight.numpy() / s, rtol=1e-4)
     assert {n.rpartition(".")[0] for n in done.folded.values()} <= {*ORDER[name], "",
                                                                      "transformer.decoder"}
-    # And it still computes about what it did.
+    # The output is still close to the float output.
     for batch in sentences(1):
         exact = logits(build(name)(batch))
         error = np.abs(logits(final(batch)) - exact).max() / np.abs(exact).max()
@@ -244,7 +244,7 @@ def test_quantized_llama_generates_equally_with_and_without_cache(kind):
     assert output["past"][0][0].dtype == paddle.int8
     for _ in range(5):
         full = final(tokens)["logits"][:, -1].numpy()
-        # A key on a rounding border may be a step off when its sum comes in another order.
+        # A key on a rounding border may differ by a step if the summation order changes.
         np.testing.assert_allclose(output["logits"][:, -1].numpy(), full, atol=2e-2)
         word = paddle.to_tensor(full.argmax(-1)[:, None])
         tokens = paddle.concat([tokens, word], axis=1)
@@ -253,7 +253,7 @@ def test_quantized_llama_generates_equally_with_and_without_cache(kind):
 
 
 def test_different_policies_on_one_input_are_smoothed_separately():
-    """Layers of other bits than their neighbours share nothing, and the norm stays as it is."""
+    """Layers of different bits share no factors, and the norm is unchanged."""
     smooth4 = LayerConfig(W4, smoother=SmoothQuant(0.5))
     final, done = quantized("llama", lambda n: smooth4 if "k_proj" in n or "up" in n else STATIC)
     float_one = build("llama")
@@ -369,7 +369,7 @@ def test_norm_not_proportional_to_its_weight_is_not_folded():
 
 
 class Tied(nn.Layer):
-    """A head whose weight is another layer's too, and an embedding that is the output's weight."""
+    """A head that shares another layer's weight, and a tied embedding."""
 
     def __init__(self):
         super().__init__()
@@ -393,11 +393,11 @@ def test_shared_layers_and_weights():
     exact, embedding = network(sentences(1)[0]), network.embedding.weight.numpy()
     quantize_layer_by_layer(network, None, rules(network, STATIC), sentences())
     assert network.blocks[0].up is network.blocks[1].up
-    assert network.heads["first"] is network.head  # whoever holds it
+    assert network.heads["first"] is network.head  # whichever module holds it
     assert isinstance(network.head, IntegerLinear) and isinstance(network.second_head,
                                                                   IntegerLinear)
     np.testing.assert_array_equal(network.embedding.weight.numpy(), embedding)
-    # Each by what it reads itself.
+    # Each by its own input.
     ratio = network.head.activation_scale / network.second_head.activation_scale
     assert abs(ratio.item() - 2 ** 0.5) < 1e-4
     for mine, theirs in zip(network(sentences(1)[0]), exact):
@@ -431,7 +431,7 @@ def test_modules_shared_by_decoder_layers():
     network, x = SharedParts(), paddle.randn([5, WIDTH])
     exact, norm = network(x).numpy(), network.layers[0].norm.weight.numpy()
     done = quantize_layer_by_layer(network, None, rules(network, STATIC), [x])
-    # Its norm gives to another decoder layer too, which no run of this one shows.
+    # Another decoder layer uses its norm too, which a run of this one does not show.
     assert done.folded == {} and all(layer.up.smoothed for layer in network.layers)
     np.testing.assert_array_equal(network.layers[0].norm.weight.numpy(), norm)
     mixer = network.layers[0].mixer
@@ -505,7 +505,7 @@ def test_layers_sharing_an_input_in_some_batches():
 
 
 def test_unused_experts_are_named():
-    batches = [batch % 20 for batch in sentences()]  # no word for the last expert
+    batches = [batch % 20 for batch in sentences()]  # no token for the last expert
     with pytest.raises(CalibrationError) as error:
         quantized("mixture", STATIC, batches=batches)
     for name in ("gate", "up", "down"):
@@ -516,7 +516,7 @@ def test_unused_experts_are_named():
     gate, up = (final.layers[0].experts[2]._sub_layers[n] for n in ("gate", "up"))
     np.testing.assert_array_equal(gate.input_scale.numpy(), up.input_scale.numpy())
     assert len(done.linears) == 18
-    # What needs no data is quantized all the same.
+    # Configurations that need no data are still applied.
     assert len(quantized("mixture", PLAIN, batches=batches[:1])[1].linears) == 18
 
 
@@ -524,7 +524,7 @@ def test_unused_experts_are_named():
 
 
 def test_calibration_disables_dropout_and_restores_modes():
-    """Calibration is evaluation, and the network comes back in the mode it was in."""
+    """Calibration runs in evaluation mode and restores the mode of the network."""
     expected, _ = quantized("pre-norm", STATIC)
     network = build("pre-norm")
     network.train()
@@ -550,15 +550,15 @@ def test_disabled_replay_is_logged(caplog):
 
 
 def test_finished_layers_are_not_run_again():
-    """Each decoder layer runs about as often as there are batches, not as there are layers."""
+    """The number of runs of a decoder layer depends on batches, not on layers."""
     network, calls = build("llama"), []
     for number, layer in enumerate(network.layers):
         layer.self_attn.register_forward_pre_hook(lambda *_, n=number: calls.append(n))
     quantize_layer_by_layer(
         network, None, rules(network, lambda _: PLAIN if _ == "lm_head" else STATIC), sentences())
     counts = [calls.count(number) for number in range(3)]
-    # Once for the order, one batch for who reads what, all batches for statistics and for the
-    # outputs, and some runs of one batch for who else reads what the two norms give.
+    # Once for the order, one batch to find shared inputs, all batches for statistics and for the
+    # outputs, and some runs of one batch to find other consumers of the two norms.
     assert max(counts) <= 1 + 1 + 2 * 3 + 2 * 5 and counts[0] == counts[1]
 
 
@@ -602,7 +602,7 @@ def test_batch_types():
 
 
 def test_other_dtypes():
-    """(Paddle multiplies no matrices of bfloat16 on a CPU: that part goes without data.)"""
+    """Paddle has no bfloat16 matrix product on a CPU: that part runs without data."""
     paddle.seed(0)
     network = nn.Sequential(nn.LayerList([Block()]))
     network[0][0].norm = OtherName()
@@ -774,7 +774,7 @@ def test_per_token_policies():
 @pytest.mark.parametrize("scheme", ["W4 g64, round to nearest", "W4 g64, GPTQ",
                                     "W8A8 per token, SmoothQuant"])
 def test_peak_memory(scheme):
-    """The float model, one decoder layer, its activations and 15 %, in a process of its own."""
+    """Float model, one decoder layer and its activations, plus 15 %, in a new process."""
     root = ROOT
     done = subprocess.run(
         [sys.executable, str(root / "benchmarks" / "bench_memory_llm.py"), "--scheme", scheme,

@@ -1,4 +1,4 @@
-"""Going on where a killed run of the layer-by-layer driver was."""
+"""Resuming a killed run of the layer-by-layer driver."""
 
 import json
 import os
@@ -165,7 +165,7 @@ def test_invalid_folder_is_rejected(tmp_path):
 
 
 def test_resume_restores_parameters_outside_of_decoder_layers(finished):
-    """The head's norm takes a factor in the last step, which a resumed run does again."""
+    """The last step, repeated by a resumed run, folds a factor into the head's norm."""
     folders, networks = finished
     again = run(folders["llama"])
     np.testing.assert_array_equal(again.norm.weight.numpy(), networks["llama"].norm.weight.numpy())

@@ -1,4 +1,4 @@
-"""demo.text: the text, the models that read it, and how they are judged."""
+"""demo.text: text, models and evaluation."""
 
 import numpy as np
 import paddle
@@ -35,7 +35,7 @@ REFERENCES = {"gpt": lambda w, tokens: reference.gpt(w, tokens, heads=4),
 
 @pytest.fixture(params=MODELS)
 def model(request):
-    """A small model with weights of which each matters."""
+    """Return a small model in which every weight affects the output."""
     made = MODELS[request.param]()
     made.kind, rng = request.param, np.random.default_rng(7)
     for parameter in made.parameters():
@@ -162,7 +162,7 @@ def test_planted_outliers_preserve_the_output(model):
     np.testing.assert_allclose(np.sort(ratio)[:-3], 1.0, rtol=1e-3)
 
 
-# Judging
+# Evaluation
 
 def test_perplexity_is_exp_of_the_mean_cross_entropy(model):
     tokens = some_tokens(5 * CONTEXT + 7)
@@ -194,7 +194,7 @@ def test_generation_continues_beyond_the_context(model):
     prompt = some_tokens(CONTEXT + 3)
     written, _ = generate(model, prompt, 2 * CONTEXT)
     assert len(written) == 2 * CONTEXT
-    # The first is read with all of the context; the second anew, with half of it.
+    # The first uses the full context, the second a new context of half its length.
     first = model(paddle.to_tensor(prompt[None, -CONTEXT:]))[0, -1].argmax().item()
     text = np.append(prompt, first)
     second = model(paddle.to_tensor(text[None, -(CONTEXT // 2):]))[0, -1].argmax().item()
@@ -240,7 +240,7 @@ def test_trained_model_is_stored_on_disk(tmp_path, monkeypatch):
                for key, value in model.state_dict().items())
 
 
-# What quantization does to it: benchmarks/bench_text.py has the whole table, of three seeds
+# Effect of quantization; benchmarks/bench_text.py has the whole table of three seeds
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt"])

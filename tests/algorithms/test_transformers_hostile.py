@@ -1,7 +1,7 @@
-"""Transformers as nobody expects them, through both front doors: right, or an error that names it.
+"""Unusual transformers in both front ends: a correct result, or an error that names the cause.
 
-What is right: the float model to the tolerance of 8 bits, or a model that says the same in plain
-words, bit for bit. Sizes are odd, layers are shared, wrapped, patched and hooked.
+A correct result is within 8-bit tolerance of the float model, or identical to an equivalent plain
+model. Sizes are odd; layers are shared, wrapped, patched and hooked.
 """
 
 import collections
@@ -106,7 +106,7 @@ def why(net):
 
 
 class Twice(Block):
-    """Calls a layer twice, once by a plain list."""
+    """A layer called twice, once through a plain list."""
 
     def __init__(self):
         super().__init__()
@@ -139,7 +139,7 @@ class Recomputing(Net):
 
 
 class Nested(nn.Layer):
-    """A list of lists, of unequal length."""
+    """Layers in a list of lists of unequal length."""
 
     def __init__(self):
         super().__init__()
@@ -155,7 +155,7 @@ class Nested(nn.Layer):
 
 
 class Tied(Net):
-    """The embedding's weight gives the words, and two Linears have one weight."""
+    """A tied embedding, and two Linears that share a weight."""
 
     def __init__(self):
         super().__init__()
@@ -166,7 +166,7 @@ class Tied(Net):
 
 
 class Adapter(nn.Layer):
-    """A Linear with a low-rank one beside it."""
+    """A Linear with a low-rank adapter."""
 
     def __init__(self, base):
         super().__init__()
@@ -179,7 +179,7 @@ class Adapter(nn.Layer):
 
 
 class AdaptedLinear(nn.Linear):
-    """The same as a subclass, with a forward of its own."""
+    """A low-rank adapter as a subclass that overrides forward."""
 
     def __init__(self):
         super().__init__(WIDTH, 2 * WIDTH)
@@ -190,7 +190,7 @@ class AdaptedLinear(nn.Linear):
 
 
 class Weighing(nn.Layer):
-    """Attention to keys and values of other sizes, which gives its weights too."""
+    """Attention with keys and values of other sizes that also returns its weights."""
 
     def __init__(self):
         super().__init__()
@@ -223,7 +223,7 @@ def adapt(block):
 
 
 def empty(block):
-    """Columns and rows of zeros, features that are always 0, weights that are all alike."""
+    """Zero columns and rows, dead features, constant weights."""
     weight = block.up.weight.numpy()
     weight[3] = weight[:, 5] = 0.0
     weight[:, 6] = 1e-30
@@ -259,7 +259,7 @@ CASES = {
     "attention weights": (lambda: (nn.Sequential(Weighing(), Weighing()),
                                    [paddle.randn([2, 5, WIDTH]) for _ in range(2)]), 8),
     "paddle.nn.Transformer": (transformer, 32),
-    # and what must be left as it is
+    # and the layers that must stay float
     "a patched forward": (lambda: (changed(patch), data()), 3),
     "a subclass": (lambda: (changed(adapt), data()), 3),
     "weight_norm": (lambda: (changed(lambda b: nn.utils.weight_norm(b.up)), data()), 3),
@@ -307,7 +307,7 @@ def test_checkpoint_does_not_replace_a_hooked_weight(tmp_path):
     assert not integers(net)
 
 
-# What goes from one decoder layer to the next
+# Values passed between decoder layers
 
 
 @dataclass
@@ -340,7 +340,7 @@ TAKE = {Plain: lambda layer, y, x: y, GivesObject: lambda layer, y, x: y.hidden,
 
 
 class Skipping(Net):
-    """The third layer and the fourth read what the first one gave."""
+    """The third and the fourth layer use the output of the first."""
 
     def __init__(self, block):
         super().__init__(block, depth=4)
@@ -388,7 +388,7 @@ def with_mask(x):
 
 
 def scales(make):
-    """The first norm, which holds the smoothing factors that batches made by ``make`` lead to."""
+    """Return the first norm's weight, smoothed by calibration on batches of ``make``."""
     paddle.seed(0)
     net = Masked()
     return by_ptq(net, [make(x) for x in data()], True).layers[0].norm.weight.numpy()
@@ -415,7 +415,7 @@ def test_missing_batch_argument_is_named_in_a_warning(make, warned, caplog):
     assert [warned in record.getMessage() for record in caplog.records] == [True] * bool(warned)
 
 
-# Wrong order, wrong place
+# Invalid order of calls
 
 
 @pytest.mark.parametrize("batches", [0, 2], ids=["before", "after its batches"])

@@ -69,7 +69,7 @@ def reference_fake(x, threshold, spec):
     return reference_dequantize(reference_quantize(x, threshold, spec), threshold, spec)
 
 
-# --- what is drawn ---------------------------------------------------------------------------
+# --- strategies ------------------------------------------------------------------------------
 
 def floats(low, high):
     return st.floats(low, high, width=32, allow_nan=False, allow_subnormal=False)
@@ -95,7 +95,7 @@ def specs(draw, ndim=None, **fixed):
 
 @st.composite
 def cases(draw, **fixed):
-    """(x, threshold, spec): values inside, far outside, and exactly on the borders."""
+    """Draw (x, threshold, spec): values inside, far outside, and exactly on the borders."""
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=5))
     spec = draw(specs(len(shape), **fixed))
     axis = spec.channel_axis
@@ -151,7 +151,7 @@ def test_fake_quantize_matches_the_formula_for_both_gradients(case, trainable, s
     given_x = paddle.to_tensor(x, stop_gradient=not trainable)
     y = fake_quantize(given_x, tensor(threshold), spec, saturate=saturate)
     np.testing.assert_array_equal(y.numpy(), reference_fake(x, threshold, spec))
-    # It works in place inside: the caller's tensors must not feel it.
+    # Internal in-place operations must not modify the caller's tensors.
     np.testing.assert_array_equal(given_x.numpy(), x)
 
 
@@ -194,7 +194,7 @@ def test_saturating_gradient_is_zero_exactly_outside_the_range(case):
     qmin, qmax, levels = limits(spec.bits, spec.signed, spec.narrow_range)
     step = along(threshold, x, spec.channel_axis).astype(np.float64) / levels
     inside = (x >= qmin * step) & (x <= qmax * step)
-    # A value within float32's precision of an end may count as either.
+    # A value within float32 precision of a limit may count as either.
     clear = np.minimum(np.abs(x - qmin * step), np.abs(x - qmax * step)) > 2.0**-20 * (
         step * levels)
     got = given_x.grad.numpy()
@@ -305,7 +305,7 @@ def test_zero_dimensional_tensor(bits):
 
 
 def test_empty_tensor():
-    # A detector that finds nothing feeds its head an empty batch.
+    # A detector without detections passes an empty batch to its head.
     y = fake_quantize(paddle.zeros([0, 4]), paddle.to_tensor([1.0]), QuantSpec())
     assert y.shape == [0, 4]
 
@@ -355,7 +355,7 @@ def test_traced_program_straight_through_gradient(full_graph):
 # --- Paddle's own operators ------------------------------------------------------------------
 
 def paddle_round_trip(x, threshold, bits, axis):
-    """(integers, values) from the operators that an exported model consists of."""
+    """Return (integers, values) of the operators of an exported model."""
     ops = paddle._legacy_C_ops
     scale = tensor(threshold)
     zero = paddle.zeros(scale.shape)
@@ -384,7 +384,7 @@ def test_paddle_operators_are_bit_exact(bits, axis):
             fake_quantize(tensor(x), tensor(threshold), spec).numpy(), y)
 
 
-# --- PACT's clipping range, whose gradient goes through the same machinery ---------------------
+# --- PACT's clipping range ---------------------------------------------------------------------
 
 @pytest.mark.parametrize("saturate", [False, True])
 def test_frozen_idle_parameter_gets_no_gradient(saturate):
@@ -435,7 +435,7 @@ def test_pact_gradients_match_float64_reference(alpha, dtype):
 
 @pytest.mark.parametrize("alpha", [-1.5, 0.0])
 def test_negative_pact_alpha_is_used_by_magnitude(alpha):
-    """In each way that a model goes: training, evaluation, and a program of to_static."""
+    """In training, in evaluation and in a program of to_static."""
     values = tensor(np.random.RandomState(0).randn(16, 8).astype(F) * 2)
     found = []
     for start in alpha, max(abs(alpha), EPS):

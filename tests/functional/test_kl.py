@@ -6,7 +6,7 @@ added to the last; the histogram without those outliers is merged into Q groups 
 with the smallest divergence wins.
 
 Two cases that the definition leaves open are settled so: where a cut keeps fewer bins than there
-are levels, i // Q would be 0, and each bin is a group of its own (there are integers enough for
+are levels, i // Q would be 0, and each bin is a separate group (there are enough integers for
 all of them); where no cut is a candidate, the last bin that is filled up to the first cut wins.
 """
 
@@ -21,7 +21,7 @@ from paddleq.functional import kl
 
 
 def literal_divergence(hist, cut, levels):
-    """Divergence of one cut; None where the last kept bin is empty (no candidate)."""
+    """Return the divergence of one cut; None if the last kept bin is empty (no candidate)."""
     p = hist[:cut]
     if p[cut - 1] == 0:
         return None
@@ -81,7 +81,7 @@ def draw(kind, bins, seed):
         hist[:max(bins // 4, 1)] = rng.randint(1, 1000, max(bins // 4, 1))
         hist[-1] = 1.0
         return hist
-    # What streaming leaves: fractions of counts.
+    # Streaming results in fractional counts.
     return rng.exponential(1.0, bins) * np.exp(-np.arange(bins) / (bins / 8.0))
 
 

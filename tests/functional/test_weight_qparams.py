@@ -1,4 +1,4 @@
-"""The grid of a Linear's weight, and 4-bit packing, against the formulas in float64 numpy."""
+"""Quantization parameters of Linear weights, and 4-bit packing, against float64 numpy."""
 
 import numpy as np
 import paddle
@@ -55,7 +55,7 @@ def test_weight_qparams_of_any_magnitude(seed, rows, columns, size, scale, symme
     integers = grid.quantize(weight).numpy()
     assert (np.isfinite(integers) & (integers >= spec.quant_min) & (integers <= spec.quant_max)).all()
     assert np.isfinite(grid.dequantize(paddle.to_tensor(integers)).numpy()).all()
-    # What is on the grid stays where it is.
+    # Quantized values are fixed points.
     again = grid.quantize(grid.dequantize(paddle.to_tensor(integers))).numpy()
     assert (again == integers).all()
 
@@ -114,7 +114,7 @@ def test_int4_packing_round_trip(seed, rows, columns, signed, dtype):
     assert packed.dtype == paddle.uint8
     assert list(packed.shape) == [-(-rows // 2), columns]
     assert (unpack_int4(packed, rows, signed).numpy() == integers).all()
-    # The layout by its definition.
+    # Reference layout.
     expected = np.zeros([-(-rows // 2), columns], int)
     for row in range(rows):
         expected[row // 2] += (integers[row] - low) << 4 * (row % 2)
@@ -129,7 +129,7 @@ def test_packing_values_beyond_four_bits_is_an_error(dtype, signed, value):
 
 
 class Dequantizing(paddle.nn.Layer):
-    """x @ (what the integers stand for), as a deployable layer computes it."""
+    """Compute x @ dequantized weight as a deployable layer does."""
 
     def __init__(self, grid, packed, rows):
         super().__init__()

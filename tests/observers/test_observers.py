@@ -1,4 +1,4 @@
-"""Each observer against numpy in float64, and what all of them can do."""
+"""Each observer against float64 numpy, and the interface that all share."""
 
 import copy
 import math
@@ -31,7 +31,7 @@ from paddleq.observers import (
 ONLINE = [AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, MinMaxObserver,
           MovingAverageAbsMaxObserver, RangeAbsMaxObserver]
 HISTOGRAMS = [HistogramObserver, KLObserver, MSEObserver]
-# The observers that came with FakeQuantize's own arguments.
+# The observers that support all arguments of FakeQuantize.
 IN_TEST_FAKE_QUANTIZE = {
     "CurrentMinMaxObserver", "FixedScaleObserver", "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver", "PerChannelMinMaxObserver"}
@@ -153,7 +153,7 @@ def test_precomputed_maximum_gives_the_same_result(cls):
 
 @pytest.mark.parametrize("cls", [AbsMaxObserver, MinMaxObserver, HistogramObserver])
 def test_maximum_of_an_idle_clip_does_not_change_the_result(cls):
-    """PACT hands on the maximum that it found; whoever needs all of x looks at all of x."""
+    """PACT passes the maximum on; observers that need all of x still use all of x."""
     quantizers = [FakeQuantize(make(cls)) for _ in range(2)]
     pact = PACT(init=1000.0)
     for batch in stream(3):
@@ -173,7 +173,7 @@ def test_maximum_of_an_idle_clip_does_not_change_the_result(cls):
 @EVERY
 def test_zeros_give_the_smallest_threshold(cls):
     observer = watch(make(cls), [np.zeros((3, 4), "float32")] * 300)
-    # 300 steps, because a moving average starts at 1 and forgets it by 0.9 a step.
+    # 300 steps: a moving average starts at 1 and decays by 0.9 per step.
     assert observer.threshold().item() == pytest.approx(EPS, rel=1e-5)
 
 
@@ -350,7 +350,7 @@ def test_merging_other_sizes_is_an_error(mine, other):
 # --- histograms ------------------------------------------------------------------------------
 
 class LiteralHistogram:
-    """The reference's streaming histogram with every part of a bin laid out in memory."""
+    """The reference's streaming histogram with all sub-bins stored."""
 
     def __init__(self, bins, upsample_bins):
         self.bins, self.upsample, self.top, self.hist = bins, upsample_bins, 0.0, None
@@ -423,7 +423,7 @@ def test_percentile_threshold_is_the_first_bin_reaching_the_share(percent):
 
 
 def test_percentile_threshold_is_never_below_half_a_bin():
-    """The reference answers minus half a bin where everything lies in the first."""
+    """The reference returns minus half a bin if all counts are in the first."""
     observer = HistogramObserver(bins=10, hist_percent=0.5)
     watch(observer, [np.array([0.0] * 99 + [1.0], "float32")])
     assert observer.threshold().item() == pytest.approx(0.05)
@@ -447,7 +447,7 @@ def test_mse_threshold_minimizes_the_error():
 
 @pytest.mark.parametrize("cls", HISTOGRAMS)
 def test_memory_does_not_grow_with_the_range(cls):
-    """The reference would ask for bins * 1e5 * 64 numbers: 26 GB."""
+    """The reference would allocate bins * 1e5 * 64 numbers: 26 GB."""
     observer = watch(cls(bins=1024, upsample_bins=64), [np.full([4, 4], 1e-3, "float32")])
     size = {name: buffer.size for name, buffer in observer.named_buffers()}
     tracemalloc.start()

@@ -1,5 +1,5 @@
-"""quantize(model, config) and convert(model): what they do to a trained decoder, for each valid
-combination against float64 formulas. The configuration has tests of its own: test_amct_config."""
+"""quantize(model, config) and convert(model) of a trained decoder, for each valid combination
+against float64 formulas. test_amct_config tests the configuration."""
 
 import copy
 import gc
@@ -44,7 +44,7 @@ TENSOR, TOKEN = weights(strategy="tensor"), weights(strategy="token")
 
 
 def observed(given, model=None, count=2):
-    """A model that was quantized and ran on ``count`` batches."""
+    """Return a quantized model after ``count`` calibration batches."""
     model = decoder() if model is None else model
     assert paddleq.amct.quantize(model, given) is None
     for batch in batches(count):
@@ -119,7 +119,7 @@ def name_of(given):
 
 
 def without_stem(given):
-    """(the stem has 8 inputs only: too few for groups)"""
+    """The stem has 8 inputs only: too few for groups."""
     return {**given, "skip_layers": "stem"} if "group_size" in given["quant_cfg"][
         "weights"] else given
 
@@ -144,7 +144,7 @@ def test_quantized_model_matches_float64_reference(given):
         if not scheme.exact:
             # A value in the middle of two, and all that follows from it goes another way.
             continue
-        # What lies in the middle of two integers goes one way in float32, the other in float64:
+        # Values on rounding borders may be rounded differently in float32 and float64:
         # few weights, by one step; few inputs, whose token's row moves. Nothing else differs.
         assert (~np.isclose(held, scheme.held[0], 1e-4, 1e-7)).sum() <= 3, name
         expected = scheme.activation(x_of.astype("float64")) @ held + bias
@@ -174,7 +174,7 @@ def test_skip_layers_matches_parts_of_names():
     model = converted(config(skip_layers=["attention", "head"]))
     assert sorted(linears(model)) == sorted(
         ["stem", *(f"layers.{i}.{name}" for i in range(2) for name in ("up", "down"))])
-    # By letters, the str would skip every layer.
+    # Iterated by letter, the str would skip every layer.
     assert len(linears(converted(config(skip_layers="layers.0.attention")))) == LINEARS - 4
 
 
@@ -259,7 +259,7 @@ def test_model_is_float_during_calibration_and_quantized_afterwards(count):
     simulated = model(x[-1]).numpy()
     assert not np.allclose(simulated, plain_model(x[-1]).numpy(), atol=1e-4)
     assert "A8-per_tensor" in repr(model.head)
-    model(10.0 * x[0])  # observes no more
+    model(10.0 * x[0])  # observes no longer
     assert paddleq.amct.convert(model) is None
     np.testing.assert_array_equal(model(x[-1]).numpy(), simulated)
     assert not linears(model, nn.Linear) and len(linears(model)) == LINEARS
@@ -277,12 +277,12 @@ def test_calibration_error_reports_the_number_of_batches():
     assert len(linears(model)) == LINEARS
 
 
-# An expert to which no token goes; Paddle 2.6's Linear refuses.
+# An expert without tokens; Paddle 2.6's Linear raises.
 TAKES_EMPTY = not paddle.__version__.startswith("2.")
 
 
 class Branches(nn.Layer):
-    """One layer that every batch meets twice, one that some do, one that none does."""
+    """One layer that every batch calls twice, one that some call, one that none calls."""
 
     def __init__(self):
         super().__init__()
@@ -298,7 +298,7 @@ class Branches(nn.Layer):
 
 
 def saw(model):
-    """Return layer -> number of batches, from the error of convert()."""
+    """Map layers to numbers of batches, read from the error of convert()."""
     with pytest.raises(CalibrationError) as found:
         paddleq.amct.convert(model)
     listed = str(found.value).split("fewer: ")[1].split(";")[0]

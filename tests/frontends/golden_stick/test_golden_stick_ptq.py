@@ -1,6 +1,5 @@
 """PTQ: every valid combination against float64 formulas, policies, deployment in another process,
-and each error of its specification. Configurations have tests of their own:
-test_golden_stick_ptq_config."""
+and each error of its specification. test_golden_stick_ptq_config tests configurations."""
 
 import itertools
 import json
@@ -64,7 +63,7 @@ IN_A_LAYER = ["attention.q", "attention.k", "attention.v", "attention.out", "up"
 
 
 def raises(error, *parts):
-    """Expect an error of the library that is also the built-in one and names ``parts``."""
+    """Expect an error of the library that derives from the built-in one and names ``parts``."""
     builtin = {ConfigTypeError: TypeError, StateError: RuntimeError,
                CalibrationError: RuntimeError}.get(error, ValueError)
     assert issubclass(error, PaddleqError) and issubclass(error, builtin)
@@ -77,14 +76,14 @@ def applied(config=None, layer_policies=None, network=None, count=2, **how):
 
 
 def table(network):
-    """layer_name -> quant_type, as summary() has it."""
+    """Map layer_name to quant_type, from summary()."""
     lines = PTQ().summary(network).splitlines()
     assert [cell.strip() for cell in lines[0].split("|")] == ["layer_name", "quant_type"]
     return dict([cell.strip() for cell in line.split("|")] for line in lines[2:])
 
 
 def quantized(network):
-    """layer_name -> quant_type of the quantized layers."""
+    """Map layer_name to quant_type of the quantized layers."""
     return {name: kind for name, kind in table(network).items() if kind != "NA"}
 
 
@@ -92,8 +91,8 @@ def quantized(network):
 
 
 class Reference:
-    """The quantized decoder in float64: decoder layer by decoder layer, on what the ones before
-    give when they are quantized."""
+    """The quantized decoder in float64: each layer is calibrated on outputs of the preceding
+    quantized layers."""
 
     def __init__(self, model, config, data):
         self.state, self.config = arrays(model), config
@@ -202,7 +201,7 @@ def test_quantized_network_matches_float64_reference(config):
     found, expected = PTQ(config).convert(network)(x).numpy(), reference(x)
     error, right = (np.linalg.norm(each - exact) for each in (found, expected))
     assert right > 1e-4 * np.linalg.norm(exact)  # quantized at all
-    # What lies in the middle of two integers goes one way in float32, the other in float64, and
+    # Values on rounding borders are rounded differently in float32 and float64, and so are
     # other values after it: the errors are as large, where they are not the same.
     assert abs(error - right) <= 0.25 * right
     policy = layer_config(config)
@@ -227,7 +226,7 @@ def test_layers_are_calibrated_on_outputs_of_quantized_layers():
 
 
 def mean_error(config, scale=30.0):
-    """Of the outputs, on held-out images, of a network with an outlier that changes nothing."""
+    """Output error on held-out images of a network with a function-preserving outlier."""
     model = decoder()
     exact = [model(x).numpy() for x in batches(4, held_out=True)]
     for layer in model.layers:
@@ -432,7 +431,7 @@ def test_deploy_in_another_process_gives_identical_logits(tmp_path, capsys):
 
 
 def saved(tmp_path, config=None):
-    """(prefix, network) of a checkpoint of a quantized network."""
+    """Return (prefix, network) of a checkpoint of a quantized network."""
     network = applied(config)
     paddleq.save_checkpoint(network, tmp_path / "net")
     return str(tmp_path / "net"), network
@@ -701,8 +700,7 @@ def test_convert_model_error_not_applied():
         PTQ().convert(decoder())
 
 
-# What is rounded while the model runs may lie in the middle of two integers, and be a step apart
-# where sums come in another order.
+# Values on rounding borders may differ by a step if the summation order changes.
 @pytest.mark.parametrize("config, tolerance", [({}, 1e-5), (W8A8, 2e-3), (W4, 1e-5), (KV, 2e-3)],
                          ids=["W8", "W8A8", "W4", "C8"])
 def test_converted_network_exports_identically(config, tolerance, tmp_path):

@@ -1,6 +1,5 @@
-"""SimulatedQuantizationAwareTraining: a row for each sentence of its specification, and what it
-must show besides. Its parts have tests of their own: test_folding, test_blocks, test_delayed and
-test_checkpoint."""
+"""SimulatedQuantizationAwareTraining: a row for each sentence of its specification, and further
+behaviour. test_folding, test_blocks, test_delayed and test_checkpoint test its parts."""
 
 import copy
 import os
@@ -41,7 +40,7 @@ MODES = {
 
 
 class Net(nn.Layer):
-    """Every pattern of fusion but Dense + BN."""
+    """Every fusion pattern except Dense + BN."""
 
     def __init__(self):
         super().__init__()
@@ -77,7 +76,7 @@ def trained(steps=3, net=None, **config):
 
 
 def raises(error, *parts):
-    """That an error of the project is raised, which is also the built-in one, and names parts."""
+    """Expect an error of the library that derives from the built-in one and names ``parts``."""
     builtin = TypeError if error is ConfigTypeError else ValueError
     assert issubclass(error, (PaddleqError,)) and issubclass(error, builtin)
     return pytest.raises(error, match="(?s)" + ".*".join(parts))
@@ -194,7 +193,7 @@ def test_freeze_bn_reaches_the_folding():
 
 
 def fake_quantized(x, symmetric, narrow):
-    """(x after a trip through integers, lowest, highest value), in float64 from the formulas."""
+    """Return (fake-quantized x, lowest, highest value) in float64 from the formulas."""
     low, high = min(x.min(), 0.0), max(x.max(), 0.0)
     if symmetric:
         high = max(-low, high)
@@ -203,7 +202,7 @@ def fake_quantized(x, symmetric, narrow):
     if low == high:
         return np.zeros_like(x), (0.0, 255.0 - qmin)
     step = (high - low) / (qmax - qmin)
-    # Of a symmetric range it is the middle, 127.5 or 128, which float64 may miss by a bit.
+    # For a symmetric range the middle, 127.5 or 128, up to float64 rounding.
     zero = (qmin + qmax) / 2 if symmetric else np.clip(qmin - low / step, qmin, qmax)
     zero = np.round(zero)
     nudged = (qmin - zero) * step, (qmax - zero) * step
@@ -246,7 +245,7 @@ def test_range_formulas(part, tensor, symmetric, narrow):
         exact = values[channel].astype("float64")
         expected, (low, high) = fake_quantized(exact, symmetric, narrow)
         found, step = y.numpy()[channel], (high - low) / (255 - narrow)
-        # Where float32 rounds another way than float64 at half a step, it is one step off.
+        # At half a step float32 may round differently from float64, by one step.
         error = np.abs(found - expected)
         assert ((error <= 1e-5 * step * 255) | (np.abs(error - step) <= 1e-3 * step)).all()
         assert (error > 0.5 * step).mean() <= 0.12
@@ -588,7 +587,7 @@ def test_convert_returns_a_copy_with_standard_layers(mode):
     assert not converted.training
     for name, value in net.state_dict().items():
         assert np.array_equal(value.numpy(), before[name]), name
-    net(images()).sum().backward()  # and it trains on
+    net(images()).sum().backward()  # it can still be trained
 
 
 def test_converted_statistics_are_not_updated():
@@ -637,7 +636,7 @@ def test_resumed_training_is_identical(mode, inputs, digits, tmp_path):
         net = SimQAT(config).apply(Net(), batches[0][0] if inputs else None)
         return net, paddle.optimizer.Adam(1e-2, parameters=net.parameters())
 
-    # Each guard makes the names of a new process, under which optimizers save their state.
+    # Each guard restarts parameter names, which optimizers save, as in a new process.
     with paddle.utils.unique_name.guard():
         net, optimizer = start()
         run(net, optimizer, batches[:4])

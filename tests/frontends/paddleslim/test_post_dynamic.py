@@ -19,7 +19,7 @@ ALL = ["conv2d", "depthwise_conv2d", "conv2d_transpose", "mul", "lookup_table_v2
 
 
 class Mixed(nn.Layer):
-    """Every kind of weight, one of them with a channel of zeros."""
+    """Every type of weight, one with a channel of zeros."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ def test_saved_model_and_live_layer_agree(saved, bits, kind):
     stored = Program.load(path + ".pdmodel", path + ".pdiparams").arrays
     weights = [value for value in stored.values() if value.dtype.name == f"int{bits}"]
     assert len(weights) == 6
-    # The numbers themselves, by the definition, in float64.
+    # The values against the definition in float64.
     name = net.fc.weight.name
     weight = net.fc.weight.numpy().astype(np.float64)
     top = np.abs(weight).max(axis=0 if kind != "abs_max" else None, keepdims=True)

@@ -1,4 +1,4 @@
-"""quant_post_static: saved programs, calibrated and quantized without their classes."""
+"""quant_post_static: saved programs, calibrated and quantized without Python classes."""
 
 import os
 
@@ -25,7 +25,7 @@ from paddleq.graph.fold_batch_norm import fuse
 
 
 class Norms(nn.Layer):
-    """Every way in which a norm may follow a weight, and two in which it must stay."""
+    """Every position in which a norm is folded, and two in which it is kept."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +60,7 @@ def live_statistics(net):
 
 @pytest.fixture
 def saved(digits, tmp_path):
-    """(net, folder it is saved in, folder to write to, calibration batches, test images)."""
+    """Return (net, source folder, target folder, calibration batches, test images)."""
     images = digits.test[0]
     batches = digits.batches(64, 4)
     net = warmed(SmallNet(), batches[0])
@@ -93,7 +93,7 @@ def test_norms_are_folded_where_valid(tmp_path):
     ("hist", "HistQuantizer", {"hist_percent": 0.999})])
 @pytest.mark.parametrize("weights", ["channel_wise_abs_max", "abs_max"])
 def test_saved_program_equals_ptq_simulation(saved, algo, name, options, weights):
-    """The live model calibrated on the same batches, through a wholly other path."""
+    """Compare with the live model, calibrated on the same batches."""
     net, folder, out, batches, images = saved
     ptq = paddleq.PTQ(name, {"abs_max": "AbsmaxQuantizer"}.get(
         weights, "PerChannelAbsmaxQuantizer"), **options)
@@ -104,7 +104,7 @@ def test_saved_program_equals_ptq_simulation(saved, algo, name, options, weights
         folder, out, batches, algo=algo, weight_quantize_type=weights, **options)
     assert len(written) == 4
     found = paddle_inference(f"{out}/model", [images])[0]
-    # Folding in float64 here and in float32 there moves single values across a border.
+    # Folding in float64 and in float32 moves single values across a rounding border.
     assert relative_error(found, expected) < 5e-3
     assert relative_error(found, net(paddle.to_tensor(images)).numpy()) > 1e-3
     assert relative_error(openvino(f"{out}/model", [images])[0], found) < 1e-2
@@ -148,7 +148,7 @@ def test_skipped_layers_stay_float(saved):
 
 
 class Two(nn.Layer):
-    """Two inputs, a weight that is used twice, a Conv1D, a feed that goes straight to a weight."""
+    """Two inputs, a shared weight, a Conv1D, a feed that is the input of a weighted layer."""
 
     def __init__(self):
         super().__init__()
@@ -223,7 +223,7 @@ def test_sensitivity_finds_the_sensitive_operator(saved):
     assert found.worst() == [net.conv3.weight.name] and len(found) == 4
     others = [row.sqnr for row in found.ranking()[1:]]
     assert found.ranking()[0].sqnr < min(others) - 6
-    # A loader that can be gone through only once will do.
+    # An iterator that can be used only once is accepted.
     again = sensitivity_post_static(folder, iter(batches))
     assert [row.sqnr for row in again] == [row.sqnr for row in found]
 

@@ -1,7 +1,7 @@
-"""The same numbers as the classes that ship in Paddle itself, on the same batches.
+"""Equality with the quantization classes of Paddle on the same batches.
 
-``paddle.quantization.imperative`` and ``paddle.nn.quant.quant_layers`` are what PaddleSlim's
-``PTQ`` and ``QAT`` call. They are the same code in Paddle 2.6 and 3.x, so these tests run on
+PaddleSlim uses ``paddle.quantization.imperative`` and ``paddle.nn.quant.quant_layers`` in its
+``PTQ`` and ``QAT``. They are the same code in Paddle 2.6 and 3.x, so these tests run on
 each; 2.6.2 is the version that the numbers are promised for.
 
 Where KL's bin is not the reference's, its divergence, computed by the reference's own functions
@@ -80,7 +80,7 @@ def reference_threshold(quantizer):
     try:
         quantizer.cal_thresholds()
     except TypeError as error:
-        # From numpy 2.4 on the reference's HistQuantizer cannot do its last line, which takes a
+        # Since numpy 2.4 the last line of the reference's HistQuantizer fails, which takes a
         # one-element array for a float. This is that line, on its own histogram.
         assert "0-dimensional" in str(error)
         hist, top = quantizer.hists[0], quantizer.abs_max_vals[0]
@@ -91,7 +91,7 @@ def reference_threshold(quantizer):
 
 
 def fed(theirs, ours, batches):
-    """Both after the same batches."""
+    """Run both on the same batches."""
     observer = ours.activation().observer(ours.activation().spec, None)
     for batch in batches:
         x = paddle.to_tensor(batch.astype("float32"))
@@ -190,7 +190,7 @@ def test_kl_threshold(stream, seed, options):
 
 @pytest.mark.parametrize("name", ["AbsmaxQuantizer", "HistQuantizer", "KLQuantizer"])
 def test_all_zero_input(name):
-    """The reference answers 0, which divides by zero later; here it is the smallest threshold."""
+    """The reference returns 0, a division by zero later; ours is the smallest threshold."""
     theirs, ours = fed(getattr(reference, name)(), globals()[name](), [np.zeros((2, 5))] * 2)
     assert reference_threshold(theirs) == 0.0
     assert ours.threshold().item() == np.float32(EPS)
@@ -223,8 +223,8 @@ def test_moving_average_after_20_steps(stream, rate):
         expected, got = theirs(x).numpy(), ours(x).numpy()
         scale = theirs._scale.item()
         assert ours.threshold.item() == pytest.approx(scale, rel=1e-6), step
-        # The reference rounds ties away from zero and clips to -127 while it trains; ours does
-        # what the exported operator does. Elsewhere the values are the same.
+        # The reference rounds ties away from zero and clips to -127 in training; ours matches
+        # the exported operator. Elsewhere the values are equal.
         steps = x.numpy().astype(np.float64) / scale * 127.0
         tie = np.abs(np.abs(steps - np.floor(steps)) - 0.5) < 1e-3
         same = ~tie & (steps > -127.4)
@@ -285,7 +285,7 @@ def watching(quantizer):
 
 
 def test_qat_of_a_model_on_digits(digits):
-    """Every layer's moving average, fed with what really reaches that layer in 20 steps."""
+    """Every layer's moving average over its actual inputs of 20 steps."""
     model = QAT().quantize(small_cnn())
     pairs = []
     for i in (0, 3, 6):
@@ -318,7 +318,7 @@ CLIPPING = 2.0
 
 
 class ClippingPACT(OcrPACT):
-    """With an alpha that clips, and that moves slowly."""
+    """PACT with an alpha that clips and has a small learning rate."""
 
     def __init__(self):
         super().__init__()
@@ -356,10 +356,10 @@ def test_training_step_matches_loss_and_gradients_of_paddle(digits, bits, pact):
             losses.append(paddle.nn.functional.cross_entropy(
                 model(paddle.to_tensor(images[take])), paddle.to_tensor(labels[take])))
             losses[-1].backward()
-        # Ties, and what the last place decides: a value in a hundred thousand is a step off.
+        # Ties and last-place rounding: one value in a hundred thousand differs by a step.
         assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-3), step
         for mine, other in pairs:
-            if mine.trainable:  # (0 is alpha's gradient where nothing is clipped)
+            if mine.trainable:  # alpha's gradient is 0 where nothing is clipped
                 off = np.linalg.norm(mine.grad.numpy() - other.grad.numpy())
                 assert off <= 2e-2 * np.linalg.norm(other.grad.numpy()), step
         optimizer.step()
@@ -374,7 +374,7 @@ def test_training_step_matches_loss_and_gradients_of_paddle(digits, bits, pact):
 
 
 def test_one_bit_differs_from_the_reference_by_design():
-    """The reference has 2**0 - 1 = 0 levels for one bit, and NaN; here it is the mean magnitude."""
+    """The reference has 2**0 - 1 = 0 levels for one bit, hence NaN; ours uses mean magnitudes."""
     observer = AbsMaxObserver(QuantSpec(1))
     observer.update(paddle.to_tensor([1.0, -3.0]))
     assert observer.threshold().item() == 2.0

@@ -131,7 +131,7 @@ def test_defect_06_fusion_happens_and_pairs_by_data():
     quanter.quantize(net, inputs=x)
     assert not [n for n, _ in net.named_parameters() if n.startswith("bn")]
     train_steps(net, x, lr=0.0)
-    # Sixteen bits and a learning rate of 0: what is left is the fusion, which is exact.
+    # With sixteen bits and a learning rate of 0 only the fusion remains, which is exact.
     assert relative_error(net(x).numpy(), expected) < 1e-3
     ptq = paddleq.PTQ("AbsmaxQuantizer")
     fused = ptq.quantize(warmed(Crossed(), x), fuse=True, inputs=x)

@@ -1,4 +1,4 @@
-"""A quantized model trains, copies, saves and traces as the float one does."""
+"""Training, copying, saving and tracing of quantized models."""
 
 import copy
 import logging
@@ -41,7 +41,7 @@ def test_uninitialized_quantizer_is_identity():
     float_net, x = SmallNet(), paddle.rand([2, 1, 8, 8])
     float_net.eval()
     net = copy.deepcopy(float_net)
-    # 16-bit weights, so that what is left is the activations, which nothing was seen of.
+    # 16-bit weights: only the activations, which have no statistics, could change the output.
     paddleq.QAT({"weight_bits": 16}).quantize(net)
     net.eval()
     assert relative_error(net(x).numpy(), float_net(x).numpy()) < 1e-3
@@ -121,7 +121,7 @@ def test_resumed_training_is_identical(config, tmp_path):
         paddle.save(net.state_dict(), path + ".pdparams")
         paddle.save(optimizer.state_dict(), path + ".pdopt")
         train_steps(net, x, steps=3, optimizer=optimizer)
-    with paddle.utils.unique_name.guard():  # names counted from 0, as in a new process
+    with paddle.utils.unique_name.guard():  # parameter names restart at 0, as in a new process
         again = quantized(config, seed=1)
         other = paddle.optimizer.Momentum(1e-3, parameters=again.parameters())
         again.set_state_dict(paddle.load(path + ".pdparams"))
@@ -182,7 +182,7 @@ KINDS = {
 @pytest.mark.parametrize("bits", [3, 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_pact_training_and_evaluation_use_equal_levels(kind, bits):
-    """alpha moves ahead of an observer that remembers wider ranges."""
+    """alpha decreases while the observer still has wider ranges."""
     arguments = copy.deepcopy(KINDS[kind])
     if "config" in arguments:
         arguments["config"]["activation_bits"] = bits
@@ -198,7 +198,7 @@ def test_pact_training_and_evaluation_use_equal_levels(kind, bits):
         net.eval()
         np.testing.assert_allclose(net(x).numpy(), trained, rtol=1e-5, atol=1e-6)
     assert kind == "largest" or threshold > 1.0
-    # A traced program observes this batch once more, which moves an average.
+    # A traced program observes this batch again, which changes a moving average.
     if kind != "moving average":
         np.testing.assert_allclose(traced(x).numpy(), trained, rtol=1e-5, atol=1e-6)
 
@@ -291,7 +291,7 @@ def test_ptq_accuracy_on_digits(digits, tmp_path):
             ptq.save_quantized_model(model, path)
             images = digits.test[0]
             assert relative_error(paddle_inference(path, [images])[0], simulated) < 1e-6
-            # A trained net: what OpenVINO rounds the other way stays small, in its int8 mode too.
+            # In a trained net, values that OpenVINO rounds differently have a small effect.
             for as_is in (True, False):
                 assert relative_error(openvino(path, [images], as_is)[0], simulated) < 1e-2
 
