@@ -22,7 +22,6 @@ import numpy as np
 _MAX_WEIGHT = 64  # |weight| up to which a pair of products with activations of 8 bits fits int16
 _X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 _FLAGS = ("avx512_vnni", "avx_vnni")
-_ONNX_WEIGHTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 @functools.lru_cache(maxsize=None)
@@ -52,54 +51,6 @@ def can_saturate(weight: np.ndarray) -> bool:
     """Return True if pairs of products with ``weight`` (integers) may exceed 16 bits."""
     return bool(weight.size) and (int(weight.max()) > _MAX_WEIGHT
                                   or int(weight.min()) < -_MAX_WEIGHT)
-
-
-def saturating_onnx_layers(model) -> List[str]:
-    """Return names of the layers that int8 kernels of oneDNN may compute wrongly.
-
-    Args:
-        model: an ``onnx.ModelProto`` with QuantizeLinear and DequantizeLinear.
-    """
-    from ..export.onnx.graph import OnnxGraph
-
-    graph = OnnxGraph(model)
-    makers, found = graph.producers(), []
-    if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
-        return []  # activations are float, and so are the kernels
-    for node in graph.nodes:
-        if node.op_type not in _ONNX_WEIGHTS:
-            continue
-        data, weight = (_dequantize_node(makers, name) for name in node.input[:2])
-        if weight is None:
-            continue
-        integers = graph.constants.get(weight.input[0])
-        if integers is None:
-            if data is not None:
-                found.append(node.input[1])  # a product of two activations
-            continue
-        zero = graph.constants.get(weight.input[2]) if len(weight.input) > 2 else None
-        if can_saturate(integers.astype(np.int32) - _zero_point_of(zero, integers)):
-            found.append(weight.input[0])
-    return found
-
-
-def _dequantize_node(makers, name):
-    """Return the DequantizeLinear of a tensor, through transposes and reshapes, or None."""
-    node = makers.get(name)
-    while node is not None and node.op_type in ("Transpose", "Reshape", "Unsqueeze", "Squeeze"):
-        node = makers.get(node.input[0])
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
-
-
-def _zero_point_of(zero, integers):
-    """Return the zero point of a weight; of several, the one for which the range is largest."""
-    if zero is None or not zero.any():
-        return 0
-    zero = zero.astype(np.int32).reshape(-1)
-    if zero.size == 1 or (zero == zero[0]).all():
-        return zero[0]
-    ends = np.int32([integers.max(), integers.min()])
-    return max(zero, key=lambda each: np.abs(ends - each).max())
 
 
 def explain(title: str, layers: List[str]) -> str:

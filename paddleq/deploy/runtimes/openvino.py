@@ -1,15 +1,17 @@
 """OpenVINO."""
 
-import importlib.util
-
 import numpy as np
 
 from ..model_file import TensorInfo
-from ..saturation import explain, has_vnni, saturating_onnx_layers
+from ..saturation import can_saturate, explain, has_vnni
 from .base import Runtime, Session, convert_errors, register_runtime
 
 _GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _LOW_PRECISION = "LP_TRANSFORMS_MODE"
+_LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData",
+           "GroupConvolutionBackpropData", "MatMul")
+# Operators between the integers of a tensor and the layer that takes it.
+_DEQUANTIZING = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
 
 
 @register_runtime("openvino")
@@ -36,7 +38,9 @@ class OpenVino(Runtime):
             settings["EXECUTION_MODE_HINT"] = "ACCURACY"
         file.check()
         core = ov.Core()
-        layers = [] if has_vnni() else _saturating_layers(file)
+        with convert_errors(self.title, file):
+            model = core.read_model(file.path)
+        layers = [] if has_vnni() else saturating_layers(model)
         if layers:
             # Float kernels with the quantization of the file, bit for bit.
             settings[_LOW_PRECISION] = "NO"
@@ -47,7 +51,6 @@ class OpenVino(Runtime):
         settings = {name: value for name, value in settings.items()
                     if name in supported or name == _LOW_PRECISION}
         with convert_errors(self.title, file):
-            model = core.read_model(file.path)
             return _Session(core.compile_model(model, "CPU", settings), file,
                             explain(self.title, layers))
 
@@ -69,12 +72,54 @@ class _Session(Session):
         return _Session(self._compiled, self._file, self.fallback)
 
 
-def _saturating_layers(file):
-    if file.kind != ".onnx":
-        return []  # layers of a .pdmodel have no int8 kernels with int8 inputs
-    if importlib.util.find_spec("onnx") is None:
-        return ["unknown without the package onnx"]
-    return saturating_onnx_layers(file.onnx_model())
+def saturating_layers(model):
+    """Return names of the weights with which int8 kernels may saturate.
+
+    Layers have int8 kernels where OpenVINO reads quantized activations as FakeQuantize: in
+    ``.onnx``, and until 2025.3 also in ``.pdmodel``.
+
+    Args:
+        model: an ``openvino.Model`` as ``read_model`` returns it.
+    """
+    nodes, found = model.get_ops(), []
+    if not any(node.get_type_name() == "FakeQuantize" for node in nodes):
+        return []
+    for node in nodes:
+        if node.get_type_name() not in _LAYERS:
+            continue
+        (data, _), (weight, subtract) = _source(node, 0), _source(node, 1)
+        if weight.get_type_name() == "Constant":
+            saturates = weight.get_element_type().get_type_name() in ("i8", "u8") and can_saturate(
+                _without_zero_point(weight, subtract))
+        else:  # a product of two activations
+            saturates = weight.get_type_name() == data.get_type_name() == "FakeQuantize"
+        if saturates:
+            found.append(weight.get_friendly_name())
+    return found
+
+
+def _source(node, index):
+    """Return the node before dequantization of an input, and the one that subtracts a zero point.
+
+    The latter is None where nothing is subtracted.
+    """
+    subtract = None
+    while True:
+        node = node.input_value(index).get_node()
+        if node.get_type_name() not in _DEQUANTIZING:
+            return node, subtract
+        if node.get_type_name() == "Subtract":
+            subtract = node
+        index = 0
+
+
+def _without_zero_point(weight, subtract):
+    values = weight.data.astype(np.int32)
+    if subtract is None:
+        return values
+    zero, _ = _source(subtract, 1)
+    return (values.reshape(subtract.get_input_shape(0))
+            - zero.data.reshape(subtract.get_input_shape(1)))
 
 
 def _name(port):
