@@ -1,4 +1,4 @@
-"""A fake-quantizer that lets training settle before it quantizes."""
+"""Fake quantizer that starts after a number of training steps."""
 
 import paddle
 
@@ -9,20 +9,20 @@ from .fake_quantize import FakeQuantize, State
 
 @skip_bytecode_translation
 class DelayedFakeQuantize(FakeQuantize):
-    """A :class:`~paddleq.FakeQuantize` that quantizes after ``delay`` training steps only.
+    """:class:`~paddleq.FakeQuantize` that quantizes after ``delay`` training steps only.
 
-    Until then it hands its input on while training, and its observer learns. Evaluation always
-    quantizes and never counts. A step is a forward pass through this quantizer while training.
+    Before that, it returns its input unchanged in training, and the observer collects statistics.
+    Evaluation always quantizes. A step is a forward pass of this quantizer in training.
 
     Args:
         delay: number of steps. Default 0.
         *args, **kwargs: as for :class:`~paddleq.FakeQuantize`.
 
     Attributes:
-        step: buffer, int64 [1]: training steps so far.
+        step: buffer, int64 [1]: number of training steps.
 
     Raises:
-        ConfigError, ConfigTypeError: ``delay`` is no int of at least 0.
+        ConfigError, ConfigTypeError: ``delay`` is not an int of at least 0.
 
     Examples:
         >>> import paddle
@@ -39,13 +39,13 @@ class DelayedFakeQuantize(FakeQuantize):
         self.delay = check_int("delay", delay, 0)
         self.register_buffer("step", paddle.zeros([1], dtype="int64"))
 
-    def takes(self, clipping):
-        """Never while there is a delay: what quantizes nothing clips nothing."""
-        return not self.delay and super().takes(clipping)
+    def can_clip(self, clipping):
+        """Return False with a delay, during which clipping must be applied separately."""
+        return not self.delay and super().can_clip(clipping)
 
     @paddle.jit.not_to_static
     def forward(self, x, *args, **kwargs):
-        """``x``, quantized once it is time."""
+        """Quantize and dequantize ``x`` after the delay."""
         if not (self.training and self.state is State.QAT):
             return super().forward(x, *args, **kwargs)
         before = self.step + 0

@@ -1,4 +1,4 @@
-"""The one fake-quantizer of the library: an observer, a scale and three states."""
+"""Fake quantizer with an observer, a scale and three states."""
 
 import enum
 import inspect
@@ -19,7 +19,7 @@ from ..spec import HALF_EVEN, spec_from_qscheme
 
 
 class State(enum.Enum):
-    """What a fake-quantizer does in a forward pass.
+    """State of a fake quantizer.
 
     Examples:
         >>> from paddleq import State
@@ -27,61 +27,60 @@ class State(enum.Enum):
         ['qat', 'calibration', 'validation']
     """
 
-    QAT = "qat"  # observe while training, quantize always
-    CALIBRATION = "calibration"  # observe always, hand the tensor on unchanged
-    VALIDATION = "validation"  # quantize with what is stored
+    QAT = "qat"  # observe in training, always quantize
+    CALIBRATION = "calibration"  # observe, return the input unchanged
+    VALIDATION = "validation"  # quantize with the stored scale
 
     @classmethod
     def of(cls, state):
-        """The state of that name, or ``state`` itself if it is one."""
+        """Return the state of that name, or ``state`` itself if it is a State."""
         if isinstance(state, cls):
             return state
         return cls(check_choice("state", state, [each.value for each in cls]))
 
 
 DEFAULT_SATURATE = True
-"""What ``saturate=None`` means."""
+"""Value of ``saturate=None``."""
 
 SPEC_ARGUMENTS = ("dtype", "qscheme", "quant_min", "quant_max", "ch_axis", "rounding")
 
 
 @skip_bytecode_translation
 class FakeQuantize(nn.Layer, WithArgs):
-    """Quantizes and dequantizes a tensor, with a step that an observer finds.
+    """Quantize and dequantize a tensor with the scale that an observer computes.
 
     The result is (clip(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale.
 
     Args:
-        observer: what finds the range: a class of :mod:`paddleq.observers`, a factory of one
-            (``with_args``), or an :class:`~paddleq.observers.Observer` that was made already, whose
-            ``spec`` then says how to quantize. Default
+        observer: a class of :mod:`paddleq.observers`, a factory of one (``with_args``), or an
+            :class:`~paddleq.observers.Observer`, whose ``spec`` is then used. Default
             :class:`~paddleq.observers.MovingAverageMinMaxObserver`.
         saturate: the gradient is zero for values outside of the range. False: it passes all values.
             None (default): True.
         in_place: overwrite the input, which must be float32. Default False.
-        compat_mask: where the values outside of the range must be remembered, take one bit for
-            each instead of one byte; the numbers are the same. Default True. (The fast path of one
-            scale remembers the input, which others keep anyway.)
-        channel_len: number of channels where each has a scale. Default 1.
-        fast_training: in a training step, find the range and quantize with the fewest passes over
-            the tensor; results may be one unit in the last place off. Where the gradient saturates
-            a GPU is waited for once. Off where ``in_place`` is on. Default True.
-        label: what to call this quantizer in messages.
-        observer_kwargs: ``spec``, a :class:`~paddleq.QuantSpec`, or the words of
+        compat_mask: store the mask of values outside of the range as bits instead of bytes; the
+            results are the same. Default True. (With one scale, the fast path stores the input
+            instead of a mask.)
+        channel_len: number of channels with separate scales. Default 1.
+        fast_training: in a training step, compute range and result with the fewest passes over the
+            tensor; results may differ by one unit in the last place. With a saturating gradient, it
+            synchronizes with a GPU once. Ignored with ``in_place``. Default True.
+        label: name of this quantizer in messages.
+        observer_kwargs: ``spec``, a :class:`~paddleq.QuantSpec`, or the arguments of
             :func:`paddleq.spec.spec_from_qscheme`: ``dtype`` ("qint8" by default), ``qscheme``,
             ``quant_min``, ``quant_max``, ``ch_axis``, ``rounding`` ("half_up": floor(v + 0.5), or
-            "half_even"). The rest are arguments of the observer, such as ``averaging_constant``.
+            "half_even"). Others are arguments of the observer, such as ``averaging_constant``.
 
     Attributes:
-        scale: float32, [1] or [channels]: the step in use; 0 until something was observed. A
-            quantizer without a scale hands its input on unchanged.
-        zero_point: buffer, int64, of the same shape: the integer that stands for 0.
-        threshold: buffer, float32: the step times ``spec.quant_max``, what Paddle calls the scale.
+        scale: float32 [1] or [channels]; 0 until data are observed. A quantizer without a scale
+            returns its input unchanged.
+        zero_point: buffer, int64, of the same shape.
+        threshold: buffer, float32: scale times ``spec.quant_max``, which Paddle calls the scale.
         quant_min, quant_max: lowest and highest integer.
         observer_enabled, fake_quant_enabled: switches, set together by :meth:`set_state`.
 
     Raises:
-        ConfigError, ConfigTypeError: an argument is wrong.
+        ConfigError, ConfigTypeError: an argument is invalid.
         NonFiniteError: NaN or infinity in a calibration batch.
 
     Examples:
@@ -95,7 +94,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         ([0.5], -128, 127)
     """
 
-    bounded = True  # a clipping range in front of it may become part of the threshold
+    bounded = True  # a preceding clipping range may become part of the threshold
 
     def __init__(self, observer=MovingAverageMinMaxObserver, saturate=None, in_place=False,
                  compat_mask=True, channel_len=1, fast_training=True, label="",
@@ -122,12 +121,12 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     @property
     def spec(self):
-        """The :class:`~paddleq.QuantSpec` in use."""
+        """The :class:`~paddleq.QuantSpec`."""
         return self.observer.spec
 
     @property
     def scale(self):
-        """The step between two integers."""
+        """Scale: the step between two integers."""
         return self.threshold / float(self.spec.quant_max)
 
     @property
@@ -142,10 +141,10 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     @property
     def initialized(self):
-        """Whether there is a scale: something was observed or loaded."""
+        """True if a scale was observed, set or loaded."""
         if self.observer.dynamic:
             return True
-        # Looking at the scale makes a GPU wait, so it is looked at once for each value it has.
+        # Reading the scale synchronizes with a GPU, so each version is read once.
         version = (id(self.threshold), self.threshold.inplace_version)
         if self._known_version != version:
             if not (self.threshold > 0).any().item():
@@ -160,15 +159,15 @@ class FakeQuantize(nn.Layer, WithArgs):
         self.fake_quant_enabled = self.state is not State.CALIBRATION
 
     def set_qparams(self, scale, zero_point=None):
-        """Set the step and the zero point.
+        """Set the scale and the zero point.
 
         Args:
-            scale: positive; a number, or one for each channel in a sequence or a tensor.
-            zero_point: integers, as many; None (default) for 0. A symmetric spec has no other.
+            scale: a positive number, or a sequence or tensor with one for each channel.
+            zero_point: as many integers; None (default): 0, the only value of a symmetric spec.
 
         Raises:
-            ConfigError: not positive or not finite, another number of channels, or a zero point
-                that the spec does not have.
+            ConfigError: a scale is not positive or not finite, the number of channels is wrong, or
+                a zero point is out of range.
 
         Examples:
             >>> from paddleq import FakeQuantize
@@ -180,8 +179,8 @@ class FakeQuantize(nn.Layer, WithArgs):
         spec, channels = self.spec, self.observer.channels
         if self.observer.dynamic:
             raise ConfigError("set_qparams: the observer "
-                              f"{type(self.observer).__name__} measures each tensor anew, so that "
-                              "nothing can be set; use another observer")
+                              f"{type(self.observer).__name__} computes a scale for each tensor, "
+                              "so no scale can be set; use another observer")
         steps = _numbers("scale", scale, channels)
         if not (np.isfinite(steps).all() and (steps > 0).all()):
             raise wrong_value("scale", scale, "positive and finite")
@@ -197,11 +196,11 @@ class FakeQuantize(nn.Layer, WithArgs):
         self._qparams_when_observed = None
 
     def range(self):
-        """(lowest, highest) value that is not clipped, float32 tensors [1] or [channels]."""
+        """Return (lowest, highest) value that is not clipped, float32 [1] or [channels]."""
         return representable_range(self.threshold, self.spec, self.zero_point)
 
-    def takes(self, clipping):
-        """Whether :meth:`forward` can clip as well, in the pass over ``x`` that quantizes it."""
+    def can_clip(self, clipping):
+        """Return True if :meth:`forward` can apply ``clipping`` in the pass that quantizes."""
         observer, spec = self.observer, self.spec
         return clipping is not None and (clipping.idle or (
             self.observer_enabled and self.fake_quant_enabled and self.training
@@ -211,16 +210,15 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     @paddle.jit.not_to_static
     def forward(self, x, clipping=None, bound=None):
-        """``x`` as it looks after a trip through integers.
+        """Quantize and dequantize ``x``.
 
         Args:
             x: float tensor.
-            clipping: the :class:`~paddleq.fake_quant.pact.Clipping` of a PACT that ``x`` did not
-                go through, because this quantizer :meth:`takes` it. The maximum is observed in
-                place of ``x`` where that comes to the same.
-            bound: what a PACT did clip ``x`` to, float32 of one element. Beyond it, or beyond that
-                of ``clipping``, no level is spent, as in :meth:`clipped`: an observer that
-                remembers a wider range does not make training coarser than evaluation.
+            clipping: :class:`~paddleq.fake_quant.pact.Clipping` of a PACT to apply to ``x``, if
+                :meth:`can_clip`. The maximum is observed in place of ``x`` if that is equivalent.
+            bound: magnitude to which a PACT clipped ``x``, float32 of one element. The threshold
+                is at most this bound, or that of ``clipping``, as in :meth:`clipped`. So training
+                is not coarser than evaluation if the observer has seen a wider range.
         """
         calibrating = self.state is State.CALIBRATION
         observing = self.observer_enabled and (self.training or calibrating)
@@ -234,7 +232,7 @@ class FakeQuantize(nn.Layer, WithArgs):
             qparams = self._observe(x, clipping)
         else:
             qparams = self._qparams()
-        # A step found in this pass is not to be looked at: that would make a GPU wait.
+        # A scale computed in this pass is not read, which would synchronize with a GPU.
         usable = observing and self.observer.online or self._usable()
         if not self.fake_quant_enabled or not usable:
             return x
@@ -244,15 +242,15 @@ class FakeQuantize(nn.Layer, WithArgs):
         return self._fake_quantize(x, qparams, clipping)
 
     def _observe(self, x, clipping):
-        seen = x
+        observed = x
         if clipping is not None and self.observer.accepts_abs_max:
-            seen = clipping.largest if clipping.idle else clipping.bound
+            observed = clipping.largest if clipping.idle else clipping.bound
         if self.observer.online:
-            qparams = self.observer.update_qparams(seen)
+            qparams = self.observer.update_qparams(observed)
             with paddle.no_grad():
                 self._store(*(self.observer.qparams() if self.observer.track_batch else qparams))
         else:
-            self.observer.update(seen)
+            self.observer.update(observed)
             qparams = self._qparams()
         if paddle.in_dynamic_mode() and (
                 self.state is State.CALIBRATION or not self.observer.online):
@@ -275,14 +273,14 @@ class FakeQuantize(nn.Layer, WithArgs):
             in_place=self.in_place)
 
     def clipped(self, x, bound):
-        """As :meth:`forward` outside of training, with a threshold of at most ``bound``."""
+        """Quantize as in evaluation, with a threshold of at most ``bound``."""
         if not self.fake_quant_enabled or not self._usable():
             return self(x.clip(-bound.item(), bound.item()))
         return fake_quantize(x, paddle.minimum(self.threshold, bound), self.spec, self.saturate)
 
     @property
     def needs_finalize(self):
-        """True if observed statistics wait to become a scale.
+        """True if a scale is to be computed from the observed statistics.
 
         A scale that was set or loaded after the last observed batch is kept.
         """
@@ -297,7 +295,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         """Compute the scale from the observed statistics.
 
         Raises:
-            CalibrationError: nothing was observed.
+            CalibrationError: no data were observed.
         """
         if self.observer.dynamic:
             return
@@ -308,7 +306,7 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     @contextmanager
     def preserved_qparams(self):
-        """While open, scale and zero point may change; they are restored afterwards."""
+        """Restore scale and zero point on exit."""
         held = [(owner, name, tensor, tensor.detach().clone())
                 for owner in (own_parameters(self), own_buffers(self))
                 for name, tensor in owner.items()]
@@ -330,7 +328,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         return [each.detach().clone() for each in (self.threshold, self.zero_point)]
 
     def qparams_of(self, x):
-        """(threshold, zero point or None) with which ``x`` is quantized outside of training."""
+        """Return (threshold, zero point or None) that quantize ``x`` in evaluation."""
         if self.observer.dynamic:
             return self.observer.update_qparams(x)
         return self.threshold, self._own_zero_point()
@@ -348,7 +346,7 @@ class FakeQuantize(nn.Layer, WithArgs):
                 f"observer_enabled={self.observer_enabled}")
 
     def _state_dict_impl(self, *args, **kwargs):
-        # Paddle loads by way of this, and what it loads is no new version of a tensor.
+        # Paddle calls this to load a state_dict, which does not change a tensor's version.
         self._known_version = None
         return super()._state_dict_impl(*args, **kwargs)
 
@@ -356,8 +354,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         return None if self.spec.symmetric else self.zero_point
 
     def _usable(self):
-        # While to_static traces there is no value to look at; an untrained quantizer is caught
-        # when the trace is exported.
+        # Values are unknown while to_static traces; the export detects missing scales.
         return not paddle.in_dynamic_mode() or self.initialized
 
     def _store(self, threshold, zero_point=None):
@@ -372,18 +369,18 @@ class FakeQuantize(nn.Layer, WithArgs):
         else:
             own_buffers(self)[name] = value
 
-    def _refuse_non_finite(self, x, what=None):
-        # The sum carries any NaN or infinity; it may also overflow by itself, hence the second
-        # look. (max() drops NaN on Paddle 2.6.)
+    def _refuse_non_finite(self, x, source=None):
+        # The sum propagates NaN and infinity. It may also overflow, so the elements are checked
+        # then. max() ignores NaN on Paddle 2.6.
         if not paddle.in_dynamic_mode() or paddle.isfinite(x.sum()).item():
             return
         wrong = (~paddle.isfinite(x)).sum().item()
         if wrong:
             raise NonFiniteError(
                 f"{self.label or 'the quantizer'}: "
-                f"{what or f'calibration batch {self.observer.num_batches}'} has {wrong} NaN or "
-                f"infinite values of {x.size}; remove that batch or mend the model before "
-                f"{'training' if what else 'calibrating'}")
+                f"{source or f'calibration batch {self.observer.num_batches}'} has {wrong} NaN or "
+                f"infinite values of {x.size}; remove that batch or correct the model before "
+                f"{'training' if source else 'calibrating'}")
 
 
 def _observer(observer, channels, arguments):
@@ -393,8 +390,8 @@ def _observer(observer, channels, arguments):
                               f"so that {', '.join(arguments)} cannot be handed to it; give its "
                               "class instead")
         return observer
-    made = observer.made if isinstance(observer, Factory) else observer
-    if not (isinstance(made, type) and issubclass(made, Observer)):
+    cls = observer.made if isinstance(observer, Factory) else observer
+    if not (isinstance(cls, type) and issubclass(cls, Observer)):
         raise wrong_type("observer", observer, "a class of paddleq.observers, its with_args() or "
                                                "an instance")
     words = {name: arguments[name] for name in SPEC_ARGUMENTS if name in arguments}
@@ -402,10 +399,10 @@ def _observer(observer, channels, arguments):
     if "spec" in rest and words:
         raise ConfigError(f"spec says how to quantize already, so that {', '.join(words)} cannot "
                           "be given too")
-    known = [name for name in inspect.signature(made.__init__).parameters
+    known = [name for name in inspect.signature(cls.__init__).parameters
              if name not in ("self", "channels")]
     check_known_keys("FakeQuantize", rest, [*known, *SPEC_ARGUMENTS])
-    given = {"spec": spec_from_qscheme(per_channel=made.per_channel, **words)}
+    given = {"spec": spec_from_qscheme(per_channel=cls.per_channel, **words)}
     if isinstance(observer, Factory):
         given.update(observer.arguments)
     return observer(**{**given, "channels": channels, **rest})

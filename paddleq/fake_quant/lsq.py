@@ -1,4 +1,4 @@
-"""Quantizers whose step, and offset, training learns: LSQ and LSQ+."""
+"""Fake quantizers with learned step and offset: LSQ and LSQ+."""
 
 import math
 from dataclasses import replace
@@ -18,52 +18,51 @@ from .fake_quantize import SPEC_ARGUMENTS, FakeQuantize, State
 
 
 def _is_zero(step):
-    return step.abs() <= 0.0  # (for Paddle 2.6, 1e-9 == 0)
+    return step.abs() <= 0.0  # in Paddle 2.6, 1e-9 == 0 is True
 
 
 @skip_bytecode_translation
 class LSQ(FakeQuantize):
-    """A fake-quantizer with a trainable step (LSQ, arXiv:1902.08153), for weights and activations.
+    """Fake quantizer with a trainable step (LSQ, arXiv:1902.08153), for weights and activations.
 
-    The step is a parameter: make the optimizer from ``model.parameters()`` after the model was
-    quantized. It is set on the first training batch (a weight's on the weight), or by calibration,
-    and from then on moves by its gradient only. With v / s the value in steps and qmin, qmax the
-    lowest and highest integer:
+    The step is a parameter: create the optimizer from ``model.parameters()`` after the model is
+    quantized. The step is initialized on the first training batch (for a weight, from the weight)
+    or by calibration; after that, only its gradient changes it. With v / s the value in steps and
+    qmin, qmax the lowest and highest integer:
 
     - d step is round(v / s) - v / s inside of the range, qmin below and qmax above, times
       1 / sqrt(N * qmax), N the number of elements that share the step (with the batch);
     - dv is 1 inside, 0 outside. A value on a border is outside.
 
-    An optimizer may carry a small step past zero; its magnitude is used, at least EPS / levels, so
-    that the step in use is always positive. An optimizer like Adam moves all parameters by amounts
-    of one size; for a step, which is small, a ``learning_rate`` of 0.1 to 0.3 may be steadier.
+    If the parameter becomes negative, its magnitude is used, at least EPS / levels. Adam changes all
+    parameters by similar amounts; for a small step, a ``learning_rate`` of 0.1 to 0.3 may be more
+    stable.
 
     Args:
-        observer: what finds the first step, a class of :mod:`paddleq.observers` or a factory of
-            one. Default :class:`~paddleq.observers.MeanMagnitudeObserver`:
-            2 * mean|v| / sqrt(qmax). One that needs calibration (``KLObserver``, ``MSEObserver``)
-            gets it with :func:`paddleq.calibrate`, before training.
-        channel_len: number of channels where each has a step. Default 1.
-        fast_training: quantize with the fewest passes while training; results may be one unit in
-            the last place off. Default True.
+        observer: computes the first step; a class of :mod:`paddleq.observers` or a factory of one.
+            Default :class:`~paddleq.observers.MeanMagnitudeObserver`: 2 * mean|v| / sqrt(qmax).
+            ``KLObserver`` and ``MSEObserver`` need :func:`paddleq.calibrate` before training.
+        channel_len: number of channels with separate steps. Default 1.
+        fast_training: quantize with the fewest passes in training; results may differ by one unit
+            in the last place. Default True.
         learning_rate: factor on the optimizer's learning rate. Default 1.
-        label: what to call this quantizer in messages.
-        observer_kwargs: ``spec``, or the words of :func:`paddleq.spec.spec_from_qscheme`, and arguments of
-            the observer, as for :class:`~paddleq.FakeQuantize`. Rounding is "half_even" unless said
-            otherwise. Two bits or more, symmetric; unsigned ("quint4") for what is never negative,
-            which a .pdmodel cannot hold. As a hook of QAT, without any of these words: what its
-            configuration says (bits, per channel).
+        label: name of this quantizer in messages.
+        observer_kwargs: ``spec``, or arguments of :func:`paddleq.spec.spec_from_qscheme`, and
+            arguments of the observer, as for :class:`~paddleq.FakeQuantize`. The default rounding
+            is "half_even". Two bits or more, symmetric; unsigned ("quint4") for non-negative
+            inputs, which a .pdmodel does not support. A hook of QAT without these arguments uses
+            the bits and granularity of the QAT configuration.
 
     Attributes:
         step: the parameter, float32, [1] or [channels].
-        first_step: a buffer of that shape, what is added to the parameter: where a program of
-            ``to_static`` set the first step, that step; otherwise 0.
-        scale: the magnitude of their sum, the step in use.
-        threshold: the step in use times ``spec.quant_max``; follows the parameter.
+        first_step: buffer of that shape that is added to the parameter: the first step if a
+            program of ``to_static`` set it, otherwise 0.
+        scale: the magnitude of their sum.
+        threshold: scale times ``spec.quant_max``.
 
     Raises:
-        ConfigError, ConfigTypeError: an argument is wrong.
-        ModelError: another number of channels than ``channel_len``.
+        ConfigError, ConfigTypeError: an argument is invalid.
+        ModelError: the number of channels is not ``channel_len``.
         NonFiniteError: NaN or infinity in the batch that sets the step.
 
     Examples:
@@ -95,8 +94,8 @@ class LSQ(FakeQuantize):
         super().__init__(observer, saturate=True, channel_len=channel_len,
                          fast_training=fast_training, label=label, **arguments)
         if self.observer.dynamic:
-            raise ConfigError("observer must remember what it saw, but "
-                              f"{type(self.observer).__name__} measures each tensor anew")
+            raise ConfigError("observer must keep statistics, but "
+                              f"{type(self.observer).__name__} computes a scale for each tensor")
         attr = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0), learning_rate=rate)
         shape = [self.observer.channels]
         self.step = self.create_parameter(shape, attr=attr, dtype="float32")
@@ -107,7 +106,7 @@ class LSQ(FakeQuantize):
 
     @classmethod
     def spec_from(cls, spec=None, **words):
-        """The spec that ``spec``, or words of :func:`paddleq.spec.spec_from_qscheme`, say."""
+        """Return ``spec``, or the spec of arguments of :func:`paddleq.spec.spec_from_qscheme`."""
         if spec is None:
             return spec_from_qscheme(**{"rounding": HALF_EVEN, **words})
         if words:
@@ -117,7 +116,7 @@ class LSQ(FakeQuantize):
 
     @classmethod
     def check_spec(cls, spec):
-        """Raise unless this class quantizes so."""
+        """Raise if this class does not support ``spec``."""
         if spec.binary:
             raise ConfigError(f"{cls.__name__} needs two bits or more, but the spec is {spec}")
         if not spec.symmetric and not issubclass(cls, LSQPlus):
@@ -126,27 +125,26 @@ class LSQ(FakeQuantize):
 
     @classmethod
     def spec_within(cls, spec, weight):
-        """The spec for a weight or an activation of a layer whose configuration says ``spec``."""
+        """Return the spec of a weight or activation of a layer configured with ``spec``."""
         return spec
 
     @classmethod
     def first_observer(cls, spec):
-        """The class of observer that finds the first step, by default."""
+        """Return the default class of the observer that computes the first step."""
         return MeanMagnitudeObserver
 
     @classmethod
     def in_layer(cls, hook, spec, weight):
-        """(spec, factory) of a hook that is this class, one derived from it, or a factory of such.
+        """Return (spec, factory) of a hook that is an LSQ class or a factory of one, else None.
 
         Args:
-            hook: anything that QAT takes as ``weight_quantize`` or ``act_quantize``.
-            spec: what QAT's configuration says.
-            weight: whether it is for weights.
+            hook: a ``weight_quantize`` or ``act_quantize`` of QAT.
+            spec: the spec of QAT's configuration.
+            weight: True for weights.
 
         Returns:
-            The factory makes quantizers of that spec: ``factory(spec=..., channel_len=...,
-            label=...)``. None for any other hook: a class with an ``__init__`` of its own is
-            built without arguments, as all hooks are.
+            ``factory(spec=..., channel_len=..., label=...)`` creates quantizers. None also for
+            classes that override ``__init__``, which are created without arguments as all hooks.
         """
         hook = hook if isinstance(hook, Factory) else Factory(hook, {})
         made = hook.made
@@ -161,48 +159,48 @@ class LSQ(FakeQuantize):
 
     @property
     def threshold(self):
-        """The step in use times ``spec.quant_max``."""
+        """Scale times ``spec.quant_max``."""
         return learned_threshold(self._qparams()[0], self.spec)
 
     @property
     def zero_point(self):
-        """The integer that stands for 0, int64 of the step's shape."""
+        """Zero point, int64 of the step's shape."""
         if self.offset is None:
             return paddle.zeros(self.step.shape, dtype="int64")
         return learned_zero_point(self._qparams()[1], self.threshold, self.spec)
 
     @property
     def initialized(self):
-        """Whether the step was set: by a training batch, by calibration or by loading."""
-        # Looking makes a GPU wait, so it is done until there is one.
+        """True if the step was set by a training batch, by calibration or by loading."""
+        # Reading synchronizes with a GPU, so it is done until there is a step.
         if self._known_version is None:
             if _is_zero(self._qparams()[0]).all().item():
                 return False
             self._known_version = 0
         return True
 
-    def takes(self, clipping):
-        """Whether :meth:`forward` can clip as well: never; the step is trained as it is."""
+    def can_clip(self, clipping):
+        """Return False: clipping must not change the trained step."""
         return False
 
     def _make_buffers(self, shape):
-        # A program of to_static can set buffers, but no parameter that it trains.
+        # A program of to_static can assign buffers, but not the parameters that it trains.
         for name in ("first_step",) if self.spec.symmetric else ("first_step", "first_offset"):
             self.register_buffer(name, paddle.zeros(shape, dtype="float32"))
 
-    def _held(self):
-        """[(parameter, buffer)] of the step, and of the offset where there is one."""
+    def _parameters_and_buffers(self):
+        """Return (parameter, buffer) of the step and, if there is one, of the offset."""
         step = self.step, self.first_step
         return [step] if self.offset is None else [step, (self.offset, self.first_offset)]
 
     def _measured(self, threshold, zero_point):
-        """The values that belong there."""
+        """Return the values of the parameters for a threshold and a zero point."""
         step = threshold / float(self.spec.quant_max)
         return [step] if self.offset is None else [step, -step * zero_point.astype("float32")]
 
     def _qparams(self):
-        """(step, offset or None), with the sign that training gave them."""
-        sums = [parameter + first for parameter, first in self._held()]
+        """Return (step, offset or None); a trained step may be negative."""
+        sums = [parameter + first for parameter, first in self._parameters_and_buffers()]
         return sums[0], sums[1] if len(sums) > 1 else None
 
     def _observe(self, x, clipping):
@@ -217,11 +215,11 @@ class LSQ(FakeQuantize):
         return self._qparams()
 
     def _observe_in_static_mode(self, x):
-        # One program for the first batch and for all others.
+        # The program must serve the first batch and later ones.
         if not self.observer.online:
             return self._qparams()
         measured = self._measured(*self.observer.update_qparams(x))
-        held = self._held()
+        held = self._parameters_and_buffers()
         with paddle.no_grad():
             fresh = _is_zero(held[0][0] + held[0][1])
             first = [paddle.where(fresh, value, constant(buffer))
@@ -234,7 +232,7 @@ class LSQ(FakeQuantize):
     def _store(self, threshold, zero_point=None):
         if self.offset is not None and zero_point is None:
             zero_point = self.zero_point
-        for value, (parameter, first) in zip(self._measured(threshold, zero_point), self._held()):
+        for value, (parameter, first) in zip(self._measured(threshold, zero_point), self._parameters_and_buffers()):
             paddle.assign(value, parameter)
             paddle.assign(paddle.zeros_like(first), first)
 
@@ -253,31 +251,31 @@ class LSQ(FakeQuantize):
 
 @skip_bytecode_translation
 class LSQPlus(LSQ):
-    """:class:`LSQ` that also learns an offset, and starts from the range (arXiv:2004.09576).
+    """:class:`LSQ` with a learned offset and a first step from the range (arXiv:2004.09576).
 
-    With an affine spec, for activations, a second parameter says which real number the integer 0
-    stands for. It is used rounded to whole steps (the zero point), so that 0 stays exact, and
-    within the limits. Its gradient is the sum of the upstream gradient over the values outside,
-    times 1 / sqrt(N * qmax); the rounding passes it. A value on a border is inside here: zeros
-    behind a ReLU lie there, and stay zero whatever the offset.
+    With an affine spec, for activations, a second parameter is the real value of the integer 0. It
+    is rounded to whole steps (the zero point), so 0 is exact, and limited to the range. Its
+    gradient is the sum of the upstream gradient over the values outside of the range, times
+    1 / sqrt(N * qmax); rounding is a straight-through estimator. A value on a border is inside, so
+    zeros after a ReLU have no effect on the offset.
 
     With a symmetric spec, for weights, only the first step differs from LSQ's:
     (|mean| + 3 deviations) / 2^(b-1).
 
     Args:
         observer: default :class:`~paddleq.observers.MinMaxObserver` for an affine spec,
-            :class:`~paddleq.observers.DeviationObserver` for a symmetric one. The paper's own first
-            step for activations, the one of least squared error, is ``MSEObserver`` and
-            :func:`paddleq.calibrate` before training; for a symmetric spec.
+            :class:`~paddleq.observers.DeviationObserver` for a symmetric one. For the paper's first
+            step of activations, that of least squared error, use ``MSEObserver`` with a symmetric
+            spec and :func:`paddleq.calibrate` before training.
         channel_len, fast_training, learning_rate, label, observer_kwargs: as for :class:`LSQ`.
-            As a hook of QAT for activations, without a spec: unsigned and affine, with the bits of
-            the configuration. A .pdmodel cannot hold a zero point; the export says so.
+            A hook of QAT for activations without a spec is unsigned and affine, with the bits of
+            the configuration. A .pdmodel does not support zero points; the export raises an error.
 
     Attributes:
         step, scale, threshold: as for :class:`LSQ`.
-        offset: the parameter, float32, of the step's shape; None for a symmetric spec. With
-            ``first_offset``, as ``step`` with ``first_step``.
-        zero_point: the integer that 0 is stored as; follows the parameters.
+        offset: the parameter, float32, of the step's shape; None for a symmetric spec.
+            ``first_offset`` is added to it, as ``first_step`` to ``step``.
+        zero_point: the integer of the value 0.
 
     Examples:
         >>> import paddle
@@ -292,10 +290,10 @@ class LSQPlus(LSQ):
 
     @classmethod
     def spec_within(cls, spec, weight):
-        """Affine and unsigned for activations."""
+        """Return an affine, unsigned spec for activations."""
         return spec if weight else replace(spec, signed=False, symmetric=False, limits=None)
 
     @classmethod
     def first_observer(cls, spec):
-        """The class of observer that finds the first step, by default."""
+        """Return the default class of the observer that computes the first step."""
         return DeviationObserver if spec.symmetric else MinMaxObserver

@@ -1,4 +1,4 @@
-"""PACT: a trainable clipping range in front of a quantizer."""
+"""PACT: trainable clipping range before a quantizer."""
 
 import math
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from ..functional.qparams import as_dtype
 
 
 class Clipping(NamedTuple):
-    """What :class:`PACT` does to a tensor.
+    """Clipping of a tensor by :class:`PACT`.
 
     Attributes:
         alpha: the parameter.
-        bound: its magnitude, the largest that passes.
-        largest: max|x|, as bound a float32 tensor of one element.
-        idle: alpha clips nothing.
+        bound: the magnitude of alpha, float32 of one element.
+        largest: max|x|, float32 of one element.
+        idle: True if no value is clipped.
     """
 
     alpha: paddle.Tensor
@@ -30,20 +30,20 @@ class Clipping(NamedTuple):
 
 
 class PACT(nn.Layer):
-    """Clips to [-alpha, alpha] with a trainable alpha (arXiv:1805.06085).
+    """Clip to [-alpha, alpha] with a trainable alpha (arXiv:1805.06085).
 
     The gradient with respect to alpha is +1 for values at or above alpha and -1 for values at
-    or below -alpha. When the model is exported, alpha goes into the quantizer's threshold. If an
-    optimizer carries alpha past zero, its magnitude goes on as alpha.
+    or below -alpha. In exports, alpha is part of the quantizer's threshold. If alpha becomes
+    negative, its magnitude is used.
 
     Args:
-        init: first alpha. Default 100.
-        learning_rate: factor on the optimizer's learning rate. Default 1000, PaddleSlim's, for
-            alpha is large where weights are small.
-        l2: weight decay of alpha, or None (default), which leaves it to the optimizer.
+        init: initial alpha. Default 100.
+        learning_rate: factor on the optimizer's learning rate. Default 1000, as in PaddleSlim,
+            because alpha is large compared to weights.
+        l2: weight decay of alpha. Default None: that of the optimizer.
 
     Raises:
-        ConfigError, ConfigTypeError: ``init`` is not positive, or another is negative.
+        ConfigError, ConfigTypeError: ``init`` is not positive, or another argument is negative.
 
     Examples:
         >>> import paddle
@@ -69,16 +69,16 @@ class PACT(nn.Layer):
         self.alpha = self.create_parameter(shape=[1], attr=attr, dtype="float32")
 
     def forward(self, x):
-        """Clipped ``x``, same shape and dtype."""
+        """Clip ``x``; shape and data type are kept."""
         dtype = x.dtype
         x = as_dtype(x, paddle.float32)
         return as_dtype(clip(x, self.alpha), dtype)
 
     def clipping(self, x):
-        """The :class:`Clipping` of ``x``; None where it cannot be known.
+        """Return the :class:`Clipping` of ``x``, or None while tracing and for empty tensors.
 
-        :class:`paddleq.FakeQuantize` takes it together with ``x``: it need not look for the
-        maximum again, and clips while it quantizes, or not at all, where alpha's gradient is zero.
+        With it, :class:`paddleq.FakeQuantize` need not compute the maximum again, and clips in the
+        pass that quantizes, or not at all if no value is clipped.
         """
         if not paddle.in_dynamic_mode() or 0 in x.shape:
             return None
@@ -89,10 +89,9 @@ class PACT(nn.Layer):
 
     @classmethod
     def clips(cls, preprocess):
-        """Whether this is a PACT that a quantizer may do the work of: one without its own forward.
-        """
+        """Return True if ``preprocess`` is a PACT whose ``forward`` is not overridden."""
         return isinstance(preprocess, cls) and type(preprocess).forward is cls.forward
 
     def bound(self):
-        """The largest magnitude that passes: a float32 tensor of shape [1]."""
+        """Return the largest magnitude that is not clipped, float32 [1]."""
         return clipping_bound(self.alpha)

@@ -78,7 +78,7 @@ def run_activation(x, preprocess, quantizer, layer, slot):
             and quantizer.bounded and quantizer.spec.symmetric):
         if layer.training:
             clipping = preprocess.clipping(x)
-            if quantizer.takes(clipping):
+            if quantizer.can_clip(clipping):
                 return quantizer(x, clipping)
             return quantizer(preprocess(x), bound=preprocess.bound())
         # Outside of training alpha is part of the threshold, as in an export.
