@@ -184,7 +184,8 @@ class Run:
         print(f"\n{'stage':28}{'start':>7}{'seconds':>9}  {'result':14}closing line")
         for stage in sorted(self.stages, key=lambda stage: self.results[stage.name][0]):
             start, end, result, closing = self.results[stage.name]
-            print(f"{stage.name:28}{start:7.0f}{end - start:9.0f}  {result:14}{closing.strip('= ')}")
+            print(f"{stage.name:28}{start:7.0f}{end - start:9.0f}  {result:14}"
+                  f"{closing.strip('= ')}")
         busy = sum(end - start for start, end, _, _ in self.results.values())
         total = time.time() - self.began
         print(f"{'all':28}{0:7}{total:9.0f}  {busy / total / self.cores:.0%} of {self.cores} cores")

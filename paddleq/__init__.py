@@ -54,8 +54,8 @@ _logging.getLogger("paddleq").addHandler(_logging.NullHandler())
 
 __all__ = [
     "LSQ", "PACT", "PTQ", "QAT", "FakeQuantize", "LSQPlus", "LayerConfig", "PerChannel", "PerGroup",
-    "PerTensor", "PerToken", "QuantConfig", "QuantSpec", "QuantizableFunction", "SavedModel", "State",
-    "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
+    "PerTensor", "PerToken", "QuantConfig", "QuantSpec", "QuantizableFunction", "SavedModel",
+    "State", "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
     "enable_observer", "errors", "extra_state_keys", "freeze", "load_checkpoint",
     "quant_post_dynamic", "quant_post_static", "quantize", "register_layer", "save_checkpoint",
     "save_quantized_model", "set_fake_quantize", "summary",

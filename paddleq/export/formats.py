@@ -31,10 +31,11 @@ class Format(abc.ABC):
         """Return versions that the provenance file records, by the name of a package."""
         return {}
 
-    def require(self) -> None:
+    def require(self) -> None:  # noqa: B027 (optional to override)
         """Raise :class:`~paddleq.errors.DependencyError` if a package is missing."""
 
-    def check_spec(self, name: str, spec: QuantSpec, is_weight: bool) -> None:
+    def check_spec(  # noqa: B027 (optional to override)
+            self, name: str, spec: QuantSpec, is_weight: bool) -> None:
         """Raise :class:`~paddleq.errors.ExportError` if the format cannot represent ``spec``.
 
         Args:

@@ -195,7 +195,7 @@ class MarkerLowering(abc.ABC):
     def integer_weight(self, marker):
         """Store a weight of integers and return the operators that dequantize it."""
 
-    def finish(self):
+    def finish(self):  # noqa: B027 (optional to override)
         """Complete the graph after all markers are replaced."""
 
 

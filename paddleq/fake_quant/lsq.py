@@ -34,9 +34,9 @@ class LSQ(FakeQuantize):
       1 / sqrt(N * qmax), N the number of elements that share the step (with the batch);
     - dv is 1 inside, 0 outside. A value on a border is outside.
 
-    If the parameter becomes negative, its magnitude is used, at least EPS / levels. Adam changes all
-    parameters by similar amounts; for a small step, a ``learning_rate`` of 0.1 to 0.3 may be more
-    stable.
+    If the parameter becomes negative, its magnitude is used, at least EPS / levels. Adam changes
+    all parameters by similar amounts; for a small step, a ``learning_rate`` of 0.1 to 0.3 may be
+    more stable.
 
     Args:
         observer: computes the first step; a class of :mod:`paddleq.observers` or a factory of one.
@@ -232,7 +232,8 @@ class LSQ(FakeQuantize):
     def _store(self, threshold, zero_point=None):
         if self.offset is not None and zero_point is None:
             zero_point = self.zero_point
-        for value, (parameter, first) in zip(self._measured(threshold, zero_point), self._parameters_and_buffers()):
+        for value, (parameter, first) in zip(self._measured(threshold, zero_point),
+                                             self._parameters_and_buffers()):
             paddle.assign(value, parameter)
             paddle.assign(paddle.zeros_like(first), first)
 

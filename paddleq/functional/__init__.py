@@ -10,6 +10,6 @@ from .qparams import EPS, abs_max, affine_qparams
 from .weight_qparams import WeightQParams, compute_weight_qparams
 
 __all__ = ["EPS", "WeightQParams", "abs_max", "affine_qparams", "clip", "clip_and_fake_quantize",
-           "dequantize", "fake_quantize", "dequantize_by_scale", "compute_weight_qparams", "histogram", "kl",
-           "learned_fake_quantize", "pack_int4", "quantize", "representable_range", "quantize_by_scale",
-           "token_scales", "unpack_int4"]
+           "compute_weight_qparams", "dequantize", "dequantize_by_scale", "fake_quantize",
+           "histogram", "kl", "learned_fake_quantize", "pack_int4", "quantize",
+           "quantize_by_scale", "representable_range", "token_scales", "unpack_int4"]

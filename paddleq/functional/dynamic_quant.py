@@ -66,7 +66,8 @@ def dequantize_by_scale(integers, step):
     Examples:
         >>> import paddle
         >>> from paddleq.functional import dequantize_by_scale
-        >>> dequantize_by_scale(paddle.to_tensor([5, -2], dtype="int8"), paddle.to_tensor([0.5])).tolist()
+        >>> q = paddle.to_tensor([5, -2], dtype="int8")
+        >>> dequantize_by_scale(q, paddle.to_tensor([0.5])).tolist()
         [2.5, -1.0]
     """
     x = integers.astype("float32")

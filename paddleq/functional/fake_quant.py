@@ -227,7 +227,8 @@ def representable_range(threshold, spec, zero_point=None):
 
 
 def _inside(x, threshold, spec, zero_point):
-    low, high = (_aligned(each, x, spec) for each in representable_range(threshold, spec, zero_point))
+    low, high = (_aligned(each, x, spec)
+                 for each in representable_range(threshold, spec, zero_point))
     return (x >= low) & (x <= high)
 
 

@@ -1,7 +1,8 @@
 """Streaming histograms of magnitudes, and thresholds computed from them.
 
 A histogram has ``bins`` equal bins over [0, top], as in PaddleSlim. Spreading it over a wider range
-needs memory for ``bins`` numbers; PaddleSlim allocates ``bins * top_new / top_old * upsample_bins``.
+needs memory for ``bins`` numbers; PaddleSlim allocates
+``bins * top_new / top_old * upsample_bins``.
 """
 
 import math

@@ -196,7 +196,8 @@ def _in_static_mode(x, rule, step, offset):
     y = dequantize(quantize(x_value, rule.threshold, spec, rule.zero_point), rule.threshold, spec,
                    rule.zero_point)
     inside = _inside(x_value, rule.threshold, spec, rule.zero_point).astype("float32")
-    rate = (paddle.numel(x_value).astype("float32") * (spec.quant_max / rule.threshold.shape[0])) ** -0.5
+    count = paddle.numel(x_value).astype("float32")
+    rate = (count * (spec.quant_max / rule.threshold.shape[0])) ** -0.5
     slope = (y - inside * x_value) / _aligned(_step_of(rule.threshold, spec), x, axis)
     # The added terms are exactly zero and carry the gradient.
     if offset is not None:

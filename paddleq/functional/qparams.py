@@ -112,8 +112,8 @@ def affine_scale_zero_point(low, high, spec):
         >>> from paddleq import QuantSpec
         >>> from paddleq.functional.qparams import affine_scale_zero_point
         >>> spec = QuantSpec(bits=4, signed=False, symmetric=False)
-        >>> [t.tolist() for t in affine_scale_zero_point(paddle.to_tensor([-1.0]), paddle.to_tensor([2.0]),
-        ...                                   spec)]
+        >>> low, high = paddle.to_tensor([-1.0]), paddle.to_tensor([2.0])
+        >>> [t.tolist() for t in affine_scale_zero_point(low, high, spec)]
         [[0.2], [5.0]]
     """
     # In float64 because the zero point of a range around 0 lies on a rounding boundary.

@@ -129,7 +129,8 @@ def compute_weight_qparams(weight, spec, clip=None):
         >>> from paddleq import PerChannel, QuantSpec
         >>> from paddleq.functional import compute_weight_qparams
         >>> weight = paddle.to_tensor([[-1.0, 0.0], [14.0, 30.0]])
-        >>> compute_weight_qparams(weight, QuantSpec(bits=4, granularity=PerChannel(1)), clip=0.5).scale.tolist()
+        >>> spec = QuantSpec(bits=4, granularity=PerChannel(1))
+        >>> compute_weight_qparams(weight, spec, clip=0.5).scale.tolist()
         [[1.0, 2.142857...]]
         >>> spec = QuantSpec(bits=4, signed=False, symmetric=False, granularity=PerChannel(1))
         >>> grid = compute_weight_qparams(weight, spec)
@@ -146,7 +147,8 @@ def compute_weight_qparams(weight, spec, clip=None):
             largest = _all_of(groups.abs().max(axis=axes), spec)
             if clip is not None:
                 largest = largest * clip
-            return WeightQParams(spec, (largest / float(spec.quant_max)).clip(min=EPS / spec.quant_max))
+            scale = (largest / float(spec.quant_max)).clip(min=EPS / spec.quant_max)
+            return WeightQParams(spec, scale)
         low, high = (_all_of(each, spec) for each in (groups.min(axis=axes), groups.max(axis=axes)))
         if clip is not None:
             low, high = low * clip, high * clip

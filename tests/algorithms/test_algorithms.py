@@ -383,7 +383,7 @@ def test_smoothquant_matches_its_formula(strength):
 
 
 def planted(seed, rows=256, columns=128, tokens=2048, outliers=3, factor=30.0):
-    """Return (calibration inputs, held-out inputs, weight): white noise with some large features."""
+    """Return (calibration inputs, held-out inputs, weight): noise with some large features."""
     rng = np.random.RandomState(seed)
     x = rng.randn(2 * tokens, rows)
     x[:, rng.choice(rows, outliers, replace=False)] *= factor

@@ -22,7 +22,7 @@ from paddleq._layer_state import read_state
 from paddleq.analysis import keep_accuracy, layer_errors, report, sensitivity
 from paddleq.analysis.accuracy import AccuracySearch
 from paddleq.analysis.sqnr import SQNR
-from paddleq.engine import freeze, restore_float, quantizing_only
+from paddleq.engine import freeze, quantizing_only, restore_float
 from paddleq.errors import (
     AccuracyError,
     CalibrationError,

@@ -60,7 +60,8 @@ def test_skip_entries(skip, expected):
     (Scope(types=[nn.Conv3D]), "Conv3D"),
 ])
 def test_entry_that_matches_nothing_names_the_nearest(scope, nearest):
-    with pytest.raises(ConfigError, match=f"matches no layer.*{nearest}|{nearest} matches no layer"):
+    with pytest.raises(ConfigError,
+                       match=f"matches no layer.*{nearest}|{nearest} matches no layer"):
         scope.find(Net())
 
 

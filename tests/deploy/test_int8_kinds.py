@@ -16,6 +16,7 @@ from paddleq.export.markers import WeightMark
 from paddleq.export.paddle.markers_from_program import raise_to_markers
 from paddleq.export.pir_to_program import load_program
 from paddleq.export.program.inspect import inspect, program_rows
+from paddleq.paddleslim import PerChannelAbsmaxQuantizer
 
 EVERY = {**LAYERS, "embedding": (lambda: nn.Embedding(11, 6), None)}
 TRANSPOSED = [name for name in EVERY if "transpose" in name]
@@ -106,7 +107,7 @@ def test_other_weight_bits_and_shapes(tmp_path):
     """Weights that are dequantized in advance equal the result of dequantize_linear."""
     x = paddle.rand([2, 2, 5, 5, 5])
     for bits in (2, 3, 4, 8, 16):
-        ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(quant_bits=bits))
+        ptq = paddleq.PTQ("AbsmaxQuantizer", PerChannelAbsmaxQuantizer(quant_bits=bits))
         net = ptq.quantize(nn.Sequential(nn.Conv3D(2, 4, 3)), quantizable_layer_type=["Conv3D"])
         ptq.calibrate(net, [x])
         path = str(tmp_path / f"m{bits}")
@@ -123,7 +124,7 @@ def test_other_weight_bits_and_shapes(tmp_path):
 def test_low_bit_weights_in_the_predictor(name, bits, tmp_path):
     make, shape = LAYERS[name]
     x = paddle.rand(shape)
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(quant_bits=bits))
+    ptq = paddleq.PTQ("AbsmaxQuantizer", PerChannelAbsmaxQuantizer(quant_bits=bits))
     net = ptq.quantize(nn.Sequential(make()), quantizable_layer_type=LAYER_TYPES)
     ptq.calibrate(net, [x])
     path = str(tmp_path / "m")

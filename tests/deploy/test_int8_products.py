@@ -10,6 +10,7 @@ import paddleq
 from paddleq.deploy import Predictor, to_paddle_int8
 from paddleq.errors import ConfigError, ConfigTypeError, FormatError
 from paddleq.export.pir_to_program import load_program
+from paddleq.paddleslim import AbsmaxQuantizer
 from paddleq.spec import PerChannel, PerTensor
 
 WIDE = 48
@@ -61,7 +62,7 @@ NETS = {
     "no bias": (lambda: Layers(bias=False), [40, WIDE], {}),
     "tokens": (Layers, [6, 7, WIDE], {}),
     "four dimensions": (lambda: Layers(bias=False), [3, 2, 5, WIDE], {}),
-    "one step for a weight": (Layers, [40, WIDE], {"weight_quantizer": paddleq.paddleslim.AbsmaxQuantizer}),
+    "one step for a weight": (Layers, [40, WIDE], {"weight_quantizer": AbsmaxQuantizer}),
     "odd columns": (odd_columns, [40, WIDE], {}),
     "odd columns, no bias": (lambda: odd_columns(bias=False), [40, WIDE], {}),
 }

@@ -24,6 +24,7 @@ from paddleq.errors import (
     FormatError,
     InferenceError,
 )
+from paddleq.paddleslim import PerChannelAbsmaxQuantizer
 
 RUNTIMES = ["openvino", "onnxruntime", "paddle"]
 
@@ -171,7 +172,7 @@ def test_paddle_inference_uses_int8_by_default(tmp_path):
     path, x = str(tmp_path / "net"), paddle.rand([2, 3, 12, 12])
     net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.Hardswish(), nn.Conv2D(4, 4, 3), nn.Hardswish(),
                         nn.Conv2D(4, 4, 3))
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(INT8_WEIGHT_BITS))
+    ptq = paddleq.PTQ("AbsmaxQuantizer", PerChannelAbsmaxQuantizer(INT8_WEIGHT_BITS))
     net = ptq.quantize(net)
     ptq.calibrate(net, [x])
     ptq.save_quantized_model(net, path)

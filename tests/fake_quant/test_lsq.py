@@ -150,7 +150,8 @@ def cases(draw):
     wide = spec.quant_max - spec.quant_min
     t = rng.randint(-2 * wide, 2 * wide + 1, shape) + rng.choice([-0.4, -0.2, 0.1, 0.3], shape)
     if kind == "inside":
-        t = rng.randint(spec.quant_min + 1, max(spec.quant_max, spec.quant_min + 2), shape) + (t - np.rint(t))
+        top = max(spec.quant_max, spec.quant_min + 2)
+        t = rng.randint(spec.quant_min + 1, top, shape) + (t - np.rint(t))
     elif kind == "borders":
         t = rng.randint(spec.quant_min - 2, spec.quant_max + 3, shape) + rng.choice([0, 0.5], shape)
     elif kind == "constant":
@@ -163,8 +164,8 @@ def cases(draw):
         kind, t * s)
     offset = None
     if affine:
-        offset = -(rng.randint(spec.quant_min - 3, spec.quant_max + 4, channels) + 0.2) * np.abs(step)
-        offset = offset.astype(F)
+        zero = rng.randint(spec.quant_min - 3, spec.quant_max + 4, channels) + 0.2
+        offset = (-zero * np.abs(step)).astype(F)
     # Sums of multiples of 1/8 are exact.
     dy = (rng.randint(-32, 33, shape) / 8).astype(F)
     return np.asarray(x, F), dy, step, spec, offset
@@ -522,7 +523,7 @@ WRONG = [
     (lambda: LSQ(learning_rate="1"), ConfigTypeError, ["learning_rate", "'1'"]),
     (lambda: LSQ(fast_training=1), ConfigTypeError, ["fast_training", "1"]),
     (lambda: LSQ(channel_len=0), ConfigError, ["channel_len", "0"]),
-    (lambda: LSQ(observer=CurrentAbsMaxObserver), ConfigError, ["CurrentAbsMaxObserver", "anew"]),
+    (lambda: LSQ(observer=CurrentAbsMaxObserver), ConfigError, ["CurrentAbsMaxObserver", "each tensor"]),
     (lambda: LSQ(observer="mean"), ConfigTypeError, ["observer", "'mean'"]),
     (lambda: LSQ().set_qparams(-1.0), ConfigError, ["scale", "-1.0"]),
     (lambda: LSQ(qscheme="per_channel_symmetric", label="w")(paddle.rand([3, 4])), ModelError,

@@ -486,7 +486,8 @@ def test_fused_clip_equals_clip_then_quantize(alpha, threshold, bits):
     clipped = values.astype(np.float64).clip(-float(F(alpha)), float(F(alpha)))
     steps = clipped * spec.quant_max / float(F(threshold))
     clear = np.abs(steps - np.floor(steps) - 0.5) > 1e-4
-    expected = np.rint(steps).clip(spec.quant_min, spec.quant_max) * float(F(threshold)) / spec.quant_max
+    integers = np.rint(steps).clip(spec.quant_min, spec.quant_max)
+    expected = integers * float(F(threshold)) / spec.quant_max
     np.testing.assert_allclose(results[0][0][clear], expected[clear], rtol=1e-6)
     side = np.sign(values) * (np.abs(values) >= F(alpha))
     np.testing.assert_allclose(results[0][2], [(upstream.numpy().astype(np.float64) * side).sum()],

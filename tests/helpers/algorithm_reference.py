@@ -29,7 +29,8 @@ def numpy_grid(weight, spec, clip=1.0):
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     scale = np.where(high == low, 1.0, (high - low) / (spec.quant_max - spec.quant_min))
     scale = np.maximum(scale, 1e-8 / spec.quant_max)
-    return scale, np.rint(np.clip(spec.quant_min - low / scale, spec.quant_min, spec.quant_max)), rows_of
+    zero = np.rint(np.clip(spec.quant_min - low / scale, spec.quant_min, spec.quant_max))
+    return scale, zero, rows_of
 
 
 def numpy_levels(steps, spec, zero):

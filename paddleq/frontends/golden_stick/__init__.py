@@ -20,7 +20,7 @@ from .ptq_config import (
 from .simulated_qat import SimulatedQuantizationAwareTraining
 
 __all__ = [
-    "PTQ", "AWQConfig", "ActivationObserverConfig", "BackendTarget", "GPTQQuantConfig", "NetworkHelper",
-    "OutliersSuppressionType", "PTQConfig", "PTQMode", "PrecisionRecovery", "QuantDtype",
-    "QuantGranularity", "SimulatedQuantizationAwareTraining", "SmoothQuantConfig",
+    "PTQ", "AWQConfig", "ActivationObserverConfig", "BackendTarget", "GPTQQuantConfig",
+    "NetworkHelper", "OutliersSuppressionType", "PTQConfig", "PTQMode", "PrecisionRecovery",
+    "QuantDtype", "QuantGranularity", "SimulatedQuantizationAwareTraining", "SmoothQuantConfig",
 ]

@@ -41,18 +41,19 @@ def layer_classes(name: str, value: Any) -> List[type]:
     return classes
 
 
-def rules_for(classes: Sequence[type], config: LayerConfig, skip: Scope = Scope()) -> QuantConfig:
+def rules_for(classes: Sequence[type], config: LayerConfig,
+              skip: Optional[Scope] = None) -> QuantConfig:
     """Return the rules of one configuration for these classes and for QuantizableFunction.
 
     Args:
         classes: registered layer classes.
         config: their :class:`~paddleq.config.LayerConfig`.
-        skip: layers to leave float.
+        skip: layers to leave float. Default: none.
     """
     rules = QuantConfig()
     for cls in [*classes, QuantizableFunction]:
         rules.add_type(cls, config)
-    rules.add(skip, None)
+    rules.add(skip or Scope(), None)
     return rules
 
 

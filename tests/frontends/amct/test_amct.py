@@ -211,7 +211,8 @@ def test_model_error_nothing_to_quantize(model, part):
 
 @pytest.mark.parametrize("model", [None, 3, "model", nn.Linear, [nn.Linear(2, 2)]])
 def test_type_error_model(model):
-    for call in (lambda: paddleq.amct.quantize(model, config()), lambda: paddleq.amct.convert(model)):
+    for call in (lambda: paddleq.amct.quantize(model, config()),
+                 lambda: paddleq.amct.convert(model)):
         with pytest.raises(ConfigTypeError, match="model must be a paddle.nn.Layer"):
             call()
 
