@@ -7,7 +7,11 @@ TESTS ?=
 
 BIN := .venv/bin
 STAMP := installed.stamp
-PYTEST := -m pytest -q -n $(WORKERS) --dist loadgroup
+# Tests of one file stay in one process, in order; slow tests that share a trained model too.
+DIST = loadgroup
+.DEFAULT_GOAL := help
+test test-2.6 test-3.3: DIST = loadfile
+PYTEST = -m pytest -q -n $(WORKERS) --dist $(DIST)
 DEFAULT := not slow and not lite and not paddle26 and not browser and not two_versions and not nightly
 SLOW := slow and not lite and not nightly
 # Folders whose tests depend on the version of Paddle: they trace, save, load or run programs, or

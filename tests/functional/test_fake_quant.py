@@ -12,7 +12,7 @@ import copy
 import numpy as np
 import paddle
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from paddle import nn
@@ -148,6 +148,9 @@ def test_dequantize_matches_the_formula_exactly(case):
 @given(cases(), st.booleans(), st.booleans())
 def test_fake_quantize_matches_the_formula_for_both_gradients(case, trainable, saturate):
     x, threshold, spec = case
+    # Of one bit the sign decides, which a subnormal quotient loses where they are flushed to zero.
+    quotients = np.abs(x) / along(threshold, x, spec.channel_axis)
+    assume(spec.bits > 1 or (quotients[x != 0] >= np.finfo(F).tiny).all())
     given_x = paddle.to_tensor(x, stop_gradient=not trainable)
     y = fake_quantize(given_x, tensor(threshold), spec, saturate=saturate)
     np.testing.assert_array_equal(y.numpy(), reference_fake(x, threshold, spec))
