@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 CHARACTERS = "\n" + "".join(map(chr, range(ord(" "), ord("~") + 1)))
-"""What has a token of its own; all else shares one more, the last."""
+"""Characters with their own token; all others share the last token."""
 
 VOCABULARY = len(CHARACTERS) + 1
 UNKNOWN = VOCABULARY - 1
