@@ -17,8 +17,8 @@ def extensions():
     "paddleq --import MODULE extensions" includes those that MODULE registers.
 
     \b
-    Examples:
-      paddleq extensions
+    examples:
+      paddleq extensions | grep formats
       paddleq --import my_package extensions
     """
     for title, names in (("observers", OBSERVERS), ("layer types", LAYER_TYPES),
