@@ -7,7 +7,8 @@ its optimizations, and operator by operator. So fusions are those of the whole m
 import os
 import tempfile
 
-from ..export.program.op_desc import replace_ops
+from ..export.program.graph_view import GraphView
+from ..export.program.op_desc import all_inputs, all_outputs, replace_ops
 from ..export.program.passes.stored_weights import stored_weights
 from ..export.program.program import Program
 from .metrics import relative_error
@@ -69,18 +70,24 @@ def _error(file, tensor, runtime, threads, batch):
 
 
 def _paddle_layer_outputs(file):
-    """Return (name of a weight, output of its operator) pairs in order."""
+    """Return (name of a weight, output of its operator) pairs in order.
+
+    An output that depends on no input (positions of an embedding) is folded into a constant by
+    Paddle Inference, which refuses to fetch it. The first operator that combines it with an input
+    takes its place.
+    """
     ops, places = list(file.program.desc.blocks[0].ops), []
     made_of = {target: weight.name
                for target, weight in stored_weights(file.program, ops).items()}
+    varying = GraphView(ops).dependents(info.name for info in file.inputs)
     for op in ops:
-        read = [name for slot in op.inputs for name in slot.arguments if name in made_of]
-        if read:
-            made = next(name for slot in op.outputs for name in slot.arguments)
-            if op.type in ("unsqueeze2", "transpose2", "reshape2", "assign"):
-                made_of[made] = made_of[read[0]]
+        weights = [made_of[name] for name in all_inputs(op) if name in made_of]
+        if weights:
+            made = all_outputs(op)[0]
+            if made in varying:
+                places.append((weights[0], made))
             else:
-                places.append((made_of[read[0]], made))
+                made_of[made] = weights[0]
     return places
 
 
@@ -110,15 +117,17 @@ def _onnx_layer_outputs(file):
     from ..export.onnx.graph import OnnxGraph
 
     graph = OnnxGraph(file.onnx_model())
-    readers, places, made_of = graph.consumers(), [], {}
+    readers, places, made_of, varying = graph.consumers(), [], {}, set(graph.inputs)
     for node in graph.nodes:
+        if not varying.isdisjoint(node.input):
+            varying.update(node.output)
         weights = [name for name in node.input if name in made_of or (
             node.op_type in ("DequantizeLinear", "Cast") and name in graph.constants
             and graph.constants[name].ndim > 1 and graph.constants[name].dtype.kind != "f")]
         if not weights:
             continue
         weight = made_of.get(weights[0], weights[0])
-        if node.op_type in ("DequantizeLinear", "Cast", "Mul", "Sub", "Transpose"):
+        if node.output[0] not in varying:
             made_of[node.output[0]] = weight
             continue
         name = node.output[0]

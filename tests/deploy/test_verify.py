@@ -12,6 +12,9 @@ import paddleq
 from paddleq import PerGroup, QuantSpec
 from paddleq.deploy import Report, verify
 from paddleq.deploy.metrics import relative_error, top1_agreement
+from paddleq.deploy.model_file import ModelFile
+from paddleq.deploy.runtimes import RUNTIMES
+from paddleq.deploy.worst_layer import worst_layer
 from paddleq.errors import ConfigError, ConfigTypeError, DependencyError, FormatError
 
 
@@ -135,6 +138,34 @@ def test_worst_layer_of_a_pdmodel(model):
     layer, before, behind = report.rows[1].worst_layer
     names = [parameter.name for parameter in net.parameters() if len(parameter.shape) > 1]
     assert layer in names and before < behind
+
+
+class Embeddings(nn.Layer):
+    """Sum of the embeddings of tokens and of their positions, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(32, 16), nn.Embedding(8, 16)
+        self.head = nn.Linear(16, 32)
+
+    def forward(self, x):
+        return self.head(self.tokens(x) + self.positions(paddle.arange(x.shape[1])))
+
+
+@pytest.mark.parametrize("runtime, format", [
+    ("paddle", "pdmodel"), ("openvino", "pdmodel"), ("openvino", "onnx"), ("onnxruntime", "onnx")])
+def test_worst_layer_behind_an_embedding_of_positions(runtime, format, tmp_path):
+    """The embedding of positions depends on no input of the model."""
+    paddle.seed(0)
+    tokens = np.random.RandomState(0).randint(0, 32, [4, 8])
+    ptq = paddleq.PTQ()
+    net = ptq.quantize(Embeddings(), quantizable_layer_type=["Linear", "Embedding"])
+    ptq.calibrate(net, [tokens])
+    path = str(tmp_path / "net")
+    ptq.save_quantized_model(net, path, [InputSpec([None, 8], "int64", "x")], format=format)
+    file = ModelFile(f"{path}.{format}")
+    layer, before, behind = worst_layer(file, RUNTIMES[runtime], 1, [tokens])
+    assert layer and before <= behind < 0.1
 
 
 @pytest.mark.parametrize("arguments, error, words", [

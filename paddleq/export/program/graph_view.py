@@ -33,3 +33,13 @@ class GraphView:
         """The operator that reads ``name`` if it is read exactly once, else None."""
         consumers = self.consumers.get(name, ())
         return consumers[0] if len(consumers) == 1 else None
+
+    def dependents(self, names):
+        """The set of ``names`` and of all variables that depend on them."""
+        found = set(names)
+        left = list(found)
+        while left:
+            made = {name for op in self.consumers.get(left.pop(), ()) for name in all_outputs(op)}
+            left.extend(made - found)
+            found |= made
+        return found
