@@ -28,16 +28,16 @@ def save(figure, name):
 
 def staircase():
     """Plot rounding and clipping."""
-    spec, threshold = QuantSpec(bits=3), paddle.to_tensor([3.0])
+    spec, abs_max = QuantSpec(bits=3), paddle.to_tensor([3.0])
     x = paddle.linspace(-5, 5, 2001)
-    y = fake_quantize(x, threshold, spec)
+    y = fake_quantize(x, abs_max, spec)
     figure, axes = plt.subplots(figsize=(6, 3.2))
     axes.plot(x.numpy(), x.numpy(), color=GREY, lw=1, label="float")
-    axes.plot(x.numpy(), y.numpy(), color=BLUE, lw=2, label="3 bits, threshold 3")
+    axes.plot(x.numpy(), y.numpy(), color=BLUE, lw=2, label="3 bits, abs_max 3")
     for edge in (-3.0, 3.0):
         axes.axvline(edge, color=ORANGE, lw=1, ls="--")
     axes.annotate("clipped", (4.1, 3.0), (3.6, 1.2), arrowprops={"arrowstyle": "->"})
-    axes.annotate("rounded: a step = threshold / 3", (0.0, 0.0), (-4.6, 1.8),
+    axes.annotate("rounded: scale = abs_max / 3", (0.0, 0.0), (-4.6, 1.8),
                   arrowprops={"arrowstyle": "->"})
     axes.set(xlabel="x", ylabel="what is computed with")
     axes.legend(frameon=False, loc="lower right")
@@ -45,7 +45,7 @@ def staircase():
 
 
 def thresholds():
-    """Plot the thresholds of three calibration methods for one activation."""
+    """Plot abs_max of three calibration methods for one activation."""
     random = np.random.RandomState(0)
     values = np.concatenate([np.abs(random.laplace(0, 1, 40000)), [24.0, 26.0, 31.0]])
     found = {}
@@ -53,11 +53,11 @@ def thresholds():
                            ("HistQuantizer, 0.9999", HistogramObserver(hist_percent=0.9999)),
                            ("KLQuantizer", KLObserver())):
         observer.update(paddle.to_tensor(values.astype("float32")))
-        found[name] = observer.threshold().item()
+        found[name] = observer.abs_max().item()
     figure, axes = plt.subplots(figsize=(6, 3.2))
     axes.hist(values, bins=120, color=GREY, log=True)
-    for (name, threshold), color in zip(found.items(), (ORANGE, GREEN, BLUE)):
-        axes.axvline(threshold, color=color, lw=2, label=f"{name}: {threshold:.1f}")
+    for (name, largest), color in zip(found.items(), (ORANGE, GREEN, BLUE)):
+        axes.axvline(largest, color=color, lw=2, label=f"{name}: {largest:.1f}")
     axes.set(xlabel="|x|", ylabel="how often")
     axes.legend(frameon=False)
     save(figure, "thresholds.svg")
@@ -72,9 +72,9 @@ def granularity():
     for label, spec, color in (("one scale", QuantSpec(bits=4), ORANGE),
                                ("one for each channel",
                                 QuantSpec(bits=4, granularity=PerChannel(0)), BLUE)):
-        threshold = abs_max(weight, spec)
-        integers = quantize(weight, threshold, spec)
-        back = integers * threshold.reshape([-1, 1]) / spec.quant_max
+        largest = abs_max(weight, spec)
+        integers = quantize(weight, largest, spec)
+        back = integers * largest.reshape([-1, 1]) / spec.quant_max
         error = ((back - weight).square().mean(1) / weight.square().mean(1)).sqrt()
         axes.plot(sizes, error.numpy(), "o-", color=color, label=label)
     axes.set(xscale="log", xlabel="size of the channel's weights", ylabel="relative error, 4 bits",

@@ -51,8 +51,8 @@ class Registry(Generic[T]):
             >>> from paddleq.observers import OBSERVERS, AbsMaxObserver, register_observer
             >>> @register_observer("half")
             ... class HalfObserver(AbsMaxObserver):
-            ...     def threshold(self):
-            ...         return 0.5 * super().threshold()
+            ...     def abs_max(self):
+            ...         return 0.5 * super().abs_max()
             >>> OBSERVERS.unregister("half") is HalfObserver
             True
         """

@@ -116,8 +116,8 @@ class QuantSpec:
             the full range of ``bits``.
 
     Attributes:
-        quant_min, quant_max: lowest and highest integer. A symmetric spec maps the clipping
-            threshold to ``quant_max``: scale = threshold / quant_max.
+        quant_min, quant_max: lowest and highest integer. A symmetric spec maps the largest
+            magnitude to ``quant_max``: scale = abs_max / quant_max.
         binary: True for one bit. The values are -1 and +1; there is no zero.
         storage: name of the numpy dtype that stores one integer.
         channel_axis: axis of a per-channel scale, or None.

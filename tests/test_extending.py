@@ -28,8 +28,8 @@ from paddleq.observers import AbsMaxObserver, register_observer
 class DoubledObserver(AbsMaxObserver):
     """Twice the largest magnitude."""
 
-    def threshold(self):
-        return 2.0 * super().threshold()
+    def abs_max(self):
+        return 2.0 * super().abs_max()
 ''',
     "layer.py": '''
 import paddle
@@ -139,8 +139,8 @@ def quantized(package, activation="doubled"):
 
 def test_observer_by_name(package):
     _, net, x = quantized(package)
-    threshold = net[0].activation_quantizer.threshold.item()
-    np.testing.assert_allclose(threshold, 2.0 * x.abs().max().item(), rtol=1e-6)
+    abs_max = net[0].activation_quantizer.abs_max.item()
+    np.testing.assert_allclose(abs_max, 2.0 * x.abs().max().item(), rtol=1e-6)
 
 
 def test_layer_type_is_quantized_and_exported(package, tmp_path):

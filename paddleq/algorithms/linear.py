@@ -122,8 +122,8 @@ def _from_range(spec, low, high):
     """Compute (scale, zero point or None) of a range."""
     with paddle.no_grad():
         if spec.symmetric:
-            threshold = paddle.maximum(low.abs(), high.abs()).clip(min=EPS)
-            return threshold / float(spec.quant_max), None
+            abs_max = paddle.maximum(low.abs(), high.abs()).clip(min=EPS)
+            return abs_max / float(spec.quant_max), None
         scale, zero_point = affine_scale_zero_point(low, high, spec)
         return scale.astype("float32"), zero_point.astype("float32")
 
@@ -131,6 +131,6 @@ def _from_range(spec, low, high):
 def _from_observer(observer):
     """Compute (scale, zero point or None) from the qparams of an observer."""
     with paddle.no_grad():
-        threshold, zero_point = observer.qparams()
-        scale = threshold / float(observer.spec.quant_max)
+        abs_max, zero_point = observer.qparams()
+        scale = abs_max / float(observer.spec.quant_max)
         return scale, None if zero_point is None else zero_point.astype("float32")

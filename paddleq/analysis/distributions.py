@@ -11,7 +11,6 @@ from ..engine import quantized_layers
 from ..errors import NonFiniteError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
-from ..functional import representable_range
 from ..nn.quantized_layer import quantizer_name, slot_name
 from .scale_history import current_qparams, split_quantizer_name
 from .sqnr import tensors_in
@@ -202,8 +201,9 @@ def _limits(layer, attribute, quantizer):
     found = current_qparams(layer, attribute, quantizer)
     if found is None:
         return None
-    threshold, zero_point = found
-    low, high = representable_range(threshold, quantizer.spec, zero_point)
+    scale, zero_point = found
+    zero = 0.0 if zero_point is None else zero_point.astype("float32")
+    low, high = (scale * (limit - zero) for limit in (quantizer.quant_min, quantizer.quant_max))
     preprocess = getattr(layer, attribute.replace("_quantizer", "_preprocess"), None)
     if PACT.clips(preprocess):
         bound = preprocess.bound()
@@ -218,6 +218,6 @@ def _count_clipped(distribution, values, low, high, axis):
     shape = [1] * values.ndim
     if low.size > 1:
         shape[axis] = -1
-    tolerance = 1.0 + 1e-6  # a threshold is rounded when it is divided by the scale
+    tolerance = 1.0 + 1e-6  # the scale is rounded
     below, above = low.reshape(shape) * tolerance, high.reshape(shape) * tolerance
     distribution.clipped += int(((values < below) | (values > above)).sum())

@@ -59,8 +59,8 @@ class Scale:
 
     Attributes:
         step: number of the step, from 0.
-        low: smallest clipping threshold of its channels.
-        high: largest clipping threshold of its channels; equal to ``low`` for one scale.
+        low: smallest scale of its channels.
+        high: largest scale of its channels; equal to ``low`` for one scale.
 
     Examples:
         >>> from paddleq.analysis import Scale
@@ -74,14 +74,14 @@ class Scale:
 
 
 class ScaleHistory:
-    """Record the clipping thresholds of all quantizers during calibration or training.
+    """Record the scales of all quantizers during calibration or training.
 
-    The threshold is the largest magnitude that is not clipped. Use it as a context manager.
+    Use it as a context manager.
 
     Args:
         model: quantized model. ``None`` if :meth:`record` is called by hand.
         every: record each step whose number is a multiple of this. Default 1. Histogram observers
-            such as KL search their threshold at each recorded step, about 10 ms per quantizer.
+            such as KL search their scale at each recorded step, about 10 ms per quantizer.
 
     Attributes:
         scales: name of the quantizer, such as ``conv1.activation_quantizer``, -> list of
@@ -95,7 +95,7 @@ class ScaleHistory:
         >>> ptq = paddleq.PTQ("AbsmaxQuantizer")
         >>> net = ptq.quantize(paddle.nn.Sequential(paddle.nn.Linear(2, 2)))
         >>> with paddleq.analysis.ScaleHistory(net) as history:
-        ...     ptq.calibrate(net, [paddle.to_tensor([[0.0, 1.0]]), paddle.to_tensor([[3.0, 0.0]])])
+        ...     ptq.calibrate(net, [paddle.full([1, 2], 127.0), paddle.full([1, 2], 381.0)])
         2
         >>> [scale.high for scale in history.scales["0.activation_quantizer"]]
         [1.0, 3.0]
@@ -123,14 +123,14 @@ class ScaleHistory:
             self.record(model, step)
 
     def record(self, model: nn.Layer, step: int) -> None:
-        """Record the current thresholds of the quantizers of ``model``."""
-        for name, threshold in thresholds(model):
-            low, high = scalar(threshold.min()), scalar(threshold.max())
+        """Record the current scales of the quantizers of ``model``."""
+        for name, scale in current_scales(model):
+            low, high = scalar(scale.min()), scalar(scale.max())
             self.scales.setdefault(name, []).append(Scale(step, low, high))
 
 
-def thresholds(model: nn.Layer) -> Iterator[Tuple[str, paddle.Tensor]]:
-    """Yield (name, threshold) of each FakeQuantize of ``model`` that has a threshold."""
+def current_scales(model: nn.Layer) -> Iterator[Tuple[str, paddle.Tensor]]:
+    """Yield (name, scale) of each FakeQuantize of ``model`` that has a scale."""
     for name, layer in quantized_layers(model):
         for attribute, quantizer in layer.quantizers():
             found = current_qparams(layer, attribute, quantizer)
@@ -139,7 +139,7 @@ def thresholds(model: nn.Layer) -> Iterator[Tuple[str, paddle.Tensor]]:
 
 
 def current_qparams(layer: nn.Layer, attribute: str, quantizer: nn.Layer):
-    """Return (threshold, zero point or None) of a quantizer of ``layer``.
+    """Return (scale, zero point or None) of a quantizer of ``layer``.
 
     While the quantizer calibrates, compute them from the statistics so far. Return ``None`` before
     the first batch and for classes of the user.
@@ -148,7 +148,8 @@ def current_qparams(layer: nn.Layer, attribute: str, quantizer: nn.Layer):
         return None
     with paddle.no_grad():
         if quantizer.state is State.CALIBRATION and quantizer.observer.num_batches:
-            return quantizer.observer.qparams()
+            abs_max, zero_point = quantizer.observer.qparams()
+            return abs_max / float(quantizer.spec.quant_max), zero_point
         return qparams_in(layer, attribute, quantizer)
 
 

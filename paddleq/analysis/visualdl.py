@@ -29,7 +29,7 @@ class VisualDLLogger(paddle.callbacks.Callback):
 
     While the logger is open, it writes at the steps of training or calibration:
 
-    - **scalars**: ``scale/...``, the clipping threshold of each quantizer (the largest and the
+    - **scalars**: ``scale/...``, the scale of each quantizer (the largest and the
       smallest one if each channel has its own), and ``clipped/...``, the share of clipped values;
     - **histograms**: ``values/...``, the inputs of each quantizer, activations and weights;
     - **images**, at the end: ``clipping/...``, the last histograms with their clipping limits.

@@ -60,13 +60,14 @@ def inspect(model, as_json):
     _table("quantized weights", found["weights"], [
         ("name", lambda row: row["name"]), ("dtype", lambda row: row["dtype"]),
         ("bits", lambda row: str(row["bits"])), ("shape", lambda row: str(row["shape"])),
-        ("scales", lambda row: "per tensor" if row["axis"] == -1 else f"axis {row['axis']}"),
-        ("threshold", lambda row: "..".join(f"{edge:.4g}" for edge in row["threshold"])),
+        ("granularity",
+         lambda row: "per tensor" if row["axis"] == -1 else f"axis {row['axis']}"),
+        ("scale", lambda row: "..".join(f"{edge:.4g}" for edge in row["scale"])),
         ("integers", lambda row: _bars(row.get("histogram")))])
     _table("quantized activations", found["activations"], [
         ("tensor", lambda row: row["name"]), ("read by", lambda row: row["reader"]),
         ("bits", lambda row: str(row["bits"])),
-        ("threshold", lambda row: f"{row['threshold']:.4g}")])
+        ("scale", lambda row: f"{row['scale']:.4g}")])
 
 
 @click.command(epilog="""\b

@@ -49,7 +49,7 @@ ptq_options = _combine(
     click.option("--algo", type=click.Choice(list(ALGORITHMS)), default="KL", show_default=True,
                  help="observer of activations"),
     click.option("--hist-percent", type=float,
-                 help="share of values below the threshold, for --algo hist"),
+                 help="share of values below the clipping limit, for --algo hist"),
     click.option("--weight-bits", type=int, default=8, show_default=True),
     click.option("--activation-bits", type=int, default=8, show_default=True),
     click.option("--per-tensor", is_flag=True,

@@ -59,7 +59,7 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
         ...     paddle.nn.Sequential(paddle.nn.Linear(2, 2)))
         >>> paddleq.calibrate(net, [paddle.to_tensor([[0.5, -3.0]])])
         1
-        >>> net[0].activation_quantizer.threshold.tolist()
+        >>> net[0].activation_quantizer.abs_max.tolist()
         [3.0]
     """
     check_quantized(model)
@@ -85,7 +85,7 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
         ...     paddle.nn.Sequential(paddle.nn.Linear(2, 2)))
         >>> with calibrating(net):
         ...     _ = net(paddle.to_tensor([[0.5, -3.0]]))
-        >>> net[0].activation_quantizer.threshold.tolist()
+        >>> net[0].activation_quantizer.abs_max.tolist()
         [3.0]
     """
     quantizers = [quantizer for _, quantizer in fake_quantizers(model)]

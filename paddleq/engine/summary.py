@@ -176,7 +176,7 @@ def _span(scale):
 
 
 def qparams_in(layer, attribute, quantizer):
-    """Return (threshold, zero point or None) of a FakeQuantize of ``layer``, or None.
+    """Return (scale, zero point or None) of a FakeQuantize of ``layer``, or None.
 
     Args:
         attribute: name of the quantizer in ``layer``.
@@ -185,8 +185,13 @@ def qparams_in(layer, attribute, quantizer):
         name = attribute[: -len("_quantizer")]
         weight, (preprocess, _) = layer.weight_to_quantize(name), layer.weight_parts(name)
         with paddle.no_grad():
-            return quantizer.qparams_of(weight if preprocess is None else preprocess(weight))
-    return quantizer.qparams_of(None) if quantizer.initialized else None
+            found = quantizer.qparams_of(weight if preprocess is None else preprocess(weight))
+    elif quantizer.initialized:
+        found = quantizer.qparams_of(None)
+    else:
+        return None
+    abs_max, zero_point = found
+    return abs_max / float(quantizer.spec.quant_max), zero_point
 
 
 def extra_state_keys(model):

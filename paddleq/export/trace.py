@@ -113,7 +113,7 @@ class _ExportRecorder(Recorder):
                 output = getattr(layer, "output_quantizer", None)
                 if output is not None:
                     format.check_spec(f"the output of {layer._paddleq.name}", output.spec, False)
-                    self._outputs[id(layer)] = _activation_mark(layer, output, output.threshold)
+                    self._outputs[id(layer)] = _activation_mark(layer, output, output.abs_max)
                 for name in layer._paddleq.kind.weights:
                     if layer.weight_parts(name)[1] is None:
                         continue
@@ -136,8 +136,8 @@ class _ExportRecorder(Recorder):
         if spec is not None:
             format.check_spec(f"the input of {name}", spec, False)
             zero_point = None if spec.symmetric else layer.activation_zero_point.numpy()
-            threshold = _float32(layer.activation_threshold())
-            self._inputs[id(layer), 0] = [], ActivationMark(name, threshold, spec, zero_point)
+            abs_max = _float32(layer.activation_abs_max())
+            self._inputs[id(layer), 0] = [], ActivationMark(name, abs_max, spec, zero_point)
         if format.stores_integers_of(layer):
             self._weights[id(layer), "weight"] = _stored_weight_mark(name, layer)
 
@@ -166,8 +166,8 @@ class _ExportRecorder(Recorder):
             format.check_spec(f"{name}.{weight}", spec, True)
             held = getattr(layer, weight)
             if id(held) not in shared:
-                threshold, zero_point = layer.qparams(weight, spec)
-                shared[id(held)] = WeightMark(name, None, held.numpy(), _float32(threshold), spec,
+                abs_max, zero_point = layer.qparams(weight, spec)
+                shared[id(held)] = WeightMark(name, None, held.numpy(), _float32(abs_max), spec,
                                               False, _zero_point(zero_point, spec))
             self._weights[id(layer), weight] = shared[id(held)]
 
@@ -234,21 +234,21 @@ def _input_hooks_and_mark(layer, slot, format):
                         layer._paddleq.name, type(quantizer).__name__)
         return [*hooks, quantizer], None
     format.check_spec(f"the input of {layer._paddleq.name}", quantizer.spec, False)
-    threshold = quantizer.threshold
+    abs_max = quantizer.abs_max
     if PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric:
-        threshold, hooks = paddle.minimum(threshold, preprocess.bound()), []
+        abs_max, hooks = paddle.minimum(abs_max, preprocess.bound()), []
     elif preprocess is not None and _is_redundant(preprocess, quantizer):
         hooks = []
-    return hooks, _activation_mark(layer, quantizer, threshold)
+    return hooks, _activation_mark(layer, quantizer, abs_max)
 
 
 def _fixed_mark(name, layer, attribute, spec):
-    threshold, zero_point = layer.qparams(attribute, spec)
-    return ActivationMark(name, _float32(threshold), spec, _zero_point(zero_point, spec))
+    abs_max, zero_point = layer.qparams(attribute, spec)
+    return ActivationMark(name, _float32(abs_max), spec, _zero_point(zero_point, spec))
 
 
-def _activation_mark(layer, quantizer, threshold):
-    return ActivationMark(layer._paddleq.name, _float32(threshold), quantizer.spec,
+def _activation_mark(layer, quantizer, abs_max):
+    return ActivationMark(layer._paddleq.name, _float32(abs_max), quantizer.spec,
                           _zero_point(quantizer.zero_point, quantizer.spec))
 
 
@@ -258,9 +258,9 @@ def _is_redundant(preprocess, quantizer):
     The usual case is a clipping range that contains the range of the quantizer. The hook is
     evaluated on values across eight times the range, in steps finer than the quantizer's.
     """
-    spec, threshold = quantizer.spec, quantizer.threshold
+    spec, abs_max = quantizer.spec, quantizer.abs_max
     zero_point = None if spec.symmetric else quantizer.zero_point
-    reach = 8.0 * threshold.item()
+    reach = 8.0 * abs_max.item()
     points = min(16 * spec.quant_max, 1 << 18)
     values = paddle.linspace(-reach, reach, 2 * points + 1).reshape([1, -1, 1, 1])
     try:
@@ -269,7 +269,7 @@ def _is_redundant(preprocess, quantizer):
         return False
     if after.shape != values.shape:
         return False
-    after, values = (quantize(each, threshold, spec, zero_point) for each in (after, values))
+    after, values = (quantize(each, abs_max, spec, zero_point) for each in (after, values))
     return (after == values).all().item()
 
 
@@ -280,10 +280,10 @@ def _weight_mark(layer, name, parameter, format):
     if isinstance(quantizer, FakeQuantize):
         spec = quantizer.spec
         format.check_spec(f"{layer_name}.{name}", spec, True)
-        threshold, zero_point = quantizer.qparams_of(value)
-        integers = quantize(value, threshold, spec, zero_point)
+        abs_max, zero_point = quantizer.qparams_of(value)
+        integers = quantize(value, abs_max, spec, zero_point)
         return WeightMark(layer_name, _float32(value), _integers(integers, spec),
-                          _float32(threshold), spec, quantizer.observer.dynamic,
+                          _float32(abs_max), spec, quantizer.observer.dynamic,
                           _zero_point(zero_point, spec))
     return _custom_weight_mark(layer_name, name, quantizer, quantizer(value),
                             layer._paddleq.kind.weights[name])
@@ -292,13 +292,13 @@ def _weight_mark(layer, name, parameter, format):
 def _stored_weight_mark(name, layer):
     """Mark of the weight of an IntegerLinear, which has no float value."""
     spec = layer.weight_spec
-    threshold, zero_point = layer.weight_scale * float(spec.quant_max), None
+    abs_max, zero_point = layer.weight_scale * float(spec.quant_max), None
     if not spec.symmetric:
         zero_point = layer.weight_zero_point.astype("int64").numpy()
     if not isinstance(spec.granularity, PerGroup):  # [1, 1] or [1, N]
-        threshold = threshold.reshape([-1])
+        abs_max = abs_max.reshape([-1])
         zero_point = None if zero_point is None else zero_point.reshape(-1)
-    return WeightMark(name, None, _integers(layer.integers(), spec), _float32(threshold), spec,
+    return WeightMark(name, None, _integers(layer.integers(), spec), _float32(abs_max), spec,
                       dynamic=False, zero_point=zero_point)
 
 
@@ -308,15 +308,15 @@ def _custom_weight_mark(layer_name, name, quantizer, value, axis):
         spec = QuantSpec() if granularity is None else QuantSpec(granularity=granularity)
         for bits in range(2, 9):
             trial = QuantSpec(bits, granularity=spec.granularity)
-            threshold = abs_max(value, trial)
-            integers = quantize(value, threshold, trial)
+            largest = abs_max(value, trial)
+            integers = quantize(value, largest, trial)
             shape = [1] * len(value.shape)
             if granularity is not None:
                 shape[axis] = -1
-            back = integers * threshold.reshape(shape) / trial.quant_max
-            if ((back - value).abs() <= 1e-6 * threshold.reshape(shape)).all().item():
+            back = integers * largest.reshape(shape) / trial.quant_max
+            if ((back - value).abs() <= 1e-6 * largest.reshape(shape)).all().item():
                 return WeightMark(layer_name, _float32(value), _integers(integers, trial),
-                                  _float32(threshold), trial)
+                                  _float32(largest), trial)
     _logger.warning("%s.%s: what its own weight quantizer %s returns lies on no grid of at most 8 "
                     "bits with max|w| at its end; it is exported as float", layer_name, name,
                     type(quantizer).__name__)

@@ -75,7 +75,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         scale: float32 [1] or [channels]; 0 until data are observed. A quantizer without a scale
             returns its input unchanged.
         zero_point: buffer, int64, of the same shape.
-        threshold: buffer, float32: scale times ``spec.quant_max``, which Paddle calls the scale.
+        abs_max: buffer, float32: scale times ``spec.quant_max``, which Paddle calls the scale.
         quant_min, quant_max: lowest and highest integer.
         observer_enabled, fake_quant_enabled: switches, set together by :meth:`set_state`.
 
@@ -94,7 +94,7 @@ class FakeQuantize(nn.Layer, WithArgs):
         ([0.5], -128, 127)
     """
 
-    bounded = True  # a preceding clipping range may become part of the threshold
+    bounded = True  # a preceding clipping range may limit abs_max
 
     def __init__(self, observer=MovingAverageMinMaxObserver, saturate=None, in_place=False,
                  compat_mask=True, channel_len=1, fast_training=True, label="",
@@ -116,7 +116,7 @@ class FakeQuantize(nn.Layer, WithArgs):
             self._store_observed()
 
     def _make_buffers(self, shape):
-        self.register_buffer("threshold", paddle.zeros(shape, dtype="float32"))
+        self.register_buffer("abs_max", paddle.zeros(shape, dtype="float32"))
         self.register_buffer("zero_point", paddle.zeros(shape, dtype="int64"))
 
     @property
@@ -127,7 +127,7 @@ class FakeQuantize(nn.Layer, WithArgs):
     @property
     def scale(self):
         """Scale: the step between two integers."""
-        return self.threshold / float(self.spec.quant_max)
+        return self.abs_max / float(self.spec.quant_max)
 
     @property
     def quant_min(self):
@@ -145,9 +145,9 @@ class FakeQuantize(nn.Layer, WithArgs):
         if self.observer.dynamic:
             return True
         # Reading the scale synchronizes with a GPU, so each version is read once.
-        version = (id(self.threshold), self.threshold.inplace_version)
+        version = (id(self.abs_max), self.abs_max.inplace_version)
         if self._known_version != version:
-            if not (self.threshold > 0).any().item():
+            if not (self.abs_max > 0).any().item():
                 return False
             self._known_version = version
         return True
@@ -197,7 +197,7 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     def range(self):
         """Return (lowest, highest) value that is not clipped, float32 [1] or [channels]."""
-        return representable_range(self.threshold, self.spec, self.zero_point)
+        return representable_range(self.abs_max, self.spec, self.zero_point)
 
     def can_clip(self, clipping):
         """Return True if :meth:`forward` can apply ``clipping`` in the pass that quantizes."""
@@ -216,7 +216,7 @@ class FakeQuantize(nn.Layer, WithArgs):
             x: float tensor.
             clipping: :class:`~paddleq.fake_quant.pact.Clipping` of a PACT to apply to ``x``, if
                 :meth:`can_clip`. The maximum is observed in place of ``x`` if that is equivalent.
-            bound: magnitude to which a PACT clipped ``x``, float32 of one element. The threshold
+            bound: magnitude to which a PACT clipped ``x``, float32 of one element. abs_max
                 is at most this bound, or that of ``clipping``, as in :meth:`clipped`. So training
                 is not coarser than evaluation if the observer has seen a wider range.
         """
@@ -258,9 +258,9 @@ class FakeQuantize(nn.Layer, WithArgs):
         return qparams
 
     def _fake_quantize(self, x, qparams, clipping=None):
-        threshold, zero_point = qparams
+        abs_max, zero_point = qparams
         if clipping is not None and not clipping.idle:
-            result = clip_and_fake_quantize(as_dtype(x, paddle.float32), clipping.alpha, threshold,
+            result = clip_and_fake_quantize(as_dtype(x, paddle.float32), clipping.alpha, abs_max,
                                             self.spec)
             return as_dtype(result, x.dtype)
         if self.in_place and x.dtype != paddle.float32:
@@ -268,15 +268,15 @@ class FakeQuantize(nn.Layer, WithArgs):
                              f"but the input is {x.dtype}; make it with in_place=False")
         fast = self.training and self.fast_training and not self.in_place
         return fake_quantize(
-            x, threshold, self.spec, self.saturate, exact=not fast, zero_point=zero_point,
+            x, abs_max, self.spec, self.saturate, exact=not fast, zero_point=zero_point,
             idle=None if clipping is None else clipping.alpha, pack=self.compat_mask,
             in_place=self.in_place)
 
     def clipped(self, x, bound):
-        """Quantize as in evaluation, with a threshold of at most ``bound``."""
+        """Quantize as in evaluation, with abs_max of at most ``bound``."""
         if not self.fake_quant_enabled or not self._usable():
             return self(x.clip(-bound.item(), bound.item()))
-        return fake_quantize(x, paddle.minimum(self.threshold, bound), self.spec, self.saturate)
+        return fake_quantize(x, paddle.minimum(self.abs_max, bound), self.spec, self.saturate)
 
     @property
     def needs_finalize(self):
@@ -325,16 +325,16 @@ class FakeQuantize(nn.Layer, WithArgs):
             self._store(*self.observer.qparams())
 
     def _copy_qparams(self):
-        return [each.detach().clone() for each in (self.threshold, self.zero_point)]
+        return [each.detach().clone() for each in (self.abs_max, self.zero_point)]
 
     def qparams_of(self, x):
-        """Return (threshold, zero point or None) that quantize ``x`` in evaluation."""
+        """Return (abs_max, zero point or None) that quantize ``x`` in evaluation."""
         if self.observer.dynamic:
             return self.observer.update_qparams(x)
-        return self.threshold, self._own_zero_point()
+        return self.abs_max, self._own_zero_point()
 
     def _qparams(self):
-        return self.threshold, self._own_zero_point()
+        return self.abs_max, self._own_zero_point()
 
     def extra_repr(self):
         spec = self.spec
@@ -357,8 +357,8 @@ class FakeQuantize(nn.Layer, WithArgs):
         # Values are unknown while to_static traces; the export detects missing scales.
         return not paddle.in_dynamic_mode() or self.initialized
 
-    def _store(self, threshold, zero_point=None):
-        self._put("threshold", threshold)
+    def _store(self, abs_max, zero_point=None):
+        self._put("abs_max", abs_max)
         if zero_point is not None:
             self._put("zero_point", zero_point)
 

@@ -11,7 +11,7 @@ from .._factory import Factory
 from .._paddle_compat import skip_bytecode_translation
 from ..errors import ConfigError, ModelError
 from ..functional import learned_fake_quantize
-from ..functional.lsq import constant, learned_threshold, learned_zero_point
+from ..functional.lsq import constant, learned_abs_max, learned_zero_point
 from ..observers import DeviationObserver, MeanMagnitudeObserver, MinMaxObserver, Observer
 from ..spec import HALF_EVEN, spec_from_qscheme
 from .fake_quantize import SPEC_ARGUMENTS, FakeQuantize, State
@@ -58,7 +58,7 @@ class LSQ(FakeQuantize):
         first_step: buffer of that shape that is added to the parameter: the first step if a
             program of ``to_static`` set it, otherwise 0.
         scale: the magnitude of their sum.
-        threshold: scale times ``spec.quant_max``.
+        abs_max: scale times ``spec.quant_max``.
 
     Raises:
         ConfigError, ConfigTypeError: an argument is invalid.
@@ -158,16 +158,16 @@ class LSQ(FakeQuantize):
         return spec, Factory(made, rest)
 
     @property
-    def threshold(self):
+    def abs_max(self):
         """Scale times ``spec.quant_max``."""
-        return learned_threshold(self._qparams()[0], self.spec)
+        return learned_abs_max(self._qparams()[0], self.spec)
 
     @property
     def zero_point(self):
         """Zero point, int64 of the step's shape."""
         if self.offset is None:
             return paddle.zeros(self.step.shape, dtype="int64")
-        return learned_zero_point(self._qparams()[1], self.threshold, self.spec)
+        return learned_zero_point(self._qparams()[1], self.abs_max, self.spec)
 
     @property
     def initialized(self):
@@ -193,9 +193,9 @@ class LSQ(FakeQuantize):
         step = self.step, self.first_step
         return [step] if self.offset is None else [step, (self.offset, self.first_offset)]
 
-    def _measured(self, threshold, zero_point):
-        """Return the values of the parameters for a threshold and a zero point."""
-        step = threshold / float(self.spec.quant_max)
+    def _measured(self, abs_max, zero_point):
+        """Return the values of the parameters for abs_max and a zero point."""
+        step = abs_max / float(self.spec.quant_max)
         return [step] if self.offset is None else [step, -step * zero_point.astype("float32")]
 
     def _qparams(self):
@@ -229,10 +229,10 @@ class LSQ(FakeQuantize):
         sums = [parameter + value for value, (parameter, _) in zip(first, held)]
         return sums[0], sums[1] if len(sums) > 1 else None
 
-    def _store(self, threshold, zero_point=None):
+    def _store(self, abs_max, zero_point=None):
         if self.offset is not None and zero_point is None:
             zero_point = self.zero_point
-        for value, (parameter, first) in zip(self._measured(threshold, zero_point),
+        for value, (parameter, first) in zip(self._measured(abs_max, zero_point),
                                              self._parameters_and_buffers()):
             paddle.assign(value, parameter)
             paddle.assign(paddle.zeros_like(first), first)
@@ -273,7 +273,7 @@ class LSQPlus(LSQ):
             the configuration. A .pdmodel does not support zero points; the export raises an error.
 
     Attributes:
-        step, scale, threshold: as for :class:`LSQ`.
+        step, scale, abs_max: as for :class:`LSQ`.
         offset: the parameter, float32, of the step's shape; None for a symmetric spec.
             ``first_offset`` is added to it, as ``first_step`` to ``step``.
         zero_point: the integer of the value 0.

@@ -33,7 +33,7 @@ class PACT(nn.Layer):
     """Clip to [-alpha, alpha] with a trainable alpha (arXiv:1805.06085).
 
     The gradient with respect to alpha is +1 for values at or above alpha and -1 for values at
-    or below -alpha. In exports, alpha is part of the quantizer's threshold. If alpha becomes
+    or below -alpha. In exports, alpha is part of the quantizer's abs_max. If alpha becomes
     negative, its magnitude is used.
 
     Args:

@@ -3,10 +3,10 @@
 The operations are those of Paddle's ``quantize_linear`` and ``dequantize_linear`` operators, in
 the same order, so that a simulated model and its exported graph agree to the bit:
 
-    q = clip(round((quant_max * (1 / threshold)) * x), quant_min, quant_max)
-    y = (q * threshold) / quant_max
+    q = clip(round((quant_max * (1 / abs_max)) * x), quant_min, quant_max)
+    y = (q * abs_max) / quant_max
 
-``threshold`` is the quantity that Paddle's operators call scale: threshold = scale * quant_max, the
+``abs_max`` is the quantity that Paddle's operators call scale: abs_max = scale * quant_max, the
 largest magnitude of a symmetric spec.
 
 With an integer zero point z, q is round(...) + z, and y is computed from q - z. This equals the
@@ -30,15 +30,15 @@ def per_channel_shape(ndim, axis):
     return shape
 
 
-def _aligned(threshold, x, spec):
+def _aligned(abs_max, x, spec):
     axis = spec.channel_axis
     if axis is None:
-        return threshold
-    threshold = threshold.reshape(per_channel_shape(len(x.shape), axis))
+        return abs_max
+    abs_max = abs_max.reshape(per_channel_shape(len(x.shape), axis))
     # Products with an expanded tensor are several times faster than broadcast ones, unless whole
     # rows share a factor.
     rows = axis % len(x.shape) == 0
-    return threshold if rows or not paddle.in_dynamic_mode() else threshold.expand(x.shape)
+    return abs_max if rows or not paddle.in_dynamic_mode() else abs_max.expand(x.shape)
 
 
 def _zero(zero_point, x, spec):
@@ -93,9 +93,9 @@ def _levels(t, spec, zero):
     return _clip_levels(t, spec, zero)
 
 
-def _steps(x, threshold, spec, zero, in_place=False):
+def _steps(x, abs_max, spec, zero, in_place=False):
     """Return ``x`` in steps from the zero point, rounded and clipped."""
-    factor = _aligned(float(spec.quant_max) * (1.0 / threshold), x, spec)
+    factor = _aligned(float(spec.quant_max) * (1.0 / abs_max), x, spec)
     if not paddle.in_dynamic_mode():
         return _levels(x * factor, spec, zero)
     with paddle.no_grad():
@@ -107,14 +107,14 @@ def _steps(x, threshold, spec, zero, in_place=False):
         return t if 0 in t.shape else round_and_clip_(t, spec, zero)
 
 
-def quantize(x, threshold, spec, zero_point=None):
+def quantize(x, abs_max, spec, zero_point=None):
     """Quantize ``x`` to integers, as a float32 tensor of the same shape.
 
     Args:
         x: any float tensor.
-        threshold: float32, shape [1], or [channels] when ``spec`` is per channel.
+        abs_max: float32, shape [1], or [channels] when ``spec`` is per channel.
         spec: a :class:`~paddleq.QuantSpec`.
-        zero_point: integers of the threshold's shape, or None for 0.
+        zero_point: integers of the shape of ``abs_max``, or None for 0.
 
     Examples:
         >>> import paddle
@@ -126,12 +126,12 @@ def quantize(x, threshold, spec, zero_point=None):
     """
     x = as_dtype(x, paddle.float32)
     zero = _zero(zero_point, x, spec)
-    steps = _steps(x, threshold, spec, zero)
+    steps = _steps(x, abs_max, spec, zero)
     return steps if zero_point is None else steps + zero
 
 
-def dequantize(q, threshold, spec, zero_point=None):
-    """Dequantize integers ``q``: ((q - zero_point) * threshold) / quant_max.
+def dequantize(q, abs_max, spec, zero_point=None):
+    """Dequantize integers ``q``: ((q - zero_point) * abs_max) / quant_max.
 
     Examples:
         >>> import paddle
@@ -143,10 +143,10 @@ def dequantize(q, threshold, spec, zero_point=None):
     if zero_point is not None:
         q = q - _zero(zero_point, q, spec)
     levels = paddle.full([], float(spec.quant_max), dtype="float32")
-    return (q * _aligned(threshold, q, spec)) / levels
+    return (q * _aligned(abs_max, q, spec)) / levels
 
 
-def dequantize_(q, threshold, spec):
+def dequantize_(q, abs_max, spec):
     """:func:`dequantize` in place, in dynamic mode and without a zero point; ``q`` is float32.
 
     Examples:
@@ -156,7 +156,7 @@ def dequantize_(q, threshold, spec):
         >>> dequantize_(paddle.to_tensor([127.0]), paddle.to_tensor([2.0]), QuantSpec()).tolist()
         [2.0]
     """
-    _times_(q, threshold, spec)
+    _times_(q, abs_max, spec)
     if spec.quant_max != 1:
         # A true division: multiplication by 1/127 differs from dequantize_linear by one unit in the
         # last place, enough to move values across the rounding boundary of the next layer.
@@ -179,20 +179,20 @@ def _of_numbers(spec, zero):
     return spec.channel_axis is None and not spec.binary and isinstance(zero, int)
 
 
-def _simulate(x, threshold, spec, zero, exact=True, in_place=False):
+def _simulate(x, abs_max, spec, zero, exact=True, in_place=False):
     if not exact and spec.rounding == HALF_EVEN and _of_numbers(spec, zero):
-        return simulate_in_three_passes(x, threshold, spec, zero, in_place=in_place)
-    q = _steps(x, threshold, spec, zero, in_place)
+        return simulate_in_three_passes(x, abs_max, spec, zero, in_place=in_place)
+    q = _steps(x, abs_max, spec, zero, in_place)
     if not paddle.in_dynamic_mode():
-        return dequantize(q, threshold, spec)
+        return dequantize(q, abs_max, spec)
     if exact:
-        q = dequantize_(q, threshold, spec)
+        q = dequantize_(q, abs_max, spec)
     else:
-        _times_(q, threshold * (1.0 / spec.quant_max), spec)
+        _times_(q, abs_max * (1.0 / spec.quant_max), spec)
     return paddle.assign(q, x) if in_place and q is not x else q
 
 
-def simulate_in_three_passes(x, threshold, spec, zero=0, bound=None, in_place=False):
+def simulate_in_three_passes(x, abs_max, spec, zero=0, bound=None, in_place=False):
     """Quantize and dequantize ``x`` without a gradient, to one unit in the last place.
 
     Args:
@@ -200,7 +200,7 @@ def simulate_in_three_passes(x, threshold, spec, zero=0, bound=None, in_place=Fa
         bound: also clip ``x`` to [-bound, bound]; a float32 tensor of one element.
     """
     # The first pass adds ROUNDING_MAGIC and the last pass subtracts it.
-    factor = float(spec.quant_max) * (1.0 / threshold)
+    factor = float(spec.quant_max) * (1.0 / abs_max)
     t = (x.scale_ if in_place else x.scale)(factor, ROUNDING_MAGIC)
     low, high = spec.quant_min - zero, spec.quant_max - zero
     if bound is not None:
@@ -208,11 +208,11 @@ def simulate_in_three_passes(x, threshold, spec, zero=0, bound=None, in_place=Fa
         most = scalar(paddle.scale(bound, factor, ROUNDING_MAGIC)) - ROUNDING_MAGIC
         low, high = max(low, -most), min(high, most)
     t.clip_(ROUNDING_MAGIC + low, ROUNDING_MAGIC + high)
-    return t.scale_(threshold * (1.0 / spec.quant_max), -ROUNDING_MAGIC, bias_after_scale=False)
+    return t.scale_(abs_max * (1.0 / spec.quant_max), -ROUNDING_MAGIC, bias_after_scale=False)
 
 
-def representable_range(threshold, spec, zero_point=None):
-    """Return the (lowest, highest) value that is not clipped, each of the threshold's shape.
+def representable_range(abs_max, spec, zero_point=None):
+    """Return the (lowest, highest) value that is not clipped, each of the shape of ``abs_max``.
 
     Examples:
         >>> import paddle
@@ -221,24 +221,24 @@ def representable_range(threshold, spec, zero_point=None):
         >>> [t.tolist() for t in representable_range(paddle.to_tensor([127.0]), QuantSpec())]
         [[-128.0], [127.0]]
     """
-    step = threshold / float(spec.quant_max)
+    step = abs_max / float(spec.quant_max)
     zero = 0.0 if zero_point is None else zero_point.astype("float32")
     return step * (spec.quant_min - zero), step * (spec.quant_max - zero)
 
 
-def _inside(x, threshold, spec, zero_point):
+def _inside(x, abs_max, spec, zero_point):
     low, high = (_aligned(each, x, spec)
-                 for each in representable_range(threshold, spec, zero_point))
+                 for each in representable_range(abs_max, spec, zero_point))
     return (x >= low) & (x <= high)
 
 
-def _clipped_to_range(x, threshold, spec, zero):
+def _clipped_to_range(x, abs_max, spec, zero):
     """Clip ``x`` to the representable range with ``paddle.clip``, whose backward is one pass.
 
     The gradient of ``paddle.clip`` is zero at the limits too. The limits are moved outwards by one
     unit in the last place to keep the gradient there.
     """
-    step = np.float32(threshold.item()) / np.float32(spec.quant_max)
+    step = np.float32(abs_max.item()) / np.float32(spec.quant_max)
     low, high = (step * np.float32(limit - zero) for limit in (spec.quant_min, spec.quant_max))
     return x.clip(float(np.nextafter(low, np.float32(-np.inf))),
                   float(np.nextafter(high, np.float32(np.inf))))
@@ -270,14 +270,14 @@ class _FakeQuantize(PyLayer):
         return _with_idle(ctx.idle, grad)
 
 
-def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zero_point=None,
+def fake_quantize(x, abs_max, spec, saturate=False, idle=None, exact=True, zero_point=None,
                   pack=False, in_place=False):
     """Quantize and dequantize ``x`` with a straight-through gradient.
 
     Args:
         x: float tensor of any shape. Half-precision inputs are computed in float32 and the
             result is returned in the dtype of ``x``.
-        threshold: float32, shape [1], or [channels] when ``spec`` is per channel.
+        abs_max: float32, shape [1], or [channels] when ``spec`` is per channel.
         spec: a :class:`~paddleq.QuantSpec`.
         saturate: zero the gradient of values outside the representable range. Default False,
             the straight-through estimator that Paddle's own operators use.
@@ -287,7 +287,7 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zer
         exact: match ``dequantize_linear`` to the bit. False needs half the passes over ``x``, for
             training: the integers are the same (except ties on a device that fuses
             multiplication and addition), the results may differ by one unit in the last place.
-        zero_point: integers of the threshold's shape, or None for 0.
+        zero_point: integers of the shape of ``abs_max``, or None for 0.
         pack: store the mask of ``saturate`` as bits instead of bytes.
         in_place: reuse the memory of ``x``, which must be float32, in dynamic mode.
 
@@ -312,27 +312,27 @@ def fake_quantize(x, threshold, spec, saturate=False, idle=None, exact=True, zer
     x = as_dtype(x, paddle.float32)
     zero = _zero(zero_point, x, spec)
     if not paddle.in_dynamic_mode():
-        y = _simulate(x, threshold, spec, zero)
+        y = _simulate(x, abs_max, spec, zero)
         # x - x is exactly zero: the sum has the value of y and the gradient of x.
         nothing = x - x.detach()
         if saturate:
-            nothing = nothing * _inside(x, threshold, spec, zero_point).astype("float32")
+            nothing = nothing * _inside(x, abs_max, spec, zero_point).astype("float32")
         y = y.detach() + nothing
     elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
-        y = _simulate(x, threshold, spec, zero, in_place=in_place)
+        y = _simulate(x, abs_max, spec, zero, in_place=in_place)
     else:
         # Closures: PyLayer treats every tensor argument, even inside a tuple, as a differentiable
         # input.
         def simulate(x):
-            return _simulate(x, threshold, spec, zero, exact, in_place)
+            return _simulate(x, abs_max, spec, zero, exact, in_place)
 
         def mask():
             if not saturate:
                 return None
-            return (BitMask if pack else BoolMask)(_inside(x, threshold, spec, zero_point))
+            return (BitMask if pack else BoolMask)(_inside(x, abs_max, spec, zero_point))
 
         if saturate and not exact and not in_place and _of_numbers(spec, zero):
             # clip() replaces the mask and returns a new tensor, which may be overwritten.
-            x, saturate, in_place = _clipped_to_range(x, threshold, spec, zero), False, True
+            x, saturate, in_place = _clipped_to_range(x, abs_max, spec, zero), False, True
         y = _FakeQuantize.apply(x, simulate, mask, *([] if idle is None else [idle]))
     return as_dtype(y, dtype)

@@ -3,12 +3,12 @@
 With v / s the value in steps, z the zero point and g = 1 / sqrt(N * qmax), N the number of elements
 that share the step:
 
-    y       as :func:`~paddleq.functional.fake_quantize`, threshold |s| * levels
+    y       as :func:`~paddleq.functional.fake_quantize`, abs_max |s| * levels
     dx      dy inside of the range, 0 outside
     ds      g * sum of dy * (round(v / s) - v / s) inside, dy * qmin below, dy * qmax above
     doffset g * sum of dy outside, 0 inside
 
-If |s| * levels is below the smallest threshold, that threshold is used, with the same gradient.
+If |s| * levels is below EPS, EPS is used, with the same gradient.
 """
 
 import operator
@@ -48,22 +48,22 @@ def constant(x):
     return x
 
 
-def learned_threshold(step, spec):
-    """Compute the threshold of a trained step: its magnitude times ``spec.quant_max``.
+def learned_abs_max(step, spec):
+    """Compute abs_max of a trained step: its magnitude times ``spec.quant_max``.
 
     An optimizer may move a small step below zero; the magnitude is then used.
 
     Examples:
         >>> import paddle
         >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.lsq import learned_threshold
-        >>> learned_threshold(paddle.to_tensor([0.5, -0.5, 0.0]), QuantSpec(bits=4)).tolist()
+        >>> from paddleq.functional.lsq import learned_abs_max
+        >>> learned_abs_max(paddle.to_tensor([0.5, -0.5, 0.0]), QuantSpec(bits=4)).tolist()
         [3.5, 3.5, 9.99...e-09]
     """
     return (constant(step).abs() * float(spec.quant_max)).clip(min=EPS)
 
 
-def learned_zero_point(offset, threshold, spec):
+def learned_zero_point(offset, abs_max, spec):
     """Return the zero point nearest to ``offset``, the real number that the integer 0 represents.
 
     It is an integer within the spec's limits, so that 0 is stored exactly (a convolution pads with
@@ -74,31 +74,31 @@ def learned_zero_point(offset, threshold, spec):
         >>> from paddleq import QuantSpec
         >>> from paddleq.functional.lsq import learned_zero_point
         >>> spec = QuantSpec(bits=4, signed=False, symmetric=False)  # a step of 15 / 15
-        >>> offset, threshold = paddle.to_tensor([-2.4]), paddle.to_tensor([15.0])
-        >>> learned_zero_point(offset, threshold, spec).tolist()
+        >>> offset, abs_max = paddle.to_tensor([-2.4]), paddle.to_tensor([15.0])
+        >>> learned_zero_point(offset, abs_max, spec).tolist()
         [2]
     """
-    steps = constant(offset) * (-float(spec.quant_max)) / threshold
+    steps = constant(offset) * (-float(spec.quant_max)) / abs_max
     steps = steps.clip(float(spec.quant_min), float(spec.quant_max))
     return ((steps + ROUNDING_MAGIC) - ROUNDING_MAGIC).astype("int64")
 
 
-def _step_of(threshold, spec):
-    return threshold / float(spec.quant_max)
+def _step_of(abs_max, spec):
+    return abs_max / float(spec.quant_max)
 
 
 def _aligned(numbers, x, axis):
     return numbers if axis is None else numbers.reshape(per_channel_shape(len(x.shape), axis))
 
 
-def _inside(x, threshold, spec, zero_point):
+def _inside(x, abs_max, spec, zero_point):
     """Return a mask of the values inside of the range.
 
     As in the paper, the limits are excluded. With an offset they are included: zeros after a ReLU
     lie on the lower limit and stay zero for every offset.
     """
     low, high = (_aligned(each, x, spec.channel_axis)
-                 for each in representable_range(threshold, spec, zero_point))
+                 for each in representable_range(abs_max, spec, zero_point))
     if zero_point is None:
         return (x > low).logical_and(x < high)
     return (x >= low).logical_and(x <= high)
@@ -130,22 +130,22 @@ _version = operator.attrgetter("inplace_version")
 class _Rule:
     """Quantization parameters that forward and backward pass share."""
 
-    def __init__(self, threshold, spec, zero_point, exact):
-        self.threshold, self.spec, self.zero_point = threshold, spec, zero_point
+    def __init__(self, abs_max, spec, zero_point, exact):
+        self.abs_max, self.spec, self.zero_point = abs_max, spec, zero_point
         self.exact = exact
 
     def simulate(self, x):
         spec = self.spec
         if self.exact or spec.channel_axis is not None or spec.rounding != HALF_EVEN:
             with paddle.no_grad():
-                return fake_quantize(x, self.threshold, spec, zero_point=self.zero_point)
+                return fake_quantize(x, self.abs_max, spec, zero_point=self.zero_point)
         zero = 0 if self.zero_point is None else self.zero_point.item()
-        return simulate_in_three_passes(x, self.threshold, spec, zero)
+        return simulate_in_three_passes(x, self.abs_max, spec, zero)
 
     def gradients(self, x, y, grad):
         """Return (dx, ds, doffset or None)."""
-        axis, steps = self.spec.channel_axis, _step_of(self.threshold, self.spec)
-        inside = _inside(x, self.threshold, self.spec, self.zero_point)
+        axis, steps = self.spec.channel_axis, _step_of(self.abs_max, self.spec)
+        inside = _inside(x, self.abs_max, self.spec, self.zero_point)
         # The only new tensor of this size: allocating one costs more than the arithmetic.
         dx = inside.astype(grad.dtype).multiply_(grad)
         # round(v / s) - v / s is (y - x) / s, and outside of the range y / s + z is the limit.
@@ -193,12 +193,12 @@ def _in_static_mode(x, rule, step, offset):
     spec, axis = rule.spec, rule.spec.channel_axis
     x_value, step_value = constant(x), constant(step)
     # fake_quantize() would detach.
-    y = dequantize(quantize(x_value, rule.threshold, spec, rule.zero_point), rule.threshold, spec,
+    y = dequantize(quantize(x_value, rule.abs_max, spec, rule.zero_point), rule.abs_max, spec,
                    rule.zero_point)
-    inside = _inside(x_value, rule.threshold, spec, rule.zero_point).astype("float32")
+    inside = _inside(x_value, rule.abs_max, spec, rule.zero_point).astype("float32")
     count = paddle.numel(x_value).astype("float32")
-    rate = (count * (spec.quant_max / rule.threshold.shape[0])) ** -0.5
-    slope = (y - inside * x_value) / _aligned(_step_of(rule.threshold, spec), x, axis)
+    rate = (count * (spec.quant_max / rule.abs_max.shape[0])) ** -0.5
+    slope = (y - inside * x_value) / _aligned(_step_of(rule.abs_max, spec), x, axis)
     # The added terms are exactly zero and carry the gradient.
     if offset is not None:
         beyond = 1.0 - inside
@@ -221,7 +221,7 @@ def learned_fake_quantize(x, step, spec, offset=None, exact=True):
         exact: see :func:`~paddleq.functional.fake_quantize`.
 
     Returns:
-        The result of :func:`~paddleq.functional.fake_quantize` with that threshold and zero point.
+        The result of :func:`~paddleq.functional.fake_quantize` with that abs_max and zero point.
 
     Examples:
         >>> import paddle
@@ -238,17 +238,17 @@ def learned_fake_quantize(x, step, spec, offset=None, exact=True):
         >>> step.grad.tolist()  # (-2 - 0.25 + 0.125 + 1) / sqrt(4)
         [-0.5625]
     """
-    threshold = learned_threshold(step, spec)
-    zero_point = None if offset is None else learned_zero_point(offset, threshold, spec)
+    abs_max = learned_abs_max(step, spec)
+    zero_point = None if offset is None else learned_zero_point(offset, abs_max, spec)
     dtype = x.dtype
     if paddle.in_dynamic_mode() and 0 in x.shape:
         return x
     x = as_dtype(x, paddle.float32)
     trained = [step] if offset is None else [step, offset]
     if not paddle.in_dynamic_mode():
-        y = _in_static_mode(x, _Rule(threshold, spec, zero_point, exact), step, offset)
+        y = _in_static_mode(x, _Rule(abs_max, spec, zero_point, exact), step, offset)
     elif not paddle.is_grad_enabled() or all(t.stop_gradient for t in (x, *trained)):
-        y = fake_quantize(x, threshold, spec, zero_point=zero_point)
+        y = fake_quantize(x, abs_max, spec, zero_point=zero_point)
     else:
-        y = _Learned.apply(x, _Rule(threshold, spec, zero_point, exact), *trained)
+        y = _Learned.apply(x, _Rule(abs_max, spec, zero_point, exact), *trained)
     return as_dtype(y, dtype)

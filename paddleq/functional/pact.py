@@ -71,7 +71,7 @@ def clip(x, alpha):
     return _Clip.apply(x, alpha, lambda x, limit: x.clip(-limit, limit))
 
 
-def clip_and_fake_quantize(x, alpha, threshold, spec):
+def clip_and_fake_quantize(x, alpha, abs_max, spec):
     """Fused :func:`clip` and ``fake_quantize(..., exact=False)`` in half the passes.
 
     Integers and gradients are the same; results may differ by one unit in the last place. Works in
@@ -79,7 +79,7 @@ def clip_and_fake_quantize(x, alpha, threshold, spec):
 
     Args:
         x, alpha: as for :func:`clip`.
-        threshold: float32, shape [1].
+        abs_max: float32, shape [1].
         spec: a per-tensor :class:`~paddleq.QuantSpec` of two bits or more, rounding half to even.
 
     Examples:
@@ -91,5 +91,5 @@ def clip_and_fake_quantize(x, alpha, threshold, spec):
         [-2.0, 0.0, 2.0]
     """
     bound = clipping_bound(alpha)
-    return _Clip.apply(x, alpha, lambda x, _: simulate_in_three_passes(x, threshold, spec,
+    return _Clip.apply(x, alpha, lambda x, _: simulate_in_three_passes(x, abs_max, spec,
                                                                     bound=bound))

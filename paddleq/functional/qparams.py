@@ -3,7 +3,7 @@
 import paddle
 
 EPS = 1e-8
-"""Smallest threshold, that of a channel of zeros; it prevents division by zero."""
+"""Smallest abs_max: that of a channel of zeros; it prevents division by zero."""
 
 # Adding and subtracting 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest
 # integer, ties to even, on every device. paddle.round rounds ties away from zero on Paddle 2.6
@@ -74,7 +74,7 @@ def _channel_max(x, axis):
 
 
 def affine_qparams(low, high, spec):
-    """Compute the threshold and zero point of a range for an asymmetric spec.
+    """Compute abs_max and the zero point of a range for an asymmetric spec.
 
     The range is widened to contain 0, M = max(high, 0) and m = min(low, 0); the step is
     (M - m) / (qmax - qmin) and the zero point round(clip(qmin - m / step)), so that 0 is stored
@@ -86,22 +86,22 @@ def affine_qparams(low, high, spec):
         spec: a :class:`~paddleq.QuantSpec`.
 
     Returns:
-        (threshold: step * levels, float32; zero point, int64), each of that shape.
+        (abs_max: step * levels, float32; zero point, int64), each of that shape.
 
     Examples:
         >>> import paddle
         >>> from paddleq import QuantSpec
         >>> from paddleq.functional import affine_qparams
         >>> spec = QuantSpec(signed=False, symmetric=False)
-        >>> threshold, zero_point = affine_qparams(
+        >>> abs_max, zero_point = affine_qparams(
         ...     paddle.to_tensor([-1.0]), paddle.to_tensor([3.0]), spec)
-        >>> threshold.tolist(), zero_point.tolist()  # the step is 4 / 255
+        >>> abs_max.tolist(), zero_point.tolist()  # the step is 4 / 255
         ([4.0], [64])
     """
     step, zero = affine_scale_zero_point(low, high, spec)
     # The width of a finite range may exceed float32.
-    threshold = (step * float(spec.quant_max)).clip(max=_LARGEST)
-    return threshold.astype("float32"), zero.astype("int64")
+    abs_max = (step * float(spec.quant_max)).clip(max=_LARGEST)
+    return abs_max.astype("float32"), zero.astype("int64")
 
 
 def affine_scale_zero_point(low, high, spec):

@@ -107,13 +107,13 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         return self._fake_quantize(y, "output", self.output_spec)
 
     def _fake_quantize(self, x, name, spec):
-        threshold, zero_point = self.qparams(name, spec)
-        return fake_quantize(x, threshold, spec, zero_point=zero_point)
+        abs_max, zero_point = self.qparams(name, spec)
+        return fake_quantize(x, abs_max, spec, zero_point=zero_point)
 
     def qparams(self, name: str, spec: QuantSpec) -> tuple:
-        """Return (absolute maximum, zero point or None) of a weight or of ``activation``."""
-        threshold = as_dtype(getattr(self, f"{name}_scale"), paddle.float32) * float(spec.quant_max)
-        return threshold, None if spec.symmetric else getattr(self, f"{name}_zero_point")
+        """Return (abs_max, zero point or None) of a weight or of ``activation``."""
+        abs_max = as_dtype(getattr(self, f"{name}_scale"), paddle.float32) * float(spec.quant_max)
+        return abs_max, None if spec.symmetric else getattr(self, f"{name}_zero_point")
 
     def _weight(self, name):
         recorder = tracing.recorder()
@@ -123,8 +123,8 @@ class IntegerLayer(nn.Layer, DeployableLayer):
     def dequantized_weight(self, name: str = "weight") -> paddle.Tensor:
         """Return the float32 weight that the integers represent."""
         spec = self.weight_specs[name]
-        threshold, zero_point = self.qparams(name, spec)
-        return dequantize(getattr(self, name).astype("float32"), threshold, spec, zero_point)
+        abs_max, zero_point = self.qparams(name, spec)
+        return dequantize(getattr(self, name).astype("float32"), abs_max, spec, zero_point)
 
     @property
     def weight_spec(self) -> Optional[QuantSpec]:
@@ -232,10 +232,10 @@ def freeze_weights(layer: nn.Layer, bits: int, per_channel: bool, shared: dict) 
             parameter = getattr(layer, name)
             if id(parameter) not in shared:
                 spec = QuantSpec(bits, granularity=PerChannel(axis) if per_channel else PerTensor())
-                threshold = abs_max(parameter, spec)
-                integers = quantize(parameter, threshold, spec).astype(spec.storage)
+                largest = abs_max(parameter, spec)
+                integers = quantize(parameter, largest, spec).astype(spec.storage)
                 # The parameter is kept, so that no other one gets its id.
-                shared[id(parameter)] = (parameter, integers, threshold / float(spec.quant_max),
+                shared[id(parameter)] = (parameter, integers, largest / float(spec.quant_max),
                                          None, spec)
             weights[name] = shared[id(parameter)][1:]
     IntegerLayer.freeze(layer, weights)
@@ -261,16 +261,16 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
             parameter = getattr(layer, name)
             if id(parameter) not in shared:
                 value = parameter if preprocess is None else preprocess(parameter)
-                threshold, zero_point = quantizer.qparams_of(value)
+                abs_max, zero_point = quantizer.qparams_of(value)
                 spec = quantizer.spec
-                integers = quantize(value, threshold, spec, zero_point).astype(spec.storage)
-                shared[id(parameter)] = (parameter, integers, threshold / float(spec.quant_max),
+                integers = quantize(value, abs_max, spec, zero_point).astype(spec.storage)
+                shared[id(parameter)] = (parameter, integers, abs_max / float(spec.quant_max),
                                          zero_point, spec)
             weights[name] = shared[id(parameter)][1:]
         for slot in range(len(state.kind.inputs)):
             inputs.append(_fixed_input(layer, slot))
         quantizer = getattr(layer, "output_quantizer", None)
-        output = quantizer and _fixed(state.name, quantizer, quantizer.threshold)
+        output = quantizer and _fixed(state.name, quantizer, quantizer.abs_max)
     name, block, note = state.name, state.block, state.note
     make_float(layer)
     IntegerLayer.freeze(layer, weights, inputs, output)
@@ -286,23 +286,23 @@ def _fixed_input(layer, slot):
     if quantizer is None:
         raise ModelError(f"{name} has a preprocess of its input, which freeze() cannot keep")
     _check_quantizer(name, quantizer)
-    threshold = quantizer.threshold
+    abs_max = quantizer.abs_max
     if preprocess is not None:
         if not (PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric):
             raise ModelError(f"{name} has the preprocess {type(preprocess).__name__} of its input, "
                              "which freeze() cannot keep; export the model instead")
-        threshold = paddle.minimum(threshold, preprocess.bound())
-    return _fixed(name, quantizer, threshold)
+        abs_max = paddle.minimum(abs_max, preprocess.bound())
+    return _fixed(name, quantizer, abs_max)
 
 
-def _fixed(name, quantizer, threshold):
+def _fixed(name, quantizer, abs_max):
     _check_quantizer(name, quantizer)
     if quantizer.observer.dynamic:
         raise ModelError(f"{name} quantizes each input with a scale of its own; freeze() needs "
                          "an observer with a fixed scale")
     spec = quantizer.spec
     zero_point = None if spec.symmetric else quantizer.zero_point.detach().clone()
-    return (threshold.detach() / float(spec.quant_max), zero_point, spec)
+    return (abs_max.detach() / float(spec.quant_max), zero_point, spec)
 
 
 def _check_quantizer(name, quantizer):

@@ -206,10 +206,10 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         if recorder is not None:
             return recorder.activation(x, self, 0)
         zero_point = None if self.activation_spec.symmetric else self.activation_zero_point
-        return fake_quantize(x, self.activation_threshold(), self.activation_spec,
+        return fake_quantize(x, self.activation_abs_max(), self.activation_spec,
                              zero_point=zero_point)
 
-    def activation_threshold(self):
+    def activation_abs_max(self):
         """Return the value of the highest level, float32 [1]. Per token, the unit is the step."""
         levels = float(self.activation_spec.quant_max)
         if self.per_token:
@@ -249,8 +249,8 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             scale = as_dtype(self._rows_of("weight_scale", start, stop), paddle.float32)
             if self.quantized_linearly:
                 # The formula of the operator dequantize_linear, which an export contains.
-                threshold = self.weight_threshold()
-                return (dequantize_ if dynamic else dequantize)(integers, threshold, spec)
+                abs_max = self.weight_abs_max()
+                return (dequantize_ if dynamic else dequantize)(integers, abs_max, spec)
             zero_point = None if spec.symmetric else as_dtype(
                 self._rows_of("weight_zero_point", start, stop), paddle.float32)
             return (dequantize_weight_ if dynamic else dequantize_weight)(
@@ -263,7 +263,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return (spec.symmetric and spec.signed and spec.limits is None and not self.packed
                 and not isinstance(spec.granularity, PerGroup))
 
-    def weight_threshold(self):
+    def weight_abs_max(self):
         """Return the value of the highest level: float32 [1] or [N]."""
         scale = as_dtype(self.weight_scale, paddle.float32)
         return scale.reshape([-1]) * float(self.weight_spec.quant_max)

@@ -81,7 +81,7 @@ def run_activation(x, preprocess, quantizer, layer, slot):
             if quantizer.can_clip(clipping):
                 return quantizer(x, clipping)
             return quantizer(preprocess(x), bound=preprocess.bound())
-        # Outside of training alpha is part of the threshold, as in an export.
+        # Outside of training alpha limits abs_max, as in an export.
         return quantizer.clipped(x, preprocess.bound())
     if preprocess is not None:
         x = preprocess(x)

@@ -17,8 +17,8 @@ class CurrentAbsMaxObserver(Observer):
         >>> import paddle
         >>> from paddleq.observers import CurrentAbsMaxObserver
         >>> observer = CurrentAbsMaxObserver()
-        >>> threshold, zero_point = observer.update_qparams(paddle.to_tensor([0.5, -2.0]))
-        >>> threshold.tolist(), zero_point
+        >>> abs_max, zero_point = observer.update_qparams(paddle.to_tensor([0.5, -2.0]))
+        >>> abs_max.tolist(), zero_point
         ([2.0], None)
     """
 
@@ -29,16 +29,16 @@ class CurrentAbsMaxObserver(Observer):
         self._float_buffer("current")
 
     def _update(self, x):
-        self._assign("current", self._abs_max(x))
+        self._assign("current", self._batch_abs_max(x))
 
     def update_qparams(self, x):
         with paddle.no_grad():
-            return self._batch_qparams(self._abs_max(x.detach()))
+            return self._batch_qparams(self._batch_abs_max(x.detach()))
 
     def _merge(self, other):
         self._assign("current", other.current)
 
-    def threshold(self):
+    def abs_max(self):
         return self._at_least_eps(self.current)
 
 
@@ -57,7 +57,7 @@ class AbsMaxObserver(Observer):
         >>> observer = AbsMaxObserver()
         >>> for batch in ([1.0, -3.0], [2.0, 0.0]):
         ...     observer.update(paddle.to_tensor(batch))
-        >>> observer.threshold().tolist()
+        >>> observer.abs_max().tolist()
         [3.0]
     """
 
@@ -70,7 +70,7 @@ class AbsMaxObserver(Observer):
         self._float_buffer("max")
 
     def _update(self, x):
-        self._add(self._abs_max(x))
+        self._add(self._batch_abs_max(x))
 
     def _add(self, current):
         self._assign("max", paddle.maximum(self.max, current))
@@ -79,7 +79,7 @@ class AbsMaxObserver(Observer):
         if not self.track_batch:
             return super().update_qparams(x)
         with paddle.no_grad():
-            current = self._abs_max(x.detach())
+            current = self._batch_abs_max(x.detach())
             self._add(current)
             self._assign("batches", self.batches + 1)
             return self._batch_qparams(current)
@@ -87,7 +87,7 @@ class AbsMaxObserver(Observer):
     def _merge(self, other):
         self._assign("max", paddle.maximum(self.max, other.max))
 
-    def threshold(self):
+    def abs_max(self):
         return self._at_least_eps(self.max)
 
 
@@ -104,7 +104,7 @@ class RangeAbsMaxObserver(Observer):
         >>> observer = RangeAbsMaxObserver(window_size=2)
         >>> for value in (5.0, 1.0, 2.0):
         ...     observer.update(paddle.to_tensor([value]))
-        >>> observer.threshold().tolist()
+        >>> observer.abs_max().tolist()
         [2.0]
     """
 
@@ -117,7 +117,7 @@ class RangeAbsMaxObserver(Observer):
         self._float_buffer("window", [self.window_size, self.channels])
 
     def _update(self, x):
-        current = self._abs_max(x).reshape([1, -1])
+        current = self._batch_abs_max(x).reshape([1, -1])
         # Not a slice of the buffer: to_static cannot assign to a buffer that has a view.
         older = paddle.roll(self.window, -1, axis=0)[:-1]
         self._assign("window", paddle.concat([older, current]))
@@ -126,7 +126,7 @@ class RangeAbsMaxObserver(Observer):
         # The two streams have no common order: treat the windows as parallel.
         self._assign("window", paddle.maximum(self.window, other.window))
 
-    def threshold(self):
+    def abs_max(self):
         return self._at_least_eps(self.window.max(axis=0))
 
 
@@ -140,7 +140,7 @@ class AverageObserver(Observer):
         >>> observer = AverageObserver()
         >>> for value in (1.0, 3.0):
         ...     observer.update(paddle.to_tensor([value]))
-        >>> observer.threshold().tolist()
+        >>> observer.abs_max().tolist()
         [2.0]
     """
 
@@ -151,12 +151,12 @@ class AverageObserver(Observer):
         self._float_buffer("total", dtype="float64")
 
     def _update(self, x):
-        self._assign("total", self.total + self._abs_max(x).astype("float64"))
+        self._assign("total", self.total + self._batch_abs_max(x).astype("float64"))
 
     def _merge(self, other):
         self._assign("total", self.total + other.total)
 
-    def threshold(self):
+    def abs_max(self):
         return self._at_least_eps(self.total / self.batches.astype("float64").clip(min=1.0))
 
 
@@ -164,8 +164,8 @@ class AverageObserver(Observer):
 class MovingAverageAbsMaxObserver(Observer):
     """Moving average of max|x| with bias correction.
 
-    state = rate * state + 1, accum = rate * accum + max|x|, threshold = accum / state. Both
-    start at 1, as in PaddleSlim, which biases the first thresholds towards 1.
+    state = rate * state + 1, accum = rate * accum + max|x|, abs_max = accum / state. Both
+    start at 1, as in PaddleSlim, which biases the first results towards 1.
 
     Args:
         moving_rate: weight of the past, in [0, 1). Default 0.9.
@@ -175,7 +175,7 @@ class MovingAverageAbsMaxObserver(Observer):
         >>> from paddleq.observers import MovingAverageAbsMaxObserver
         >>> observer = MovingAverageAbsMaxObserver(moving_rate=0.5)
         >>> observer.update(paddle.to_tensor([2.5]))
-        >>> observer.threshold().tolist()  # (0.5 * 1 + 2.5) / (0.5 * 1 + 1)
+        >>> observer.abs_max().tolist()  # (0.5 * 1 + 2.5) / (0.5 * 1 + 1)
         [2.0]
     """
 
@@ -189,7 +189,7 @@ class MovingAverageAbsMaxObserver(Observer):
         self._float_buffer("accum", value=1.0)
 
     def _update(self, x):
-        current = self._abs_max(x)
+        current = self._batch_abs_max(x)
         self._assign("state", self.state * self.moving_rate + 1.0)
         self._assign("accum", self.accum * self.moving_rate + current)
 
@@ -197,8 +197,8 @@ class MovingAverageAbsMaxObserver(Observer):
         # Weight each average by its number of batches.
         mine, theirs = self.num_batches, other.num_batches
         share = theirs / (mine + theirs)
-        merged = self.threshold() * (1 - share) + other.threshold() * share
+        merged = self.abs_max() * (1 - share) + other.abs_max() * share
         self._assign("accum", merged * self.state)
 
-    def threshold(self):
+    def abs_max(self):
         return self._at_least_eps(self.accum / self.state)

@@ -74,12 +74,12 @@ class Observer(nn.Layer, WithArgs, Collector):
         channels: length of the channel axis if ``spec`` is per channel.
 
     Attributes:
-        online: the threshold is cheap and meaningful after each batch, so that training can use it.
+        online: abs_max is cheap and meaningful after each batch, so that training can use it.
             False for histograms, which are searched once, at the end.
         fixed: the qparams do not depend on data.
-        track_batch: in training, quantize each batch with its own threshold; later with the
+        track_batch: in training, quantize each batch with its own abs_max; later with the
             accumulated one.
-        dynamic: nothing is accumulated; the threshold is computed from each tensor (weights).
+        dynamic: nothing is accumulated; abs_max is computed from each tensor (weights).
         abs_max_only: the statistics depend on max|x| only.
         per_channel: granularity of the default spec of a fake quantizer with this observer.
 
@@ -88,7 +88,7 @@ class Observer(nn.Layer, WithArgs, Collector):
         >>> from paddleq.observers import AbsMaxObserver
         >>> observer = AbsMaxObserver()
         >>> observer.update(paddle.to_tensor([-3.0, 2.0]))
-        >>> observer.threshold().tolist()
+        >>> observer.abs_max().tolist()
         [3.0]
     """
 
@@ -122,9 +122,9 @@ class Observer(nn.Layer, WithArgs, Collector):
         return self.qparams()
 
     def qparams(self) -> Tuple[paddle.Tensor, Optional[paddle.Tensor]]:
-        """Compute (threshold, zero point). The zero point is None for a symmetric spec."""
+        """Compute (abs_max, zero point). The zero point is None for a symmetric spec."""
         if self.spec.symmetric:
-            return self.threshold(), None
+            return self.abs_max(), None
         return affine_qparams(*self.range(), self.spec)
 
     def result(self) -> Tuple[paddle.Tensor, Optional[paddle.Tensor]]:
@@ -136,10 +136,10 @@ class Observer(nn.Layer, WithArgs, Collector):
         for name in list(own_buffers(self)):
             self._assign(name, state[name])
 
-    def _batch_qparams(self, threshold, range_=None):
+    def _batch_qparams(self, abs_max, range_=None):
         if self.spec.symmetric:
-            return threshold, None
-        low, high = range_ or (-threshold, threshold)
+            return abs_max, None
+        low, high = range_ or (-abs_max, abs_max)
         return affine_qparams(low, high, self.spec)
 
     @property
@@ -148,13 +148,14 @@ class Observer(nn.Layer, WithArgs, Collector):
         return self.abs_max_only and self.spec.channel_axis is None and not self.spec.binary
 
     @abc.abstractmethod
-    def threshold(self) -> paddle.Tensor:
-        """Compute the clipping threshold, scale * quant_max: float32, shape [1] or [channels]."""
+    def abs_max(self) -> paddle.Tensor:
+        """Compute scale * quant_max, the largest magnitude of a symmetric spec: float32, shape
+        [1] or [channels]."""
 
     def range(self) -> Tuple[paddle.Tensor, paddle.Tensor]:
-        """Compute the (lowest, highest) value to represent, each of the threshold's shape."""
-        threshold = self.threshold()
-        return -threshold, threshold
+        """Compute the (lowest, highest) value to represent, each of the shape of abs_max."""
+        abs_max = self.abs_max()
+        return -abs_max, abs_max
 
     def merge(self, other: "Observer") -> None:
         """Add the statistics of another observer of the same class and spec.
@@ -202,7 +203,7 @@ class Observer(nn.Layer, WithArgs, Collector):
         else:
             own_buffers(self)[name] = as_dtype(value, buffer.dtype)
 
-    def _abs_max(self, x):
+    def _batch_abs_max(self, x):
         return abs_max(x, self.spec)
 
     def _float_buffer(self, name, shape=None, value=0.0, dtype: Any = "float32"):
@@ -210,5 +211,5 @@ class Observer(nn.Layer, WithArgs, Collector):
         self.register_buffer(name, paddle.full(shape, value, dtype=dtype))
 
     @staticmethod
-    def _at_least_eps(threshold):
-        return as_dtype(threshold, paddle.float32).clip(min=EPS)
+    def _at_least_eps(abs_max):
+        return as_dtype(abs_max, paddle.float32).clip(min=EPS)

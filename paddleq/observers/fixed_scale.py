@@ -22,7 +22,7 @@ class FixedScaleObserver(Observer):
     Examples:
         >>> import paddle
         >>> from paddleq.observers import FixedScaleObserver
-        >>> FixedScaleObserver(scale=0.5).threshold().tolist()  # 127 steps
+        >>> FixedScaleObserver(scale=0.5).abs_max().tolist()  # 127 steps
         [63.5]
     """
 
@@ -42,7 +42,7 @@ class FixedScaleObserver(Observer):
     def _merge(self, other):
         pass
 
-    def threshold(self):
+    def abs_max(self):
         return paddle.full([self.channels], self.scale) * float(self.spec.quant_max)
 
     def range(self):
@@ -51,4 +51,4 @@ class FixedScaleObserver(Observer):
 
     def qparams(self):
         zero = paddle.full([self.channels], self.zero_point, dtype="int64")
-        return self.threshold(), None if self.spec.symmetric else zero
+        return self.abs_max(), None if self.spec.symmetric else zero

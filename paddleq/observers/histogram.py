@@ -1,4 +1,4 @@
-"""Observers that search the threshold in a streaming histogram of |x|."""
+"""Observers that search a clipping limit in a streaming histogram of |x|."""
 
 from typing import Optional
 
@@ -24,14 +24,14 @@ class HistogramObserver(Observer):
     Args:
         bins: number of bins. Default 1024.
         upsample_bins: parts into which a bin is split when the range grows. Default 64.
-        hist_percent: share of the magnitudes below the threshold, in (0, 1). Default 0.99999.
+        hist_percent: share of the magnitudes below abs_max, in (0, 1). Default 0.99999.
 
     Examples:
         >>> import paddle
         >>> from paddleq.observers import HistogramObserver
         >>> observer = HistogramObserver(bins=100, hist_percent=0.9)
         >>> observer.update(paddle.arange(1, 101, dtype="float32"))
-        >>> [round(t, 1) for t in observer.threshold().tolist()]
+        >>> [round(t, 1) for t in observer.abs_max().tolist()]
         [89.5]
     """
 
@@ -82,7 +82,7 @@ class HistogramObserver(Observer):
             hist = histogram.stretch(hist, self.top.item() / top)
         self._assign("hist", self.hist + hist)
 
-    def threshold(self):
+    def abs_max(self):
         top = self.top.item()
         found = self._search(self.hist.numpy(), top) if top > 0.0 else 0.0
         return self._at_least_eps(paddle.full([1], found, dtype="float32"))
@@ -93,7 +93,7 @@ class HistogramObserver(Observer):
 
 @register_observer("KL")
 class KLObserver(HistogramObserver):
-    """Threshold with the smallest KL divergence (PaddleSlim's KLQuantizer, TensorRT's entropy).
+    """abs_max with the smallest KL divergence (PaddleSlim's KLQuantizer, TensorRT's entropy).
 
     Args:
         bins, upsample_bins: as for :class:`HistogramObserver`.
@@ -104,7 +104,7 @@ class KLObserver(HistogramObserver):
         >>> _ = paddle.seed(0)
         >>> observer = KLObserver()
         >>> observer.update(paddle.concat([paddle.randn([10000]), paddle.to_tensor([50.0])]))
-        >>> observer.threshold().item() < 26  # the outlier is clipped
+        >>> observer.abs_max().item() < 26  # the outlier is clipped
         True
     """
 
@@ -118,7 +118,7 @@ class KLObserver(HistogramObserver):
 
 @register_observer("mse")
 class MSEObserver(HistogramObserver):
-    """Threshold with the smallest mean squared error of rounding and clipping.
+    """abs_max with the smallest mean squared error of rounding and clipping.
 
     Args:
         bins, upsample_bins: as for :class:`HistogramObserver`.
@@ -131,7 +131,7 @@ class MSEObserver(HistogramObserver):
         >>> observer = MSEObserver(QuantSpec(bits=4))
         >>> x = paddle.randn([10000])
         >>> observer.update(x)
-        >>> bool(observer.threshold() < x.abs().max())
+        >>> bool(observer.abs_max() < x.abs().max())
         True
     """
 

@@ -29,7 +29,7 @@ class MeanMagnitudeObserver(Observer):
         >>> from paddleq.observers import MeanMagnitudeObserver
         >>> observer = MeanMagnitudeObserver(QuantSpec(limits=(-16, 16)))
         >>> observer.update(paddle.to_tensor([-1.0, 3.0]))
-        >>> observer.threshold().tolist()  # 16 times the scale 2 * 2 / 4
+        >>> observer.abs_max().tolist()  # 16 times the scale 2 * 2 / 4
         [16.0]
     """
 
@@ -45,7 +45,7 @@ class MeanMagnitudeObserver(Observer):
     def _merge(self, other):
         self._assign("total", self.total + other.total)
 
-    def threshold(self):
+    def abs_max(self):
         mean = self.total / self.batches.astype("float64").clip(min=1.0)
         return self._at_least_eps(mean * (2.0 * self.spec.quant_max / self.spec.quant_max ** 0.5))
 
@@ -63,7 +63,7 @@ class DeviationObserver(Observer):
         >>> from paddleq.observers import DeviationObserver
         >>> observer = DeviationObserver(QuantSpec(bits=2))
         >>> observer.update(paddle.to_tensor([-3.0, 1.0]))
-        >>> observer.threshold().tolist()  # (1 + 3 * 2) / 2
+        >>> observer.abs_max().tolist()  # (1 + 3 * 2) / 2
         [3.5]
     """
 
@@ -83,7 +83,7 @@ class DeviationObserver(Observer):
         for name in "total", "squares":
             self._assign(name, getattr(self, name) + getattr(other, name))
 
-    def threshold(self):
+    def abs_max(self):
         batches = self.batches.astype("float64").clip(min=1.0)
         mean, squares = self.total / batches, self.squares / batches
         std = (squares - mean.square()).clip(min=0.0).sqrt()

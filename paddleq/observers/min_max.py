@@ -12,10 +12,10 @@ from .base import Observer, register_observer
 
 
 class _MinMaxBase(Observer):
-    """Buffers and threshold of the observers of minimum and maximum.
+    """Buffers and abs_max of the observers of minimum and maximum.
 
     A symmetric spec uses all of its integers, as in Horizon's plugin and Golden Stick:
-    scale = max(-min, max) / ((quant_max - quant_min) / 2). The threshold is scale * quant_max.
+    scale = max(-min, max) / ((quant_max - quant_min) / 2). abs_max is scale * quant_max.
     """
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
@@ -31,7 +31,7 @@ class _MinMaxBase(Observer):
         others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
         return (x.min(axis=others), x.max(axis=others)) if others else (x, x)
 
-    def _threshold_of(self, low, high):
+    def _abs_max_of(self, low, high):
         spec = self.spec
         share = spec.quant_max / ((spec.quant_max - spec.quant_min) / 2)
         return (paddle.maximum(-low, high) * share).clip(min=EPS)
@@ -39,8 +39,8 @@ class _MinMaxBase(Observer):
     def range(self):
         return self.min.clip(max=0.0), self.max.clip(min=0.0)
 
-    def threshold(self):
-        return self._threshold_of(*self.range())
+    def abs_max(self):
+        return self._abs_max_of(*self.range())
 
 
 @register_observer("min_max")
@@ -53,7 +53,7 @@ class MinMaxObserver(_MinMaxBase):
         >>> from paddleq.observers import MinMaxObserver
         >>> observer = MinMaxObserver(QuantSpec(narrow_range=True))
         >>> observer.update(paddle.to_tensor([1.0, 4.0]))
-        >>> [t.tolist() for t in observer.range()], observer.threshold().tolist()
+        >>> [t.tolist() for t in observer.range()], observer.abs_max().tolist()
         ([[0.0], [4.0]], [4.0])
     """
 
@@ -121,8 +121,8 @@ class CurrentMinMaxObserver(_MinMaxBase):
         >>> from paddleq import QuantSpec
         >>> from paddleq.observers import CurrentMinMaxObserver
         >>> observer = CurrentMinMaxObserver(QuantSpec(signed=False, symmetric=False))
-        >>> threshold, zero_point = observer.update_qparams(paddle.to_tensor([-1.0, 3.0]))
-        >>> threshold.tolist(), zero_point.tolist()
+        >>> abs_max, zero_point = observer.update_qparams(paddle.to_tensor([-1.0, 3.0]))
+        >>> abs_max.tolist(), zero_point.tolist()
         ([4.0], [64])
     """
 
@@ -139,7 +139,7 @@ class CurrentMinMaxObserver(_MinMaxBase):
             if 0 in x.shape:
                 return self.qparams()
             low, high = self._min_max(x.detach())
-            return self._batch_qparams(self._threshold_of(low, high), (low, high))
+            return self._batch_qparams(self._abs_max_of(low, high), (low, high))
 
     def _merge(self, other):
         self._assign("min", other.min)

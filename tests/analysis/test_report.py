@@ -88,12 +88,12 @@ def test_distributions_describe_the_inputs_of_quantizers():
     ptq.calibrate(quantized, batches)
     weight, activation = distributions_of(quantized, map(paddle.to_tensor, batches))["0"]
     x, w = np.concatenate(batches), net[0].weight.numpy()
-    threshold = quantized[0].activation_quantizer.threshold.item()
+    abs_max = quantized[0].activation_quantizer.abs_max.item()
     assert activation.name == "0.activation_quantizer" and activation.part == "activation"
     assert activation.histogram.total == x.size
     assert (activation.histogram.low, activation.histogram.high) == (x.min(), x.max())
-    assert (activation.low, activation.high) == pytest.approx((-threshold * 128 / 127, threshold))
-    outside = (x > threshold) | (x < -threshold * 128 / 127)
+    assert (activation.low, activation.high) == pytest.approx((-abs_max * 128 / 127, abs_max))
+    outside = (x > abs_max) | (x < -abs_max * 128 / 127)
     assert activation.clipped == outside.sum() > 0
     assert activation.clipped_share == outside.mean() and activation.fixed
     largest = np.abs(w).max(0)
@@ -139,11 +139,11 @@ def test_recorded_scales_equal_calibrations_on_fewer_batches(quantizer, digits):
     assert [scale.step for scale in scales] == [0, 1, 2, 3]
     for count, scale in enumerate(scales, start=1):
         until = calibrated(net, batches[:count], quantizer)
-        expected = until.conv2.activation_quantizer.threshold.item()
+        expected = until.conv2.activation_quantizer.scale.item()
         assert scale.low == scale.high == pytest.approx(expected, rel=1e-6)
     weight = history.scales["conv1.weight_quantizer"][-1]
     largest = np.abs(net.conv1.weight.numpy()).max((1, 2, 3))
-    assert (weight.low, weight.high) == pytest.approx((largest.min(), largest.max()))
+    assert (weight.low, weight.high) == pytest.approx((largest.min() / 127, largest.max() / 127))
 
 
 def test_scale_history_of_training():
@@ -153,7 +153,7 @@ def test_scale_history_of_training():
         for step in range(5):
             net.train()
             net(paddle.full([1, 2], float(step + 1)))
-            largest.append(net[0].activation_quantizer.threshold.item())
+            largest.append(net[0].activation_quantizer.scale.item())
             net.eval()
             net(paddle.full([1, 2], 99.0))
     assert [scale.step for scale in history.scales["0.activation_quantizer"]] == [0, 2, 4]
@@ -367,7 +367,7 @@ def test_a_report_with_a_metric_and_restored_layers(tmp_path):
     text, page = read(tmp_path / "r.html")
     rows = {row[0]: row for row in page.rows}
     assert rows["0"][2] == "left" and rows["0"][-1] == "for <reasons>"
-    assert "Drop of the metric" in text and "No threshold changed." in text
+    assert "Drop of the metric" in text and "No scale changed." in text
 
 
 def test_the_reported_size_is_that_of_the_export(tmp_path):

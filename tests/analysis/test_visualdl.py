@@ -243,8 +243,8 @@ def test_the_share_that_is_clipped_is_logged(tmp_path):
     x = paddle.to_tensor(np.random.RandomState(0).randn(500, 4).astype("float32"))
     with VisualDLLogger(tmp_path, quantized, histograms=1):
         paddleq.calibrate(quantized, [x])
-    threshold = quantized[0].activation_quantizer.threshold.item()
-    outside = ((x.numpy() > threshold) | (x.numpy() < -threshold * 128 / 127)).mean()
+    abs_max = quantized[0].activation_quantizer.abs_max.item()
+    outside = ((x.numpy() > abs_max) | (x.numpy() < -abs_max * 128 / 127)).mean()
     ((_, share),) = scalars(logged(tmp_path), "clipped/0 activation")
     assert share == pytest.approx(outside) and 0.08 < share < 0.12
 
@@ -267,7 +267,7 @@ def test_a_callback_of_model_fit(digits, tmp_path):
     assert [record.id for record in reader.get_data("histogram", "values/conv2 activation")] == [
         0, 5]
     assert scalars(reader, "scale/conv2 activation")[-1][1] == pytest.approx(
-        net.conv2.activation_quantizer.threshold.item())
+        net.conv2.activation_quantizer.scale.item())
     assert len(reader.get_data("image", "clipping/conv2")) == 2
     assert len(reader.get_data("image", "errors of layers/SQNR")) == 1
 

@@ -363,7 +363,7 @@ def test_inspect(folder, monkeypatch):
     assert sum(weight["histogram"]) == 1440 and weight["bits"] == 8 and weight["axis"] == 1
     assert {row["reader"] for row in found["activations"]} == {"conv2d", "matmul_v2"}
     first = next(row for row in found["activations"] if row["name"] == "image")
-    assert abs(first["threshold"] - np.load("images.npy").max()) < 1e-6
+    assert abs(127 * first["scale"] - np.load("images.npy").max()) < 1e-6
     text = run(folder, "inspect", "net.pdmodel").stdout
     assert "conv2d" in text and "per" not in text.split("axis 0")[0].splitlines()[-1]
     assert weight["name"] in text and "█" in text

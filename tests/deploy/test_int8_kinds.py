@@ -92,15 +92,15 @@ def test_file_marks_quantized_layers(name, tmp_path):
     (weight,) = inspect(program)["weights"]
     array = program.arrays[weight["name"]]
     assert weight["bits"] == 8 and weight["dtype"] == "int8"
-    thresholds = next(value for key, value in program.arrays.items() if key.endswith(".scale")
+    abs_max = next(value for key, value in program.arrays.items() if key.endswith(".scale")
                       and value.size > 1)
-    assert thresholds.size == array.shape[weight["axis"]]
+    assert abs_max.size == array.shape[weight["axis"]]
     others = tuple(axis for axis in range(array.ndim) if axis != weight["axis"])
     assert (np.abs(array.astype(int)).max(axis=others) == 127).all()
     (mark,) = [each for each in raise_to_markers(program) if isinstance(each, WeightMark)]
     np.testing.assert_array_equal(mark.integers, array)
     assert mark.spec.channel_axis == weight["axis"]
-    np.testing.assert_array_equal(mark.abs_max, thresholds)
+    np.testing.assert_array_equal(mark.abs_max, abs_max)
 
 
 def test_other_weight_bits_and_shapes(tmp_path):

@@ -112,10 +112,10 @@ def test_copy_matches_float64_reference(tmp_path):
     net = nn.Sequential(Layers().up)
     quantized, _ = exported(net, paddle.to_tensor(x), path)
     weight = net[0].weight.numpy().astype(np.float64)
-    threshold, levels = np.abs(weight).max(axis=0), 2 ** (INT8_WEIGHT_BITS - 1) - 1
-    step = quantized[0].activation_quantizer.threshold.item() / 127
-    integers = np.clip(np.rint(x / step), -128, 127) @ np.rint(weight / threshold * levels)
-    expected = integers * step * threshold / levels + net[0].bias.numpy()
+    abs_max, levels = np.abs(weight).max(axis=0), 2 ** (INT8_WEIGHT_BITS - 1) - 1
+    step = quantized[0].activation_quantizer.abs_max.item() / 127
+    integers = np.clip(np.rint(x / step), -128, 127) @ np.rint(weight / abs_max * levels)
+    expected = integers * step * abs_max / levels + net[0].bias.numpy()
     with Predictor(path, runtime="paddle") as predictor:
         assert relative_error(predictor.run([x])[0], expected) < 1e-4
 

@@ -153,7 +153,7 @@ def test_nhwc_model(tmp_path):
     x = paddle.randn([4, 8, 8, 3])
     warmed(net, x)
     quantized = ptq_export(net, (x,), str(tmp_path / "m"), [Spec([None, 8, 8, 3])], fuse=True)
-    assert list(quantized[0].weight_quantizer.threshold.shape) == [6]
+    assert list(quantized[0].weight_quantizer.abs_max.shape) == [6]
 
 
 @pytest.mark.parametrize("shape", [[1, 3, 7, 5], [1, 3, 3, 3]])
@@ -206,7 +206,7 @@ def test_large_finite_values_are_accepted():
     ptq = paddleq.PTQ("AbsmaxQuantizer")
     net = ptq.quantize(nn.Sequential(nn.Linear(8, 2)))
     ptq.calibrate(net, [paddle.full([4, 8], 3e38)])  # the sum overflows
-    assert net[0].activation_quantizer.threshold.item() == pytest.approx(3e38)
+    assert net[0].activation_quantizer.abs_max.item() == pytest.approx(3e38)
 
 
 def test_empty_loader():

@@ -1,6 +1,6 @@
 """Saving keeps the scales that a user set and does not change the model.
 
-Class of defects: an exporter recomputed all thresholds from the observers' statistics.
+Class of defects: an exporter recomputed all scales from the observers' statistics.
 """
 
 import copy
@@ -50,7 +50,7 @@ def by_set_qparams_without_data(name):
 def by_buffer(name):
     model = quantized(name)
     model(X)
-    model[0].activation_quantizer.threshold.set_value(np.float32([STEP * 127]))
+    model[0].activation_quantizer.abs_max.set_value(np.float32([STEP * 127]))
     return model
 
 
@@ -117,7 +117,7 @@ def in_onnx_format(model, folder):
 def in_checkpoint(model, folder):
     paddleq.save_checkpoint(model, str(folder / "m"))
     state = paddleq.checkpoint.read_state(str(folder / "m.safetensors"))
-    return state["0.activation_quantizer.threshold"] / 127
+    return state["0.activation_quantizer.abs_max"] / 127
 
 
 def in_summary(model, folder):
@@ -169,4 +169,4 @@ def test_layer_without_data_and_scale_is_named(tmp_path):
 def test_recalibration_replaces_a_user_set_scale():
     model = by_set_qparams("AbsmaxQuantizer")
     paddleq.calibrate(model, [X])
-    assert model[0].activation_quantizer.threshold.item() == 1.0
+    assert model[0].activation_quantizer.abs_max.item() == 1.0

@@ -71,8 +71,8 @@ def test_ptq_records_method_and_layers(tmp_path):
                        "granularity": "per_channel(0)"}}}
     weight = np.abs(quantized[0].weight.numpy()).max((1, 2, 3))
     low, high = map(float, rows["0"]["quantizers"]["weight"]["scale"].split(".."))
-    assert low == pytest.approx(weight.min(), rel=1e-3)
-    assert high == pytest.approx(weight.max(), rel=1e-3)
+    assert low == pytest.approx(weight.min() / 127, rel=1e-3)
+    assert high == pytest.approx(weight.max() / 127, rel=1e-3)
     assert rows["1"]["done"] == "folded"
     assert rows["4"] == {"name": "4", "type": "Linear", "done": "left",
                          "why": "excluded by pattern '^4$'"}

@@ -28,7 +28,7 @@ def test_quantizer_is_identity_until_the_delay(observer, delay):
 def test_observer_is_updated_during_the_delay():
     quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=2)
     assert is_identity(quantizer, [4.0, 0.3]) and is_identity(quantizer, [1.0, 0.3])
-    assert quantizer.observer.threshold().tolist() == [4.0]
+    assert quantizer.observer.abs_max().tolist() == [4.0]
     step = 4.0 / 127
     found = quantizer(paddle.to_tensor([1.0, 0.3]))
     np.testing.assert_allclose(found.numpy(), np.round(np.array([1.0, 0.3]) / step) * step, 1e-6)

@@ -96,7 +96,7 @@ def _():
 @sentence("observer: module that finds scale and zero point, a class of the user's own too")
 def _():
     class Whole(MinMaxObserver):
-        def threshold(self):
+        def abs_max(self):
             return paddle.full([1], 254.0)
 
     quantizer = FakeQuantize(Whole)
@@ -537,9 +537,9 @@ def test_affine_parameters_of_extreme_ranges():
     spec = QuantSpec(signed=False, symmetric=False)
     low, high = (paddle.to_tensor(each) for each in ([-3e38, 0.0, -1e-30, 5.0, -7.0],
                                                      [3e38, 0.0, 1e-30, 9.0, -2.0]))
-    threshold, zero = affine_qparams(low, high, spec)
+    abs_max, zero = affine_qparams(low, high, spec)
     assert zero.tolist() == [128, 0, 0, 0, 255]  # 1e-30 is far below the smallest step
-    steps = threshold.numpy() / 255
+    steps = abs_max.numpy() / 255
     assert np.isfinite(steps).all() and steps[1] == 1 and steps[0] > 1.3e36
     np.testing.assert_allclose(steps[[3, 4]], [9 / 255, 7 / 255], rtol=1e-6)
 

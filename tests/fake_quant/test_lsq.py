@@ -33,7 +33,7 @@ from paddleq.errors import (
     NonFiniteError,
 )
 from paddleq.functional import EPS, fake_quantize, learned_fake_quantize
-from paddleq.functional.lsq import learned_threshold, learned_zero_point
+from paddleq.functional.lsq import learned_abs_max, learned_zero_point
 from paddleq.observers import (
     CurrentAbsMaxObserver,
     DeviationObserver,
@@ -114,8 +114,8 @@ def trained(x, dy, step, spec, offset=None, exact=True, call=learned_fake_quanti
 def compare(x, dy, step, spec, offset=None, exact=True, call=learned_fake_quantize):
     zero, scale = None, np.abs(step)
     if offset is not None:
-        threshold = learned_threshold(paddle.to_tensor(step), spec)
-        zero = learned_zero_point(paddle.to_tensor(offset), threshold, spec).numpy()
+        abs_max = learned_abs_max(paddle.to_tensor(step), spec)
+        zero = learned_zero_point(paddle.to_tensor(offset), abs_max, spec).numpy()
     y, dx, ds, doffset = trained(x, dy, step, spec, offset, exact, call)
     expected = reference(x, dy, scale, zero, spec)
     np.testing.assert_allclose(y, expected[0], rtol=1e-6, atol=0)
@@ -180,9 +180,9 @@ def test_forward_and_backward_match_float64_reference(case, exact):
 def test_forward_equals_fake_quantize_exactly(case):
     x, _, step, spec, offset = case
     step, offset = (None if each is None else paddle.to_tensor(each) for each in (step, offset))
-    threshold = learned_threshold(step, spec)
-    zero = None if offset is None else learned_zero_point(offset, threshold, spec)
-    expected = fake_quantize(paddle.to_tensor(x), threshold, spec, zero_point=zero).numpy()
+    abs_max = learned_abs_max(step, spec)
+    zero = None if offset is None else learned_zero_point(offset, abs_max, spec)
+    expected = fake_quantize(paddle.to_tensor(x), abs_max, spec, zero_point=zero).numpy()
     for wants_gradient in False, True:
         given_x = paddle.to_tensor(x, stop_gradient=not wants_gradient)
         y = learned_fake_quantize(given_x, step, spec, offset)
@@ -357,7 +357,7 @@ def test_constant_batches(cls, arguments, value):
     quantizer.eval()
     assert quantizer(paddle.zeros([3])).tolist() == [0.0] * 3
     if value == 0.0:
-        assert y.abs().max().item() == 0.0 and quantizer.threshold.item() >= 0.99 * EPS
+        assert y.abs().max().item() == 0.0 and quantizer.abs_max.item() >= 0.99 * EPS
 
 
 def test_zero_channels_get_a_step():
@@ -417,15 +417,15 @@ def test_observers_merge(cls, axis):
     expected = {
         MeanMagnitudeObserver: np.abs(together).mean(axis=axes) * 2 * 7 ** 0.5,
         DeviationObserver: (np.abs(together.mean(axis=axes)) + 3 * together.std(axis=axes)) * 7 / 8}
-    np.testing.assert_allclose(whole.threshold().numpy(), np.reshape(expected[cls], [-1]),
+    np.testing.assert_allclose(whole.abs_max().numpy(), np.reshape(expected[cls], [-1]),
                                rtol=1e-5)
     left.batches.set_value(left.batches - 1)  # except for the empty one
-    np.testing.assert_allclose(left.threshold().numpy(), whole.threshold().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(left.abs_max().numpy(), whole.abs_max().numpy(), rtol=1e-6)
 
 
 # --- as a FakeQuantize -------------------------------------------------------------------------
 
-def test_threshold_follows_the_parameter():
+def test_abs_max_follows_the_parameter():
     quantizer = LSQPlus(**AFFINE)
     quantizer(paddle.to_tensor([-1.0, 6.5])).sum().backward()
     optimizer = paddle.optimizer.SGD(0.05, parameters=quantizer.parameters())
@@ -433,7 +433,7 @@ def test_threshold_follows_the_parameter():
     quantizer.offset.grad.set_value(paddle.full([1], 10.0))
     optimizer.step()
     assert quantizer.step.item() == pytest.approx(0.45)
-    assert quantizer.threshold.item() == pytest.approx(0.45 * 15)
+    assert quantizer.abs_max.item() == pytest.approx(0.45 * 15)
     assert quantizer.scale.item() == pytest.approx(0.45)
     assert quantizer.zero_point.item() == 3  # 1.5 / 0.45
     quantizer.eval()
@@ -451,12 +451,12 @@ def test_negative_step_is_used_by_magnitude():
     expected = 7 / 7 ** 0.5 - 0.5
     assert quantizer.step.item() == pytest.approx(-expected)
     assert quantizer.scale.item() == pytest.approx(expected)
-    assert quantizer.threshold.item() == pytest.approx(7 * expected)
+    assert quantizer.abs_max.item() == pytest.approx(7 * expected)
     # Gradient descent still reduces the magnitude for either sign of the parameter.
     quantizer(x).sum().backward()
     assert quantizer.step.grad.item() == pytest.approx(-7 / 7 ** 0.5)
     quantizer.step.set_value(paddle.to_tensor([1e-30]))
-    assert quantizer.threshold.item() == pytest.approx(EPS)
+    assert quantizer.abs_max.item() == pytest.approx(EPS)
     assert np.isfinite(quantizer(x).numpy()).all()
 
 
@@ -475,7 +475,7 @@ def test_states():
     quantizer.finalize()
     paddleq.set_fake_quantize(quantizer, State.VALIDATION)
     assert quantizer.scale.item() == pytest.approx(2 * 1.15 * 2 / 127 ** 0.5)
-    assert quantizer(x).tolist() == fake_quantize(x, quantizer.threshold, quantizer.spec).tolist()
+    assert quantizer(x).tolist() == fake_quantize(x, quantizer.abs_max, quantizer.spec).tolist()
     with pytest.raises(CalibrationError, match="no data"):
         LSQ().finalize()
 
@@ -566,7 +566,7 @@ def test_bits_and_channels_from_the_configuration():
         assert part.label == f"fc.{name}" and part.spec.rounding == "half_even"
     assert "no scale yet" in paddleq.summary(net)
     train_steps(net, paddle.rand([2, 1, 8, 8]))
-    assert f"scale {net.fc.weight_quantizer.threshold.item():.4g}" in paddleq.summary(net)
+    assert f"scale {net.fc.weight_quantizer.scale.item():.4g}" in paddleq.summary(net)
 
 
 def test_hooks_inherit_unset_options_from_the_configuration():
@@ -713,7 +713,7 @@ def test_to_static_training_equals_dynamic_training(kind, full_graph):
     for (name, a), (_, b) in zip(quantizers(dynamic), quantizers(static)):
         # In a program the observer is updated; bytecode of Paddle 2.6 does not trace quantizers.
         assert b.initialized and (b.observer.num_batches == 4 or not full_graph)
-        for held in "threshold", "zero_point":
+        for held in "abs_max", "zero_point":
             np.testing.assert_allclose(getattr(b, held).numpy(), getattr(a, held).numpy(),
                                        rtol=1e-4, err_msg=f"{name}.{held}")
     for layer in 0, 2:
@@ -740,7 +740,7 @@ def test_steps_can_be_initialized_by_calibration():
     paddleq.calibrate(net, x)
     first = {name: quantizer.step.item() for name, quantizer in quantizers(net)}
     observer = net.conv2.activation_quantizer.observer
-    assert first["conv2.activation_quantizer"] == pytest.approx(observer.threshold().item() / 7)
+    assert first["conv2.activation_quantizer"] == pytest.approx(observer.abs_max().item() / 7)
     net.train()
     paddleq.set_fake_quantize(net, State.QAT)
     train_steps(net, x[0], steps=1, lr=1e-3)
@@ -777,7 +777,7 @@ def test_trained_step_is_kept_after_pact(alpha, tmp_path):
     (given_x, y), = seen
     assert given_x.max().item() == pytest.approx(alpha) or alpha == 100.0
     np.testing.assert_array_equal(
-        y.numpy(), fake_quantize(given_x, quantizer.threshold, quantizer.spec).numpy())
+        y.numpy(), fake_quantize(given_x, quantizer.abs_max, quantizer.spec).numpy())
     qat.save_quantized_model(net, str(tmp_path / "m"), SPEC)
     found = paddle_inference(str(tmp_path / "m"), [x.numpy()])[0]
     assert relative_error(found, net(x).numpy()) < 1e-6

@@ -30,8 +30,8 @@ def model():
     return nn.Sequential(nn.Sequential(nn.Linear(32, 8)))
 
 
-def threshold(name, batches):
-    """Compute the threshold from a histogram of the batches, with the range widened as needed."""
+def abs_max(name, batches):
+    """Compute abs_max from a histogram of the batches, with the range widened as needed."""
     bins, top, hist = BINS[name], None, None
     for x in batches:
         x = np.abs(x.numpy())
@@ -77,7 +77,7 @@ def amct(batches, algorithm, strategy="tensor", with_inputs=True):
 def test_the_observer_computes_the_scale(quantize, name):
     batches = heavy_tailed()
     scale = quantize(batches, name).activation_scale.item()
-    np.testing.assert_allclose(scale, threshold(name, batches) / 127, rtol=1e-3)
+    np.testing.assert_allclose(scale, abs_max(name, batches) / 127, rtol=1e-3)
     largest = max(float(np.abs(x.numpy()).max()) for x in batches)
     assert name == "hist" or scale < 0.99 * largest / 127  # outliers are clipped
 
@@ -89,7 +89,7 @@ def test_the_observer_sees_smoothed_activations():
     factor = layer.input_scale.numpy()
     assert factor.max() > 1.5 * factor.min()
     smoothed = [paddle.to_tensor(x.numpy() / factor) for x in batches]
-    np.testing.assert_allclose(layer.activation_scale.item(), threshold("KL", smoothed) / 127,
+    np.testing.assert_allclose(layer.activation_scale.item(), abs_max("KL", smoothed) / 127,
                                rtol=1e-3)
 
 

@@ -3,8 +3,8 @@
 The reference below is written from the documented formula, in numpy, one float32 operation at a
 time:
 
-    q = clip(round((levels * (1 / threshold)) * x), qmin, qmax)
-    y = (q * threshold) / levels
+    q = clip(round((levels * (1 / abs_max)) * x), qmin, qmax)
+    y = (q * abs_max) / levels
 """
 
 import copy
@@ -43,30 +43,30 @@ def limits(bits, signed=True, narrow=False):
     return bottom + int(narrow), top, top
 
 
-def along(threshold, x, axis):
-    threshold = np.asarray(threshold, F)
+def along(abs_max, x, axis):
+    abs_max = np.asarray(abs_max, F)
     if axis is None:
-        return threshold.reshape([1] * x.ndim)
-    return threshold.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        return abs_max.reshape([1] * x.ndim)
+    return abs_max.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
 
 
-def reference_quantize(x, threshold, spec):
+def reference_quantize(x, abs_max, spec):
     qmin, qmax, levels = limits(spec.bits, spec.signed, spec.narrow_range)
     if spec.bits == 1:
         return np.where(x >= 0, F(1), F(-1)).astype(F)
     with np.errstate(over="ignore"):
-        t = (F(levels) * (F(1) / along(threshold, x, spec.channel_axis))) * x.astype(F)
+        t = (F(levels) * (F(1) / along(abs_max, x, spec.channel_axis))) * x.astype(F)
         t = np.floor(t + F(0.5)) if spec.rounding == "half_up" else np.rint(t)
     return np.clip(t, F(qmin), F(qmax)).astype(F)
 
 
-def reference_dequantize(q, threshold, spec):
+def reference_dequantize(q, abs_max, spec):
     levels = limits(spec.bits, spec.signed, spec.narrow_range)[2]
-    return ((q * along(threshold, q, spec.channel_axis)) / F(levels)).astype(F)
+    return ((q * along(abs_max, q, spec.channel_axis)) / F(levels)).astype(F)
 
 
-def reference_fake(x, threshold, spec):
-    return reference_dequantize(reference_quantize(x, threshold, spec), threshold, spec)
+def reference_fake(x, abs_max, spec):
+    return reference_dequantize(reference_quantize(x, abs_max, spec), abs_max, spec)
 
 
 # --- strategies ------------------------------------------------------------------------------
@@ -75,8 +75,8 @@ def floats(low, high):
     return st.floats(low, high, width=32, allow_nan=False, allow_subnormal=False)
 
 
-# From the smallest threshold there is to one whose product with 2**15 still fits a float32.
-THRESHOLDS = st.one_of(floats(0.0625, 16.0), floats(float(F(1e-7)), float(F(1e-3))),
+# From the smallest abs_max there is to one whose product with 2**15 still fits a float32.
+ABS_MAX = st.one_of(floats(0.0625, 16.0), floats(float(F(1e-7)), float(F(1e-3))),
                        floats(1024.0, float(F(1e30))), st.just(float(F(EPS))), st.just(1.0))
 
 
@@ -95,16 +95,16 @@ def specs(draw, ndim=None, **fixed):
 
 @st.composite
 def cases(draw, **fixed):
-    """Draw (x, threshold, spec): values inside, far outside, and exactly on the borders."""
+    """Draw (x, abs_max, spec): values inside, far outside, and exactly on the borders."""
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=5))
     spec = draw(specs(len(shape), **fixed))
     axis = spec.channel_axis
     channels = 1 if axis is None else shape[axis]
-    threshold = np.array(draw(st.lists(THRESHOLDS, min_size=channels, max_size=channels)), F)
+    abs_max = np.array(draw(st.lists(ABS_MAX, min_size=channels, max_size=channels)), F)
     kind = draw(st.sampled_from(["inside", "borders", "huge", "tiny", "zeros", "positive"]))
     rng = np.random.RandomState(draw(st.integers(0, 2**31 - 1)))
     unit = rng.uniform(-1.5, 1.5, shape).astype(F)
-    by_channel = along(threshold, unit, axis)
+    by_channel = along(abs_max, unit, axis)
     if kind == "inside":
         x = unit * by_channel
     elif kind == "borders":
@@ -120,7 +120,7 @@ def cases(draw, **fixed):
         x = np.zeros(shape, F)
     else:
         x = (np.abs(unit) * by_channel).astype(F)
-    return x, threshold, spec
+    return x, abs_max, spec
 
 
 def tensor(x):
@@ -131,71 +131,71 @@ def tensor(x):
 
 @given(cases())
 def test_quantize_matches_the_formula_exactly(case):
-    x, threshold, spec = case
-    q = quantize(tensor(x), tensor(threshold), spec)
+    x, abs_max, spec = case
+    q = quantize(tensor(x), tensor(abs_max), spec)
     assert q.dtype == paddle.float32
-    np.testing.assert_array_equal(q.numpy(), reference_quantize(x, threshold, spec))
+    np.testing.assert_array_equal(q.numpy(), reference_quantize(x, abs_max, spec))
 
 
 @given(cases())
 def test_dequantize_matches_the_formula_exactly(case):
-    x, threshold, spec = case
-    q = reference_quantize(x, threshold, spec)
-    y = dequantize(tensor(q), tensor(threshold), spec).numpy()
-    np.testing.assert_array_equal(y, reference_dequantize(q, threshold, spec))
+    x, abs_max, spec = case
+    q = reference_quantize(x, abs_max, spec)
+    y = dequantize(tensor(q), tensor(abs_max), spec).numpy()
+    np.testing.assert_array_equal(y, reference_dequantize(q, abs_max, spec))
 
 
 @given(cases(), st.booleans(), st.booleans())
 def test_fake_quantize_matches_the_formula_for_both_gradients(case, trainable, saturate):
-    x, threshold, spec = case
+    x, abs_max, spec = case
     # Of one bit the sign decides, which a subnormal quotient loses where they are flushed to zero.
-    quotients = np.abs(x) / along(threshold, x, spec.channel_axis)
+    quotients = np.abs(x) / along(abs_max, x, spec.channel_axis)
     assume(spec.bits > 1 or (quotients[x != 0] >= np.finfo(F).tiny).all())
     given_x = paddle.to_tensor(x, stop_gradient=not trainable)
-    y = fake_quantize(given_x, tensor(threshold), spec, saturate=saturate)
-    np.testing.assert_array_equal(y.numpy(), reference_fake(x, threshold, spec))
+    y = fake_quantize(given_x, tensor(abs_max), spec, saturate=saturate)
+    np.testing.assert_array_equal(y.numpy(), reference_fake(x, abs_max, spec))
     # Internal in-place operations must not modify the caller's tensors.
     np.testing.assert_array_equal(given_x.numpy(), x)
 
 
 @given(cases())
 def test_quantized_values_are_fixed_points(case):
-    x, threshold, spec = case
-    once = fake_quantize(tensor(x), tensor(threshold), spec)
+    x, abs_max, spec = case
+    once = fake_quantize(tensor(x), tensor(abs_max), spec)
     np.testing.assert_array_equal(
-        fake_quantize(once, tensor(threshold), spec).numpy(), once.numpy())
+        fake_quantize(once, tensor(abs_max), spec).numpy(), once.numpy())
 
 
 @given(cases(signed=True, narrow_range=False))
 def test_error_is_at_most_half_a_step_inside_the_range(case):
-    x, threshold, spec = case
-    y = fake_quantize(tensor(x), tensor(threshold), spec).numpy().astype(np.float64)
-    wide = along(threshold, x, spec.channel_axis).astype(np.float64) + 0 * x
+    x, abs_max, spec = case
+    y = fake_quantize(tensor(x), tensor(abs_max), spec).numpy().astype(np.float64)
+    wide = along(abs_max, x, spec.channel_axis).astype(np.float64) + 0 * x
     inside = np.abs(x) <= wide
     # One bit has no zero: the farthest value from -s and +s is 0.
     bound = wide if spec.bits == 1 else 0.5 * wide / spec.quant_max
-    # float32 itself is 2**-24 off at the threshold, twice (factor and result).
+    # float32 itself is 2**-24 off at the abs_max, twice (factor and result).
     assert (np.abs(y - x)[inside] <= (bound + 2.0**-22 * wide)[inside]).all()
 
 
 @given(cases())
 def test_straight_through_gradient_is_identity(case):
-    x, threshold, spec = case
+    x, abs_max, spec = case
     given_x = paddle.to_tensor(x, stop_gradient=False)
     upstream = np.random.RandomState(0).randn(*x.shape).astype(F)
-    (fake_quantize(given_x, tensor(threshold), spec) * tensor(upstream)).sum().backward()
+    (fake_quantize(given_x, tensor(abs_max), spec) * tensor(upstream)).sum().backward()
     np.testing.assert_array_equal(given_x.grad.numpy(), upstream)
 
 
 @given(cases())
 def test_saturating_gradient_is_zero_exactly_outside_the_range(case):
-    x, threshold, spec = case
+    x, abs_max, spec = case
     given_x = paddle.to_tensor(x, stop_gradient=False)
     upstream = np.random.RandomState(0).uniform(0.5, 1.0, x.shape).astype(F)
-    y = fake_quantize(given_x, tensor(threshold), spec, saturate=True)
+    y = fake_quantize(given_x, tensor(abs_max), spec, saturate=True)
     (y * tensor(upstream)).sum().backward()
     qmin, qmax, levels = limits(spec.bits, spec.signed, spec.narrow_range)
-    step = along(threshold, x, spec.channel_axis).astype(np.float64) / levels
+    step = along(abs_max, x, spec.channel_axis).astype(np.float64) / levels
     inside = (x >= qmin * step) & (x <= qmax * step)
     # A value within float32 precision of a limit may count as either.
     clear = np.minimum(np.abs(x - qmin * step), np.abs(x - qmax * step)) > 2.0**-20 * (
@@ -258,14 +258,14 @@ def test_abs_max_is_the_largest_magnitude(case):
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_zero_channels_get_the_smallest_threshold_and_stay_zero(axis):
+def test_zero_channels_get_the_smallest_abs_max_and_stay_zero(axis):
     x = np.random.RandomState(0).randn(4, 4).astype(F)
     x[2, :] = 0
     x[:, 2] = 0
     spec = QuantSpec(granularity=PerChannel(axis))
-    threshold = abs_max(tensor(x), spec)
-    assert threshold.numpy()[2] == F(EPS)
-    y = fake_quantize(tensor(x), threshold, spec).numpy()
+    largest = abs_max(tensor(x), spec)
+    assert largest.numpy()[2] == F(EPS)
+    y = fake_quantize(tensor(x), largest, spec).numpy()
     assert np.isfinite(y).all()
     assert (y[2, :] == 0).all() and (y[:, 2] == 0).all()
 
@@ -286,11 +286,11 @@ def test_output_keeps_the_input_dtype(dtype, trainable):
     given_x = paddle.to_tensor(np.random.randn(6, 5).astype(F)).astype(dtype)
     given_x.stop_gradient = not trainable
     x = given_x.detach().astype("float32").numpy()
-    threshold = abs_max(given_x, QuantSpec())
-    assert threshold.dtype == paddle.float32
-    y = fake_quantize(given_x, threshold, QuantSpec())
+    largest = abs_max(given_x, QuantSpec())
+    assert largest.dtype == paddle.float32
+    y = fake_quantize(given_x, largest, QuantSpec())
     assert y.dtype == given_x.dtype
-    expected = tensor(reference_fake(x, threshold.numpy(), QuantSpec())).astype(dtype)
+    expected = tensor(reference_fake(x, largest.numpy(), QuantSpec())).astype(dtype)
     np.testing.assert_array_equal(y.astype("float32").numpy(), expected.astype("float32").numpy())
     if trainable:
         y.astype("float32").sum().backward()
@@ -318,8 +318,8 @@ class Simulated(paddle.nn.Layer):
         super().__init__()
         self.spec = spec
 
-    def forward(self, x, threshold):
-        return fake_quantize(x, threshold, self.spec)
+    def forward(self, x, abs_max):
+        return fake_quantize(x, abs_max, self.spec)
 
 
 FULL_GRAPH = pytest.mark.parametrize("full_graph", [True, False])  # translated from AST, bytecode
@@ -333,10 +333,10 @@ FULL_GRAPH = pytest.mark.parametrize("full_graph", [True, False])  # translated 
 def test_traced_program_is_bit_exact(bits, axis, full_graph):
     spec = QuantSpec(bits) if axis is None else QuantSpec(bits, granularity=PerChannel(axis))
     x = tensor((3 * np.random.randn(7, 5)).astype(F))
-    threshold = abs_max(x, spec) * 0.7
+    largest = abs_max(x, spec) * 0.7
     traced = paddle.jit.to_static(Simulated(spec), full_graph=full_graph)
     np.testing.assert_array_equal(
-        traced(x, threshold).numpy(), fake_quantize(x, threshold, spec).numpy())
+        traced(x, largest).numpy(), fake_quantize(x, largest, spec).numpy())
 
 
 @FULL_GRAPH
@@ -357,10 +357,10 @@ def test_traced_program_straight_through_gradient(full_graph):
 
 # --- Paddle's own operators ------------------------------------------------------------------
 
-def paddle_round_trip(x, threshold, bits, axis):
+def paddle_round_trip(x, abs_max, bits, axis):
     """Return (integers, values) of the operators of an exported model."""
     ops = paddle._legacy_C_ops
-    scale = tensor(threshold)
+    scale = tensor(abs_max)
     zero = paddle.zeros(scale.shape)
     attributes = ("quant_axis", -1 if axis is None else axis, "bit_length", bits,
                   "qmin", -(2 ** (bits - 1)), "qmax", 2 ** (bits - 1) - 1)
@@ -373,18 +373,18 @@ def paddle_round_trip(x, threshold, bits, axis):
 def test_paddle_operators_are_bit_exact(bits, axis):
     rng = np.random.RandomState(bits)
     shape, levels = (6, 7, 50), 2 ** (bits - 1) - 1
-    threshold = np.exp(rng.uniform(-8, 8, 1 if axis is None else shape[axis])).astype(F)
-    wide = along(threshold, np.zeros(shape, F), axis)
+    abs_max = np.exp(rng.uniform(-8, 8, 1 if axis is None else shape[axis])).astype(F)
+    wide = along(abs_max, np.zeros(shape, F), axis)
     inside = rng.uniform(-1.3, 1.3, shape).astype(F) * wide
     borders = ((rng.randint(-levels - 2, levels + 3, shape) + 0.5).astype(F) * wide) / F(levels)
     spec = QuantSpec(bits) if axis is None else QuantSpec(bits, granularity=PerChannel(axis))
     for x in (inside, borders.astype(F), np.zeros(shape, F), inside * F(1e25)):
-        q, y = paddle_round_trip(x, threshold, bits, axis)
-        np.testing.assert_array_equal(quantize(tensor(x), tensor(threshold), spec).numpy(), q)
+        q, y = paddle_round_trip(x, abs_max, bits, axis)
+        np.testing.assert_array_equal(quantize(tensor(x), tensor(abs_max), spec).numpy(), q)
         np.testing.assert_array_equal(
-            dequantize(tensor(q), tensor(threshold), spec).numpy(), y)
+            dequantize(tensor(q), tensor(abs_max), spec).numpy(), y)
         np.testing.assert_array_equal(
-            fake_quantize(tensor(x), tensor(threshold), spec).numpy(), y)
+            fake_quantize(tensor(x), tensor(abs_max), spec).numpy(), y)
 
 
 # --- PACT's clipping range ---------------------------------------------------------------------
@@ -469,28 +469,28 @@ def test_pact_of_an_empty_tensor():
 
 
 @pytest.mark.parametrize("alpha", [0.003, 0.3, 1.0, 1.6969642639160156, 41.0])
-@pytest.mark.parametrize("threshold", [0.2, 1.0, 37.3])
+@pytest.mark.parametrize("abs_max", [0.2, 1.0, 37.3])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_fused_clip_equals_clip_then_quantize(alpha, threshold, bits):
+def test_fused_clip_equals_clip_then_quantize(alpha, abs_max, bits):
     spec, values = QuantSpec(bits=bits), np.random.RandomState(0).randn(64, 99) * alpha * 2
-    borders = (np.arange(-130, 131) + 0.5) * threshold / spec.quant_max
+    borders = (np.arange(-130, 131) + 0.5) * abs_max / spec.quant_max
     values = np.concatenate([values.ravel(), borders, [alpha, -alpha, 0.0]]).astype(F)
     upstream = tensor(np.random.RandomState(1).randn(values.size).astype(F))
     results = []
     for fused in True, False:
         x, pact = paddle.to_tensor(values, stop_gradient=False), PACT(init=alpha)
-        y = (clip_and_fake_quantize(x, pact.alpha, tensor([threshold]), spec) if fused else
-             fake_quantize(pact(x), tensor([threshold]), spec, exact=False))
+        y = (clip_and_fake_quantize(x, pact.alpha, tensor([abs_max]), spec) if fused else
+             fake_quantize(pact(x), tensor([abs_max]), spec, exact=False))
         (y * upstream).sum().backward()
         results.append([y.numpy(), x.grad.numpy(), pact.alpha.grad.numpy()])
     for found, expected in zip(*results):
         np.testing.assert_array_equal(found, expected)
     # The formula in float64, but for values so near a border that float32 decides.
     clipped = values.astype(np.float64).clip(-float(F(alpha)), float(F(alpha)))
-    steps = clipped * spec.quant_max / float(F(threshold))
+    steps = clipped * spec.quant_max / float(F(abs_max))
     clear = np.abs(steps - np.floor(steps) - 0.5) > 1e-4
     integers = np.rint(steps).clip(spec.quant_min, spec.quant_max)
-    expected = integers * float(F(threshold)) / spec.quant_max
+    expected = integers * float(F(abs_max)) / spec.quant_max
     np.testing.assert_allclose(results[0][0][clear], expected[clear], rtol=1e-6)
     side = np.sign(values) * (np.abs(values) >= F(alpha))
     np.testing.assert_allclose(results[0][2], [(upstream.numpy().astype(np.float64) * side).sum()],
@@ -516,26 +516,26 @@ def test_pact_subclass_with_overridden_forward_is_a_plain_hook():
 
 @given(cases())
 def test_fast_path_returns_integers_times_the_step(case):
-    x, threshold, spec = case
-    q = quantize(tensor(x), tensor(threshold), spec).numpy().astype(np.float64)
+    x, abs_max, spec = case
+    q = quantize(tensor(x), tensor(abs_max), spec).numpy().astype(np.float64)
     given_x = tensor(x)
     given_x.stop_gradient = False
-    got = fake_quantize(given_x, tensor(threshold), spec, exact=False).numpy()
-    exact = dequantize(tensor(q.astype(F)), tensor(threshold), spec).numpy()
+    got = fake_quantize(given_x, tensor(abs_max), spec, exact=False).numpy()
+    exact = dequantize(tensor(q.astype(F)), tensor(abs_max), spec).numpy()
     np.testing.assert_allclose(got, exact, rtol=4e-7, atol=0)
     shape = [1] * x.ndim
     if spec.channel_axis is not None:
         shape[spec.channel_axis] = -1
-    step = threshold.astype(np.float64).reshape(shape) / spec.quant_max
+    step = abs_max.astype(np.float64).reshape(shape) / spec.quant_max
     np.testing.assert_array_equal(np.round(got / step), q)
 
 
 @pytest.mark.parametrize("factor", [0.37, 1.0, 90.7])
 def test_fast_path_rounds_ties_like_the_exact_path(factor):
-    spec, threshold = QuantSpec(), np.array([127.0 / factor], F)
-    half = (np.arange(-130, 130) + 0.5) * threshold / 127
+    spec, abs_max = QuantSpec(), np.array([127.0 / factor], F)
+    half = (np.arange(-130, 130) + 0.5) * abs_max / 127
     x = np.concatenate([np.nextafter(half, half + d).astype(F) for d in (-1.0, 0.0, 1.0)])
-    got = fake_quantize(paddle.to_tensor(x, stop_gradient=False), tensor(threshold), spec,
+    got = fake_quantize(paddle.to_tensor(x, stop_gradient=False), tensor(abs_max), spec,
                         exact=False).numpy()
-    exact = fake_quantize(tensor(x), tensor(threshold), spec).numpy()
+    exact = fake_quantize(tensor(x), tensor(abs_max), spec).numpy()
     np.testing.assert_allclose(got, exact, rtol=4e-7, atol=0)

@@ -47,8 +47,8 @@ def static_qparams(spec, low, high):
     low, high = paddle.to_tensor([float(low)]), paddle.to_tensor([float(high)])
     if spec.symmetric:
         return paddle.maximum(high, -low) / float(spec.quant_max), None
-    threshold, zero_point = affine_qparams(low, high, spec)
-    return threshold / float(spec.quant_max), zero_point
+    abs_max, zero_point = affine_qparams(low, high, spec)
+    return abs_max / float(spec.quant_max), zero_point
 
 
 def deploy(model, weight, activation=None, inputs=(), smoothed=False, permuted=False):

@@ -86,16 +86,16 @@ DEFINITIONS = {
 
 @pytest.mark.parametrize("axis", [None, 0, 1, 2, -1])
 @pytest.mark.parametrize("cls", ONLINE)
-def test_threshold_matches_float64_reference(cls, axis):
+def test_abs_max_matches_float64_reference(cls, axis):
     spec = QuantSpec() if axis is None else QuantSpec(granularity=PerChannel(axis))
     batches = stream()
     channels = None if axis is None else batches[0].shape[axis]
     observer = watch(make(cls, spec=spec, channels=channels), batches)
     expected = DEFINITIONS[cls](magnitudes(batches, axis))
-    threshold = observer.threshold()
-    assert threshold.dtype == paddle.float32
-    assert list(threshold.shape) == [channels or 1]
-    np.testing.assert_allclose(threshold.numpy(), expected, rtol=1e-6)
+    abs_max = observer.abs_max()
+    assert abs_max.dtype == paddle.float32
+    assert list(abs_max.shape) == [channels or 1]
+    np.testing.assert_allclose(abs_max.numpy(), expected, rtol=1e-6)
     if not observer.dynamic:
         assert observer.num_batches == len(batches)
 
@@ -116,17 +116,17 @@ def test_min_max_range_contains_zero(axis):
         high.numpy(), np.maximum(everything.max(axis=others), 0).reshape(-1), rtol=1e-6)
 
 
-def test_range_of_a_symmetric_observer_is_plus_minus_the_threshold():
+def test_range_of_a_symmetric_observer_is_plus_minus_abs_max():
     observer = watch(AbsMaxObserver(), stream())
     low, high = observer.range()
-    assert (-low).tolist() == high.tolist() == observer.threshold().tolist()
+    assert (-low).tolist() == high.tolist() == observer.abs_max().tolist()
 
 
 def test_one_bit_observes_the_mean_magnitude():
     batches = stream()
     observer = watch(AbsMaxObserver(QuantSpec(1)), batches)
     expected = max(np.abs(b.astype(np.float64)).mean() for b in batches)
-    assert observer.threshold().item() == pytest.approx(expected, rel=1e-5)
+    assert observer.abs_max().item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_track_batch_returns_batch_and_running_maximum():
@@ -134,7 +134,7 @@ def test_track_batch_returns_batch_and_running_maximum():
     for value, expected in ((3.0, 3.0), (1.0, 1.0), (5.0, 5.0)):
         x = paddle.to_tensor([value, -0.5])
         assert observer.update_qparams(x)[0].tolist() == [expected]
-    assert observer.threshold().tolist() == [5.0]
+    assert observer.abs_max().tolist() == [5.0]
     assert observer.num_batches == 3
 
 
@@ -171,10 +171,10 @@ def test_maximum_of_an_idle_clip_does_not_change_the_result(cls):
 
 
 @EVERY
-def test_zeros_give_the_smallest_threshold(cls):
+def test_zeros_give_the_smallest_abs_max(cls):
     observer = watch(make(cls), [np.zeros((3, 4), "float32")] * 300)
     # 300 steps: a moving average starts at 1 and decays by 0.9 per step.
-    assert observer.threshold().item() == pytest.approx(EPS, rel=1e-5)
+    assert observer.abs_max().item() == pytest.approx(EPS, rel=1e-5)
 
 
 @EVERY
@@ -182,7 +182,7 @@ def test_observing_records_no_gradient_and_does_not_modify_the_tensor(cls):
     x = paddle.to_tensor([[0.5, -2.0]], stop_gradient=False)
     observer = make(cls)
     assert observer(x) is x
-    assert observer.threshold().stop_gradient
+    assert observer.abs_max().stop_gradient
     assert x.tolist() == [[0.5, -2.0]] and x.grad is None
 
 
@@ -193,7 +193,7 @@ def test_other_float_dtypes(cls, dtype):
     narrow = watch(make(cls), [np.array(values, "float32")])
     wide = make(cls)
     wide.update(paddle.to_tensor(values, dtype="float32").astype(dtype))
-    assert wide.threshold().tolist() == narrow.threshold().tolist()
+    assert wide.abs_max().tolist() == narrow.abs_max().tolist()
 
 
 # --- state -----------------------------------------------------------------------------------
@@ -208,26 +208,26 @@ def test_observation_continues_after_state_dict_round_trip(cls, tmp_path):
     missing, unexpected = second.set_state_dict(paddle.load(str(tmp_path / "observer.pdparams")))
     assert not missing and not unexpected
     assert second.num_batches == first.num_batches
-    assert second.threshold().tolist() == first.threshold().tolist()
+    assert second.abs_max().tolist() == first.abs_max().tolist()
     watch(second, batches[4:])
     assert second.num_batches == through.num_batches
-    assert second.threshold().tolist() == through.threshold().tolist()
+    assert second.abs_max().tolist() == through.abs_max().tolist()
 
 
 @EVERY
 def test_copies_are_independent(cls):
     original = watch(make(cls), stream(3))
-    before = original.threshold().tolist()
+    before = original.abs_max().tolist()
     copied = copy.deepcopy(original)
-    assert copied.threshold().tolist() == before
+    assert copied.abs_max().tolist() == before
     watch(copied, [np.full((4, 4), 1e3, "float32")] * 5)
-    assert copied.threshold().tolist() != before
-    assert original.threshold().tolist() == before
+    assert copied.abs_max().tolist() != before
+    assert original.abs_max().tolist() == before
 
 
-@pytest.mark.parametrize("missing", ["threshold", "_update", "_merge"])
+@pytest.mark.parametrize("missing", ["abs_max", "_update", "_merge"])
 def test_abstract_observers_cannot_be_instantiated(missing):
-    methods = {name: getattr(MinMaxObserver, name) for name in ("threshold", "_update", "_merge")}
+    methods = {name: getattr(MinMaxObserver, name) for name in ("abs_max", "_update", "_merge")}
     assert isinstance(type("Complete", (Observer,), methods)(), paddle.nn.Layer)
     del methods[missing]
     with pytest.raises(TypeError, match=missing):
@@ -257,7 +257,7 @@ def test_merged_shards_equal_one_stream(cls, axis):
     for shard in (batches[2:6], [], batches[6:]):
         merged.merge(watch(cls(spec, channels), shard))
     assert merged.num_batches == whole.num_batches
-    np.testing.assert_allclose(merged.threshold().numpy(), whole.threshold().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(merged.abs_max().numpy(), whole.abs_max().numpy(), rtol=1e-6)
 
 
 @EVERY
@@ -266,34 +266,34 @@ def test_merging_into_an_empty_observer_copies(cls):
     empty = make(cls)
     empty.merge(full)
     assert empty.num_batches == 3
-    assert empty.threshold().tolist() == full.threshold().tolist()
+    assert empty.abs_max().tolist() == full.abs_max().tolist()
     watch(empty, [np.full((4, 4), 1e3, "float32")] * 5)
-    assert full.threshold().item() < 100
+    assert full.abs_max().item() < 100
 
 
 @EVERY
 def test_merging_an_empty_observer_changes_nothing(cls):
     observer = watch(make(cls), stream(3))
-    before = observer.threshold().tolist()
+    before = observer.abs_max().tolist()
     observer.merge(make(cls))
-    assert observer.num_batches == 3 and observer.threshold().tolist() == before
+    assert observer.num_batches == 3 and observer.abs_max().tolist() == before
 
 
 def test_merged_moving_windows_are_combined():
     a = watch(make(RangeAbsMaxObserver), [np.array([v], "float32") for v in (9, 1, 2, 3, 4)])
     b = watch(make(RangeAbsMaxObserver), [np.array([v], "float32") for v in (5, 1, 1, 1)])
     a.merge(b)
-    assert a.threshold().item() == 5.0
+    assert a.abs_max().item() == 5.0
     watch(a, [np.array([0], "float32")])
-    assert a.threshold().item() == 4.0
+    assert a.abs_max().item() == 4.0
 
 
 def test_merged_moving_averages_weigh_by_batches():
     a = watch(MovingAverageAbsMaxObserver(), [np.array([2.0], "float32")] * 60)
     b = watch(MovingAverageAbsMaxObserver(), [np.array([8.0], "float32")] * 20)
-    expected = (a.threshold().item() * 60 + b.threshold().item() * 20) / 80
+    expected = (a.abs_max().item() * 60 + b.abs_max().item() * 20) / 80
     a.merge(b)
-    assert a.threshold().item() == pytest.approx(expected, rel=1e-6)
+    assert a.abs_max().item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("upsample_bins", [1, 4, 64])
@@ -317,12 +317,12 @@ def test_merged_histograms_equal_one_stream(factor, upsample_bins):
 
 
 @pytest.mark.parametrize("cls", [HistogramObserver, MSEObserver])
-def test_merged_thresholds_are_close_to_one_stream(cls):
+def test_merged_abs_max_is_close_to_one_stream(cls):
     batches = stream(6, shape=(50, 40), growth=0.1)
     whole, merged = watch(cls(), batches), watch(cls(), batches[:3])
     merged.merge(watch(cls(), batches[3:]))
     assert merged.num_batches == whole.num_batches
-    assert merged.threshold().item() == pytest.approx(whole.threshold().item(), rel=0.02)
+    assert merged.abs_max().item() == pytest.approx(whole.abs_max().item(), rel=0.02)
 
 
 @pytest.mark.parametrize("other", [
@@ -341,10 +341,10 @@ def test_merging_other_types_is_an_error(other):
 def test_merging_other_sizes_is_an_error(mine, other):
     watch(mine, stream(2))
     watch(other, stream(2))
-    before = mine.threshold().tolist()
+    before = mine.abs_max().tolist()
     with pytest.raises(CalibrationError, match=type(mine).__name__):
         mine.merge(other)
-    assert mine.threshold().tolist() == before
+    assert mine.abs_max().tolist() == before
 
 
 # --- histograms ------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_percentile_threshold_is_never_below_half_a_bin():
     """The reference returns minus half a bin if all counts are in the first."""
     observer = HistogramObserver(bins=10, hist_percent=0.5)
     watch(observer, [np.array([0.0] * 99 + [1.0], "float32")])
-    assert observer.threshold().item() == pytest.approx(0.05)
+    assert observer.abs_max().item() == pytest.approx(0.05)
 
 
 def test_mse_threshold_minimizes_the_error():
@@ -434,12 +434,12 @@ def test_mse_threshold_minimizes_the_error():
     spec = QuantSpec(4)
     observer = watch(MSEObserver(spec), [x])
 
-    def error(threshold):
-        step = threshold / spec.quant_max
+    def error(abs_max):
+        step = abs_max / spec.quant_max
         back = np.clip(np.rint(np.abs(x) / step), 0, spec.quant_max) * step
         return ((back - np.abs(x)) ** 2).mean()
 
-    found = observer.threshold().item()
+    found = observer.abs_max().item()
     largest = float(np.abs(x).max())
     best = min(error(largest * i / 400) for i in range(1, 401))
     assert error(found) <= 1.01 * best < error(largest)
@@ -453,7 +453,7 @@ def test_memory_does_not_grow_with_the_range(cls):
     tracemalloc.start()
     try:
         watch(observer, [np.full([4, 4], 100.0, "float32")])
-        observer.threshold()
+        observer.abs_max()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -504,19 +504,19 @@ def test_non_finite_values_are_rejected_in_calibration(cls, value):
         quantizer = FakeQuantize(make(cls), label="block.fc.activation_quantizer")
     quantizer.set_state(State.CALIBRATION)
     quantizer(paddle.ones([2, 3]))
-    before = quantizer.observer.threshold().tolist()
+    before = quantizer.observer.abs_max().tolist()
     bad = paddle.to_tensor([[1.0, value, 2.0]])
     with pytest.raises(NonFiniteError, match=r"block\.fc\.activation_quantizer.*batch 1.*1 NaN"):
         quantizer(bad)
     assert quantizer.observer.num_batches == 1
-    assert quantizer.observer.threshold().tolist() == before
+    assert quantizer.observer.abs_max().tolist() == before
 
 
 def test_finite_batch_with_overflowing_sum_is_accepted():
     quantizer = FakeQuantize(AbsMaxObserver())
     quantizer.set_state(State.CALIBRATION)
     quantizer(paddle.full([4], 3e38))
-    assert quantizer.observer.threshold().item() == np.float32(3e38)
+    assert quantizer.observer.abs_max().item() == np.float32(3e38)
 
 
 def test_calibration_names_layer_and_batch_of_a_nan(digits):
@@ -532,11 +532,11 @@ def test_calibration_names_layer_and_batch_of_a_nan(digits):
 
 
 @pytest.mark.parametrize("cls", HISTOGRAMS)
-def test_thresholds_of_digits_are_inside_their_range(cls, digits):
+def test_abs_max_of_digits_is_inside_its_range(cls, digits):
     observer = make(cls)
     for batch in digits.batches(128, 5):
         observer.update(batch)
-    assert 0.2 < observer.threshold().item() <= 1.0
+    assert 0.2 < observer.abs_max().item() <= 1.0
     assert observer.num_batches == 5
 
 

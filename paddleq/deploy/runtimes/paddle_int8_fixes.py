@@ -81,9 +81,9 @@ def _scale_to_8_bits(builder, block):
     for weight in stored_weights(builder.program, ops).values():
         if weight.linear and weight.bits < 8:
             levels = np.float32(2 ** (weight.bits - 1) - 1)
-            thresholds = builder.program.arrays[weight.scale] * (_LEVELS / levels)
+            abs_max = builder.program.arrays[weight.scale] * (_LEVELS / levels)
             set_input(weight.ops[-1], "Scale",
-                    builder.parameter(f"{weight.scale}.of_127", thresholds))
+                    builder.parameter(f"{weight.scale}.of_127", abs_max))
             set_attribute(weight.ops[-1], "bit_length", 8)
             changed.add(weight.name)
     return changed
@@ -128,10 +128,10 @@ def _use_integers(builder, op):
     """Let ``op`` return the integers of its weight; return the scale of each column, [N]."""
     (scale,) = inputs(op, "Scale")
     columns = builder.program.arrays[inputs(op, "X")[0]].shape[1]
-    thresholds = np.broadcast_to(builder.program.arrays[scale].reshape(-1), [columns])
+    abs_max = np.broadcast_to(builder.program.arrays[scale].reshape(-1), [columns])
     set_input(op, "Scale", builder.parameter(f"{scale}.levels", np.array([_LEVELS])))
     set_attribute(op, "quant_axis", -1)
-    return thresholds / _LEVELS
+    return abs_max / _LEVELS
 
 
 def _bias_after(builder, graph, product, steps):

@@ -25,8 +25,8 @@ def inspect(program):
     Returns:
         A dict of plain values: ``inputs`` and ``outputs`` (name, shape with -1 for dynamic
         dimensions, dtype), ``operators`` (type -> count), ``parameters`` (count, bytes, bytes by
-        dtype), ``weights`` (name, shape, dtype, bits, axis, lowest and highest threshold, histogram
-        of the integers in 16 bins), ``activations`` (name, reader, bits, threshold).
+        dtype), ``weights`` (name, shape, dtype, bits, axis, lowest and highest scale, histogram
+        of the integers in 16 bins), ``activations`` (name, reader, bits, scale).
     """
     block = program.desc.blocks[0]
     feeds = sorted((attribute(op, "col", 0), outputs(op, "Out")[0]) for op in block.ops
@@ -64,10 +64,10 @@ def _quantizers(program, block):
             weights.append(_weight(program, weight.name, weight.scale, weight.bits, weight.axis))
         elif op.type in ("quantize_linear", _FAKE_ACTIVATION):
             slot = "Scale" if op.type == "quantize_linear" else "InScale"
+            abs_max, bits = program.arrays[inputs(op, slot)[0]], attribute(op, "bit_length")
             activations.append({
-                "name": inputs(op, "X")[0],
-                "reader": _consumer_type(view, op), "bits": attribute(op, "bit_length"),
-                "threshold": float(program.arrays[inputs(op, slot)[0]].reshape(-1)[0])})
+                "name": inputs(op, "X")[0], "reader": _consumer_type(view, op), "bits": bits,
+                "scale": float(abs_max.reshape(-1)[0]) / (2 ** (bits - 1) - 1)})
         elif op.type in _FAKE_WEIGHT and inputs(op, "X")[0] in program.arrays:
             weights.append(_weight(program, inputs(op, "X")[0], outputs(op, "OutScale")[0],
                                    attribute(op, "bit_length"), attribute(op, "quant_axis", -1)))
@@ -79,7 +79,7 @@ def _weight(program, name, scale, bits, axis):
     limit = 2 ** (bits - 1)
     row = {"name": name, "shape": list(array.shape), "dtype": array.dtype.name, "bits": bits,
            "axis": axis,
-           "threshold": [float(abs_max.min()), float(abs_max.max())]}
+           "scale": [float(each) / (limit - 1) for each in (abs_max.min(), abs_max.max())]}
     if array.dtype.kind == "i":
         row["histogram"] = np.histogram(array, bins=_BINS, range=(-limit, limit))[0].tolist()
     return row
@@ -150,4 +150,5 @@ def _described(program, scale, bits, axis):
     abs_max = program.arrays.get(scale)
     if abs_max is None:  # the program computes it
         return {}
-    return plain_spec(spec_of(bits, axis, abs_max.reshape(-1)), abs_max)
+    spec = spec_of(bits, axis, abs_max.reshape(-1))
+    return plain_spec(spec, abs_max / spec.quant_max)

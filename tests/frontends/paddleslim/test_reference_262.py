@@ -104,20 +104,20 @@ def fed(theirs, ours, batches):
 @SEEDS
 def test_absmax_threshold(stream, seed):
     theirs, ours = fed(reference.AbsmaxQuantizer(), AbsmaxQuantizer(), stream(seed))
-    assert ours.threshold().item() == pytest.approx(reference_threshold(theirs), rel=1e-6)
+    assert ours.abs_max().item() == pytest.approx(reference_threshold(theirs), rel=1e-6)
 
 
 FLOAT32_SUM = 1e-5  # error of a float32 sum of 2048 shares
 
 
-def assert_same_percentile(theirs, threshold):
+def assert_same_percentile(theirs, abs_max):
     width, percent = theirs.abs_max_vals[0] / theirs.bins, theirs.hist_percent
     expected = max(reference_threshold(theirs), width / 2)
-    if threshold == pytest.approx(expected, rel=1e-6):
+    if abs_max == pytest.approx(expected, rel=1e-6):
         return
     hist = theirs.hists[0].astype(np.float64)
     share = np.cumsum(hist) / hist.sum()
-    ours, their = (round(t / width + 0.5) for t in (threshold, expected))
+    ours, their = (round(t / width + 0.5) for t in (abs_max, expected))
     print(f"hist: bin {ours} with share {share[ours]}, reference: {their} with {share[their]}, "
           f"asked for {percent}")
     assert abs(share[min(ours, their)] - percent) < FLOAT32_SUM
@@ -138,7 +138,7 @@ def assert_same_percentile(theirs, threshold):
 ])
 def test_hist_threshold(stream, seed, options):
     theirs, ours = fed(reference.HistQuantizer(**options), HistQuantizer(**options), stream(seed))
-    assert_same_percentile(theirs, ours.threshold().item())
+    assert_same_percentile(theirs, ours.abs_max().item())
 
 
 @STREAMS
@@ -166,12 +166,12 @@ def reference_divergence(hist, cut, bits):
     return reference_kl.safe_entropy(clipped, float(hist.sum()), spread, sum(spread))
 
 
-def assert_kl_no_worse(theirs, threshold):
+def assert_kl_no_worse(theirs, abs_max):
     expected = reference_threshold(theirs)
-    if threshold == pytest.approx(expected, rel=1e-6):
+    if abs_max == pytest.approx(expected, rel=1e-6):
         return
     hist, width = theirs.hists[0], theirs.abs_max_vals[0] / theirs.bins
-    our_cut, their_cut = (round(t / width - 0.5) for t in (threshold, expected))
+    our_cut, their_cut = (round(t / width - 0.5) for t in (abs_max, expected))
     ours = reference_divergence(hist, our_cut, theirs.quant_bits)
     best = reference_divergence(hist, their_cut, theirs.quant_bits)
     print(f"KL: cut {our_cut} with divergence {ours}, reference: {their_cut} with {best}")
@@ -185,15 +185,15 @@ def assert_kl_no_worse(theirs, threshold):
 ])
 def test_kl_threshold(stream, seed, options):
     theirs, ours = fed(reference.KLQuantizer(**options), KLQuantizer(**options), stream(seed))
-    assert_kl_no_worse(theirs, ours.threshold().item())
+    assert_kl_no_worse(theirs, ours.abs_max().item())
 
 
 @pytest.mark.parametrize("name", ["AbsmaxQuantizer", "HistQuantizer", "KLQuantizer"])
 def test_all_zero_input(name):
-    """The reference returns 0, a division by zero later; ours is the smallest threshold."""
+    """The reference returns 0, a division by zero later; ours is the smallest abs_max."""
     theirs, ours = fed(getattr(reference, name)(), globals()[name](), [np.zeros((2, 5))] * 2)
     assert reference_threshold(theirs) == 0.0
-    assert ours.threshold().item() == np.float32(EPS)
+    assert ours.abs_max().item() == np.float32(EPS)
 
 
 @pytest.mark.parametrize("bits", [2, 8, 16])
@@ -222,7 +222,7 @@ def test_moving_average_after_20_steps(stream, rate):
         x = paddle.to_tensor(batches[step % len(batches)].astype("float32"))
         expected, got = theirs(x).numpy(), ours(x).numpy()
         scale = theirs._scale.item()
-        assert ours.threshold.item() == pytest.approx(scale, rel=1e-6), step
+        assert ours.abs_max.item() == pytest.approx(scale, rel=1e-6), step
         # The reference rounds ties away from zero and clips to -127 in training; ours matches
         # the exported operator. Elsewhere the values are equal.
         steps = x.numpy().astype(np.float64) / scale * 127.0
@@ -243,7 +243,7 @@ def test_evaluation_uses_stored_scales():
         quantizer(x)
         quantizer.eval()
         quantizer(x * 100.0)
-    assert ours.threshold.item() == pytest.approx(theirs._scale.item(), rel=1e-6)
+    assert ours.abs_max.item() == pytest.approx(theirs._scale.item(), rel=1e-6)
 
 
 # --- whole models ----------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_ptq_of_a_model_on_digits(digits, name):
     PTQ(name).calibrate(ours, batches)
     for i in (0, 3, 6):
         quantizer = theirs[i]._quant_config.in_act_quantizer
-        scale = ours[i].activation_quantizer.threshold.item()
+        scale = ours[i].activation_quantizer.abs_max.item()
         if name == "KLQuantizer":
             assert_kl_no_worse(quantizer, scale)
         elif name == "HistQuantizer":
@@ -303,7 +303,7 @@ def test_qat_of_a_model_on_digits(digits):
         optimizer.step()
         optimizer.clear_grad()
     for layer, theirs in pairs:
-        assert layer.activation_quantizer.threshold.item() == pytest.approx(
+        assert layer.activation_quantizer.abs_max.item() == pytest.approx(
             theirs._scale.item(), rel=1e-6)
 
 
@@ -377,4 +377,4 @@ def test_one_bit_differs_from_the_reference_by_design():
     """The reference has 2**0 - 1 = 0 levels for one bit, hence NaN; ours uses mean magnitudes."""
     observer = AbsMaxObserver(QuantSpec(1))
     observer.update(paddle.to_tensor([1.0, -3.0]))
-    assert observer.threshold().item() == 2.0
+    assert observer.abs_max().item() == 2.0

@@ -34,7 +34,7 @@ def test_defect_01_export_equals_simulation(tmp_path):
     # Five layers, five input quantizers: no output is quantized, the logits least of all.
     ops = [op.type for op in load(path).desc.blocks[0].ops]
     assert ops.count("quantize_linear") == 5
-    scales = [layer.activation_quantizer.threshold.item() for _, layer in net.named_sublayers()
+    scales = [layer.activation_quantizer.abs_max.item() for _, layer in net.named_sublayers()
               if hasattr(layer, "activation_quantizer")]
     stored = load(path).arrays
     for scale in scales:

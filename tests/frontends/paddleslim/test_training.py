@@ -50,13 +50,13 @@ def test_uninitialized_quantizer_is_identity():
 def test_scales_are_updated_in_training_only():
     net, x = quantized(), paddle.rand([2, 1, 8, 8])
     train_steps(net, x)
-    scale = net.conv2.activation_quantizer.threshold.item()
+    scale = net.conv2.activation_quantizer.abs_max.item()
     net.eval()
     net(x * 10)
-    assert net.conv2.activation_quantizer.threshold.item() == scale
+    assert net.conv2.activation_quantizer.abs_max.item() == scale
     net.train()
     net(x * 10)
-    assert net.conv2.activation_quantizer.threshold.item() > scale
+    assert net.conv2.activation_quantizer.abs_max.item() > scale
 
 
 def test_gradients_accumulate_over_backward_calls():
@@ -82,7 +82,7 @@ def test_straight_through_gradient_is_that_of_the_quantized_weights():
     plain = nn.Linear(6, 4)
     plain.weight.set_value(net[0].quantized_weight("weight").detach())
     plain.bias.set_value(net[0].bias)
-    scale = net[0].activation_quantizer.threshold.item()
+    scale = net[0].activation_quantizer.abs_max.item()
     quantized_x = np.clip(np.rint(x.numpy() / scale * 127), -128, 127) * scale / 127
     plain(paddle.to_tensor(quantized_x.astype("float32"))).square().sum().backward()
     np.testing.assert_allclose(net[0].weight.grad.numpy(), plain.weight.grad.numpy(),
@@ -144,8 +144,8 @@ def test_to_static_training(config, full_graph, tmp_path):
             optimizer.step()
             optimizer.clear_grad()
         net.eval()
-    np.testing.assert_allclose(static.conv2.activation_quantizer.threshold.numpy(),
-                               dynamic.conv2.activation_quantizer.threshold.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(static.conv2.activation_quantizer.abs_max.numpy(),
+                               dynamic.conv2.activation_quantizer.abs_max.numpy(), rtol=1e-4)
     np.testing.assert_allclose(static.conv1.weight.numpy(), dynamic.conv1.weight.numpy(),
                                rtol=1e-3, atol=1e-5)
     assert static.conv2.activation_quantizer.observer.num_batches == 4
@@ -168,7 +168,7 @@ def test_low_precision_activations_keep_their_dtype():
     quantizer = paddleq.FakeQuantize(paddleq.observers.AbsMaxObserver())
     x = paddle.rand([8]).astype("bfloat16")
     assert quantizer(x).dtype == paddle.bfloat16
-    assert quantizer.threshold.dtype == paddle.float32
+    assert quantizer.abs_max.dtype == paddle.float32
 
 
 KINDS = {
@@ -194,10 +194,10 @@ def test_pact_training_and_evaluation_use_equal_levels(kind, bits):
         net.train()
         trained = net(x).numpy()
         traced = paddle.jit.to_static(copy.deepcopy(net), full_graph=True)
-        threshold = layer.activation_quantizer.threshold.item()
+        abs_max = layer.activation_quantizer.abs_max.item()
         net.eval()
         np.testing.assert_allclose(net(x).numpy(), trained, rtol=1e-5, atol=1e-6)
-    assert kind == "largest" or threshold > 1.0
+    assert kind == "largest" or abs_max > 1.0
     # A traced program observes this batch again, which changes a moving average.
     if kind != "moving average":
         np.testing.assert_allclose(traced(x).numpy(), trained, rtol=1e-5, atol=1e-6)
@@ -317,5 +317,5 @@ def test_summary_lists_every_layer():
     assert set(rows) >= {"conv1", "bn1", "conv2", "bn2", "conv3", "fc"}
     assert "skip_quant is set" in rows["conv2"] and "left" in rows["conv2"]
     assert "int8 per_channel(0)" in rows["conv1"] and "int8 per_tensor" in rows["conv1"]
-    assert f"scale {x.max().item():.4g}" in rows["conv1"]
+    assert f"scale {x.max().item() / 127:.4g}" in rows["conv1"]
     assert "no rule matches" in rows["bn1"]
