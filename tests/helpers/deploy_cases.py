@@ -81,8 +81,8 @@ CASES = {"MobileNetV1": lambda: of_vision("MobileNetV1"), "ResNet18": lambda: of
          "demo": demo, "ViT": vit, "GPT": gpt}
 
 
-def report(name, folder, seconds=1.0):
-    """Export the model into ``folder`` and return the report of :func:`paddleq.deploy.verify`."""
+def export(name, folder):
+    """Quantize the net of a case and write both formats; return (case, quantized net, prefix)."""
     paddle.seed(0)
     case, path = CASES[name](), os.path.join(folder, name)
     case.net.eval()
@@ -94,5 +94,10 @@ def report(name, folder, seconds=1.0):
     spec = [paddle.static.InputSpec([None, *case.compared.shape[1:]], dtype, "x")]
     for format in ("pdmodel", "onnx"):
         ptq.save_quantized_model(quantized, path, spec, format=format)
+    return case, quantized, path
+
+
+def compare(case, quantized, path, seconds=1.0):
+    """Return the report of :func:`paddleq.deploy.verify` for the files of :func:`export`."""
     return verify(path, quantized, np.array_split(case.compared, 4), seconds=seconds,
                   timed_samples=case.timed_samples)
