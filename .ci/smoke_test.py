@@ -77,6 +77,9 @@ def main(folder):
         error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
         print(f"{run.__name__:18} relative error {error:.1e}")
         assert error < 1e-2, (run.__name__, error)
+    report = paddleq.deploy.verify(path, net, [x.numpy()], seconds=0.0)
+    print(report)
+    assert len(report.rows) == 6 and report.ok
     command = os.path.join(sysconfig.get_path("scripts"), "paddleq")
     for arguments in (["--version"], ["inspect", f"{path}.pdmodel"]):
         subprocess.run([command, *arguments], check=True)

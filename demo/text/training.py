@@ -27,9 +27,9 @@ class Recipe:
 
     maker: str
     sizes: tuple = ()
-    steps: int = 4000
+    steps: int = 2200
     batch: int = 4
-    rate: float = 2e-3
+    rate: float = 3e-3
     decay: float = 0.1
 
     def make(self):

@@ -242,10 +242,18 @@ def test_trained_model_is_stored_on_disk(tmp_path, monkeypatch):
 
 # Effect of quantization; benchmarks/bench_text.py has the whole table of three seeds
 
+# The part of the loss that GPTQ leaves differs from one trained model to the next, also for the
+# same seed on processors that sum in another order (by a quarter). The benchmark bounds the mean of
+# three models by 0.5.
+RECOVERY = 0.75
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "gpt"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt", marks=pytest.mark.nightly)])
 def test_algorithms_reduce_perplexity(name):
-    found = measure(name, 0, 49152, EXPECTED)
+    found = measure(name, 0, 32768, EXPECTED)
     assert found["plain"]["float"] < 6
     assert found["outliers"]["float"] == pytest.approx(found["plain"]["float"], rel=1e-5)
-    assert [(text, figure) for text, figure, holds in expectations(found) if not holds] == []
+    checks = expectations(found, RECOVERY)
+    print(checks)
+    assert [(text, figure) for text, figure, holds in checks if not holds] == []

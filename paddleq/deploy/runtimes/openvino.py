@@ -1,5 +1,7 @@
 """OpenVINO."""
 
+import importlib
+
 import numpy as np
 
 from ..model_file import TensorInfo
@@ -24,20 +26,16 @@ class OpenVino(Runtime):
     automatic = True
 
     def version(self):
-        import openvino
-
-        return openvino.__version__.partition("-")[0]
+        return _api().get_version().partition("-")[0]
 
     def load(self, file, threads, as_is=False):
-        import openvino as ov
-
         # Otherwise float layers are computed in bfloat16 on processors that support it.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads,
                     "PERFORMANCE_HINT": "LATENCY"}
         if as_is:
             settings["EXECUTION_MODE_HINT"] = "ACCURACY"
         file.check()
-        core = ov.Core()
+        core = _api().Core()
         with convert_errors(self.title, file):
             model = core.read_model(file.path)
         layers = [] if has_vnni() else saturating_layers(model)
@@ -53,6 +51,12 @@ class OpenVino(Runtime):
         with convert_errors(self.title, file):
             return _Session(core.compile_model(model, "CPU", settings), file,
                             explain(self.title, layers))
+
+
+def _api():
+    """Return the module of OpenVINO's Python API: ``openvino.runtime`` in version 2023.0."""
+    module = importlib.import_module("openvino")
+    return module if hasattr(module, "Core") else importlib.import_module("openvino.runtime")
 
 
 class _Session(Session):
