@@ -11,6 +11,7 @@ _KINDS = {"a_bool": bool, "a_i32": int, "a_i64": int, "a_index": int, "a_f32": f
           "a_f64": float, "a_str": str, "a_dtype": str}
 _SPECIAL = {"INF": math.inf, "-INF": -math.inf, "NaN": math.nan}
 _LIMITS = {"int": 2 ** 31, "ints": 2 ** 31, "long": 2 ** 63, "longs": 2 ** 63}
+_TYPES = {bool: "bool", int: "int", float: "float", str: "str", list: "ints"}
 _LISTS = ("ints", "longs", "floats", "bools", "float64s", "strs")
 
 
@@ -46,11 +47,6 @@ def _number(value, kind):
     return value
 
 
-def text(operation, name):
-    """Return a string attribute."""
-    return get(operation, name, str)
-
-
 def get(operation, name, kind, *default):
     """Return an attribute of a Python type."""
     if name not in operation.attributes:
@@ -70,30 +66,33 @@ def mismatch(row, given):
     return None
 
 
-def of_row(row, given, operation):
+def of_row(row, given):
     """Return the legacy attributes of a row, and remove those of PIR from ``given``."""
-    values = []
+    values = {}
     for entry in row.attributes:
-        if entry.pir not in given:
-            if entry.default is None and entry.legacy != "-":
-                raise FormatError(f"has no attribute {entry.pir!r}")
-            value = entry.default
-        else:
+        if entry.pir in given:
             value = plain(given.pop(entry.pir))
+        elif entry.default is None and entry.legacy != "-":
+            raise FormatError(f"has no attribute {entry.pir!r}")
+        else:
+            value = entry.default
         if entry.legacy != "-" and not entry.fixed:
-            values.append((entry.legacy, entry.type, value))
-    values += [(entry.legacy, entry.type, entry.default) for entry in row.added]
+            values[entry.legacy] = entry.type, value
+    values.update((entry.legacy, (entry.type, entry.default)) for entry in row.added)
     return values
 
 
-def op(kind, ins, outs, values):
+def op(kind, ins, outs, typed=None, **values):
     """Create a legacy operator.
 
     Args:
-        values: attributes, (name, type, value) each.
+        ins, outs: slot -> variable or variables; empty inputs are omitted.
+        typed: attributes, name -> (type, value).
+        values: further attributes; their types are those of the values, "ints" for lists.
     """
     made = make_op(kind, {slot: names for slot, names in ins.items() if names}, outs)
-    for name, type_name, value in values:
+    values = {name: (_TYPES[type(value)], value) for name, value in values.items()}
+    for name, (type_name, value) in {**(typed or {}), **values}.items():
         set_typed_attribute(made, name, *_cast(name, type_name, value))
     return made
 
@@ -141,40 +140,27 @@ def dtype_code(name):
     return CODES[name]
 
 
-def _replace(values, name, value):
-    return [(n, t, value if n == name else v) for n, t, v in values]
-
-
-def _value(values, name):
-    return next(v for n, t, v in values if n == name)
-
-
 def _reduction(converter, operation, values):
     """Set ``reduce_all`` if there are no axes, and ``in_dtype`` beside ``out_dtype``."""
-    axes = _value(values, "dim")
-    rank = len(converter.types[operation.operands[0]].shape or [])
-    everything = not axes or len(axes) == rank
-    if not any(name == "reduce_all" for name, _, _ in values):
-        values = [*values, ("reduce_all", "bool", not axes)]
-    elif everything:
-        values = _replace(values, "reduce_all", True)
-    if not str(_value(values, "out_dtype")).startswith(("-1", "Undefined")):
-        source = converter.types[operation.operands[0]].dtype
-        values = _replace(values, "in_dtype", CODES[source])
-    return values
+    source, axes = converter.types[operation.operands[0]], values["dim"][1]
+    if "reduce_all" not in values:
+        values["reduce_all"] = "bool", not axes
+    elif not axes or len(axes) == len(source.shape or []):
+        values["reduce_all"] = "bool", True
+    if not str(values["out_dtype"][1]).startswith(("-1", "Undefined")):
+        values["in_dtype"] = "int", CODES[source.dtype]
 
 
 def _strided(converter, operation, values):
     """Set ``infer_flags``: -1 for computed bounds, 1 for constants."""
     computed = any(converter.numbers(number) is None for number in operation.operands[1:])
-    axes = _value(values, "axes")
-    return [*values, ("infer_flags", "ints", [-1 if computed else 1] * len(axes))]
+    values["infer_flags"] = "ints", [-1 if computed else 1] * len(values["axes"][1])
 
 
 def _counted_axis(converter, operation, values):
     """Make a negative axis positive: the legacy operator writes out of bounds for it."""
-    axis, rank = _value(values, "dim"), len(converter.types[operation.operands[0]].shape)
-    return _replace(values, "dim", axis + rank if axis < 0 else axis)
+    axis, rank = values["dim"][1], len(converter.types[operation.operands[0]].shape)
+    values["dim"] = "int", axis + rank if axis < 0 else axis
 
 
 HOOKS = {

@@ -12,7 +12,6 @@ class Constant:
 
     Attributes:
         value: :class:`~.pir_graph.Value` in the PIR program.
-        dtype: data type.
         shape: list of dimensions.
         numbers: one number for all elements, or one for each element.
         place: position of the operator that writes it, if one is needed.
@@ -20,7 +19,6 @@ class Constant:
     """
 
     value: object
-    dtype: str
     shape: list
     numbers: list
     place: object
@@ -34,38 +32,37 @@ class Constant:
     def op(self, name):
         """Create the legacy operator that writes it to the variable ``name``."""
         if self.each:
-            return assign_value(name, self.dtype, self.shape, self.numbers)
-        return fill_constant(name, self.dtype, self.shape, self.numbers[0])
+            return assign_value(name, self.value.dtype, self.shape, self.numbers)
+        return fill_constant(name, self.value.dtype, self.shape, self.numbers[0])
 
 
-def fill_constant(name, dtype, shape, number, ins=None, as_text=True):
+def fill_constant(name, dtype, shape, number, ins=None):
     """Create an operator that fills a tensor with one number."""
-    # The string is exact where a float32 is not.
-    text = _text(number, dtype) if as_text else ""
+    text = _text(number, dtype)  # exact where a float32 is not
     number = float(number)
     if math.isfinite(number) and abs(number) > 3.4028234663852886e38:
         number = math.copysign(math.inf, number)
-    return op("fill_constant", ins or {}, {"Out": [name]}, [
-        ("shape", "longs", shape), ("dtype", "dtype", dtype), ("value", "float", number),
-        ("str_value", "str", text), ("force_cpu", "bool", False), ("place_type", "int", -1)])
+    return op("fill_constant", ins or {}, {"Out": name}, {
+        "shape": ("longs", shape), "dtype": ("dtype", dtype), "value": ("float", number),
+        "str_value": ("str", text), "force_cpu": ("bool", False), "place_type": ("int", -1)})
 
 
 def _text(number, dtype):
-    if math.isnan(number):
-        return "nan"
-    if math.isinf(number):
-        return "inf" if number > 0 else "-inf"
+    if not math.isfinite(number):
+        return str(float(number))  # nan, inf, -inf
     if dtype == "bool":
         return str(int(bool(number)))
     return repr(float(number)) if dtype.startswith(("float", "bfloat")) else str(int(number))
 
 
+_SLOTS = {"bool": ("bool_values", "ints", int), "float32": ("fp32_values", "floats", float),
+          "float64": ("fp64_values", "float64s", float), "int32": ("int32_values", "ints", int),
+          "int64": ("int64_values", "longs", int)}
+
+
 def assign_value(name, dtype, shape, numbers):
     """Create an operator that writes a number for each element."""
-    slots = {"bool": ("bool_values", "ints", int), "float32": ("fp32_values", "floats", float),
-             "float64": ("fp64_values", "float64s", float),
-             "int32": ("int32_values", "ints", int), "int64": ("int64_values", "longs", int)}
-    values = [("shape", "ints", shape), ("dtype", "dtype", dtype)]
-    for each, (slot, kind, read) in slots.items():
-        values.append((slot, kind, [read(number) for number in numbers] if each == dtype else []))
-    return op("assign_value", {}, {"Out": [name]}, values)
+    values = {slot: (kind, list(map(read, numbers)) if each == dtype else [])
+              for each, (slot, kind, read) in _SLOTS.items()}
+    return op("assign_value", {}, {"Out": name},
+              {"shape": ("ints", shape), "dtype": ("dtype", dtype), **values})

@@ -17,16 +17,15 @@ def write_by_row(converter, operation, row, in_place=False):
         raise operation.unsupported(f"has {mismatch}, which is all that the legacy operator "
                                      f"{row.legacy} does")
     operands = _Operands(converter, operation, row, given)
-    values = operands.attributes + attributes.of_row(row, given, operation)
-    hook = attributes.HOOKS.get(row.pir)
-    if hook is not None:
-        values = hook(converter, operation, values)
+    values = {**operands.attributes, **attributes.of_row(row, given)}
+    if row.pir in attributes.HOOKS:
+        attributes.HOOKS[row.pir](converter, operation, values)
     left = set(given) - IGNORED
     if left:
         raise operation.unsupported("has attributes that its row does not know: "
                                      f"{', '.join(sorted(left))}")
     outs = _outputs(converter, operation, row, in_place, operands.by_name)
-    converter.write(attributes.op(row.legacy, operands.inputs, outs, values))
+    converter.write(row.legacy, operands.inputs, outs, values)
 
 
 class _Operands:
@@ -34,17 +33,17 @@ class _Operands:
 
     Attributes:
         inputs: slot of the legacy operator -> variables.
-        attributes: operands that become attributes, (name, type, value) each.
+        attributes: operands that become attributes, name -> (type, value).
         by_name: name of an operand in the row -> value.
     """
 
     def __init__(self, converter, operation, row, given):
         self._converter, self._operation = converter, operation
-        self.inputs, self.attributes, self.by_name = {}, [], {}
+        self.inputs, self.attributes, self.by_name = {}, {}, {}
         left = list(operation.operands)
         for slot in row.inputs:
             if slot.pir in given:  # an attribute in this version of Paddle, an operand in others
-                self._attribute(slot, attributes.plain(given.pop(slot.pir)))
+                self.attributes[slot.legacy] = slot.type, attributes.plain(given.pop(slot.pir))
                 continue
             if not left:
                 if slot.optional:
@@ -53,9 +52,6 @@ class _Operands:
             self._operand(slot, left.pop(0))
         if any(left):
             raise FormatError(f"has {len(operation.operands)} operands, more than its row knows")
-
-    def _attribute(self, slot, value):
-        self.attributes.append((slot.legacy, slot.type, value))
 
     def _operand(self, slot, number):
         converter = self._converter
@@ -80,25 +76,20 @@ class _Operands:
         numbers = converter.numbers(number)
         if numbers is not None and not (slot.type == "float" and slot.tensor
                                         and converter.is_rounded(number)):
-            self._attribute(slot, numbers)
+            self.attributes[slot.legacy] = slot.type, numbers
             return
-        known = converter.known(number)
-        if number in converter.stacks and slot.tensors:
-            self.inputs[slot.tensors] = [converter.part(each, slot.type)
-                                         for each in converter.parts(number)]
-            self._attribute(slot, known)
+        known, parts = converter.known(number), converter.parts(number)
+        if slot.tensors and parts:
+            self.inputs[slot.tensors] = [converter.part(each, slot.type) for each in parts]
+            self.attributes[slot.legacy] = slot.type, known
         elif slot.tensor and number not in converter.lists:
             self.inputs[slot.tensor] = [converter.counted(number, slot.type)]
-            if slot.type == "ints":
-                self._attribute(slot, known)
-            elif slot.type == "longs":
-                self._attribute(slot, [])  # else it would take precedence over the tensor
-        elif slot.tensors and (number in converter.lists or known):
-            self.inputs[slot.tensors] = (
-                [converter.part(each, slot.type) for each in converter.lists[number]]
-                if number in converter.lists else
-                converter.apart(number, converter.counted(number, slot.type)))
-            self._attribute(slot, known)
+            if slot.type in ("ints", "longs"):  # longs would take precedence over the tensor
+                self.attributes[slot.legacy] = slot.type, known if slot.type == "ints" else []
+        elif slot.tensors and known:
+            self.inputs[slot.tensors] = converter.apart(number,
+                                                        converter.counted(number, slot.type))
+            self.attributes[slot.legacy] = slot.type, known
         else:
             raise self._operation.unsupported(f"has a computed {slot.pir!r}, which the legacy "
                                                "operator only takes as a number")
@@ -109,7 +100,10 @@ def _outputs(converter, operation, row, in_place, operands):
     results = list(operation.results)
     for i, slot in enumerate(row.outputs):
         if not slot.pir:
-            outs[slot.legacy] = [_shape_before(converter, operation, f"{label}_{i}")]
+            # XShape, the shape of the input, which nothing reads in inference
+            source = converter.types[operation.operands[0]]
+            outs[slot.legacy] = [converter.builder.variable(
+                converter.scope.desc, f"{label}_{i}", [0, *(source.shape or [])], source.dtype)]
             continue
         if not results:
             continue  # older versions had fewer, or this one is not written
@@ -129,10 +123,3 @@ def _outputs(converter, operation, row, in_place, operands):
         else:
             outs[slot.legacy] = [converter.define(value, f"{label}_{i}")]
     return outs
-
-
-def _shape_before(converter, operation, name):
-    """Add the variable XShape (shape of the input), which nothing reads in inference."""
-    source = converter.types[operation.operands[0]]
-    return converter.builder.variable(converter.scope.desc, name, [0, *(source.shape or [])],
-                                   source.dtype)

@@ -8,10 +8,8 @@ from ..._paddle_compat import framework_proto
 from ...errors import ConfigError, FormatError
 from ..program import pdiparams as params
 from ..program.program import Program
-from .convert import convert
-from .operator_table import ROWS
+from .convert import Converter
 from .pir_graph import PirProgram
-from .special_operators import SPECIALS
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -27,10 +25,26 @@ def from_pir(model_path: Path, params_path: Optional[Path] = None) -> Program:
         FormatError: a file is missing or damaged, or both are not of one model.
         UnsupportedOperatorError: an operation has no legacy counterpart.
     """
+    pir = PirProgram.load(model_path)
+    stored = pir.stored_parameters()
+    if stored and params_path is None:
+        raise FormatError(f"{model_path} has {len(stored)} parameters, but there is no file of "
+                          "parameters beside it")
+    reserved = {"feed", "fetch"} & set(stored)
+    if reserved:
+        raise FormatError(f"{model_path}: a parameter must not be called {min(reserved)!r}")
+    dtypes = {name: value.dtype for name, value in stored.items()}
+    arrays = {}
+    if params_path is not None:
+        arrays = params.read(params_path, dtypes, framework_proto(),
+                             {name: value.shape for name, value in stored.items()})
+    parameters = {name: (array, dtypes[name]) for name, array in arrays.items()}
     try:
-        return _from_pir(model_path, params_path)
+        return Converter(parameters).run(pir)
     except RecursionError as error:
         raise FormatError(f"{model_path} is nested too deeply") from error
+    except FormatError as error:
+        raise FormatError(f"{model_path}: {error}") from error
 
 
 def load_program(model_path: Path, params_path: Optional[Path]) -> Program:
@@ -48,27 +62,6 @@ def load_program(model_path: Path, params_path: Optional[Path]) -> Program:
     if os.fspath(model_path).endswith(".json"):
         return from_pir(model_path, params_path)
     return Program.load(model_path, params_path)
-
-
-def _from_pir(model_path, params_path):
-    pir = PirProgram.load(model_path)
-    stored = pir.stored_parameters()
-    if stored and params_path is None:
-        raise FormatError(f"{model_path} has {len(stored)} parameters, but there is no file of "
-                          "parameters beside it")
-    reserved = {"feed", "fetch"} & set(stored)
-    if reserved:
-        raise FormatError(f"{model_path}: a parameter must not be called {min(reserved)!r}")
-    dtypes = {name: value.dtype for name, value in stored.items()}
-    arrays = {}
-    if params_path is not None:
-        arrays = params.read(params_path, dtypes, framework_proto(),
-                             {name: value.shape for name, value in stored.items()})
-    try:
-        return convert(pir, {name: (array, dtypes[name]) for name, array in arrays.items()},
-                       ROWS, SPECIALS)
-    except FormatError as error:
-        raise FormatError(f"{model_path}: {error}") from error
 
 
 def to_program_desc(model: Path, output: Path, params_file: Optional[Path] = None) -> None:

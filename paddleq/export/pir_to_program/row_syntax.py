@@ -18,27 +18,19 @@ Types: int, long, float, str, bool, ints, longs, floats, bools, dtype.
 """
 
 import re
-from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 _INPUT = re.compile(r"(?P<pir>\w+)>(?P<legacy>\w+|-)(?P<many>\*)?(?P<optional>\?)?"
-                    r"(:(?P<type>\w+)(\|(?P<tensor>\w+|-))?(\|(?P<tensors>\w+))?)?$")
+                    r"(:(?P<type>\w+)(\|((?P<tensor>\w+)|-))?(\|(?P<tensors>\w+))?)?$")
 _OUTPUT = re.compile(r"(?P<pir>\w*)>(?P<legacy>\w+|-)(?P<many>\*)?(=(?P<alias>\w+))?$")
 _ATTRIBUTE = re.compile(r"(?P<fixed>!)?(?P<pir>\w+)(>(?P<legacy>\w+|-))?(:(?P<type>\w+))?"
                         r"(=(?P<default>.*))?$")
+_FLAGS = ("many", "optional", "fixed")
 
-_READ = {
-    "int": int, "long": int, "float": float, "str": str, "dtype": str,
-    "bool": {"true": True, "false": False}.__getitem__,
-    "ints": lambda text: [int(each) for each in text.split(",") if each],
-    "longs": lambda text: [int(each) for each in text.split(",") if each],
-    "floats": lambda text: [float(each) for each in text.split(",") if each],
-    "bools": lambda text: [each == "true" for each in text.split(",") if each],
-}
+_READ = {"int": int, "long": int, "float": float, "str": str, "dtype": str, "bool": "true".__eq__}
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """Operand. With a ``type`` it is an attribute of the legacy operator if it is constant."""
 
     pir: str
@@ -50,8 +42,7 @@ class Input:
     tensors: Optional[str]  # slot for a list of computed tensors
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """Result. ``alias`` is the operand whose variable it overwrites."""
 
     pir: str
@@ -60,8 +51,7 @@ class Output:
     alias: Optional[str]
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """Attribute. ``fixed``: it must have its default."""
 
     pir: str
@@ -71,8 +61,7 @@ class Parameter:
     fixed: bool
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Row of the table: PIR operation ``pir`` becomes the legacy operator ``legacy``."""
 
     pir: str
@@ -86,33 +75,23 @@ class Row:
 def row(pir, legacy, inputs="x>X", outputs="out>Out", attributes="", added=""):
     """Parse the strings of a :class:`Row`."""
     return Row(pir, legacy,
-               tuple(_input(text) for text in inputs.split()),
-               tuple(_output(text) for text in outputs.split()),
-               tuple(_parameter(text) for text in attributes.split()),
-               tuple(_parameter(text) for text in added.split()))
+               tuple(Input(**entry) for entry in _entries(_INPUT, inputs)),
+               tuple(Output(**entry) for entry in _entries(_OUTPUT, outputs)),
+               tuple(_parameter(**entry) for entry in _entries(_ATTRIBUTE, attributes)),
+               tuple(_parameter(**entry) for entry in _entries(_ATTRIBUTE, added)))
 
 
-def _match(pattern, text):
-    match = pattern.match(text)
-    if match is None:
-        raise ValueError(f"{text!r} is no entry of the operator table")
-    return match
+def _entries(pattern, texts):
+    for text in texts.split():
+        match = pattern.match(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no entry of the operator table")
+        yield {name: bool(part) if name in _FLAGS else part
+               for name, part in match.groupdict().items()}
 
 
-def _input(text):
-    match = _match(_INPUT, text)
-    tensor = None if match["tensor"] == "-" else match["tensor"]
-    return Input(match["pir"], match["legacy"], bool(match["many"]), bool(match["optional"]),
-                 match["type"], tensor, match["tensors"])
-
-
-def _output(text):
-    match = _match(_OUTPUT, text)
-    return Output(match["pir"], match["legacy"], bool(match["many"]), match["alias"])
-
-
-def _parameter(text):
-    match = _match(_ATTRIBUTE, text)
-    default = None if match["default"] is None else _READ[match["type"]](match["default"])
-    return Parameter(match["pir"], match["legacy"] or match["pir"], match["type"] or "",
-                     default, bool(match["fixed"]))
+def _parameter(pir, legacy, type, default, fixed):
+    if default is not None:
+        default = (_READ[type](default) if type in _READ else
+                   [_READ[type[:-1]](each) for each in default.split(",") if each])
+    return Parameter(pir, legacy or pir, type or "", default, fixed)

@@ -1,21 +1,57 @@
-"""Map of the values of the PIR program to variables.
+"""Values of the PIR program, and the variables and operators of the converted one.
 
 A value is a variable, a list of values, or not written yet: a constant that may become an
-attribute, or stacked numbers that may remain separate.
+attribute, or stacked numbers that may remain separate. Shapes, axes and bounds are operands in PIR;
+legacy operators take attributes, tensors, or lists of scalars.
 """
 
 from ...errors import FormatError
-from .attributes import op
-from .constants import Constant
+from ..program.op_builder import OpBuilder
+from ..program.pdiparams import MOST_DIMENSIONS
+from ..program.program import Program
+from .attributes import dtype_code, is_float32, op
+from .constants import Constant, fill_constant
 from .pir_graph import Value
-from .writer import Writer
 
 
-class Values(Writer):
-    """Values of a program by number, which are written when they are needed."""
+class Scope:
+    """Block that is being written: its description and its operators so far.
+
+    An entry of ``ops`` may be a list of operators, which are inserted there later.
+    """
+
+    def __init__(self, desc):
+        self.desc = desc
+        self.ops = []
+
+    def placeholder(self):
+        """Reserve the position of the next operator; return (scope, list for its operators)."""
+        self.ops.append([])
+        return self, self.ops[-1]
+
+    def finish(self):
+        """Write the operators to the description."""
+        for entry in self.ops:
+            self.desc.ops.extend(entry if isinstance(entry, list) else [entry])
+
+
+class Values:
+    """Values of a program by number, which are written when they are needed.
+
+    Attributes:
+        program: the :class:`~paddleq.export.program.program.Program` that is being written.
+        builder: creates its variables.
+        scope: the block that is being written.
+        versions: operator -> version, for operators whose version a runtime checks.
+    """
 
     def __init__(self, parameters):
-        super().__init__(parameters)
+        self.program = Program.empty()
+        for name, (array, dtype) in parameters.items():
+            self.program.add_parameter(name, array, dtype)
+        self.builder = OpBuilder(self.program)
+        self.scope = Scope(self.program.desc.blocks[0])
+        self.versions = {}
         self.names = {}  # value -> variable
         self.values = {}  # variable -> values that it holds or held
         self.types = {}  # value -> Value
@@ -26,14 +62,37 @@ class Values(Writer):
         self.wanted = {}  # value -> reserved name of its variable
         self.uses = {}  # value -> number of operands still to come that refer to it
         self.changing = set()  # values that an inner block overwrites: no constants
+        self.inputs = 0  # number of inputs of the program so far
+        self._made = 0
+
+    def next(self):
+        """Return a number for the variables of the next operator."""
+        self._made += 1
+        return self._made - 1
+
+    def label(self, kind):
+        """Return a name for the variables of the next operator."""
+        return f"{kind}_{self.next()}.tmp"
+
+    def temporary(self, kind, dtype, shape):
+        """Add a variable that corresponds to no value of the PIR program."""
+        return self.builder.variable(self.scope.desc, f"{kind}.{self.next()}", shape or [], dtype)
+
+    def write(self, kind, ins, outs, typed=None, **values):
+        """Add an operator to the current block; see :func:`.attributes.op`."""
+        self.scope.ops.append(op(kind, ins, outs, typed, **values))
+
+    def cast(self, source, source_type, target, target_type):
+        self.write("cast", {"X": source}, {"Out": target}, in_dtype=dtype_code(source_type),
+                   out_dtype=dtype_code(target_type))
 
     def define(self, value, name, block=None):
         """Add a variable for a value and return its name."""
         name = self.wanted.pop(value.number, None) or self.builder.fresh(name)
         self.bind(value, name)
-        self.program.add_variable(block or self.scope.desc, name, value.dtype, value.shape or [],
-                                  kind="array" if value.array else "tensor")
-        return name
+        return self.program.add_variable(block or self.scope.desc, name, value.dtype,
+                                         value.shape or [], kind="array" if value.array else
+                                         "tensor")
 
     def define_list(self, value, name):
         """Add variables for the values in a list and return their names."""
@@ -56,11 +115,11 @@ class Values(Writer):
         if old in self.names:
             self.values[self.names[old]].append(new)
 
-    def constant(self, value, dtype, shape, numbers, each=False):
+    def constant(self, value, shape, numbers, each=False):
         """Register a constant, which is written only if an operator needs it as a tensor."""
         self.types[value.number] = value
-        made = Constant(value, dtype, shape, numbers, self.scope.placeholder(), each)
-        self.constants[value.number] = made
+        self.constants[value.number] = Constant(value, shape, numbers, self.scope.placeholder(),
+                                                each)
         if value.number in self.changing:
             self.name_of(value.number)
             del self.constants[value.number]
@@ -76,25 +135,22 @@ class Values(Writer):
             return self.names[number]
         if number in self.constants:
             constant = self.constants[number]
-            place = constant.place
-            name = self.define(constant.value, constant.kind, place.block.desc)
-            place.ops.append(constant.op(name))
+            scope, ops = constant.place
+            name = self.define(constant.value, constant.kind, scope.desc)
+            ops.append(constant.op(name))
             return name
         if number in self.stacks:
-            parts, place = self.stacks[number]
-            name = self.define(self.types[number], f"stack_{self.next()}.tmp", place.block.desc)
-            place.ops.append(op("stack", {"X": [self.name_of(each) for each in parts]},
-                                {"Y": [name]}, [("axis", "int", 0)]))
+            parts, (scope, ops) = self.stacks[number]
+            name = self.define(self.types[number], self.label("stack"), scope.desc)
+            ops.append(op("stack", {"X": [self.name_of(each) for each in parts]}, {"Y": name},
+                          axis=0))
             return name
-        if number in self.lists:
-            raise FormatError(f"the value {number} is a list where a tensor is expected")
-        raise FormatError(f"the value {number} is empty where a tensor is expected")
+        kind = "a list" if number in self.lists else "empty"
+        raise FormatError(f"the value {number} is {kind} where a tensor is expected")
 
     def names_of(self, number):
         """Return the variables of the values in a list."""
-        if number not in self.lists:
-            return [self.name_of(number)]
-        return [self.name_of(each) for each in self.lists[number]]
+        return [self.name_of(each) for each in self.lists.get(number, [number])]
 
     def expect(self, numbers, times):
         """Add to the number of operands still to come that refer to these values."""
@@ -111,7 +167,7 @@ class Values(Writer):
         return any(self.names[each] == name for each in self.values[name])
 
     def overwrite(self, operation, value, number):
-        """Write a result to the variable of an operand, in place."""
+        """Write a result to the variable of an operand, in place; return its name."""
         if self.types[number].dtype != value.dtype:
             raise operation.unsupported("changes the type of a value that is read later")
         name = self.name_of(number)
@@ -122,3 +178,89 @@ class Values(Writer):
         self.bind(value, name)
         self.constants.pop(number, None)
         self.short.clear()
+        return name
+
+    def numbers(self, number):
+        """Return the Python numbers of a constant or of a list of constants; None if computed."""
+        if number in self.constants:
+            return self.constants[number].numbers
+        if number in self.lists:
+            parts = [self.numbers(each) for each in self.lists[number]]
+            if all(part is not None and len(part) == 1 for part in parts):
+                return [part[0] for part in parts]
+        return None
+
+    def is_rounded(self, number):
+        """Return True if a float32, the type of attributes, cannot represent a constant."""
+        constant = self.constants[number]
+        return constant.value.dtype != "float32" and not is_float32(constant.numbers[0])
+
+    def parts(self, number):
+        """Return the values in a list or a stack of numbers, [] for any other value."""
+        return self.lists.get(number) or self.stacks.get(number, [[]])[0]
+
+    def known(self, number):
+        """Return the numbers in a list or 1-D tensor, -1 for computed ones; [] if not countable."""
+        parts = self.parts(number)
+        if parts:
+            known = [self.numbers(each) for each in parts]
+            return [-1 if each is None else each[0] for each in known]
+        shape = self.types[number].shape
+        if not shape or len(shape) > 1 or shape[0] < 1:
+            return []
+        if shape[0] > MOST_DIMENSIONS:
+            raise FormatError(f"a list of {shape[0]} sizes or axes, of which a tensor has at most "
+                              f"{MOST_DIMENSIONS}")
+        return [-1] * shape[0]
+
+    def counted(self, number, kind):
+        """Return the variable of a computed shape or bound, cast to int32 for legacy operators.
+
+        Paddle 3 computes them in int64. Paddle-Lite would read the bytes as int32, and OpenVINO
+        does not compare both types.
+        """
+        name, source = self.name_of(number), self.types[number]
+        if source.dtype != "int64" or kind not in ("int", "ints"):
+            return name
+        key = name, self.scope  # a variable of an inner block is not visible outside
+        if key not in self.short:
+            self.short[key] = self.temporary("cast", "int32", source.shape)
+            self.cast(name, "int64", self.short[key], "int32")
+        return self.short[key]
+
+    def part(self, number, kind):
+        """Return the variable of one number of a shape, whose attribute has the type ``kind``.
+
+        Paddle-Lite has no 0-D constants.
+        """
+        constant = self.constants.get(number)
+        if constant is None or constant.shape:
+            return self.counted(number, kind)
+        return self._filled("fill_constant", "int32" if kind == "ints" else constant.value.dtype,
+                            [1], constant.numbers[0])
+
+    def apart(self, number, name):
+        """Split a 1-D tensor of known length into variables of one number each."""
+        source = self.types[number]
+        if not source.shape or len(source.shape) > 1 or source.shape[0] < 1:
+            raise FormatError(f"the value {number} is no list of known length")
+        parts = [self.temporary("unbind", source.dtype, []) for _ in range(source.shape[0])]
+        self.write("unbind", {"X": name}, {"Out": parts}, axis=0)
+        return parts
+
+    def as_type(self, number, dtype, label, shape=(1,)):
+        """Return the variable of one number, with the data type ``dtype``."""
+        known = self.numbers(number)
+        if known is not None:
+            return self._filled(label, dtype, list(shape), known[0])
+        source = self.types[number]
+        if source.dtype == dtype:
+            return self.name_of(number)
+        name = self.temporary(label, dtype, source.shape)
+        self.cast(self.name_of(number), source.dtype, name, dtype)
+        return name
+
+    def _filled(self, label, dtype, shape, number):
+        name = self.temporary(label, dtype, shape)
+        self.scope.ops.append(fill_constant(name, dtype, shape, number))
+        return name

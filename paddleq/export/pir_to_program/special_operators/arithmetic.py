@@ -1,6 +1,6 @@
 """Arithmetic, convolutions and casts that become another legacy operator, or several."""
 
-from ..attributes import op, plain
+from ..attributes import plain
 from ..convert_row import write_by_row
 from ..row_syntax import row
 
@@ -10,17 +10,16 @@ _CLIP = row("clip", "clip", "x>X min>min:float max>max:float")
 def isclose(converter, operation):
     """Convert isclose and allclose, whose legacy tolerances are strings."""
     x, y, *tolerances = operation.operands
-    (value,), values = operation.results, [("equal_nan", "bool",
-                                            plain(operation.attributes["equal_nan"]))]
+    (value,), texts = operation.results, {}
     for name, number in zip(("rtol", "atol"), tolerances):
         known = converter.numbers(number)
         if known is None:
             raise operation.unsupported(f"has a computed {name}")
-        values.append((name, "str", repr(float(known[0]))))
-    kind = operation.name
-    target = converter.define(value, f"{kind}_{converter.next()}.tmp")
-    converter.write(op(kind, {"Input": [converter.name_of(x)], "Other": [converter.name_of(y)]},
-                       {"Out": [target]}, values))
+        texts[name] = repr(float(known[0]))
+    target = converter.define(value, converter.label(operation.name))
+    converter.write(operation.name,
+                    {"Input": converter.name_of(x), "Other": converter.name_of(y)},
+                    {"Out": target}, equal_nan=plain(operation.attributes["equal_nan"]), **texts)
 
 
 def clip(converter, operation):
@@ -32,34 +31,28 @@ def clip(converter, operation):
     if not any(converter.numbers(each) is None or converter.is_rounded(each) for each in bounds):
         write_by_row(converter, operation, _CLIP)
         return
-    (value,), name = operation.results, converter.name_of(x)
-    label, shape = f"clip_{converter.next()}.tmp", list(value.shape or [])
+    (value,), name, label = operation.results, converter.name_of(x), converter.label("clip")
     low, high = (converter.as_type(each, value.dtype, label) for each in bounds)
-    least = converter.temporary(label, value.dtype, shape)
-    for kind, first, bound, target in (
-            ("elementwise_min", name, high, least),
-            ("elementwise_max", least, low, converter.define(value, label))):
-        converter.write(op(kind, {"X": [first], "Y": [bound]}, {"Out": [target]},
-                           [("axis", "int", -1)]))
+    least = converter.temporary(label, value.dtype, value.shape)
+    target = converter.define(value, label)
+    converter.write("elementwise_min", {"X": name, "Y": high}, {"Out": least}, axis=-1)
+    converter.write("elementwise_max", {"X": least, "Y": low}, {"Out": target}, axis=-1)
 
 
 def swiglu(converter, operation):
     """Convert swiglu: silu(x) * y; without y, of the halves of x."""
     x, y = [*operation.operands, 0][:2]
-    (value,), source = operation.results, converter.types[x]
-    label = f"swiglu_{converter.next()}.tmp"
+    (value,), source, label = operation.results, converter.types[x], converter.label("swiglu")
     if y:
         first, second = converter.name_of(x), converter.name_of(y)
     else:
-        shape = list(value.shape or [])
-        first, second = (converter.temporary(label, source.dtype, shape) for _ in range(2))
-        converter.write(op("split", {"X": [converter.name_of(x)]}, {"Out": [first, second]},
-                           [("num", "int", 2), ("sections", "ints", []),
-                            ("axis", "int", len(shape) - 1)]))
-    gate = converter.temporary(label, source.dtype, list(value.shape or []))
-    converter.write(op("silu", {"X": [first]}, {"Out": [gate]}, []))
-    converter.write(op("elementwise_mul", {"X": [gate], "Y": [second]},
-                       {"Out": [converter.define(value, label)]}, [("axis", "int", -1)]))
+        first, second = (converter.temporary(label, source.dtype, value.shape) for _ in range(2))
+        converter.write("split", {"X": converter.name_of(x)}, {"Out": [first, second]},
+                        num=2, sections=[], axis=len(value.shape or []) - 1)
+    gate = converter.temporary(label, source.dtype, value.shape)
+    converter.write("silu", {"X": first}, {"Out": gate})
+    converter.write("elementwise_mul", {"X": gate, "Y": second},
+                    {"Out": converter.define(value, label)}, axis=-1)
 
 
 _DEFORMABLE, _DEFORMABLE_WITHOUT_MASK = (
@@ -79,22 +72,20 @@ def cast(converter, operation):
     """Convert cast, whose legacy attributes are both data types."""
     (number,), (value,) = operation.operands, operation.results
     converter.cast(converter.name_of(number), converter.types[number].dtype,
-                   converter.define(value, f"cast_{converter.next()}.tmp"), value.dtype)
+                   converter.define(value, converter.label("cast")), value.dtype)
 
 
 def shape64(converter, operation):
     """Convert shape64: the legacy operator returns int32."""
-    (number,), (value,) = operation.operands, operation.results
-    label = f"shape_{converter.next()}.tmp"
+    (number,), (value,), label = operation.operands, operation.results, converter.label("shape")
     short = converter.temporary(label, "int32", value.shape)
-    converter.write(op("shape", {"Input": [converter.name_of(number)]}, {"Out": [short]}, []))
+    converter.write("shape", {"Input": converter.name_of(number)}, {"Out": short})
     converter.cast(short, "int32", converter.define(value, label), "int64")
 
 
 def arange(converter, operation):
     """Convert arange to ``range``, whose bounds have the data type of its result."""
-    (value,), label = operation.results, f"range_{converter.next()}.tmp"
-    ins = {}
-    for slot, number in zip(("Start", "End", "Step"), operation.operands):
-        ins[slot] = [converter.as_type(number, value.dtype, label)]
-    converter.write(op("range", ins, {"Out": [converter.define(value, label)]}, []))
+    (value,), label = operation.results, converter.label("range")
+    bounds = [converter.as_type(each, value.dtype, label) for each in operation.operands]
+    converter.write("range", dict(zip(("Start", "End", "Step"), bounds)),
+                    {"Out": converter.define(value, label)})

@@ -4,8 +4,8 @@ In PIR a block yields values. In the legacy format it assigns to variables of th
 """
 
 from ....errors import FormatError
-from ...program.op_desc import set_block
-from ..attributes import op
+from ...program.op_desc import all_inputs, set_block
+from ..values import Scope
 
 
 def write_if(converter, operation):
@@ -14,44 +14,44 @@ def write_if(converter, operation):
     condition = converter.name_of(condition)
     if len(operation.blocks) != 2:
         raise FormatError(f"has {len(operation.blocks)} blocks instead of two")
-    scope = converter.scope
-    opposite = converter.builder.variable(scope.desc, f"{label}.not", [], "bool")
-    mask = converter.builder.variable(scope.desc, f"{label}.mask", [], "int32")
+    scope, variable = converter.scope, converter.builder.variable
+    opposite = variable(scope.desc, f"{label}.not", [], "bool")
+    mask = variable(scope.desc, f"{label}.mask", [], "int32")
     branches = []
     for name, block in zip(("true", "false"), operation.blocks):
-        targets = [converter.builder.variable(scope.desc, f"{label}.{name}.{i}",
-                                           value.shape or [], value.dtype)
+        targets = [variable(scope.desc, f"{label}.{name}.{i}", value.shape or [], value.dtype)
                    for i, value in enumerate(operation.results)]
         if name == "false":
-            converter.write(op("logical_not", {"X": [condition]}, {"Out": [opposite]}, []))
-        _conditional(converter, condition if name == "true" else opposite, block, targets,
-                     f"{label}.{name}")
+            converter.write("logical_not", {"X": condition}, {"Out": opposite})
+        inner, outside = _block(converter, block, targets)
+        _write(converter, "conditional_block",
+               {"Cond": condition if name == "true" else opposite, "Input": outside},
+               {"Out": targets, "Scope": f"{label}.{name}.scopes"}, inner,
+               is_scalar_condition=True)
         branches.append(targets)
     converter.cast(condition, "bool", mask, "int32")
     for value, when_true, when_false in zip(operation.results, *branches):
-        target = converter.define(value, f"{label}.tmp")
-        converter.write(op("select_input", {"X": [when_false, when_true], "Mask": [mask]},
-                           {"Out": [target]}, []))
+        converter.write("select_input", {"X": [when_false, when_true], "Mask": mask},
+                        {"Out": converter.define(value, f"{label}.tmp")})
 
 
-def _conditional(converter, condition, block, targets, label):
-    written, outside = _block(converter, block, targets)
-    scopes = converter.builder.fresh(f"{label}.scopes")
-    converter.program.add_variable(converter.scope.desc, scopes, None, None, kind="scopes")
-    conditional = op("conditional_block", {"Cond": [condition], "Input": outside},
-                     {"Out": targets, "Scope": [scopes]}, [("is_scalar_condition", "bool", True)])
-    set_block(conditional, "sub_block", written.idx)
-    converter.write(conditional)
+def _write(converter, kind, ins, outs, inner, **values):
+    """Write an operator with the block ``inner``. Its last output is a new variable for scopes."""
+    slot, name = outs.popitem()
+    scopes = converter.program.add_variable(converter.scope.desc, converter.builder.fresh(name),
+                                            None, None, kind="scopes")
+    converter.write(kind, ins, {**outs, slot: scopes}, **values)
+    set_block(converter.scope.ops[-1], "sub_block", inner.idx)
 
 
-def _block(converter, block, targets, first=0):
+def _block(converter, block, targets):
     """Convert a block whose yielded values are assigned to ``targets``.
 
     Returns:
         Tuple (block, names of the outer variables that it reads).
     """
     outer = converter.scope
-    converter.scope = scope = converter.open_block()
+    converter.scope = scope = Scope(converter.program.add_block(outer.desc))
     if not block.operations or block.operations[-1].name != "cf.yield":
         raise FormatError("has a block that yields nothing")
     *operations, last = block.operations
@@ -69,18 +69,17 @@ def _block(converter, block, targets, first=0):
         sources = [_copied(converter, number, name) if name in targets else name
                    for number, name in zip(last.operands, sources)]
     for name, target in zip(sources, targets):
-        converter.write(op("assign", {"X": [name]}, {"Out": [target]}, []))
+        converter.write("assign", {"X": name}, {"Out": target})
     converter.scope = outer
     scope.finish()
-    own = {var.name for var in scope.desc.vars}
-    read = [name for each in scope.desc.ops for slot in each.inputs for name in slot.arguments]
-    return scope.desc, sorted(set(read) - own - set(targets))
+    read = {name for each in scope.desc.ops for name in all_inputs(each)}
+    return scope.desc, sorted(read.difference(targets, (var.name for var in scope.desc.vars)))
 
 
 def _copied(converter, number, name):
     source = converter.types[number]
-    copy = converter.temporary("yielded", source.dtype, source.shape or [])
-    converter.write(op("assign", {"X": [name]}, {"Out": [copy]}, []))
+    copy = converter.temporary("yielded", source.dtype, source.shape)
+    converter.write("assign", {"X": name}, {"Out": copy})
     return copy
 
 
@@ -91,29 +90,24 @@ def write_while(converter, operation):
     (block,) = operation.blocks
     if not len(initial) == len(block.arguments) == len(operation.results):
         raise FormatError("has another number of variables than its block")
-    scope, variables = converter.scope, []
-    going = converter.builder.variable(scope.desc, f"{label}.condition",
-                                    converter.types[condition].shape or [], "bool")
-    converter.write(op("assign", {"X": [converter.name_of(condition)]}, {"Out": [going]}, []))
+    variables = []
+    going = converter.builder.variable(converter.scope.desc, f"{label}.condition",
+                                       converter.types[condition].shape or [], "bool")
+    converter.write("assign", {"X": converter.name_of(condition)}, {"Out": going})
     for i, (number, argument, value) in enumerate(
             zip(initial, block.arguments, operation.results)):
-        source = converter.types[number]
-        if source.array:  # always written in place
+        if converter.types[number].array:  # always written in place
             name = converter.name_of(number)
         else:
             name = converter.define(value, f"{label}.{i}")
-            converter.write(op("assign", {"X": [converter.name_of(number)]}, {"Out": [name]}, []))
+            converter.write("assign", {"X": converter.name_of(number)}, {"Out": name})
         converter.bind(value, name)
         converter.bind(argument, name)
         variables.append(name)
     # The next iteration reads the same values again.
     again = [number for each in block.all_operations() for number in each.operands]
     converter.expect(again, 1)
-    written, outside = _block(converter, block, [going, *variables])
+    inner, outside = _block(converter, block, [going, *variables])
     converter.expect(again, -1)
-    scopes = converter.builder.fresh(f"{label}.scopes")
-    converter.program.add_variable(scope.desc, scopes, None, None, kind="scopes")
-    loop = op("while", {"Condition": [going], "X": sorted({*outside, *variables})},
-              {"Out": [*variables, going], "StepScopes": [scopes]}, [("is_test", "bool", True)])
-    set_block(loop, "sub_block", written.idx)
-    converter.write(loop)
+    _write(converter, "while", {"Condition": going, "X": sorted({*outside, *variables})},
+           {"Out": [*variables, going], "StepScopes": f"{label}.scopes"}, inner, is_test=True)

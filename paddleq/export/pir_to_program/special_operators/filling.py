@@ -1,10 +1,13 @@
 """Tensors filled with constants or computed numbers."""
 
+import math
+
 import numpy as np
 
 from ....errors import FormatError
-from .. import constants
-from ..attributes import op, plain
+from ..attributes import plain
+from ..constants import assign_value as constant_values
+from ..constants import fill_constant
 from ..convert_row import write_by_row
 from ..row_syntax import row
 
@@ -15,15 +18,15 @@ _FULL_LIKE = row("full_like", "fill_any_like", "x>X value>value:float", attribut
 def full(converter, operation):
     """Register a constant with one number for all elements."""
     (value,) = operation.results
-    shape = plain(operation.attributes["shape"])
-    converter.constant(value, value.dtype, shape, [plain(operation.attributes["value"])])
+    shape, number = (plain(operation.attributes[name]) for name in ("shape", "value"))
+    converter.constant(value, shape, [number])
 
 
 def full_int_array(converter, operation):
     """Register a constant with a number for each element, usually a shape or axes."""
     (value,) = operation.results
     numbers = plain(operation.attributes["value"])
-    converter.constant(value, value.dtype, [len(numbers)], numbers, each=True)
+    converter.constant(value, [len(numbers)], numbers, each=True)
 
 
 def full_with_tensor(converter, operation):
@@ -41,8 +44,8 @@ def full_with_tensor(converter, operation):
         ins["ShapeTensor"] = [converter.name_of(shape)]
     if known is None:
         known = converter.known(shape) if parts else []  # else it precedes the tensor
-    name = converter.define(value, f"fill_constant_{converter.next()}.tmp")
-    converter.write(constants.fill_constant(name, value.dtype, known, filled[0], ins))
+    name = converter.define(value, converter.label("fill_constant"))
+    converter.scope.ops.append(fill_constant(name, value.dtype, known, filled[0], ins))
 
 
 def full_like(converter, operation):
@@ -52,7 +55,7 @@ def full_like(converter, operation):
     if known is not None and not converter.is_rounded(number):
         write_by_row(converter, operation, _FULL_LIKE)
         return
-    label = f"full_like_{converter.next()}.tmp"
+    label = converter.label("full_like")
     name = converter.as_type(number, value.dtype, label, [])
     _expand_like(converter, name, converter.name_of(x), value.shape, converter.define(value, label))
 
@@ -61,48 +64,38 @@ def masked_fill(converter, operation):
     """Convert masked_fill to where(mask, value, x), with expanded mask and value."""
     x, mask, number = operation.operands
     (result,), source = operation.results, converter.types[x]
-    label = f"masked_fill_{converter.next()}.tmp"
+    label = converter.label("masked_fill")
     if result.shape != source.shape:
         raise operation.unsupported("enlarges its input")
-    target = converter.name_of(x)
-    spread = {}
+    target, spread = converter.name_of(x), {}
     for slot, each in (("Condition", mask), ("X", number)):
-        name = converter.temporary(label, converter.types[each].dtype, source.shape or [])
-        _expand_like(converter, converter.name_of(each), target, source.shape, name)
-        spread[slot] = [name]
-    converter.write(op("where", {**spread, "Y": [target]},
-                       {"Out": [converter.define(result, label)]}, []))
+        spread[slot] = converter.temporary(label, converter.types[each].dtype, source.shape)
+        _expand_like(converter, converter.name_of(each), target, source.shape, spread[slot])
+    converter.write("where", {**spread, "Y": target}, {"Out": converter.define(result, label)})
 
 
 def _expand_like(converter, name, like, shape, target):
-    converter.write(op("expand_as_v2", {"X": [name], "Y": [like]}, {"Out": [target]},
-                       [("target_shape", "ints", shape or [])]))
+    converter.write("expand_as_v2", {"X": name, "Y": like}, {"Out": target},
+                    target_shape=list(shape or []))
 
 
 def assign_value(converter, operation):
     """Convert assign_value; data types that the legacy operator lacks are cast or stored."""
-    (value,) = operation.results
-    shape = plain(operation.attributes["shape"])
-    numbers = plain(operation.attributes["values"])
-    count = 1
-    for size in shape:
-        count *= size
-    if count != len(numbers):
+    (value,), label = operation.results, converter.label("assign_value")
+    shape, numbers = (plain(operation.attributes[name]) for name in ("shape", "values"))
+    if math.prod(shape) != len(numbers):
         raise FormatError(f"has {len(numbers)} values for the shape {shape}")
-    label = f"assign_value_{converter.next()}.tmp"
     if operation.operands and converter.read_later(operation.operands[0]):
-        converter.overwrite(operation, value, operation.operands[0])
-        name = converter.names[value.number]
+        name = converter.overwrite(operation, value, operation.operands[0])
     else:
         name = converter.define(value, label)
-    if value.dtype in _FLAT:
-        converter.write(constants.assign_value(name, value.dtype, shape, numbers))
-        return
     if value.dtype == "float64":
         stored = converter.program.add_parameter(converter.builder.fresh(label),
                                                  np.array(numbers, "float64").reshape(shape))
-        converter.write(op("assign", {"X": [stored]}, {"Out": [name]}, []))
+        converter.write("assign", {"X": stored}, {"Out": name})
         return
-    flat = converter.temporary(label, "float32", shape)
-    converter.write(constants.assign_value(flat, "float32", shape, numbers))
-    converter.cast(flat, "float32", name, value.dtype)
+    dtype = value.dtype if value.dtype in _FLAT else "float32"
+    flat = name if dtype == value.dtype else converter.temporary(label, dtype, shape)
+    converter.scope.ops.append(constant_values(flat, dtype, shape, numbers))
+    if flat != name:
+        converter.cast(flat, dtype, name, value.dtype)

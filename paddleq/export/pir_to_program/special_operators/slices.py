@@ -1,7 +1,8 @@
 """Strided slices: read and assign."""
 
-from ..attributes import op, plain
+from ..attributes import plain
 from ..convert_row import write_by_row
+from ..operator_table import ROWS
 
 _FAR = 2 ** 31 - 1  # beyond any size: no bound
 
@@ -15,7 +16,7 @@ def strided_slice(converter, operation):
     bounds = [converter.numbers(each) for each in bounds]
     axes, shape = plain(operation.attributes["axes"]), converter.types[number].shape
     if shape is None or any(each is None for each in bounds):
-        write_by_row(converter, operation, converter.rows["strided_slice"])
+        write_by_row(converter, operation, ROWS["strided_slice"])
         return
     flipped_axes, sliced = [], []
     for axis, start, end, step in zip(axes, *bounds):
@@ -29,19 +30,15 @@ def strided_slice(converter, operation):
             step = -step
         sliced.append((start, end, step))
     if not flipped_axes:
-        write_by_row(converter, operation, converter.rows["strided_slice"])
+        write_by_row(converter, operation, ROWS["strided_slice"])
         return
-    (value,), label = operation.results, f"strided_slice_{converter.next()}.tmp"
+    (value,), label = operation.results, converter.label("strided_slice")
     flipped = converter.temporary(label, value.dtype, shape)
-    converter.write(op("flip", {"X": [converter.name_of(number)]}, {"Out": [flipped]},
-                       [("axis", "ints", flipped_axes)]))
+    converter.write("flip", {"X": converter.name_of(number)}, {"Out": flipped}, axis=flipped_axes)
     starts, ends, steps = (list(each) for each in zip(*sliced))
-    converter.write(op("strided_slice", {"Input": [flipped]},
-                       {"Out": [converter.define(value, label)]},
-                       [(name, "ints", each) for name, each in (
-                           ("axes", axes), ("starts", starts), ("ends", ends),
-                           ("strides", steps), ("infer_flags", [1] * len(axes)),
-                           ("decrease_axis", []))]))
+    converter.write("strided_slice", {"Input": flipped}, {"Out": converter.define(value, label)},
+                    axes=axes, starts=starts, ends=ends, strides=steps,
+                    infer_flags=[1] * len(axes), decrease_axis=[])
 
 
 def _from_end(place, size):
@@ -56,27 +53,24 @@ def set_value(converter, operation):
     converter.versions["set_value"] = 4  # otherwise Paddle reads values under older names
     with_tensor = operation.name.startswith("set_value_with_tensor")
     x, *rest = operation.operands
-    ins, values = {"Input": [converter.name_of(x)]}, []
-    (result,) = operation.results
+    (result,), ins, values = operation.results, {"Input": converter.name_of(x)}, {}
     if with_tensor:
-        ins["ValueTensor"] = [converter.name_of(rest.pop(0))]
+        ins["ValueTensor"] = converter.name_of(rest.pop(0))
     for name, number in zip(("starts", "ends", "steps"), rest):
         known = converter.numbers(number)
         if known is None:
             ins[f"{name.capitalize()}TensorList"] = (
                 converter.names_of(number) if number in converter.lists
                 else converter.apart(number, converter.name_of(number)))
-            known = []
-        values.append((name, "longs", known))
+        values[name] = "longs", known or []
     for name in ("axes", "decrease_axes", "none_axes"):
-        values.append((name, "longs", plain(operation.attributes[name])))
-    values.append(("dtype", "dtype", result.dtype))
-    numbers = [] if with_tensor else plain(operation.attributes["values"])
-    shape = [] if with_tensor else plain(operation.attributes["shape"])
-    values += [("shape", "longs", shape),
-               ("values", "scalars", (result.dtype, numbers))]
+        values[name] = "longs", plain(operation.attributes[name])
+    values["dtype"] = "dtype", result.dtype
+    shape, numbers = ([] if with_tensor else plain(operation.attributes[name])
+                      for name in ("shape", "values"))
+    values.update(shape=("longs", shape), values=("scalars", (result.dtype, numbers)))
     if operation.name.endswith("_") and converter.read_later(x):
-        converter.overwrite(operation, result, x)
+        name = converter.overwrite(operation, result, x)
     else:
-        converter.define(result, f"set_value_{converter.next()}.tmp")
-    converter.write(op("set_value", ins, {"Out": [converter.names[result.number]]}, values))
+        name = converter.define(result, converter.label("set_value"))
+    converter.write("set_value", ins, {"Out": name}, values)

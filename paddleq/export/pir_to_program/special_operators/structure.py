@@ -1,15 +1,16 @@
 """Parameters, inputs, outputs, lists and TensorArrays."""
 
 from ....errors import FormatError
-from ..attributes import get, op, plain, text
+from ..attributes import get
 from ..convert_row import write_by_row
 from ..row_syntax import row
+
+_STACK = row("stack", "stack", "x>X*", "out>Y", "axis:int")
 
 
 def parameter(converter, operation):
     """Map a parameter to its existing variable."""
-    (value,) = operation.results
-    name = text(operation, "name")
+    (value,), name = operation.results, get(operation, "name", str)
     if name in converter.program.arrays:
         converter.bind(value, name)
         if not get(operation, "trainable", bool, True):
@@ -19,18 +20,18 @@ def parameter(converter, operation):
 
 def data(converter, operation):
     """Convert an input to a ``feed``; their order is the order of the inputs."""
-    (value,) = operation.results
-    name = text(operation, "name")
+    (value,), name = operation.results, get(operation, "name", str)
     if converter.builder.taken(name):
         raise FormatError(f"the name {name!r} of an input is taken")
     converter.builder.variable(converter.scope.desc, name, value.shape or [], value.dtype)
     converter.bind(value, name)
-    converter.add_input(name)
+    converter.write("feed", {"X": "feed"}, {"Out": name}, col=converter.inputs)
+    converter.inputs += 1
 
 
 def fetch(converter, operation):
     """Convert an output to a ``fetch`` of a variable with the name of the output."""
-    (number,), wanted = operation.operands, text(operation, "name")
+    (number,), wanted = operation.operands, get(operation, "name", str)
     name = converter.name_of(number)
     if name != wanted:
         # The variable has another name: an input, a parameter, or a value fetched twice.
@@ -38,13 +39,9 @@ def fetch(converter, operation):
         copy = converter.wanted.pop(number, None) or converter.builder.fresh(wanted)
         converter.program.add_variable(converter.scope.desc, copy, source.dtype,
                                        source.shape or [])
-        converter.write(op("assign", {"X": [name]}, {"Out": [copy]}, []))
+        converter.write("assign", {"X": name}, {"Out": copy})
         name = copy
-    converter.write(op("fetch", {"X": [name]}, {"Out": ["fetch"]},
-                       [("col", "int", get(operation, "col", int))]))
-
-
-_STACK = row("stack", "stack", "x>X*", "out>Y", "axis:int")
+    converter.write("fetch", {"X": name}, {"Out": "fetch"}, col=get(operation, "col", int))
 
 
 def combine(converter, operation):
@@ -79,38 +76,33 @@ def create_array(converter, operation):
 
 def write_to_array(converter, operation):
     """Write an element of a TensorArray in place."""
-    array, x, i = operation.operands
     (value,) = operation.results
-    converter.bind(value, converter.name_of(array))
-    converter.write(op("write_to_array",
-                       {"X": [converter.name_of(x)], "I": [converter.name_of(i)]},
-                       {"Out": [converter.name_of(array)]}, []))
+    array, x, i = (converter.name_of(number) for number in operation.operands)
+    converter.bind(value, array)
+    converter.write("write_to_array", {"X": x, "I": i}, {"Out": array})
 
 
 def read_from_array(converter, operation):
     """Read an element of a TensorArray."""
-    array, i = operation.operands
     (value,) = operation.results
-    target = converter.define(value, f"array_read_{converter.next()}.tmp")
-    converter.write(op("read_from_array",
-                       {"X": [converter.name_of(array)], "I": [converter.name_of(i)]},
-                       {"Out": [target]}, []))
+    target = converter.define(value, converter.label("array_read"))
+    array, i = (converter.name_of(number) for number in operation.operands)
+    converter.write("read_from_array", {"X": array, "I": i}, {"Out": target})
 
 
 def array_length(converter, operation):
     """Return the length of a TensorArray."""
     (array,), (value,) = operation.operands, operation.results
-    target = converter.define(value, f"array_length_{converter.next()}.tmp")
-    converter.write(op("lod_array_length", {"X": [converter.name_of(array)]},
-                       {"Out": [target]}, []))
+    target = converter.define(value, converter.label("array_length"))
+    converter.write("lod_array_length", {"X": converter.name_of(array)}, {"Out": target})
 
 
 def array_to_tensor(converter, operation):
     """Concatenate or stack the elements of a TensorArray."""
-    (array,), label = operation.operands, f"array_to_tensor_{converter.next()}.tmp"
+    (array,), label = operation.operands, converter.label("array_to_tensor")
     out, index = operation.results
-    converter.write(op("tensor_array_to_tensor", {"X": [converter.name_of(array)]},
-                       {"Out": [converter.define(out, label)],
-                        "OutIndex": [converter.define(index, label)]},
-                       [(name, kind, plain(operation.attributes[name]))
-                        for name, kind in (("axis", "int"), ("use_stack", "bool"))]))
+    name = converter.name_of(array)
+    converter.write("tensor_array_to_tensor", {"X": name},
+                    {"Out": converter.define(out, label),
+                     "OutIndex": converter.define(index, label)},
+                    axis=get(operation, "axis", int), use_stack=get(operation, "use_stack", bool))
