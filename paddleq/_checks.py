@@ -4,8 +4,9 @@ Messages name the argument, its value and the accepted values.
 """
 
 import difflib
+import inspect
 import os
-from typing import Any, Iterable, Optional
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional
 
 from .errors import ConfigError, ConfigTypeError
 
@@ -93,6 +94,45 @@ def check_known_keys(owner: str, given: Iterable, known: Iterable) -> None:
             listed = ", ".join(sorted(known)) or "none"
             raise ConfigError(f"{owner} does not know {key!r}{hint(key, known)}; "
                               f"valid: {listed}")
+
+
+def check_config(owner: str, given: Any, checks: Mapping[str, Callable[[str, Any], Any]],
+                 required: Iterable[str] = ()) -> Dict[str, Any]:
+    """Return the checked values of a configuration.
+
+    Args:
+        owner: name of the configuration for messages.
+        given: dict of values.
+        checks: key -> function that is called as ``check(name, value)`` and returns the value.
+        required: keys that must be given.
+
+    Raises:
+        ConfigTypeError: ``given`` is no dict.
+        ConfigError: a key is unknown or missing.
+    """
+    if not isinstance(given, dict):
+        raise wrong_type(owner, given, "a dict")
+    check_known_keys(owner, given, checks)
+    for key in required:
+        if key not in given:
+            raise ConfigError(f"{owner} must have the key {key!r}, but has "
+                              f"{', '.join(map(repr, given)) or 'none'}")
+    return {key: checks[key](f"{owner}[{key!r}]", value) for key, value in given.items()}
+
+
+def check_arguments(owner: str, function: Callable, given: Iterable,
+                    reserved: Iterable[str] = ()) -> None:
+    """Raise for keyword arguments that ``function`` does not take, naming the nearest valid one.
+
+    Args:
+        owner: name of the function for messages.
+        function: a function or a class.
+        given: names of the arguments.
+        reserved: parameters that the caller passes itself.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+        check_known_keys(owner, given, {each.name for each in parameters} - set(reserved))
 
 
 def hint(word: Any, known: Iterable) -> str:

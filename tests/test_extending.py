@@ -1,5 +1,6 @@
 """Extensions from outside of the package: one of each kind, used through the public interfaces."""
 
+import copy
 import sys
 
 import numpy as np
@@ -17,8 +18,10 @@ from paddleq.deploy import Predictor
 from paddleq.deploy.runtimes import RUNTIMES
 from paddleq.errors import ConfigError
 from paddleq.export.formats import FORMATS
+from paddleq.export.program.program import Program
 from paddleq.nn.layer_types import LAYER_TYPES
 from paddleq.observers import OBSERVERS
+from paddleq.recipes import Recipe, run
 
 FILES = {
     "observer.py": '''
@@ -128,6 +131,10 @@ def package(tmp_path_factory):
         registry.unregister(NAMES[kind])
 
 
+LINEAR = {"weights": {"type": "int8", "symmetric": True, "strategy": "channel"},
+          "inputs": {"type": "int8", "symmetric": True, "strategy": "tensor"}}
+
+
 def quantized(package, activation="doubled"):
     """(PTQ, quantized model with the layer of the package, input)."""
     x = paddle.rand([8, 6])
@@ -141,6 +148,87 @@ def test_observer_by_name(package):
     _, net, x = quantized(package)
     abs_max = net[0].activation_quantizer.abs_max.item()
     np.testing.assert_allclose(abs_max, 2.0 * x.abs().max().item(), rtol=1e-6)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(saved Linear, its layer, the largest magnitude of its calibration data, tmp_path)."""
+    paddle.seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 4)), paddle.rand([8, 6])
+    net.eval()
+    paddle.jit.save(net, str(tmp_path / "float" / "net"), [InputSpec([None, 6], "float32", "x")])
+    np.save(tmp_path / "x.npy", x.numpy())
+    return net, x, x.abs().max().item(), tmp_path
+
+
+def exported_step(prefix):
+    """The scale of the only quantized activation of a .pdmodel."""
+    program = Program.load(f"{prefix}.pdmodel", f"{prefix}.pdiparams")
+    op = next(op for op in program.desc.blocks[0].ops if op.type == "quantize_linear")
+    (name,) = next(each.arguments for each in op.inputs if each.parameter == "Scale")
+    return float(program.arrays[name].reshape(-1)[0]) / 127
+
+
+def test_observer_in_quant_post_static(package, saved):
+    _, x, largest, folder = saved
+    paddleq.quant_post_static(str(folder / "float"), str(folder / "out"), [x], algo="doubled")
+    np.testing.assert_allclose(exported_step(folder / "out/model"), 2.0 * largest / 127, rtol=1e-6)
+    with pytest.raises(ConfigError, match="algo must be one of .*did you mean 'doubled'"):
+        paddleq.quant_post_static(str(folder / "float"), str(folder / "no"), [x], algo="double")
+
+
+@pytest.mark.parametrize("model", ["path: float/net",
+                                   "build: 'paddle.nn:Linear'\n  arguments: "
+                                   "{in_features: 6, out_features: 4}"])
+def test_observer_in_a_recipe(package, saved, model):
+    *_, largest, folder = saved
+    recipe = folder / "recipe.yaml"
+    spec = "\n  input_spec: [{shape: [null, 6], name: x}]" if "build" in model else ""
+    recipe.write_text(f"paddleq: 1\nmodel:\n  {model}{spec}\n"
+                      "data: {calibration: {source: x.npy}}\n"
+                      "quantize: {method: ptq, activation_quantizer: doubled}\n"
+                      "export: {path: out/net}\n", encoding="utf-8")
+    assert run(Recipe.load(str(recipe))).files
+    np.testing.assert_allclose(exported_step(folder / "out/net"), 2.0 * largest / 127, rtol=1e-6)
+    recipe.write_text(recipe.read_text().replace("doubled", "dubled"))
+    with pytest.raises(ConfigError, match="did you mean 'doubled'"):
+        Recipe.load(str(recipe))
+
+
+def test_observer_on_the_command_line(package, saved, monkeypatch, capsys):
+    *_, largest, folder = saved
+    monkeypatch.chdir(folder)
+    arguments = ["--import", "paddleq_more", "ptq", "float/net", "-d", "x.npy", "-o", "out/net",
+                 "--algo"]
+    assert main([*arguments, "doubled"]) == 0
+    np.testing.assert_allclose(exported_step(folder / "out/net"), 2.0 * largest / 127, rtol=1e-6)
+    assert main([*arguments, "double"]) == 2
+    assert "did you mean 'doubled'" in capsys.readouterr().err
+
+
+def test_observer_in_qat(package, saved):
+    net, x, largest, _ = saved
+    qat = paddleq.QAT({"activation_quantize_type": "doubled"})
+    qat.quantize(net)
+    net.train()
+    net(x)
+    threshold = net[0].activation_quantizer.abs_max.item()
+    np.testing.assert_allclose(threshold, 2.0 * largest, rtol=1e-6)
+    with pytest.raises(ConfigError, match="did you mean 'doubled'"):
+        paddleq.QAT({"activation_quantize_type": "double"})
+
+
+def test_observer_in_golden_stick_and_amct(package, saved):
+    net, x, largest, _ = saved
+    config = {"act_quant_dtype": "int8", "algo_args": {"observer": "doubled"}}
+    ptq = paddleq.golden_stick.PTQ(config)
+    first = ptq.apply(nn.Sequential(copy.deepcopy(net)), datasets=[x])[0][0]
+    paddleq.amct.quantize(net, {"batch_num": 1, "quant_cfg": LINEAR,
+                                "algorithm": {"minmax": {"observer": "doubled"}}})
+    net(x)
+    paddleq.amct.convert(net)
+    for layer in (first, net[0]):
+        np.testing.assert_allclose(layer.activation_scale.item(), 2.0 * largest / 127, rtol=1e-6)
 
 
 def test_layer_type_is_quantized_and_exported(package, tmp_path):

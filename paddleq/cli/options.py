@@ -5,6 +5,7 @@ import functools
 import click
 
 from .._checks import check_choice
+from ..config.layer_config import check_activation_observer
 from ..errors import ConfigError, RecipeError
 from ..recipes import Recipe
 from ..recipes.recipe import load_yaml
@@ -43,11 +44,12 @@ data_options = _combine(
     click.option("--batches", type=int, metavar="N", help="stop after N batches (default: all)"),
 )
 
-ALGORITHMS = {"KL": "KLQuantizer", "hist": "HistQuantizer", "abs_max": "AbsmaxQuantizer"}
-
 ptq_options = _combine(
-    click.option("--algo", type=click.Choice(list(ALGORITHMS)), default="KL", show_default=True,
-                 help="observer of activations"),
+    click.option("--algo", metavar="OBSERVER", default="KL", show_default=True,
+                 callback=lambda _context, _option, value: check_activation_observer(
+                     "--algo", value),
+                 help="observer of activations: KL, hist, abs_max, mse or another that 'paddleq "
+                      "extensions' lists"),
     click.option("--hist-percent", type=float,
                  help="share of values below the clipping limit, for --algo hist"),
     click.option("--weight-bits", type=int, default=8, show_default=True),
@@ -102,7 +104,7 @@ def split_options(options):
 
 def ptq_section(algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse, skip):
     """Return the section ``quantize`` of a recipe for the method ptq."""
-    activation = {"name": ALGORITHMS[algo], "quant_bits": activation_bits}
+    activation = {"name": algo, "quant_bits": activation_bits}
     if hist_percent is not None:
         activation["hist_percent"] = hist_percent
     weight = "AbsmaxQuantizer" if per_tensor else "PerChannelAbsmaxQuantizer"

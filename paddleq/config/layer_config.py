@@ -1,7 +1,7 @@
 """Configuration of one layer: quantizers of its tensors and algorithms for its weight."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Callable, FrozenSet, Optional, Union
+from typing import Any, Callable, FrozenSet, List, Optional, Union
 
 from .._checks import check_choice, wrong_type, wrong_value
 from .._registry import Registry
@@ -19,26 +19,28 @@ from ..spec import PerChannel, PerTensor, PerToken, QuantSpec
 MIN_MAX = "min_max"
 
 
-def check_activation_observer(name: str, value: Any) -> str:
-    """Return ``value`` if it names an observer for one range of the activations.
-
-    Raises:
-        ConfigTypeError, ConfigError: it does not.
+def activation_observers() -> List[str]:
+    """Return the names of the registered observers for one range of the activations.
 
     Examples:
-        >>> from paddleq.config.layer_config import check_activation_observer
-        >>> check_activation_observer("observer", "KL")
-        'KL'
+        >>> from paddleq.config.layer_config import activation_observers
+        >>> "KL" in activation_observers(), "per_channel_min_max" in activation_observers()
+        (True, False)
     """
-    return check_choice(name, value, [
-        each for each, cls in OBSERVERS.items()
-        if not (cls.dynamic or cls.fixed or cls.per_channel)])
+    return [name for name, cls in OBSERVERS.items()
+            if not any(getattr(cls, flag, False) for flag in ("dynamic", "fixed", "per_channel"))]
+
+
+def check_activation_observer(name: str, value: Any) -> str:
+    """Return ``value`` if it is one of :func:`activation_observers`."""
+    return check_choice(name, value, activation_observers())
 
 
 def static_activation(spec: QuantSpec,
                       observer: str = MIN_MAX) -> Union[QuantSpec, "QuantizerConfig"]:
     """Return ``LayerConfig.activation`` of inputs whose range the named observer computes."""
     return spec if observer == MIN_MAX else QuantizerConfig(OBSERVERS[observer], spec)
+
 
 # Smoother and Rounder classes by name. paddleq.algorithms, above this package, registers its own.
 ALGORITHMS: "Registry[Callable]" = Registry("algorithm")

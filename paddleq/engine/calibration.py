@@ -118,7 +118,8 @@ def run_batches(run: Callable[[Any], Any], batches: Iterable) -> int:
 
 
 def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None,
-                 desc: Optional[str] = None, allow_empty: bool = False) -> Iterator[Arguments]:
+                 desc: Optional[str] = None, allow_empty: bool = False,
+                 argument: str = "data") -> Iterator[Arguments]:
     """Iterate over the (args, kwargs) of a call of ``model`` for each batch of ``data``.
 
     Arguments and errors are those of :func:`calibrate`. The arguments are checked immediately,
@@ -127,13 +128,14 @@ def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = N
     Args:
         desc: label of a progress bar. Default None: no progress bar.
         allow_empty: accept data without batches. Default False.
+        argument: name of the caller's argument for messages. Default "data".
     """
     if num_batches is not None:
         check_int("num_batches", num_batches, 1)
     try:
         batches = iter(data)
     except TypeError:
-        raise wrong_type("data", data, "an iterable of batches") from None
+        raise wrong_type(argument, data, "an iterable of batches") from None
     total = num_batches
     if hasattr(data, "__len__"):
         total = len(data) if num_batches is None else min(num_batches, len(data))
@@ -142,10 +144,10 @@ def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = N
         from tqdm import tqdm
 
         batches = tqdm(batches, desc=desc, total=total, disable=None, leave=False)
-    return _forward_arguments(model, batches, allow_empty)
+    return _forward_arguments(model, batches, allow_empty, argument)
 
 
-def _forward_arguments(model, batches, allow_empty):
+def _forward_arguments(model, batches, allow_empty, argument):
     count = 0
     for batch in batches:
         args, kwargs = forward_arguments(model, batch)
@@ -154,7 +156,7 @@ def _forward_arguments(model, batches, allow_empty):
         count += 1
         yield args, kwargs
     if not count and not allow_empty:
-        raise CalibrationError("data must yield at least one batch, but is empty")
+        raise CalibrationError(f"{argument} must yield at least one batch, but is empty")
 
 
 def _warn_of_ignored_entries(model, given, taken):

@@ -9,6 +9,7 @@ from paddle import nn
 from .._checks import check_float
 from .._factory import Factory
 from .._paddle_compat import skip_bytecode_translation
+from .._registry import Registry
 from ..errors import ConfigError, ModelError
 from ..functional import learned_fake_quantize
 from ..functional.lsq import constant, learned_abs_max, learned_zero_point
@@ -16,11 +17,16 @@ from ..observers import DeviationObserver, MeanMagnitudeObserver, MinMaxObserver
 from ..spec import HALF_EVEN, spec_from_qscheme
 from .fake_quantize import SPEC_ARGUMENTS, FakeQuantize, State
 
+# LSQ and its subclasses by the names of QAT's quantize types.
+LEARNED_QUANTIZERS: "Registry[type]" = Registry("learned quantizer")
+register_learned_quantizer = LEARNED_QUANTIZERS.register
+
 
 def _is_zero(step):
     return step.abs() <= 0.0  # in Paddle 2.6, 1e-9 == 0 is True
 
 
+@register_learned_quantizer("lsq")
 @skip_bytecode_translation
 class LSQ(FakeQuantize):
     """Fake quantizer with a trainable step (LSQ, arXiv:1902.08153), for weights and activations.
@@ -250,6 +256,7 @@ class LSQ(FakeQuantize):
                              f"channel_len={x.shape[axis]}")
 
 
+@register_learned_quantizer("lsq_plus")
 @skip_bytecode_translation
 class LSQPlus(LSQ):
     """:class:`LSQ` with a learned offset and a first step from the range (arXiv:2004.09576).

@@ -26,8 +26,8 @@ from ..frontends.amct import convert, quantize
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.paddleslim import PTQ
 from ..frontends.paddleslim.post_dynamic import weights_as_integers
-from ..frontends.paddleslim.post_static import quantized_statically, sensitivity_post_static
-from ..frontends.paddleslim.saved_models import check_op_types
+from ..frontends.paddleslim.post_static import calibrated_model, sensitivity_post_static
+from ..frontends.paddleslim.saved_models import quantized_program
 from ..frontends.paddleslim.shared import rules_for
 from ..nn.layer_types import known_classes
 from ..saved_model.files import find_files
@@ -36,7 +36,6 @@ from .schema import InputSection
 from .sources import build_model, open_data
 
 _logger = logging.getLogger("paddleq")
-_ALGORITHMS = {"KLQuantizer": "KL", "HistQuantizer": "hist", "AbsmaxQuantizer": "abs_max"}
 
 
 @dataclass
@@ -155,9 +154,7 @@ def _by_amct(recipe, net):
 def quantized_by_ptq(recipe, net):
     """Return a quantized, calibrated copy of ``net``."""
     quantize = recipe.values.quantize
-    given = {key: getattr(quantize, key) for key in ("activation_quantizer", "weight_quantizer")
-             if getattr(quantize, key) is not None}
-    ptq = PTQ(**given)
+    ptq = _ptq(quantize)
     classes = [cls for name, cls in known_classes().items()
                if name not in ("Embedding", "QuantizableFunction")]
     rules = rules_for(classes, _layer_config(ptq))
@@ -184,6 +181,15 @@ def quantized_by_ptq(recipe, net):
     engine.set_state(net, "calibration")
     engine.calibrate(net, data)
     return net
+
+
+def _ptq(quantize):
+    return PTQ(**_given(quantize, "activation_quantizer", "weight_quantizer"))
+
+
+def _given(section, *keys):
+    """Return the values of a section that are given."""
+    return {key: getattr(section, key) for key in keys if getattr(section, key) is not None}
 
 
 def _layer_config(ptq, rule=None):
@@ -223,40 +229,27 @@ def _run_on_saved(recipe, result):
     if recipe.values.quantize.method == "dynamic":
         program = _dynamic(recipe, load_program(*find_files(folder, name, None)))
     else:
-        program, _ = quantized_statically(folder, data_of(recipe, "calibration"), name,
-                                          **_static_options(recipe))
+        program, _ = quantized_program(calibrated_model(
+            folder, data_of(recipe, "calibration"), name, **_static_options(recipe)))
     _write_programs(recipe, program, result)
 
 
 def _static_options(recipe):
-    quantize, options = recipe.values.quantize, {}
-    activation, weight = quantize.activation_quantizer, quantize.weight_quantizer
-    options["algo"] = "KL" if activation is None else _ALGORITHMS[type(activation).__name__]
-    if options["algo"] == "hist":
-        options["hist_percent"] = activation.hist_percent
-    if activation is not None:
-        options["activation_bits"] = activation.quant_bits
-    if weight is not None:
-        options["weight_bits"] = weight.quant_bits
-        options["weight_quantize_type"] = (
-            "abs_max" if type(weight).__name__ == "AbsmaxQuantizer" else "channel_wise_abs_max")
-    options["optimize_model"] = quantize.fuse is not False
+    quantize = recipe.values.quantize
     skip = list(quantize.skip or ())
     for number, rule in enumerate(quantize.rules or ()):
         if not (rule.skip and rule.name):
             raise recipe.error(f"quantize.rules[{number}]",
                                  "of a saved model must be a name of a tensor and skip")
         skip.append(rule.name)
-    return {**options, "skip_tensor_list": skip}
+    return {"config": _layer_config(_ptq(quantize)), "optimize_model": quantize.fuse is not False,
+            "skip_tensor_list": skip}
 
 
 def _dynamic(recipe, program):
     """Return the program with integer weights."""
-    quantize = recipe.values.quantize
-    op_types = quantize.quantizable_op_type
-    return weights_as_integers(
-        program, None if op_types is None else check_op_types(op_types),
-        quantize.weight_bits or 8, quantize.weight_quantize_type != "abs_max")
+    return weights_as_integers(program, **_given(
+        recipe.values.quantize, "quantizable_op_type", "weight_bits", "weight_quantize_type"))
 
 
 def _check_formats(recipe, model):

@@ -1,6 +1,5 @@
 """Pydantic models of a recipe."""
 
-import inspect
 import re
 from collections import OrderedDict
 from typing import Any, Dict, List, Optional
@@ -9,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 from typing_extensions import Annotated, Literal
 
-from .._checks import check_choice, check_known_keys, wrong_type, wrong_value
+from .._checks import check_choice, wrong_type, wrong_value
 from ..deploy.runtimes import RUNTIMES
 from ..errors import PaddleqError
 from ..export import FORMATS
@@ -17,7 +16,7 @@ from ..export.provenance_file import export_files
 from ..frontends.amct.config import AmctConfig
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
-from ..frontends.paddleslim.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from ..frontends.paddleslim.quantizers import make_quantizer
 from ..frontends.paddleslim.saved_models import check_op_types
 from ..nn.layer_types import known_classes
 from .sources import check_function_name, image_transform
@@ -63,17 +62,13 @@ def _transform(name, value):
     return value
 
 
-def _quantizer(known):
+def _quantizer(side):
     def check(name, value):
         given = {"name": value} if isinstance(value, str) else value
-        if not isinstance(given, dict) or "name" not in given:
-            raise wrong_type(name, value, f"one of {', '.join(known)}, or a mapping with a name "
-                                          "and arguments")
-        check_choice(name, given["name"], known)
-        quantizer = known[given["name"]]
+        if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+            raise wrong_type(name, value, "a name, or a mapping with a name and arguments")
         arguments = {key: value for key, value in given.items() if key != "name"}
-        check_known_keys(given["name"], arguments, list(inspect.signature(quantizer).parameters))
-        return quantizer(**arguments)
+        return make_quantizer(name, given["name"], side, arguments)
     return check
 
 
@@ -101,8 +96,8 @@ DTYPES = ("float32", "float64", "float16", "int32", "int64", "bool")
 Text = Annotated[str, Field(pattern=r"\S")]
 Texts = Annotated[List[str], BeforeValidator(_as_list)]
 Positive = Annotated[int, Field(ge=1)]
-_WeightQuantizer = Annotated[Any, _checked(_quantizer(WEIGHT_QUANTIZERS))]
-_ActivationQuantizer = Annotated[Any, _checked(_quantizer(ACTIVATION_QUANTIZERS))]
+_WeightQuantizer = Annotated[Any, _checked(_quantizer("weight"))]
+_ActivationQuantizer = Annotated[Any, _checked(_quantizer("activation"))]
 
 
 class Section(BaseModel):

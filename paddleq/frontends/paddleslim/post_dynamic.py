@@ -4,9 +4,9 @@ import os
 
 from paddle import nn
 
+from ... import engine
 from ..._checks import check_bool, check_choice, check_int, wrong_type
 from ...config import LayerConfig
-from ...engine import check_model, copy_of, freeze_weights_of
 from ...errors import ConfigError, ModelError
 from ...export.pir_to_program import load_program
 from ...export.provenance_file import Provenance, file_digests
@@ -14,14 +14,13 @@ from ...export.trace import trace_float
 from ...saved_model import SavedModel
 from ...saved_model.files import find_files
 from .saved_models import (
+    DEFAULT_OPS,
+    WEIGHT_QUANTIZERS,
     check_op_types,
-    prepare_operators,
+    operator_rules,
     quantized_program,
-    select_operators,
-    weight_config,
 )
 
-_DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
 # Layer classes by the operators as which programs have them.
 _LAYERS = {
     "conv2d": (nn.Conv1D, nn.Conv2D),
@@ -37,7 +36,7 @@ _LAYERS = {
 def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, params_filename=None,
                        save_model_filename="model.pdmodel",
                        save_params_filename="model.pdiparams",
-                       quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
+                       quantizable_op_type=DEFAULT_OPS, weight_bits=8,
                        generate_test_model=False, weight_quantize_type="channel_wise_abs_max",
                        input_spec=None):
     """Store the weights of a model as integers; they are dequantized when the model runs.
@@ -81,18 +80,16 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         True
     """
     check_choice("weight_bits", check_int("weight_bits", weight_bits), (8, 16))
-    check_choice("weight_quantize_type", weight_quantize_type,
-                 ("channel_wise_abs_max", "abs_max"))
+    check_choice("weight_quantize_type", weight_quantize_type, WEIGHT_QUANTIZERS)
     check_bool("generate_test_model", generate_test_model)
     op_types = check_op_types(quantizable_op_type)
-    per_channel = weight_quantize_type == "channel_wise_abs_max"
     live = isinstance(model_dir, nn.Layer)
     if not live and not isinstance(model_dir, (str, os.PathLike)):
         raise wrong_type("model_dir", model_dir, "the folder of a saved model or a Layer")
     if save_model_dir is None and not live:
         raise ConfigError("save_model_dir must be a folder, but is None")
     if live:
-        check_model(model_dir)
+        engine.check_model(model_dir)
     else:
         files = find_files(os.fspath(model_dir), model_filename, params_filename)
     quantize = {"method": "dynamic", "weight_bits": weight_bits,
@@ -104,9 +101,9 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
 
     if save_model_dir is not None:
         kinds = ["quantized_model"] + ["test_model"] * generate_test_model
-        programs = [(kind, weights_as_integers(load(), op_types, weight_bits, per_channel,
-                                               as_float=kind == "test_model"))
-                    for kind in kinds]
+        programs = [(kind, weights_as_integers(
+            load(), quantizable_op_type, weight_bits, weight_quantize_type,
+            as_float=kind == "test_model")) for kind in kinds]
         source = {"model": type(model_dir).__name__} if live else {"made_from": file_digests(files)}
         for kind, program in programs:
             folder = os.path.join(os.fspath(save_model_dir), kind)
@@ -117,16 +114,18 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                          Provenance.of_program("pdmodel", program, made_by))
     if not live:
         return None
-    frozen = copy_of(model_dir)
+    frozen = engine.copy_of(model_dir)
     classes = tuple(cls for op in op_types for cls in _LAYERS.get(op, ()))
-    if not freeze_weights_of(frozen, classes, weight_bits, per_channel):
+    per_channel = weight_quantize_type == "channel_wise_abs_max"
+    if not engine.freeze_weights_of(frozen, classes, weight_bits, per_channel):
         raise ModelError(f"the model has no weight of the op types {', '.join(sorted(op_types))}")
     return frozen
 
 
-def weights_as_integers(program, op_types=None, weight_bits=8, per_channel=True, as_float=False):
+def weights_as_integers(program, quantizable_op_type=DEFAULT_OPS, weight_bits=8,
+                        weight_quantize_type="channel_wise_abs_max", as_float=False):
     """Return ``program`` with its weights quantized, as :func:`quant_post_dynamic` writes it."""
     model = SavedModel.from_program(program)
-    names = select_operators(model, check_op_types(_DEFAULT_OPS) if op_types is None else op_types)
-    prepare_operators(model, names, LayerConfig(weight=weight_config(weight_bits, per_channel)))
+    config = LayerConfig(weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight())
+    engine.prepare(model, operator_rules(model, check_op_types(quantizable_op_type), config))
     return quantized_program(model, as_float)[0]

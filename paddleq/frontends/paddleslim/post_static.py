@@ -1,43 +1,36 @@
 """``quant_post_static``: post-training quantization of saved models."""
 
+import inspect
 import os
 from dataclasses import replace
-from functools import partial
-from itertools import islice
-
-import numpy as np
-import paddle
+from itertools import chain, islice
 
 from ... import engine
 from ..._checks import check_bool, check_choice, check_float, check_int, wrong_type
 from ...analysis import Sensitivities, sensitivity
-from ...config import LayerConfig, QuantizerConfig
+from ...config import LayerConfig
+from ...config.layer_config import check_activation_observer
 from ...engine import plain_value
-from ...errors import CalibrationError, ConfigError
 from ...export.provenance_file import Provenance, file_digests
 from ...graph.fold_batch_norm import fuse
-from ...observers import AbsMaxObserver, HistogramObserver, KLObserver, MSEObserver
+from ...observers import OBSERVERS
 from ...observers.histogram import HIST_PERCENT
 from ...saved_model import SavedModel
 from ...saved_model.files import find_files
-from ...spec import QuantSpec
+from .quantizers import ObserverQuantizer
 from .saved_models import (
+    DEFAULT_OPS,
+    WEIGHT_QUANTIZERS,
     check_op_types,
-    prepare_operators,
+    operator_rules,
     quantized_program,
-    select_operators,
-    weight_config,
 )
-
-_DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
-_OBSERVERS = {"abs_max": AbsMaxObserver, "hist": HistogramObserver, "KL": KLObserver,
-              "mse": MSEObserver}
 
 
 def quant_post_static(model_dir, quantize_model_path, data_loader, model_filename=None,
                       params_filename=None, save_model_filename="model.pdmodel",
                       save_params_filename="model.pdiparams", batch_nums=None, algo="hist",
-                      hist_percent=HIST_PERCENT, quantizable_op_type=_DEFAULT_OPS, weight_bits=8,
+                      hist_percent=HIST_PERCENT, quantizable_op_type=DEFAULT_OPS, weight_bits=8,
                       activation_bits=8, weight_quantize_type="channel_wise_abs_max",
                       optimize_model=True, skip_tensor_list=None):
     """Quantize a saved model with calibration data; its Python class is not needed.
@@ -49,15 +42,17 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     Args:
         model_dir: folder of a saved model.
         quantize_model_path: folder to write to.
-        data_loader: an iterable of batches: an array, a list or tuple of arrays in the order of
-            the model's inputs (further entries, e.g. labels, are ignored), or a dict by the names
-            of the inputs.
+        data_loader: an iterable of batches, as for :func:`paddleq.calibrate`: an array, a list or
+            tuple of arrays in the order of the model's inputs (further entries, e.g. labels, are
+            ignored), or a dict by the names of the inputs.
         model_filename, params_filename: names of the files in ``model_dir``, as for
             :func:`paddleq.quant_post_dynamic`.
         save_model_filename, save_params_filename: names of the files to write.
         batch_nums: stop after this many batches. Default: all.
-        algo: observer of the activations: "hist" (default), "KL", "abs_max", "mse".
-        hist_percent: share of the magnitudes inside the range, for "hist". Default 0.99999.
+        algo: observer of the activations: "hist" (default), "KL", "abs_max", "mse", "avg",
+            "min_max", or another registered one.
+        hist_percent: share of the magnitudes inside the range, for "hist" and observers with that
+            argument. Default 0.99999.
         quantizable_op_type: operators to quantize. "mul" means Linear, saved as
             mul, matmul or matmul_v2.
         weight_bits, activation_bits: 2 to 8. Default 8.
@@ -96,8 +91,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
         "quantizable_op_type": quantizable_op_type, "weight_bits": weight_bits,
         "activation_bits": activation_bits, "weight_quantize_type": weight_quantize_type,
         "optimize_model": optimize_model, "skip_tensor_list": skip_tensor_list}
-    program, names = quantized_statically(model_dir, data_loader, model_filename, params_filename,
-                                          **options)
+    program, names = quantized_program(calibrated_model(
+        model_dir, data_loader, model_filename, params_filename, **options))
     made_by = {
         "made_from": file_digests(find_files(os.fspath(model_dir), model_filename,
                                              params_filename)),
@@ -109,28 +104,11 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     return names
 
 
-def quantized_statically(model_dir, data_loader, model_filename=None, params_filename=None,
-                         batch_nums=None, algo="hist", hist_percent=HIST_PERCENT,
-                         quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
-                         weight_quantize_type="channel_wise_abs_max", optimize_model=True,
-                         skip_tensor_list=None):
-    """Return (program, names of its integer weights) as :func:`quant_post_static` writes it."""
-    model, _ = _calibrated(
-        model_dir, data_loader, model_filename, params_filename, batch_nums, algo, hist_percent,
-        quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
-        skip_tensor_list)
-    return quantized_program(model)
-
-
-def sensitivity_post_static(model_dir, data_loader, model_filename=None, params_filename=None,
-                            batch_nums=None, algo="hist", hist_percent=HIST_PERCENT,
-                            quantizable_op_type=_DEFAULT_OPS, weight_bits=8, activation_bits=8,
-                            weight_quantize_type="channel_wise_abs_max", optimize_model=True,
-                            skip_tensor_list=None):
+def sensitivity_post_static(model_dir, data_loader, **options):
     """Measure the loss of the output when each operator of a saved model is quantized alone.
 
     Args:
-        model_dir, and all others: as for :func:`quant_post_static`.
+        model_dir, data_loader, options: as for :func:`calibrated_model`.
 
     Returns:
         :class:`~paddleq.analysis.Sensitivities`, named after the weights; ``sqnr`` is that of the
@@ -150,25 +128,28 @@ def sensitivity_post_static(model_dir, data_loader, model_filename=None, params_
         >>> len(sensitivity_post_static(folder, [paddle.rand([16, 8])]))
         2
     """
-    model, batches = _calibrated(
-        model_dir, data_loader, model_filename, params_filename, batch_nums, algo, hist_percent,
-        quantizable_op_type, weight_bits, activation_bits, weight_quantize_type, optimize_model,
-        skip_tensor_list)
+    batches = list(islice(data_loader, options.get("batch_nums")))  # iterated twice
+    model = calibrated_model(model_dir, batches, **options)
     weights, types = model.weight_names, model.operator_types
     return Sensitivities(replace(row, name=weights[row.name], type=types[row.name])
                          for row in sensitivity(model, batches))
 
 
-def _calibrated(model_dir, data_loader, model_filename, params_filename, batch_nums, algo,
-                hist_percent, quantizable_op_type, weight_bits, activation_bits,
-                weight_quantize_type, optimize_model, skip_tensor_list):
-    """Return the calibrated SavedModel, and the batches as lists of its inputs."""
-    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-        check_int(name, bits, 2, 8)
-    check_choice("algo", algo, _OBSERVERS)
-    check_float("hist_percent", hist_percent, 0.0, 1.0, open_low=True, open_high=True)
-    check_choice("weight_quantize_type", weight_quantize_type,
-                 ("channel_wise_abs_max", "abs_max"))
+def calibrated_model(model_dir, data_loader, model_filename=None, params_filename=None,
+                     config=None, batch_nums=None, quantizable_op_type=DEFAULT_OPS,
+                     optimize_model=True, skip_tensor_list=None, **quantizers):
+    """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
+
+    Args:
+        config: :class:`~paddleq.config.LayerConfig` of the operators. Default None: that of
+            ``quantizers``, the arguments ``algo``, ``hist_percent``, ``weight_bits``,
+            ``activation_bits`` and ``weight_quantize_type`` of :func:`quant_post_static`.
+        model_dir, and all others: as for :func:`quant_post_static`.
+    """
+    config = _layer_config(**quantizers) if config is None else config
+    for name, spec in (("weight_bits", config.weight_spec),
+                       ("activation_bits", config.activation_spec)):
+        check_int(name, spec.bits, 2, 8)
     check_bool("optimize_model", optimize_model)
     if not isinstance(model_dir, (str, os.PathLike)):
         raise wrong_type("model_dir", model_dir, "a folder")
@@ -179,41 +160,32 @@ def _calibrated(model_dir, data_loader, model_filename, params_filename, batch_n
         raise wrong_type("skip_tensor_list", skip_tensor_list, "a list of names")
     op_types = check_op_types(quantizable_op_type) - {"lookup_table_v2"}
     model = SavedModel(*find_files(os.fspath(model_dir), model_filename, params_filename))
-    names = select_operators(model, op_types, skip)
-    try:
-        batches = [_arrays(batch, model.input_names)
-                   for batch in islice(iter(data_loader), batch_nums)]
-    except TypeError:
-        raise wrong_type("data_loader", data_loader, "an iterable of batches") from None
-    if not batches:
-        raise CalibrationError("data_loader must yield at least one batch, but is empty")
-    observer = _OBSERVERS[algo]
-    if algo == "hist":
-        observer = partial(observer, hist_percent=hist_percent)
-    config = LayerConfig(weight=weight_config(weight_bits, weight_quantize_type != "abs_max"),
-                         activation=QuantizerConfig(observer, QuantSpec(activation_bits)))
-    prepare_operators(model, names, config, (
-        lambda: fuse(model, lambda: model(*batches[0]))) if optimize_model else None)
-    engine.calibrate(model, batches)
-    return model, batches
+    rules = operator_rules(model, op_types, config, skip)
+    batches = engine.iter_batches(model, data_loader, batch_nums, "calibrating",
+                                  argument="data_loader")
+    first = next(batches)
+
+    def run(inputs):
+        args, kwargs = inputs
+        return model(*args, **kwargs)
+
+    engine.prepare(model, rules,
+                   (lambda: fuse(model, lambda: run(first))) if optimize_model else None)
+    with engine.calibrating(model):
+        engine.run_batches(run, chain([first], batches))
+    return model
 
 
-def _arrays(batch, feeds):
-    """Return the tensors of a batch, in the order of the model's inputs."""
-    if isinstance(batch, dict):
-        if not set(feeds) <= set(batch):
-            raise ConfigError(f"a batch must have the model's inputs {', '.join(feeds)}, but has "
-                              f"{', '.join(map(str, batch))}")
-        batch = [batch[name] for name in feeds]
-    elif isinstance(batch, (list, tuple)):
-        if len(batch) < len(feeds):
-            raise ConfigError(f"a batch must hold the model's {len(feeds)} inputs "
-                              f"({', '.join(feeds)}), but has {len(batch)} entries")
-        batch = batch[:len(feeds)]
-    else:
-        if len(feeds) != 1:
-            raise ConfigError(f"a batch must be a list or dict of the model's inputs "
-                              f"({', '.join(feeds)}), but is one array")
-        batch = [batch]
-    return [each if isinstance(each, paddle.Tensor) else paddle.to_tensor(np.asarray(each))
-            for each in batch]
+def _layer_config(algo="hist", hist_percent=HIST_PERCENT, weight_bits=8, activation_bits=8,
+                  weight_quantize_type="channel_wise_abs_max"):
+    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        check_int(name, bits, 2, 8)
+    check_activation_observer("algo", algo)
+    check_float("hist_percent", hist_percent, 0.0, 1.0, open_low=True, open_high=True)
+    check_choice("weight_quantize_type", weight_quantize_type, WEIGHT_QUANTIZERS)
+    arguments = {"hist_percent": hist_percent}
+    if "hist_percent" not in inspect.signature(OBSERVERS[algo]).parameters:
+        arguments = {}
+    return LayerConfig(
+        weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight(),
+        activation=ObserverQuantizer(algo, activation_bits, **arguments).activation())

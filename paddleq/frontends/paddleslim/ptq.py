@@ -1,21 +1,19 @@
 """Static post-training quantization with PaddleSlim's interface."""
 
-import inspect
 import os
 from typing import Any, Optional, Sequence, Union
 
 from paddle import nn
 
 from ... import engine, export
-from ..._checks import check_bool, check_known_keys, hint, wrong_type
+from ..._checks import check_bool
 from ...analysis.accuracy import AccuracySearch
 from ...config import LayerConfig, Scope
 from ...engine.example_inputs import fold_batch_norms
 from ...errors import ConfigError
 from ...nn.layer_types import known_classes
 from ...nn.quantizable_function import QuantizableFunction
-from ...observers import OBSERVERS
-from .quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, ObserverQuantizer
+from .quantizers import make_quantizer
 from .shared import layer_classes, rules_for, skip_rules
 
 
@@ -45,10 +43,9 @@ class PTQ:
 
     def __init__(self, activation_quantizer: Any = "KLQuantizer",
                  weight_quantizer: Any = "PerChannelAbsmaxQuantizer", **kwargs: Any) -> None:
-        self.activation_quantizer = _make_quantizer(
-            "activation_quantizer", activation_quantizer, ACTIVATION_QUANTIZERS, kwargs)
-        self.weight_quantizer = _make_quantizer(
-            "weight_quantizer", weight_quantizer, WEIGHT_QUANTIZERS, {})
+        self.activation_quantizer = make_quantizer(
+            "activation_quantizer", activation_quantizer, "activation", kwargs)
+        self.weight_quantizer = make_quantizer("weight_quantizer", weight_quantizer, "weight", {})
 
     def quantize(self, model: nn.Layer, inplace: bool = False, fuse: bool = False,
                  fuse_list: Optional[Sequence[Sequence[str]]] = None, inputs: Any = None,
@@ -197,24 +194,3 @@ class PTQ:
         """
         check_bool("onnx_format", onnx_format)
         export.save(model, path, input_spec, onnx_format=onnx_format, format=format)
-
-
-def _make_quantizer(name, given, known, kwargs):
-    if isinstance(given, str):
-        if known is ACTIVATION_QUANTIZERS and given in OBSERVERS:
-            return ObserverQuantizer(given, **kwargs)
-        if given not in known:
-            raise ConfigError(f"{name} must be one of {', '.join(known)}, but is "
-                              f"{given!r}{hint(given, known)}")
-        given = known[given]
-    if isinstance(given, tuple(known.values())):
-        if kwargs:
-            raise ConfigError(f"{name} is already built ({given!r}); its arguments "
-                              f"{', '.join(kwargs)} must be given when it is built")
-        return given
-    if not (isinstance(given, type) and issubclass(given, tuple(known.values()))):
-        raise wrong_type(name, given, f"one of {', '.join(known)}, as a name, class or instance")
-    parameters = list(inspect.signature(given.__init__).parameters.values())[1:]
-    if all(each.kind is not each.VAR_KEYWORD for each in parameters):
-        check_known_keys(given.__name__, kwargs, [each.name for each in parameters])
-    return given(**kwargs)

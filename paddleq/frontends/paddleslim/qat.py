@@ -1,7 +1,8 @@
 """Quantization-aware training with PaddleSlim's interface."""
 
-import copy
+import inspect
 import os
+from functools import partial
 from typing import Any, Callable, Dict, Optional, Sequence, Union
 
 from paddle import nn
@@ -10,42 +11,50 @@ from ... import engine, export
 from ..._checks import (
     check_bool,
     check_choice,
+    check_config,
     check_float,
     check_int,
-    check_known_keys,
     wrong_type,
     wrong_value,
 )
 from ...config import LayerConfig, QuantizerConfig, Scope
+from ...config.layer_config import activation_observers
 from ...engine.example_inputs import fold_batch_norms
-from ...fake_quant import LSQ, PACT, LSQPlus
-from ...observers import (
-    AbsMaxObserver,
-    CurrentAbsMaxObserver,
-    MovingAverageAbsMaxObserver,
-    RangeAbsMaxObserver,
-)
+from ...fake_quant import LSQ, PACT
+from ...fake_quant.lsq import LEARNED_QUANTIZERS
+from ...observers import OBSERVERS, CurrentAbsMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
 from .shared import layer_classes, rules_for, skip_rules
 
-_LEARNED = {"lsq": LSQ, "lsq_plus": LSQPlus}
-_ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max", *_LEARNED)
-_WEIGHT_TYPES = (*_ACTIVATION_TYPES, "channel_wise_abs_max",
-                 *(f"channel_wise_{name}" for name in _LEARNED))
+_CHANNEL_WISE = "channel_wise_"
 
-_QAT_DEFAULTS = {
-    "weight_preprocess_type": None,
-    "activation_preprocess_type": None,
-    "weight_quantize_type": "channel_wise_abs_max",
-    "activation_quantize_type": "moving_average_abs_max",
-    "weight_bits": 8,
-    "activation_bits": 8,
-    "dtype": "int8",
-    "window_size": 10000,
-    "moving_rate": 0.9,
-    "quantizable_layer_type": ["Conv2D", "Linear"],
-    "fuse_conv_bn": False,
-    "onnx_format": True,
+
+def _check_type(name, value, weight):
+    types = [*(each for each in activation_observers() if OBSERVERS[each].online),
+             *LEARNED_QUANTIZERS]
+    if weight:
+        types += [_CHANNEL_WISE + each for each in ("abs_max", *LEARNED_QUANTIZERS)]
+    return check_choice(name, value, types)
+
+
+_PREPROCESS_TYPES = {None: None, "PACT": PACT}
+_check_preprocess = partial(check_choice, choices=_PREPROCESS_TYPES)
+_check_bits = partial(check_int, low=1, high=16)
+
+# key -> (default, check)
+_KEYS = {
+    "weight_preprocess_type": (None, _check_preprocess),
+    "activation_preprocess_type": (None, _check_preprocess),
+    "weight_quantize_type": ("channel_wise_abs_max", partial(_check_type, weight=True)),
+    "activation_quantize_type": ("moving_average_abs_max", partial(_check_type, weight=False)),
+    "weight_bits": (8, _check_bits),
+    "activation_bits": (8, _check_bits),
+    "dtype": ("int8", partial(check_choice, choices=("int8",))),
+    "window_size": (10000, partial(check_int, low=1)),
+    "moving_rate": (0.9, partial(check_float, low=0.0, high=1.0, open_high=True)),
+    "quantizable_layer_type": (["Conv2D", "Linear"], layer_classes),
+    "fuse_conv_bn": (False, check_bool),
+    "onnx_format": (True, check_bool),
 }
 
 
@@ -61,7 +70,7 @@ class QAT:
             - ``activation_preprocess_type`` (None): None or "PACT".
             - ``weight_quantize_type`` ("channel_wise_abs_max"): or "abs_max",
               "range_abs_max", "moving_average_abs_max". The two abs_max types use the maximum of
-              the current weight, the other two statistics over training steps. Or "lsq",
+              the current weight, the others statistics over training steps. Or "lsq",
               "channel_wise_lsq", "lsq_plus", "channel_wise_lsq_plus": learned scales,
               :class:`~paddleq.LSQ` and :class:`~paddleq.LSQPlus`; create the optimizer after
               :meth:`quantize`.
@@ -69,7 +78,7 @@ class QAT:
               "range_abs_max". With "abs_max" a training batch is quantized with its own
               maximum, evaluation and export with the maximum of all training batches. Or
               "lsq", a learned scale; "lsq_plus", a learned scale and offset, which a .pdmodel
-              cannot store.
+              cannot store. Both keys take other registered observers for training as well.
             - ``weight_bits``, ``activation_bits`` (8): 1 to 16. One bit is the sign times the
               mean magnitude; a learned scale needs at least two bits.
             - ``dtype`` ("int8").
@@ -113,17 +122,20 @@ class QAT:
         self._hooks = {"weight_preprocess": weight_preprocess, "act_preprocess": act_preprocess,
                        "weight_quantize": weight_quantize, "act_quantize": act_quantize}
         for name, hook in self._hooks.items():
-            _check_hook(name, hook)
-        types = {None: None, "PACT": PACT}
-        weight, activation = _qat_quantizers(self.config)
-        weight, weight_quantize = _learned(weight, weight_quantize, weight=True)
-        activation, act_quantize = _learned(activation, act_quantize, weight=False)
-        self._layer_config = LayerConfig(
-            weight=weight, activation=activation,
-            weight_preprocess=weight_preprocess or types[self.config["weight_preprocess_type"]],
-            activation_preprocess=(
-                act_preprocess or types[self.config["activation_preprocess_type"]]),
-            weight_quantize=weight_quantize, activation_quantize=act_quantize)
+            if hook is not None and (isinstance(hook, nn.Layer) or not callable(hook)):
+                raise wrong_type(name, hook,
+                                 "a class that is built once for each layer, not an instance")
+        fields: Dict[str, Any] = {}
+        for side, preprocess, quantize in (("weight", weight_preprocess, weight_quantize),
+                                           ("activation", act_preprocess, act_quantize)):
+            given = self.config[f"{side}_preprocess_type"]
+            fields[f"{side}_preprocess"] = preprocess or _PREPROCESS_TYPES[given]
+            fields[side] = _quantizer(self.config, side)
+            learned = _learned(quantize, fields[side].spec, side)
+            if learned is not None:  # LSQ and its subclasses replace the quantizer
+                fields[side], quantize = learned, None
+            fields[f"{side}_quantize"] = quantize
+        self._layer_config = LayerConfig(**fields)
 
     def quantize(self, model: nn.Layer, inplace: bool = True, inputs: Any = None,
                  skip: Any = None) -> nn.Layer:
@@ -188,72 +200,37 @@ class QAT:
 
 
 def _parse_qat_config(config):
-    if config is None:
-        config = {}
-    if not isinstance(config, dict):
-        raise wrong_type("config", config, "a dict or None")
-    check_known_keys("config", config, _QAT_DEFAULTS)
-    full = {**copy.deepcopy(_QAT_DEFAULTS), **config}
-
-    def name(key):
-        return f"config[{key!r}]"
-
-    for key in ("weight_preprocess_type", "activation_preprocess_type"):
-        check_choice(name(key), full[key], (None, "PACT"))
-    check_choice(name("weight_quantize_type"), full["weight_quantize_type"], _WEIGHT_TYPES)
-    check_choice(name("activation_quantize_type"), full["activation_quantize_type"],
-                 _ACTIVATION_TYPES)
+    checks = {key: check for key, (_, check) in _KEYS.items()}
+    defaults = {key: default for key, (default, _) in _KEYS.items()}
+    full = {**check_config("config", defaults, checks),
+            **check_config("config", {} if config is None else config, checks)}
     for side in ("weight", "activation"):
-        kind = full[f"{side}_quantize_type"]
-        bits = check_int(name(f"{side}_bits"), full[f"{side}_bits"], 1, 16)
-        if bits == 1 and kind.replace("channel_wise_", "") in _LEARNED:
-            raise wrong_value(name(f"{side}_bits"), bits, f"at least 2 for {kind!r}")
-    check_choice(name("dtype"), full["dtype"], ("int8",))
-    check_int(name("window_size"), full["window_size"], 1)
-    check_float(name("moving_rate"), full["moving_rate"], 0.0, 1.0, open_high=True)
-    check_bool(name("fuse_conv_bn"), full["fuse_conv_bn"])
-    check_bool(name("onnx_format"), full["onnx_format"])
-    full["quantizable_layer_type"] = layer_classes(
-        name("quantizable_layer_type"), full["quantizable_layer_type"])
+        kind, bits = full[f"{side}_quantize_type"], full[f"{side}_bits"]
+        if bits == 1 and kind.removeprefix(_CHANNEL_WISE) in LEARNED_QUANTIZERS:
+            raise wrong_value(f"config['{side}_bits']", bits, f"at least 2 for {kind!r}")
     return full
 
 
-def _check_hook(name, hook):
-    if hook is None:
-        return
-    if isinstance(hook, nn.Layer) or not callable(hook):
-        raise wrong_type(name, hook, "a class that is built once for each layer, not an instance")
+def _quantizer(config, side):
+    """Return the QuantizerConfig of weights or activations."""
+    kind = config[f"{side}_quantize_type"]
+    name = kind.removeprefix(_CHANNEL_WISE)
+    spec = QuantSpec(config[f"{side}_bits"],
+                     granularity=PerTensor() if name == kind else PerChannel())
+    if name in LEARNED_QUANTIZERS:
+        return _learned(LEARNED_QUANTIZERS[name], spec, side)
+    observer = OBSERVERS[name]
+    taken = inspect.signature(observer).parameters
+    arguments = {key: config[key] for key in ("moving_rate", "window_size") if key in taken}
+    if name == "abs_max":
+        # Of the current weight; of the current batch in training.
+        if side == "weight":
+            return QuantizerConfig(CurrentAbsMaxObserver, spec)
+        arguments["track_batch"] = True
+    return QuantizerConfig(partial(observer, **arguments), spec)
 
 
-def _qat_quantizers(config):
-    rate, window = config["moving_rate"], config["window_size"]
-
-    def moving_average(spec, channels):
-        return MovingAverageAbsMaxObserver(spec, channels, moving_rate=rate)
-
-    def window_max(spec, channels):
-        return RangeAbsMaxObserver(spec, channels, window_size=window)
-
-    def batch_max(spec, channels):
-        return AbsMaxObserver(spec, channels, track_batch=True)
-
-    by_type = {"moving_average_abs_max": moving_average, "range_abs_max": window_max}
-    weight_type = config["weight_quantize_type"]
-    per_channel = weight_type.startswith("channel_wise_")
-    weight = QuantizerConfig(
-        by_type.get(weight_type, CurrentAbsMaxObserver),
-        QuantSpec(config["weight_bits"], granularity=PerChannel() if per_channel else PerTensor()))
-    activation_type = config["activation_quantize_type"]
-    activation = QuantizerConfig(by_type.get(activation_type, batch_max),
-                                 QuantSpec(config["activation_bits"]))
-    return (_learned(weight, _LEARNED.get(weight_type.replace("channel_wise_", "")), True)[0],
-            _learned(activation, _LEARNED.get(activation_type), False)[0])
-
-
-def _learned(config, hook, weight):
-    """(QuantizerConfig, hook): LSQ and its subclasses become the quantizer of the config."""
-    found = None if hook is None else LSQ.in_layer(hook, config.spec, weight)
-    if found is None:
-        return config, hook
-    spec, factory = found
-    return QuantizerConfig(spec=spec, quantizer=factory), None
+def _learned(hook, spec, side):
+    """Return the QuantizerConfig of LSQ, a subclass or a factory of them; None for other hooks."""
+    found = None if hook is None else LSQ.in_layer(hook, spec, side == "weight")
+    return None if found is None else QuantizerConfig(spec=found[0], quantizer=found[1])

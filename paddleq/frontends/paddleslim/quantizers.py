@@ -1,11 +1,14 @@
 """Quantizers of PaddleSlim's ``PTQ``, each the parameters of an observer."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Dict
 
-from ..._checks import check_float, check_int
+from ..._checks import check_arguments, check_choice, check_float, check_int, wrong_type
 from ...config import QuantizerConfig
+from ...config.layer_config import activation_observers, check_activation_observer
 from ...engine import plain_factory
+from ...errors import ConfigError
 from ...observers import (
     OBSERVERS,
     AbsMaxObserver,
@@ -17,21 +20,24 @@ from ...observers.histogram import HIST_PERCENT
 from ...spec import PerChannel, QuantSpec
 
 
+@dataclass
 class _Quantizer:
-    """Base class of the quantizers."""
+    """Base class of the quantizers; those with ``activation()`` are for activations."""
 
-    def __init__(self, quant_bits: int = 8) -> None:
-        self.quant_bits = check_int("quant_bits", quant_bits, 1, 16)
+    quant_bits: int = 8
+
+    def __post_init__(self) -> None:
+        check_int("quant_bits", self.quant_bits, 1, 16)
 
     def as_recipe(self) -> dict:
         """Return this quantizer as recipes describe it."""
         return plain_factory(type(self), vars(self))
 
-    def __repr__(self):
-        shown = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
-        return f"{type(self).__name__}({shown})"
+    def _config(self, observer, **spec):
+        return QuantizerConfig(observer, QuantSpec(self.quant_bits, **spec))
 
 
+@dataclass
 class AbsmaxQuantizer(_Quantizer):
     """Range from the largest observed magnitude. For activations and weights.
 
@@ -46,13 +52,14 @@ class AbsmaxQuantizer(_Quantizer):
 
     def activation(self) -> QuantizerConfig:
         """Return the QuantizerConfig of an activation."""
-        return QuantizerConfig(AbsMaxObserver, QuantSpec(self.quant_bits))
+        return self._config(AbsMaxObserver)
 
     def weight(self) -> QuantizerConfig:
         """Return the QuantizerConfig of a weight."""
-        return QuantizerConfig(CurrentAbsMaxObserver, QuantSpec(self.quant_bits))
+        return self._config(CurrentAbsMaxObserver)
 
 
+@dataclass
 class PerChannelAbsmaxQuantizer(_Quantizer):
     """Range from the largest magnitude of each output channel. For weights.
 
@@ -67,11 +74,26 @@ class PerChannelAbsmaxQuantizer(_Quantizer):
 
     def weight(self) -> QuantizerConfig:
         """Return the QuantizerConfig of a weight."""
-        return QuantizerConfig(CurrentAbsMaxObserver,
-                               QuantSpec(self.quant_bits, granularity=PerChannel()))
+        return self._config(CurrentAbsMaxObserver, granularity=PerChannel())
 
 
-class HistQuantizer(_Quantizer):
+@dataclass
+class _HistogramQuantizer(_Quantizer):
+    bins: int = 1024
+    upsample_bins: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int("bins", self.bins, 2)
+        check_int("upsample_bins", self.upsample_bins, 1)
+
+    def _histogram_config(self, observer, **arguments):
+        return self._config(partial(observer, bins=self.bins, upsample_bins=self.upsample_bins,
+                                    **arguments))
+
+
+@dataclass
+class HistQuantizer(_HistogramQuantizer):
     """Range that contains a share of the magnitudes. For activations.
 
     Args:
@@ -86,23 +108,20 @@ class HistQuantizer(_Quantizer):
         0.999
     """
 
-    def __init__(self, quant_bits: int = 8, bins: int = 1024, upsample_bins: int = 64,
-                 hist_percent: float = HIST_PERCENT) -> None:
-        super().__init__(quant_bits)
-        self.bins = check_int("bins", bins, 2)
-        self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
-        self.hist_percent = check_float("hist_percent", hist_percent, 0.0, 1.0,
+    hist_percent: float = HIST_PERCENT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.hist_percent = check_float("hist_percent", self.hist_percent, 0.0, 1.0,
                                         open_low=True, open_high=True)
 
     def activation(self) -> QuantizerConfig:
         """Return the QuantizerConfig of an activation."""
-        return QuantizerConfig(
-            lambda spec, channels: HistogramObserver(
-                spec, channels, self.bins, self.upsample_bins, self.hist_percent),
-            QuantSpec(self.quant_bits))
+        return self._histogram_config(HistogramObserver, hist_percent=self.hist_percent)
 
 
-class KLQuantizer(_Quantizer):
+@dataclass
+class KLQuantizer(_HistogramQuantizer):
     """Range with the smallest KL divergence. For activations.
 
     Args:
@@ -116,18 +135,12 @@ class KLQuantizer(_Quantizer):
         KLQuantizer(quant_bits=8, bins=1024, upsample_bins=64)
     """
 
-    def __init__(self, quant_bits: int = 8, bins: int = 1024, upsample_bins: int = 64) -> None:
-        super().__init__(quant_bits)
-        self.bins = check_int("bins", bins, 2)
-        self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
-
     def activation(self) -> QuantizerConfig:
         """Return the QuantizerConfig of an activation."""
-        return QuantizerConfig(
-            lambda spec, channels: KLObserver(spec, channels, self.bins, self.upsample_bins),
-            QuantSpec(self.quant_bits))
+        return self._histogram_config(KLObserver)
 
 
+@dataclass(init=False)
 class ObserverQuantizer(_Quantizer):
     """Range of a registered observer. For activations.
 
@@ -136,24 +149,59 @@ class ObserverQuantizer(_Quantizer):
         quant_bits: 1 to 16. Default 8.
         **kwargs: further arguments of the observer.
 
+    Raises:
+        ConfigError: the observer is unknown, or does not take an argument.
+
     Examples:
         >>> import paddleq
-        >>> paddleq.PTQ("mse").activation_quantizer
-        ObserverQuantizer(quant_bits=8, observer='mse')
+        >>> paddleq.PTQ("mse", bins=512).activation_quantizer
+        ObserverQuantizer(quant_bits=8, observer='mse', arguments={'bins': 512})
     """
 
-    def __init__(self, observer: str, quant_bits: int = 8, **kwargs: Any) -> None:
+    observer: str
+    arguments: Dict[str, Any]
+
+    def __init__(self, observer: str, /, quant_bits: int = 8, **kwargs: Any) -> None:
         super().__init__(quant_bits)
-        self.observer = OBSERVERS.check(observer)
-        vars(self).update(kwargs)
+        self.observer = check_activation_observer("observer", observer)
+        check_arguments(observer, OBSERVERS[observer], kwargs, ("spec", "channels"))
+        self.arguments = kwargs
+
+    def as_recipe(self) -> dict:
+        """Return this quantizer as recipes describe it."""
+        return {"name": self.observer, "quant_bits": self.quant_bits, **self.arguments}
 
     def activation(self) -> QuantizerConfig:
         """Return the QuantizerConfig of an activation."""
-        kwargs = {key: value for key, value in vars(self).items()
-                  if key not in ("quant_bits", "observer")}
-        return QuantizerConfig(partial(OBSERVERS[self.observer], **kwargs),
-                               QuantSpec(self.quant_bits))
+        return self._config(partial(OBSERVERS[self.observer], **self.arguments))
 
 
-ACTIVATION_QUANTIZERS = {q.__name__: q for q in (KLQuantizer, HistQuantizer, AbsmaxQuantizer)}
-WEIGHT_QUANTIZERS = {q.__name__: q for q in (AbsmaxQuantizer, PerChannelAbsmaxQuantizer)}
+def make_quantizer(name: str, given: Any, side: str, arguments: Dict[str, Any]) -> Any:
+    """Return the quantizer for a name, a class or an instance.
+
+    Args:
+        name: name of the argument for messages.
+        given: name of a quantizer or of a registered observer, a class, or an instance.
+        side: "activation" or "weight", the tensors to quantize.
+        arguments: keyword arguments of the quantizer.
+
+    Raises:
+        ConfigError, ConfigTypeError: an unknown quantizer or argument, or an invalid value.
+    """
+    known = {cls.__name__: cls for cls in (KLQuantizer, HistQuantizer, AbsmaxQuantizer,
+                                           PerChannelAbsmaxQuantizer) if hasattr(cls, side)}
+    if isinstance(given, str):
+        observers = activation_observers() if side == "activation" else []
+        if check_choice(name, given, [*known, *observers]) in observers:
+            return ObserverQuantizer(given, **arguments)
+        given = known[given]
+    cls = given if isinstance(given, type) else type(given)
+    if not (issubclass(cls, _Quantizer) and hasattr(cls, side)):
+        raise wrong_type(name, given, f"one of {', '.join(known)}, as a name, class or instance")
+    if given is cls:
+        check_arguments(cls.__name__, cls, arguments)
+        return cls(**arguments)
+    if arguments:
+        raise ConfigError(f"{name} is already built ({given!r}); its arguments "
+                          f"{', '.join(arguments)} must be given when it is built")
+    return given

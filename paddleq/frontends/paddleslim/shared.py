@@ -4,7 +4,7 @@ from typing import Any, List, Optional, Sequence
 
 from paddle import nn
 
-from ..._checks import hint, wrong_type
+from ..._checks import check_choice, wrong_type
 from ...config import LayerConfig, QuantConfig, Scope
 from ...errors import ConfigError
 from ...nn.layer_types import known_classes
@@ -26,10 +26,7 @@ def layer_classes(name: str, value: Any) -> List[type]:
     known, classes = known_classes(), []
     for entry in value:
         if isinstance(entry, str):
-            if entry not in known:
-                raise ConfigError(f"{name} does not know {entry!r}{hint(entry, known)}; valid: "
-                                  f"{', '.join(known)}, or what paddleq.register_layer added")
-            classes.append(known[entry])
+            classes.append(known[check_choice(name, entry, known)])
         elif isinstance(entry, type) and issubclass(entry, nn.Layer):
             if not any(issubclass(entry, cls) and entry.forward is cls.forward
                        for cls in known.values()):
