@@ -1,7 +1,6 @@
 """State that quantization keeps on layers of a user's model: the attribute ``_paddleq``."""
 
-import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from paddle import nn
@@ -45,9 +44,7 @@ class QuantizationState:
 
     def copy(self) -> "QuantizationState":
         """Return a copy that shares the values but not the list of blocks."""
-        copied = copy.copy(self)
-        copied.member_of = list(self.member_of)
-        return copied
+        return replace(self, member_of=list(self.member_of))
 
 
 _EMPTY = QuantizationState()

@@ -7,7 +7,7 @@ removes raises :class:`~paddleq.errors.DependencyError`, which names that versio
 
 import copyreg
 import functools
-import importlib
+import pkgutil
 from typing import Any, Callable, Dict, FrozenSet, List, Tuple, Type, TypeVar
 
 import paddle
@@ -34,26 +34,12 @@ def _private(path: str, purpose: str) -> Any:
     Raises:
         DependencyError: the installed Paddle has no such object.
     """
-    module, names = path, []
-    while True:
-        try:
-            value = importlib.import_module(module)
-            break
-        except ImportError as error:
-            module, _, name = module.rpartition(".")
-            names.insert(0, name)
-            if not module:
-                raise _missing(path, purpose) from error
-    for name in names:
-        if not hasattr(value, name):
-            raise _missing(path, purpose)
-        value = getattr(value, name)
-    return value
-
-
-def _missing(path, purpose):
-    return DependencyError(f"Paddle {paddle.__version__} has no {path}, which paddleq needs to "
-                           f"{purpose}; install a Paddle that has it, e.g. one of {_TESTED}")
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError) as error:
+        raise DependencyError(
+            f"Paddle {paddle.__version__} has no {path}, which paddleq needs to {purpose}; install "
+            f"a Paddle that has it, e.g. one of {_TESTED}") from error
 
 
 def framework_proto() -> Any:
@@ -138,10 +124,9 @@ def set_flops_counter(cls: Type[nn.Layer], counter: Callable) -> None:
 def copy_flops_counter(cls: Type[nn.Layer], base: Type[nn.Layer]) -> None:
     """Let ``paddle.flops`` count layers of ``cls`` as it counts those of ``base``."""
     counters = _flops_counters()
-    for parent in base.__mro__:
-        if parent in counters:
-            counters[cls] = counters[parent]
-            return
+    counter = next((counters[parent] for parent in base.__mro__ if parent in counters), None)
+    if counter is not None:
+        counters[cls] = counter
 
 
 def _flops_counters():

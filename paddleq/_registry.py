@@ -1,6 +1,6 @@
 """Registry of named extension points: observers, layer types, algorithms, formats and runtimes."""
 
-from typing import Any, Callable, Dict, Generic, Iterator, List, Tuple, TypeVar
+from typing import Any, Callable, Dict, TypeVar
 
 from ._checks import check_choice, wrong_type
 from .errors import ConfigError
@@ -9,8 +9,8 @@ T = TypeVar("T")
 D = TypeVar("D")  # the decorated class or function
 
 
-class Registry(Generic[T]):
-    """Mapping of names to registered entries, in the order of registration.
+class Registry(Dict[str, T]):
+    """Dict from names to registered entries, in the order of registration.
 
     Args:
         kind: noun for messages, e.g. "observer".
@@ -33,9 +33,8 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str, definition: Callable[[T], Any] = lambda entry: entry):
-        self.kind = kind
-        self._definition = definition
-        self._entries: Dict[str, T] = {}
+        super().__init__()
+        self.kind, self._definition = kind, definition
 
     def register(self, name: str) -> Callable[[D], D]:
         """Decorator that registers a class or a function under ``name``.
@@ -60,20 +59,18 @@ class Registry(Generic[T]):
             raise wrong_type(f"name of the {self.kind}", name, "a non-empty string")
 
         def add(entry: Any) -> Any:
-            known = self._entries.get(name)
+            known = self.get(name)
             if known is not None and not _same_definition(*map(self._definition, (known, entry))):
                 raise ConfigError(f"{self.kind} {name!r} is already registered as {known!r}; "
                                   "choose another name")
-            self._entries[name] = entry
+            self[name] = entry
             return entry
 
         return add
 
     def unregister(self, name: str) -> T:
         """Remove ``name`` and return its entry."""
-        entry = self[name]
-        del self._entries[name]
-        return entry
+        return self.pop(self.check(name))
 
     def check(self, name: str, argument: str = "") -> str:
         """Return ``name`` if it is registered.
@@ -84,28 +81,13 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: it is not registered; names the nearest.
         """
-        return check_choice(argument or self.kind, name, self._entries)
+        return check_choice(argument or self.kind, name, self)
 
-    def items(self) -> List[Tuple[str, T]]:
-        return list(self._entries.items())
-
-    def values(self) -> List[T]:
-        return list(self._entries.values())
-
-    def __getitem__(self, name: str) -> T:
-        return self._entries[self.check(name)]
+    def __missing__(self, name: str) -> T:
+        raise KeyError(self.check(name))  # check() raises a ConfigError
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(list(self._entries))
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __repr__(self) -> str:
-        return f"Registry({self.kind!r}, {list(self._entries)})"
+        return isinstance(name, str) and super().__contains__(name)
 
 
 def _same_definition(first, second):

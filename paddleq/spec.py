@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Optional, Tuple, Union
 
 from ._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
+from .errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -161,16 +162,12 @@ class QuantSpec:
         if not isinstance(granularity, (PerTensor, PerChannel, PerGroup, PerToken)):
             raise wrong_type("granularity", granularity,
                              "PerTensor, PerChannel, PerGroup or PerToken")
-        binary = self.bits == 1
-        if binary:
-            low, high = -1, 1
-        else:
-            low, high = _integer_range(self.bits, self.signed)
-            low += int(self.narrow_range)
+        low, high = _integer_range(self.bits, self.signed)
+        low += self.narrow_range and self.bits > 1
         if self.limits is not None:
             low, high = _checked_limits(self.limits, low, high)
         derived = {
-            "binary": binary, "quant_min": low, "quant_max": high,
+            "binary": self.bits == 1, "quant_min": low, "quant_max": high,
             "storage": ("int" if self.signed else "uint") + ("8" if self.bits <= 8 else "16"),
             "channel_axis": granularity.axis if isinstance(granularity, PerChannel) else None,
         }
@@ -182,6 +179,8 @@ class QuantSpec:
 
 
 def _integer_range(bits, signed):
+    if bits == 1:
+        return -1, 1
     return (-2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2 ** bits - 1)
 
 
@@ -199,6 +198,7 @@ DTYPES = {f"{'q' if signed else 'qu'}int{bits}": (bits, signed)
           for bits in range(2, 17) for signed in (True, False)}
 QSCHEMES = ("per_tensor_symmetric", "per_tensor_affine", "per_channel_symmetric",
             "per_channel_affine")
+SPEC_ARGUMENTS = ("dtype", "qscheme", "quant_min", "quant_max", "ch_axis", "rounding")
 
 
 def spec_from_qscheme(dtype: str = "qint8", qscheme: Optional[str] = None,
@@ -240,3 +240,19 @@ def spec_from_qscheme(dtype: str = "qint8", qscheme: Optional[str] = None,
         rounding=check_choice("rounding", rounding, (HALF_EVEN, HALF_UP)),
         granularity=PerChannel(axis) if per_channel else PerTensor(),
         limits=None if narrow or limits == (lowest, highest) else limits)
+
+
+def pop_spec(arguments, **defaults):
+    """Remove the arguments of a spec from ``arguments`` and return the spec.
+
+    Args:
+        defaults: arguments of :func:`spec_from_qscheme`, unless there is a ``spec``.
+    """
+    spec = arguments.pop("spec", None)
+    words = {name: arguments.pop(name) for name in SPEC_ARGUMENTS if name in arguments}
+    if spec is None:
+        return spec_from_qscheme(**{**defaults, **words})
+    if words:
+        raise ConfigError(f"spec says how to quantize already, so that {', '.join(words)} cannot "
+                          "be given too")
+    return spec

@@ -17,8 +17,8 @@ def define(registry, name):
 def test_entries_are_found_by_name_in_order_of_registration():
     registry = Registry("observer")
     second, first = define(registry, "b"), define(registry, "a")
-    assert list(registry) == ["b", "a"] and registry.values() == [second, first]
-    assert registry.items() == [("b", second), ("a", first)]
+    assert list(registry) == ["b", "a"] and list(registry.values()) == [second, first]
+    assert list(registry.items()) == [("b", second), ("a", first)]
     assert registry["a"] is first and "a" in registry and "c" not in registry and [] not in registry
     assert len(registry) == 2 and registry.check("a") == "a"
 

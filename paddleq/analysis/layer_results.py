@@ -6,8 +6,8 @@ from typing import Any, Dict, Iterable, Iterator, List
 from paddle import nn
 
 from .._checks import check_int, hint, wrong_type
-from .._text import table
 from ..engine import check_quantized, fake_quantizers
+from ..engine.summary import table
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import State
 from ..nn import IntegerLinear

@@ -7,7 +7,6 @@ from dataclasses import fields, is_dataclass
 
 import numpy as np
 
-from .._factory import Factory
 from .._layer_state import read_state, state_of
 
 
@@ -51,8 +50,6 @@ def plain_value(value):
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)  # YAML would store the class of a subclass
-    if isinstance(value, Factory):
-        return plain_factory(value.made, value.arguments)
     if isinstance(value, functools.partial):
         return plain_factory(value.func, value.keywords)
     if isinstance(value, type) or not (is_dataclass(value) or hasattr(value, "__iter__")):

@@ -8,7 +8,6 @@ from paddle import nn
 from .._checks import wrong_type
 from .._layer_state import read_state
 from .._paddle_compat import own_parameters, own_sublayers
-from .._text import table
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..graph import FoldedNorm
 from ..nn.block import BlockMember
@@ -16,6 +15,13 @@ from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import DeployableLayer, describe_spec
 from ..nn.quantized_layer import QuantizedLayer
 from ..spec import QuantSpec
+
+
+def table(rows):
+    """Format rows of texts as a table with aligned columns; the first row holds the titles."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-+-".join("-" * width for width in widths), *lines[1:]])
 
 
 def summary(model):

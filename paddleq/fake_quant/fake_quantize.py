@@ -9,13 +9,13 @@ import paddle
 from paddle import nn
 
 from .._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type, wrong_value
-from .._factory import Factory, WithArgs
 from .._paddle_compat import own_buffers, own_parameters, skip_bytecode_translation
 from ..errors import CalibrationError, ConfigError, ModelError, NonFiniteError
 from ..functional import clip_and_fake_quantize, fake_quantize, representable_range
 from ..functional.qparams import as_dtype
 from ..observers import MovingAverageMinMaxObserver, Observer
-from ..spec import HALF_EVEN, spec_from_qscheme
+from ..observers.base import Factory, WithArgs, assign_buffer
+from ..spec import HALF_EVEN, SPEC_ARGUMENTS, pop_spec
 
 
 class State(enum.Enum):
@@ -38,11 +38,6 @@ class State(enum.Enum):
             return state
         return cls(check_choice("state", state, [each.value for each in cls]))
 
-
-DEFAULT_SATURATE = True
-"""Value of ``saturate=None``."""
-
-SPEC_ARGUMENTS = ("dtype", "qscheme", "quant_min", "quant_max", "ch_axis", "rounding")
 
 
 @skip_bytecode_translation
@@ -100,8 +95,7 @@ class FakeQuantize(nn.Layer, WithArgs):
                  compat_mask=True, channel_len=1, fast_training=True, label="",
                  **observer_kwargs):
         super().__init__()
-        self.saturate = (DEFAULT_SATURATE if saturate is None
-                         else check_bool("saturate", saturate))
+        self.saturate = saturate is None or check_bool("saturate", saturate)
         self.in_place = check_bool("in_place", in_place)
         self.compat_mask = check_bool("compat_mask", compat_mask)
         self.channel_len = check_int("channel_len", channel_len, 1)
@@ -178,18 +172,17 @@ class FakeQuantize(nn.Layer, WithArgs):
         """
         spec, channels = self.spec, self.observer.channels
         if self.observer.dynamic:
-            raise ConfigError("set_qparams: the observer "
-                              f"{type(self.observer).__name__} computes a scale for each tensor, "
-                              "so no scale can be set; use another observer")
+            raise ConfigError(f"set_qparams: the observer {type(self.observer).__name__} computes "
+                              "a scale for each tensor, so no scale can be set; use another "
+                              "observer")
         steps = _numbers("scale", scale, channels)
         if not (np.isfinite(steps).all() and (steps > 0).all()):
             raise wrong_value("scale", scale, "positive and finite")
         zeros = _numbers("zero_point", 0 if zero_point is None else zero_point, channels)
         low, high = (0, 0) if spec.symmetric else (spec.quant_min, spec.quant_max)
         if not ((zeros == np.round(zeros)) & (zeros >= low) & (zeros <= high)).all():
-            raise wrong_value("zero_point", zero_point,
-                              "0 for a symmetric spec" if spec.symmetric
-                              else f"integers in [{low}, {high}]")
+            limits = "0 for a symmetric spec" if spec.symmetric else f"integers in [{low}, {high}]"
+            raise wrong_value("zero_point", zero_point, limits)
         with paddle.no_grad():
             self._store(paddle.to_tensor((steps * spec.quant_max).astype("float32")),
                         paddle.to_tensor(zeros.astype("int64")))
@@ -201,12 +194,12 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     def can_clip(self, clipping):
         """Return True if :meth:`forward` can apply ``clipping`` in the pass that quantizes."""
-        observer, spec = self.observer, self.spec
+        observer = self.observer
         return clipping is not None and (clipping.idle or (
             self.observer_enabled and self.fake_quant_enabled and self.training
             and not self.saturate and not self.in_place
             and observer.online and not observer.dynamic and observer.accepts_abs_max
-            and spec.rounding == HALF_EVEN))
+            and self.spec.rounding == HALF_EVEN))
 
     @paddle.jit.not_to_static
     def forward(self, x, clipping=None, bound=None):
@@ -331,10 +324,11 @@ class FakeQuantize(nn.Layer, WithArgs):
         """Return (abs_max, zero point or None) that quantize ``x`` in evaluation."""
         if self.observer.dynamic:
             return self.observer.update_qparams(x)
-        return self.abs_max, self._own_zero_point()
+        return self.abs_max, None if self.spec.symmetric else self.zero_point
 
     def _qparams(self):
-        return self.abs_max, self._own_zero_point()
+        """Return the first two arguments of :meth:`_fake_quantize` from the stored state."""
+        return self.qparams_of(None)
 
     def extra_repr(self):
         spec = self.spec
@@ -350,24 +344,14 @@ class FakeQuantize(nn.Layer, WithArgs):
         self._known_version = None
         return super()._state_dict_impl(*args, **kwargs)
 
-    def _own_zero_point(self):
-        return None if self.spec.symmetric else self.zero_point
-
     def _usable(self):
         # Values are unknown while to_static traces; the export detects missing scales.
         return not paddle.in_dynamic_mode() or self.initialized
 
     def _store(self, abs_max, zero_point=None):
-        self._put("abs_max", abs_max)
+        assign_buffer(self, "abs_max", abs_max)
         if zero_point is not None:
-            self._put("zero_point", zero_point)
-
-    def _put(self, name, value):
-        buffer = getattr(self, name)
-        if buffer.shape == value.shape or not paddle.in_dynamic_mode():
-            paddle.assign(value, buffer)
-        else:
-            own_buffers(self)[name] = value
+            assign_buffer(self, "zero_point", zero_point)
 
     def _refuse_non_finite(self, x, source=None):
         # The sum propagates NaN and infinity. It may also overflow, so the elements are checked
@@ -376,11 +360,11 @@ class FakeQuantize(nn.Layer, WithArgs):
             return
         wrong = (~paddle.isfinite(x)).sum().item()
         if wrong:
+            activity = "training" if source else "calibrating"
+            source = source or f"calibration batch {self.observer.num_batches}"
             raise NonFiniteError(
-                f"{self.label or 'the quantizer'}: "
-                f"{source or f'calibration batch {self.observer.num_batches}'} has {wrong} NaN or "
-                f"infinite values of {x.size}; remove that batch or correct the model before "
-                f"{'training' if source else 'calibrating'}")
+                f"{self.label or 'the quantizer'}: {source} has {wrong} NaN or infinite values of "
+                f"{x.size}; remove that batch or correct the model before {activity}")
 
 
 def _observer(observer, channels, arguments):
@@ -390,28 +374,23 @@ def _observer(observer, channels, arguments):
                               f"so that {', '.join(arguments)} cannot be handed to it; give its "
                               "class instead")
         return observer
-    cls = observer.made if isinstance(observer, Factory) else observer
+    cls, preset = ((observer.func, observer.keywords) if isinstance(observer, Factory)
+                   else (observer, {}))
     if not (isinstance(cls, type) and issubclass(cls, Observer)):
         raise wrong_type("observer", observer, "a class of paddleq.observers, its with_args() or "
                                                "an instance")
-    words = {name: arguments[name] for name in SPEC_ARGUMENTS if name in arguments}
-    rest = {name: value for name, value in arguments.items() if name not in words}
-    if "spec" in rest and words:
-        raise ConfigError(f"spec says how to quantize already, so that {', '.join(words)} cannot "
-                          "be given too")
     known = [name for name in inspect.signature(cls.__init__).parameters
              if name not in ("self", "channels")]
-    check_known_keys("FakeQuantize", rest, [*known, *SPEC_ARGUMENTS])
-    given = {"spec": spec_from_qscheme(per_channel=cls.per_channel, **words)}
-    if isinstance(observer, Factory):
-        given.update(observer.arguments)
-    return observer(**{**given, "channels": channels, **rest})
+    check_known_keys("FakeQuantize", arguments, [*known, *SPEC_ARGUMENTS])
+    given = arguments.get("spec") or preset.get("spec")
+    spec = pop_spec(arguments, per_channel=cls.per_channel)
+    return observer(spec=given or spec, channels=channels, **arguments)
 
 
 def _numbers(name, value, channels):
-    if isinstance(value, str):  # numpy would read it as a number
-        raise wrong_type(name, value, "a number, a sequence of numbers or a tensor")
     try:
+        if isinstance(value, str):  # numpy would read it as a number
+            raise TypeError
         numbers = np.asarray(value.numpy() if isinstance(value, paddle.Tensor) else value,
                              np.float64).reshape([-1])
     except (TypeError, ValueError):

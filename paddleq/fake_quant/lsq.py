@@ -7,15 +7,15 @@ import paddle
 from paddle import nn
 
 from .._checks import check_float
-from .._factory import Factory
 from .._paddle_compat import skip_bytecode_translation
 from .._registry import Registry
 from ..errors import ConfigError, ModelError
 from ..functional import learned_fake_quantize
 from ..functional.lsq import constant, learned_abs_max, learned_zero_point
 from ..observers import DeviationObserver, MeanMagnitudeObserver, MinMaxObserver, Observer
-from ..spec import HALF_EVEN, spec_from_qscheme
-from .fake_quantize import SPEC_ARGUMENTS, FakeQuantize, State
+from ..observers.base import Factory
+from ..spec import HALF_EVEN, SPEC_ARGUMENTS, pop_spec
+from .fake_quantize import FakeQuantize, State
 
 # LSQ and its subclasses by the names of QAT's quantize types.
 LEARNED_QUANTIZERS: "Registry[type]" = Registry("learned quantizer")
@@ -88,17 +88,14 @@ class LSQ(FakeQuantize):
     def __init__(self, observer=None, channel_len=1, fast_training=True, learning_rate=1.0,
                  label="", **observer_kwargs):
         rate = check_float("learning_rate", learning_rate, 0.0, math.inf, open_high=True)
-        arguments = dict(observer_kwargs)
         if isinstance(observer, Observer):
             spec = observer.spec
         else:
-            words = {name: arguments.pop(name) for name in ("spec", *SPEC_ARGUMENTS)
-                     if name in arguments}
-            spec = arguments["spec"] = self.spec_from(**words)
+            spec = observer_kwargs["spec"] = pop_spec(observer_kwargs, rounding=HALF_EVEN)
         self.check_spec(spec)
         observer = self.first_observer(spec) if observer is None else observer
         super().__init__(observer, saturate=True, channel_len=channel_len,
-                         fast_training=fast_training, label=label, **arguments)
+                         fast_training=fast_training, label=label, **observer_kwargs)
         if self.observer.dynamic:
             raise ConfigError("observer must keep statistics, but "
                               f"{type(self.observer).__name__} computes a scale for each tensor")
@@ -109,16 +106,6 @@ class LSQ(FakeQuantize):
                                                                         dtype="float32")
         if self.observer.fixed:
             self._store_observed()
-
-    @classmethod
-    def spec_from(cls, spec=None, **words):
-        """Return ``spec``, or the spec of arguments of :func:`paddleq.spec.spec_from_qscheme`."""
-        if spec is None:
-            return spec_from_qscheme(**{"rounding": HALF_EVEN, **words})
-        if words:
-            raise ConfigError("spec says how to quantize already, so that "
-                              f"{', '.join(words)} cannot be given too")
-        return spec
 
     @classmethod
     def check_spec(cls, spec):
@@ -152,16 +139,16 @@ class LSQ(FakeQuantize):
             ``factory(spec=..., channel_len=..., label=...)`` creates quantizers. None also for
             classes that override ``__init__``, which are created without arguments as all hooks.
         """
-        hook = hook if isinstance(hook, Factory) else Factory(hook, {})
-        made = hook.made
+        made, arguments = ((hook.func, dict(hook.keywords)) if isinstance(hook, Factory)
+                           else (hook, {}))
         if not (isinstance(made, type) and issubclass(made, LSQ) and made.__init__ is LSQ.__init__):
             return None
-        words = {name: value for name, value in hook.arguments.items()
-                 if name in ("spec", *SPEC_ARGUMENTS)}
-        rest = {name: value for name, value in hook.arguments.items() if name not in words}
-        spec = made.spec_from(**words) if words else made.spec_within(spec, weight)
+        if arguments.keys() & {"spec", *SPEC_ARGUMENTS}:
+            spec = pop_spec(arguments, rounding=HALF_EVEN)
+        else:
+            spec = made.spec_within(spec, weight)
         made.check_spec(spec)
-        return spec, Factory(made, rest)
+        return spec, made.with_args(**arguments)
 
     @property
     def abs_max(self):
@@ -207,7 +194,7 @@ class LSQ(FakeQuantize):
     def _qparams(self):
         """Return (step, offset or None); a trained step may be negative."""
         sums = [parameter + first for parameter, first in self._parameters_and_buffers()]
-        return sums[0], sums[1] if len(sums) > 1 else None
+        return (*sums, None)[:2]
 
     def _observe(self, x, clipping):
         if self.state is State.CALIBRATION:
@@ -233,7 +220,7 @@ class LSQ(FakeQuantize):
             for value, (_, buffer) in zip(first, held):
                 paddle.assign(value, buffer)
         sums = [parameter + value for value, (parameter, _) in zip(first, held)]
-        return sums[0], sums[1] if len(sums) > 1 else None
+        return (*sums, None)[:2]
 
     def _store(self, abs_max, zero_point=None):
         if self.offset is not None and zero_point is None:

@@ -6,7 +6,7 @@ This module covers the other granularities: q = clip(round(x / step)) and y = q 
 
 import paddle
 
-from .fake_quant import _levels, round_and_clip_
+from .fake_quant import round_and_clip_
 from .qparams import EPS, as_dtype
 
 
@@ -55,9 +55,9 @@ def quantize_by_scale(x, step, spec):
         [[5.0, 127.0]]
     """
     x = as_dtype(x, paddle.float32)
-    if not paddle.in_dynamic_mode():
-        return _levels(x / step, spec, 0)
-    return x if 0 in x.shape else round_and_clip_(x / step, spec, 0)
+    if paddle.in_dynamic_mode() and 0 in x.shape:
+        return x
+    return round_and_clip_(x / step, spec)
 
 
 def dequantize_by_scale(integers, step):

@@ -19,26 +19,21 @@ from paddle.autograd import PyLayer
 
 from .._paddle_compat import scalar
 from ..spec import HALF_EVEN
-from .bit_mask import BitMask, BoolMask, masked
 from .qparams import ROUNDING_MAGIC, as_dtype
 
 
-def per_channel_shape(ndim, axis):
-    """Return the shape with which a vector along ``axis`` broadcasts over ``ndim`` dimensions."""
-    shape = [1] * ndim
-    shape[axis] = -1
-    return shape
-
-
-def _aligned(abs_max, x, spec):
+def aligned(numbers, x, spec):
+    """Reshape one number, or one for each channel, so that it broadcasts over ``x``."""
     axis = spec.channel_axis
     if axis is None:
-        return abs_max
-    abs_max = abs_max.reshape(per_channel_shape(len(x.shape), axis))
+        return numbers
+    shape = [1] * len(x.shape)
+    shape[axis] = -1
+    numbers = numbers.reshape(shape)
     # Products with an expanded tensor are several times faster than broadcast ones, unless whole
     # rows share a factor.
     rows = axis % len(x.shape) == 0
-    return abs_max if rows or not paddle.in_dynamic_mode() else abs_max.expand(x.shape)
+    return numbers if rows or not paddle.in_dynamic_mode() else numbers.expand(x.shape)
 
 
 def _zero(zero_point, x, spec):
@@ -47,57 +42,39 @@ def _zero(zero_point, x, spec):
         return 0
     if spec.channel_axis is None and paddle.in_dynamic_mode():
         return zero_point.item()
-    return _aligned(zero_point.astype("float32"), x, spec)
+    return aligned(zero_point.astype("float32"), x, spec)
 
 
-def _clip_levels(t, spec, zero):
-    """Clip ``t``, in steps from the zero point, to the spec's range. ``t`` may be overwritten."""
-    if not isinstance(zero, int):
-        return paddle.minimum(paddle.maximum(t, spec.quant_min - zero), spec.quant_max - zero)
-    low, high = spec.quant_min - zero, spec.quant_max - zero
-    return t.clip_(low, high) if paddle.in_dynamic_mode() else paddle.clip(t, low, high)
+def _plus(t, number):
+    return t.scale_(1.0, number) if paddle.in_dynamic_mode() else paddle.scale(t, 1.0, number)
 
 
 def round_and_clip_(t, spec, zero=0):
-    """Round and clip ``t`` in place; ``t`` is in steps from the zero point.
+    """Round and clip ``t``, which is in steps from the zero point; in dynamic mode in place.
 
     Args:
         zero: the zero point, an int or a float32 tensor that broadcasts. The limits are
             quant_min - zero and quant_max - zero.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.fake_quant import round_and_clip_
-        >>> round_and_clip_(paddle.to_tensor([-9.0, 0.5, 1.5, 7.6]), QuantSpec(bits=4)).tolist()
-        [-8.0, 0.0, 2.0, 7.0]
     """
     if spec.binary:
-        return (t >= 0).astype("float32").scale_(2.0, -1.0)
-    if spec.rounding == HALF_EVEN:
-        t.scale_(1.0, ROUNDING_MAGIC)
-        t.scale_(1.0, -ROUNDING_MAGIC)
-    else:
-        t.scale_(1.0, 0.5)
-        t.floor_()
-    return _clip_levels(t, spec, zero)
-
-
-def _levels(t, spec, zero):
-    if spec.binary:
         return paddle.scale((t >= 0).astype("float32"), 2.0, -1.0)
+    dynamic = paddle.in_dynamic_mode()
     if spec.rounding == HALF_EVEN:
-        t = paddle.scale(paddle.scale(t, 1.0, ROUNDING_MAGIC), 1.0, -ROUNDING_MAGIC)
+        t = _plus(_plus(t, ROUNDING_MAGIC), -ROUNDING_MAGIC)
     else:
-        t = paddle.floor(paddle.scale(t, 1.0, 0.5))
-    return _clip_levels(t, spec, zero)
+        t = _plus(t, 0.5)
+        t = t.floor_() if dynamic else paddle.floor(t)
+    low, high = spec.quant_min - zero, spec.quant_max - zero
+    if not isinstance(zero, int):
+        return paddle.minimum(paddle.maximum(t, low), high)
+    return t.clip_(low, high) if dynamic else paddle.clip(t, low, high)
 
 
 def _steps(x, abs_max, spec, zero, in_place=False):
     """Return ``x`` in steps from the zero point, rounded and clipped."""
-    factor = _aligned(float(spec.quant_max) * (1.0 / abs_max), x, spec)
+    factor = aligned(float(spec.quant_max) * (1.0 / abs_max), x, spec)
     if not paddle.in_dynamic_mode():
-        return _levels(x * factor, spec, zero)
+        return round_and_clip_(x * factor, spec, zero)
     with paddle.no_grad():
         # scale() with a tensor factor is ten times faster than a broadcast multiplication.
         if spec.channel_axis is None:
@@ -143,19 +120,11 @@ def dequantize(q, abs_max, spec, zero_point=None):
     if zero_point is not None:
         q = q - _zero(zero_point, q, spec)
     levels = paddle.full([], float(spec.quant_max), dtype="float32")
-    return (q * _aligned(abs_max, q, spec)) / levels
+    return (q * aligned(abs_max, q, spec)) / levels
 
 
 def dequantize_(q, abs_max, spec):
-    """:func:`dequantize` in place, in dynamic mode and without a zero point; ``q`` is float32.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.fake_quant import dequantize_
-        >>> dequantize_(paddle.to_tensor([127.0]), paddle.to_tensor([2.0]), QuantSpec()).tolist()
-        [2.0]
-    """
+    """:func:`dequantize` in place, in dynamic mode and without a zero point; ``q`` is float32."""
     _times_(q, abs_max, spec)
     if spec.quant_max != 1:
         # A true division: multiplication by 1/127 differs from dequantize_linear by one unit in the
@@ -171,7 +140,7 @@ def _times_(q, factor, spec):
     else:
         # In place, broadcasting a vector along the last axis is faster than expanding it.
         last = axis % len(q.shape) == len(q.shape) - 1
-        q.multiply_(factor if last else _aligned(factor, q, spec))
+        q.multiply_(factor if last else aligned(factor, q, spec))
 
 
 def _of_numbers(spec, zero):
@@ -226,10 +195,11 @@ def representable_range(abs_max, spec, zero_point=None):
     return step * (spec.quant_min - zero), step * (spec.quant_max - zero)
 
 
-def _inside(x, abs_max, spec, zero_point):
-    low, high = (_aligned(each, x, spec)
+def inside_range(x, abs_max, spec, zero_point, with_limits=True):
+    """Return a mask of the values in the representable range, by default with its limits."""
+    low, high = (aligned(each, x, spec)
                  for each in representable_range(abs_max, spec, zero_point))
-    return (x >= low) & (x <= high)
+    return (x >= low) & (x <= high) if with_limits else (x > low) & (x < high)
 
 
 def _clipped_to_range(x, abs_max, spec, zero):
@@ -242,6 +212,46 @@ def _clipped_to_range(x, abs_max, spec, zero):
     low, high = (step * np.float32(limit - zero) for limit in (spec.quant_min, spec.quant_max))
     return x.clip(float(np.nextafter(low, np.float32(-np.inf))),
                   float(np.nextafter(high, np.float32(np.inf))))
+
+
+class BitMask:
+    """Boolean tensor packed to an eighth of its memory.
+
+    The flattened mask is split into eight consecutive parts; part ``i`` is stored in bit ``i``.
+
+    Args:
+        mask: tensor of booleans, not empty.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.functional.fake_quant import BitMask
+        >>> mask = BitMask(paddle.to_tensor([True, False, True]))
+        >>> mask.packed.tolist(), mask.unpacked().tolist()
+        ([5], [True, False, True])
+    """
+
+    def __init__(self, mask):
+        self.shape = mask.shape
+        flat = mask.reshape([-1])
+        self.count = flat.shape[0]
+        if self.count % 8:
+            flat = paddle.concat([flat, paddle.zeros([-self.count % 8], dtype="bool")])
+        parts = flat.astype("uint8").reshape([8, -1])
+        self.packed = parts[0]
+        for bit in range(1, 8):
+            self.packed = self.packed.bitwise_or(paddle.scale(parts[bit], 1 << bit))
+
+    def unpacked(self):
+        """The boolean tensor."""
+        parts = [self.packed.bitwise_and(paddle.full([1], 1 << bit, dtype="uint8")).astype("bool")
+                 for bit in range(8)]
+        return paddle.concat(parts)[:self.count].reshape(self.shape)
+
+
+def masked(mask, grad):
+    """Return ``grad`` where the boolean tensor ``mask`` is set and 0 elsewhere, as a new tensor."""
+    # where() costs three times as much. In place: a fresh tensor costs more than the arithmetic.
+    return mask.astype(grad.dtype).multiply_(grad)
 
 
 def _with_idle(idle, grad):
@@ -266,7 +276,8 @@ class _FakeQuantize(PyLayer):
     @staticmethod
     def backward(ctx, grad):
         if ctx.mask is not None:
-            grad = masked(ctx.mask, grad)
+            mask = ctx.mask.unpacked() if isinstance(ctx.mask, BitMask) else ctx.mask
+            grad = masked(mask, grad)
         return _with_idle(ctx.idle, grad)
 
 
@@ -316,7 +327,7 @@ def fake_quantize(x, abs_max, spec, saturate=False, idle=None, exact=True, zero_
         # x - x is exactly zero: the sum has the value of y and the gradient of x.
         nothing = x - x.detach()
         if saturate:
-            nothing = nothing * _inside(x, abs_max, spec, zero_point).astype("float32")
+            nothing = nothing * inside_range(x, abs_max, spec, zero_point).astype("float32")
         y = y.detach() + nothing
     elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
         y = _simulate(x, abs_max, spec, zero, in_place=in_place)
@@ -329,7 +340,8 @@ def fake_quantize(x, abs_max, spec, saturate=False, idle=None, exact=True, zero_
         def mask():
             if not saturate:
                 return None
-            return (BitMask if pack else BoolMask)(_inside(x, abs_max, spec, zero_point))
+            inside = inside_range(x, abs_max, spec, zero_point)
+            return BitMask(inside) if pack else inside
 
         if saturate and not exact and not in_place and _of_numbers(spec, zero):
             # clip() replaces the mask and returns a new tensor, which may be overwritten.

@@ -64,14 +64,7 @@ def respread(hist, top, new_top, upsample_bins):
 
 
 def stretch(hist, factor):
-    """Widen the bins by ``factor`` >= 1, assuming that counts are uniform within a bin.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.functional import histogram
-        >>> histogram.stretch(paddle.to_tensor([4.0, 2.0], dtype="float64"), 1.5).tolist()
-        [5.0, 1.0]
-    """
+    """Widen the bins by ``factor`` >= 1, assuming that counts are uniform within a bin."""
     bins = hist.shape[0]
     cumulative = np.concatenate([[0.0], np.cumsum(hist.numpy())])
     # The cumulative count is linear within an old bin: interpolate it at the new borders.

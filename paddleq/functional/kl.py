@@ -25,13 +25,6 @@ def kl_divergences(hist, levels):
     Returns:
         (cuts, divergences): int array of the cuts (number of bins kept) from (bins - 1) // 2 to
         bins - 1, and a float64 array that is inf where the last kept bin is empty.
-
-    Examples:
-        >>> import numpy as np
-        >>> from paddleq.functional import kl
-        >>> cuts, d = kl.kl_divergences(np.arange(16.0, 0, -1), levels=4)
-        >>> int(cuts[0]), int(cuts[-1]), bool((d >= 0).all())
-        (7, 15, True)
     """
     hist = np.asarray(hist, dtype=np.float64)
     bins = len(hist)

@@ -19,14 +19,15 @@ from paddle.autograd import PyLayer
 from ..errors import ModelError
 from ..spec import HALF_EVEN
 from .fake_quant import (
+    aligned,
     dequantize,
     fake_quantize,
-    per_channel_shape,
+    inside_range,
+    masked,
     quantize,
-    representable_range,
     simulate_in_three_passes,
 )
-from .qparams import EPS, ROUNDING_MAGIC, as_dtype
+from .qparams import EPS, ROUNDING_MAGIC, as_dtype, reduce_channels
 
 
 def constant(x):
@@ -34,12 +35,6 @@ def constant(x):
 
     detach() shares the memory, and operators of a Paddle 3 program may overwrite it in place in an
     undefined order.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.functional.lsq import constant
-        >>> constant(paddle.to_tensor([1.0], stop_gradient=False)).stop_gradient
-        True
     """
     if paddle.in_dynamic_mode():
         return x.detach()
@@ -52,13 +47,6 @@ def learned_abs_max(step, spec):
     """Compute abs_max of a trained step: its magnitude times ``spec.quant_max``.
 
     An optimizer may move a small step below zero; the magnitude is then used.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.lsq import learned_abs_max
-        >>> learned_abs_max(paddle.to_tensor([0.5, -0.5, 0.0]), QuantSpec(bits=4)).tolist()
-        [3.5, 3.5, 9.99...e-09]
     """
     return (constant(step).abs() * float(spec.quant_max)).clip(min=EPS)
 
@@ -83,44 +71,21 @@ def learned_zero_point(offset, abs_max, spec):
     return ((steps + ROUNDING_MAGIC) - ROUNDING_MAGIC).astype("int64")
 
 
-def _step_of(abs_max, spec):
-    return abs_max / float(spec.quant_max)
-
-
-def _aligned(numbers, x, axis):
-    return numbers if axis is None else numbers.reshape(per_channel_shape(len(x.shape), axis))
-
-
 def _inside(x, abs_max, spec, zero_point):
-    """Return a mask of the values inside of the range.
-
-    As in the paper, the limits are excluded. With an offset they are included: zeros after a ReLU
-    lie on the lower limit and stay zero for every offset.
-    """
-    low, high = (_aligned(each, x, spec.channel_axis)
-                 for each in representable_range(abs_max, spec, zero_point))
-    if zero_point is None:
-        return (x > low).logical_and(x < high)
-    return (x >= low).logical_and(x <= high)
+    # As in the paper, the limits are excluded. With an offset they are included: zeros after a ReLU
+    # lie on the lower limit and stay zero for every offset.
+    return inside_range(x, abs_max, spec, zero_point, with_limits=zero_point is not None)
 
 
 def _signs(step):
     return paddle.where(step < 0, paddle.full_like(step, -1.0), paddle.ones_like(step))
 
 
-def _sum(x, axis):
-    """Sum over all values, or over the values of each channel."""
-    if axis is None:
-        return x.sum().reshape([1])
-    others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
-    return x.sum(axis=others) if others else x
-
-
 def _sum_of_products(a, b, axis):
     if axis is None:
         # dot() allocates no tensor of their size.
         return paddle.dot(a.reshape([-1]), b.reshape([-1])).reshape([1])
-    return _sum(a * b, axis)
+    return reduce_channels(paddle.sum, a * b, axis)
 
 
 # Paddle 2.6's bytecode translator fails on this attribute, but does not translate attrgetter.
@@ -144,20 +109,21 @@ class _Rule:
 
     def gradients(self, x, y, grad):
         """Return (dx, ds, doffset or None)."""
-        axis, steps = self.spec.channel_axis, _step_of(self.abs_max, self.spec)
+        axis, steps = self.spec.channel_axis, self.abs_max / float(self.spec.quant_max)
         inside = _inside(x, self.abs_max, self.spec, self.zero_point)
         # The only new tensor of this size: allocating one costs more than the arithmetic.
-        dx = inside.astype(grad.dtype).multiply_(grad)
+        dx = masked(inside, grad)
         # round(v / s) - v / s is (y - x) / s, and outside of the range y / s + z is the limit.
         if axis is None:
             total = _sum_of_products(grad, y, axis) - _sum_of_products(dx, x, axis)
         else:
-            total = _sum((grad * y).subtract_(dx * x), axis)
+            total = reduce_channels(paddle.sum, (grad * y).subtract_(dx * x), axis)
         ds = total / steps
         rate = (x.size / steps.size * self.spec.quant_max) ** -0.5
         if self.zero_point is None:
             return dx, ds * rate, None
-        beyond = _sum(grad, axis) - _sum(dx, axis)
+        beyond = (reduce_channels(paddle.sum, grad, axis)
+                  - reduce_channels(paddle.sum, dx, axis))
         return dx, (ds + self.zero_point.astype("float32") * beyond) * rate, beyond * rate
 
 
@@ -190,7 +156,7 @@ class _Learned(PyLayer):
 
 
 def _in_static_mode(x, rule, step, offset):
-    spec, axis = rule.spec, rule.spec.channel_axis
+    spec = rule.spec
     x_value, step_value = constant(x), constant(step)
     # fake_quantize() would detach.
     y = dequantize(quantize(x_value, rule.abs_max, spec, rule.zero_point), rule.abs_max, spec,
@@ -198,14 +164,14 @@ def _in_static_mode(x, rule, step, offset):
     inside = _inside(x_value, rule.abs_max, spec, rule.zero_point).astype("float32")
     count = paddle.numel(x_value).astype("float32")
     rate = (count * (spec.quant_max / rule.abs_max.shape[0])) ** -0.5
-    slope = (y - inside * x_value) / _aligned(_step_of(rule.abs_max, spec), x, axis)
+    slope = (y - inside * x_value) / aligned(rule.abs_max / float(spec.quant_max), x, spec)
     # The added terms are exactly zero and carry the gradient.
     if offset is not None:
         beyond = 1.0 - inside
-        slope = slope + beyond * _aligned(rule.zero_point.astype("float32"), x, axis)
-        y = y + _aligned(offset - constant(offset), x, axis) * (beyond * rate)
+        slope = slope + beyond * aligned(rule.zero_point.astype("float32"), x, spec)
+        y = y + aligned(offset - constant(offset), x, spec) * (beyond * rate)
     nothing = (step - step_value) * _signs(step_value)
-    return y + (x - x_value) * inside + _aligned(nothing, x, axis) * (slope * rate)
+    return y + (x - x_value) * inside + aligned(nothing, x, spec) * (slope * rate)
 
 
 def learned_fake_quantize(x, step, spec, offset=None, exact=True):

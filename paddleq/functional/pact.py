@@ -13,12 +13,6 @@ def clipping_bound(alpha):
 
     An optimizer may move alpha below zero (PaddleSlim's learning rate moves it by whole units); the
     magnitude is then used.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.functional.pact import clipping_bound
-        >>> clipping_bound(paddle.to_tensor([-2.0])).tolist()
-        [2.0]
     """
     return constant(alpha).abs().clip(min=EPS)
 

@@ -18,6 +18,18 @@ def as_dtype(x, dtype):
     return x if x.dtype == dtype else x.astype(dtype)
 
 
+def reduce_channels(reduce, x, axis):
+    """Reduce ``x`` to shape [1] or, unless ``axis`` is None, to one value for each index along it.
+
+    Args:
+        reduce: a function such as ``paddle.max`` or ``paddle.mean``.
+    """
+    if axis is None:
+        return reduce(x).reshape([1])
+    others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
+    return reduce(x, axis=others) if others else x
+
+
 def abs_max(x, spec):
     """Compute the largest magnitude of ``x``, or of each channel when ``spec`` is per channel.
 
@@ -42,14 +54,12 @@ def abs_max(x, spec):
     dynamic = paddle.in_dynamic_mode()
     if dynamic and 0 in x.shape:
         return paddle.full([1 if axis is None else x.shape[axis]], EPS, dtype="float32")
-    if axis is None:
-        found = (x.abs().mean() if spec.binary else paddle.maximum(x.max(), -x.min())).reshape([1])
+    if axis is None and not spec.binary:
+        found = paddle.maximum(x.max(), -x.min()).reshape([1])
     elif dynamic and not spec.binary:
         found = _channel_max(x, axis % len(x.shape))
     else:
-        others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
-        x = x.abs()
-        found = x if not others else x.mean(axis=others) if spec.binary else x.max(axis=others)
+        found = reduce_channels(paddle.mean if spec.binary else paddle.max, x.abs(), axis)
     return found.clip(min=EPS)
 
 
@@ -105,17 +115,7 @@ def affine_qparams(low, high, spec):
 
 
 def affine_scale_zero_point(low, high, spec):
-    """Compute the float64 step and zero point of a range, see :func:`affine_qparams`.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.qparams import affine_scale_zero_point
-        >>> spec = QuantSpec(bits=4, signed=False, symmetric=False)
-        >>> low, high = paddle.to_tensor([-1.0]), paddle.to_tensor([2.0])
-        >>> [t.tolist() for t in affine_scale_zero_point(low, high, spec)]
-        [[0.2], [5.0]]
-    """
+    """Compute the float64 step and zero point of a range, see :func:`affine_qparams`."""
     # In float64 because the zero point of a range around 0 lies on a rounding boundary.
     low, high = low.astype("float64").clip(max=0.0), high.astype("float64").clip(min=0.0)
     step = (high - low) / float(spec.quant_max - spec.quant_min)

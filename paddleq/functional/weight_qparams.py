@@ -63,16 +63,7 @@ class WeightQParams:
 
 
 def dequantize_weight(integers, spec, scale, zero_point=None):
-    """:meth:`WeightQParams.dequantize` as a function, because Paddle 2.6 cannot trace the class.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.weight_qparams import dequantize_weight
-        >>> dequantize_weight(paddle.to_tensor([[3], [-2]]), QuantSpec(),
-        ...                    paddle.to_tensor([[0.5]])).tolist()
-        [[1.5], [-1.0]]
-    """
+    """:meth:`WeightQParams.dequantize` as a function, because Paddle 2.6 cannot trace the class."""
     rows = integers.shape[0]
     steps = group_rows(as_dtype(integers, paddle.float32), spec)
     if zero_point is not None:
@@ -81,17 +72,7 @@ def dequantize_weight(integers, spec, scale, zero_point=None):
 
 
 def dequantize_weight_(integers, spec, scale, zero_point=None):
-    """:func:`dequantize_weight` in place, in dynamic mode; ``integers`` are float32.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.functional.weight_qparams import dequantize_weight_
-        >>> integers = paddle.to_tensor([[3.0], [-2.0], [1.0]])
-        >>> dequantize_weight_(integers, QuantSpec(4, granularity=PerGroup(2)),
-        ...                     paddle.to_tensor([[0.5], [2.0]])).tolist()
-        [[1.5], [-1.0], [2.0]]
-    """
+    """:func:`dequantize_weight` in place, in dynamic mode; ``integers`` are float32."""
     with paddle.no_grad():
         def aligned(parameter):
             if scale.shape[0] == 1:
@@ -161,14 +142,6 @@ def check_weight_spec(name, spec):
 
     Raises:
         ConfigError: it does not; the message lists the accepted granularities.
-
-    Examples:
-        >>> from paddleq import PerToken, QuantSpec
-        >>> from paddleq.functional.weight_qparams import check_weight_spec
-        >>> check_weight_spec("weight", QuantSpec(granularity=PerToken()))
-        Traceback (most recent call last):
-            ...
-        paddleq.errors.ConfigError: weight must be PerTensor, PerChannel(1) or PerGroup, ...
     """
     granularity = spec.granularity
     if not (isinstance(granularity, (PerTensor, PerGroup))
@@ -181,27 +154,12 @@ def check_weight_spec(name, spec):
 
 
 def group_size(spec, rows):
-    """Return the number of consecutive rows that share a scale.
-
-    Examples:
-        >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.functional.weight_qparams import group_size
-        >>> group_size(QuantSpec(granularity=PerGroup(64)), 96), group_size(QuantSpec(), 96)
-        (64, 96)
-    """
+    """Return the number of consecutive rows that share a scale."""
     return spec.granularity.size if isinstance(spec.granularity, PerGroup) else rows
 
 
 def group_rows(x, spec):
-    """Reshape [K, N] to [groups, rows of a group, N]; the last group is padded with zeros.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.functional.weight_qparams import group_rows
-        >>> group_rows(paddle.ones([3, 1]), QuantSpec(granularity=PerGroup(2))).tolist()
-        [[[1.0], [1.0]], [[1.0], [0.0]]]
-    """
+    """Reshape [K, N] to [groups, rows of a group, N]; the last group is padded with zeros."""
     rows, columns = x.shape
     size = group_size(spec, rows)
     if rows % size:

@@ -8,9 +8,8 @@ from .abs_max import (
     RangeAbsMaxObserver,
 )
 from .base import OBSERVERS, Collector, Observer, register_observer
-from .channel_stats import ChannelStats
+from .channel_stats import ChannelStats, HessianCollector
 from .fixed_scale import FixedScaleObserver
-from .hessian import HessianCollector
 from .histogram import HistogramObserver, KLObserver, MSEObserver
 from .kv_range import KVRange
 from .lsq_init import DeviationObserver, MeanMagnitudeObserver

@@ -5,12 +5,20 @@ from typing import Optional
 import paddle
 
 from .._checks import check_float, check_int
+from ..functional import abs_max
 from ..spec import QuantSpec
-from .base import Observer, register_observer
+from .base import Accumulator, Observer, latest, register_observer
+
+
+class _AbsMaxBase(Accumulator):
+    """Base of the observers that combine max|x| of the tensors."""
+
+    def _measure(self, x):
+        return [abs_max(x, self.spec)]
 
 
 @register_observer("current_abs_max")
-class CurrentAbsMaxObserver(Observer):
+class CurrentAbsMaxObserver(_AbsMaxBase):
     """max|x| of the current tensor, per tensor or per channel, for weights.
 
     Examples:
@@ -23,27 +31,18 @@ class CurrentAbsMaxObserver(Observer):
     """
 
     dynamic = True
-
-    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
-        super().__init__(spec, channels)
-        self._float_buffer("current")
-
-    def _update(self, x):
-        self._assign("current", self._batch_abs_max(x))
+    statistics = {"current": latest}
 
     def update_qparams(self, x):
         with paddle.no_grad():
-            return self._batch_qparams(self._batch_abs_max(x.detach()))
-
-    def _merge(self, other):
-        self._assign("current", other.current)
+            return self._batch_qparams(abs_max(x.detach(), self.spec))
 
     def abs_max(self):
         return self._at_least_eps(self.current)
 
 
 @register_observer("abs_max")
-class AbsMaxObserver(Observer):
+class AbsMaxObserver(_AbsMaxBase):
     """Running maximum of max|x|.
 
     Args:
@@ -62,30 +61,21 @@ class AbsMaxObserver(Observer):
     """
 
     abs_max_only = True
+    statistics = {"max": paddle.maximum}
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  track_batch: bool = False):
         super().__init__(spec, channels)
         self.track_batch = track_batch
-        self._float_buffer("max")
-
-    def _update(self, x):
-        self._add(self._batch_abs_max(x))
-
-    def _add(self, current):
-        self._assign("max", paddle.maximum(self.max, current))
 
     def update_qparams(self, x):
         if not self.track_batch:
             return super().update_qparams(x)
         with paddle.no_grad():
-            current = self._batch_abs_max(x.detach())
-            self._add(current)
+            current = abs_max(x.detach(), self.spec)
+            self._combine([current])
             self._assign("batches", self.batches + 1)
             return self._batch_qparams(current)
-
-    def _merge(self, other):
-        self._assign("max", paddle.maximum(self.max, other.max))
 
     def abs_max(self):
         return self._at_least_eps(self.max)
@@ -117,7 +107,7 @@ class RangeAbsMaxObserver(Observer):
         self._float_buffer("window", [self.window_size, self.channels])
 
     def _update(self, x):
-        current = self._batch_abs_max(x).reshape([1, -1])
+        current = abs_max(x, self.spec).reshape([1, -1])
         # Not a slice of the buffer: to_static cannot assign to a buffer that has a view.
         older = paddle.roll(self.window, -1, axis=0)[:-1]
         self._assign("window", paddle.concat([older, current]))
@@ -131,7 +121,7 @@ class RangeAbsMaxObserver(Observer):
 
 
 @register_observer("avg")
-class AverageObserver(Observer):
+class AverageObserver(_AbsMaxBase):
     """Mean of max|x| over the batches.
 
     Examples:
@@ -145,19 +135,10 @@ class AverageObserver(Observer):
     """
 
     abs_max_only = True
-
-    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
-        super().__init__(spec, channels)
-        self._float_buffer("total", dtype="float64")
-
-    def _update(self, x):
-        self._assign("total", self.total + self._batch_abs_max(x).astype("float64"))
-
-    def _merge(self, other):
-        self._assign("total", self.total + other.total)
+    statistics = {"total": paddle.add}
 
     def abs_max(self):
-        return self._at_least_eps(self.total / self.batches.astype("float64").clip(min=1.0))
+        return self._at_least_eps(self._mean("total"))
 
 
 @register_observer("moving_average_abs_max")
@@ -189,7 +170,7 @@ class MovingAverageAbsMaxObserver(Observer):
         self._float_buffer("accum", value=1.0)
 
     def _update(self, x):
-        current = self._batch_abs_max(x)
+        current = abs_max(x, self.spec)
         self._assign("state", self.state * self.moving_rate + 1.0)
         self._assign("accum", self.accum * self.moving_rate + current)
 

@@ -1,21 +1,48 @@
 """Interface of collectors, and base class and registry of observers, the range collectors."""
 
 import abc
-from typing import Any, Callable, Dict, Optional, Tuple
+import functools
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import paddle
 from paddle import nn
 
-from .._factory import WithArgs
 from .._paddle_compat import own_buffers
 from .._registry import Registry
 from ..errors import CalibrationError
-from ..functional import EPS, abs_max, affine_qparams
+from ..functional import EPS, affine_qparams
 from ..functional.qparams import as_dtype
-from ..spec import QuantSpec
+from ..spec import PerChannel, PerTensor, QuantSpec
 
 OBSERVERS: "Registry[Callable]" = Registry("observer")
 register_observer = OBSERVERS.register
+
+
+class Factory(functools.partial[Any]):
+    """Create instances of a class with preset arguments.
+
+    Factories nest; a later argument overrides an earlier one. Each call creates a new instance.
+
+    Examples:
+        >>> from paddleq import FakeQuantize
+        >>> factory = FakeQuantize.with_args(saturate=False).with_args(dtype="qint16")
+        >>> first, second = factory(), factory(saturate=True)
+        >>> first is second, first.saturate, second.saturate, first.quant_max
+        (False, False, True, 32767)
+    """
+
+    def with_args(self, **arguments: Any) -> "Factory":
+        """Return a factory with these arguments added."""
+        return Factory(self.func, *self.args, **{**self.keywords, **arguments})
+
+
+class WithArgs:
+    """Mixin that adds :meth:`with_args` to a class."""
+
+    @classmethod
+    def with_args(cls, **arguments: Any) -> Factory:
+        """Return a :class:`Factory` of this class with these arguments."""
+        return Factory(cls, **arguments)
 
 
 class Collector(abc.ABC):
@@ -81,7 +108,7 @@ class Observer(nn.Layer, WithArgs, Collector):
             accumulated one.
         dynamic: nothing is accumulated; abs_max is computed from each tensor (weights).
         abs_max_only: the statistics depend on max|x| only.
-        per_channel: granularity of the default spec of a fake quantizer with this observer.
+        per_channel: the default spec is per channel.
 
     Examples:
         >>> import paddle
@@ -101,7 +128,8 @@ class Observer(nn.Layer, WithArgs, Collector):
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__()
-        self.spec = QuantSpec() if spec is None else spec
+        default = PerChannel() if self.per_channel else PerTensor()
+        self.spec = QuantSpec(granularity=default) if spec is None else spec
         self.channels = 1 if channels is None or self.spec.channel_axis is None else channels
         self.register_buffer("batches", paddle.zeros([1], dtype="int64"))
 
@@ -195,16 +223,7 @@ class Observer(nn.Layer, WithArgs, Collector):
         """Add the statistics of another observer. Both have observed batches."""
 
     def _assign(self, name, value):
-        # In place, so that to_static records the change. Attribute access, not own_buffers(): it
-        # turns the buffer into a variable of the traced program.
-        buffer = getattr(self, name)
-        if buffer.shape == value.shape or not paddle.in_dynamic_mode():
-            paddle.assign(as_dtype(value, buffer.dtype), buffer)
-        else:
-            own_buffers(self)[name] = as_dtype(value, buffer.dtype)
-
-    def _batch_abs_max(self, x):
-        return abs_max(x, self.spec)
+        assign_buffer(self, name, value)
 
     def _float_buffer(self, name, shape=None, value=0.0, dtype: Any = "float32"):
         shape = [self.channels] if shape is None else shape
@@ -213,3 +232,54 @@ class Observer(nn.Layer, WithArgs, Collector):
     @staticmethod
     def _at_least_eps(abs_max):
         return as_dtype(abs_max, paddle.float32).clip(min=EPS)
+
+
+def assign_buffer(layer: nn.Layer, name: str, value: paddle.Tensor) -> None:
+    """Assign ``value`` to a buffer of ``layer``."""
+    # In place, so that to_static records the change. Attribute access, not own_buffers(): it
+    # turns the buffer into a variable of the traced program.
+    buffer = getattr(layer, name)
+    if buffer.shape == value.shape or not paddle.in_dynamic_mode():
+        paddle.assign(as_dtype(value, buffer.dtype), buffer)
+    else:
+        own_buffers(layer)[name] = as_dtype(value, buffer.dtype)
+
+
+def latest(_old: paddle.Tensor, new: paddle.Tensor) -> paddle.Tensor:
+    """Return ``new``: the way to combine statistics of the current tensor only."""
+    return new
+
+
+class Accumulator(Observer):
+    """Base of observers that combine measurements of each tensor element by element.
+
+    Attributes:
+        statistics: name of a buffer of shape [1] or [channels] -> function that combines its value
+            with that of another tensor or observer. Sums (``paddle.add``) are float64.
+    """
+
+    statistics: Dict[str, Callable] = {}
+
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
+        super().__init__(spec, channels)
+        for name, combine in self.statistics.items():
+            self._float_buffer(name, dtype="float64" if combine is paddle.add else "float32")
+
+    @abc.abstractmethod
+    def _measure(self, x) -> List[paddle.Tensor]:
+        """Return the statistics of one tensor, in order; none to change nothing."""
+
+    def _update(self, x):
+        self._combine(self._measure(x))
+
+    def _merge(self, other):
+        self._combine([getattr(other, name) for name in self.statistics])
+
+    def _combine(self, values):
+        for (name, combine), value in zip(self.statistics.items(), values):
+            old = getattr(self, name)
+            self._assign(name, combine(old, as_dtype(value, old.dtype)))
+
+    def _mean(self, name):
+        """Return the mean of a sum over the batches, float64."""
+        return getattr(self, name) / self.batches.astype("float64").clip(min=1.0)

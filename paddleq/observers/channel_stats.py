@@ -1,6 +1,7 @@
-"""Collector of the input statistics that weight algorithms use."""
+"""Collectors of the input statistics that weight algorithms use."""
 
-from typing import Dict, Iterable, Tuple
+import copy
+from typing import Any, Dict, Iterable, Tuple
 
 import paddle
 
@@ -9,9 +10,10 @@ from .._paddle_compat import scalar
 from ..errors import CalibrationError, NonFiniteError
 from ..functional.qparams import as_dtype
 from .base import Collector
-from .hessian import HessianCollector, running_mean
 
 KINDS = ("abs_max", "mean_abs", "hessian", "range")
+# Functions that combine extremes; the other statistics are means over the tokens.
+_EXTREMES = {"abs_max": paddle.maximum, "min": paddle.minimum, "max": paddle.maximum}
 
 
 class ChannelStats(Collector):
@@ -42,7 +44,6 @@ class ChannelStats(Collector):
             check_choice("kinds", kind, KINDS)
         self.tokens = 0
         self._values: Dict[str, paddle.Tensor] = {}
-        self._hessian = HessianCollector() if "hessian" in self.kinds else None
 
     def update(self, x: paddle.Tensor) -> None:
         """Add inputs [..., K]. A tensor without tokens changes nothing.
@@ -61,18 +62,29 @@ class ChannelStats(Collector):
             for value in self._values.values():
                 if value.shape[0] != x.shape[1]:
                     raise wrong_value("x", list(x.shape), f"[..., {value.shape[0]}] as before")
-            if self._hessian is not None:
-                self._hessian.update(x)
-            self.tokens += x.shape[0]
-            magnitude = x.abs() if self.kinds & {"abs_max", "mean_abs"} else x
-            if "abs_max" in self.kinds:
-                self._extend("abs_max", magnitude.max(axis=0), paddle.maximum)
-            if "mean_abs" in self.kinds:
-                self._average("mean_abs", magnitude.mean(axis=0), x.shape[0])
-            if "range" in self.kinds:
-                # Per feature, because divided_by() scales each feature by its own factor.
-                self._extend("min", x.min(axis=0), paddle.minimum)
-                self._extend("max", x.max(axis=0), paddle.maximum)
+            self._add(self._measure(x), x.shape[0])
+
+    def _measure(self, x):
+        found = {"hessian": _mean_of_squares(x)} if "hessian" in self.kinds else {}
+        magnitude = x.abs() if self.kinds & {"abs_max", "mean_abs"} else x
+        if "abs_max" in self.kinds:
+            found["abs_max"] = magnitude.max(axis=0)
+        if "mean_abs" in self.kinds:
+            found["mean_abs"] = magnitude.mean(axis=0)
+        if "range" in self.kinds:
+            # Per feature, because divided_by() scales each feature by its own factor.
+            found["min"], found["max"] = x.min(axis=0), x.max(axis=0)
+        return found
+
+    def _add(self, values, tokens):
+        """Add statistics of ``tokens`` input vectors. The tensors may be overwritten."""
+        self.tokens += tokens
+        for name, new in values.items():
+            if name in self._values:
+                old, share = self._values[name], tokens / self.tokens
+                new = (_EXTREMES[name](old, new) if name in _EXTREMES
+                       else old.scale_(1.0 - share).add_(new.scale_(share)))
+            self._values[name] = new
 
     def merge(self, other: "ChannelStats") -> None:
         """Add the statistics of another collector.
@@ -83,43 +95,21 @@ class ChannelStats(Collector):
         if other.kinds != self.kinds:
             raise CalibrationError(f"cannot merge statistics of the kinds {sorted(other.kinds)} "
                                    f"into {sorted(self.kinds)}: the kinds must be equal")
-        if not other.tokens:
-            return
-        with paddle.no_grad():
-            self.tokens += other.tokens
-            for name, value in other._values.items():
-                if name == "mean_abs":
-                    self._average(name, value.clone(), other.tokens)
-                else:
-                    self._extend(name, value, paddle.minimum if name == "min" else paddle.maximum)
-            if self._hessian is not None and other._hessian is not None:
-                self._hessian.merge(other._hessian)
+        if other.tokens:
+            with paddle.no_grad():
+                self._add({name: value.clone() for name, value in other._values.items()},
+                          other.tokens)
 
     def state_dict(self) -> Dict[str, paddle.Tensor]:
-        state = {"tokens": paddle.to_tensor([self.tokens], dtype="int64"), **self._values}
-        if self._hessian is not None:
-            state.update({f"hessian.{name}": value
-                          for name, value in self._hessian.state_dict().items()})
-        return state
+        return {"tokens": paddle.to_tensor([self.tokens], dtype="int64"), **self._values}
 
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
         self.tokens = int(scalar(state["tokens"]))
-        self._values = {name: value.clone() for name, value in state.items()
-                        if name in ("abs_max", "mean_abs", "min", "max")}
-        if self._hessian is not None:
-            self._hessian.load_state_dict({name.partition(".")[2]: value for name, value
-                                           in state.items() if name.startswith("hessian.")})
+        self._values = {name: value.clone() for name, value in state.items() if name != "tokens"}
 
-    def result(self) -> Dict[str, paddle.Tensor]:
+    def result(self) -> Any:
         """Return each collected statistic by its kind."""
         return {kind: getattr(self, kind) for kind in KINDS if kind in self.kinds}
-
-    def _extend(self, name, new, function):
-        old = self._values.get(name)
-        self._values[name] = new if old is None else function(old, new)
-
-    def _average(self, name, new, tokens):
-        self._values[name] = running_mean(self._values.get(name), new, tokens / self.tokens)
 
     def _checked(self, kind):
         if kind not in self.kinds:
@@ -142,9 +132,7 @@ class ChannelStats(Collector):
     @property
     def hessian(self) -> paddle.Tensor:
         """Mean of x^T x over the tokens, [K, K]; see :class:`HessianCollector`."""
-        self._checked("hessian")
-        assert self._hessian is not None
-        return self._hessian.result()
+        return self._checked("hessian")["hessian"]
 
     @property
     def range(self) -> Tuple[paddle.Tensor, paddle.Tensor]:
@@ -163,10 +151,49 @@ class ChannelStats(Collector):
             >>> stats.divided_by(paddle.to_tensor([1.0, 3.0])).abs_max.tolist()
             [1.0, 2.0]
         """
-        quotient = ChannelStats(self.kinds)
-        quotient.tokens = self.tokens
+        quotient = copy.copy(self)
+        quotient._values = {}
         with paddle.no_grad():
-            quotient._values = {name: value / s for name, value in self._values.items()}
-            if self._hessian is not None:
-                quotient._hessian = self._hessian.divided_by(s)
+            for name, value in self._values.items():
+                quotient._values[name] = value / s if name != "hessian" else (
+                    (value / s.unsqueeze(1)).divide_(s.unsqueeze(0).expand(value.shape)))
         return quotient
+
+
+class HessianCollector(ChannelStats):
+    """Mean of x^T x over all tokens of the inputs [..., K] of a Linear layer.
+
+    This is half of the second derivative of the squared output error with respect to each column of
+    the weight. It is a running mean, so that it does not grow with the number of tokens, in
+    float32 also for inputs of half precision.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import HessianCollector
+        >>> collector = HessianCollector()
+        >>> collector.update(paddle.to_tensor([[1.0, -2.0], [3.0, 0.0]] * 2))
+        >>> collector.result().tolist()
+        [[5.0, -1.0], [-1.0, 2.0]]
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"hessian"})
+
+    def result(self) -> paddle.Tensor:
+        """Return the mean, float32 [K, K].
+
+        Raises:
+            CalibrationError: there were no inputs.
+        """
+        return self.hessian
+
+
+def _mean_of_squares(x):
+    """Return the mean of x^T x over the rows of x."""
+    x = x * x.shape[0] ** -0.5
+    square = paddle.matmul(x, x, transpose_x=True)
+    # The largest element of a positive semidefinite matrix is on its diagonal.
+    if not bool(paddle.isfinite(paddle.diagonal(square)).all()):
+        raise NonFiniteError("an input of the layer holds NaN, infinity or values whose square is "
+                             "not finite in float32")
+    return square

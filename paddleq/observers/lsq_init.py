@@ -1,24 +1,13 @@
 """Observers for the initial scale of learned scale quantization (LSQ and LSQ+)."""
 
-from typing import Optional
-
 import paddle
 
-from ..functional.qparams import as_dtype
-from ..spec import QuantSpec
-from .base import Observer, register_observer
-
-
-def _mean(x, spec):
-    axis = spec.channel_axis
-    if axis is None:
-        return x.mean().reshape([1])
-    others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
-    return x.mean(axis=others) if others else x
+from ..functional.qparams import as_dtype, reduce_channels
+from .base import Accumulator, register_observer
 
 
 @register_observer("mean_magnitude")
-class MeanMagnitudeObserver(Observer):
+class MeanMagnitudeObserver(Accumulator):
     """Initial scale of LSQ, 2 * mean|x| / sqrt(quant_max) (arXiv:1902.08153).
 
     Over several batches, the mean of the scales of the batches.
@@ -33,25 +22,21 @@ class MeanMagnitudeObserver(Observer):
         [16.0]
     """
 
-    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
-        super().__init__(spec, channels)
-        self._float_buffer("total", dtype="float64")
+    statistics = {"total": paddle.add}
 
-    def _update(self, x):
-        if 0 not in x.shape:
-            mean = _mean(as_dtype(x, paddle.float32).abs(), self.spec)
-            self._assign("total", self.total + mean.astype("float64"))
-
-    def _merge(self, other):
-        self._assign("total", self.total + other.total)
+    def _measure(self, x):
+        if 0 in x.shape:
+            return []
+        magnitude = as_dtype(x, paddle.float32).abs()
+        return [reduce_channels(paddle.mean, magnitude, self.spec.channel_axis)]
 
     def abs_max(self):
-        mean = self.total / self.batches.astype("float64").clip(min=1.0)
+        mean = self._mean("total")
         return self._at_least_eps(mean * (2.0 * self.spec.quant_max / self.spec.quant_max ** 0.5))
 
 
 @register_observer("deviation")
-class DeviationObserver(Observer):
+class DeviationObserver(Accumulator):
     """Initial scale of LSQ+ for weights, (|mean| + 3 std) / (quant_max + 1) (arXiv:2004.09576).
 
     This equals the paper's max(|mean - 3 std|, |mean + 3 std|) / 2^(b-1). Over several batches,
@@ -67,25 +52,17 @@ class DeviationObserver(Observer):
         [3.5]
     """
 
-    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
-        super().__init__(spec, channels)
-        self._float_buffer("total", dtype="float64")
-        self._float_buffer("squares", dtype="float64")
+    statistics = {"total": paddle.add, "squares": paddle.add}
 
-    def _update(self, x):
+    def _measure(self, x):
         if 0 in x.shape:
-            return
+            return []
         x = x.astype("float64")  # squares of up to 1e30, and differences of nearly equal numbers
-        self._assign("total", self.total + _mean(x, self.spec))
-        self._assign("squares", self.squares + _mean(x.square(), self.spec))
-
-    def _merge(self, other):
-        for name in "total", "squares":
-            self._assign(name, getattr(self, name) + getattr(other, name))
+        return [reduce_channels(paddle.mean, each, self.spec.channel_axis)
+                for each in (x, x.square())]
 
     def abs_max(self):
-        batches = self.batches.astype("float64").clip(min=1.0)
-        mean, squares = self.total / batches, self.squares / batches
+        mean, squares = self._mean("total"), self._mean("squares")
         std = (squares - mean.square()).clip(min=0.0).sqrt()
         spec = self.spec
         factor = spec.quant_max / (spec.quant_max + 1)

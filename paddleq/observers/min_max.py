@@ -6,30 +6,25 @@ import paddle
 
 from .._checks import check_float
 from ..functional import EPS
-from ..functional.qparams import as_dtype
-from ..spec import PerChannel, QuantSpec
-from .base import Observer, register_observer
+from ..functional.qparams import as_dtype, reduce_channels
+from ..spec import QuantSpec
+from .base import Accumulator, latest, register_observer
 
 
-class _MinMaxBase(Observer):
-    """Buffers and abs_max of the observers of minimum and maximum.
+class _MinMaxBase(Accumulator):
+    """Base of the observers of minimum and maximum.
 
     A symmetric spec uses all of its integers, as in Horizon's plugin and Golden Stick:
     scale = max(-min, max) / ((quant_max - quant_min) / 2). abs_max is scale * quant_max.
     """
 
-    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
-        super().__init__(spec, channels)
-        self._float_buffer("min")
-        self._float_buffer("max")
+    statistics = {"min": paddle.minimum, "max": paddle.maximum}
 
-    def _min_max(self, x):
-        x = as_dtype(x, paddle.float32)
-        axis = self.spec.channel_axis
-        if axis is None:
-            return x.min().reshape([1]), x.max().reshape([1])
-        others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
-        return (x.min(axis=others), x.max(axis=others)) if others else (x, x)
+    def _measure(self, x):
+        if 0 in x.shape:
+            return []
+        x, axis = as_dtype(x, paddle.float32), self.spec.channel_axis
+        return [reduce_channels(reduce, x, axis) for reduce in (paddle.min, paddle.max)]
 
     def _abs_max_of(self, low, high):
         spec = self.spec
@@ -56,17 +51,6 @@ class MinMaxObserver(_MinMaxBase):
         >>> [t.tolist() for t in observer.range()], observer.abs_max().tolist()
         ([[0.0], [4.0]], [4.0])
     """
-
-    def _update(self, x):
-        if 0 in x.shape:
-            return
-        low, high = self._min_max(x)
-        self._assign("min", paddle.minimum(self.min, low))
-        self._assign("max", paddle.maximum(self.max, high))
-
-    def _merge(self, other):
-        self._assign("min", paddle.minimum(self.min, other.min))
-        self._assign("max", paddle.maximum(self.max, other.max))
 
 
 @register_observer("moving_average_min_max")
@@ -96,19 +80,17 @@ class MovingAverageMinMaxObserver(_MinMaxBase):
                                               open_low=True)
 
     def _update(self, x):
-        if 0 in x.shape:
-            return
         # A tensor condition: to_static traces one program for the first batch and all others.
         share = paddle.where(self.batches == 0, paddle.ones([1]),
                              paddle.full([1], self.averaging_constant))
-        for name, current in zip(("min", "max"), self._min_max(x)):
+        for name, current in zip(self.statistics, self._measure(x)):
             old = getattr(self, name)
             self._assign(name, old + share * (current - old))
 
     def _merge(self, other):
         # Weight each average by its number of batches.
         share = other.num_batches / (self.num_batches + other.num_batches)
-        for name in "min", "max":
+        for name in self.statistics:
             self._assign(name, getattr(self, name) * (1 - share) + getattr(other, name) * share)
 
 
@@ -127,27 +109,14 @@ class CurrentMinMaxObserver(_MinMaxBase):
     """
 
     dynamic = True
-
-    def _update(self, x):
-        if 0 in x.shape:
-            return
-        for name, current in zip(("min", "max"), self._min_max(x)):
-            self._assign(name, current)
+    statistics = {"min": latest, "max": latest}
 
     def update_qparams(self, x):
         with paddle.no_grad():
             if 0 in x.shape:
                 return self.qparams()
-            low, high = self._min_max(x.detach())
+            low, high = self._measure(x.detach())
             return self._batch_qparams(self._abs_max_of(low, high), (low, high))
-
-    def _merge(self, other):
-        self._assign("min", other.min)
-        self._assign("max", other.max)
-
-
-def _per_channel_spec(spec):
-    return QuantSpec(granularity=PerChannel()) if spec is None else spec
 
 
 @register_observer("per_channel_min_max")
@@ -165,9 +134,6 @@ class PerChannelMinMaxObserver(MinMaxObserver):
 
     per_channel = True
 
-    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
-        super().__init__(_per_channel_spec(spec), channels)
-
 
 @register_observer("moving_average_per_channel_min_max")
 class MovingAveragePerChannelMinMaxObserver(MovingAverageMinMaxObserver):
@@ -183,7 +149,3 @@ class MovingAveragePerChannelMinMaxObserver(MovingAverageMinMaxObserver):
     """
 
     per_channel = True
-
-    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
-                 averaging_constant: float = 0.01):
-        super().__init__(_per_channel_spec(spec), channels, averaging_constant)

@@ -23,7 +23,7 @@ import paddleq
 from paddleq import FakeQuantize, PerChannel, QuantSpec, State
 from paddleq.errors import CalibrationError, ConfigError, ConfigTypeError, ModelError
 from paddleq.functional import affine_qparams, fake_quantize
-from paddleq.functional.bit_mask import BitMask
+from paddleq.functional.fake_quant import BitMask
 from paddleq.observers import (
     CurrentMinMaxObserver,
     FixedScaleObserver,

@@ -8,7 +8,6 @@ from paddle import nn
 
 from ..._atomic_write import write_bytes, write_together
 from ..._checks import check_int, wrong_type
-from ..._versions import versions
 from ...engine import (
     capture_calls,
     eager_evaluation,
@@ -18,6 +17,7 @@ from ...engine import (
     summary_rows,
 )
 from ...errors import ConfigError, DependencyError, ExportError
+from ...export.provenance_file import versions
 from ...fake_quant.fake_quantize import FakeQuantize
 from ..distributions import Distributions
 from ..layer_errors import LayerComparison
