@@ -97,7 +97,7 @@ def check_known_keys(owner: str, given: Iterable, known: Iterable) -> None:
 
 
 def check_config(owner: str, given: Any, checks: Mapping[str, Callable[[str, Any], Any]],
-                 required: Iterable[str] = ()) -> Dict[str, Any]:
+                 required: Iterable[str] = (), optional: bool = False) -> Dict[str, Any]:
     """Return the checked values of a configuration.
 
     Args:
@@ -105,13 +105,16 @@ def check_config(owner: str, given: Any, checks: Mapping[str, Callable[[str, Any
         given: dict of values.
         checks: key -> function that is called as ``check(name, value)`` and returns the value.
         required: keys that must be given.
+        optional: None means an empty dict. Default False.
 
     Raises:
         ConfigTypeError: ``given`` is no dict.
         ConfigError: a key is unknown or missing.
     """
+    if optional and given is None:
+        return {}
     if not isinstance(given, dict):
-        raise wrong_type(owner, given, "a dict")
+        raise wrong_type(owner, given, "a dict or None" if optional else "a dict")
     check_known_keys(owner, given, checks)
     for key in required:
         if key not in given:

@@ -7,18 +7,73 @@ from typing import Any, Dict, Optional
 from paddle import nn
 
 from ... import engine
-from ..._checks import wrong_type
+from ..._checks import check_bool, check_config, check_int, wrong_type, wrong_value
 from ...checkpoint import load_state, read_state
 from ...config import LayerConfig, NormFold, QuantConfig, QuantizerConfig
 from ...engine.example_inputs import awaits_first_batch, run_on_first_inputs
-from ...errors import FormatError, ModelError
+from ...errors import ConfigError, FormatError, ModelError
 from ...fake_quant.delayed import DelayedFakeQuantize
 from ...graph.dataflow import PRODUCERS
 from ...nn.quantizable_function import QuantizableFunction
 from ...observers import CurrentMinMaxObserver, MovingAverageMinMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
 from .enums import QuantDtype
-from .simulated_qat_config import SimulatedQATConfig
+
+
+def _check_int8(name, value):
+    if not isinstance(value, QuantDtype):
+        raise wrong_type(name, value, "a QuantDtype, such as QuantDtype.INT8")
+    if value is not QuantDtype.INT8:
+        raise wrong_value(name, value, "QuantDtype.INT8, the only supported one")
+    return value
+
+
+def _check_per_tensor(name, value):
+    if check_bool(name, value):
+        raise wrong_value(name, value, "False for activations; (False, True) or "
+                          "set_weight_per_channel(True) is per channel for weights")
+    return value
+
+
+_check_steps = partial(check_int, low=0)
+
+# key -> (default, checks): pairs have a check for activations and one for weights
+_KEYS = {
+    "quant_delay": ((0, 0), (_check_steps, _check_steps)),
+    "quant_dtype": ((QuantDtype.INT8, QuantDtype.INT8), (_check_int8, _check_int8)),
+    "per_channel": ((False, False), (_check_per_tensor, check_bool)),
+    "symmetric": ((False, False), (check_bool, check_bool)),
+    "narrow_range": ((False, False), (check_bool, check_bool)),
+    "enable_fusion": (False, check_bool),
+    "freeze_bn": (10_000_000, _check_steps),
+    "bn_fold": (False, check_bool),
+    "one_conv_fold": (True, check_bool),
+}
+
+
+def _check_pair(name, value, checks):
+    """Return (checked value for activations, checked value for weights)."""
+    pair = value if isinstance(value, (list, tuple)) else (value,)
+    if not 1 <= len(pair) <= 2:
+        raise wrong_value(name, value, "one value, or one for activations and one for weights")
+    return checks[0](name, pair[0]), checks[1](name, pair[-1])
+
+
+def _parse(config):
+    """Return the nine keys of a user's dict or None, pairs as (activations, weights)."""
+    parsed = check_config("config", config, {
+        key: partial(_check_pair, checks=check) if isinstance(check, tuple) else check
+        for key, (_, check) in _KEYS.items()}, optional=True)
+    full = {**{key: default for key, (default, _) in _KEYS.items()}, **parsed}
+    _check_together(full)
+    return full
+
+
+def _check_together(config):
+    if config["bn_fold"] and not config["enable_fusion"]:
+        raise ConfigError(
+            "bn_fold must be False while enable_fusion is False, but is True: only a fused "
+            "convolution and batch norm can be folded; set enable_fusion to True as well")
 
 
 class SimulatedQuantizationAwareTraining:
@@ -58,8 +113,9 @@ class SimulatedQuantizationAwareTraining:
             dtype than INT8, ``per_channel`` for activations, ``bn_fold`` without
             ``enable_fusion``.
 
-    Each part of the configuration has a setter with the same checks. Contradictions (``bn_fold``
-    without ``enable_fusion``) are checked by :meth:`apply`, so setters can be called in any order.
+    Each part of the configuration has a setter with the same checks, for the next :meth:`apply`,
+    which checks contradictions (``bn_fold`` without ``enable_fusion``): setters can be called in
+    any order.
 
     Examples:
         >>> import paddle, paddleq
@@ -78,12 +134,12 @@ class SimulatedQuantizationAwareTraining:
     """
 
     def __init__(self, config: Optional[Dict[str, Any]] = None) -> None:
-        self._config = SimulatedQATConfig.parse(config)
+        self._config = _parse(config)
 
     @property
     def config(self) -> Dict[str, Any]:
         """Dict of the nine keys."""
-        return self._config.as_dict()
+        return dict(self._config)
 
     def apply(self, network: nn.Layer, inputs: Any = None) -> nn.Layer:
         """Insert fake-quantizers into ``network``, in place.
@@ -110,8 +166,8 @@ class SimulatedQuantizationAwareTraining:
         """
         config = self._config
         engine.check_model(network)
-        config.check_together()
-        find = partial(engine.find_block_structure, blocks=config.enable_fusion)
+        _check_together(config)
+        find = partial(engine.find_block_structure, blocks=config["enable_fusion"])
         found = []
         if inputs is not None:
             engine.prepare(network, _rules(config), lambda: run_on_first_inputs(
@@ -165,167 +221,69 @@ class SimulatedQuantizationAwareTraining:
         return engine.convert(network)
 
     def set_act_quant_delay(self, act_quant_delay: int) -> None:
-        """Change ``act_quant_delay`` for the next :meth:`apply`.
-
-        Args:
-            act_quant_delay: number of training steps before activations are quantized. An int of
-                at least 0.
-
-        Raises:
-            ConfigTypeError: it is not an int, or a bool.
-            ConfigError: it is negative.
-        """
-        self._config = self._config.changed("act_quant_delay", act_quant_delay)
+        """Set ``act_quant_delay``: training steps before activations are quantized, at least 0."""
+        self._set("act_quant_delay", act_quant_delay)
 
     def set_weight_quant_delay(self, weight_quant_delay: int) -> None:
-        """Change ``weight_quant_delay`` for the next :meth:`apply`.
-
-        Args:
-            weight_quant_delay: number of training steps before weights are quantized. An int of at
-                least 0.
-
-        Raises:
-            ConfigTypeError: it is not an int, or a bool.
-            ConfigError: it is negative.
-        """
-        self._config = self._config.changed("weight_quant_delay", weight_quant_delay)
+        """Set ``weight_quant_delay``: training steps before weights are quantized, at least 0."""
+        self._set("weight_quant_delay", weight_quant_delay)
 
     def set_act_quant_dtype(self, act_quant_dtype: QuantDtype) -> None:
-        """Change ``act_quant_dtype`` for the next :meth:`apply`.
-
-        Args:
-            act_quant_dtype: data type of quantized activations. QuantDtype.INT8 only.
-
-        Raises:
-            ConfigTypeError: it is not a QuantDtype.
-            ConfigError: it is not INT8.
-        """
-        self._config = self._config.changed("act_quant_dtype", act_quant_dtype)
+        """Set ``act_quant_dtype``: QuantDtype.INT8 only."""
+        self._set("act_quant_dtype", act_quant_dtype)
 
     def set_weight_quant_dtype(self, weight_quant_dtype: QuantDtype) -> None:
-        """Change ``weight_quant_dtype`` for the next :meth:`apply`.
-
-        Args:
-            weight_quant_dtype: data type of quantized weights. QuantDtype.INT8 only.
-
-        Raises:
-            ConfigTypeError: it is not a QuantDtype.
-            ConfigError: it is not INT8.
-        """
-        self._config = self._config.changed("weight_quant_dtype", weight_quant_dtype)
+        """Set ``weight_quant_dtype``: QuantDtype.INT8 only."""
+        self._set("weight_quant_dtype", weight_quant_dtype)
 
     def set_act_per_channel(self, act_per_channel: bool) -> None:
-        """Change ``act_per_channel`` for the next :meth:`apply`.
-
-        Args:
-            act_per_channel: scale per channel for activations. False only.
-
-        Raises:
-            ConfigTypeError: it is not a bool.
-            ConfigError: it is True.
-        """
-        self._config = self._config.changed("act_per_channel", act_per_channel)
+        """Set ``act_per_channel``: False only."""
+        self._set("act_per_channel", act_per_channel)
 
     def set_weight_per_channel(self, weight_per_channel: bool) -> None:
-        """Change ``weight_per_channel`` for the next :meth:`apply`.
-
-        Args:
-            weight_per_channel: scale per output channel for weights. A bool.
-
-        Raises:
-            ConfigTypeError: it is not a bool.
-        """
-        self._config = self._config.changed("weight_per_channel", weight_per_channel)
+        """Set ``weight_per_channel``: a scale per output channel."""
+        self._set("weight_per_channel", weight_per_channel)
 
     def set_act_symmetric(self, act_symmetric: bool) -> None:
-        """Change ``act_symmetric`` for the next :meth:`apply`.
-
-        Args:
-            act_symmetric: symmetric range for activations. A bool.
-
-        Raises:
-            ConfigTypeError: it is not a bool.
-        """
-        self._config = self._config.changed("act_symmetric", act_symmetric)
+        """Set ``act_symmetric``: the range is [-M, M]."""
+        self._set("act_symmetric", act_symmetric)
 
     def set_weight_symmetric(self, weight_symmetric: bool) -> None:
-        """Change ``weight_symmetric`` for the next :meth:`apply`.
-
-        Args:
-            weight_symmetric: symmetric range for weights. A bool.
-
-        Raises:
-            ConfigTypeError: it is not a bool.
-        """
-        self._config = self._config.changed("weight_symmetric", weight_symmetric)
+        """Set ``weight_symmetric``: the range is [-M, M]."""
+        self._set("weight_symmetric", weight_symmetric)
 
     def set_act_narrow_range(self, act_narrow_range: bool) -> None:
-        """Change ``act_narrow_range`` for the next :meth:`apply`.
-
-        Args:
-            act_narrow_range: exclude the lowest integer for activations. A bool.
-
-        Raises:
-            ConfigTypeError: it is not a bool.
-        """
-        self._config = self._config.changed("act_narrow_range", act_narrow_range)
+        """Set ``act_narrow_range``: exclude the lowest integer."""
+        self._set("act_narrow_range", act_narrow_range)
 
     def set_weight_narrow_range(self, weight_narrow_range: bool) -> None:
-        """Change ``weight_narrow_range`` for the next :meth:`apply`.
-
-        Args:
-            weight_narrow_range: exclude the lowest integer for weights. A bool.
-
-        Raises:
-            ConfigTypeError: it is not a bool.
-        """
-        self._config = self._config.changed("weight_narrow_range", weight_narrow_range)
+        """Set ``weight_narrow_range``: exclude the lowest integer."""
+        self._set("weight_narrow_range", weight_narrow_range)
 
     def set_enable_fusion(self, enable_fusion: bool) -> None:
-        """Change ``enable_fusion`` for the next :meth:`apply`.
-
-        Args:
-            enable_fusion: fuse layers into blocks. A bool.
-
-        Raises:
-            ConfigTypeError: it is not a bool.
-        """
-        self._config = self._config.changed("enable_fusion", enable_fusion)
+        """Set ``enable_fusion``: fuse layers into blocks."""
+        self._set("enable_fusion", enable_fusion)
 
     def set_bn_fold(self, bn_fold: bool) -> None:
-        """Change ``bn_fold`` for the next :meth:`apply`.
-
-        Args:
-            bn_fold: train with batch norms folded into weights. A bool.
-
-        Raises:
-            ConfigTypeError: it is not a bool.
-        """
-        self._config = self._config.changed("bn_fold", bn_fold)
+        """Set ``bn_fold``: train with batch norms folded into weights."""
+        self._set("bn_fold", bn_fold)
 
     def set_one_conv_fold(self, one_conv_fold: bool) -> None:
-        """Change ``one_conv_fold`` for the next :meth:`apply`.
-
-        Args:
-            one_conv_fold: compute a folded convolution once per step. A bool.
-
-        Raises:
-            ConfigTypeError: it is not a bool.
-        """
-        self._config = self._config.changed("one_conv_fold", one_conv_fold)
+        """Set ``one_conv_fold``: compute a folded convolution once per step."""
+        self._set("one_conv_fold", one_conv_fold)
 
     def set_freeze_bn(self, freeze_bn: int) -> None:
-        """Change ``freeze_bn`` for the next :meth:`apply`.
+        """Set ``freeze_bn``: training steps until folded batch norms use running statistics."""
+        self._set("freeze_bn", freeze_bn)
 
-        Args:
-            freeze_bn: number of training steps after which a folded batch norm uses its running
-                statistics. An int of at least 0.
-
-        Raises:
-            ConfigTypeError: it is not an int, or a bool.
-            ConfigError: it is negative.
-        """
-        self._config = self._config.changed("freeze_bn", freeze_bn)
+    def _set(self, name, value):
+        side, _, key = name.partition("_")
+        if key not in _KEYS:
+            self._config[name] = _KEYS[name][1](name, value)
+            return
+        pair, index = list(self._config[key]), ("act", "weight").index(side)
+        pair[index] = _KEYS[key][1][index](name, value)
+        self._config[key] = tuple(pair)
 
 
 def _fuse_blocks(model, run, find):
@@ -333,27 +291,21 @@ def _fuse_blocks(model, run, find):
 
 
 def _rules(config):
-    activation, weight = _quantizers(config)
-    fold = NormFold(config.one_conv_fold, config.freeze_bn) if config.bn_fold else None
+    fold = (NormFold(config["one_conv_fold"], config["freeze_bn"]) if config["bn_fold"] else None)
+    activation = _quantizer(config, 0, MovingAverageMinMaxObserver)
+    weight = _quantizer(config, 1, CurrentMinMaxObserver)
     rules = QuantConfig()
     for cls in (*PRODUCERS, QuantizableFunction):
         rules.add_type(cls, LayerConfig(weight, activation, output=activation, norm_fold=fold))
     return rules
 
 
-def _quantizers(config):
-    """(QuantizerConfig of activations, QuantizerConfig of weights)."""
-    def spec(side, granularity):
-        symmetric = getattr(config, f"{side}_symmetric")
-        return QuantSpec(
-            getattr(config, f"{side}_quant_dtype").num_bits, signed=symmetric, symmetric=symmetric,
-            narrow_range=getattr(config, f"{side}_narrow_range"), granularity=granularity)
-
-    def quantizer(side, observer, granularity):
-        delay = getattr(config, f"{side}_quant_delay")
-        return QuantizerConfig(spec=spec(side, granularity), quantizer=partial(
-            DelayedFakeQuantize, observer=observer, saturate=True, delay=delay))
-
-    per_channel = PerChannel() if config.weight_per_channel else PerTensor()
-    return (quantizer("act", MovingAverageMinMaxObserver, PerTensor()),
-            quantizer("weight", CurrentMinMaxObserver, per_channel))
+def _quantizer(config, side, observer):
+    """Return the QuantizerConfig of activations (side 0) or weights (1)."""
+    mine = {key: config[key][side] for key in _KEYS if isinstance(config[key], tuple)}
+    spec = QuantSpec(
+        mine["quant_dtype"].num_bits, signed=mine["symmetric"], symmetric=mine["symmetric"],
+        narrow_range=mine["narrow_range"],
+        granularity=PerChannel() if mine["per_channel"] else PerTensor())
+    return QuantizerConfig(spec=spec, quantizer=partial(
+        DelayedFakeQuantize, observer=observer, saturate=True, delay=mine["quant_delay"]))

@@ -203,7 +203,7 @@ def _parse_qat_config(config):
     checks = {key: check for key, (_, check) in _KEYS.items()}
     defaults = {key: default for key, (default, _) in _KEYS.items()}
     full = {**check_config("config", defaults, checks),
-            **check_config("config", {} if config is None else config, checks)}
+            **check_config("config", config, checks, optional=True)}
     for side in ("weight", "activation"):
         kind, bits = full[f"{side}_quantize_type"], full[f"{side}_bits"]
         if bits == 1 and kind.removeprefix(_CHANNEL_WISE) in LEARNED_QUANTIZERS:
