@@ -6,7 +6,7 @@ Messages name the argument, its value and the accepted values.
 import difflib
 import inspect
 import os
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
 
 from .errors import ConfigError, ConfigTypeError
 
@@ -94,6 +94,22 @@ def check_known_keys(owner: str, given: Iterable, known: Iterable) -> None:
             listed = ", ".join(sorted(known)) or "none"
             raise ConfigError(f"{owner} does not know {key!r}{hint(key, known)}; "
                               f"valid: {listed}")
+
+
+def check_name_parts(name: str, value: Any, kinds: tuple = (list, tuple),
+                     expected: str = "a list of str") -> Tuple[str, ...]:
+    """Return ``value``, a collection of parts of names, as a tuple.
+
+    Args:
+        kinds: types of collections that are accepted.
+        expected: their description for messages.
+    """
+    if not isinstance(value, kinds) or not all(isinstance(part, str) for part in value):
+        raise wrong_type(name, value, expected)
+    if not all(value):
+        raise wrong_value(name, value, "a part of a name, or a list of them; every name contains "
+                          "the empty one")
+    return tuple(value)
 
 
 def check_config(owner: str, given: Any, checks: Mapping[str, Callable[[str, Any], Any]],

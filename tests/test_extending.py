@@ -231,6 +231,40 @@ def test_observer_in_golden_stick_and_amct(package, saved):
         np.testing.assert_allclose(layer.activation_scale.item(), 2.0 * largest / 127, rtol=1e-6)
 
 
+def test_algorithm_in_golden_stick_and_amct(package, saved):
+    net, x, *_ = saved
+    weight = net[0].weight.numpy()
+    ptq = paddleq.golden_stick.PTQ({"precision_recovery": "toward_zero"})
+    first = ptq.apply(nn.Sequential(copy.deepcopy(net)), datasets=[x])
+    assert "toward_zero-W8-per_channel" in ptq.summary(first)
+    paddleq.amct.quantize(net, {"batch_num": 1, "quant_cfg": LINEAR, "algorithm": "toward_zero"})
+    net(x)
+    paddleq.amct.convert(net)
+    step = np.abs(0.99 * weight).max(0) / 127
+    for layer in (first[0][0], net[0]):
+        found = layer.dequantized_weight().numpy() - 0.99 * weight
+        assert (np.abs(found) <= 0.51 * step).all()
+    with pytest.raises(ConfigError, match="precision_recovery .*did you mean 'toward_zero'"):
+        paddleq.golden_stick.PTQConfig(precision_recovery="towardzero")
+    with pytest.raises(ConfigError, match="algorithm.*did you mean 'toward_zero'"):
+        paddleq.amct.quantize(net, {"batch_num": 1, "quant_cfg": LINEAR,
+                                    "algorithm": "towardzero"})
+
+
+@pytest.mark.parametrize("quantize", [
+    {"method": "golden_stick", "config": {"precision_recovery": "toward_zero"}},
+    {"method": "amct", "config": {"batch_num": 1, "quant_cfg": LINEAR, "algorithm": "toward_zero"}},
+], ids=["golden_stick", "amct"])
+def test_algorithm_in_a_recipe(package, quantize):
+    sections = {"paddleq": 1, "model": {"build": "zoo.py:build"}, "quantize": quantize,
+                "data": {"calibration": {"source": "x.npy"}}, "export": {"path": "net"}}
+    assert Recipe.from_dict(sections, "test").values.quantize.config == quantize["config"]
+    key = "precision_recovery" if "precision_recovery" in quantize["config"] else "algorithm"
+    quantize = {**quantize, "config": {**quantize["config"], key: "towardzero"}}
+    with pytest.raises(ConfigError, match="did you mean 'toward_zero'"):
+        Recipe.from_dict({**sections, "quantize": quantize}, "test")
+
+
 def test_layer_type_is_quantized_and_exported(package, tmp_path):
     ptq, net, x = quantized(package)
     path = str(tmp_path / "net")

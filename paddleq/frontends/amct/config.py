@@ -1,50 +1,49 @@
 """Parsing of the ``config`` of :func:`paddleq.amct.quantize`."""
 
+import inspect
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple
+from functools import partial
+from typing import Any, Dict, List, Optional, Tuple
 
 from paddle import nn
 
 from ..._checks import (
     check_bool,
     check_choice,
+    check_config,
     check_float,
     check_int,
-    check_known_keys,
+    check_name_parts,
     wrong_type,
     wrong_value,
 )
-from ...algorithms import AWQ, GPTQ, SmoothQuant
+from ...algorithms import ALGORITHMS, Smoother
 from ...config import LayerConfig, QuantConfig
 from ...config.layer_config import check_activation_observer, static_activation
 from ...errors import ConfigError
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
-UINT32_MAX = 2**32 - 1
 GROUP_UNIT = 32
+MINMAX = "minmax"  # AMCT's name of the registered algorithm "rtn"
 
-_WEIGHT_BITS = {"int8": 8, "int4": 4}
-_WEIGHT_STRATEGIES = ("tensor", "channel", "group")
-_INPUT_STRATEGIES = ("tensor", "token")
+_check_count = partial(check_int, low=1, high=2**32 - 1)
 
-
-def _check_count(name, value):
-    return check_int(name, value, 1, UINT32_MAX)
-
-
-def _check_strength(name, value):
-    return check_float(name, value, 0, 1, open_low=True, open_high=True)
-
-
-# algorithm -> option -> its check
-ALGORITHMS = {
-    "minmax": {"observer": check_activation_observer},
-    "smoothquant": {"smooth_strength": _check_strength},
-    "awq": {"grids_num": _check_count},
+# AMCT's options -> (argument of the registered algorithm, check). All options of other algorithms
+# are their own arguments.
+_OPTIONS = {
+    MINMAX: {"observer": ("", check_activation_observer)},
+    "smoothquant": {"smooth_strength": (
+        "strength", partial(check_float, low=0, high=1, open_low=True, open_high=True))},
+    "awq": {"grids_num": ("grids_num", _check_count)},
     "gptq": {},
 }
-FOR_WEIGHTS_AND_INPUTS = ("minmax", "smoothquant")
-FOR_WEIGHTS_ALONE = ("minmax", "awq", "gptq")
+_NEED_INPUTS = ("smoothquant",)
+_WEIGHTS_ALONE = ("awq", "gptq")
+
+
+def _algorithms(*excluded: str) -> List[str]:
+    """Return AMCT's names of the registered algorithms."""
+    return [name for name in (MINMAX, *ALGORITHMS) if name not in ("rtn", *excluded)]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class AmctConfig:
         batch_num: number of forward passes to observe.
         weight: QuantSpec of the weights.
         activation: QuantSpec of the inputs; None leaves them float.
-        algorithm: a key of ``ALGORITHMS``.
+        algorithm: "minmax" or the name of a registered algorithm.
         options: options of the algorithm that were given.
         skip_layers: substrings of the names of layers to leave float.
     """
@@ -74,32 +73,27 @@ class AmctConfig:
         Raises:
             ConfigTypeError, ConfigError: see :func:`paddleq.amct.quantize`.
         """
-        _check_keys("config", config, ("batch_num", "quant_cfg", "algorithm"), ("skip_layers",))
-        quant = config["quant_cfg"]
-        _check_keys("config['quant_cfg']", quant, ("weights",), ("inputs",))
-        algorithm, options = _algorithm(config["algorithm"])
-        parsed = cls(
-            batch_num=_check_count("config['batch_num']", config["batch_num"]),
-            weight=_weight_spec(quant["weights"]),
-            activation=_input_spec(quant["inputs"]) if "inputs" in quant else None,
-            algorithm=algorithm, options=options,
-            skip_layers=_skip_layers(config.get("skip_layers", ())))
+        values = check_config("config", config, {
+            "batch_num": _check_count, "quant_cfg": _check_quant_cfg,
+            "algorithm": _check_algorithm, "skip_layers": _check_skip_layers,
+        }, required=("batch_num", "quant_cfg", "algorithm"))
+        algorithm, options = values["algorithm"]
+        parsed = cls(values["batch_num"], values["quant_cfg"]["weights"],
+                     values["quant_cfg"].get("inputs"), algorithm, options,
+                     values.get("skip_layers", ()))
         parsed._check_together()
         return parsed
 
     def layer_config(self) -> LayerConfig:
         """Return the configuration of the layers that are quantized."""
-        smoother, rounder, options = None, None, self.options
-        if self.algorithm == "smoothquant":
-            smoother = SmoothQuant(options.get("smooth_strength", 0.5))
-        elif self.algorithm == "awq":
-            smoother = AWQ(grids_num=options.get("grids_num", 20))
-        elif self.algorithm == "gptq":
-            rounder = GPTQ()
-        activation = self.activation
-        if "observer" in options:
-            activation = static_activation(activation, options["observer"])
-        return LayerConfig(self.weight, activation, smoother, rounder)
+        if self.algorithm == MINMAX:
+            activation = static_activation(self.activation, **self.options)
+            return LayerConfig(self.weight, activation)
+        names = {key: argument for key, (argument, _) in _OPTIONS.get(self.algorithm, {}).items()}
+        algorithm = ALGORITHMS[self.algorithm](**{
+            names.get(key, key): value for key, value in self.options.items()})
+        part = "smoother" if isinstance(algorithm, Smoother) else "rounder"
+        return LayerConfig(self.weight, self.activation, **{part: algorithm})
 
     def rules(self, model: nn.Layer) -> QuantConfig:
         """Return the rules for the layers of ``model``."""
@@ -130,18 +124,18 @@ class AmctConfig:
             raise ConfigError("config['algorithm']['minmax']['observer'] needs "
                               "config['quant_cfg']['inputs'] with the strategy 'tensor'")
         if self.activation is None:
-            if self.algorithm not in FOR_WEIGHTS_ALONE:
+            if self.algorithm in _NEED_INPUTS:
                 raise ConfigError(
-                    f"config['algorithm'] must be one of {_listed(FOR_WEIGHTS_ALONE)} where "
-                    f"weights alone are quantized, but is {self.algorithm!r}; it needs "
+                    f"config['algorithm'] must be one of {_listed(_algorithms(*_NEED_INPUTS))} "
+                    f"where weights alone are quantized, but is {self.algorithm!r}; it needs "
                     "config['quant_cfg']['inputs']")
             return
         if self.weight.bits != 8:
             raise ConfigError("config['quant_cfg']['weights']['type'] must be 'int8' where inputs "
                               "are quantized, but is 'int4'")
-        if self.algorithm not in FOR_WEIGHTS_AND_INPUTS:
+        if self.algorithm in _WEIGHTS_ALONE:
             raise ConfigError(
-                f"config['algorithm'] must be one of {_listed(FOR_WEIGHTS_AND_INPUTS)} where "
+                f"config['algorithm'] must be one of {_listed(_algorithms(*_WEIGHTS_ALONE))} where "
                 f"inputs are quantized, but is {self.algorithm!r}, which is for weights alone")
         if isinstance(self.weight.granularity, PerGroup):
             raise ConfigError(
@@ -153,79 +147,72 @@ def _listed(words):
     return ", ".join(map(repr, words))
 
 
-def _check_keys(what, given, required, optional=()):
-    if not isinstance(given, dict):
-        raise wrong_type(what, given, "a dict")
-    check_known_keys(what, given, (*required, *optional))
-    for key in required:
-        if key not in given:
-            raise ConfigError(f"{what} must have the key {key!r}, but has "
-                              f"{_listed(given) or 'none'}")
+def _word(name, value, choices):
+    if not isinstance(value, str):
+        raise wrong_type(name, value, f"a str, one of {_listed(choices)}")
+    return check_choice(name, value, choices)
 
 
-def _weight_spec(given):
-    name = "config['quant_cfg']['weights']"
-    _check_keys(name, given, ("type", "symmetric", "strategy"), ("group_size",))
-    bits = _WEIGHT_BITS[_word(f"{name}['type']", given["type"], _WEIGHT_BITS)]
-    symmetric = check_bool(f"{name}['symmetric']", given["symmetric"])
-    strategy = _word(f"{name}['strategy']", given["strategy"], _WEIGHT_STRATEGIES)
+def _check_quant_cfg(name, value):
+    return check_config(name, value, {"weights": _check_weights, "inputs": _check_inputs},
+                        required=("weights",))
+
+
+def _check_group_size(name, value):
+    if check_int(name, value) < GROUP_UNIT or value % GROUP_UNIT:
+        raise wrong_value(name, value, f"a multiple of {GROUP_UNIT} of at least {GROUP_UNIT}")
+    return value
+
+
+def _check_tensor(name, value, types, strategies, **more):
+    """Return the checked values of ``weights`` or ``inputs``."""
+    required = {"type": partial(_word, choices=types), "symmetric": check_bool,
+                "strategy": partial(_word, choices=strategies)}
+    return check_config(name, value, {**required, **more}, required=required)
+
+
+def _check_weights(name, value):
+    """Return the QuantSpec of the weights."""
+    given = _check_tensor(name, value, ("int8", "int4"), ("tensor", "channel", "group"),
+                          group_size=_check_group_size)
+    strategy, symmetric = given["strategy"], given["symmetric"]
     if strategy != "group" and "group_size" in given:
         raise ConfigError(f"{name} must not have the key 'group_size' with strategy "
                           f"{strategy!r}; it is for strategy 'group'")
     if strategy == "group" and "group_size" not in given:
         raise ConfigError(f"{name} must have the key 'group_size' with strategy 'group'")
-    granularity = PerTensor() if strategy == "tensor" else PerChannel(1)
-    if strategy == "group":
-        size = check_int(f"{name}['group_size']", given["group_size"])
-        if size < GROUP_UNIT or size % GROUP_UNIT:
-            raise wrong_value(f"{name}['group_size']", size,
-                              f"a multiple of {GROUP_UNIT} of at least {GROUP_UNIT}")
-        granularity = PerGroup(size)
-    return QuantSpec(bits, signed=symmetric, symmetric=symmetric, granularity=granularity)
+    granularity = (PerGroup(given["group_size"]) if strategy == "group" else
+                   PerChannel(1) if strategy == "channel" else PerTensor())
+    return QuantSpec(int(given["type"][3:]), signed=symmetric, symmetric=symmetric,
+                     granularity=granularity)
 
 
-def _input_spec(given):
-    name = "config['quant_cfg']['inputs']"
-    _check_keys(name, given, ("type", "symmetric", "strategy"))
-    _word(f"{name}['type']", given["type"], ("int8",))
-    symmetric = check_bool(f"{name}['symmetric']", given["symmetric"])
-    strategy = _word(f"{name}['strategy']", given["strategy"], _INPUT_STRATEGIES)
-    if strategy == "token" and not symmetric:
+def _check_inputs(name, value):
+    """Return the QuantSpec of the inputs."""
+    given = _check_tensor(name, value, ("int8",), ("tensor", "token"))
+    per_token, symmetric = given["strategy"] == "token", given["symmetric"]
+    if per_token and not symmetric:
         raise wrong_value(f"{name}['symmetric']", symmetric, "True with strategy 'token'")
-    granularity = PerTensor() if strategy == "tensor" else PerToken()
-    return QuantSpec(8, signed=symmetric, symmetric=symmetric, granularity=granularity)
+    return QuantSpec(8, signed=symmetric, symmetric=symmetric,
+                     granularity=PerToken() if per_token else PerTensor())
 
 
-def _algorithm(given):
-    """(name, options) of a str, a set of one str, or a dict of one str to its options."""
-    name = "config['algorithm']"
-    if not isinstance(given, (str, set, frozenset, dict)):
-        raise wrong_type(name, given, "a str, a set of one, or a dict from one to its options")
-    names = [given] if isinstance(given, str) else list(given)
+def _check_algorithm(name, value):
+    """Return (name, options) of a str, a set of one str, or a dict of one str to its options."""
+    if not isinstance(value, (str, set, frozenset, dict)):
+        raise wrong_type(name, value, "a str, a set of one, or a dict from one to its options")
+    names = [value] if isinstance(value, str) else list(value)
     if len(names) != 1:
-        raise wrong_value(name, given, "one algorithm")
-    algorithm = _word(name, names[0], ALGORITHMS)
-    options = given[algorithm] if isinstance(given, dict) else {}
-    options = {} if options is None else options
-    checks = ALGORITHMS[algorithm]
-    _check_keys(f"{name}[{algorithm!r}]", options, (), tuple(checks))
-    return algorithm, {key: checks[key](f"{name}[{algorithm!r}][{key!r}]", value)
-                       for key, value in options.items()}
+        raise wrong_value(name, value, "one algorithm")
+    algorithm = _word(name, names[0], _algorithms())
+    options = value[algorithm] if isinstance(value, dict) else None
+    checks = ({key: check for key, (_, check) in _OPTIONS[algorithm].items()}
+              if algorithm in _OPTIONS else
+              {key: lambda _, given: given
+               for key in inspect.signature(ALGORITHMS[algorithm]).parameters})
+    return algorithm, check_config(f"{name}[{algorithm!r}]", options, checks, optional=True)
 
 
-def _skip_layers(given):
-    name = "config['skip_layers']"
-    parts = [given] if isinstance(given, str) else given
-    if not isinstance(parts, (list, tuple, set, frozenset)) or not all(
-            isinstance(part, str) for part in parts):
-        raise wrong_type(name, given, "a str or a list of str")
-    if not all(parts):
-        raise wrong_value(name, given, "a part of a name, or a list of them; every name contains "
-                          "the empty one")
-    return tuple(parts)
-
-
-def _word(name, value, choices):
-    if not isinstance(value, str):
-        raise wrong_type(name, value, f"a str, one of {_listed(choices)}")
-    return check_choice(name, value, choices)
+def _check_skip_layers(name, value):
+    return check_name_parts(name, [value] if isinstance(value, str) else value,
+                            (list, tuple, set, frozenset), "a str or a list of str")

@@ -55,6 +55,7 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
               - ``"awq"``: ``grids_num`` (20), how many values the search tries; more take longer
                 and find smaller errors.
               - ``"gptq"``.
+              - The name of another registered algorithm, with the arguments of its class.
             - ``skip_layers`` (optional): a str or a list of str; a layer whose name contains one
               of them stays float.
 

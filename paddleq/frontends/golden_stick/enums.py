@@ -1,7 +1,7 @@
 """Enumerations of MindSpore Golden Stick's interface."""
 
 import enum
-from typing import Any, Optional, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 import paddle
 
@@ -113,46 +113,31 @@ class QuantGranularity(enum.Enum):
         return self.value
 
 
-def check_enum(name: str, value: Any, choices: Sequence[enum.Enum]) -> Any:
-    """Return the member of ``choices`` that ``value`` is, as a member or as its value.
+def check_enum(name: str, value: Any, choices: Sequence[Optional[enum.Enum]],
+               others: Iterable[str] = ()) -> Any:
+    """Return the element of ``choices`` that ``value`` denotes.
+
+    Args:
+        name: name of the argument for messages.
+        value: the element, its value as a str, or Paddle's dtype.
+        choices: members of one enumeration, or None.
+        others: further str that are valid and returned as they are.
 
     Raises:
-        ConfigTypeError: it is neither a member of that class nor a str.
+        ConfigTypeError: ``value`` is neither a member of that enumeration nor a str.
         ConfigError: it is another one.
     """
     kind = type(choices[0])
-    if isinstance(value, str):
-        # Values of a configuration from YAML.
-        value = {str(each.value): each for each in kind}.get(value.lower(), value)
-    elif not isinstance(value, kind):
-        raise wrong_type(name, value, f"a {kind.__name__}, or its value as a str")
-    if value not in choices:
-        listed = ", ".join(f"{kind.__name__}.{each.name}" for each in choices)
-        shown = value if isinstance(value, str) else value.value
-        raise ConfigError(f"{name} must be one of {listed}, but is {value!r}"
-                          + hint(shown, [str(each.value) for each in choices]))
-    return value
-
-
-def check_dtype(name: str, value: Any, choices: Sequence[Optional[QuantDtype]]) -> Any:
-    """Return the element of ``choices``, each a QuantDtype or None, that ``value`` is.
-
-    ``value`` is the QuantDtype, its name ("int8") or Paddle's dtype.
-
-    Raises:
-        ConfigTypeError: it is none of these.
-        ConfigError: it is another one.
-    """
-    names = {each.name.lower(): each for each in QuantDtype}
-    if isinstance(value, type(paddle.int8)):
-        value = str(value).rpartition(".")[2]
-    if isinstance(value, str):
-        value = names.get(value.lower(), value)
-    elif value is not None and not isinstance(value, QuantDtype):
-        raise wrong_type(name, value, "a QuantDtype, its name as a str, or None")
-    if value not in choices:
-        listed = ", ".join("None" if each is None else f"QuantDtype.{each.name}"
-                           for each in choices)
-        raise ConfigError(f"{name} must be one of {listed}, but is {value!r}"
-                          + (hint(value, names) if isinstance(value, str) else ""))
+    members = {str(each.value).lower(): each for each in kind}
+    given = str(value).rpartition(".")[2] if isinstance(value, type(paddle.int8)) else value
+    if isinstance(given, str):
+        value = members.get(given.lower(), given)
+    elif not isinstance(value, kind) and value not in choices:
+        or_none = ", or None" if None in choices else ""
+        raise wrong_type(name, value, f"a {kind.__name__}, its value as a str{or_none}")
+    if value not in choices and value not in others:
+        listed = [each if each is None else f"{kind.__name__}.{each.name}" for each in choices]
+        shown = given if isinstance(given, str) else value.value
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, [*listed, *others]))}, but "
+                          f"is {value!r}" + hint(shown, [*members, *others]))
     return value

@@ -1,6 +1,7 @@
 """Configuration of ``PTQ`` and options of its algorithms."""
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+import inspect
+from dataclasses import dataclass, field, fields
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from ..._checks import (
@@ -8,8 +9,18 @@ from ..._checks import (
     check_float,
     check_int,
     check_known_keys,
+    check_name_parts,
     wrong_type,
     wrong_value,
+)
+from ...algorithms import (
+    ALGORITHMS,
+    AWQ,
+    GPTQ,
+    Rounder,
+    RoundToNearest,
+    Smoother,
+    SmoothQuant,
 )
 from ...config.layer_config import MIN_MAX, check_activation_observer
 from ...errors import ConfigError
@@ -20,7 +31,6 @@ from .enums import (
     PTQMode,
     QuantDtype,
     QuantGranularity,
-    check_dtype,
     check_enum,
 )
 
@@ -28,21 +38,21 @@ INT4, INT8 = QuantDtype.INT4, QuantDtype.INT8
 PER_TENSOR, PER_CHANNEL = QuantGranularity.PER_TENSOR, QuantGranularity.PER_CHANNEL
 PER_TOKEN, PER_GROUP = QuantGranularity.PER_TOKEN, QuantGranularity.PER_GROUP
 
-# field -> (check, choices)
+# field -> values
 _CHOICES = {
-    "mode": (check_enum, tuple(PTQMode)),
-    "backend": (check_enum, tuple(BackendTarget)),
-    "weight_quant_dtype": (check_dtype, (INT8, INT4, None)),
-    "kvcache_quant_dtype": (check_dtype, (INT8, None)),
-    "act_quant_dtype": (check_dtype, (INT8, None)),
-    "outliers_suppression": (check_enum, tuple(OutliersSuppressionType)),
-    "precision_recovery": (check_enum, tuple(PrecisionRecovery)),
-    "weight_quant_granularity": (check_enum, (PER_CHANNEL, PER_GROUP)),
-    "kvcache_quant_granularity": (check_enum, (PER_CHANNEL, PER_TOKEN)),
-    "act_quant_granularity": (check_enum, (PER_TENSOR, PER_TOKEN)),
+    "mode": tuple(PTQMode),
+    "backend": tuple(BackendTarget),
+    "weight_quant_dtype": (INT8, INT4, None),
+    "kvcache_quant_dtype": (INT8, None),
+    "act_quant_dtype": (INT8, None),
+    "outliers_suppression": tuple(OutliersSuppressionType),
+    "precision_recovery": tuple(PrecisionRecovery),
+    "weight_quant_granularity": (PER_CHANNEL, PER_GROUP),
+    "kvcache_quant_granularity": (PER_CHANNEL, PER_TOKEN),
+    "act_quant_granularity": (PER_TENSOR, PER_TOKEN),
 }
-
-GROUP_SIZES = (64, 128)
+# field -> class of the registered algorithms that it may name
+_ALGORITHMS = {"outliers_suppression": Smoother, "precision_recovery": Rounder}
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,10 @@ class SmoothQuantConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", check_float("alpha", self.alpha, 0, 1))
+
+    def algorithm(self) -> SmoothQuant:
+        """Return the algorithm with these options."""
+        return SmoothQuant(self.alpha)
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,11 @@ class AWQConfig:
         for name, open_low in (("smooth_alpha", False), ("weight_clip_ratio", True)):
             object.__setattr__(self, name, _floats(name, getattr(self, name), open_low))
 
+    def algorithm(self) -> AWQ:
+        """Return the algorithm with these options."""
+        return AWQ(ratios=self.smooth_alpha, clip_factors=self.weight_clip_ratio,
+                   clip=self.weight_clip_ratio != (1.0,), duo_scaling=self.duo_scaling)
+
 
 @dataclass(frozen=True)
 class GPTQQuantConfig:
@@ -155,6 +174,14 @@ class GPTQQuantConfig:
                            check_float("damp_percent", self.damp_percent, 0, 1, open_low=True))
         check_bool("static_groups", self.static_groups)
 
+    def algorithm(self) -> GPTQ:
+        """Return the algorithm with these options."""
+        return GPTQ(self.block_size, self.damp_percent, self.desc_act, self.static_groups)
+
+
+_OPTIONS = {OutliersSuppressionType.SMOOTH: SmoothQuantConfig,
+            OutliersSuppressionType.AWQ: AWQConfig, PrecisionRecovery.GPTQ: GPTQQuantConfig}
+
 
 @dataclass(frozen=True)
 class PTQConfig:
@@ -173,8 +200,10 @@ class PTQConfig:
         weight_quant_dtype: ``INT8`` (default), ``INT4`` or None.
         kvcache_quant_dtype: ``INT8`` or None (default).
         act_quant_dtype: ``INT8`` or None (default).
-        precision_recovery: ``PrecisionRecovery.NONE`` (default: round to nearest) or ``GPTQ``.
-        outliers_suppression: ``OutliersSuppressionType.NONE`` (default), ``SMOOTH`` or ``AWQ``.
+        precision_recovery: ``PrecisionRecovery.NONE`` (default: round to nearest), ``GPTQ``, or
+            the name of a :class:`~paddleq.algorithms.Rounder` that was registered.
+        outliers_suppression: ``OutliersSuppressionType.NONE`` (default), ``SMOOTH``, ``AWQ``, or
+            the name of a :class:`~paddleq.algorithms.Smoother` that was registered.
         weight_quant_granularity: ``QuantGranularity.PER_CHANNEL`` (default: a scale for each
             output) or ``PER_GROUP`` (of ``group_size`` inputs, for each output).
         kvcache_quant_granularity: ``PER_CHANNEL`` (default: fixed scales, for each head and
@@ -207,21 +236,26 @@ class PTQConfig:
     weight_quant_dtype: Optional[QuantDtype] = INT8
     kvcache_quant_dtype: Optional[QuantDtype] = None
     act_quant_dtype: Optional[QuantDtype] = None
-    precision_recovery: PrecisionRecovery = PrecisionRecovery.NONE
-    outliers_suppression: OutliersSuppressionType = OutliersSuppressionType.NONE
+    precision_recovery: Union[PrecisionRecovery, str] = PrecisionRecovery.NONE
+    outliers_suppression: Union[OutliersSuppressionType, str] = OutliersSuppressionType.NONE
     weight_quant_granularity: QuantGranularity = PER_CHANNEL
     kvcache_quant_granularity: QuantGranularity = PER_CHANNEL
     act_quant_granularity: QuantGranularity = PER_TENSOR
     group_size: int = 0
 
     def __post_init__(self) -> None:
-        for name, (check, choices) in _CHOICES.items():
-            object.__setattr__(self, name, check(name, getattr(self, name), choices))
-        object.__setattr__(self, "opname_blacklist", _names(self.opname_blacklist))
+        for name, choices in _CHOICES.items():
+            base = _ALGORITHMS.get(name)
+            others = [] if base is None else [
+                each for each, cls in ALGORITHMS.items()
+                if issubclass(cls, base) and cls not in (SmoothQuant, AWQ, GPTQ, RoundToNearest)]
+            object.__setattr__(self, name, check_enum(name, getattr(self, name), choices, others))
+        object.__setattr__(self, "opname_blacklist", check_name_parts(
+            "opname_blacklist", self.opname_blacklist))
         check_int("group_size", self.group_size)
-        for wrong, message in _contradictions(self):
+        for wrong, name, valid in _contradictions(self):
             if wrong:
-                raise ConfigError(message)
+                raise wrong_value(name, getattr(self, name), valid)
         _check_clipped_groups(self.weight_quant_granularity, self.options())
 
     @classmethod
@@ -238,25 +272,12 @@ class PTQConfig:
 
     def options(self) -> Dict[type, Any]:
         """Return class of options -> options, for the algorithms that the fields select."""
-        wanted = [cls for asked, cls in (
-            (self.outliers_suppression is OutliersSuppressionType.SMOOTH, SmoothQuantConfig),
-            (self.outliers_suppression is OutliersSuppressionType.AWQ, AWQConfig),
-            (self.precision_recovery is PrecisionRecovery.GPTQ, GPTQQuantConfig),
-            (self.act_quant_dtype is not None and self.act_quant_granularity is PER_TENSOR,
-             ActivationObserverConfig)) if asked]
+        wanted = [ALGORITHMS[choice] if isinstance(choice, str) else _OPTIONS[choice]
+                  for choice in (self.outliers_suppression, self.precision_recovery)
+                  if choice not in (OutliersSuppressionType.NONE, PrecisionRecovery.NONE)]
+        if self.act_quant_dtype is not None and self.act_quant_granularity is PER_TENSOR:
+            wanted.append(ActivationObserverConfig)
         return parse_algo_args(self.algo_args, wanted)
-
-
-def _names(given):
-    if isinstance(given, str) or not isinstance(given, (list, tuple)):
-        raise wrong_type("opname_blacklist", given, "a list of str")
-    for each in given:
-        if not isinstance(each, str):
-            raise wrong_type("opname_blacklist", given, "a list of str")
-        if not each:
-            raise wrong_value("opname_blacklist", given,
-                              "a list of parts of names; every name contains the empty one")
-    return tuple(given)
 
 
 def _check_clipped_groups(granularity, options):
@@ -269,57 +290,49 @@ def _check_clipped_groups(granularity, options):
 
 
 def _contradictions(c):
-    """(condition, message) of every contradiction between fields."""
+    """Return (condition, field, valid values) of every contradiction between fields."""
     weight, act = c.weight_quant_dtype, c.act_quant_dtype
     grouped = c.weight_quant_granularity is PER_GROUP
+    per_token = c.act_quant_granularity is PER_TOKEN
+    rounded = c.precision_recovery is not PrecisionRecovery.NONE
     gptq = c.precision_recovery is PrecisionRecovery.GPTQ
     suppressed = c.outliers_suppression is not OutliersSuppressionType.NONE
+    awq = c.outliers_suppression is OutliersSuppressionType.AWQ
     w8a8, w4a8 = (weight is INT8 and act is INT8), (weight is INT4 and act is INT8)
     return [
-        (weight is None and act is not None,
-         "act_quant_dtype must be None while weight_quant_dtype is None, but is INT8: activations "
-         "are not quantized without weights"),
-        (weight is None and suppressed,
-         "outliers_suppression must be OutliersSuppressionType.NONE while weight_quant_dtype is "
-         f"None, but is {c.outliers_suppression}"),
-        (weight is None and gptq,
-         "precision_recovery must be PrecisionRecovery.NONE while weight_quant_dtype is None, but "
-         "is PrecisionRecovery.GPTQ"),
-        (weight is None and grouped,
-         "weight_quant_granularity must be QuantGranularity.PER_CHANNEL while weight_quant_dtype "
-         "is None, but is QuantGranularity.PER_GROUP"),
-        (act is None and c.act_quant_granularity is PER_TOKEN,
-         "act_quant_granularity must be QuantGranularity.PER_TENSOR while act_quant_dtype is "
-         "None, but is QuantGranularity.PER_TOKEN"),
-        (w8a8 and c.outliers_suppression is OutliersSuppressionType.AWQ,
-         "outliers_suppression must be OutliersSuppressionType.NONE or SMOOTH for INT8 weights "
-         "and activations, but is OutliersSuppressionType.AWQ, which is for weights alone"),
-        (w8a8 and gptq,
-         "precision_recovery must be PrecisionRecovery.NONE for INT8 weights and activations, "
-         "but is PrecisionRecovery.GPTQ"),
-        (w8a8 and grouped,
-         "weight_quant_granularity must be QuantGranularity.PER_CHANNEL for INT8 weights and "
-         "activations, but is QuantGranularity.PER_GROUP"),
-        (w4a8 and c.act_quant_granularity is not PER_TOKEN,
-         "act_quant_granularity must be QuantGranularity.PER_TOKEN for INT4 weights and INT8 "
-         "activations, but is QuantGranularity.PER_TENSOR"),
-        (w4a8 and not gptq,
-         "precision_recovery must be PrecisionRecovery.GPTQ for INT4 weights and INT8 "
-         "activations, but is PrecisionRecovery.NONE"),
+        (weight is None and act is not None, "act_quant_dtype",
+         "None while weight_quant_dtype is None (activations are not quantized without weights)"),
+        (weight is None and suppressed, "outliers_suppression",
+         "OutliersSuppressionType.NONE while weight_quant_dtype is None"),
+        (weight is None and rounded, "precision_recovery",
+         "PrecisionRecovery.NONE while weight_quant_dtype is None"),
+        (weight is None and grouped, "weight_quant_granularity",
+         "QuantGranularity.PER_CHANNEL while weight_quant_dtype is None"),
+        (act is None and per_token, "act_quant_granularity",
+         "QuantGranularity.PER_TENSOR while act_quant_dtype is None"),
+        (w8a8 and awq, "outliers_suppression",
+         "OutliersSuppressionType.NONE or SMOOTH for INT8 weights and activations (AWQ is for "
+         "weights alone)"),
+        (w8a8 and gptq, "precision_recovery",
+         "PrecisionRecovery.NONE for INT8 weights and activations"),
+        (w8a8 and grouped, "weight_quant_granularity",
+         "QuantGranularity.PER_CHANNEL for INT8 weights and activations"),
+        (w4a8 and not per_token, "act_quant_granularity",
+         "QuantGranularity.PER_TOKEN for INT4 weights and INT8 activations"),
+        (w4a8 and not rounded, "precision_recovery",
+         "PrecisionRecovery.GPTQ for INT4 weights and INT8 activations"),
         (c.kvcache_quant_dtype is None and c.kvcache_quant_granularity is PER_TOKEN,
-         "kvcache_quant_granularity must be QuantGranularity.PER_CHANNEL while "
-         "kvcache_quant_dtype is None, but is QuantGranularity.PER_TOKEN"),
-        (not grouped and c.group_size != 0,
-         "group_size must be 0 without weight_quant_granularity=QuantGranularity.PER_GROUP, but "
-         f"is {c.group_size}"),
-        (grouped and c.group_size not in GROUP_SIZES,
-         "group_size must be 64 or 128 with weight_quant_granularity=QuantGranularity.PER_GROUP, "
-         f"but is {c.group_size}"),
+         "kvcache_quant_granularity",
+         "QuantGranularity.PER_CHANNEL while kvcache_quant_dtype is None"),
+        (not grouped and c.group_size != 0, "group_size",
+         "0 without weight_quant_granularity=QuantGranularity.PER_GROUP"),
+        (grouped and c.group_size not in (64, 128), "group_size",
+         "64 or 128 with weight_quant_granularity=QuantGranularity.PER_GROUP"),
     ]
 
 
 def parse_algo_args(given: Any, wanted: Sequence[type]) -> Dict[type, Any]:
-    """Return class -> instance for the option classes ``wanted``.
+    """Return class -> instance for the classes ``wanted`` of options or registered algorithms.
 
     Args:
         given: a dict of options of any of ``wanted``, an instance of one of them, or a list or
@@ -329,25 +342,24 @@ def parse_algo_args(given: Any, wanted: Sequence[type]) -> Dict[type, Any]:
         ConfigTypeError: ``given`` is of another type.
         ConfigError: an option that none of ``wanted`` has.
     """
-    known = {field.name: cls for cls in wanted for field in fields(cls)}
-    if isinstance(given, dict):
-        options = given
-    else:
+    known = {option: cls for cls in wanted for option in inspect.signature(cls).parameters}
+    options, instances = given, {}
+    if not isinstance(given, dict):
         options = {}
-        for each in given if isinstance(given, (list, tuple)) else [given]:
-            if not is_dataclass(each) or isinstance(each, type):
-                raise wrong_type("algo_args", given, "a dict, or an instance of "
-                                 "SmoothQuantConfig, AWQConfig, GPTQQuantConfig or "
-                                 "ActivationObserverConfig")
-            if type(each) not in wanted:
-                names = ", ".join(cls.__name__ for cls in wanted) or "no options"
-                raise ConfigError(
-                    f"algo_args is {each!r}, but the algorithms that are asked for take {names}; "
-                    "see outliers_suppression and precision_recovery")
-            options.update(asdict(each))
+        instances = {type(each): each
+                     for each in (given if isinstance(given, (list, tuple)) else [given])}
+    for cls, each in instances.items():
+        if not issubclass(cls, (*_OPTIONS.values(), ActivationObserverConfig, Smoother, Rounder)):
+            raise wrong_type("algo_args", given, "a dict, or an instance of SmoothQuantConfig, "
+                             "AWQConfig, GPTQQuantConfig or ActivationObserverConfig")
+        if cls not in wanted:
+            names = ", ".join(cls.__name__ for cls in wanted) or "no options"
+            raise ConfigError(
+                f"algo_args is {each!r}, but the algorithms that are asked for take {names}; "
+                "see outliers_suppression and precision_recovery")
     check_known_keys("algo_args", options, known)
-    return {cls: cls(**{name: value for name, value in options.items() if known[name] is cls})
-            for cls in wanted}
+    return {cls: instances.get(cls) or cls(**{
+        name: value for name, value in options.items() if known[name] is cls}) for cls in wanted}
 
 
 def _floats(name, value, open_low):

@@ -8,20 +8,13 @@ from typing import Any, Optional, Sequence
 from paddle import nn
 
 from ..._checks import wrong_type
-from ...algorithms import AWQ, GPTQ, NetworkHelper, SmoothQuant
+from ...algorithms import NetworkHelper, Rounder, Smoother
 from ...config import LayerConfig, QuantConfig, Scope
 from ...config.layer_config import static_activation
 from ...errors import ConfigError
 from ...nn.linear_support import linear_skip_reason
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
-from .ptq_config import (
-    ActivationObserverConfig,
-    AWQConfig,
-    GPTQQuantConfig,
-    PTQConfig,
-    QuantGranularity,
-    SmoothQuantConfig,
-)
+from .ptq_config import ActivationObserverConfig, PTQConfig, QuantGranularity
 
 _logger = logging.getLogger("paddleq")
 
@@ -114,22 +107,14 @@ def layer_config(config: PTQConfig) -> LayerConfig:
         activation = QuantSpec(config.act_quant_dtype.num_bits,
                                granularity=PerToken() if per_token else PerTensor())
     algorithms = {}
-    for cls, options in config.options().items():
-        if cls is ActivationObserverConfig:
+    for options in config.options().values():
+        if isinstance(options, ActivationObserverConfig):
             activation = static_activation(activation, options.observer)
             continue
-        algorithms.update(_ALGORITHMS[cls](options))
+        registered = isinstance(options, (Smoother, Rounder))
+        algorithm = options if registered else options.algorithm()
+        algorithms["smoother" if isinstance(algorithm, Smoother) else "rounder"] = algorithm
     return LayerConfig(weight, activation, kv_cache=kv_cache, **algorithms)
-
-
-_ALGORITHMS = {
-    SmoothQuantConfig: lambda options: {"smoother": SmoothQuant(options.alpha)},
-    AWQConfig: lambda options: {"smoother": AWQ(
-        ratios=options.smooth_alpha, clip_factors=options.weight_clip_ratio,
-        clip=options.weight_clip_ratio != (1.0,), duo_scaling=options.duo_scaling)},
-    GPTQQuantConfig: lambda options: {"rounder": GPTQ(
-        options.block_size, options.damp_percent, options.desc_act, options.static_groups)},
-}
 
 
 def _exactly(names: Sequence[str], label: str) -> Scope:
