@@ -5,37 +5,39 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 
 import click
 
 from .. import deploy
+from ..algorithms import ALGORITHMS
+from ..deploy.runtimes import RUNTIMES
+from ..engine.summary import table
 from ..errors import ConfigError, DependencyError, FormatError
+from ..export.formats import FORMATS
 from ..export.pir_to_program import load_program
 from ..export.program.inspect import inspect as describe
-from ..recipes.run import saved_model, sensitivities, write_report
-from ..recipes.sources import open_data
-from ..saved_model.files import find_files
-from .main import FAILED, STATUS
+from ..nn.layer_types import LAYER_TYPES
+from ..observers import OBSERVERS
+from ..recipes.run import data_of, sensitivities
+from ..recipes.schema import ChecksSection
+from ..saved_model.files import locate
+from .main import command
 from .options import (
     data_options,
-    data_section,
-    layer_options,
-    model_section,
+    default_of,
+    model_options,
     ptq_options,
-    ptq_section,
     recipe_of,
-    split_options,
+    report_written,
 )
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-@click.command(epilog="""\b
-examples:
+@command("inspect", """
   paddleq inspect out/model
-  paddleq inspect out/model --json > model-description.json
-
-""" + STATUS)
+  paddleq inspect out/model --json > model-description.json""")
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 def inspect(model, as_json):
@@ -43,55 +45,68 @@ def inspect(model, as_json):
 
     MODEL is its folder, file or prefix; .pdmodel or .json.
     """
-    found = describe(load_program(*find_files(*saved_model(model), None)))
+    found = describe(load_program(*locate(model)))
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    for group in ("inputs", "outputs"):
-        click.echo(f"{group}:")
-        for each in found[group]:
-            click.echo(f"  {each['name']}  {each['dtype']} {each['shape']}")
-    click.echo("operators:")
-    for name, count in found["operators"].items():
-        click.echo(f"  {count:5d}  {name}")
-    parameters = found["parameters"]
-    by = ", ".join(f"{size:,} {dtype}" for dtype, size in parameters["bytes_by_dtype"].items())
-    click.echo(f"parameters: {parameters['count']}, {parameters['bytes']:,} bytes ({by})")
-    _table("quantized weights", found["weights"], [
-        ("name", lambda row: row["name"]), ("dtype", lambda row: row["dtype"]),
-        ("bits", lambda row: str(row["bits"])), ("shape", lambda row: str(row["shape"])),
-        ("granularity",
-         lambda row: "per tensor" if row["axis"] == -1 else f"axis {row['axis']}"),
-        ("scale", lambda row: "..".join(f"{edge:.4g}" for edge in row["scale"])),
-        ("integers", lambda row: _bars(row.get("histogram")))])
-    _table("quantized activations", found["activations"], [
-        ("tensor", lambda row: row["name"]), ("read by", lambda row: row["reader"]),
-        ("bits", lambda row: str(row["bits"])),
-        ("scale", lambda row: f"{row['scale']:.4g}")])
+    operators, parameters = found["operators"], found["parameters"]
+    sizes = ", ".join(f"{size:,} {dtype}" for dtype, size in parameters["bytes_by_dtype"].items())
+    _table("inputs", found["inputs"])
+    _table("outputs", found["outputs"])
+    _table("operators", [{"type": name, "count": count} for name, count in operators.items()])
+    click.echo(f"parameters: {parameters['count']}, {parameters['bytes']:,} bytes ({sizes})")
+    _table("quantized weights", found["weights"])
+    _table("quantized activations", found["activations"])
 
 
-@click.command(epilog="""\b
-examples:
+def _table(title, rows):
+    """Print dicts as a table with the keys of the first as the columns."""
+    click.echo(f"{title}: {len(rows) or 'none'}")
+    if rows:
+        click.echo(textwrap.indent(table([[*rows[0]], *(
+            [_cell(key, row[key]) if key in row else "" for key in rows[0]] for row in rows)]),
+                                   "  "))
+
+
+def _cell(key, value):
+    if key == "axis":
+        return "per tensor" if value == -1 else f"axis {value}"
+    if key == "scale":
+        return "..".join(f"{edge:.4g}" for edge in (value if isinstance(value, list) else [value]))
+    if key == "histogram":
+        top = max(value) or 1
+        return "".join(_BLOCKS[0 if count == 0 else 1 + (count * 7) // top] for count in value)
+    return str(value)
+
+
+@command("extensions", """
+  paddleq extensions | grep formats
+  paddleq --import my_package extensions""")
+def extensions():
+    """List observers, layer types, algorithms, export formats and runtimes.
+
+    "paddleq --import MODULE extensions" includes those that MODULE registers.
+    """
+    for title, names in (("observers", OBSERVERS), ("layer types", LAYER_TYPES),
+                         ("algorithms", ALGORITHMS), ("formats", FORMATS),
+                         ("runtimes", RUNTIMES)):
+        click.echo(f"{title}: {', '.join(names)}")
+
+
+@command("sensitivity", """
   paddleq sensitivity float/model -d images.npy --batches 4
-  paddleq sensitivity zoo.py:build --weights net.pdparams -d images.npy --algo hist
-
-""" + STATUS)
-@click.argument("model")
+  paddleq sensitivity zoo.py:build --weights net.pdparams -d images.npy --algo hist""")
+@model_options
 @data_options
-@layer_options
 @ptq_options
 @click.option("--json", "as_json", is_flag=True, help="as JSON, worst first")
-def sensitivity(model, weights, arguments, inputs, as_json, **options):
+def sensitivity(model, data, quantize, as_json):
     """Rank layers by the loss when only one of them is quantized, worst first.
 
     MODEL is as for 'paddleq ptq'. The number is the signal-to-quantization-noise ratio of the
     model's output in dB: 6 dB less is one bit less.
     """
-    data, how = split_options(options)
-    found = sensitivities(recipe_of({
-        "model": model_section(model, weights, arguments, inputs),
-        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(**how),
-        "export": [{"path": "unused"}]}))
+    found = sensitivities(recipe_of(model=model, data={"calibration": data}, quantize=quantize))
     if as_json:
         click.echo(json.dumps([{"layer": row.name, "type": row.type, "sqnr": row.sqnr}
                                for row in found.ranking()], indent=1))
@@ -99,13 +114,10 @@ def sensitivity(model, weights, arguments, inputs, as_json, **options):
         click.echo(found.table())
 
 
-@click.command(epilog="""\b
-examples:
+@command("verify", """
   paddleq verify out/model -d images.npy
   paddleq verify out/model -d images.npy --reference out/other --float float/model \\
-      --runtime openvino --runtime paddle
-
-""" + STATUS)
+      --runtime openvino --runtime paddle""")
 @click.argument("model")
 @data_options
 @click.option("--reference", metavar="MODEL",
@@ -113,61 +125,50 @@ examples:
 @click.option("--float", "float_model", metavar="MODEL",
               help="float model for the comparison of speed and size")
 @click.option("--runtime", "runtimes", multiple=True, metavar="NAME",
-              help=f"one of {', '.join(deploy.runtimes.RUNTIMES)}; may be repeated (default: all "
-                   "installed ones, without paddlelite)")
+              help=f"one of {', '.join(RUNTIMES)}; may be repeated (default: all installed ones, "
+                   "without paddlelite)")
 @click.option("--threads", type=int, default=1, show_default=True)
-@click.option("--top1", type=float, default=0.99, show_default=True,
-              help="minimum share of samples with the same prediction")
-@click.option("--error", type=float, default=0.1, show_default=True,
-              help="maximum relative L2 distance of the outputs")
-def verify(model, reference, float_model, runtimes, threads, top1, error, **data):
+@click.option("--top1", type=float, default=default_of(ChecksSection, "top1_agreement"),
+              show_default=True, help="minimum share of samples with the same prediction")
+@click.option("--error", type=float, default=default_of(ChecksSection, "relative_error"),
+              show_default=True, help="maximum relative L2 distance of the outputs")
+def verify(model, data, reference, runtimes, **options):
     """Run a saved model in all installed runtimes and compare their outputs.
 
     Print the agreement of predictions, the distance of outputs, the speed and the size for each
     runtime. Fail if a runtime exceeds a limit.
     """
-    section = data_section(**data)
-    found = deploy.verify(model, reference, open_data(**section), float_model=float_model,
-                          runtimes=list(runtimes) or None, threads=threads, top1=top1,
-                          error=error)
+    recipe = recipe_of(model={"path": model}, data={"evaluation": data},
+                       quantize={"method": "dynamic"})
+    found = deploy.verify(model, reference, data_of(recipe, "evaluation"),
+                          runtimes=list(runtimes) or None, **options)
     click.echo(str(found))
     if not found.ok:
-        click.echo("paddleq: error: a runtime exceeds a limit", err=True)
-        click.get_current_context().exit(FAILED)
+        raise click.ClickException("a runtime exceeds a limit")
 
 
-@click.command(epilog="""\b
-examples:
-  paddleq report zoo.py:build --weights net.pdparams -d images.npy -o report.html
-
-""" + STATUS)
-@click.argument("model")
+@command("report", """
+  paddleq report zoo.py:build --weights net.pdparams -d images.npy -o report.html""")
+@model_options
 @data_options
-@layer_options
 @ptq_options
 @click.option("-o", "--output", required=True, metavar="FILE", help="the .html to write")
-def report(model, output, weights, arguments, inputs, **options):
+def report(model, data, quantize, output):
     """Write an HTML report of a quantized Layer: errors, distributions and sensitivity.
 
     MODEL is MODULE:FUNCTION or FILE.py:FUNCTION. It is quantized as by 'paddleq ptq'.
     """
-    if ":" not in model:
-        raise ConfigError(f"MODEL must be MODULE:FUNCTION that builds a Layer, but is {model!r}; "
-                          "use 'paddleq inspect' and 'paddleq sensitivity' for saved models")
-    data, how = split_options(options)
-    write_report(recipe_of({
-        "model": model_section(model, weights, arguments, inputs),
-        "data": {"calibration": data_section(**data)}, "quantize": ptq_section(**how),
-        "export": [{"path": "unused"}]}), output)
-    click.echo(f"wrote {output}: {os.path.getsize(output):,} bytes")
+    if "build" not in model:
+        raise ConfigError("MODEL must be MODULE:FUNCTION that builds a Layer, but is "
+                          f"{model['path']!r}; use 'paddleq inspect' and 'paddleq sensitivity' "
+                          "for saved models")
+    sensitivities(recipe_of(model=model, data={"calibration": data}, quantize=quantize), output)
+    report_written([output])
 
 
-@click.command("serve-vdl", epilog="""\b
-examples:
+@command("serve-vdl", """
   paddleq serve-vdl logs
-  paddleq serve-vdl logs --model out/model.pdmodel --port 8040
-
-""" + STATUS)
+  paddleq serve-vdl logs --model out/model.pdmodel --port 8040""")
 @click.argument("logdir")
 @click.option("--model", metavar="FILE", help="a .pdmodel whose graph is shown as well")
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -193,21 +194,3 @@ def serve_vdl(logdir, model, host, port):
             server.terminate()
             return
     click.get_current_context().exit(status)
-
-
-def _table(title, rows, columns):
-    click.echo(f"{title}: {len(rows) or 'none'}")
-    if not rows:
-        return
-    cells = [[name for name, _ in columns]] + [[get(row) for _, get in columns] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    for row in cells:
-        click.echo("  " + "  ".join(cell.ljust(width)
-                                    for cell, width in zip(row, widths)).rstrip())
-
-
-def _bars(counts):
-    if not counts:
-        return ""
-    top = max(counts) or 1
-    return "".join(_BLOCKS[0 if count == 0 else 1 + (count * 7) // top] for count in counts)

@@ -8,11 +8,12 @@ import click
 import paddle
 
 from .. import __version__
+from .._checks import hint
 from ..errors import ConfigError, PaddleqError
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
-STATUS = """\b
+_STATUS = """\b
 exit status:
   0    success; the last line of standard output lists the written files
   1    the model or the data cannot be used, or a check failed; the
@@ -23,11 +24,16 @@ Files are written completely or not at all."""
 
 # Command -> module. Modules are imported on use, because some require packages of an extra.
 COMMANDS = {
-    "ptq": "quantize", "dynamic": "quantize", "qat-export": "quantize", "run": "quantize",
-    "export": "convert", "to-pdmodel": "convert", "verify": "inspect", "inspect": "inspect",
+    "ptq": "export", "dynamic": "export", "qat-export": "export", "run": "export",
+    "export": "export", "to-pdmodel": "export", "verify": "inspect", "inspect": "inspect",
     "sensitivity": "inspect", "report": "inspect", "serve-vdl": "inspect",
-    "extensions": "extensions",
+    "extensions": "inspect",
 }
+
+
+def command(name, examples):
+    """Return the decorator of a command; its help shows ``examples`` and the exit status."""
+    return click.command(name, epilog=f"\b\nexamples:{examples}\n\n{_STATUS}")
 
 
 class _Group(click.Group):
@@ -43,7 +49,6 @@ class _Group(click.Group):
     def resolve_command(self, ctx, args):
         name = args[0]
         if not name.startswith("-") and name not in COMMANDS:
-            from .._checks import hint
             ctx.fail(f"there is no command {name!r}{hint(name, COMMANDS)}; "
                      f"valid: {', '.join(COMMANDS)}")
         return super().resolve_command(ctx, args)
@@ -90,12 +95,12 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return paddleq.main(arguments, prog_name="paddleq", standalone_mode=False) or DONE
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.UsageError as error:
-        if error.ctx is not None:
-            sys.stderr.write(error.ctx.get_usage() + "\n")
-        return _report_error(error.format_message(), WRONG_USE)
     except click.ClickException as error:
-        return _report_error(error.format_message(), FAILED)
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            sys.stderr.write(context.get_usage() + "\n")
+        return _report_error(error.format_message(), WRONG_USE
+                             if isinstance(error, click.UsageError) else FAILED)
     except PaddleqError as error:
         return _report_error(str(error), WRONG_USE if isinstance(error, ConfigError) else FAILED)
     except (KeyboardInterrupt, click.Abort):
@@ -105,8 +110,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
 def _report_error(message, status):
     # One line for each mistake, even if a message contains newlines.
     lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
-    if status == WRONG_USE and len(lines) > 1:
-        sys.stderr.write("\n".join(lines[:-1]) + "\n")
-        lines = lines[-1:]
-    sys.stderr.write(f"paddleq: error: {' '.join(lines)}\n")
+    if status != WRONG_USE:
+        lines = [" ".join(lines)]
+    lines[-1] = f"paddleq: error: {lines[-1]}"
+    sys.stderr.write("\n".join(lines) + "\n")
     return status

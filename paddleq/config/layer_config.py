@@ -183,15 +183,16 @@ class LayerConfig:
             value = getattr(self, name)
             if not (value is None or isinstance(value, (QuantSpec, QuantizerConfig))):
                 raise wrong_type(name, value, "a QuantSpec, a QuantizerConfig or None")
-        for name in ("smoother", "rounder"):
+        for name, method, expected in (
+                ("smoother", "scales", "None, a SmoothQuant or an AWQ"),
+                ("rounder", "quantize_all", "None, a RoundToNearest or a GPTQ")):
             value = getattr(self, name)
             if isinstance(value, str):
-                object.__setattr__(self, name, ALGORITHMS[ALGORITHMS.check(value, name)]())
-        # Checked by interface: the algorithms are defined in a package above this one.
-        if not _provides(self.smoother, "scales"):
-            raise wrong_type("smoother", self.smoother, "None, a SmoothQuant or an AWQ")
-        if not _provides(self.rounder, "quantize_all"):
-            raise wrong_type("rounder", self.rounder, "None, a RoundToNearest or a GPTQ")
+                value = ALGORITHMS[ALGORITHMS.check(value, name)]()
+                object.__setattr__(self, name, value)
+            # Checked by interface: the algorithms are defined in a package above this one.
+            if value is not None and (isinstance(value, type) or not hasattr(value, method)):
+                raise wrong_type(name, value, expected)
         check_choice("kv_cache", self.kv_cache, (None, "per_channel", "per_token"))
         weight, activation = self.weight_spec, self.activation_spec
         if (weight is not None and getattr(self.smoother, "clip", False)
@@ -263,10 +264,6 @@ class LayerConfig:
         """Names of the algorithms, "AWQ-GPTQ"; "" for rounding to nearest."""
         return "-".join(part.name for part in (self.smoother, self.rounder)
                         if part is not None and part.name)
-
-
-def _provides(part, method):
-    return part is None or (not isinstance(part, type) and hasattr(part, method))
 
 
 def _quantizer(given, symmetric, asymmetric):

@@ -1,7 +1,9 @@
-"""Rules that assign a configuration to the layers of a model."""
+"""Rules that assign a configuration to the layers of a model, and reasons to skip layers."""
 
+import enum
 import logging
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from paddle import nn
 
@@ -10,6 +12,50 @@ from .layer_config import LayerConfig
 from .scope import Scope
 
 _logger = logging.getLogger("paddleq")
+
+
+class SkipKind(enum.Enum):
+    """Kinds of reasons for which a layer stays float. The value is the sentence for display.
+
+    Examples:
+        >>> from paddleq.config import SkipKind
+        >>> SkipKind.NO_RULE.value
+        'no rule matches'
+    """
+
+    SKIP_ATTRIBUTE = "skip_quant is set"
+    NO_RULE = "no rule matches"
+    EXCLUDED = "excluded by {detail}"
+    NOT_CONFIGURED = "{detail} is None"
+    OUTSIDE_DECODER_LAYERS = "outside of the decoder layers"
+    NOT_REGISTERED = "its class is not registered; see paddleq.register_layer"
+    OVERRIDES_FORWARD = ("its class overrides forward, so its weights are not known to be used as "
+                         "usual; see paddleq.register_layer")
+    NOT_LINEAR = "only Linear is quantized"
+    WEIGHT_FROM_HOOK = ("its weight is computed by a hook (weight_norm, spectral_norm); remove "
+                        "that first")
+    KEPT_FLOAT = "{detail}"
+
+
+@dataclass(frozen=True)
+class SkipReason:
+    """Reason for which a layer stays float.
+
+    Args:
+        kind: a :class:`SkipKind`.
+        detail: the entry of a rule or the argument that decided; "" where there is none.
+
+    Examples:
+        >>> from paddleq.config import SkipKind, SkipReason
+        >>> print(SkipReason(SkipKind.EXCLUDED, "name 'head'"))
+        excluded by name 'head'
+    """
+
+    kind: SkipKind
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return self.kind.value.format(detail=self.detail)
 
 
 class Rule(NamedTuple):
@@ -69,13 +115,6 @@ class QuantConfig:
     def add_pattern(self, pattern: str, config: Optional[LayerConfig]) -> None:
         """Assign ``config`` to layers in whose name the regular expression is found."""
         self.add(Scope(patterns=[pattern]), config)
-
-    def exclude(self, entries: Any, model: nn.Layer, argument: str = "skip") -> None:
-        """Leave layers float: a name, a regular expression, a class or a list of them.
-
-        See :meth:`Scope.parse`.
-        """
-        self.add(Scope.parse(entries, model, argument), None)
 
     def exclude_substrings(self, parts: Iterable[str], names: Iterable[str],
                            argument: str) -> None:

@@ -100,35 +100,25 @@ class Scope:
         """
         layers = dict(model.named_sublayers(include_self=True))
         found: Dict[str, str] = {}
-        for text, key, matches, contents in self._entries():
-            names = [name for name, layer in layers.items() if matches(name, layer)]
+        for text, key, names, contents in self._entries(layers):
             if self.required and not names:
                 near = hint(key, list(layers)) if isinstance(key, str) else ""
                 raise ConfigError(f"the rule for {text} matches no layer{near}")
             if contents:
-                names = [name for name in layers if not set(names).isdisjoint(_path(name))]
+                inside = tuple(f"{name}." if name else "" for name in names)
+                names = [name for name in layers if f"{name}.".startswith(inside)]
             for name in names:
                 found.setdefault(name, self.label or text)
         return found
 
-    def _entries(self) -> Iterator[tuple]:
-        """(text for messages, key, predicate of a name and a layer, include contents)."""
+    def _entries(self, layers) -> Iterator[tuple]:
+        """Yield (text for messages, key, names of the layers, include contents)."""
         for key in self.names:
-            yield f"name {key!r}", key, lambda name, _, key=key: name == key, self.contents
+            yield f"name {key!r}", key, [key] if key in layers else [], self.contents
         for key in self.patterns:
-            yield (f"pattern {key!r}", key,
-                   lambda name, _, key=key: re.search(key, name) is not None, False)
+            yield (f"pattern {key!r}", key, [name for name in layers if re.search(key, name)],
+                   False)
         for key in self.types:
-            yield (f"type {key.__name__}", key,
-                   lambda _, layer, key=key: _is_of_type(layer, key), self.contents)
-
-
-def _path(name):
-    """The layer and those that it is in: ["", "a", "a.b"] of "a.b"."""
-    parts = name.split(".") if name else []
-    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
-
-
-def _is_of_type(layer, cls):
-    return cls is type(layer) or (
-        isinstance(layer, cls) and type(layer).forward is cls.forward)
+            yield (f"type {key.__name__}", key, [
+                name for name, layer in layers.items() if type(layer) is key
+                or isinstance(layer, key) and type(layer).forward is key.forward], self.contents)

@@ -3,42 +3,44 @@
 import os
 import re
 import typing
-from typing import Any, Dict, List, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, Tuple
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, SequenceNode
 
-from .._checks import hint
+from .._checks import hint, wrong_value
 from ..errors import FormatError, RecipeError
 from .schema import RecipeSections
 
 Location = Tuple[Any, ...]  # keys and indices, such as ("quantize", "rules", 1, "type")
 _DOCUMENT = "the document"
-_MESSAGES = {
-    "missing": "is missing",
-    "int_type": "must be an int",
-    "float_type": "must be a float",
-    "bool_type": "must be a bool",
-    "string_type": "must be a text",
-    "string_pattern_mismatch": "must be a text that is not empty",
-    "list_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-    "too_short": "must have an entry, but is empty",
-    "literal_error": "must be {expected}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
+_MESSAGES = {"missing": "is missing", "too_short": "must have an entry, but is empty"}
+_EXPECTED = {
+    "int_type": "an int",
+    "float_type": "a float",
+    "bool_type": "a bool",
+    "string_type": "a text",
+    "string_pattern_mismatch": "a text that is not empty",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
 }
 
 
+@dataclass(frozen=True)
 class Recipe:
     """Checked recipe.
 
     Attributes:
         values: :class:`~paddleq.recipes.schema.RecipeSections` with defaults.
         plain: nested dicts without defaults, as written.
+        lines: key or index path in ``plain`` -> line.
         folder: folder that paths are relative to.
         source: name of the file for messages.
 
@@ -55,10 +57,11 @@ class Recipe:
         [ExportSection(format='pdmodel', path='out/net')]
     """
 
-    def __init__(self, plain: Dict[str, Any], values: RecipeSections, lines: Dict[str, int],
-                 folder: str, source: str):
-        self.plain, self.values, self.folder, self.source = plain, values, folder, source
-        self._lines = lines
+    values: RecipeSections
+    plain: Dict[str, Any]
+    lines: Dict[Location, int]
+    folder: str
+    source: str
 
     @classmethod
     def load(cls, path) -> "Recipe":
@@ -68,49 +71,54 @@ class Recipe:
             FormatError: the file cannot be read.
             RecipeError: lists all mistakes with line, key and the nearest valid value.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FormatError(f"cannot read the recipe {path}: {error}") from error
-        return cls.parse(text, folder=os.path.dirname(os.path.abspath(path)), source=path)
+        return cls._read(*load_yaml_file(path), os.path.dirname(os.path.abspath(path)), path)
 
     @classmethod
     def parse(cls, text: str, folder: str = ".", source: str = "recipe") -> "Recipe":
         """Read the text of a recipe. Paths in it are relative to ``folder``."""
-        plain, lines = load_yaml(text, source)
+        return cls._read(*load_yaml(text, source), folder, source)
+
+    @classmethod
+    def _read(cls, plain, lines, folder, source):
         prefix: Location = ()
         if isinstance(plain, dict) and "exports" in plain and (
                 "paddleq" not in plain):  # otherwise a misspelt key of a recipe
-            plain, prefix, folder = _recipe_of_export(plain["exports"], lines, folder, source)
+            plain, prefix, inside = _recipe_of_export(plain["exports"], lines, source)
+            folder = os.path.normpath(os.path.join(folder, inside))
         return cls._validated(plain, lines, prefix, folder, source)
 
     @classmethod
     def from_dict(cls, sections: Dict[str, Any], source: str = "recipe") -> "Recipe":
         """Check a recipe in nested dicts. Paths in it are relative to the working folder."""
-        return cls._validated(sections, {(): 1}, (), ".", source)
+        return cls._validated(sections, dict.fromkeys(_locations(sections), 1), (), ".", source)
 
     @classmethod
     def _validated(cls, plain, lines, prefix, folder, source):
         try:
             values = RecipeSections.model_validate(plain)
         except ValidationError as error:
-            raise RecipeError([(_line(lines, prefix + location),
-                                _path(prefix + location) or _DOCUMENT, problem)
-                               for location, problem in _problems(error, plain)],
+            raise RecipeError([_problem(lines, location, text)
+                               for location, text in _mistakes(error, lines, prefix)],
                               source) from None
-        start = len(_path(prefix)) + 1 if prefix else 0
-        return cls(plain, values, {_path(location)[start:]: line
-                                   for location, line in lines.items()
+        return cls(values, plain, {location[len(prefix):]: line for location, line in lines.items()
                                    if location[:len(prefix)] == prefix}, folder, source)
 
     def resolve(self, path: str) -> str:
         """Return ``path``, which is relative to the recipe, relative to the working folder."""
         return os.path.normpath(os.path.join(self.folder, path))
 
-    def error(self, key: str, problem: str) -> RecipeError:
-        """Return a :class:`RecipeError` for a problem with ``key`` at run time."""
-        return RecipeError([(self._lines.get(key, 1), key, problem)], self.source)
+    def error(self, location: Location, problem: str) -> RecipeError:
+        """Return a :class:`RecipeError` for a problem at run time."""
+        return RecipeError([_problem(self.lines, location, problem)], self.source)
+
+
+def load_yaml_file(path) -> Tuple[Any, Dict[Location, int]]:
+    """Return :func:`load_yaml` of a file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return load_yaml(file.read(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"cannot read {path}: {error}") from error
 
 
 def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
@@ -123,133 +131,93 @@ def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
     Raises:
         RecipeError: the text is not YAML, has several documents, or repeats a key.
     """
-    parser = YAML(typ="rt")
-    parser.Constructor = _Constructor
+    parser = YAML(typ="safe", pure=True)
+    lines: Dict[Location, int] = {(): 1}
+    problems = []
+
+    def plain(node, location):
+        lines.setdefault(location, node.start_mark.line + 1)
+        if isinstance(node, SequenceNode):
+            return [plain(item, (*location, index)) for index, item in enumerate(node.value)]
+        if not isinstance(node, MappingNode):
+            return parser.constructor.construct_object(node, deep=True)
+        parser.constructor.flatten_mapping(node)  # of the merge key "<<"
+        merged, result = getattr(node, "merge", None) or [], {}
+        for pair in [*node.value[len(merged):], *merged]:
+            key, line = parser.constructor.construct_object(pair[0]), pair[0].start_mark.line + 1
+            here = (*location, key)
+            if not isinstance(key, str):
+                problems.append((line, _path(here), "a key must be text"))
+            elif key not in result:
+                lines[here] = line
+                result[key] = plain(pair[1], here)
+            elif pair not in merged:
+                problems.append((line, _path(here), "stands here a second time; the first is on "
+                                                    f"line {lines[here]}"))
+        return result
+
     try:
-        document = parser.load(text)
+        document = parser.compose(text)
+        values = None if document is None else plain(document, ())
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError([(mark.line + 1 if mark else 1, _DOCUMENT,
                             f"is no YAML: {problem}")], source) from error
     if document is None:
-        raise RecipeError([(1, _DOCUMENT, "is empty")], source)
-    lines: Dict[Location, int] = {(): 1}
-    problems: List[Tuple[int, str, str]] = []
-    duplicates = getattr(parser.constructor, "duplicates", [])
-    plain = _plain(document, (), lines, duplicates, problems)
+        problems.append((1, _DOCUMENT, "is empty"))
     if problems:
         raise RecipeError(problems, source)
-    return plain, lines
+    return values, lines
 
 
-class _Constructor(RoundTripConstructor):
-    """Constructor that collects repeated keys instead of stopping at the first one."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.duplicates = []
-
-    def check_mapping_key(self, node, key_node, mapping, key, value):
-        if key in mapping:
-            self.duplicates.append((mapping, key, key_node.start_mark.line + 1))
-            return False
-        return True
-
-
-def _plain(value, location, lines, duplicates, problems):
-    """Return ``value`` in Python's own types. Fill ``lines`` and ``problems``."""
-    if isinstance(value, dict):
-        for key in value:
-            position = value.lc.data.get(key)
-            lines[(*location, key)] = position[0] + 1 if position else lines[location]
-            if not isinstance(key, str):
-                problems.append((lines[(*location, key)], _path((*location, key)),
-                                 "a key must be text"))
-        for mapping, key, line in duplicates:
-            if mapping is value:
-                problems.append((line, _path((*location, key)), "stands here a second time; the "
-                                 f"first is on line {lines[(*location, key)]}"))
-        return {key: _plain(item, (*location, key), lines, duplicates, problems)
-                for key, item in value.items()}
-    if isinstance(value, list):
-        for index in range(len(value)):
-            lines[(*location, index)] = value.lc.item(index)[0] + 1
-        return [_plain(item, (*location, index), lines, duplicates, problems)
-                for index, item in enumerate(value)]
-    for plain_type in (bool, int, float, str):
-        if isinstance(value, plain_type):
-            return plain_type(value)
-    return value
-
-
-def _recipe_of_export(exports, lines, folder, source):
+def _recipe_of_export(exports, lines, source):
     """Return (recipe, its location, folder of its paths) from the record of an export."""
+    def fail(location, problem):
+        raise RecipeError([_problem(lines, location, problem)], source)
+
     found = [index for index, each in enumerate(exports) if isinstance(each, dict)
              and "recipe" in each] if isinstance(exports, list) else []
     if not found:
-        raise RecipeError([(lines[("exports",)], "exports", "none of them has a recipe")], source)
+        fail(("exports",), "none of them has a recipe")
     first = exports[found[0]]
     for index in found[1:]:
         if exports[index]["recipe"] != first["recipe"]:
-            location = ("exports", index, "recipe")
-            raise RecipeError([(lines[location], _path(location),
-                                "differs from the recipe of the first export")], source)
+            fail(("exports", index, "recipe"), "differs from the recipe of the first export")
     inside = first.get("folder", ".")
     if not isinstance(inside, str):
-        location = ("exports", found[0], "folder")
-        raise RecipeError([(lines[location], _path(location),
-                            f"must be a text, but is {inside!r}")], source)
-    return (first["recipe"], ("exports", found[0], "recipe"),
-            os.path.normpath(os.path.join(folder, inside)))
+        fail(("exports", found[0], "folder"), f"must be a text, but is {inside!r}")
+    return first["recipe"], ("exports", found[0], "recipe"), inside
 
 
-def _problems(error: ValidationError, plain):
+def _mistakes(error: ValidationError, lines, prefix):
     """Yield (location, problem) of each mistake that pydantic found."""
     for each in error.errors():
-        location, kind, context = each["loc"], each["type"], each.get("ctx", {})
-        location = _existing(location, plain)
+        kind, context = each["type"], each.get("ctx", {})
+        location = _extended(prefix, each["loc"], lines)
         if kind == "problems":
-            for key, problem in context["problems"]:
-                own = (*location, key) if key is not None else location
-                yield (own if _contains(plain, own) else location), problem
+            for problem, *keys in context["problems"]:
+                own = _extended(location, keys, lines)
+                yield own if own in lines else location, problem
         elif kind == "extra_forbidden":
-            keys = _keys_at(location[:-1])
+            keys = _keys_at(location[len(prefix):-1])
             yield location, (f"there is no such key{hint(location[-1], keys)}; "
                              f"valid: {', '.join(keys)}")
-        elif kind in ("missing", "too_short"):
-            yield location, _MESSAGES[kind]
-        elif kind == "value_error":
-            yield location, str(context["error"])
-        else:
-            problem = _MESSAGES.get(kind, each["msg"]).format(**context)
+        elif kind in _EXPECTED:
+            expected = _EXPECTED[kind].format(**context)
             choices = re.findall(r"'([^']*)'", context.get("expected", ""))
-            text = repr(each["input"])
-            text = text if len(text) <= 80 else text[:77] + "..."
-            yield location, f"{problem}, but is {text}{hint(each['input'], choices)}"
+            yield location, (str(wrong_value("", each["input"], expected)).strip()
+                             + hint(each["input"], choices))
+        else:
+            yield location, _MESSAGES.get(kind, each["msg"])
 
 
-def _existing(location, plain):
-    """Drop the index of a list that the recipe writes as a single value."""
-    result = []
-    for part in location:
-        if isinstance(part, int) and not isinstance(plain, list):
-            continue
-        result.append(part)
-        try:
-            plain = plain[part]
-        except (KeyError, IndexError, TypeError):
-            plain = None
-    return tuple(result)
-
-
-def _contains(plain, location):
-    for part in location:
-        try:
-            plain = plain[part]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return True
+def _extended(location, parts, lines):
+    """Append ``parts``, without the index in a list that is written as its only entry."""
+    for part in parts:
+        if isinstance(part, str) or (*location, part) in lines:
+            location = (*location, part)
+    return location
 
 
 def _keys_at(location):
@@ -268,11 +236,20 @@ def _section_in(annotation):
     return next(filter(None, map(_section_in, typing.get_args(annotation))), None)
 
 
-def _line(lines, location):
-    """Return the line of ``location``, or of the nearest section that contains it."""
+def _problem(lines, location, text):
+    """Return (line, key, text) with the line of ``location`` or of the nearest section."""
+    key = _path(location) or _DOCUMENT
     while location not in lines:
         location = location[:-1]
-    return lines[location]
+    return lines[location], key, text
+
+
+def _locations(value, location=()):
+    """Yield the locations in nested dicts and lists."""
+    yield location
+    for key, child in (value.items() if isinstance(value, dict) else
+                       enumerate(value) if isinstance(value, list) else ()):
+        yield from _locations(child, (*location, key))
 
 
 def _path(location):

@@ -14,9 +14,10 @@ import paddle
 from .. import engine, export
 from ..analysis import report, sensitivity
 from ..checkpoint import save_checkpoint
-from ..config import LayerConfig
+from ..config import LayerConfig, Scope
 from ..deploy import Report, verify
 from ..engine.example_inputs import fold_batch_norms
+from ..errors import ConfigError
 from ..export.onnx import require_onnx, write_program
 from ..export.paddle.markers_from_program import raise_to_markers
 from ..export.pir_to_program import load_program
@@ -30,9 +31,8 @@ from ..frontends.paddleslim.post_static import calibrated_model, sensitivity_pos
 from ..frontends.paddleslim.saved_models import quantized_program
 from ..frontends.paddleslim.shared import rules_for
 from ..nn.layer_types import known_classes
-from ..saved_model.files import find_files
+from ..saved_model.files import locate
 from .recipe import Recipe
-from .schema import InputSection
 from .sources import build_model, open_data
 
 _logger = logging.getLogger("paddleq")
@@ -65,56 +65,37 @@ def run(recipe: Recipe) -> RecipeResult:
         PaddleqError: a subclass for the failed step; problems with a key of the recipe are
             :class:`~paddleq.errors.RecipeError`.
     """
+    values, result = recipe.values, RecipeResult()
     # With a new name generator, parameters are named as in a new process: each run writes the
     # same bytes.
-    with _seeded(recipe.values.seed), paddle.utils.unique_name.guard():
-        return _run(recipe)
-
-
-def _run(recipe):
-    values, result = recipe.values, RecipeResult()
-    if values.model.build:
-        _run_on_layer(recipe, result)
-    else:
-        _run_on_saved(recipe, result)
-    if values.checks is not None:
-        _check(recipe, result)
-    return result
-
-
-def _check(recipe, result):
-    checks = recipe.values.checks
-    # Several formats at one path are verified together.
-    for path in dict.fromkeys(each.path for each in recipe.values.export
-                              if each.format != "checkpoint"):
-        data = data_of(recipe, "evaluation") or data_of(recipe, "calibration")
-        result.reports.append(verify(
-            recipe.resolve(path), result.model, data, runtimes=checks.runtimes,
-            top1=checks.top1_agreement, error=checks.relative_error, seconds=0.0))
-
-
-def _run_on_layer(recipe, result):
-    model, quantize = recipe.values.model, recipe.values.quantize
-    net = _built(recipe)
-    spec = input_specs(model.input_spec)
-    if quantize.method == "dynamic":
-        _check_formats(recipe, "the method dynamic")
-        _write_programs(recipe, _dynamic(recipe, trace_float(net, spec)), result)
-        return
-    result.model = {"ptq": quantized_by_ptq, "golden_stick": _by_golden_stick,
-                    "amct": _by_amct}[quantize.method](recipe, net)
-    for number, each in enumerate(recipe.values.export):
-        path = recipe.resolve(each.path)
-        if each.format == "checkpoint":
-            if quantize.method == "ptq":
-                raise recipe.error(f"export[{number}].format", "checkpoint is for the methods "
-                                     "golden_stick and amct, which leave integers in the Layer")
-            save_checkpoint(result.model, path)
-            Provenance.of_layer("checkpoint", result.model, _made_by(recipe, path)).write(path)
+    with _seeded(values.seed), paddle.utils.unique_name.guard():
+        if values.model.path or values.quantize.method == "dynamic":
+            program = _quantized_program(recipe)
         else:
-            export.save(result.model, path, spec, format=each.format,
-                        made_by=_made_by(recipe, path))
-        result.files += written_files(path, each.format)
+            program, result.model = None, _METHODS[values.quantize.method](recipe, _built(recipe))
+        for each in values.export:
+            path = recipe.resolve(each.path)
+            folder = os.path.dirname(os.path.abspath(path))
+            made_by = {"folder": os.path.relpath(recipe.folder, folder).replace(os.sep, "/"),
+                       "recipe": recipe.plain}
+            if program is not None:
+                _write_program(program, path, each.format, made_by)
+            elif each.format == "checkpoint":
+                save_checkpoint(result.model, path)
+                Provenance.of_layer("checkpoint", result.model, made_by).write(path)
+            else:
+                export.save(result.model, path, values.model.input_specs(), format=each.format,
+                            made_by=made_by)
+            result.files += written_files(path, each.format)
+        # Several formats at one path are verified together.
+        for path in dict.fromkeys(each.path for each in values.export
+                                  if values.checks and each.format != "checkpoint"):
+            data = data_of(recipe, "evaluation") or data_of(recipe, "calibration")
+            result.reports.append(verify(
+                recipe.resolve(path), result.model, data, runtimes=values.checks.runtimes,
+                top1=values.checks.top1_agreement, error=values.checks.relative_error,
+                seconds=0.0))
+    return result
 
 
 def _built(recipe):
@@ -130,8 +111,9 @@ def _built(recipe):
             shapes = [list(getattr(each, "shape", ())) for each in (*args, *kwargs.values())]
             message = " ".join(str(error).split())
             raise recipe.error(
-                "data.calibration", f"does not fit the model, which fails on its first batch, of "
-                f"the shapes {shapes}: {type(error).__name__}: {message[:300]}") from error
+                ("data", "calibration"),
+                f"does not fit the model, which fails on its first batch, of the shapes {shapes}: "
+                f"{type(error).__name__}: {message[:300]}") from error
     return net
 
 
@@ -153,38 +135,33 @@ def _by_amct(recipe, net):
 
 def quantized_by_ptq(recipe, net):
     """Return a quantized, calibrated copy of ``net``."""
-    quantize = recipe.values.quantize
-    ptq = _ptq(quantize)
+    quantize, ptq = recipe.values.quantize, _ptq(recipe)
     classes = [cls for name, cls in known_classes().items()
                if name not in ("Embedding", "QuantizableFunction")]
     rules = rules_for(classes, _layer_config(ptq))
-    names = {name for name, _ in net.named_sublayers(include_self=True)}
     for number, rule in enumerate(quantize.rules or ()):
-        config = None if rule.skip else _layer_config(ptq, rule)
-        if rule.name is not None:
-            if rule.name not in names:
-                from .._checks import hint
-                raise recipe.error(f"quantize.rules[{number}].name",
-                                     f"the model has no layer {rule.name!r}"
-                                     f"{hint(rule.name, names)}")
-            rules.add_name(rule.name, config)
-        elif rule.type is not None:
-            rules.add_type(known_classes()[rule.type], config)
-        else:
-            rules.add_pattern(rule.pattern, config)
-    rules.exclude(quantize.skip, net)
-    data = data_of(recipe, "calibration")
+        scope = rule.scope()
+        try:
+            scope.find(net)
+        except ConfigError as error:
+            key = "pattern" if rule.name is None else "name"
+            raise recipe.error(("quantize", "rules", number, key), str(error)) from error
+        rules.add(scope, None if rule.skip else _layer_config(ptq, rule))
+    rules.add(Scope.parse(quantize.skip, net), None)
     net = engine.copy_of(net)
     fuse = None if quantize.fuse is False else lambda: fold_batch_norms(net, None)
     engine.prepare(net, rules, fuse)
     net.eval()
     engine.set_state(net, "calibration")
-    engine.calibrate(net, data)
+    engine.calibrate(net, data_of(recipe, "calibration"))
     return net
 
 
-def _ptq(quantize):
-    return PTQ(**_given(quantize, "activation_quantizer", "weight_quantizer"))
+_METHODS = {"ptq": quantized_by_ptq, "golden_stick": _by_golden_stick, "amct": _by_amct}
+
+
+def _ptq(recipe):
+    return PTQ(**_given(recipe.values.quantize, "activation_quantizer", "weight_quantizer"))
 
 
 def _given(section, *keys):
@@ -198,86 +175,53 @@ def _layer_config(ptq, rule=None):
     return LayerConfig(weight=weight.weight(), activation=activation.activation())
 
 
-def sensitivities(recipe):
+def sensitivities(recipe, report_path=None):
     """Measure the sensitivity to each layer, or to each operator of a saved model.
 
     Args:
         recipe: :class:`Recipe` of the method ptq. Its exports are not written.
+        report_path: file of an HTML report of a Layer. Default: no report.
     """
-    model = recipe.values.model
+    model, data = recipe.values.model, data_of(recipe, "calibration")
     with _seeded(recipe.values.seed):
         if not model.build:
-            folder, name = saved_model(recipe.resolve(model.path))
-            return sensitivity_post_static(folder, data_of(recipe, "calibration"),
-                                           model_filename=name, **_static_options(recipe))
+            folder, name = os.path.split(locate(recipe.resolve(model.path))[0])
+            return sensitivity_post_static(folder, data, model_filename=name,
+                                           **_static_options(recipe))
         quantized = quantized_by_ptq(recipe, _built(recipe))
-        return sensitivity(quantized, data_of(recipe, "calibration"))
+        found = sensitivity(quantized, data)
+        if report_path is not None:
+            report(quantized, report_path, data, sensitivities=found, title=model.build)
+        return found
 
 
-def write_report(recipe, path):
-    """Write the report of the Layer that a recipe of the method ptq quantizes."""
-    with _seeded(recipe.values.seed):
-        model, data = recipe.values.model, data_of(recipe, "calibration")
-        quantized = quantized_by_ptq(recipe, _built(recipe))
-        report(quantized, path, data, sensitivities=sensitivity(quantized, data),
-               title=model.build)
-
-
-def _run_on_saved(recipe, result):
-    _check_formats(recipe, "a saved model")
-    folder, name = saved_model(recipe.resolve(recipe.values.model.path))
-    if recipe.values.quantize.method == "dynamic":
-        program = _dynamic(recipe, load_program(*find_files(folder, name, None)))
-    else:
-        program, _ = quantized_program(calibrated_model(
-            folder, data_of(recipe, "calibration"), name, **_static_options(recipe)))
-    _write_programs(recipe, program, result)
+def _quantized_program(recipe):
+    model, quantize = recipe.values.model, recipe.values.quantize
+    if quantize.method == "dynamic":
+        program = (trace_float(_built(recipe), model.input_specs()) if model.build
+                   else load_program(*locate(recipe.resolve(model.path))))
+        return weights_as_integers(program, **_given(
+            quantize, "quantizable_op_type", "weight_bits", "weight_quantize_type"))
+    folder, name = os.path.split(locate(recipe.resolve(model.path))[0])
+    return quantized_program(calibrated_model(folder, data_of(recipe, "calibration"), name,
+                                              **_static_options(recipe)))[0]
 
 
 def _static_options(recipe):
     quantize = recipe.values.quantize
-    skip = list(quantize.skip or ())
-    for number, rule in enumerate(quantize.rules or ()):
-        if not (rule.skip and rule.name):
-            raise recipe.error(f"quantize.rules[{number}]",
-                                 "of a saved model must be a name of a tensor and skip")
-        skip.append(rule.name)
-    return {"config": _layer_config(_ptq(quantize)), "optimize_model": quantize.fuse is not False,
+    skip = [*(quantize.skip or ()), *(rule.name for rule in quantize.rules or ())]
+    return {"config": _layer_config(_ptq(recipe)), "optimize_model": quantize.fuse is not False,
             "skip_tensor_list": skip}
 
 
-def _dynamic(recipe, program):
-    """Return the program with integer weights."""
-    return weights_as_integers(program, **_given(
-        recipe.values.quantize, "quantizable_op_type", "weight_bits", "weight_quantize_type"))
-
-
-def _check_formats(recipe, model):
-    """Raise before any computation if a format requires a quantized Layer."""
-    for number, each in enumerate(recipe.values.export):
-        if each.format not in ("pdmodel", "onnx"):
-            raise recipe.error(f"export[{number}].format", f"must be pdmodel or onnx for {model}, "
-                                                             f"but is {each.format}")
-
-
-def _write_programs(recipe, program, result):
-    for each in recipe.values.export:
-        path = recipe.resolve(each.path)
-        record = Provenance.of_program(each.format, program, _made_by(recipe, path))
-        if each.format == "onnx":
-            require_onnx()
-            marked = program.copy()
-            write_program(marked, raise_to_markers(marked), path + ".onnx", provenance=record)
-        else:
-            program.save(path + ".pdmodel", path + ".pdiparams", record)
-        result.files += written_files(path, each.format)
-
-
-def _made_by(recipe, path):
-    """Return the recipe and the folder of its paths, relative to an export at ``path``."""
-    folder = os.path.dirname(os.path.abspath(path))
-    return {"folder": os.path.relpath(recipe.folder, folder).replace(os.sep, "/"),
-            "recipe": recipe.plain}
+def _write_program(program, path, format, made_by):
+    record = Provenance.of_program(format, program, made_by)
+    if format == "onnx":
+        require_onnx()
+        marked = program.copy()
+        write_program(marked, raise_to_markers(marked), path + ".onnx", provenance=record)
+    else:
+        program.save(path + ".pdmodel", path + ".pdiparams", record)
 
 
 def written_files(path, format):
@@ -292,25 +236,6 @@ def data_of(recipe, purpose):
     """Return the batches of ``data.calibration`` or ``data.evaluation``, or None."""
     section = getattr(recipe.values.data, purpose)
     return None if section is None else open_data(folder=recipe.folder, **section.model_dump())
-
-
-def saved_model(path):
-    """Return (folder, file name or None) of a saved model from its folder, file or prefix."""
-    if os.path.isdir(path):
-        return path, None
-    folder, name = os.path.split(path)
-    for ending in ("", ".pdmodel", ".json"):
-        if os.path.isfile(path + ending):
-            return folder or ".", name + ending
-    return folder or ".", name + ".pdmodel"
-
-
-def input_specs(sections):
-    """Return the InputSpecs of the ``input_spec`` of a recipe or of nested dicts, or None."""
-    if sections is None:
-        return None
-    sections = map(InputSection.model_validate, sections)
-    return [paddle.static.InputSpec(each.shape, each.dtype, each.name) for each in sections]
 
 
 @contextlib.contextmanager

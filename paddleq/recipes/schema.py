@@ -1,14 +1,24 @@
 """Pydantic models of a recipe."""
 
-import re
 from collections import OrderedDict
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from paddle.static import InputSpec
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import Annotated, Literal
 
 from .._checks import check_choice, wrong_type, wrong_value
+from ..config import Scope
 from ..deploy.runtimes import RUNTIMES
 from ..errors import PaddleqError
 from ..export import FORMATS
@@ -19,85 +29,76 @@ from ..frontends.golden_stick import PTQConfig
 from ..frontends.paddleslim.quantizers import make_quantizer
 from ..frontends.paddleslim.saved_models import check_op_types
 from ..nn.layer_types import known_classes
-from .sources import check_function_name, image_transform
+from .sources import image_transform
 
 
 def _checked(check):
-    """Return a validator that calls ``check(name, value)``."""
+    """Return a validator that calls ``check(value)`` and reports its error."""
     def validate(value):
         try:
-            return check("", value)
+            return check(value)
         except PaddleqError as error:
-            raise ValueError(str(error).strip()) from error
-    return BeforeValidator(validate)
+            raise _problems([(str(error).strip(),)]) from error
+    return AfterValidator(validate)
 
 
-def _pattern(name, value):
-    try:
-        re.compile(value)
-    except (re.error, TypeError) as error:
-        raise wrong_value(name, value, f"a regular expression ({error})") from error
-    return value
+def _problems(found):
+    return PydanticCustomError("problems", "problems", {"problems": found})
 
 
-def _shape(name, value):
-    if not isinstance(value, list):
-        raise wrong_type(name, value, "a list such as [null, 3, 224, 224]")
-    for size in value:
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise wrong_value(name, value, "a list of sizes, null where one is open")
-    return value
+def _choice(choices):
+    """Return a check against ``choices()``, which are computed when a recipe is read."""
+    return _checked(lambda value: check_choice("", value, choices()))
 
 
-def _transform(name, value):
-    if not isinstance(value, list):
-        raise wrong_type(name, value, "a list of transforms, such as [{Resize: {size: 256}}]")
-    for step in value:
-        if isinstance(step, dict) and len(step) == 1 and isinstance(next(iter(step)), str):
-            continue
-        if not isinstance(step, str):
-            raise wrong_value(name, value, "a list of names or of {name: arguments}")
-    image_transform([step for step in value if ":" not in next(iter(
-        [step] if isinstance(step, str) else step))])
-    return value
+def _expected(text, annotation):
+    """Return ``annotation`` with one message for all values that do not fit it."""
+    def validate(value, check):
+        try:
+            return check(value)
+        except ValidationError as error:
+            raise _problems([(str(wrong_value("", value, text)).strip(),)]) from error
+    return Annotated[annotation, WrapValidator(validate)]
+
+
+def _transform(steps):
+    names = [step if isinstance(step, str) else next(iter(step)) for step in steps]
+    image_transform([step for name, step in zip(names, steps) if ":" not in name])
+    return steps
 
 
 def _quantizer(side):
-    def check(name, value):
+    def make(value):
         given = {"name": value} if isinstance(value, str) else value
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            raise wrong_type(name, value, "a name, or a mapping with a name and arguments")
+            raise wrong_type("", value, "a name, or a mapping with a name and arguments")
         arguments = {key: value for key, value in given.items() if key != "name"}
-        return make_quantizer(name, given["name"], side, arguments)
-    return check
+        return make_quantizer("", given["name"], side, arguments)
+    return Annotated[Any, _checked(make)]
 
 
-def _op_types(_name, value):
+def _op_types(value):
     check_op_types(value)
     return value
-
-
-def _choice_of(choices):
-    """Return a check against ``choices()``, which are computed when a recipe is read."""
-    return lambda name, value: check_choice(name, value, choices())
 
 
 def _as_list(value):
     return value if isinstance(value, list) else [value]
 
 
-def _labels(name, value):
-    if value is not True and not isinstance(value, str):
-        raise wrong_type(name, value, "true or a text")
-    return value
-
-
-DTYPES = ("float32", "float64", "float16", "int32", "int64", "bool")
 Text = Annotated[str, Field(pattern=r"\S")]
 Texts = Annotated[List[str], BeforeValidator(_as_list)]
 Positive = Annotated[int, Field(ge=1)]
-_WeightQuantizer = Annotated[Any, _checked(_quantizer("weight"))]
-_ActivationQuantizer = Annotated[Any, _checked(_quantizer("activation"))]
+_FunctionName = _expected("'module:function' or 'file.py:function'",
+                          Annotated[str, Field(pattern=r"^.+:[^\W\d]\w*$")])
+_Shape = _expected("a list of sizes such as [null, 3, 224, 224], null where one is open",
+                   List[Optional[Positive]])
+_Labels = _expected("true or a text", Union[Literal[True], str])
+_Step = Union[str, Annotated[Dict[str, Any], Field(min_length=1, max_length=1)]]
+_Steps = _expected("a list of names or of {name: arguments}, such as [{Resize: {size: 256}}]",
+                   List[_Step])
+_WeightQuantizer = _quantizer("weight")
+_ActivationQuantizer = _quantizer("activation")
 
 
 class Section(BaseModel):
@@ -106,45 +107,51 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     def problems(self):
-        """Yield (key or None, problem) of values that contradict each other."""
+        """Yield (problem, *keys to the value) of values that contradict each other."""
         return ()
 
     @model_validator(mode="after")
     def _check_together(self):
         found = list(self.problems())
         if found:
-            raise PydanticCustomError("problems", "contradictions", {"problems": found})
+            raise _problems(found)
         return self
 
     def _one_of(self, *keys):
         given = [key for key in keys if key in self.model_fields_set]
         if len(given) != 1:
-            yield None, (f"must have one of {', '.join(keys)}, but has "
-                         f"{' and '.join(given) or 'none of them'}")
+            yield (f"must have one of {', '.join(keys)}, but has "
+                   f"{' and '.join(given) or 'none of them'}"),
 
 
 class InputSection(Section):
     """Input of a Layer."""
 
-    shape: Annotated[list, _checked(_shape)]
-    dtype: Literal[DTYPES] = "float32"  # type: ignore[valid-type]
+    shape: _Shape
+    dtype: Literal["float32", "float64", "float16", "int32", "int64", "bool"] = "float32"
     name: Optional[Text] = None
+
 
 
 class ModelSection(Section):
     """Float model: a function that builds a Layer, or a saved model."""
 
-    build: Optional[Annotated[str, _checked(check_function_name)]] = None
+    build: Optional[_FunctionName] = None
     path: Optional[Text] = None
     arguments: Optional[Dict[str, Any]] = None
     weights: Optional[Text] = None
     input_spec: Optional[Annotated[List[InputSection], Field(min_length=1)]] = None
 
+    def input_specs(self):
+        """Return ``input_spec`` for Paddle, None for the inputs of the last call."""
+        return self.input_spec and [InputSpec(each.shape, each.dtype, each.name)
+                                    for each in self.input_spec]
+
     def problems(self):
         yield from self._one_of("build", "path")
         for key in ("arguments", "weights", "input_spec"):
             if self.path and getattr(self, key) is not None:
-                yield key, "has an effect with build only; a saved model has it already"
+                yield "has an effect with build only; a saved model has it already", key
 
 
 class DataSection(Section):
@@ -152,8 +159,8 @@ class DataSection(Section):
 
     source: Text
     keys: Optional[Texts] = None
-    labels: Annotated[Any, _checked(_labels)] = None
-    transform: Optional[Annotated[list, _checked(_transform)]] = None
+    labels: Optional[_Labels] = None
+    transform: Optional[Annotated[_Steps, _checked(_transform)]] = None
     batch_size: Positive = 32
     batches: Optional[Positive] = None
 
@@ -162,20 +169,27 @@ class RuleSection(Section):
     """Quantizers of the layers that a name, type or pattern selects."""
 
     name: Optional[Text] = None
-    type: Optional[Annotated[str, _checked(_choice_of(known_classes))]] = None
-    pattern: Optional[Annotated[str, _checked(_pattern)]] = None
+    type: Annotated[Optional[str], _choice(known_classes)] = None
+    pattern: Annotated[Optional[str], _checked(
+        lambda value: Scope(patterns=[value]).patterns[0])] = None
     skip: bool = False
     weight_quantizer: _WeightQuantizer = None
     activation_quantizer: _ActivationQuantizer = None
+
+    def scope(self):
+        """Return the layers of this rule. A name or pattern that matches none is an error."""
+        if self.type is not None:
+            return Scope(types=[known_classes()[self.type]], contents=False, required=False)
+        return Scope(patterns=[self.pattern]) if self.name is None else Scope(names=[self.name])
 
     def problems(self):
         yield from self._one_of("name", "type", "pattern")
         given = [key for key in ("weight_quantizer", "activation_quantizer")
                  if getattr(self, key) is not None]
         if self.skip and given:
-            yield given[0], "contradicts skip: a layer that is skipped has no quantizer"
+            yield "contradicts skip: a layer that is skipped has no quantizer", given[0]
         if not self.skip and not given:
-            yield "skip", "a rule must have skip, weight_quantizer or activation_quantizer"
+            yield "a rule must have skip, weight_quantizer or activation_quantizer", "skip"
 
 
 _METHOD_KEYS = {
@@ -205,17 +219,18 @@ class QuantizeSection(Section):
         others = {key for keys in _METHOD_KEYS.values() for key in keys}
         for key in sorted(others - set(_METHOD_KEYS[self.method])):
             if getattr(self, key) is not None:
-                yield key, f"has no effect with the method {self.method}"
+                yield f"has no effect with the method {self.method}", key
         checks = {
-            "amct": {"config": lambda: AmctConfig.parse(self.config)},
-            "golden_stick": {"config": lambda: PTQConfig.parse(self.config),
-                             "layer_policies": lambda: GoldenStickPTQ(None, self.policies())},
+            ("amct", "config"): lambda: AmctConfig.parse(self.config),
+            ("golden_stick", "config"): lambda: PTQConfig.parse(self.config),
+            ("golden_stick", "layer_policies"): lambda: GoldenStickPTQ(None, self.policies()),
         }
-        for key, check in checks.get(self.method, {}).items():
+        for (method, key), check in checks.items():
             try:
-                check()
+                if method == self.method:
+                    check()
             except PaddleqError as error:
-                yield key, str(error)
+                yield str(error), key
 
     def policies(self):
         """Return ``layer_policies`` as patterns -> configurations of Golden Stick's PTQ."""
@@ -228,15 +243,15 @@ class QuantizeSection(Section):
 class ExportSection(Section):
     """File format and path of an export."""
 
-    format: Annotated[str, _checked(_choice_of(lambda: [*FORMATS, "checkpoint"]))] = "pdmodel"
+    format: Annotated[str, _choice(lambda: [*FORMATS, "checkpoint"])] = "pdmodel"
     path: Text
 
 
 class ChecksSection(Section):
     """Verification of the exports in runtimes."""
 
-    runtimes: Annotated[Any, _checked(lambda name, value: [
-        check_choice(name, each, RUNTIMES) for each in _as_list(value)])] = None
+    runtimes: Annotated[Any, _checked(lambda value: [
+        check_choice("", each, RUNTIMES) for each in _as_list(value)])] = None
     top1_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.99
     relative_error: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
 
@@ -260,14 +275,26 @@ class RecipeSections(Section):
     checks: Optional[ChecksSection] = None
 
     def problems(self):
-        method = self.quantize.method
+        method, saved = self.quantize.method, self.model.path
         if method != "dynamic" and self.data.calibration is None:
-            yield "data", f"must have calibration batches for the method {method}"
-        if method in ("golden_stick", "amct") and self.model.path:
-            yield "quantize", f"the method {method} is for a Layer: use model.build"
+            yield f"must have calibration batches for the method {method}", "data"
+        if method in ("golden_stick", "amct") and saved:
+            yield f"the method {method} is for a Layer: use model.build", "quantize"
         if self.checks is not None and not (self.data.evaluation or self.data.calibration):
-            yield "checks", "need data: use data.evaluation"
+            yield "need data: use data.evaluation", "checks"
+        for number, rule in enumerate(self.quantize.rules or ()):
+            if saved and not (rule.skip and rule.name):
+                yield ("of a saved model must be a name of a tensor and skip",
+                       "quantize", "rules", number)
+        for number, each in enumerate(self.export):
+            if (saved or method == "dynamic") and each.format not in ("pdmodel", "onnx"):
+                yield (f"must be pdmodel or onnx for "
+                       f"{'a saved model' if saved else 'the method dynamic'}, "
+                       f"but is {each.format}", "export", number, "format")
+            elif method == "ptq" and each.format == "checkpoint":
+                yield ("checkpoint is for the methods golden_stick and amct, which leave integers "
+                       "in the Layer", "export", number, "format")
         files = [path for export in self.export
                  for path in export_files(export.path, export.format)]
         for path in sorted({path for path in files if files.count(path) > 1}):
-            yield "export", f"would write {path!r} twice"
+            yield f"would write {path!r} twice", "export"

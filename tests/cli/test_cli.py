@@ -1,5 +1,11 @@
-"""The ``paddleq`` command, in a separate process."""
+"""The ``paddleq`` command.
 
+Most tests call its entry point, because importing Paddle takes seconds. Tests of the interpreter
+that ``python -m paddleq`` starts use :func:`run_process`.
+"""
+
+import contextlib
+import io
 import json
 import os
 import signal
@@ -23,7 +29,19 @@ from paddleq.recipes.sources import find_function
 
 
 def run(folder, *arguments):
-    """Run ``paddleq`` with ``arguments`` in ``folder``."""
+    """Call the entry point of ``paddleq`` with ``arguments`` in ``folder``."""
+    before, output, errors = os.getcwd(), io.StringIO(), io.StringIO()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            status = main([str(each) for each in arguments])
+    finally:
+        os.chdir(before)
+    return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
+
+
+def run_process(folder, *arguments):
+    """Run ``python -m paddleq`` with ``arguments`` in ``folder``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-m", "paddleq", *map(str, arguments)], cwd=folder,
                           env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -94,10 +112,10 @@ def saved(tmp_path):
 
 
 @pytest.mark.needs_pir
-def test_to_pdmodel_writes_a_model_and_reports_it(saved, tmp_path):
+def test_to_pdmodel_writes_the_model_and_prints_its_size(saved, tmp_path):
     net, x = saved
     before = content(tmp_path)
-    done = run(tmp_path, "to-pdmodel", "net.json", "-o", "new/folder/net")
+    done = run_process(tmp_path, "to-pdmodel", "net.json", "-o", "new/folder/net")
     assert done.returncode == 0, done.stderr
     after = content(tmp_path)
     model, weights = "new/folder/net.pdmodel", "new/folder/net.pdiparams"
@@ -123,7 +141,7 @@ def test_to_pdmodel_with_params(saved, tmp_path):
 
 
 @pytest.mark.needs_pir
-def test_damaged_parameters(saved, tmp_path):
+def test_to_pdmodel_with_damaged_parameters(saved, tmp_path):
     data = (tmp_path / "net.pdiparams").read_bytes()
     (tmp_path / "net.pdiparams").write_bytes(data[:-5])
     before = content(tmp_path)
@@ -149,7 +167,7 @@ def test_to_pdmodel_does_not_require_paddle_3(tmp_path):
     ({"base_code": {"magic": "onnx"}}, "m.json is no PIR program that can be read: its magic is "),
     (pir("frobnicate"), "the operator frobnicate in /Net/Strange/ is not in paddleq's operator "),
 ], ids=["missing", "no JSON", "no PIR", "unsupported operator"])
-def test_models_that_cannot_be_converted(stored, message, tmp_path):
+def test_to_pdmodel_with_unsupported_models(stored, message, tmp_path):
     if stored is not None:
         write(tmp_path / "m.json", stored)
         params.write(tmp_path / "m.pdiparams", {"b": np.float32([3, 2, 1])}, {},
@@ -162,7 +180,7 @@ def test_models_that_cannot_be_converted(stored, message, tmp_path):
     assert content(tmp_path) == before
 
 
-def test_an_unwritable_target(tmp_path):
+def test_to_pdmodel_with_an_unwritable_target(tmp_path):
     write(tmp_path / "m.json", pir("add"))
     params.write(tmp_path / "m.pdiparams", {"b": np.zeros(3, "float32")}, {}, framework_proto())
     write(tmp_path / "file", "no folder")
@@ -269,8 +287,9 @@ def integers(program):
 
 def test_ptq_of_a_layer(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    done = run(folder, "ptq", "zoo.py:build", "-d", "digits.npz", "--labels", "y", "--batches", 2,
-               "--input", "image:?x1x8x8", "--skip", "^0$", "--algo", "abs_max", "-o", "out/net")
+    done = run_process(folder, "ptq", "zoo.py:build", "-d", "digits.npz", "--labels", "y",
+                       "--batches", 2, "--input", "image:?x1x8x8", "--skip", "^0$",
+                       "--algo", "abs_max", "-o", "out/net")
     assert integers(written(done, "out/net")) == 1
     first = content(folder / "out")
     done = run(folder, "ptq", "zoo:build", "-d", "images.npy", "--batches", 2,
@@ -278,13 +297,13 @@ def test_ptq_of_a_layer(folder, monkeypatch):
     assert integers(written(done, "out/seven")) == 2
     (found,) = paddle_inference("out/seven", [np.ones([3, 1, 8, 8], "float32")])
     assert found.shape == (3, 7)
-    # The provenance file repeats the export.
+    # The provenance file repeats the export of another process.
     done = run(folder, "run", "out/net.paddleq.yaml")
     written(done, "out/net")
     assert {name: data for name, data in content(folder / "out").items() if name in first} == first
 
 
-def test_skip_of_a_layer_name_leaves_that_layer_alone_float(folder, monkeypatch):
+def test_skip_with_a_layer_name_skips_only_that_layer(folder, monkeypatch):
     """The name is a part of the other layer's name too."""
     monkeypatch.chdir(folder)
     (folder / "nested.py").write_text(
@@ -486,35 +505,27 @@ def test_serve_vdl(folder):
     (["sensitivity", "nowhere", "-d", "images.npy"], 1, "nowhere"),
     (["sensitivity", "zoo.py:build", "-d", "images.npy", "--skip", "."], 1, "no layer to quantize"),
     (["inspect", "images.npy"], 1, "images.npy"),
+    (["verify", "nowhere", "-d", "images.npy"], 1, "nowhere"),
+    (["verify", "nowhere", "-d", "images.npy", "--batch-size", "0"], 2, "batch_size"),
+    (["report", "zoo.py:build", "-d", "no.npy", "-o", "o.html"], 1, "no.npy"),
+    (["serve-vdl", "nowhere"], 1, "nowhere"),
 ])
-def test_bad_input(folder, monkeypatch, capsys, arguments, status, message):
-    """In this process: importing Paddle takes seconds. The next test starts processes."""
-    monkeypatch.chdir(folder)
+def test_bad_input(folder, monkeypatch, arguments, status, message):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = content(folder)
-    assert main(arguments) == status
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    last = captured.err.splitlines()[-1]
-    assert last.startswith("paddleq: error: ") and message in last
+    line = error_line(run(folder, *arguments), status)
+    assert line.startswith("paddleq: error: ") and message in line
     assert content(folder) == before
 
 
 @pytest.mark.parametrize("command, arguments, status", [
     ("ptq", ["zoo.py:biuld", "-d", "images.npy", "-o", "o"], 2),
-    ("dynamic", ["nowhere", "-o", "o"], 1),
-    ("qat-export", ["zoo.py:build", "--input", "x:?x1", "--weights", "no", "-o", "o"], 1),
-    ("run", ["zoo.py"], 2),
     ("inspect", ["images.npy"], 1),
-    ("sensitivity", ["nowhere", "-d", "images.npy"], 1),
-    ("export", ["nowhere", "--format", "onnx", "-o", "o"], 1),
-    ("verify", ["nowhere", "-d", "images.npy"], 1),
-    ("report", ["zoo.py:build", "-d", "no.npy", "-o", "o.html"], 1),
-    ("serve-vdl", ["nowhere"], 1),
 ])
-def test_bad_input_of_each_command_in_a_process(folder, command, arguments, status):
+def test_bad_input_in_a_process(folder, command, arguments, status):
+    """Each module of commands, each exit status of an error."""
     before = content(folder)
-    error_line(run(folder, command, *arguments), status)
+    error_line(run_process(folder, command, *arguments), status)
     assert {name: data for name, data in content(folder).items() if "cache" not in name} == before
 
 

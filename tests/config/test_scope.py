@@ -35,7 +35,7 @@ def left_float(net):
 
 
 @pytest.mark.parametrize("method", [paddleq.QAT, paddleq.PTQ])
-def test_skip_of_a_layer_name_leaves_that_layer_alone_float(method):
+def test_skip_with_a_layer_name_skips_only_that_layer(method):
     """Every residual block of a ResNet has a ``conv1`` too."""
     assert left_float(method().quantize(resnet18(), skip=["conv1"])) == ["conv1"]
 
@@ -81,7 +81,7 @@ def test_select_returns_a_configuration_or_a_structured_reason_for_every_layer()
     for cls in known_classes().values():
         config.add_type(cls, general)
     config.add_name("block", special)
-    config.exclude("block.fc", net)
+    config.add(Scope.parse("block.fc", net), None)
     found = select(net, config)
     assert {name: each.config for name, each in found.selected.items()} == {
         "conv1": general, "block.conv1": special}

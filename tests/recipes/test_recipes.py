@@ -110,6 +110,8 @@ MISTAKES = {
                                ["regular expression"]),
     "unknown format": ("format: pdmodel", "format: pdmodle", 24, "export[0].format",
                        ["'pdmodel'"]),
+    "format of another method": ("format: pdmodel", "format: checkpoint", 24, "export[0].format",
+                                 ["golden_stick", "amct"]),
     "nothing to export": ("  - {format: pdmodel, path: out/net}", "  []", 23, "export",
                           ["empty"]),
     "the same path twice": ("path: out/net}", "path: out/net}\n  - {path: out/net}", 23, "export",
@@ -137,12 +139,12 @@ def folder(tmp_path, digits):
     return tmp_path
 
 
-def test_there_are_25_kinds_of_mistakes():
+def test_at_least_25_kinds_of_mistakes_are_tested():
     assert len(MISTAKES) >= 25
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_a_mistake_is_reported_with_line_key_and_valid_values(kind):
+def test_mistake_is_reported_with_line_key_and_valid_values(kind):
     old, new, line, key, words = MISTAKES[kind]
     assert GOOD.count(old) == 1, "the row replaces one place"
     with pytest.raises(RecipeError) as caught:
@@ -161,7 +163,28 @@ def test_all_mistakes_are_reported_at_once():
     assert [line for line, _, _ in caught.value.problems] == [2, 18, 24]
 
 
-def test_an_empty_and_a_missing_recipe(tmp_path):
+def test_rules_of_a_saved_model_are_names_to_skip():
+    text = ("paddleq: 1\nmodel: {path: net}\ndata: {calibration: {source: x.npy}}\n"
+            "quantize:\n  rules:\n    - {name: w, skip: true}\n    - {pattern: w, skip: true}\n"
+            "export: {path: out}\n")
+    with pytest.raises(RecipeError, match=r"r.yaml:7: quantize.rules\[1\]: .*a name of a tensor"):
+        Recipe.parse(text, source="r.yaml")
+    recipe = Recipe.parse(text.replace("pattern", "name"))
+    assert [rule.name for rule in recipe.values.quantize.rules] == ["w", "w"]
+
+
+def test_merge_keys():
+    text = GOOD.replace("  calibration:\n", "  evaluation: &base {source: a.npy, batches: 9}\n"
+                                            "  calibration:\n    <<: *base\n")
+    data = Recipe.parse(text).values.data
+    assert (data.calibration.source, data.calibration.batches) == ("digits.npz", 4)
+    assert (data.evaluation.source, data.evaluation.batches) == ("a.npy", 9)
+    with pytest.raises(RecipeError, match="r.yaml:16: data.calibration.batches: stands"):
+        Recipe.parse(text.replace("    batches: 4\n", "    batches: 4\n    batches: 5\n"),
+                     source="r.yaml")
+
+
+def test_empty_and_missing_recipes(tmp_path):
     with pytest.raises(RecipeError, match="empty"):
         Recipe.parse("")
     with pytest.raises(RecipeError, match="mapping"):
@@ -170,7 +193,7 @@ def test_an_empty_and_a_missing_recipe(tmp_path):
         Recipe.load(str(tmp_path / "nowhere.yaml"))
 
 
-def test_a_recipe_equals_the_same_calls(folder, digits):
+def test_recipe_quantizes_by_its_rules(folder, digits):
     result = run(Recipe.load(str(folder / "recipe.yaml")))
     assert [os.path.relpath(path, folder) for path in result.files] == [
         "out/net.pdmodel", "out/net.pdiparams", "out/net.paddleq.yaml"]
@@ -201,7 +224,7 @@ def digests(folder):
             for name in ("net.pdmodel", "net.pdiparams")}
 
 
-def test_the_provenance_file_reproduces_an_export_byte_for_byte(folder):
+def test_provenance_file_reproduces_an_export_byte_for_byte(folder):
     """In this process, which has used parameter names already, and in a new one."""
     run(Recipe.load(str(folder / "recipe.yaml")))
     first = digests(folder)
@@ -222,7 +245,7 @@ def test_the_provenance_file_reproduces_an_export_byte_for_byte(folder):
     assert digests(folder) == first
 
 
-def test_a_recipe_keeps_the_random_state_of_the_caller(folder):
+def test_recipe_keeps_the_random_state_of_the_caller(folder):
     paddle.seed(11)
     np.random.seed(11)
     expected = paddle.rand([3]).tolist(), np.random.rand(3).tolist()
@@ -291,7 +314,7 @@ def test_both_formats_of_a_saved_model_agree(folder, digits):
     assert {each.name: each.read_bytes() for each in (folder / "out").iterdir()} == first
 
 
-def test_a_saved_model_cannot_become_pir(folder):
+def test_saved_models_are_not_exported_as_pir(folder):
     (folder / "float").mkdir()
     export = "export: [{path: out/a}, {path: out/b, format: pir}]\n"
     for source, quantize in (
@@ -317,7 +340,7 @@ def test_a_saved_model_cannot_become_pir(folder):
      ["recipe.yaml:20", "quantize.rules[0].name", "'conv'"]),
     ('"^3$"', '"^conv$"', ConfigError, ["'^conv$'", "matches no layer"]),
 ])
-def test_mistakes_that_are_found_at_run_time(folder, old, new, error, words):
+def test_mistakes_found_at_run_time(folder, old, new, error, words):
     assert GOOD.count(old) == 1
     (folder / "recipe.yaml").write_text(GOOD.replace(old, new))
     with pytest.raises(error) as caught:
@@ -326,7 +349,7 @@ def test_mistakes_that_are_found_at_run_time(folder, old, new, error, words):
     assert not (folder / "out").exists()
 
 
-def test_a_function_that_returns_no_layer(folder):
+def test_function_that_returns_no_layer(folder):
     text = GOOD.replace("zoo.py:build", "zoo.py:nothing").replace("  arguments: {channels: 6}\n",
                                                                   "")
     with pytest.raises(ModelError, match="returns a int"):
@@ -391,7 +414,7 @@ export: {path: out/stack}
 @pytest.mark.parametrize("text, kinds", [
     (GOLDEN_STICK, {"SmoothQuant-W8-per_channel-A8-per_token": 9, "GPTQ-W4-per_group": 2}),
     (AMCT, {"AWQ-W8-per_channel": 12})], ids=["golden_stick", "amct"])
-def test_a_transformer_with_golden_stick_and_amct(folder, text, kinds):
+def test_transformer_with_golden_stick_and_amct(folder, text, kinds):
     (folder / "stack.py").write_text(STACK)
     result = run(Recipe.parse(text, folder=str(folder)))
     found = [layer.quant_type for layer in result.model.sublayers() if hasattr(layer, "quant_type")]
@@ -447,19 +470,20 @@ def test_data_of_functions_arrays_and_images(folder):
     batches = list(open_data("zoo.py:batches", str(folder), batches=2))
     assert len(batches) == 2 and batches[0][0].shape == (4, 1, 8, 8)
     data = open_data("digits.npz", str(folder), batch_size=100, keys=["x"], labels="y")
-    assert data.has_labels and len(data) == 3
-    sizes = [(inputs[0].shape, labels.shape) for inputs, labels in data.labelled()]
-    assert sizes == [((100, 1, 8, 8), (100,)), ((100, 1, 8, 8), (100,)), ((56, 1, 8, 8), (56,))]
-    for name in ("cat", "dog"):
+    assert len(data) == 3
+    assert [[array.shape for array in batch] for batch in data] == [
+        [(100, 1, 8, 8)], [(100, 1, 8, 8)], [(56, 1, 8, 8)]]
+    for name, green in (("cat", 10), ("dog", 90)):
         (folder / "images" / name).mkdir(parents=True)
         for number in range(3):
-            Image.new("RGB", (20 + number, 16), (number * 40, 10, 200)).save(
+            Image.new("RGB", (20 + number, 16), (number * 40, green, 200)).save(
                 folder / "images" / name / f"{number}.png")
     data = open_data("images", str(folder), batch_size=4, labels=True, transform=[
         {"Resize": {"size": [12, 12]}}, "ToTensor", {"Normalize": {"mean": 0.5, "std": 0.5}}])
-    (first, labels), (second, _) = data.labelled()
+    first, second = data
     assert first[0].shape == (4, 3, 12, 12) and second[0].shape == (2, 3, 12, 12)
-    assert first[0].dtype == np.float32 and set(labels) == {0, 1}
+    assert first[0].dtype == np.float32
+    assert len(np.unique(first[0][:, 1])) == 2  # images of both classes
     assert first[0].min() >= -1.0 and abs(first[0][0, 2].max() - (200 / 255 - 0.5) / 0.5) < 1e-6
     with pytest.raises(ConfigError, match="one shape"):
         list(open_data("images", str(folder), batch_size=6))
@@ -480,13 +504,13 @@ def test_images_are_read_as_by_paddle_datasets(tmp_path):
     noise = np.random.RandomState(0).randint(0, 256, [6, 5, 3], dtype=np.uint8)
     for mode in ("L", "P", "RGB", "RGBA", "1"):
         Image.fromarray(noise).convert(mode).save(tmp_path / "images" / "cat" / f"{mode}.png")
-    (found, _), = open_data("images", str(tmp_path), labels=True).labelled()
+    found, = open_data("images", str(tmp_path), labels=True)
     expected = np.stack([np.asarray(image) for image, _ in DatasetFolder(
         str(tmp_path / "images"), transform=transforms.ToTensor())])
     assert expected.shape == (5, 3, 6, 5)
     assert sorted(map(bytes, found[0])) == sorted(map(bytes, expected))
     grey = open_data("images", str(tmp_path), labels=True, transform=["Grayscale"])
-    assert [batch[0].shape for batch, _ in grey.labelled()] == [(5, 1, 6, 5)]
+    assert [batch[0].shape for batch in grey] == [(5, 1, 6, 5)]
 
 
 def test_invalid_array_files(folder):
@@ -501,7 +525,7 @@ def test_invalid_array_files(folder):
         open_data("broken.npz", str(folder))
 
 
-def test_an_unknown_transform_is_an_error():
+def test_unknown_transforms():
     with pytest.raises(ConfigError, match="'Resize'"):
         image_transform(["Resise"])
     with pytest.raises(ConfigError, match="CenterCrop"):

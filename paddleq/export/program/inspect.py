@@ -33,8 +33,6 @@ def inspect(program):
                    if op.type == "feed")
     fetches = sorted((attribute(op, "col", 0), inputs(op, "X")[0]) for op in block.ops
                      if op.type == "fetch")
-    operators = Counter(op.type for each in program.desc.blocks for op in each.ops
-                        if op.type not in ("feed", "fetch"))
     sizes = Counter()
     for array in program.arrays.values():
         sizes[array.dtype.name] += array.nbytes
@@ -47,11 +45,18 @@ def inspect(program):
     return {
         "inputs": [described(name) for _, name in feeds],
         "outputs": [described(name) for _, name in fetches],
-        "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        "operators": count_operators(program),
         "parameters": {"count": len(program.arrays), "bytes": sum(sizes.values()),
                        "bytes_by_dtype": dict(sorted(sizes.items()))},
         "weights": weights, "activations": activations,
     }
+
+
+def count_operators(program):
+    """Return operator type -> count without feed and fetch, the most frequent ones first."""
+    found = Counter(op.type for block in program.desc.blocks for op in block.ops
+                    if op.type not in ("feed", "fetch"))
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _quantizers(program, block):
