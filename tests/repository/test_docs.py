@@ -100,7 +100,7 @@ def test_examples_run(name, tmp_path, monkeypatch):
     assert not failed, "".join(failed)
 
 
-def test_there_are_examples():
+def test_examples_are_collected():
     """Guards against a collection that finds nothing."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     count = sum(len(test.examples) for name in MODULES
@@ -109,13 +109,13 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_all_names_exist_once(package):
+def test_names_in_all_exist_and_are_unique(package):
     module = importlib.import_module(package)
     assert len(set(module.__all__)) == len(module.__all__)
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
 
 
-def test_the_api_page_is_generated_from_public_names():
+def test_api_page_is_generated_from_public_names():
     api = runpy.run_path(str(ROOT / "docs" / "generate_api.py"))
     assert api["PAGE"].read_text(encoding="utf-8") == api["page"](), (
         "out of date: run python docs/generate_api.py")

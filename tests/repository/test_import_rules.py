@@ -54,11 +54,11 @@ def edges():
     return found
 
 
-def test_every_package_has_a_place_in_the_order():
+def test_import_order_contains_every_package():
     assert {part_of(path) for path in FILES} - {"__init__"} <= GROUND | set(ORDER)
 
 
-def test_packages_import_only_packages_before_them_in_the_order():
+def test_packages_import_only_earlier_packages():
     wrong = {f"{part} imports {other}": sorted(files)
              for (part, other), files in edges().items() if other not in GROUND
              and (part in GROUND or ORDER.index(other) > ORDER.index(part))}
@@ -73,7 +73,7 @@ def test_import_parser_finds_imports_of_known_modules():
     assert {"spec", "observers"} <= set(imported_parts(qat))
 
 
-def test_no_test_module_imports_another():
+def test_test_modules_do_not_import_each_other():
     """Shared code of tests is in ``tests/helpers``."""
     wrong = []
     for path in TESTS.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""The notebook: its code cells run one after the other, and say what its text promises."""
+"""The quickstart notebook: its code cells run in order and print the results in its text."""
 
 import json
 import os
@@ -42,29 +42,29 @@ def share(printed, pattern):
     return float(found) / 100
 
 
-def test_it_holds_nothing_of_a_run():
+def test_notebook_has_no_outputs():
     for cell in cells("code"):
         assert cell["outputs"] == [] and cell["execution_count"] is None
 
 
-def test_links_lead_somewhere():
+def test_linked_files_exist():
     links = re.findall(r"\]\(([^)#:]+)\)", "\n".join(map(text, cells("markdown"))))
     assert links and all((NOTEBOOK.parent / link).is_file() for link in links)
 
 
-def test_int8_keeps_the_accuracy(printed):
+def test_int8_accuracy_is_close_to_float(printed):
     float_top1 = share(printed[0], r"float: ([\d.]+)% of the test images")
     simulated = share(printed[0], r"int8, simulated: ([\d.]+)%")
     assert float_top1 > 0.95 and abs(simulated - float_top1) < 0.01
 
 
-def test_the_worst_layer_is_first(printed):
+def test_layers_are_sorted_by_sensitivity(printed):
     table = printed[0][printed[0].index("layer | type   | alone"):]
     alone = [float(row.split("|")[2]) for row in table.splitlines()[2:5]]
     assert len(alone) == 3 and alone == sorted(alone) and alone[0] > 15
 
 
-def test_the_export_computes_what_was_simulated(printed):
+def test_export_predicts_as_the_simulation(printed):
     out, folder = printed
     runtime = re.search(r"(\w+): [\d.]+% of the test images, ", out).group(1)
     assert runtime in ("paddle", "openvino", "onnxruntime")

@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 
 
-def test_importing_without_paddle_says_which_wheels_there_are():
+def test_import_without_paddle_names_the_extras_with_paddle():
     code = "import sys; sys.modules['paddle'] = None; import paddleq"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE,
                           text=True, check=False)
@@ -16,7 +16,7 @@ def test_importing_without_paddle_says_which_wheels_there_are():
     assert "paddleq[cpu]" in done.stderr and "paddleq[gpu]" in done.stderr
 
 
-def test_the_package_carries_what_type_checkers_need():
+def test_package_has_the_marker_of_type_checkers():
     assert (ROOT / "paddleq" / "py.typed").is_file()
 
 

@@ -84,7 +84,7 @@ SHELL = re.compile(r"""[$`"|&;<>*?\[{~#!\\]""")
 
 
 def own_calls(code):
-    """The arguments of each call of ``paddleq``; None for a block that asks more of a shell."""
+    """Return the arguments of each call of ``paddleq``, None if the block needs a shell."""
     lines = code.replace("\\\n", " ").splitlines()
     calls = [shlex.split(line) for line in lines if line.strip()]
     more = any(SHELL.search(re.sub("'[^']*'", "", line)) for line in lines)
@@ -93,7 +93,7 @@ def own_calls(code):
 
 
 @pytest.mark.parametrize("page", RUNNING)
-def test_every_block_runs(page, folder, capsys):
+def test_code_blocks_run(page, folder, capsys):
     paddle.seed(0)
     names = {"__name__": "page"}
     for language, code in pieces(page):
@@ -112,7 +112,7 @@ def test_every_block_runs(page, folder, capsys):
             assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
-def test_what_is_left_to_the_shell():
+def test_blocks_that_need_a_shell_are_recognized():
     assert own_calls("paddleq ptq 'a b' \\\n  --input 'x:?x3'\n\npaddleq run r.yaml\n") == [
         ["ptq", "a b", "--input", "x:?x3"], ["run", "r.yaml"]]
     for code in ("paddleq inspect m > m.json\n", "paddleq run $HOME/r.yaml\n", "grep a b\n",
@@ -120,7 +120,7 @@ def test_what_is_left_to_the_shell():
         assert own_calls(code) is None
 
 
-def test_the_pages_that_must_run_do():
+def test_main_pages_are_run():
     assert {"README.md", "docs/recipes.md", "docs/command_line.md"} <= set(RUNNING)
 
 
@@ -152,7 +152,7 @@ def outline(page):
 
 
 @pytest.mark.parametrize("page", TRANSLATIONS)
-def test_a_translation_has_the_same_blocks_and_the_same_outline(page):
+def test_translation_has_the_same_code_and_outline(page):
     ours, theirs = ([(language, without_comments(language, code)) for language, code
                      in FENCE.findall((ROOT / each).read_text(encoding="utf-8"))]
                     for each in (page, TRANSLATIONS[page]))
@@ -160,8 +160,8 @@ def test_a_translation_has_the_same_blocks_and_the_same_outline(page):
     assert outline(page) == outline(TRANSLATIONS[page])
 
 
-def test_every_page_is_translated():
-    """But for the reference, which is made of docstrings."""
+def test_every_page_has_a_translation():
+    """The API reference, which is generated from docstrings, has none."""
     docs = {page for page in PAGES if page.startswith("docs/")}
     assert docs - set(TRANSLATIONS) - set(TRANSLATIONS.values()) == {"docs/api.md"}
 
@@ -180,7 +180,7 @@ def anchors(path):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
+def test_link_targets_exist(page):
     path = ROOT / page
     wrong = []
     for link in LINK.findall(path.read_text(encoding="utf-8")):
@@ -193,8 +193,7 @@ def test_links_lead_somewhere(page):
     assert wrong == []
 
 
-def test_no_page_is_left_over():
-    """Each page of docs/ can be reached from the index."""
+def test_every_page_is_reachable_from_the_index():
     seen, todo = set(), [ROOT / "docs" / "index.md"]
     while todo:
         path = todo.pop().resolve()
@@ -209,6 +208,5 @@ def test_no_page_is_left_over():
             and (ROOT / page).resolve() not in seen] == []
 
 
-def test_bash_is_there():
-    """Blocks of bash are run by bash."""
+def test_bash_is_installed():
     assert shutil.which("bash")

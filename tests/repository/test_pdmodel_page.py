@@ -1,4 +1,4 @@
-"""docs/pdmodel_from_pir.md says what is so."""
+"""Code, operator table and links of docs/pdmodel_from_pir.md."""
 
 import re
 import runpy
@@ -25,21 +25,21 @@ TABLE = runpy.run_path(str(DOCS / "operator_table.py"))
 
 
 @pytest.mark.parametrize("name", TABLE["PAGES"])
-def test_the_table_is_that_of_the_converter(name):
+def test_operator_table_is_up_to_date(name):
     page = (DOCS / name).read_text(encoding="utf-8")
     assert TABLE["updated"](page, TABLE["PAGES"][name]) == page, (
         "out of date: run python docs/operator_table.py")
 
 
 @pytest.mark.needs_pir
-def test_the_code_runs(tmp_path, monkeypatch):
+def test_python_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks("python"))
     exec(compile(code, "pdmodel_from_pir.md", "exec"), {})
     assert (tmp_path / "out" / "old.pdmodel").is_file()
 
 
-def test_the_worked_example_is_in_the_code():
+def test_example_is_part_of_the_operator_table_and_cases():
     row, case = blocks("text")
     table = (DOCS.parent / "paddleq/export/pir_to_program/operator_table.py").read_text(
         encoding="utf-8")
@@ -50,7 +50,7 @@ def test_the_worked_example_is_in_the_code():
         assert line in cases.splitlines()
 
 
-def test_every_link_leads_somewhere():
+def test_linked_files_exist():
     links = re.findall(r"\]\(([^)#]+)\)", PAGE)
     assert len(links) > 5
     assert [link for link in links if not (DOCS / link).exists()] == []

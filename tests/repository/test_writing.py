@@ -43,7 +43,7 @@ def test_docstrings_do_not_begin_with_a_question(folder):
     assert found == []
 
 
-def test_prose_names_things_instead_of_writing_what():
+def test_prose_rarely_contains_what():
     paths = [*(ROOT / "paddleq").rglob("*.py"),
              *(path for path in (ROOT / "docs").rglob("*.md") if not path.name.endswith(".zh.md"))]
     lines = [(path.relative_to(ROOT), line) for path in sorted(paths) for line in prose(path)]
