@@ -72,6 +72,13 @@ def check_choice(name: str, value: Any, choices: Iterable) -> Any:
     return value
 
 
+def check_path(name: str, path: Any, expected: str) -> str:
+    """Return ``path`` as a str if it is a str or ``os.PathLike`` that is not empty."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise wrong_type(name, path, expected)
+    return os.fspath(path)
+
+
 def check_prefix(name: str, path: Any) -> str:
     """Return ``path`` as a str if it can be the prefix of files to write, such as 'out/model'.
 
@@ -79,9 +86,7 @@ def check_prefix(name: str, path: Any) -> str:
         ConfigTypeError: it is no path, or empty.
         ConfigError: it is a folder.
     """
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise wrong_type(name, path, "a file prefix such as 'out/model'")
-    path = os.fspath(path)
+    path = check_path(name, path, "a file prefix such as 'out/model'")
     if os.path.basename(path) == "" or os.path.isdir(path):
         raise wrong_value(name, path, "the prefix of files such as 'out/model', not a folder")
     return path

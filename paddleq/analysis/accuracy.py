@@ -23,8 +23,7 @@ class AccuracyReport:
 
     Attributes:
         max_drop: allowed drop of the metric.
-        float_metric: metric of the model without quantization.
-        quantized_metric: metric with all layers quantized.
+        float_metric, quantized_metric: metric with no layer and with all layers quantized.
         metric: metric of the resulting model.
         layers: number of layers that were quantized at first.
         left_float: names of the layers that were restored to float, worst first, each with the
@@ -55,13 +54,9 @@ class AccuracyReport:
     @property
     def met(self) -> bool:
         """True if the drop is within the allowed one."""
-        return self.passes(self.metric)
-
-    def passes(self, metric: float) -> bool:
-        """Return True if ``metric`` is within the allowed drop."""
         # In floating point 0.98 - 0.97 is slightly more than 0.01.
-        tolerance = 1e-9 * max(abs(self.float_metric), abs(metric))
-        return self.float_metric - metric <= self.max_drop + tolerance
+        tolerance = 1e-9 * max(abs(self.float_metric), abs(self.metric))
+        return self.drop <= self.max_drop + tolerance
 
     @property
     def evaluations(self) -> int:
@@ -135,8 +130,8 @@ def keep_accuracy(model: nn.Layer, data: Iterable, metric: Callable[[nn.Layer], 
 class AccuracySearch:
     """Implementation of :func:`keep_accuracy` that checks its arguments without a model."""
 
-    def __init__(self, data, metric, max_drop, max_float=1.0, ranking_batches=4,
-                 evaluations=30):
+    def __init__(self, data: Iterable, metric: Callable[[nn.Layer], float], max_drop: float,
+                 max_float: float = 1.0, ranking_batches: int = 4, evaluations: int = 30):
         if isinstance(data, Iterator):
             raise wrong_value("data", data, "an iterable that can be iterated again, such as a "
                               "list of batches or a DataLoader")
@@ -174,8 +169,8 @@ class AccuracySearch:
         return self.report.met
 
     def _rank(self):
-        ranking = sensitivity(self.model, self.data, num_batches=self.ranking_batches).ranking()
-        self.sqnr = {row.name: row.sqnr for row in ranking}
+        found = sensitivity(self.model, self.data, num_batches=self.ranking_batches)
+        self.sqnr = {row.name: row.sqnr for row in found.ranking() if row.sqnr is not None}
         return list(self.sqnr)
 
     def _search(self):
@@ -200,12 +195,11 @@ class AccuracySearch:
     def _raise_not_met(self, left):
         report = self.report
         report.left_float = {name: self.sqnr[name] for name in left}
-        drop = (f"a drop of {report.drop:.6g} from the float model's {report.float_metric:.6g}, "
-                f"where {self.max_drop:.6g} is allowed")
         raise AccuracyError(
             f"with {len(left)} of {report.layers} layers float, the allowed number, the metric is "
-            f"{report.metric:.6g}: {drop}; allow a larger max_drop or max_float, calibrate on "
-            "more data, or train with QAT", report)
+            f"{report.metric:.6g}: a drop of {report.drop:.6g} from the float model's "
+            f"{report.float_metric:.6g}, where {self.max_drop:.6g} is allowed; allow a larger "
+            "max_drop or max_float, calibrate on more data, or train with QAT", report)
 
     def _restore(self, left):
         report = self.report

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 import paddle
@@ -12,7 +12,7 @@ from ..errors import NonFiniteError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..nn.quantized_layer import quantizer_name, slot_name
-from .scale_history import current_qparams, split_quantizer_name
+from .scale_history import current_qparams, full_name, split_quantizer_name
 from .sqnr import tensors_in
 
 BINS = 4096  # of a streaming histogram, a multiple of 4
@@ -27,8 +27,7 @@ class Histogram:
     Attributes:
         counts: int64 array [bins].
         top: end of the range. 0 before the first value.
-        low: smallest value.
-        high: largest value.
+        low, high: smallest and largest value.
         total: number of values.
     """
 
@@ -45,19 +44,10 @@ class Histogram:
         self.high = max(self.high, float(values.max()))
         largest = max(-self.low, self.high)
         if largest >= self.top:
-            self._widen(2.0 ** math.frexp(largest)[1])
-        span = self.top or 1.0
-        self.counts += np.histogram(values, len(self.counts), (-span, span))[0]
+            top = 2.0 ** math.frexp(largest)[1]
+            self.counts, self.top = _merge_bins(self.counts, self.top or top, top)
+        self.counts += np.histogram(values, len(self.counts), (-self.top, self.top))[0]
         self.total += values.size
-
-    def _widen(self, top):
-        if self.top:
-            self.counts, self.top = _merge_bins(self.counts, self.top, top)
-            return
-        # Only zeros so far.
-        zeros, self.top = self.counts.sum(), top
-        self.counts[:] = 0
-        self.counts[len(self.counts) // 2] = zeros
 
     def rebin(self, low: Optional[float], high: Optional[float],
               bins: int) -> Tuple[np.ndarray, np.ndarray]:
@@ -67,7 +57,7 @@ class Histogram:
         """
         low = self.low if low is None else min(low, self.low)
         high = self.high if high is None else max(high, self.high)
-        counts, top = _merge_bins(self.counts, self.top or 1.0, max(-low, high))
+        counts, top = _merge_bins(self.counts, self.top, max(-low, high))
         edges = np.linspace(-top, top, len(counts) + 1)
         first = max(int(np.searchsorted(edges, low, "right")) - 1, 0)
         last = min(int(np.searchsorted(edges, high, "right")), len(counts))
@@ -78,10 +68,7 @@ class Histogram:
 
 
 def _merge_bins(counts, top, wanted):
-    """Merge bins of a histogram over [-top, top) until it covers ``wanted``.
-
-    Return (counts, top).
-    """
+    """Widen the range [-top, top) of a histogram to ``wanted``. Return (counts, new top)."""
     bins = len(counts)
     while top < wanted:
         merged, counts = counts.reshape(-1, 2).sum(1), np.zeros(bins, np.int64)
@@ -97,10 +84,9 @@ class Distribution:
     Attributes:
         name: name of the quantizer, such as ``conv1.activation_quantizer``.
         histogram: :class:`Histogram` of the values, before any preprocessing.
-        low: lower clipping limit, the lowest of all channels. ``None`` without a scale.
-        high: upper clipping limit, the highest of all channels. ``None`` without a scale.
-        narrowest: (low, high) of the channel with the narrowest range.
-        clipped: number of values outside the range of their channel.
+        low, high: clipping limits, the widest of all channels. ``None`` without a scale.
+        narrowest: (lower, upper) clipping limit, the narrowest of all channels.
+        clipped: number of clipped values.
         fixed: False if the range is computed from each tensor, so that nothing is clipped.
     """
 
@@ -122,12 +108,21 @@ class Distribution:
         """Part of the layer that is quantized: "activation", "weight", "activation 1"..."""
         return split_quantizer_name(self.name)[1]
 
+    def count_clipped(self, values: np.ndarray, low: np.ndarray, high: np.ndarray,
+                      axis: Optional[int]) -> None:
+        """Set the limits, one or one for each channel along ``axis``, and count ``values``."""
+        self.low, self.high = float(low.min()), float(high.max())
+        self.narrowest = float(low.max()), float(high.min())
+        shape = [1] * values.ndim
+        if axis is not None:
+            shape[axis] = -1
+        tolerance = 1.0 + 1e-6  # the scale is rounded
+        below, above = low.reshape(shape) * tolerance, high.reshape(shape) * tolerance
+        self.clipped += int(((values < below) | (values > above)).sum())
+
 
 class Distributions:
     """Distributions of the weights and activations of a quantized model.
-
-    Args:
-        model: quantized model.
 
     Attributes:
         layers: name -> quantized layer.
@@ -136,52 +131,47 @@ class Distributions:
 
     def __init__(self, model: paddle.nn.Layer):
         self.layers = dict(quantized_layers(model))
-        self.found: Dict[str, List[Distribution]] = {name: [] for name in self.layers}
+        self.found = {name: [] for name in self.layers}
 
     def add_weights(self) -> None:
         """Add the weights of all layers."""
         for name, layer in self.layers.items():
             for weight in layer._paddleq.kind.weights:
-                self.add(name, quantizer_name(weight), layer.weight_to_quantize(weight))
+                self._add(name, quantizer_name(weight), layer.weight_to_quantize(weight))
 
     def add_call(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         """Add a call of the layer ``name``. Callback of :func:`paddleq.engine.capture_calls`."""
-        layer = self.layers[name]
-        for slot, position in enumerate(layer._paddleq.kind.inputs):
-            attribute = slot_name("activation_quantizer", slot)
-            argument = layer._paddleq.arguments[position]
-            if position < len(args):
-                self.add(name, attribute, args[position])
-            elif argument in kwargs:
-                self.add(name, attribute, kwargs[argument])
-        if layer._paddleq.block is None:
+        state = self.layers[name]._paddleq
+        for slot, position in enumerate(state.kind.inputs):
+            value = (args[position] if position < len(args)
+                     else kwargs.get(state.arguments[position]))
+            self._add(name, slot_name("activation_quantizer", slot), value)
+        if state.block is None:
             # The output of a fused block is quantized by its last layer.
-            self.add(name, "output_quantizer", output)
+            self._add(name, "output_quantizer", output)
 
-    def add(self, name: str, attribute: str, value: Any) -> None:
-        """Add an input of the quantizer ``attribute`` of the layer ``name``.
-
-        Raises:
-            NonFiniteError: a value is NaN or infinite; names the quantizer.
-        """
+    def _add(self, name, attribute, value):
         layer = self.layers[name]
         quantizer = getattr(layer, attribute, None)
         if not isinstance(quantizer, FakeQuantize):
             return
-        label = f"{name}.{attribute}" if name else attribute
-        distribution = next((each for each in self.found[name] if each.name == label), None)
-        if distribution is None:
-            distribution = Distribution(label, Histogram(), fixed=not quantizer.observer.dynamic)
-            self.found[name].append(distribution)
+        label = full_name(name, attribute)
         for tensor in tensors_in(value):
+            if 0 in tensor.shape:
+                continue
             values = tensor.detach().astype("float32").numpy()
             if not np.isfinite(values).all():
                 self.on_non_finite(label)
                 continue
+            distribution = next((each for each in self.found[name] if each.name == label), None)
+            if distribution is None:
+                distribution = Distribution(label, Histogram(),
+                                            fixed=not quantizer.observer.dynamic)
+                self.found[name].append(distribution)
             distribution.histogram.add(values)
             limits = _limits(layer, attribute, quantizer)
             if limits is not None:
-                _count_clipped(distribution, values, *limits, quantizer.spec.channel_axis)
+                distribution.count_clipped(values, *limits, quantizer.spec.channel_axis)
             self.on_values(label, values)
 
     def on_values(self, label: str, values: np.ndarray) -> None:
@@ -210,14 +200,3 @@ def _limits(layer, attribute, quantizer):
         low, high = paddle.maximum(low, -bound), paddle.minimum(high, bound)
     low, high = low.detach().numpy(), high.detach().numpy()
     return (low, high) if np.isfinite(low).all() and np.isfinite(high).all() else None
-
-
-def _count_clipped(distribution, values, low, high, axis):
-    distribution.low, distribution.high = float(low.min()), float(high.max())
-    distribution.narrowest = float(low.max()), float(high.min())
-    shape = [1] * values.ndim
-    if low.size > 1:
-        shape[axis] = -1
-    tolerance = 1.0 + 1e-6  # the scale is rounded
-    below, above = low.reshape(shape) * tolerance, high.reshape(shape) * tolerance
-    distribution.clipped += int(((values < below) | (values > above)).sum())

@@ -1,7 +1,7 @@
 """Quantization error of each layer, alone and accumulated over the layers before it."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Iterable, List, Optional, Sequence
 
 from paddle import nn
 
@@ -79,12 +79,11 @@ class LayerErrors(LayerResults):
         """Return the rows as text, worst first, and a line for the output of the model."""
         return f"{super().table()}\nSQNR in dB; output of the model: {format_db(self.output)}"
 
-    def _titles(self):
-        return "layer", "type", "alone", "accumulated", "input", "weight"
-
-    def _cells(self, row):
-        return (row.name or "(model)", row.type, format_db(row.alone), format_db(row.accumulated),
-                format_db(row.input), format_db(row.weight))
+    def _columns(self):
+        return {"alone": lambda row: format_db(row.alone),
+                "accumulated": lambda row: format_db(row.accumulated),
+                "input": lambda row: format_db(row.input),
+                "weight": lambda row: format_db(row.weight)}
 
 
 def layer_errors(model: nn.Layer, data: Iterable, float_model: Optional[nn.Layer] = None,
@@ -150,9 +149,19 @@ class LayerComparison:
         self.model = model
         self.reference = model if float_model is None else float_model
         self.layers = {**dict(quantized_layers(model)), **frozen}
-        self.outputs = {name: FusedOutput(model, layer, name)
-                        for name, layer in self.layers.items()}
-        self.reference_layers = _reference_layers(self.reference, self.outputs)
+        self.all_layers = dict(model.named_sublayers(include_self=True))
+        self.blocks = {name: None if isinstance(layer, IntegerLinear) else layer._paddleq.block
+                       for name, layer in self.layers.items()}
+        self.fused = {name: [other for other, each in self.all_layers.items()
+                             if block is not None and (each is block.norm or each is block.relu)
+                             or isinstance(each, FoldedNorm) and each._folded_into == name]
+                      for name, block in self.blocks.items()}
+        self.reference_layers = dict(self.reference.named_sublayers(include_self=True))
+        missing = [name for own, fused in self.fused.items() for name in (own, *fused)
+                   if name not in self.reference_layers]
+        if missing:
+            raise ModelError("float_model must have the layers of model, but has no "
+                             f"{', '.join(map(repr, missing))}")
         self.ratios = {name: {column: SQNR(f"the {tensor} of {name or 'the model'!r}")
                               for column, tensor in (("alone", "output"), ("accumulated", "output"),
                                                      ("input", "input"))}
@@ -181,16 +190,18 @@ class LayerComparison:
         return LayerErrors(rows, self.output.db)
 
     def _compare_alone(self, name, args, kwargs, output):
-        layer, fused, ratios = self.layers[name], self.outputs[name], self.ratios[name]
-        expected = fused.of(output, self.reference_layers)
+        layer, ratios = self.layers[name], self.ratios[name]
+        expected = self._fused_output(name, output, self.reference_layers)
         # Copies, because a following operator may change its input in place.
         self._floats[name].append([tensor.clone() for tensor in tensors_in(expected)])
         if is_frozen(layer):
-            ratios["alone"].add(expected, fused.of(layer.forward(*args, **kwargs)))
+            ratios["alone"].add(
+                expected, self._fused_output(name, layer.forward(*args, **kwargs)))
             return
         layer._paddleq.compute_float = False
         try:
-            ratios["alone"].add(expected, fused.of(layer.swapped_forward(args, kwargs)))
+            ratios["alone"].add(
+                expected, self._fused_output(name, layer.swapped_forward(args, kwargs)))
             for before, after in _quantized_inputs(layer, args, kwargs):
                 ratios["input"].add(before, after)
         finally:
@@ -200,49 +211,18 @@ class LayerComparison:
         # With control flow that depends on the data, a call may have no counterpart.
         if self._floats[name]:
             self.ratios[name]["accumulated"].add(self._floats[name].pop(0),
-                                                 self.outputs[name].of(output))
+                                                 self._fused_output(name, output))
 
-
-class FusedOutput:
-    """Output of a layer after the batch norm and ReLU that are fused with it.
-
-    Args:
-        model: model of the layer.
-        layer: quantized layer.
-        name: name of the layer in ``model``.
-    """
-
-    def __init__(self, model: nn.Layer, layer: nn.Layer, name: str):
-        self.block = None if isinstance(layer, IntegerLinear) else layer._paddleq.block
-        fused = [] if self.block is None else [self.block.norm, self.block.relu]
-        self.members = {other: each for other, each in model.named_sublayers()
-                        if any(each is one for one in fused)
-                        or isinstance(each, FoldedNorm) and each._folded_into == name}
-
-    def of(self, output: Any, layers: Optional[Dict[str, nn.Layer]] = None) -> Any:
-        """Apply the fused layers to the output of the layer.
-
-        Args:
-            output: output of the layer itself.
-            layers: name -> layer of another model, whose fused layers are used instead.
+    def _fused_output(self, name, output, layers=None):
+        """Apply the norm and ReLU that are fused with a layer, those of ``layers``, to its output.
         """
-        relu_input = None if self.block is None else self.block._relu_input
-        for name, member in self.members.items():
-            output = (member if layers is None else layers[name]).forward(output)
-        if self.block is not None:
-            self.block._relu_input = relu_input
+        block = self.blocks[name]
+        relu_input = None if block is None else block._relu_input
+        for member in self.fused[name]:
+            output = (layers or self.all_layers)[member].forward(output)
+        if block is not None:
+            block._relu_input = relu_input
         return output
-
-
-def _reference_layers(reference, outputs):
-    """Return the layers of the float model by name. Raise if a required one is missing."""
-    layers = dict(reference.named_sublayers(include_self=True))
-    missing = [name for own, fused in outputs.items() for name in (own, *fused.members)
-               if name not in layers]
-    if missing:
-        raise ModelError("float_model must have the layers of model, but has no "
-                         f"{', '.join(map(repr, missing))}")
-    return layers
 
 
 def _quantized_inputs(layer, args, kwargs):

@@ -1,7 +1,7 @@
-"""Shared parts of the analyses: results with one row for each layer, and the check of the model."""
+"""Shared parts of the analyses: results with one row for each layer, and checks of the model."""
 
 import abc
-from typing import Any, Dict, Iterable, Iterator, List
+from typing import Any, Callable, Dict, Iterable, Iterator, List
 
 from paddle import nn
 
@@ -18,7 +18,7 @@ class LayerResults(abc.ABC):
     """Rows of results, one for each layer, in the order of the model.
 
     Args:
-        rows: objects with an attribute ``name``.
+        rows: objects with the attributes ``name`` and ``type``.
     """
 
     def __init__(self, rows: Iterable):
@@ -51,17 +51,15 @@ class LayerResults(abc.ABC):
 
     def table(self) -> str:
         """Return the rows as text, worst first. Layers that no data reached come last."""
-        ranking = self.ranking()
+        ranking, columns = self.ranking(), self._columns()
         rows = ranking + [row for row in self.rows if row not in ranking]
-        return table([self._titles(), *map(self._cells, rows)])
+        return table([("layer", "type", *columns),
+                      *((row.name or "(model)", row.type, *(text(row) for text in columns.values()))
+                        for row in rows)])
 
     @abc.abstractmethod
-    def _titles(self):
-        """Return the titles of the columns."""
-
-    @abc.abstractmethod
-    def _cells(self, row):
-        """Return the texts of a row."""
+    def _columns(self) -> Dict[str, Callable[[Any], str]]:
+        """Return, by title, functions that format a number of a row."""
 
 
 def is_frozen(layer: nn.Layer) -> bool:
@@ -78,11 +76,7 @@ def frozen_layers(model: nn.Layer) -> Dict[str, nn.Layer]:
 
 
 def check_simulated(model: nn.Layer) -> None:
-    """Raise unless ``model`` is quantized and no layer is frozen to integers.
-
-    Raises:
-        ModelError, ConfigTypeError: the model is not quantized, or frozen.
-    """
+    """Raise unless ``model`` is quantized and no layer is frozen to integers."""
     frozen = frozen_layers(model)
     if frozen:
         raise ModelError(f"the layer {next(iter(frozen))!r} is frozen to integers, whose "
@@ -91,12 +85,7 @@ def check_simulated(model: nn.Layer) -> None:
 
 
 def check_calibrated(model: nn.Layer) -> None:
-    """Raise unless ``model`` is quantized and all its quantizers have a scale and use it.
-
-    Raises:
-        ModelError, ConfigTypeError: the model is not quantized, or frozen.
-        CalibrationError: names the quantizers that are not calibrated.
-    """
+    """Raise unless ``model`` is simulated and all its quantizers have a scale and use it."""
     check_simulated(model)
     found = fake_quantizers(model)
     pending = [name for name, quantizer in found

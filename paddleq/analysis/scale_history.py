@@ -1,7 +1,7 @@
 """Scales of quantizers over the steps of calibration or training."""
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import paddle
 from paddle import nn
@@ -14,43 +14,45 @@ from ..fake_quant.fake_quantize import FakeQuantize, State
 
 
 class StepHooks:
-    """Call functions around each forward pass of a model that trains or calibrates.
-
-    Steps are counted from 0.
+    """Call functions around each forward pass in which a model trains or calibrates.
 
     Args:
-        model: model to attach the hooks to.
-        before: called as ``before()`` at the start of a step.
-        after: called as ``after(step)`` at its end.
+        before: called as ``before(model, step)`` at the start of a step; steps count from 0.
+        after: called as ``after(model, step)`` at its end.
     """
 
-    def __init__(self, model: nn.Layer, before: Callable[[], None],
-                 after: Callable[[int], None]):
+    def __init__(self, after: Callable[[nn.Layer, int], None],
+                 before: Optional[Callable[[nn.Layer, int], None]] = None):
+        self.after, self.before = after, before
+        self.step = 0
+        self._handles = []
+
+    def attach(self, model: nn.Layer) -> None:
+        """Add the hooks to ``model``."""
         if not isinstance(model, nn.Layer):
             raise wrong_type("model", model, "a paddle.nn.Layer")
-        self.model, self.before, self.after = model, before, after
-        self.step = 0
         self._handles = [model.register_forward_pre_hook(self._before),
                          model.register_forward_post_hook(self._after)]
 
     def remove(self) -> None:
+        """Remove the hooks. Steps continue to count when they are attached again."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def _is_step(self):
-        return paddle.in_dynamic_mode() and (self.model.training or any(
-            quantizer.state is State.CALIBRATION
-            for _, quantizer in fake_quantizers(self.model)))
+    def _before(self, model, _inputs) -> Any:
+        if self.before is not None and _is_step(model):
+            self.before(model, self.step)
 
-    def _before(self, _model, _inputs):
-        if self._is_step():
-            self.before()
-
-    def _after(self, _model, _inputs, _outputs):
-        if self._is_step():
-            self.after(self.step)
+    def _after(self, model, _inputs, _outputs) -> Any:
+        if _is_step(model):
+            self.after(model, self.step)
             self.step += 1
+
+
+def _is_step(model):
+    return paddle.in_dynamic_mode() and (model.training or any(
+        quantizer.state is State.CALIBRATION for _, quantizer in fake_quantizers(model)))
 
 
 @dataclass(frozen=True)
@@ -105,18 +107,16 @@ class ScaleHistory:
         self.every = check_int("every", every, 1)
         self.model = model
         self.scales: Dict[str, List[Scale]] = {}
-        self._hooks: Optional[StepHooks] = None
+        self._hooks = StepHooks(self._after)
 
     def __enter__(self):
         if self.model is None:
             raise ModelError("ScaleHistory needs a model: ScaleHistory(model)")
-        model = self.model
-        self._hooks = StepHooks(model, lambda: None, lambda step: self._after(model, step))
+        self._hooks.attach(self.model)
         return self
 
     def __exit__(self, *_error):
-        if self._hooks is not None:
-            self._hooks.remove()
+        self._hooks.remove()
 
     def _after(self, model, step):
         if step % self.every == 0:
@@ -124,21 +124,17 @@ class ScaleHistory:
 
     def record(self, model: nn.Layer, step: int) -> None:
         """Record the current scales of the quantizers of ``model``."""
-        for name, scale in current_scales(model):
-            low, high = scalar(scale.min()), scalar(scale.max())
-            self.scales.setdefault(name, []).append(Scale(step, low, high))
+        for name, layer in quantized_layers(model):
+            for attribute, quantizer in layer.quantizers():
+                found = current_qparams(layer, attribute, quantizer)
+                if found is not None:
+                    low, high = scalar(found[0].min()), scalar(found[0].max())
+                    self.scales.setdefault(full_name(name, attribute), []).append(
+                        Scale(step, low, high))
 
 
-def current_scales(model: nn.Layer) -> Iterator[Tuple[str, paddle.Tensor]]:
-    """Yield (name, scale) of each FakeQuantize of ``model`` that has a scale."""
-    for name, layer in quantized_layers(model):
-        for attribute, quantizer in layer.quantizers():
-            found = current_qparams(layer, attribute, quantizer)
-            if found is not None:
-                yield f"{name}.{attribute}" if name else attribute, found[0]
-
-
-def current_qparams(layer: nn.Layer, attribute: str, quantizer: nn.Layer):
+def current_qparams(layer: nn.Layer, attribute: str, quantizer: nn.Layer
+                    ) -> Optional[Tuple[paddle.Tensor, Optional[paddle.Tensor]]]:
     """Return (scale, zero point or None) of a quantizer of ``layer``.
 
     While the quantizer calibrates, compute them from the statistics so far. Return ``None`` before
@@ -151,6 +147,11 @@ def current_qparams(layer: nn.Layer, attribute: str, quantizer: nn.Layer):
             abs_max, zero_point = quantizer.observer.qparams()
             return abs_max / float(quantizer.spec.quant_max), zero_point
         return qparams_in(layer, attribute, quantizer)
+
+
+def full_name(layer: str, attribute: str) -> str:
+    """Return the name in the model of a sublayer that is an attribute of the layer ``layer``."""
+    return f"{layer}.{attribute}" if layer else attribute
 
 
 def split_quantizer_name(quantizer_name: str) -> Tuple[str, str]:

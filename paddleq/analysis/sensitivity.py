@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Iterable, List, Optional
+from typing import Any, Callable, Iterable, List, Optional
 
 from paddle import nn
 
+from .._checks import wrong_type
 from ..engine import eager_evaluation, iter_batches, quantized_layers, quantizing_only
 from ..errors import ConfigError, ConfigTypeError
 from .layer_results import LayerResults, check_calibrated
@@ -60,7 +61,7 @@ class Sensitivities(LayerResults):
         if self.float_metric is None:
             return sorted((row for row in self.rows if row.sqnr is not None),
                           key=lambda row: row.sqnr)
-        return sorted(self.rows, key=lambda row: -row.drop)
+        return sorted(self.rows, key=lambda row: row.drop, reverse=True)
 
     def table(self) -> str:
         """Return the rows as text, worst first, and a line with the unit of the numbers."""
@@ -68,13 +69,10 @@ class Sensitivities(LayerResults):
             return f"{super().table()}\nSQNR in dB of the output of the model"
         return f"{super().table()}\nthe float model's metric: {self.float_metric:.6g}"
 
-    def _titles(self):
-        return ("layer", "type", *(["SQNR"] if self.float_metric is None else ["metric", "drop"]))
-
-    def _cells(self, row):
-        values = ([format_db(row.sqnr)] if self.float_metric is None
-                  else [f"{row.metric:.6g}", f"{row.drop:.6g}"])
-        return (row.name or "(model)", row.type, *values)
+    def _columns(self):
+        if self.float_metric is None:
+            return {"SQNR": lambda row: format_db(row.sqnr)}
+        return {"metric": lambda row: f"{row.metric:.6g}", "drop": lambda row: f"{row.drop:.6g}"}
 
 
 def sensitivity(model: nn.Layer, data: Optional[Iterable] = None,
@@ -151,15 +149,11 @@ def _by_metric(model, types, metric):
 
 
 def evaluate_metric(metric: Callable[[nn.Layer], float], model: nn.Layer) -> float:
-    """Return the value of the user's ``metric`` for ``model``.
-
-    Raises:
-        ConfigTypeError, ConfigError: it is not a function, or returns no finite number.
-    """
+    """Return the value of the user's ``metric`` for ``model``, which must be a finite number."""
     if not callable(metric):
-        raise ConfigTypeError(f"metric must be a function of the model, but is {metric!r}")
+        raise wrong_type("metric", metric, "a function of the model")
     with eager_evaluation(model):
-        value = metric(model)
+        value: Any = metric(model)
     try:
         number = float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError):

@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from itertools import chain
-from typing import Optional
+from typing import Any, Optional
 
 import paddle
 
-from .._checks import check_int, wrong_type
+from .._checks import check_int, check_path, wrong_type
 from ..engine import capture_calls, check_quantized
 from ..errors import DependencyError, FormatError, ModelError
 from .distributions import Distributions
@@ -67,12 +67,12 @@ class VisualDLLogger(paddle.callbacks.Callback):
         True
     """
 
+    model: Any  # paddle.Model, set by its fit()
+
     def __init__(self, logdir, model: Optional[paddle.nn.Layer] = None, every: int = 10,
                  histograms: int = 100):
         super().__init__()
-        if not isinstance(logdir, (str, os.PathLike)) or not str(logdir):
-            raise wrong_type("logdir", logdir, "the path of a folder")
-        self.logdir = os.fspath(logdir)
+        self.logdir = check_path("logdir", logdir, "the path of a folder")
         self.every = check_int("every", every, 1)
         self.histograms = check_int("histograms", histograms, 0)
         if model is not None:
@@ -80,15 +80,14 @@ class VisualDLLogger(paddle.callbacks.Callback):
         self.network = model
         self.history = ScaleHistory(every=every)
         self._writer = _log_writer(self.logdir)
-        self._hooks: Optional[StepHooks] = None
-        self._captured: Optional[ExitStack] = None
+        self._hooks = StepHooks(self._after, self._before)
+        self._captured = ExitStack()
         self._distributions: Optional[_LoggedDistributions] = None
-        self._step = 0
 
     def __enter__(self):
         if self.network is None:
             raise ModelError("VisualDLLogger needs a model: VisualDLLogger(logdir, model)")
-        self._open()
+        self._hooks.attach(self.network)
         return self
 
     def __exit__(self, *_error):
@@ -96,9 +95,9 @@ class VisualDLLogger(paddle.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Attach to the network of ``paddle.Model.fit``."""
-        check_quantized(self.model.network)
         self.network = self.model.network
-        self._open()
+        check_quantized(self.network)
+        self._hooks.attach(self.network)
 
     def on_train_end(self, logs=None):
         """Close the log at the end of ``paddle.Model.fit``."""
@@ -118,11 +117,11 @@ class VisualDLLogger(paddle.callbacks.Callback):
 
         if not isinstance(errors, LayerErrors):
             raise wrong_type("errors", errors, "the result of layer_errors()")
-        step = self._step if step is None else check_int("step", step, 0)
+        step = self._hooks.step if step is None else check_int("step", step, 0)
         self._writer.add_image("errors of layers/SQNR", to_image(error_bars(errors)), step)
         if errors.output is not None and math.isfinite(errors.output):
             self._writer.add_scalar("SQNR/output", errors.output, step)
-        self._write_pending()
+        self._writer.flush()
 
     def log_graph(self, path) -> None:
         """Copy an exported model into the folder for the graph page of VisualDL.
@@ -141,55 +140,34 @@ class VisualDLLogger(paddle.callbacks.Callback):
 
     def close(self) -> None:
         """Remove all hooks and write the pending data."""
-        self._release()
-        if self._hooks is not None:
-            self._hooks.remove()
-            self._hooks = None
-        self._write_images()
+        self._captured.close()
+        self._hooks.remove()
+        if self._distributions is not None:
+            self._write_images(self._distributions)
+            self._distributions = None
         self._writer.close()
 
-    def _open(self):
-        self._hooks = StepHooks(self.network, self._before, self._after)
-        self._hooks.step = self._step
+    def _before(self, model, step):
+        self._captured.close()  # the last pass may have raised
+        # The layers of a compiled program cannot be captured.
+        if (self.histograms and step % self.histograms == 0
+                and not hasattr(model.forward, "dygraph_function")):
+            logged = self._distributions = _LoggedDistributions(model, self._writer, step)
+            self._captured.enter_context(capture_calls(logged.layers, logged.add_call))
 
-    def _write_pending(self):
-        # Without hooks there may be no later close().
-        if self._hooks is None:
-            self._writer.close()
-        else:
-            self._writer.flush()
-
-    def _before(self):
-        self._release()  # the last pass may have raised
-        if self._histogram_due(self._hooks.step):
-            self._distributions = _LoggedDistributions(self.network, self._writer, self._hooks.step)
-            self._captured = ExitStack()
-            self._captured.enter_context(
-                capture_calls(self._distributions.layers, self._distributions.add_call))
-
-    def _after(self, step):
-        self._release()
-        self._step = step + 1
+    def _after(self, model, step):
+        self._captured.close()
         if step % self.every == 0:
-            self.history.record(self.network, step)
+            self.history.record(model, step)
             for name, scales in self.history.scales.items():
                 if scales[-1].step == step:
                     self._write_scale(name, scales[-1])
-        if self._histogram_due(step):
-            self._distributions.add_weights()
-            for found in chain.from_iterable(self._distributions.found.values()):
+        logged = self._distributions
+        if logged is not None and logged.step == step:
+            logged.add_weights()
+            for found in chain(*logged.found.values()):
                 if found.fixed and found.high is not None:
                     self._scalar("clipped", found.name, found.clipped_share, step)
-
-    def _histogram_due(self, step):
-        # The layers of a compiled program cannot be capture_calls.
-        return (self.histograms and step % self.histograms == 0
-                and not hasattr(self.network.forward, "dygraph_function"))
-
-    def _release(self):
-        if self._captured is not None:
-            self._captured.close()
-            self._captured = None
 
     def _write_scale(self, name, scale):
         self._scalar("scale", name, scale.high, scale.step)
@@ -199,17 +177,14 @@ class VisualDLLogger(paddle.callbacks.Callback):
     def _scalar(self, group, quantizer, value, step, more=""):
         self._writer.add_scalar(_quantizer_tag(group, quantizer, more), value, step)
 
-    def _write_images(self):
+    def _write_images(self, logged):
         from .report.plots import histograms, to_image
 
-        if self._distributions is None:
-            return
-        for name, found in self._distributions.found.items():
+        for name, found in logged.found.items():
             if found:
                 name = name or "(model)"
                 self._writer.add_image(_tag("clipping", name), to_image(histograms(found, name)),
-                                       self._distributions.step)
-        self._distributions = None
+                                       logged.step)
 
 
 class _LoggedDistributions(Distributions):
@@ -239,13 +214,13 @@ def _tag(group, name):
     return f"{group}/{name}".replace("%", "_")  # VisualDL rejects it
 
 
-def _log_writer(logdir):
+def _log_writer(logdir) -> Any:
     try:
         import matplotlib  # noqa: F401  (for the images at the end)
-        from visualdl import LogWriter
+        import visualdl
     except ImportError as error:
         raise DependencyError("VisualDLLogger needs VisualDL and matplotlib, but "
                               f"{error.name or 'one of them'} is not installed: "
                               "pip install 'paddleq[viz]'") from error
     # VisualDL shows only the last of several files in a folder, so each logger has one file.
-    return LogWriter(logdir=logdir, file_name=f"vdlrecords.{time.time():.6f}.log")
+    return visualdl.LogWriter(logdir=logdir, file_name=f"vdlrecords.{time.time():.6f}.log")

@@ -1,7 +1,7 @@
 """PACT: trainable clipping range before a quantizer."""
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import paddle
 from paddle import nn
@@ -11,6 +11,9 @@ from .._paddle_compat import scalar
 from ..functional import clip
 from ..functional.pact import clipping_bound
 from ..functional.qparams import as_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
 
 
 class Clipping(NamedTuple):
@@ -88,7 +91,7 @@ class PACT(nn.Layer):
         return Clipping(self.alpha, bound, largest, scalar(largest) < scalar(bound))
 
     @classmethod
-    def clips(cls, preprocess):
+    def clips(cls, preprocess: Any) -> "TypeGuard[PACT]":
         """Return True if ``preprocess`` is a PACT whose ``forward`` is not overridden."""
         return isinstance(preprocess, cls) and type(preprocess).forward is cls.forward
 

@@ -220,12 +220,12 @@ def test_a_logged_calibration(digits, tmp_path):
     assert set(tags["histogram"]) == {f"values/{name}" for name in both}
     assert set(tags["image"]) == {f"clipping/{name}" for name in names} | {"errors of layers/SQNR"}
     history = logger.history.scales["conv1.activation_quantizer"]
-    largest = np.maximum.accumulate([np.abs(x.numpy()).max() for x in batches])
+    largest = np.maximum.accumulate([np.abs(x.numpy()).max() for x in batches]) / 127
     assert scalars(reader, "scale/conv1 activation") == [
         (step, pytest.approx(value)) for step, value in enumerate(largest)]
     assert [scale.high for scale in history] == pytest.approx(list(largest))
     (weight,) = {value for _, value in scalars(reader, "scale/fc weight, smallest")}
-    assert weight == pytest.approx(np.abs(quantized.fc.weight.numpy()).max(0).min())
+    assert weight == pytest.approx(np.abs(quantized.fc.weight.numpy()).max(0).min() / 127)
     (first, second) = reader.get_data("histogram", "values/conv1 activation")
     assert [first.id, second.id] == [0, 2]
     counts, edges = np.histogram(batches[2].numpy(), 64)

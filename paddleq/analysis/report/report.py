@@ -2,12 +2,12 @@
 
 import math
 import os
-from typing import Any, Iterable, NamedTuple, Optional
+from typing import Iterable, Optional
 
 from paddle import nn
 
 from ..._atomic_write import write_bytes, write_together
-from ..._checks import check_int, wrong_type
+from ..._checks import check_int, check_path, wrong_type
 from ...engine import (
     capture_calls,
     eager_evaluation,
@@ -25,7 +25,6 @@ from ..layer_results import check_simulated
 from ..scale_history import ScaleHistory, split_quantizer_name
 from ..sensitivity import Sensitivities
 from ..sqnr import format_db
-from . import plots
 
 OPEN_LAYERS = 3  # number of layers whose plots are unfolded, the worst ones
 
@@ -69,14 +68,12 @@ def report(model: nn.Layer, path, data: Optional[Iterable] = None,
         True
     """
     check_simulated(model)
-    if not isinstance(path, (str, os.PathLike)) or not str(path):
-        raise wrong_type("path", path, "the path of a file such as 'report.html'")
-    if history is not None and not isinstance(history, ScaleHistory):
-        raise wrong_type("history", history, "a ScaleHistory, or None")
-    if sensitivities is not None and not isinstance(sensitivities, Sensitivities):
-        raise wrong_type("sensitivities", sensitivities, "the result of sensitivity(), or None")
-    if title is not None and not isinstance(title, str):
-        raise wrong_type("title", title, "a str, or None")
+    path = check_path("path", path, "the path of a file such as 'report.html'")
+    for name, value, kind, expected in (
+            ("history", history, ScaleHistory, "a ScaleHistory"), ("title", title, str, "a str"),
+            ("sensitivities", sensitivities, Sensitivities, "the result of sensitivity()")):
+        if value is not None and not isinstance(value, kind):
+            raise wrong_type(name, value, f"{expected}, or None")
     if data is None and (float_model is not None or num_batches is not None):
         raise ConfigError("data must be an iterable of batches where float_model or num_batches "
                           "is given, but is None")
@@ -85,42 +82,34 @@ def report(model: nn.Layer, path, data: Optional[Iterable] = None,
     template = _template()
     errors, distributions = _measure(model, data, float_model, num_batches)
     rows = summary_rows(model)
-    columns, cells = _layer_table(rows, errors, distributions)
     text = template.render(
-        title=title or type(model).__name__, subtitle=_subtitle(model),
-        facts=list(_facts(model, rows, errors)), columns=columns, rows=cells,
-        number_columns=_NUMBER_COLUMNS, errors=errors and _error_plot(errors),
-        sensitivities=sensitivities and _sensitivity_plot(sensitivities),
-        distributions=list(_distribution_plots(errors, distributions)),
-        history=None if history is None else list(_scale_plots(history)),
-        footer=", ".join(f"{name} {version}" for name, version in versions().items()))
+        title=title or type(model).__name__, layers=len(distributions.layers),
+        formats=_formats(distributions.layers), rows=rows, done=[row.done for row in rows],
+        sizes=_sizes(model), errors=errors,
+        by_name={row.name or "(model)": row for row in errors or ()},
+        clipped=_clipped(distributions), sensitivities=sensitivities,
+        distributions=list(_ordered(errors, distributions)),
+        history=None if history is None else list(_changing_scales(history)),
+        versions=versions())
     try:
-        write_together({os.fspath(path): write_bytes(text.encode("utf-8"))})
+        write_together({path: write_bytes(text.encode("utf-8"))})
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error}") from error
-
-
-class _Plot(NamedTuple):
-    svg: Any  # markupsafe.Markup, which the template does not escape
-    caption: str
-
-
-def _plot(figure, title, description, caption=""):
-    from markupsafe import Markup
-
-    return _Plot(Markup(plots.to_svg(figure, title, description)), caption)
 
 
 def _template():
     try:
         import jinja2
-        import matplotlib  # noqa: F401
+
+        from . import plots
     except ImportError as error:
         raise DependencyError(f"report() needs Jinja2 and matplotlib, but {error.name} is not "
                               "installed: pip install 'paddleq[report]'") from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
         autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(db=format_db, bytes=_bytes, percent=_in_percent)
+    environment.globals["plots"] = plots
     return environment.get_template("report.html.jinja")
 
 
@@ -139,26 +128,10 @@ def _measure(model, data, float_model, num_batches):
     return comparison.result(), distributions
 
 
-def _subtitle(model):
-    layers = quantized_layers(model)
-    kinds = sorted({str(quantizer.spec).split()[0] for _, layer in layers
-                    for _, quantizer in layer.quantizers() if isinstance(quantizer, FakeQuantize)})
-    return f"{len(layers)} quantized layers, {', '.join(kinds)}"
-
-
-def _facts(model, rows, errors):
-    done = [row.done for row in rows]
-    others = [f"{done.count(kind)} {kind}" for kind in ("fused", "folded", "left")
-              if kind in done]
-    yield "layers quantized", f"{done.count('quantized')}", f"of {len(rows)}: {', '.join(others)}"
-    if errors is not None:
-        yield ("SQNR of the output", f"{format_db(errors.output)} dB",
-               _in_percent(errors.output))
-        for name in errors.worst()[:1]:
-            yield "worst layer alone", name or "(model)", f"{format_db(errors[name].alone)} dB"
-    before, after = _sizes(model)
-    yield ("parameters as exported", _bytes(after),
-           f"{after / before:.0%} of {_bytes(before)} in float")
+def _formats(layers):
+    """Return the sorted integer formats of the quantizers, such as "int8"."""
+    return sorted({str(quantizer.spec).split()[0] for layer in layers.values()
+                   for _, quantizer in layer.quantizers() if isinstance(quantizer, FakeQuantize)})
 
 
 def _bytes(number):
@@ -188,73 +161,30 @@ def _sizes(model):
     return before, before - saved
 
 
-def _error_plot(errors):
-    return _plot(plots.error_bars(errors), "Errors of layers",
-                 f"SQNR in dB of {len(errors)} layers, alone and accumulated")
+def _clipped(distributions):
+    """Return the largest share of clipped values of the inputs of each layer, by name."""
+    shares = {name or "(model)": [each.clipped_share for each in found if each.fixed]
+              for name, found in distributions.found.items()}
+    return {name: max(each) for name, each in shares.items() if each}
 
 
-def _sensitivity_plot(found):
-    by_metric = found.float_metric is not None
-    text = ("Drop of the metric when only one layer is quantized." if by_metric else
-            "SQNR of the output of the model when only one layer is quantized. Short bars are the "
-            "most sensitive layers.")
-    rows = {row.name or "(model)": (row.drop if by_metric else row.sqnr,)
-            for row in found.ranking()}
-    names, unit = (("drop",), "metric") if by_metric else (("SQNR of the output",), "dB")
-    title = "Sensitivity of the model to each layer"
-    return _plot(plots.bars(rows, names, unit), title, f"{len(rows)} bars, in {unit}", text)
-
-
-_NUMBER_COLUMNS = ("alone, dB", "accumulated, dB", "clipped")
-
-
-def _layer_table(rows, errors, distributions):
-    columns = ["layer", "type", "done", "weight", "activation", "why"]
-    cells = [list(row) for row in rows]
-    if errors is None:
-        return columns, cells
-    columns[3:3] = _NUMBER_COLUMNS
-    by_name = {row.name: row for row in errors}
-    for row, line in zip(rows, cells):
-        name = "" if row.name == "(model)" else row.name
-        error = by_name.get(name)
-        inputs = [each.clipped_share for each in distributions.found.get(name, ()) if each.fixed]
-        line[3:3] = [format_db(error.alone) if error else "",
-                     format_db(error.accumulated) if error else "",
-                     f"{100 * max(inputs):.2g} %" if inputs else ""]
-    return columns, cells
-
-
-def _distribution_plots(errors, distributions):
+def _ordered(errors, distributions):
+    """Yield (name, is one of the worst, is unfolded, distributions) of each layer."""
     worst = errors.worst(OPEN_LAYERS) if errors is not None and errors.ranking() else ()
     for number, (name, found) in enumerate(distributions.found.items()):
-        found = sorted(found, key=lambda each: each.name)  # activations before weights
-        shown = [_histogram_plot(each) for each in found if each.histogram.total]
-        if shown:
-            yield {"name": name or "(model)", "remark": "one of the worst" if name in worst else "",
-                   "plots": shown, "open": name in worst or not worst and number < OPEN_LAYERS}
+        if found:
+            unfolded = name in worst if worst else number < OPEN_LAYERS
+            yield (name or "(model)", name in worst, unfolded,
+                   sorted(found, key=lambda each: each.name))  # activations before weights
 
 
-def _histogram_plot(found):
-    layer, part = split_quantizer_name(found.name)
-    limits = " and ".join(f"{limit:.4g}" for limit in (found.low, found.high) if limit is not None)
-    return _plot(
-        plots.histograms([found]), f"{part} of {layer}",
-        f"histogram of values from {found.histogram.low:.3g} to {found.histogram.high:.3g}, "
-        f"clipped at {limits or 'nothing'}",
-        f"{part}: {found.histogram.total:,} values, {100 * found.clipped_share:.3g} % clipped")
-
-
-def _scale_plots(history):
+def _changing_scales(history):
+    """Yield (name, series for :func:`plots.lines`) of each quantizer whose scale changed."""
     for name, scales in history.scales.items():
         scales = [scale for scale in scales if math.isfinite(scale.low + scale.high)]
-        if len({(scale.low, scale.high) for scale in scales}) < 2:
-            continue
-        steps = [scale.step for scale in scales]
-        series = [("largest", steps, [scale.high for scale in scales])]
-        if any(scale.low != scale.high for scale in scales):
-            series.append(("smallest", steps, [scale.low for scale in scales]))
-        title = " ".join(split_quantizer_name(name))
-        yield _plot(plots.lines(series), f"scale of {title}",
-                    f"from {scales[0].high:.4g} to {scales[-1].high:.4g}, steps {steps[0]} to "
-                    f"{steps[-1]}", title)
+        if len({(scale.low, scale.high) for scale in scales}) > 1:
+            steps = [scale.step for scale in scales]
+            series = [("largest", steps, [scale.high for scale in scales]),
+                      ("smallest", steps, [scale.low for scale in scales])]
+            one = all(scale.low == scale.high for scale in scales)
+            yield " ".join(split_quantizer_name(name)), series[:1] if one else series
