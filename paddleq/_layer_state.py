@@ -17,6 +17,7 @@ class QuantizationState:
         input_spec: InputSpec of the last call, on the root.
         first_batch_action: function to run on the first batch, on the root.
         calibration: calibration in forward passes that the user runs, on the root.
+        calibrator: statistics that the layer collects in them; its ``str()`` is its progress.
         name: name of a quantized layer in the model, for messages.
         kind: its :class:`~paddleq.nn.layer_types.LayerKind`.
         arguments: names of the arguments of its ``forward``.
@@ -33,6 +34,7 @@ class QuantizationState:
     input_spec: Optional[list] = None
     first_batch_action: Optional[Callable] = None
     calibration: Any = None
+    calibrator: Any = None
     name: str = ""
     kind: Any = None
     arguments: Sequence[str] = ()

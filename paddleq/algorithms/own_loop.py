@@ -7,7 +7,7 @@ quantized layers before it.
 """
 
 import logging
-from typing import Any, Dict
+from typing import TYPE_CHECKING, Any, Dict
 
 import paddle
 from paddle import nn
@@ -16,14 +16,16 @@ from .._checks import wrong_value
 from .._layer_state import read_state, state_of
 from .._paddle_compat import forward_hooks
 from ..config import LayerConfig
-from ..errors import CalibrationError, ModelError, NonFiniteError, PaddleqError
-from ..nn.calibrating import make_calibrating
-from ..nn.class_swap import replace_layers
+from ..engine.hooks import update_collector
+from ..errors import CalibrationError, ModelError, PaddleqError
+from ..nn.class_swap import replace_layers, swapped_class
 from ..nn.integer_linear import IntegerLinear
 from ..observers import ChannelStats
 from .linear import quantize_linears
 
 _logger = logging.getLogger("paddleq")
+# The other base of each swapped class is the class of the float layer.
+_Base = nn.Linear if TYPE_CHECKING else object
 
 
 def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) -> None:
@@ -50,9 +52,11 @@ def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) ->
     layers = dict(model.named_sublayers(include_self=True))
     calibration = _Calibration()
     for name, config in configs.items():
-        layer = _CalibratedLayer(name, layers[name], config, num_batches, calibration)
-        calibration.layers.append(layer)
-        make_calibrating(layers[name], layer)
+        layer = layers[name]
+        calibrator = _Calibrator(name, layer, config, num_batches, calibration)
+        calibration.layers.append(calibrator)
+        state_of(layer).calibrator = calibrator
+        layer.__class__ = swapped_class(CalibratingLinear, type(layer))
     state_of(model).calibration = calibration
     model.register_forward_pre_hook(calibration.begin_batch)
     model.register_forward_post_hook(calibration.end_batch)
@@ -76,6 +80,24 @@ def finish(model: nn.Layer) -> None:
                     if getattr(hook, "__self__", None) is calibration]:
             del hooks[key]
     replace_layers(model, [(layer.layer, layer.quantized) for layer in calibration.layers])
+
+
+class CalibratingLinear(_Base):
+    """Mixin of a ``paddle.nn.Linear`` that records calibration statistics until it is converted.
+
+    The layer stays the same object with the same parameters under the same names.
+    """
+
+    prefix = "Calibrating"
+    _paddleq: Any
+    _float_class: Any
+
+    def swapped_forward(self, args, kwargs):
+        x = args[0] if args else kwargs["input"]
+        return self._paddleq.calibrator.run(x, lambda: self._float_class.forward(self, x))
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, {self._paddleq.calibrator}"
 
 
 class _Calibration:
@@ -121,7 +143,7 @@ class _Calibration:
                 "layers")
 
 
-class _CalibratedLayer:
+class _Calibrator:
     """Statistics of one layer, and the quantized layer once there is one.
 
     Attributes:
@@ -144,22 +166,16 @@ class _CalibratedLayer:
         if not paddle.in_dynamic_mode():
             raise ModelError("model is being calibrated and cannot be traced; run its batches in "
                              "dynamic mode, then call convert()")
-        self._collect(x)
-        y = forward()
-        self._calibration.end_call(self)
-        return y
-
-    def _collect(self, x):
         tokens = self._stats.tokens
-        try:
-            self._stats.update(x)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; layer: {self.name}, batch: {self.batches}") from None
+        update_collector(self._stats, [x], f"{self.name}, batch: {self.batches}")
         # An expert without tokens in a batch has not seen the batch.
         if self._stats.tokens > tokens:
             self.saw_batch = True
             if self._observer is not None:
                 self._observer.update(x)
+        y = forward()
+        self._calibration.end_call(self)
+        return y
 
     def count_batch(self):
         """Count the batch that ended and return True if it was the last one to collect."""

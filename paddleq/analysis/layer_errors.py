@@ -5,6 +5,7 @@ from typing import Iterable, List, Optional, Sequence
 
 from paddle import nn
 
+from .._layer_state import read_state
 from ..engine import (
     capture_calls,
     check_model,
@@ -15,7 +16,6 @@ from ..engine import (
 )
 from ..errors import ConfigError, ModelError
 from ..graph import FoldedNorm
-from ..nn import IntegerLinear
 from .layer_results import LayerResults, check_calibrated, frozen_layers, is_frozen
 from .sqnr import SQNR, format_db, tensors_in
 
@@ -150,8 +150,7 @@ class LayerComparison:
         self.reference = model if float_model is None else float_model
         self.layers = {**dict(quantized_layers(model)), **frozen}
         self.all_layers = dict(model.named_sublayers(include_self=True))
-        self.blocks = {name: None if isinstance(layer, IntegerLinear) else layer._paddleq.block
-                       for name, layer in self.layers.items()}
+        self.blocks = {name: read_state(layer).block for name, layer in self.layers.items()}
         self.fused = {name: [other for other, each in self.all_layers.items()
                              if block is not None and (each is block.norm or each is block.relu)
                              or isinstance(each, FoldedNorm) and each._folded_into == name]

@@ -10,7 +10,6 @@ from ..engine import check_quantized, fake_quantizers
 from ..engine.summary import table
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import State
-from ..nn import IntegerLinear
 from ..nn.integer_layer import IntegerLayer
 
 
@@ -64,7 +63,7 @@ class LayerResults(abc.ABC):
 
 def is_frozen(layer: nn.Layer) -> bool:
     """Return True if ``layer`` has integer weights instead of simulated quantization."""
-    return isinstance(layer, (IntegerLayer, IntegerLinear))
+    return isinstance(layer, IntegerLayer)
 
 
 def frozen_layers(model: nn.Layer) -> Dict[str, nn.Layer]:

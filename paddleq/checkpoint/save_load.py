@@ -8,13 +8,15 @@ import paddle
 from paddle import nn
 
 from .._atomic_write import write_bytes, write_together
-from .._checks import check_prefix, wrong_type
+from .._checks import check_prefix, hint, wrong_type
 from ..engine.rollback import rollback_on_error
 from ..engine.state import check_initialized
 from ..errors import ConfigError, ConfigTypeError, ExportError, FormatError, ModelError
 from ..graph.dataflow import NORMS
 from ..nn.class_swap import replace_layers
-from ..nn.deployable import check_fields, deployable_class, deployable_layers
+from ..nn.deployable import check_fields, deployable_layers
+from ..nn.integer_layer import IntegerLayer
+from ..nn.layer_types import frozen_classes
 from .restricted_unpickler import load_state
 from .safetensors_io import file_digest, map_file, parse_tensors, write_tensors
 
@@ -55,7 +57,7 @@ def save_checkpoint(model, path):
     path = check_prefix("path", _checked(model, path))
     check_initialized(model)
     state, shared = _without_shared(model.state_dict())
-    layers = {name: {"kind": layer.kind, "description": layer.description()}
+    layers = {name: {"kind": _kind_of(layer), "description": layer.description()}
               for name, layer in deployable_layers(model)}
     digests = []
     try:
@@ -194,7 +196,7 @@ def _apply_structure(model, layers):
     for name, described in layers.items():
         try:
             check_fields("a layer", described, ("kind", "description"))
-            cls, description = deployable_class(described["kind"]), described["description"]
+            cls, description = _class_of(described["kind"]), described["description"]
             cls.prepare_model(model, name)
             old = dict(model.named_sublayers(include_self=True)).get(name)
             if old is None:
@@ -211,6 +213,26 @@ def _apply_structure(model, layers):
     if left_over:
         raise ModelError(f"the model's integer layers {', '.join(left_over)} are not in the "
                          "checkpoint")
+
+
+def _known_classes():
+    """Return name in checkpoints -> class of integer layers."""
+    return {IntegerLayer.__name__: IntegerLayer, **frozen_classes()}
+
+
+def _kind_of(layer):
+    """Return the name in checkpoints of an integer layer."""
+    return next(name for name in (cls.__name__ for cls in type(layer).__mro__)
+                if name in _known_classes())
+
+
+def _class_of(kind):
+    """Return the class of integer layers of that name in checkpoints."""
+    known = _known_classes()
+    if not isinstance(kind, str) or kind not in known:
+        raise FormatError(f"there is no kind of layer {kind!r}{hint(kind, known)}; known: "
+                          f"{', '.join(sorted(known))}")
+    return known[kind]
 
 
 def _check_same(name, layer, theirs):

@@ -6,7 +6,7 @@ hooks do not receive keyword arguments.
 
 import weakref
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Hashable, Iterator, List, Mapping, Tuple
+from typing import Any, Callable, Dict, Hashable, Iterator, List, Mapping, Sequence, Tuple
 
 import paddle
 from paddle import nn
@@ -88,6 +88,14 @@ def capture_inputs(layers: Mapping[Any, nn.Layer],
         yield
 
 
+def update_collector(collector: Any, inputs: Sequence[Any], name: str) -> None:
+    """Update a collector; a NonFiniteError that it raises names the layer."""
+    try:
+        collector.update(*inputs)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}; layer: {name}") from None
+
+
 class TensorKeys:
     """Keys that identify tensors while they exist, without keeping them in memory."""
 
@@ -134,10 +142,7 @@ def collect_inputs(layers: Mapping[str, nn.Layer],
         if (id(collector), key) in collected:
             return
         collected.add((id(collector), key))
-        try:
-            collector.update(*inputs)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; layer: {name}") from None
+        update_collector(collector, inputs, name)
 
     counts = {collector.num_inputs for collector in collectors.values()}
     with ExitStack() as stack:

@@ -7,10 +7,9 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from .._checks import check_bool, wrong_type
-from .._layer_state import state_of
+from .._layer_state import read_state, state_of
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
-from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import DeployableLayer
 from ..nn.quantized_layer import LayerPlan, QuantizedLayer
 from .freeze import copy_of
@@ -25,7 +24,8 @@ def check_model(model):
     if not isinstance(model, nn.Layer):
         raise wrong_type("model", model, "a paddle.nn.Layer")
     for name, layer in model.named_sublayers(include_self=True):
-        if isinstance(layer, (QuantizedLayer, CalibratingLinear, DeployableLayer)):
+        if (isinstance(layer, (QuantizedLayer, DeployableLayer))
+                or read_state(layer).calibrator is not None):
             raise ModelError(f"model must be a float model, but its layer {name or 'itself'!r} "
                              "is already quantized; quantize a fresh copy of the float model")
 

@@ -12,6 +12,8 @@ from ..config import LayerConfig, QuantConfig, SkipKind, SkipReason
 from ..errors import ModelError
 from ..nn.layer_types import has_own_forward, kind_of
 
+FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
 
 @dataclass
 class SelectedLayer:
@@ -41,7 +43,7 @@ class Selection:
     skipped: Dict[str, SkipReason] = field(default_factory=dict)
 
 
-def class_skip_reason(layer: nn.Layer) -> Optional[SkipReason]:
+def class_skip_reason(layer: nn.Layer, config: Optional[LayerConfig]) -> Optional[SkipReason]:
     """Return the reason for which the layer's class cannot be quantized, or None if it can."""
     if kind_of(layer) is not None:
         return None
@@ -49,46 +51,49 @@ def class_skip_reason(layer: nn.Layer) -> Optional[SkipReason]:
                       else SkipKind.NOT_REGISTERED)
 
 
-def select(model: nn.Layer, config: QuantConfig,
-           reason_of: Callable[[nn.Layer], Optional[SkipReason]] = class_skip_reason,
+def select(model: nn.Layer, rules: QuantConfig,
+           reason_of: Callable[[nn.Layer, Optional[LayerConfig]],
+                               Optional[SkipReason]] = class_skip_reason,
            dtypes: Sequence[str] = ("float32",)) -> Selection:
     """Choose the layers of ``model`` to quantize.
 
     A layer is skipped if ``skip_quant`` is set on it or on a layer that it is in, if no rule of
-    ``config`` matches, if the last rule that matches excludes it, or if ``reason_of`` returns a
+    ``rules`` matches, if the last rule that matches excludes it, or if ``reason_of`` returns a
     reason.
 
     Args:
         model: a float ``paddle.nn.Layer``.
-        config: rules for its layers.
-        reason_of: returns a :class:`SkipReason` for layers that the caller does not support.
+        rules: configuration of its layers.
+        reason_of: called with a layer and its configuration, or None if no rule has one for it;
+            returns a :class:`SkipReason` if the caller does not support them.
         dtypes: data types that the weights of selected layers may have.
 
     Raises:
         ConfigError: an entry of a rule matches no layer.
         ModelError: a weight of a selected layer has another data type; names it.
     """
-    if not isinstance(config, QuantConfig):
-        raise wrong_type("config", config, "a QuantConfig")
-    found, rules, marked = Selection(), config.resolve(model), set()
+    if not isinstance(rules, QuantConfig):
+        raise wrong_type("config", rules, "a QuantConfig")
+    found, matching, marked = Selection(), rules.resolve(model), set()
     for name, layer in model.named_sublayers(include_self=True):
         if getattr(layer, "skip_quant", False) or (
                 name and name.rpartition(".")[0] in marked):
             marked.add(name)
             found.skipped[name] = SkipReason(SkipKind.SKIP_ATTRIBUTE)
             continue
-        rule, unsupported = rules.get(name), reason_of(layer)
+        rule = matching.get(name)
+        config = None if rule is None else rule.config
+        unsupported = reason_of(layer, config)
         if unsupported is not None and (
-                (rule is not None and rule.config is not None)
-                or unsupported.kind is not SkipKind.NOT_REGISTERED):
+                config is not None or unsupported.kind is not SkipKind.NOT_REGISTERED):
             found.skipped[name] = unsupported
         elif rule is None:
             found.skipped[name] = SkipReason(SkipKind.NO_RULE)
-        elif rule.config is None:
+        elif config is None:
             found.skipped[name] = SkipReason(SkipKind.EXCLUDED, rule.entry)
         else:
             _check_dtype(name, layer, dtypes)
-            found.selected[name] = SelectedLayer(layer, rule.config, rule.entry)
+            found.selected[name] = SelectedLayer(layer, config, rule.entry)
     return found
 
 

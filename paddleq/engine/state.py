@@ -5,9 +5,9 @@ from contextlib import ExitStack, contextmanager
 from paddle import nn
 
 from .._checks import hint, wrong_type
+from .._layer_state import read_state
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
-from ..nn.calibrating import CalibratingLinear
 from ..nn.deployable import deployable_layers
 from ..nn.quantized_layer import QuantizedLayer
 
@@ -229,7 +229,7 @@ def check_initialized(model):
         CalibrationError: names the layers.
     """
     waiting = [name or "(model)" for name, layer in model.named_sublayers(include_self=True)
-               if isinstance(layer, CalibratingLinear)]
+               if read_state(layer).calibrator is not None]
     if waiting:
         raise CalibrationError(
             f"{len(waiting)} layers are being calibrated: {', '.join(waiting)}; run the model on "

@@ -11,7 +11,7 @@ from .._paddle_compat import own_parameters, own_sublayers
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..graph import FoldedNorm
 from ..nn.block import BlockMember
-from ..nn.calibrating import CalibratingLinear
+from ..nn.class_swap import float_class
 from ..nn.deployable import DeployableLayer, describe_spec
 from ..nn.quantized_layer import QuantizedLayer
 from ..spec import QuantSpec
@@ -66,7 +66,7 @@ def summary_rows(model):
         raise wrong_type("model", model, "a paddle.nn.Layer")
     rows = []
     for name, layer in model.named_sublayers(include_self=True):
-        note = read_state(layer).note
+        note, calibrator = read_state(layer).note, read_state(layer).calibrator
         if isinstance(layer, QuantizedLayer):
             parts = dict(layer.quantizers())
             weights = [_described(q, layer, n) for n, q in parts.items()
@@ -82,9 +82,9 @@ def summary_rows(model):
             rows.append((name, layer._float_class.__name__, "fused", "", "", note))
         elif isinstance(layer, FoldedNorm):
             rows.append((name, "BatchNorm", "folded", "", "", note))
-        elif isinstance(layer, CalibratingLinear):
-            rows.append((name, layer._float_class.__name__, "calibrating", "", "",
-                         str(layer.calibrator)))
+        elif calibrator is not None:
+            rows.append((name, float_class(layer).__name__, "calibrating", "", "",
+                         str(calibrator)))
         elif isinstance(layer, DeployableLayer):
             rows.append((name or "(model)", type(layer).__name__, "deployed",
                          *_specs(layer), note or layer.quant_type))

@@ -45,7 +45,7 @@ class Format(abc.ABC):
         """
 
     def stores_integers_of(self, layer) -> bool:
-        """Return True if the format can store the weight of an IntegerLinear as one constant.
+        """Return True if the format can store the weights of an IntegerLayer as constants.
 
         Otherwise the operators that compute the float weight are traced.
         """

@@ -19,11 +19,10 @@ from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import abs_max, quantize
 from ..nn.deployable import deployable_layers
 from ..nn.integer_layer import IntegerLayer
-from ..nn.integer_linear import IntegerLinear
 from ..nn.kv_cache import SPEC, Int8KVCache
 from ..nn.quantized_layer import slot_name
 from ..nn.tracing import Recorder, recording
-from ..spec import PerChannel, PerGroup, QuantSpec
+from ..spec import PerChannel, QuantSpec
 from .formats import FORMATS
 from .markers import ActivationMark, WeightMark
 from .pir_to_program import load_program
@@ -122,24 +121,12 @@ class _ExportRecorder(Recorder):
                         shared[id(parameter)] = _weight_mark(layer, name, parameter, format)
                     self._weights[id(layer), name] = shared[id(parameter)]
             for name, layer in deployable_layers(model):
-                if isinstance(layer, IntegerLinear):
-                    self._mark_integer_linear(name, layer, format)
-                elif isinstance(layer, IntegerLayer):
+                if isinstance(layer, IntegerLayer):
                     self._mark_integer_layer(name, layer, format, shared)
                 elif isinstance(layer, Int8KVCache):
                     for slot in (0, 1):  # keys and values, which are integers already
                         mark = ActivationMark(name, np.array([SPEC.quant_max], np.float32), SPEC)
                         self._inputs[id(layer), slot] = [], mark
-
-    def _mark_integer_linear(self, name, layer, format):
-        spec = layer.activation_spec
-        if spec is not None:
-            format.check_spec(f"the input of {name}", spec, False)
-            zero_point = None if spec.symmetric else layer.activation_zero_point.numpy()
-            abs_max = _float32(layer.activation_abs_max())
-            self._inputs[id(layer), 0] = [], ActivationMark(name, abs_max, spec, zero_point)
-        if format.stores_integers_of(layer):
-            self._weights[id(layer), "weight"] = _stored_weight_mark(name, layer)
 
     def input_mark(self, layer, slot):
         """Return (callables that stay in the graph, mark or None) of an input of a layer."""
@@ -162,13 +149,16 @@ class _ExportRecorder(Recorder):
         if layer.output_spec is not None:
             format.check_spec(f"the output of {name}", layer.output_spec, False)
             self._outputs[id(layer)] = _fixed_mark(name, layer, "output", layer.output_spec)
+        if not format.stores_integers_of(layer):
+            return
         for weight, spec in layer.weight_specs.items():
             format.check_spec(f"{name}.{weight}", spec, True)
             held = getattr(layer, weight)
             if id(held) not in shared:
                 abs_max, zero_point = layer.qparams(weight, spec)
-                shared[id(held)] = WeightMark(name, None, held.numpy(), _float32(abs_max), spec,
-                                              False, _zero_point(zero_point, spec))
+                shared[id(held)] = WeightMark(name, None, _integers(layer.integers(weight), spec),
+                                              _float32(abs_max), spec, False,
+                                              _zero_point(zero_point, spec))
             self._weights[id(layer), weight] = shared[id(held)]
 
     def activation(self, x, layer, slot):
@@ -287,19 +277,6 @@ def _weight_mark(layer, name, parameter, format):
                           _zero_point(zero_point, spec))
     return _custom_weight_mark(layer_name, name, quantizer, quantizer(value),
                             layer._paddleq.kind.weights[name])
-
-
-def _stored_weight_mark(name, layer):
-    """Mark of the weight of an IntegerLinear, which has no float value."""
-    spec = layer.weight_spec
-    abs_max, zero_point = layer.weight_scale * float(spec.quant_max), None
-    if not spec.symmetric:
-        zero_point = layer.weight_zero_point.astype("int64").numpy()
-    if not isinstance(spec.granularity, PerGroup):  # [1, 1] or [1, N]
-        abs_max = abs_max.reshape([-1])
-        zero_point = None if zero_point is None else zero_point.reshape(-1)
-    return WeightMark(name, None, _integers(layer.integers(), spec), _float32(abs_max), spec,
-                      dynamic=False, zero_point=zero_point)
 
 
 def _custom_weight_mark(layer_name, name, quantizer, value, axis):

@@ -1,6 +1,6 @@
 """Quantized layers and the registry of what can be quantized."""
 
-from .deployable import DeployableLayer, deployable
+from .deployable import DeployableLayer
 from .integer_linear import IntegerLinear
 from .kv_cache import Int8KVCache, KVCache
 from .layer_types import register_layer
@@ -8,4 +8,4 @@ from .quantizable_function import QuantizableFunction
 from .quantized_layer import QuantizedLayer, is_quantized
 
 __all__ = ["DeployableLayer", "Int8KVCache", "IntegerLinear", "KVCache", "QuantizableFunction",
-           "QuantizedLayer", "deployable", "is_quantized", "register_layer"]
+           "QuantizedLayer", "is_quantized", "register_layer"]

@@ -1,55 +1,40 @@
-"""Registry of the layers of deployed models that checkpoints describe.
+"""Interface of the layers of deployed models, and plain descriptions of them and of specs.
 
-A layer is described by plain values (numbers, strings, lists, dicts), from which an empty layer is
-built. To add a type, derive from :class:`DeployableLayer` and decorate it with :func:`deployable`.
+Checkpoints describe a layer by plain values (numbers, strings, lists, dicts). To add a type, derive
+from :class:`DeployableLayer` and register it with :func:`~paddleq.nn.layer_types.frozen_form`.
 """
 
 import abc
+from dataclasses import asdict, fields
 
-from .._checks import check_known_keys, hint
+from .._checks import check_known_keys
 from ..errors import FormatError
 from ..spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
-_KINDS = {}
-_GRANULARITIES = {"per_tensor": (PerTensor, None), "per_channel": (PerChannel, "axis"),
-                  "per_group": (PerGroup, "size"), "per_token": (PerToken, None)}
+_GRANULARITIES = {"per_tensor": PerTensor, "per_channel": PerChannel, "per_group": PerGroup,
+                  "per_token": PerToken}
+_SPEC_FIELDS = [field.name for field in fields(QuantSpec) if field.init]
 
 
 class DeployableLayer(abc.ABC):
-    """Interface of layers that checkpoints describe."""
+    """Interface of layers that checkpoints describe.
 
-    @property
-    def kind(self):
-        """Name of the layer type in checkpoints."""
-        return type(self).__name__
+    Attributes:
+        initialized: True if the tensors are set, False for a structure that awaits a checkpoint.
+        data_dependent: fields of :meth:`description` that may differ in a checkpoint.
+    """
+
+    initialized = True
+    data_dependent = ()
 
     @abc.abstractmethod
     def description(self):
-        """Return plain values from which :meth:`from_description` builds an empty layer."""
-
-    @classmethod
-    @abc.abstractmethod
-    def from_description(cls, description):
-        """Return a layer of this structure whose tensors are not loaded yet.
-
-        Raises:
-            ConfigError, ConfigTypeError, FormatError: the description is invalid.
-        """
+        """Return plain values from which :meth:`in_place_of` builds the layer."""
 
     @property
     @abc.abstractmethod
     def quant_type(self):
         """Scheme in short, such as ``W8-per_channel-A8-per_tensor``."""
-
-    @property
-    def initialized(self):
-        """True if the tensors are set, False for a structure that awaits a checkpoint."""
-        return True
-
-    @property
-    def data_dependent(self):
-        """Fields of :meth:`description` that may differ in a checkpoint."""
-        return ()
 
     @classmethod
     def prepare_model(cls, model, name):
@@ -57,31 +42,16 @@ class DeployableLayer(abc.ABC):
         return None
 
     @classmethod
+    @abc.abstractmethod
     def in_place_of(cls, layer, description):
         """Return a layer of this structure to replace ``layer``, which is not changed.
 
+        The tensors of the new layer are not loaded yet.
+
         Raises:
+            ConfigError, ConfigTypeError, FormatError: the description is invalid.
             ModelError: ``layer`` does not fit the description.
         """
-        return cls.from_description(description)
-
-
-def deployable(cls):
-    """Register a class under its name; a class decorator."""
-    _KINDS[cls.__name__] = cls
-    return cls
-
-
-def deployable_class(kind):
-    """Return the registered class named ``kind``.
-
-    Raises:
-        FormatError: there is none.
-    """
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise FormatError(f"there is no kind of layer {kind!r}{hint(kind, _KINDS)}; known: "
-                          f"{', '.join(sorted(_KINDS))}")
-    return _KINDS[kind]
 
 
 def deployable_layers(model):
@@ -94,12 +64,8 @@ def describe_spec(spec):
     """Convert a :class:`~paddleq.QuantSpec` to a dict of plain values; None stays None."""
     if spec is None:
         return None
-    name, field = _granularity_name(spec.granularity)
-    granularity = {"kind": name} if field is None else {
-        "kind": name, field: getattr(spec.granularity, field)}
-    return {"bits": spec.bits, "signed": spec.signed, "symmetric": spec.symmetric,
-            "narrow_range": spec.narrow_range, "rounding": spec.rounding,
-            "granularity": granularity,
+    return {**{name: getattr(spec, name) for name in _SPEC_FIELDS},
+            "granularity": {"kind": _kind_of(spec.granularity), **asdict(spec.granularity)},
             "limits": None if spec.limits is None else list(spec.limits)}
 
 
@@ -111,30 +77,29 @@ def spec_from(description):
     """
     if description is None:
         return None
-    fields = dict(check_fields("a spec", description, (
-        "bits", "signed", "symmetric", "narrow_range", "rounding", "granularity", "limits")))
-    granularity = fields["granularity"]
+    values = dict(check_fields("a spec", description, _SPEC_FIELDS))
+    granularity, limits = values["granularity"], values["limits"]
     kind = granularity.get("kind") if isinstance(granularity, dict) else None
     if not isinstance(kind, str) or kind not in _GRANULARITIES:
         raise FormatError(f"there is no granularity {granularity!r}")
-    cls, field = _GRANULARITIES[kind]
-    check_fields("a granularity", granularity, ("kind", *([field] if field else [])))
-    fields["granularity"] = cls(granularity[field]) if field else cls()
-    limits = fields["limits"]
-    fields["limits"] = tuple(limits) if isinstance(limits, list) else limits
-    return QuantSpec(**fields)
+    cls = _GRANULARITIES[kind]
+    arguments = dict(check_fields("a granularity", granularity,
+                                  ("kind", *(field.name for field in fields(cls)))))
+    del arguments["kind"]
+    return QuantSpec(**{**values, "granularity": cls(**arguments),
+                        "limits": tuple(limits) if isinstance(limits, list) else limits})
 
 
-def check_fields(owner, description, fields):
-    """Return the dict ``description`` if its keys are ``fields``.
+def check_fields(owner, description, names):
+    """Return the dict ``description`` if its keys are ``names``.
 
     Raises:
         ConfigError, FormatError: it has other keys.
     """
     if not isinstance(description, dict):
         raise FormatError(f"{owner} must be described by a dict, but is by {description!r}")
-    check_known_keys(f"the description of {owner}", description, fields)
-    missing = [field for field in fields if field not in description]
+    check_known_keys(f"the description of {owner}", description, names)
+    missing = [name for name in names if name not in description]
     if missing:
         raise FormatError(f"the description of {owner} lacks {', '.join(missing)}")
     return description
@@ -142,9 +107,8 @@ def check_fields(owner, description, fields):
 
 def spec_name(spec):
     """Return bits and granularity, such as ``8-per_channel``."""
-    return f"{spec.bits}-{_granularity_name(spec.granularity)[0]}"
+    return f"{spec.bits}-{_kind_of(spec.granularity)}"
 
 
-def _granularity_name(granularity):
-    return next((name, field) for name, (cls, field) in _GRANULARITIES.items()
-                if isinstance(granularity, cls))
+def _kind_of(granularity):
+    return next(name for name, cls in _GRANULARITIES.items() if isinstance(granularity, cls))

@@ -1,4 +1,4 @@
-"""Layers of any registered type that hold integer weights and fixed activation scales."""
+"""Frozen form of every layer type: integer weights and fixed activation scales."""
 
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
@@ -15,38 +15,45 @@ from ..functional.qparams import as_dtype
 from ..spec import PerChannel, PerTensor, QuantSpec
 from . import tracing
 from .block import block_output
-from .class_swap import float_class, substituted, swapped_class
-from .deployable import (
-    DeployableLayer,
-    check_fields,
-    deployable,
-    describe_spec,
-    spec_from,
-    spec_name,
-)
+from .class_swap import float_class, swapped_class
+from .deployable import DeployableLayer, check_fields, describe_spec, spec_from, spec_name
 from .layer_types import kind_of
-from .quantized_layer import argument_names, is_float_tensor, make_float, map_inputs, slot_name
+from .quantized_layer import (
+    QuantizedLayer,
+    argument_names,
+    is_float_tensor,
+    make_float,
+    map_inputs,
+    slot_name,
+)
 
 _FIELDS = ("layer", "weights", "inputs", "output")
 
 
-@deployable
 class IntegerLayer(nn.Layer, DeployableLayer):
-    """Mixin of layers whose weights are integers and whose activation scales are fixed.
+    """Layer whose weights are integers and whose activation scales are fixed.
 
-    The layer stays the same object. In ``state_dict`` it has each weight as int8, int16, uint8 or
-    uint16 under the name of the parameter, with ``<weight>_scale`` and, for an affine spec,
-    ``<weight>_zero_point``; ``activation_scale``, ``activation_1_scale``, ... of the quantized
-    inputs and ``output_scale``. A scale is the step: w = (q - zero_point) * scale.
+    It is a mixin of the classes that :meth:`freeze` gives to layers of registered types, and the
+    base class of special forms such as :class:`~paddleq.nn.IntegerLinear`. A frozen layer stays the
+    same object. In ``state_dict`` it has each weight as int8, int16, uint8 or uint16 under the name
+    of the parameter, with ``<weight>_scale`` and, for an affine spec, ``<weight>_zero_point``;
+    ``activation_scale``, ``activation_1_scale``, ... of the quantized inputs and ``output_scale``.
+    A scale is the step: w = (q - zero_point) * scale.
 
     Attributes:
         weight_specs: name of each integer weight -> :class:`~paddleq.QuantSpec`.
         input_specs: QuantSpec or None of each input that the layer type quantizes.
         output_spec: QuantSpec of the output, of the layer or of the block that begins with it.
+        algorithm: name of the weight quantization algorithm; "" for rounding to nearest.
+        quantized_linearly: True if ``dequantize_linear`` can dequantize the weights.
     """
 
-    prefix = "Frozen"  # nn.IntegerLinear is another class
-    kind = "IntegerLayer"
+    prefix = "Frozen"
+    algorithm = ""
+    quantized_linearly = True
+    weight_specs: Mapping[str, QuantSpec]
+    input_specs: Sequence[Optional[QuantSpec]]
+    output_spec: Optional[QuantSpec] = None
 
     @classmethod
     def freeze(cls, layer: nn.Layer, weights: Mapping[str, Tuple[Any, Any, Any, QuantSpec]],
@@ -82,11 +89,10 @@ class IntegerLayer(nn.Layer, DeployableLayer):
     def swapped_forward(self, args, kwargs):
         """Compute the layer's forward with dequantized weights and quantized activations."""
         args, kwargs = map_inputs(self, args, kwargs, self._quantize_input)
-        with substituted(self, {name: self._weight(name) for name in self.weight_specs}):
-            forward = self._paddleq.forward
-            y = (forward(*args, **kwargs) if forward is not None
-                 else self._float_class.forward(self, *args, **kwargs))
-        return block_output(self, y)
+        weights = {name: self._weight(name) for name in self.weight_specs}
+        return block_output(self, self.float_forward(weights, args, kwargs))
+
+    float_forward = QuantizedLayer.float_forward
 
     def _quantize_input(self, slot, x):
         spec = self.input_specs[slot] if slot < len(self.input_specs) else None
@@ -120,11 +126,15 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         stored = None if recorder is None else recorder.stored_weight(self, name)
         return self.dequantized_weight(name) if stored is None else stored
 
+    def integers(self, name: str = "weight") -> paddle.Tensor:
+        """Return the integers of a weight as float32, not packed."""
+        return getattr(self, name).astype("float32")
+
     def dequantized_weight(self, name: str = "weight") -> paddle.Tensor:
         """Return the float32 weight that the integers represent."""
         spec = self.weight_specs[name]
         abs_max, zero_point = self.qparams(name, spec)
-        return dequantize(getattr(self, name).astype("float32"), abs_max, spec, zero_point)
+        return dequantize(self.integers(name), abs_max, spec, zero_point)
 
     @property
     def weight_spec(self) -> Optional[QuantSpec]:
@@ -139,15 +149,11 @@ class IntegerLayer(nn.Layer, DeployableLayer):
     @property
     def quant_type(self) -> str:
         """Scheme in short, such as ``W8-per_channel-A8-per_tensor``."""
-        return "-".join(f"{letter}{spec_name(spec)}" for letter, spec in (
-            ("W", self.weight_spec), ("A", self.activation_spec)) if spec is not None)
+        specs = (("W", self.weight_spec), ("A", self.activation_spec))
+        return "-".join(filter(None, [self.algorithm, *(
+            f"{letter}{spec_name(spec)}" for letter, spec in specs if spec is not None)]))
 
     def description(self) -> Dict[str, Any]:
-        """Return plain values from which :meth:`in_place_of` builds the layer.
-
-        Raises:
-            ModelError: the layer is fused with others, which a checkpoint does not describe.
-        """
         if self._paddleq.block is not None:
             raise ModelError(f"the layer {self._paddleq.name!r} is fused with the layers after it, "
                              "which a checkpoint cannot hold; export the model instead")
@@ -157,22 +163,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
                 "output": describe_spec(self.output_spec)}
 
     @classmethod
-    def from_description(cls, description):
-        """Refuse: the layer needs a float layer.
-
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError("an integer layer is made of the float layer; build the float model first")
-
-    @classmethod
     def in_place_of(cls, layer, description):
-        """Return the empty layer of a :meth:`description` for the float ``layer``.
-
-        Raises:
-            FormatError: ``description`` does not describe a layer.
-            ModelError: ``layer`` does not fit.
-        """
         fields = check_fields("an IntegerLayer", description, _FIELDS)
         if not (isinstance(fields["weights"], dict) and isinstance(fields["inputs"], list)):
             raise FormatError("an IntegerLayer must have a dict of weights and a list of inputs")
@@ -233,11 +224,8 @@ def freeze_weights(layer: nn.Layer, bits: int, per_channel: bool, shared: dict) 
             if id(parameter) not in shared:
                 spec = QuantSpec(bits, granularity=PerChannel(axis) if per_channel else PerTensor())
                 largest = abs_max(parameter, spec)
-                integers = quantize(parameter, largest, spec).astype(spec.storage)
-                # The parameter is kept, so that no other one gets its id.
-                shared[id(parameter)] = (parameter, integers, largest / float(spec.quant_max),
-                                         None, spec)
-            weights[name] = shared[id(parameter)][1:]
+                shared[id(parameter)] = parameter, _integer_form(parameter, largest, None, spec)
+            weights[name] = shared[id(parameter)][1]
     IntegerLayer.freeze(layer, weights)
 
 
@@ -251,7 +239,7 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
         ModelError: the layer has a quantizer or a preprocess that fixed scales cannot represent.
     """
     state = layer._paddleq
-    weights, inputs = {}, []
+    weights = {}
     with paddle.no_grad():
         for name in state.kind.weights:
             preprocess, quantizer = layer.weight_parts(name)
@@ -261,21 +249,23 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
             parameter = getattr(layer, name)
             if id(parameter) not in shared:
                 value = parameter if preprocess is None else preprocess(parameter)
-                abs_max, zero_point = quantizer.qparams_of(value)
-                spec = quantizer.spec
-                integers = quantize(value, abs_max, spec, zero_point).astype(spec.storage)
-                shared[id(parameter)] = (parameter, integers, abs_max / float(spec.quant_max),
-                                         zero_point, spec)
-            weights[name] = shared[id(parameter)][1:]
-        for slot in range(len(state.kind.inputs)):
-            inputs.append(_fixed_input(layer, slot))
+                # The parameter is kept, so that no other one gets its id.
+                shared[id(parameter)] = parameter, _integer_form(
+                    value, *quantizer.qparams_of(value), quantizer.spec)
+            weights[name] = shared[id(parameter)][1]
+        inputs = [_fixed_input(layer, slot) for slot in range(len(state.kind.inputs))]
         quantizer = getattr(layer, "output_quantizer", None)
         output = quantizer and _fixed(state.name, quantizer, quantizer.abs_max)
-    name, block, note = state.name, state.block, state.note
     make_float(layer)
     IntegerLayer.freeze(layer, weights, inputs, output)
-    state = layer._paddleq
-    state.name, state.block, state.note = name, block, note
+    frozen = layer._paddleq
+    frozen.name, frozen.block, frozen.note = state.name, state.block, state.note
+
+
+def _integer_form(weight, abs_max, zero_point, spec):
+    """Return (integers, scale, zero point or None, spec)."""
+    integers = quantize(weight, abs_max, spec, zero_point).astype(spec.storage)
+    return integers, abs_max / float(spec.quant_max), zero_point, spec
 
 
 def _fixed_input(layer, slot):

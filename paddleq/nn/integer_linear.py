@@ -1,26 +1,28 @@
 """``IntegerLinear``: linear layer of deployed transformers with integer weights."""
 
+from typing import Optional
+
 import paddle
 from paddle import nn
 
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
-from .._paddle_compat import own_buffers, set_flops_counter, skip_bytecode_translation
+from .._paddle_compat import (
+    own_buffers,
+    own_parameters,
+    set_flops_counter,
+    skip_bytecode_translation,
+)
+from ..config import LayerConfig, SkipKind, SkipReason
 from ..errors import ConfigTypeError, ModelError
-from ..functional import dequantize, fake_quantize, pack_int4, token_scales, unpack_int4
+from ..functional import dequantize, pack_int4, token_scales, unpack_int4
 from ..functional.fake_quant import dequantize_
 from ..functional.qparams import as_dtype
-from ..functional.weight_qparams import dequantize_weight, dequantize_weight_
-from ..spec import PerGroup, PerToken
+from ..functional.weight_qparams import check_weight_spec, dequantize_weight, dequantize_weight_
+from ..spec import PerGroup, PerTensor, PerToken, QuantSpec
 from . import tracing
-from .deployable import (
-    DeployableLayer,
-    check_fields,
-    deployable,
-    describe_spec,
-    spec_from,
-    spec_name,
-)
-from .linear_support import check_activation, check_weight, linear_skip_reason, scale_shape
+from .deployable import check_fields, describe_spec, spec_from
+from .integer_layer import IntegerLayer
+from .layer_types import frozen_form, kind_of
 
 _FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
            "dtype", "algorithm")
@@ -29,9 +31,27 @@ _PACKED_BITS = 4  # up to this width, a byte holds two integers
 _BLOCK = 1 << 20  # number of weights that are dequantized at a time
 
 
+def linear_skip_reason(layer: nn.Layer,
+                       config: Optional[LayerConfig] = None) -> Optional[SkipReason]:
+    """Return the reason for which ``IntegerLinear`` cannot replace a layer, or None if it can.
+
+    Args:
+        config: configuration of the layer. Default None: the class of the layer decides alone.
+    """
+    if not isinstance(layer, nn.Linear):
+        return SkipReason(SkipKind.NOT_LINEAR)
+    if kind_of(layer) is None or "forward" in layer.__dict__:
+        return SkipReason(SkipKind.OVERRIDES_FORWARD)
+    if own_parameters(layer).get("weight") is None:
+        return SkipReason(SkipKind.WEIGHT_FROM_HOOK)
+    if config is not None and config.weight is None and config.activation is None:
+        return SkipReason(SkipKind.NOT_CONFIGURED, "weight")
+    return None
+
+
+@frozen_form(nn.Linear)
 @skip_bytecode_translation
-@deployable
-class IntegerLinear(nn.Layer, DeployableLayer):
+class IntegerLinear(IntegerLayer):
     """Linear layer with an integer weight: y = x W + b, W = (q - zero_point) * scale.
 
     The constructor creates an empty layer into which a checkpoint is loaded. :meth:`from_linear`
@@ -79,6 +99,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         [2, 64]
     """
 
+    data_dependent = ("smoothed", "permuted", "algorithm")
     _kernel = None  # see gpu_linear.py
 
     def __init__(self, in_features, out_features, weight, bias=True, activation=None,
@@ -86,8 +107,8 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         super().__init__()
         self.in_features = check_int("in_features", in_features, 1)
         self.out_features = check_int("out_features", out_features, 1)
-        self.weight_spec = check_weight(weight)
-        self.activation_spec = check_activation(activation)
+        self.weight_specs = {"weight": _checked_weight(weight)}
+        self.input_specs = (_checked_activation(activation),)
         self.smoothed, self.permuted = (check_bool("smoothed", smoothed),
                                         check_bool("permuted", permuted))
         check_choice("dtype", dtype, _DTYPES)
@@ -97,7 +118,10 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         rows = (in_features + 1) // 2 if self.packed else in_features
         self._register_zeros("weight", [rows, out_features],
                              "uint8" if self.packed else weight.storage)
-        scales = scale_shape(weight, in_features, out_features)
+        if isinstance(weight.granularity, PerGroup):
+            scales = [-(-in_features // weight.granularity.size), out_features]
+        else:
+            scales = [1, 1 if isinstance(weight.granularity, PerTensor) else out_features]
         self._register_zeros("weight_scale", scales, "float32")
         if not weight.symmetric:
             self._register_zeros("weight_zero_point", scales, weight.storage)
@@ -116,6 +140,15 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         self.register_buffer(name, paddle.zeros(shape, dtype))
 
     @classmethod
+    def empty(cls, linear, weight, activation=None, smoothed=False, permuted=False, algorithm=""):
+        """Return a layer without numbers to replace ``linear``, a ``paddle.nn.Linear``."""
+        bias = linear.bias
+        layer = cls(*linear.weight.shape, weight, bias is not None, activation, smoothed, permuted,
+                    "float32" if bias is None else _name_of(bias.dtype), algorithm)
+        layer.training = linear.training
+        return layer
+
+    @classmethod
     def from_linear(cls, linear, quantized_weight, activation=None, activation_qparams=None,
                     input_scale=None, algorithm=""):
         """Return a layer to replace ``linear``, which is not changed.
@@ -131,12 +164,8 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             algorithm: name of the weight quantization algorithm. Default "".
         """
         qparams, order = quantized_weight.qparams, quantized_weight.permutation
-        rows, columns = quantized_weight.integers.shape
-        bias = linear.bias
-        dtype = "float32" if bias is None else _name_of(bias.dtype)
-        layer = cls(rows, columns, qparams.spec, bias is not None, activation,
-                    input_scale is not None, order is not None, dtype, algorithm)
-        layer.training = linear.training
+        layer = cls.empty(linear, qparams.spec, activation, input_scale is not None,
+                          order is not None, algorithm)
         with paddle.no_grad():
             integers = quantized_weight.integers
             if layer.packed:
@@ -148,8 +177,8 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             layer._set_buffer("permutation", order)
             for name, value in zip(("scale", "zero_point"), activation_qparams or (None, None)):
                 layer._set_buffer(f"activation_{name}", value)
-        if bias is not None:
-            layer.bias = bias
+        if linear.bias is not None:
+            layer.bias = linear.bias
         return layer
 
     def _set_buffer(self, name, value):
@@ -192,29 +221,25 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             y = as_dtype(kernel(as_dtype(x, dtype)), paddle.float32)
         elif self.per_token:
             step = token_scales(x.detach(), self.activation_spec)
-            y = self._matmul(self._quantize_input(x / step)) * step
+            y = self._matmul(self._quantize_input(0, x / step)) * step
         else:
-            y = self._matmul(self._quantize_input(x))
+            y = self._matmul(self._quantize_input(0, x))
         if self.bias is not None:
             y = y + as_dtype(self.bias, paddle.float32)
         return as_dtype(y, dtype)
 
-    def _quantize_input(self, x):
-        if self.activation_spec is None:
-            return x
-        recorder = tracing.recorder()
-        if recorder is not None:
-            return recorder.activation(x, self, 0)
-        zero_point = None if self.activation_spec.symmetric else self.activation_zero_point
-        return fake_quantize(x, self.activation_abs_max(), self.activation_spec,
-                             zero_point=zero_point)
+    def qparams(self, name, spec):
+        """Return (absolute maximum [1], [N] or [groups, N]; zero point or None).
 
-    def activation_abs_max(self):
-        """Return the value of the highest level, float32 [1]. Per token, the unit is the step."""
-        levels = float(self.activation_spec.quant_max)
-        if self.per_token:
-            return paddle.full([1], levels, "float32")
-        return as_dtype(self.activation_scale, paddle.float32) * levels
+        Per token, the unit of the absolute maximum of ``activation`` is the step.
+        """
+        if name == "activation" and self.per_token:
+            return paddle.full([1], float(spec.quant_max), "float32"), None
+        abs_max, zero_point = super().qparams(name, spec)
+        if isinstance(spec.granularity, PerGroup):
+            return abs_max, zero_point
+        return abs_max.reshape([-1]), (
+            None if zero_point is None else zero_point.astype("int64").reshape([-1]))
 
     def _matmul(self, x):
         recorder = tracing.recorder()
@@ -227,7 +252,8 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         y = 0.0
         for start in range(0, self.in_features, rows):
             stop = min(start + rows, self.in_features)
-            y = y + paddle.matmul(x[..., start:stop], self.dequantized_weight(start, stop))
+            weight = self.dequantized_weight("weight", start, stop)
+            y = y + paddle.matmul(x[..., start:stop], weight)
         return y
 
     def _block_rows(self):
@@ -238,18 +264,18 @@ class IntegerLinear(nn.Layer, DeployableLayer):
             unit = group.size * (1 + group.size % 2)
         return max(_BLOCK // self.out_features // unit, 1) * unit
 
-    def dequantized_weight(self, start=None, stop=None):
+    def dequantized_weight(self, name="weight", start=None, stop=None):
         """Return the float32 weight [K, N], or the rows from ``start`` to ``stop``.
 
         ``start`` must be even and the first row of a group.
         """
         spec, dynamic = self.weight_spec, paddle.in_dynamic_mode()
         with paddle.no_grad():
-            integers = self.integers(start, stop)
+            integers = self.integers(name, start, stop)
             scale = as_dtype(self._rows_of("weight_scale", start, stop), paddle.float32)
             if self.quantized_linearly:
                 # The formula of the operator dequantize_linear, which an export contains.
-                abs_max = self.weight_abs_max()
+                abs_max, _ = self.qparams("weight", spec)
                 return (dequantize_ if dynamic else dequantize)(integers, abs_max, spec)
             zero_point = None if spec.symmetric else as_dtype(
                 self._rows_of("weight_zero_point", start, stop), paddle.float32)
@@ -263,12 +289,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return (spec.symmetric and spec.signed and spec.limits is None and not self.packed
                 and not isinstance(spec.granularity, PerGroup))
 
-    def weight_abs_max(self):
-        """Return the value of the highest level: float32 [1] or [N]."""
-        scale = as_dtype(self.weight_scale, paddle.float32)
-        return scale.reshape([-1]) * float(self.weight_spec.quant_max)
-
-    def integers(self, start=None, stop=None):
+    def integers(self, name="weight", start=None, stop=None):
         """Return the integers as float32 [K, N], or the rows from ``start``, which must be even."""
         if not self.packed:
             held = self.weight if start is None else self.weight[start:stop]
@@ -286,7 +307,6 @@ class IntegerLinear(nn.Layer, DeployableLayer):
         return held[start // group.size:-(-stop // group.size)]
 
     def description(self):
-        """Return plain values from which :meth:`from_description` builds an empty layer."""
         return {"in_features": self.in_features, "out_features": self.out_features,
                 "weight": describe_spec(self.weight_spec), "bias": self.bias is not None,
                 "activation": describe_spec(self.activation_spec), "smoothed": self.smoothed,
@@ -307,11 +327,6 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     @classmethod
     def in_place_of(cls, layer, description):
-        """Return the empty layer of a :meth:`description` to replace a Linear.
-
-        Raises:
-            ModelError: ``layer`` does not fit the description.
-        """
         new = cls.from_description(description)
         expected = f"a Linear from {new.in_features} to {new.out_features} features"
         reason = linear_skip_reason(layer)
@@ -327,21 +342,7 @@ class IntegerLinear(nn.Layer, DeployableLayer):
 
     @property
     def initialized(self):
-        """True if the scales are set."""
         return bool(paddle.isfinite(self.weight_scale.sum()))
-
-    @property
-    def data_dependent(self):
-        """Fields that depend on calibration data, not on a configuration."""
-        return ("smoothed", "permuted", "algorithm")
-
-    @property
-    def quant_type(self):
-        """Scheme: ``W4-per_group``, ``SmoothQuant-W8-per_channel-A8-per_tensor``."""
-        parts = [self.algorithm, f"W{spec_name(self.weight_spec)}"]
-        if self.activation_spec is not None:
-            parts.append(f"A{spec_name(self.activation_spec)}")
-        return "-".join(filter(None, parts))
 
     def _apply(self, func, device, dtype, blocking, include_sublayers=True):
         # Layer.to would cast all buffers, including indices and packed bytes.
@@ -365,6 +366,27 @@ def _count_flops(layer, inputs, output):
 
 
 set_flops_counter(IntegerLinear, _count_flops)
+
+
+def _checked_weight(spec):
+    if not isinstance(spec, QuantSpec):
+        raise wrong_type("weight", spec, "a QuantSpec")
+    check_int("weight.bits", spec.bits, 2, 8)
+    return check_weight_spec("weight", spec)
+
+
+def _checked_activation(spec):
+    if spec is None:
+        return None
+    if not isinstance(spec, QuantSpec):
+        raise wrong_type("activation", spec, "a QuantSpec or None")
+    check_int("activation.bits", spec.bits, 2, 8)
+    per_token = isinstance(spec.granularity, PerToken)
+    if not per_token and spec.granularity != PerTensor():
+        raise wrong_value("activation.granularity", spec.granularity, "PerTensor() or PerToken()")
+    if per_token and not (spec.symmetric and spec.signed):
+        raise wrong_value("activation", spec, "symmetric and signed where it is per token")
+    return spec
 
 
 def _name_of(dtype):

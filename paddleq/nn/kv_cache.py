@@ -10,7 +10,8 @@ from ..functional import dequantize_by_scale, quantize_by_scale, token_scales
 from ..functional.qparams import EPS, as_dtype
 from ..spec import QuantSpec
 from . import tracing
-from .deployable import DeployableLayer, check_fields, deployable
+from .deployable import DeployableLayer, check_fields
+from .layer_types import frozen_form
 
 PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
 SPEC = QuantSpec(bits=8)
@@ -73,8 +74,8 @@ class KVCache(nn.Layer):
                      for old, late in zip(past, new))
 
 
+@frozen_form(KVCache)
 @skip_bytecode_translation
-@deployable
 class Int8KVCache(KVCache, DeployableLayer):
     """Cache of keys and values in int8, symmetric: q = clip(round(x / scale), -128, 127).
 
@@ -127,13 +128,6 @@ class Int8KVCache(KVCache, DeployableLayer):
 
         Args:
             k_max, v_max: float tensors [kv_heads, head_dim].
-
-        Examples:
-            >>> import paddle
-            >>> from paddleq.nn import Int8KVCache
-            >>> most = paddle.full([2, 4], 63.5)
-            >>> Int8KVCache.from_abs_max(most, most).k_scale.max().item()
-            0.5
         """
         cache = cls(PER_CHANNEL, *k_max.shape, token_axis=token_axis)
         for scale, most in ((cache.k_scale, k_max), (cache.v_scale, v_max)):
@@ -147,7 +141,6 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     @property
     def initialized(self):
-        """True if the scales are set, or if there are none."""
         if self.granularity == PER_TOKEN:
             return True
         return self.kv_heads is not None and bool(
@@ -155,11 +148,9 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     @property
     def data_dependent(self):
-        """Sizes that a checkpoint may set."""
         return ("kv_heads", "head_dim") if self.kv_heads is None else ()
 
     def description(self):
-        """Return plain values from which :meth:`from_description` builds an empty cache."""
         return {"granularity": self.granularity, "kv_heads": self.kv_heads,
                 "head_dim": self.head_dim, "token_axis": self.token_axis}
 
@@ -174,8 +165,11 @@ class Int8KVCache(KVCache, DeployableLayer):
             "granularity", "kv_heads", "head_dim", "token_axis")))
 
     @classmethod
+    def in_place_of(cls, layer, description):
+        return cls.from_description(description)
+
+    @classmethod
     def prepare_model(cls, model, name):
-        """Insert the cache that is to be replaced into a ``paddle.nn.MultiHeadAttention``."""
         from .attention import insert_cache, supports_cache
 
         attention, _, last = name.rpartition(".")

@@ -3,8 +3,8 @@
 A new layer type is one call of :func:`register_layer`.
 """
 
-from dataclasses import dataclass, replace
-from typing import Dict, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from paddle import nn
 
@@ -22,11 +22,21 @@ class LayerKind:
         weights: attribute name of each weight -> axis of its output channels.
         inputs: positions of the forward arguments that are quantized; None if the attribute
             ``inputs`` of each layer is the number of its first arguments that are.
+
+    Attributes:
+        frozen: classes of its integer forms, besides :class:`~.integer_layer.IntegerLayer`, which
+            is the form of all types.
+        simulated: True if fake quantizers can simulate the integers.
     """
 
     cls: type
     weights: Mapping[str, int]
     inputs: Optional[Tuple[int, ...]] = (0,)
+    frozen: List[type] = field(default_factory=list, compare=False)
+
+    @property
+    def simulated(self) -> bool:
+        return bool(self.weights) or self.inputs != ()
 
 
 LAYER_TYPES: "Registry[LayerKind]" = Registry("layer type", definition=lambda kind: kind.cls)
@@ -34,7 +44,8 @@ LAYER_TYPES: "Registry[LayerKind]" = Registry("layer type", definition=lambda ki
 
 def _registered(cls: type) -> Optional[LayerKind]:
     """Return the LayerKind of exactly this class, or None."""
-    return next((kind for kind in LAYER_TYPES.values() if kind.cls is cls), None)
+    return next((kind for kind in LAYER_TYPES.values() if kind.cls is cls and kind.simulated),
+                None)
 
 
 def register_layer(cls: type, weights: Optional[Mapping[str, int]] = None,
@@ -100,6 +111,27 @@ for _cls, _axis, _inputs in ((nn.Conv1D, 0, (0,)), (nn.Conv2D, 0, (0,)), (nn.Con
     register_layer(_cls, {"weight": _axis}, _inputs)
 
 
+def frozen_form(layer_type: type) -> Callable[[type], type]:
+    """Class decorator that registers an integer form of a layer type.
+
+    Args:
+        layer_type: a layer class. One that is not registered becomes a layer type without tensors
+            that fake quantizers simulate.
+    """
+    def add(cls: Any) -> Any:
+        if layer_type.__name__ not in LAYER_TYPES:
+            register_layer(layer_type, {}, ())
+        LAYER_TYPES[layer_type.__name__].frozen.append(cls)
+        return cls
+
+    return add
+
+
+def frozen_classes() -> Dict[str, type]:
+    """Return the integer forms that layer types register, by the names of their classes."""
+    return {cls.__name__: cls for kind in LAYER_TYPES.values() for cls in kind.frozen}
+
+
 def kind_of(layer: nn.Layer) -> Optional[LayerKind]:
     """Return the :class:`LayerKind` of a layer, or None.
 
@@ -123,5 +155,5 @@ def has_own_forward(layer: nn.Layer) -> bool:
 
 
 def known_classes() -> Dict[str, type]:
-    """Return name -> class of every registered layer."""
-    return {name: kind.cls for name, kind in LAYER_TYPES.items()}
+    """Return name -> class of every layer type that fake quantizers simulate."""
+    return {name: kind.cls for name, kind in LAYER_TYPES.items() if kind.simulated}

@@ -13,6 +13,7 @@ from typing import Dict, Iterable, Optional, Union
 import paddle
 from paddle import nn
 
+from ..._checks import wrong_type
 from ...config import LayerConfig, QuantConfig
 from ...engine import collect_inputs, eager_evaluation, iter_batches, run_batches
 from ...errors import CalibrationError, PaddleqError
@@ -24,17 +25,19 @@ from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN
 from ...observers import KVRange
 from ..linear import quantize_linears, rounder_of
 from .fold_smoothing import divide_output, find_norm
-from .network_helper import NetworkHelper
+from .network_helper import NetworkHelper, StackHelper
 from .replay import LayerReplay
 from .resume import Resume, fingerprint
 from .schedule import (
+    ScheduleEntry,
+    Selected,
     build_schedule,
-    checked_helper,
     containing_layers,
     decoder_layers,
     select_layers,
+    split_kinds,
 )
-from .shared_inputs import check_reached, collect_stats, find_groups
+from .shared_inputs import check_reached, collect_stats, find_groups, split
 
 
 def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = None,
@@ -88,24 +91,23 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
         >>> model.layers[0].linear1.quant_type, result.folded["layers.0.linear1"]
         ('SmoothQuant-W4-per_group', 'layers.0.norm2')
     """
-    helper = checked_helper(model, helper)
+    if not isinstance(model, nn.Layer):
+        raise wrong_type("model", model, "a paddle.nn.Layer")
+    helper = StackHelper() if helper is None else helper
     layers = decoder_layers(model, helper)
     inputs = [] if data is None else list(iter_batches(model, data, allow_empty=True))
-    linears, caches, _ = select_layers(model, helper, config)
-    names = [name for name, (_, config) in linears.items() if config.needs_data] + [
-        name for name, (_, granularity) in caches.items() if granularity == PER_CHANNEL]
-    if names and not inputs:
-        raise CalibrationError(f"data must hold at least one batch, for {', '.join(names)}, but "
+    selected = select_layers(model, helper, config).selected
+    reading = ScheduleEntry(None, "", None, selected).reading
+    if reading and not inputs:
+        raise CalibrationError(f"data must hold at least one batch, for {', '.join(reading)}, but "
                                f"{'is' if data is None else 'holds'} none")
     with eager_evaluation(model):
-        replay = LayerReplay(model, layers, inputs if names else [])
+        replay = LayerReplay(model, layers, inputs if reading else [])
         containing = containing_layers(model, replay.layers)
         driver = _Driver(model, replay, containing,
-                         build_schedule(replay.layers, containing, linears, caches))
+                         build_schedule(replay.layers, containing, selected))
         resume = None if resume_dir is None else Resume(resume_dir, fingerprint(
-            model, [name for name, _ in replay.layers],
-            {name: config for name, (_, config) in linears.items()},
-            {name: granularity for name, (_, granularity) in caches.items()}, inputs))
+            model, [name for name, _ in replay.layers], *split_kinds(selected), inputs))
         return driver.run(resume, progress)
 
 
@@ -134,75 +136,67 @@ class _Driver:
     def __init__(self, model, replay, containing, schedule):
         self.model, self.replay = model, replay
         self.containing, self.schedule = containing, schedule
+        self.batches = range(len(replay.inputs))
         self.names = {id(layer): name
                       for name, layer in model.named_sublayers(include_self=True)}
-        self.result = LayerwiseResult()
+        self.result = LayerwiseResult(
+            {name: each.config for entry in schedule for name, each in entry.linears.items()},
+            {name: each.config.kv_cache for entry in schedule
+             for name, each in entry.caches.items()})
 
     def run(self, resume, progress):
         from tqdm import tqdm
 
-        finished = 0 if resume is None else resume.finished
         with tqdm(self.schedule, desc="quantizing", disable=None if progress else True,
                   leave=False) as bar:
             for position, entry in enumerate(bar):
                 bar.set_postfix_str(entry.name)
-                if (resume is not None and entry.number is not None
-                        and entry.number < finished):
+                stored = resume is not None and entry.number is not None
+                if stored and entry.number < resume.finished:
                     resume.load(entry.number, entry.layer)
                 else:
                     self.quantize(entry)
-                    if resume is not None and entry.number is not None:
+                    if stored:
                         resume.save(entry.number, entry.layer)
-                self.result.linears.update(
-                    {name: config for name, (_, config) in entry.linears.items()})
-                self.result.kv_caches.update(
-                    {name: granularity for name, (_, granularity) in entry.caches.items()})
-                if any(later.needs_data for later in self.schedule[position + 1:]):
+                if any(later.reading for later in self.schedule[position + 1:]):
                     run_batches(partial(self.replay.advance, entry.number), self.batches)
         return self.result
 
-    @property
-    def batches(self):
-        return range(len(self.replay.inputs))
-
     def quantize(self, entry):
         run = partial(self.replay.run, entry.number)
-        if entry.needs_data:
+        if entry.reading:
             if entry.shared:
                 self.replay.disable_replay(f"several decoder layers hold {entry.shared[0]}")
-            self.replay.check_dependencies(entry.number, {name: layer for name, (layer, _) in [
-                *entry.linears.items(), *entry.caches.items()]})
+            self.replay.check_dependencies(
+                entry.number, {name: each.layer for name, each in entry.selected.items()})
         for names, stats in self.grouped_stats(entry, run):
             self.quantize_group(entry, names, stats, run)
         if entry.caches:
-            _quantize_caches(self.model, entry.caches, run, self.batches)
+            self.quantize_caches(entry.caches, run)
 
     def grouped_stats(self, entry, run):
         """Yield (names, statistics) of Linear layers to quantize together, and free them."""
-        layers = {name: entry.linears[name][0] for name in entry.linears_with_stats}
+        configs = {name: each.config for name, each in entry.linears.items()}
+        layers = {name: entry.linears[name].layer for name in entry.reading if name in configs}
         found = []
         if layers:
-            groups = []
-            for names in find_groups(layers, [partial(run, batch) for batch in self.batches]):
-                by_config = {}
-                for name in names:
-                    by_config.setdefault(entry.linears[name][1], []).append(name)
-                groups += by_config.values()
-            found = collect_stats(layers, groups, lambda name: entry.linears[name][1].needs, run,
+            groups = split(find_groups(layers, [partial(run, batch) for batch in self.batches]),
+                           configs.get)
+            found = collect_stats(layers, groups, lambda name: configs[name].needs, run,
                                   len(self.batches))
         while found:
             yield found.pop(0)
-        for name in entry.linears:
+        for name in configs:
             if name not in layers:
                 yield [name], None
 
     def quantize_group(self, entry, names, stats, run):
-        linears = [entry.linears[name][0] for name in names]
-        config = entry.linears[names[0]][1]
+        layers = {name: entry.linears[name].layer for name in names}
+        config, linears = entry.linears[names[0]].config, list(layers.values())
 
         def observe(input_scale):
             collector = _SmoothedInput(config.activation_observer(), input_scale)
-            with collect_inputs(dict(zip(names, linears)), dict.fromkeys(names, collector)):
+            with collect_inputs(layers, dict.fromkeys(names, collector)):
                 run_batches(run, self.batches)
             return collector.observer
 
@@ -212,7 +206,10 @@ class _Driver:
             raise type(error)(f"{', '.join(names)}: {error}") from error
         input_scale = result.input_scale
         if input_scale is not None:
-            norm = self.find_norm(entry, linears)
+            candidates = [layer for layer in self.model.sublayers(include_self=True)
+                          if self.containing.get(id(layer)) == {entry.number}]
+            norm = find_norm(self.model, candidates, linears,
+                             partial(self.replay.run, entry.number, 0))
             if norm is not None:
                 divide_output(norm, input_scale)
                 input_scale = None
@@ -222,11 +219,26 @@ class _Driver:
                                                result.activation, input_scale, config.algorithm))
             for linear, weight in zip(linears, result.weights)])
 
-    def find_norm(self, entry, linears):
-        candidates = [layer for layer in self.model.sublayers(include_self=True)
-                      if self.containing.get(id(layer)) == {entry.number}]
-        return find_norm(self.model, candidates, linears,
-                         partial(self.replay.run, entry.number, 0))
+    def quantize_caches(self, selected, run):
+        """Replace float KV caches by int8 ones, in place.
+
+        Raises:
+            NonFiniteError: NaN or infinity reached a cache; names the cache and the batch.
+            CalibrationError: no data reached some per-channel caches; names them.
+        """
+        caches = {name: _float_cache(each.layer) for name, each in selected.items()}
+        collectors = {name: KVRange(cache.token_axis) for name, cache in caches.items()
+                      if selected[name].config.kv_cache == PER_CHANNEL}
+        if collectors:
+            with collect_inputs({name: caches[name] for name in collectors}, collectors):
+                run_batches(run, self.batches)
+            check_reached([name for name, each in collectors.items() if each.result() is None],
+                          len(self.batches))
+        replace_layers(self.model, [
+            (cache, Int8KVCache.from_abs_max(*collectors[name].result(),
+                                             token_axis=cache.token_axis)
+             if name in collectors else Int8KVCache(PER_TOKEN, token_axis=cache.token_axis))
+            for name, cache in caches.items()])
 
 
 class _SmoothedInput:
@@ -244,82 +256,33 @@ class _SmoothedInput:
         self.observer.update(x if self.input_scale is None else x / self.input_scale)
 
 
-def _quantize_caches(model, selected, run, batches):
-    """Replace float KV caches by int8 ones, in place.
-
-    Args:
-        selected: name -> (``MultiHeadAttention`` or ``KVCache``, "per_channel" or "per_token").
-        run: called with the number of a batch; runs the layers that contain the caches.
-        batches: range of the numbers of all batches.
-
-    Raises:
-        NonFiniteError: NaN or infinity reached a cache; names the cache and the batch.
-        CalibrationError: no data reached some per-channel caches; names them.
-    """
-    caches = {}
-    for name, (layer, _) in selected.items():
-        if isinstance(layer, nn.MultiHeadAttention):
-            insert_cache(layer)
-            layer = layer.kv_cache
-        caches[name] = layer
-    collectors = {name: KVRange(cache.token_axis) for name, cache in caches.items()
-                  if selected[name][1] == PER_CHANNEL}
-    if collectors:
-        with collect_inputs({name: caches[name] for name in collectors}, collectors):
-            run_batches(run, batches)
-        check_reached([name for name, each in collectors.items() if each.result() is None],
-                      len(batches))
-    replace_layers(model, [
-        (cache, Int8KVCache.from_abs_max(*collectors[name].result(), token_axis=cache.token_axis)
-         if name in collectors else Int8KVCache(PER_TOKEN, token_axis=cache.token_axis))
-        for name, cache in caches.items()])
+def _float_cache(layer):
+    """Return the float KV cache of a selected layer, inserted into a ``MultiHeadAttention``."""
+    if not isinstance(layer, nn.MultiHeadAttention):
+        return layer
+    insert_cache(layer)
+    return layer.kv_cache
 
 
-def build_structure(model: nn.Layer, linears: Dict[str, LayerConfig],
-                    kv_caches: Dict[str, str]) -> None:
-    """Replace Linear layers and KV caches by empty integer ones, to load a checkpoint into.
+def build_structure(model: nn.Layer, selected: Selected) -> None:
+    """Replace selected Linear layers and KV caches by empty integer ones, in place.
 
     Properties that depend on data (whether a layer divides its input by a smoothing factor) are
     set when a checkpoint is loaded. Until then the model computes NaN or raises an error.
-
-    Args:
-        model: a ``paddle.nn.Layer``, changed in place.
-        linears: name -> LayerConfig.
-        kv_caches: name of a ``MultiHeadAttention`` or ``KVCache`` -> "per_channel" or "per_token".
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import PerGroup, QuantSpec
-        >>> from paddleq.config import LayerConfig
-        >>> from paddleq.algorithms.layerwise.driver import build_structure
-        >>> model = paddle.nn.Sequential(paddle.nn.Linear(64, 8))
-        >>> config = LayerConfig(QuantSpec(4, granularity=PerGroup(32)))
-        >>> build_structure(model, {"0": config}, {})
-        >>> model[0].quant_type, model(paddle.rand([1, 64])).isnan().all().item()
-        ('W4-per_group', True)
     """
-    layers = dict(model.named_sublayers(include_self=True))
-    replacements = [(layers[name], _empty_linear(layers[name], config))
-                    for name, config in linears.items()]
-    for name, granularity in kv_caches.items():
-        layer, sizes = layers[name], {}
-        if isinstance(layer, nn.MultiHeadAttention):
-            insert_cache(layer)
+    linears, caches = split_kinds(selected)
+    replacements = []
+    for each in linears.values():
+        config = each.config
+        empty = IntegerLinear.empty(
+            each.layer, config.weight_spec, config.activation_spec, algorithm=config.algorithm,
+            permuted=not rounder_of(config).accepts_clips(config.weight_spec))
+        empty.weight_scale.set_value(paddle.full_like(empty.weight_scale, float("nan")))
+        replacements.append((each.layer, empty))
+    for each in caches.values():
+        layer, granularity, sizes = each.layer, each.config.kv_cache, {}
+        if granularity == PER_CHANNEL and isinstance(layer, nn.MultiHeadAttention):
             sizes = {"kv_heads": layer.num_heads, "head_dim": layer.head_dim}
-            layer = layer.kv_cache
-        if granularity == PER_TOKEN:
-            sizes = {}
-        replacements.append((layer, Int8KVCache(granularity, token_axis=layer.token_axis, **sizes)))
+        cache = _float_cache(layer)
+        replacements.append((cache, Int8KVCache(granularity, token_axis=cache.token_axis, **sizes)))
     replace_layers(model, replacements)
-
-
-def _empty_linear(linear, config):
-    rows, columns = linear.weight.shape
-    dtype = "float32" if linear.bias is None else str(linear.bias.dtype).replace("paddle.", "")
-    layer = IntegerLinear(rows, columns, config.weight_spec, linear.bias is not None,
-                          config.activation_spec, dtype=dtype,
-                          permuted=not rounder_of(config).accepts_clips(config.weight_spec),
-                          algorithm=config.algorithm)
-    layer.weight_scale.set_value(paddle.full_like(layer.weight_scale, float("nan")))
-    layer.training = linear.training
-    return layer

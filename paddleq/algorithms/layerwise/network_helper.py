@@ -8,7 +8,7 @@ from ..._checks import wrong_type
 from ...errors import ModelError
 from ...nn import KVCache
 from ...nn.attention import supports_cache
-from ...nn.linear_support import linear_skip_reason
+from ...nn.integer_linear import linear_skip_reason
 
 
 class NetworkHelper(abc.ABC):

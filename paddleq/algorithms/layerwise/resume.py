@@ -15,14 +15,13 @@ from ...errors import ConfigError, FormatError
 _RUN, _LAYER = "run.json", "layer-"
 
 
-def fingerprint(model, layers, policies, granularities, inputs):
+def fingerprint(model, layers, linears, caches, inputs):
     """Describe everything that determines the result of a run, as plain values.
 
     Args:
         model: the float model.
         layers: names of the decoder layers, in order.
-        policies: name -> LayerConfig.
-        granularities: name -> granularity of a KV cache.
+        linears, caches: name -> :class:`~paddleq.engine.select.SelectedLayer`.
         inputs: the (args, kwargs) of each batch.
     """
     from ... import __version__
@@ -31,9 +30,9 @@ def fingerprint(model, layers, policies, granularities, inputs):
         "versions": {"paddle": paddle.__version__, "paddleq": __version__},
         "configuration": {
             "decoder layers": list(layers),
-            **{f"the policy of {name}": repr(policy) for name, policy in policies.items()},
-            **{f"the KV cache of {name}": granularity
-               for name, granularity in granularities.items()}},
+            **{f"the policy of {name}": repr(each.config) for name, each in linears.items()},
+            **{f"the KV cache of {name}": each.config.kv_cache
+               for name, each in caches.items()}},
         "model": {name: _digest(value) for name, value in model.state_dict().items()},
         "data": {"batches": len(inputs),
                  **{f"batch {number}": _digest(each) for number, each in enumerate(inputs)}},

@@ -1,21 +1,35 @@
 """Order of work of the layer-by-layer driver: decoder layers in order, then all other layers."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from paddle import nn
 
 from ..._checks import wrong_type, wrong_value
 from ..._paddle_compat import own_sublayers
 from ...config import QuantConfig, SkipKind, SkipReason
-from ...engine.select import Selection, nothing_selected, select
+from ...engine.select import (
+    FLOAT_DTYPES,
+    SelectedLayer,
+    Selection,
+    nothing_selected,
+    select,
+)
 from ...errors import ModelError
 from ...nn import Int8KVCache, KVCache
 from ...nn.attention import supports_cache
+from ...nn.integer_linear import linear_skip_reason
 from ...nn.kv_cache import PER_CHANNEL
-from ...nn.linear_support import linear_skip_reason
 from ..linear import check_linear_config
-from .network_helper import NetworkHelper, StackHelper
+from .network_helper import NetworkHelper
+
+Selected = Dict[str, SelectedLayer]
+
+
+def split_kinds(selected: Selected) -> Tuple[Selected, Selected]:
+    """Return (Linear layers, layers with a KV cache) of a selection."""
+    linears = {name: each for name, each in selected.items() if isinstance(each.layer, nn.Linear)}
+    return linears, {name: each for name, each in selected.items() if name not in linears}
 
 
 @dataclass
@@ -25,39 +39,23 @@ class ScheduleEntry:
     Attributes:
         number: number of the decoder layer in the order of execution; None for the rest.
         name, layer: name and layer of the decoder layer; layer is None for the rest.
-        linears: name -> (Linear, LayerConfig).
-        caches: name -> (layer with a KV cache, granularity).
+        selected: name -> :class:`~paddleq.engine.select.SelectedLayer`.
         shared: names of layers that several decoder layers contain.
+        linears, caches: ``selected`` in parts: the Linear layers and those with a KV cache.
+        reading: names of the layers that need calibration data.
     """
 
     number: Optional[int]
     name: str
     layer: Any
-    linears: dict
-    caches: dict
+    selected: Selected
     shared: list = field(default_factory=list)
 
-    @property
-    def linears_with_stats(self) -> List[str]:
-        """Names of the Linear layers whose configuration needs calibration data."""
-        return [name for name, (_, config) in self.linears.items() if config.needs_data]
-
-    @property
-    def needs_data(self) -> bool:
-        """True if any layer needs calibration data."""
-        return bool(self.linears_with_stats) or any(
-            granularity == PER_CHANNEL for _, granularity in self.caches.values())
-
-
-def checked_helper(model: nn.Layer, helper: Optional[NetworkHelper]) -> NetworkHelper:
-    """Return the helper, or the default one for None."""
-    if not isinstance(model, nn.Layer):
-        raise wrong_type("model", model, "a paddle.nn.Layer")
-    if helper is None:
-        return StackHelper()
-    if not isinstance(helper, NetworkHelper):
-        raise wrong_type("helper", helper, "a NetworkHelper or None")
-    return helper
+    def __post_init__(self) -> None:
+        self.linears, self.caches = split_kinds(self.selected)
+        self.reading = [
+            *(name for name, each in self.linears.items() if each.config.needs_data),
+            *(name for name, each in self.caches.items() if each.config.kv_cache == PER_CHANNEL)]
 
 
 def decoder_layers(model: nn.Layer, helper: NetworkHelper) -> List[Tuple[str, nn.Layer]]:
@@ -65,69 +63,55 @@ def decoder_layers(model: nn.Layer, helper: NetworkHelper) -> List[Tuple[str, nn
 
     Raises:
         ConfigError: a layer is not part of the model, or part of another decoder layer.
+        ConfigTypeError: ``helper`` is no NetworkHelper.
         ModelError: there are none.
     """
+    if not isinstance(helper, NetworkHelper):
+        raise wrong_type("helper", helper, "a NetworkHelper or None")
     known = {id(layer) for layer in model.sublayers(include_self=True)}
     layers = list(helper.decoder_layers(model))
+    parts = {id(part): name for name, layer in layers for part in layer.sublayers()}
     for name, layer in layers:
         if id(layer) not in known:
             raise wrong_value("decoder_layers()", name, "sublayers of the network")
-    if not layers:
-        raise ModelError("decoder_layers() of the network helper returned no layers")
-    parts = {id(part): name for name, layer in layers for part in layer.sublayers()}
-    for name, layer in layers:
         if id(layer) in parts:
             raise wrong_value("decoder_layers()", name, f"no part of {parts[id(layer)]}")
+    if not layers:
+        raise ModelError("decoder_layers() of the network helper returned no layers")
     return layers
 
 
-def select_layers(
-        model: nn.Layer, helper: NetworkHelper, config: QuantConfig,
-        dtypes: Sequence[str] = ("float32", "float16", "bfloat16", "float64"),
-        ) -> Tuple[Dict[str, tuple], Dict[str, tuple], Selection]:
-    """Select the Linear layers and KV caches of a model to quantize.
-
-    Args:
-        model: a ``paddle.nn.Layer``.
-        helper: a :class:`NetworkHelper`, which returns the KV caches.
-        config: a :class:`~paddleq.config.QuantConfig`.
-        dtypes: data types that the weights may have.
-
-    Returns:
-        (name -> (Linear, LayerConfig), name -> (layer with a KV cache, granularity),
-        :class:`~paddleq.engine.select.Selection`).
+def select_layers(model: nn.Layer, helper: NetworkHelper, config: QuantConfig) -> Selection:
+    """Select the Linear layers and the KV caches, which the helper returns, to quantize.
 
     Raises:
         ModelError: there is nothing to quantize.
         ConfigError: a configuration is not supported for a Linear layer.
     """
-    holders = list(helper.kv_caches(model))
-    for name, layer in holders:
+    holders = set()
+    for name, layer in helper.kv_caches(model):
         if not (isinstance(layer, KVCache) or supports_cache(layer)):
             raise wrong_value("kv_caches()", name, "layers of paddle.nn.MultiHeadAttention with "
                               "its own keys and values, or of paddleq.nn.KVCache")
-    ids = {id(layer): name for name, layer in holders}
-    selection = select(
-        model, config, lambda layer: None if id(layer) in ids else linear_skip_reason(layer),
-        dtypes)
-    linears, caches = {}, {}
-    for name, each in list(selection.selected.items()):
-        if id(each.layer) not in ids:
-            check_linear_config(each.config, f"{name}.")
-            if each.config.weight_spec is not None:
-                linears[name] = each.layer, each.config
-                continue
-        elif each.config.kv_cache is not None:
-            if isinstance(getattr(each.layer, "kv_cache", each.layer), Int8KVCache):
-                raise ModelError(f"the KV cache of {name} is already quantized")
-            caches[ids[id(each.layer)]] = each.layer, each.config.kv_cache
-            continue
-        del selection.selected[name]
-        field = "kv_cache" if id(each.layer) in ids else "weight"
-        selection.skipped[name] = SkipReason(SkipKind.NOT_CONFIGURED, field)
+        holders.add(id(layer))
+
+    def skip_reason(layer, config):
+        if id(layer) not in holders:
+            return linear_skip_reason(layer, config)
+        if config is None or config.kv_cache is not None:
+            return None
+        return SkipReason(SkipKind.NOT_CONFIGURED, "kv_cache")
+
+    selection = select(model, config, skip_reason, FLOAT_DTYPES)
     if not selection.selected:
         raise nothing_selected(model, selection)
-    return linears, caches, selection
+    linears, caches = split_kinds(selection.selected)
+    for name, each in linears.items():
+        check_linear_config(each.config, f"{name}.")
+    for name, each in caches.items():
+        if isinstance(getattr(each.layer, "kv_cache", each.layer), Int8KVCache):
+            raise ModelError(f"the KV cache of {name} is already quantized")
+    return selection
 
 
 def containing_layers(model: nn.Layer,
@@ -139,7 +123,7 @@ def containing_layers(model: nn.Layer,
     Args:
         layers: list of (name, decoder layer).
     """
-    containing = {}
+    containing: Dict[int, Set[Optional[int]]] = {}
     for number, (_, layer) in enumerate(layers):
         for part in layer.sublayers(include_self=True):
             containing.setdefault(id(part), set()).add(number)
@@ -155,24 +139,19 @@ def containing_layers(model: nn.Layer,
 
 
 def build_schedule(layers: List[Tuple[str, nn.Layer]], containing: Dict[int, set],
-                   linears: Dict[str, tuple], caches: Dict[str, tuple]) -> List[ScheduleEntry]:
+                   selected: Selected) -> List[ScheduleEntry]:
     """Return an entry for each decoder layer, and one for the rest if it has any work.
 
     Layers that several decoder layers contain belong to the rest: their statistics are those of
     all their calls.
     """
-    def part_of(number, selected):
-        return {name: each for name, each in selected.items()
-                if containing[id(each[0])] == {number}}
-
-    entries = [ScheduleEntry(number, name, layer, part_of(number, linears),
-                             part_of(number, caches))
-               for number, (name, layer) in enumerate(layers)]
-    placed = {name for entry in entries for name in [*entry.linears, *entry.caches]}
-    rest = [{name: each for name, each in selected.items() if name not in placed}
-            for selected in (linears, caches)]
-    if any(rest):
-        shared = [name for selected in rest for name, (layer, _) in selected.items()
-                  if containing[id(layer)] != {None}]
-        entries.append(ScheduleEntry(None, "the rest", None, *rest, shared))
+    places = {name: containing[id(each.layer)] for name, each in selected.items()}
+    entries = [ScheduleEntry(number, name, layer, {
+        each: selected[each] for each, place in places.items() if place == {number}})
+        for number, (name, layer) in enumerate(layers)]
+    rest = {name: each for name, each in selected.items()
+            if None in places[name] or len(places[name]) > 1}
+    if rest:
+        entries.append(ScheduleEntry(None, "the rest", None, rest, [
+            name for kind in split_kinds(rest) for name in kind if places[name] != {None}]))
     return entries

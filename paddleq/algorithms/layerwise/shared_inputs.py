@@ -1,6 +1,7 @@
 """Groups of Linear layers that read the same tensor, and their shared statistics."""
 
-from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Sequence, Tuple
+from itertools import takewhile
+from typing import Any, Callable, Dict, FrozenSet, Hashable, Iterable, List, Sequence, Tuple
 
 from paddle import nn
 
@@ -10,15 +11,15 @@ from ...errors import CalibrationError
 from ...observers import ChannelStats
 
 
-def input_keys(layers: Dict[str, nn.Layer], run: Callable[[], Any]) -> Dict[str, tuple]:
-    """Return name -> keys of the tensors of the layer's calls in one run.
-
-    Layers that are not called are omitted.
-    """
-    keys, read = TensorKeys(), {}
-    with capture_inputs(layers, lambda name, x: read.setdefault(name, []).append(keys.key(x))):
-        run()
-    return {name: tuple(found) for name, found in read.items()}
+def split(groups: Sequence[List[str]], key: Callable[[str], Hashable]) -> List[List[str]]:
+    """Split groups of names into groups of equal keys, in the order of their first names."""
+    parts: List[List[str]] = []
+    for group in groups:
+        equal: Dict[Hashable, List[str]] = {}
+        for name in group:
+            equal.setdefault(key(name), []).append(name)
+        parts += equal.values()
+    return parts
 
 
 def find_groups(layers: Dict[str, nn.Layer],
@@ -33,26 +34,17 @@ def find_groups(layers: Dict[str, nn.Layer],
     """
     history: Dict[str, tuple] = dict.fromkeys(layers, ())
     for run in runs:
-        read = input_keys(layers, run)
-        for name in layers:
-            history[name] += (read.get(name),)
-        if all(any(keys) for keys in history.values()):
+        keys, read = TensorKeys(), dict.fromkeys(layers, ())
+
+        def record(name, x, keys=keys, read=read):
+            read[name] += (keys.key(x),)
+
+        with capture_inputs(layers, record):
+            run()
+        history = {name: (*known, read[name]) for name, known in history.items()}
+        if all(any(calls) for calls in history.values()):
             break
-    groups = {}
-    for name, keys in history.items():
-        groups.setdefault(keys if any(keys) else name, []).append(name)
-    return list(groups.values())
-
-
-def split_groups(groups: Sequence[List[str]], read: Dict[str, tuple]) -> List[List[str]]:
-    """Split groups whose layers read different tensors in a run."""
-    parts = []
-    for group in groups:
-        equal = {}
-        for name in group:
-            equal.setdefault(read.get(name), []).append(name)
-        parts += equal.values()
-    return parts
+    return split([list(layers)], lambda name: history[name] if any(history[name]) else name)
 
 
 def collect_stats(layers: Dict[str, nn.Layer], groups: Sequence[List[str]],
@@ -73,13 +65,13 @@ def collect_stats(layers: Dict[str, nn.Layer], groups: Sequence[List[str]],
         NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
         CalibrationError: no data reached some layers; names them.
     """
-    parts = None
-    while parts != groups:
-        groups = groups if parts is None else parts
+    parts, stats = groups, []
+    while not stats or parts != groups:
+        groups = parts
         stats = [ChannelStats(frozenset().union(*map(needs, group))) for group in groups]
         parts = _collect(layers, groups, stats, run, num_batches)
-    unseen = [name for group, each in zip(groups, stats) if not each.tokens for name in group]
-    check_reached(unseen, num_batches)
+    check_reached([name for group, each in zip(groups, stats) if not each.tokens
+                   for name in group], num_batches)
     return list(zip(groups, stats))
 
 
@@ -90,15 +82,11 @@ def _collect(layers, groups, stats, run, num_batches):
 
     def collect(batch):
         nonlocal parts
-        if len(parts) > len(groups):
-            return  # the collection will restart
         with collect_inputs(layers, collectors) as read:
             run(batch)
-        found = split_groups(groups, {name: tuple(keys) for name, keys in read.items()})
-        if len(found) > len(groups):
-            parts = found
+        parts = split(groups, lambda name: tuple(read.get(name, ())))
 
-    run_batches(collect, range(num_batches))
+    run_batches(collect, takewhile(lambda _: len(parts) == len(groups), range(num_batches)))
     return parts
 
 

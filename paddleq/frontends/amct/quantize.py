@@ -7,8 +7,8 @@ from paddle import nn
 from ... import engine
 from ..._checks import wrong_type
 from ...algorithms import own_loop
-from ...engine.select import nothing_selected, record_reasons, select
-from ...nn.linear_support import linear_skip_reason
+from ...engine.select import FLOAT_DTYPES, nothing_selected, record_reasons, select
+from ...nn.integer_linear import linear_skip_reason
 from .config import AmctConfig
 
 
@@ -96,8 +96,7 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
     """
     parsed = AmctConfig.parse(config)
     engine.check_model(model)
-    selection = select(model, parsed.rules(model), linear_skip_reason,
-                       dtypes=("float32", "float16", "bfloat16", "float64"))
+    selection = select(model, parsed.rules(model), linear_skip_reason, FLOAT_DTYPES)
     if not selection.selected:
         raise nothing_selected(model, selection)
     for name, each in selection.selected.items():

@@ -19,7 +19,7 @@ from ...config import SkipKind, SkipReason
 from ...engine.select import record_reasons
 from ...errors import ConfigError, FormatError, ModelError, StateError
 from ...nn.deployable import DeployableLayer, deployable_layers
-from ...nn.linear_support import linear_skip_reason
+from ...nn.integer_linear import linear_skip_reason
 from .enums import PTQMode
 from .ptq_config import PTQConfig
 from .ptq_rules import LayerPolicies
@@ -122,8 +122,7 @@ class PTQ:
             raise wrong_type("network_helper", helper, "a NetworkHelper or None")
         batches = None if deploy else _not_empty(datasets)
         rules = policies.rules(network, helper)
-        linears, kv_caches, selection = select_layers(
-            network, helper, rules, dtypes=("float32", "float16", "bfloat16", "float64"))
+        selection = select_layers(network, helper, rules)
         for name, layer in network.named_sublayers(include_self=True):
             reason = selection.skipped.get(name)
             if (reason is not None and reason.kind is SkipKind.NO_RULE
@@ -131,8 +130,7 @@ class PTQ:
                 selection.skipped[name] = SkipReason(SkipKind.OUTSIDE_DECODER_LAYERS)
         record_reasons(network, selection)
         if deploy:
-            build_structure(network, {name: each for name, (_, each) in linears.items()},
-                            {name: kind for name, (_, kind) in kv_caches.items()})
+            build_structure(network, selection.selected)
         else:
             quantize_layer_by_layer(network, helper, rules, batches, resume_dir=resume_dir)
         engine.set_provenance(network, "golden_stick", config=policies.config,

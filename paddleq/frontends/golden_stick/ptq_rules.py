@@ -12,7 +12,7 @@ from ...algorithms import NetworkHelper, Rounder, Smoother
 from ...config import LayerConfig, QuantConfig, Scope
 from ...config.layer_config import static_activation
 from ...errors import ConfigError
-from ...nn.linear_support import linear_skip_reason
+from ...nn.integer_linear import linear_skip_reason
 from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from .ptq_config import ActivationObserverConfig, PTQConfig, QuantGranularity
 
