@@ -155,14 +155,6 @@ def checked_weight(weight: paddle.Tensor, spec: QuantSpec) -> paddle.Tensor:
     Raises:
         ConfigError: the spec is not supported for the weight of a Linear layer.
         ModelError: the weight is not a matrix, or holds NaN or infinity.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import QuantSpec
-        >>> from paddleq.algorithms.base import checked_weight
-        >>> weight = checked_weight(paddle.ones([2, 3], dtype="float16"), QuantSpec())
-        >>> weight.dtype == paddle.float32
-        True
     """
     check_weight_spec("spec", spec)
     if len(weight.shape) != 2 or 0 in weight.shape:
@@ -180,14 +172,6 @@ def checked_statistics(values: paddle.Tensor, weight: paddle.Tensor, name: str) 
 
     Raises:
         ConfigError: the number of input features differs.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.algorithms.base import checked_statistics
-        >>> checked_statistics(paddle.ones([3]), paddle.ones([2, 4]), "abs_max")
-        Traceback (most recent call last):
-            ...
-        paddleq.errors.ConfigError: abs_max must be of the weight's 2 input features, but is [3]
     """
     if values.shape[0] != weight.shape[0]:
         raise wrong_value(name, list(values.shape),

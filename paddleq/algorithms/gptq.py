@@ -264,13 +264,6 @@ def feedback_matrix(hessian, damping, order=None):
 
     Raises:
         CalibrationError: the decomposition fails with any damping.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.algorithms.gptq import feedback_matrix
-        >>> hessian = paddle.to_tensor([[2.0, 1.0], [1.0, 2.0]])
-        >>> feedback_matrix(hessian, damping=1.0).tolist()
-        [[0.0, 0.0], [0.25, 0.0]]
     """
     # Reversed: a Cholesky decomposition starts with the first row, this one with the last.
     if order is None:

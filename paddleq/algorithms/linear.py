@@ -20,10 +20,9 @@ def rounder_of(config: LayerConfig) -> Rounder:
 
 
 def check_linear_config(config: LayerConfig, name: str = "") -> None:
-    """Raise unless a :class:`~paddleq.config.LayerConfig` is supported for a Linear layer.
+    """Raise unless a configuration is supported for a Linear layer.
 
     Args:
-        config: the configuration.
         name: prefix of the argument names in messages, such as "fc.".
 
     Raises:

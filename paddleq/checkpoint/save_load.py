@@ -9,11 +9,10 @@ from paddle import nn
 
 from .._atomic_write import write_bytes, write_together
 from .._checks import check_prefix, hint, wrong_type
-from ..engine.rollback import rollback_on_error
 from ..engine.state import check_initialized
 from ..errors import ConfigError, ConfigTypeError, ExportError, FormatError, ModelError
 from ..graph.dataflow import NORMS
-from ..nn.class_swap import replace_layers
+from ..nn.class_swap import replace_layers, rollback_on_error
 from ..nn.deployable import check_fields, deployable_layers
 from ..nn.integer_layer import IntegerLayer
 from ..nn.layer_types import frozen_classes
@@ -54,18 +53,28 @@ def save_checkpoint(model, path):
         ...     sorted(os.listdir(folder))
         ['model.json', 'model.safetensors']
     """
+    from .. import __version__
+
     path = check_prefix("path", _checked(model, path))
     check_initialized(model)
-    state, shared = _without_shared(model.state_dict())
-    layers = {name: {"kind": _kind_of(layer), "description": layer.description()}
-              for name, layer in deployable_layers(model)}
-    digests = []
+    shared, state, first = {}, {}, {}
+    for name, tensor in model.state_dict().items():
+        if first.setdefault(id(tensor), name) == name:
+            state[name] = tensor
+        else:
+            shared[name] = first[id(tensor)]
+    content = {"format": _FORMAT, "version": _VERSION,
+               "libraries": {"paddleq": __version__, "paddle": paddle.__version__},
+               "layers": {name: {"kind": _kind_of(layer), "description": layer.description()}
+                          for name, layer in deployable_layers(model)}, "shared": shared}
+
+    def write_state(beside):
+        content["tensors_sha256"] = write_tensors(beside, state)
+        content["sha256"] = hashlib.sha256(_text(content)).hexdigest()
+
     try:
-        write_together({
-            f"{path}.safetensors": lambda beside: digests.append(write_tensors(beside, state)),
-            f"{path}.json": lambda beside: write_bytes(
-                _described(layers, shared, digests[0]))(beside),
-        })
+        write_together({f"{path}.safetensors": write_state,
+                        f"{path}.json": lambda beside: write_bytes(_text(content))(beside)})
     except OSError as error:
         raise ExportError(f"cannot write the checkpoint {path}: {error}") from error
 
@@ -139,29 +148,6 @@ def _checked(model, path):
     return os.fspath(path)
 
 
-def _without_shared(state):
-    """Return (name -> tensor, each once; other name of a tensor -> its first name)."""
-    first, kept, shared = {}, {}, {}
-    for name, tensor in state.items():
-        if id(tensor) in first:
-            shared[name] = first[id(tensor)]
-        else:
-            first[id(tensor)] = name
-            kept[name] = tensor
-    return kept, shared
-
-
-def _described(layers, shared, digest):
-    """Return the bytes of the JSON file."""
-    from .. import __version__
-
-    content = {"format": _FORMAT, "version": _VERSION,
-               "libraries": {"paddleq": __version__, "paddle": paddle.__version__},
-               "layers": layers, "shared": shared, "tensors_sha256": digest}
-    content["sha256"] = hashlib.sha256(_text(content)).hexdigest()
-    return _text(content)
-
-
 def _text(content):
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -215,20 +201,19 @@ def _apply_structure(model, layers):
                          "checkpoint")
 
 
-def _known_classes():
+def _integer_classes():
     """Return name in checkpoints -> class of integer layers."""
     return {IntegerLayer.__name__: IntegerLayer, **frozen_classes()}
 
 
 def _kind_of(layer):
     """Return the name in checkpoints of an integer layer."""
-    return next(name for name in (cls.__name__ for cls in type(layer).__mro__)
-                if name in _known_classes())
+    return next(cls.__name__ for cls in type(layer).__mro__ if cls in _integer_classes().values())
 
 
 def _class_of(kind):
     """Return the class of integer layers of that name in checkpoints."""
-    known = _known_classes()
+    known = _integer_classes()
     if not isinstance(kind, str) or kind not in known:
         raise FormatError(f"there is no kind of layer {kind!r}{hint(kind, known)}; known: "
                           f"{', '.join(sorted(known))}")

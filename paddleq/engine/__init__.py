@@ -1,18 +1,24 @@
 """Quantization engine of all front ends: select, prepare, calibrate, freeze."""
 
 from .calibration import calibrate, calibrating, forward_arguments, iter_batches, run_batches
-from .freeze import convert, copy_of, freeze, freeze_weights_of
+from .freeze import (
+    check_restorable,
+    convert,
+    copy_of,
+    freeze,
+    freeze_weights_of,
+    restore_float,
+)
 from .fuse_blocks import blocks_of, find_block_structure, fuse_blocks, same_parameters
 from .hooks import (
     capture_calls,
     capture_inputs,
     collect_inputs,
     eager_evaluation,
-    patched_forward,
+    patched_forwards,
 )
 from .prepare import check_model, prepare, quantize
 from .provenance import plain_factory, plain_value, provenance_of, set_provenance
-from .restore_float import check_restorable, restore_float
 from .state import (
     check_initialized,
     check_quantized,
@@ -46,9 +52,9 @@ __all__ = [
     "convert", "copy_of", "disable_fake_quant", "disable_observer", "eager_evaluation",
     "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys", "fake_quantizers",
     "finalize", "finalized", "find_block_structure", "forward_arguments", "freeze",
-    "freeze_weights_of", "fuse_blocks", "iter_batches", "layer_rows", "patched_forward",
+    "freeze_weights_of", "fuse_blocks", "iter_batches", "layer_rows", "patched_forwards",
     "plain_factory", "plain_spec", "plain_value", "prepare", "provenance_of", "qparams_in",
     "quantization_off", "quantize", "quantized_layers", "quantizing_only", "restore_float",
-    "run_batches", "same_parameters", "set_fake_quantize", "set_provenance", "set_state", "summary",
-    "summary_rows",
+    "run_batches", "same_parameters", "set_fake_quantize", "set_provenance", "set_state",
+    "summary", "summary_rows",
 ]

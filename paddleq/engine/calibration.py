@@ -77,16 +77,6 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
 
     Raises:
         CalibrationError: on exit, if a quantizer received no data.
-
-    Examples:
-        >>> import paddle, paddleq
-        >>> from paddleq.engine import calibrating
-        >>> net = paddleq.PTQ("AbsmaxQuantizer").quantize(
-        ...     paddle.nn.Sequential(paddle.nn.Linear(2, 2)))
-        >>> with calibrating(net):
-        ...     _ = net(paddle.to_tensor([[0.5, -3.0]]))
-        >>> net[0].activation_quantizer.abs_max.tolist()
-        [3.0]
     """
     quantizers = [quantizer for _, quantizer in fake_quantizers(model)]
     finished = [q for q in quantizers if q.state is State.CALIBRATION]
@@ -151,21 +141,17 @@ def _forward_arguments(model, batches, allow_empty, argument):
     count = 0
     for batch in batches:
         args, kwargs = forward_arguments(model, batch)
-        if count == 0 and isinstance(batch, (list, tuple)) and len(batch) > len(args):
-            _warn_of_ignored_entries(model, len(batch), len(args))
+        if count == 0 and isinstance(batch, (list, tuple)):
+            optional = _positional(model)[len(args):]
+            if optional and len(batch) > len(args):
+                _logger.warning(
+                    "%s receives the first %d of the %d entries of a batch, its required "
+                    "arguments; to pass its argument %r as well, make each batch a dict of "
+                    "arguments", type(model).__name__, len(args), len(batch), optional[0].name)
         count += 1
         yield args, kwargs
     if not count and not allow_empty:
         raise CalibrationError(f"{argument} must yield at least one batch, but is empty")
-
-
-def _warn_of_ignored_entries(model, given, taken):
-    optional = _positional(model)[taken:]
-    if optional:
-        _logger.warning(
-            "%s receives the first %d of the %d entries of a batch, its required arguments; to "
-            "pass its argument %r as well, make each batch a dict of arguments",
-            type(model).__name__, taken, given, optional[0].name)
 
 
 def _parameters(model):
@@ -186,14 +172,12 @@ def forward_arguments(model: nn.Layer, batch: Any) -> Arguments:
         names = {p.name for p in parameters}
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         unknown = [key for key in batch if key not in names and not takes_all]
-        if unknown:
-            raise ConfigError(f"a batch has the keys {', '.join(map(repr, batch))}, but forward "
-                              f"takes no {', '.join(map(repr, unknown))}")
         missing = [p.name for p in parameters if p.default is p.empty and p.name not in batch
                    and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        if missing:
-            raise ConfigError(f"a batch has the keys {', '.join(map(repr, batch))}, but forward "
-                              f"also needs {', '.join(map(repr, missing))}")
+        for wrong, verb in ((unknown, "takes no"), (missing, "also needs")):
+            if wrong:
+                raise ConfigError(f"a batch has the keys {', '.join(map(repr, batch))}, but "
+                                  f"forward {verb} {', '.join(map(repr, wrong))}")
         return [], {key: _tensor(value) for key, value in batch.items()}
     if not isinstance(batch, (list, tuple)):
         x = paddle.to_tensor(batch) if isinstance(batch, (float, int)) else _tensor(batch)

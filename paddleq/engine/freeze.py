@@ -1,17 +1,19 @@
-"""Conversion for deployment: folded batch norms, fixed scales, integer weights."""
+"""Conversion for deployment: folded batch norms, fixed scales, integer weights, float layers."""
 
 import copy
 
 from paddle import nn
 
 from .._layer_state import state_of
+from ..errors import ModelError
 from ..graph.fold_batch_norm import fold
 from ..nn.block import Block
+from ..nn.class_swap import rollback_on_error
 from ..nn.integer_layer import freeze_quantized, freeze_weights
 from ..nn.layer_types import kind_of
+from ..nn.quantized_layer import make_float
 from .fuse_blocks import blocks_of
-from .rollback import rollback_on_error
-from .state import check_quantized, finalize, quantized_layers, set_state
+from .state import check_quantized, check_quantized_name, finalize, quantized_layers, set_state
 
 
 def convert(model):
@@ -100,8 +102,42 @@ def freeze_weights_of(model: nn.Layer, classes: tuple, bits: int, per_channel: b
 def copy_of(model):
     """Return a deep copy whose parameters keep their names, which an export contains."""
     copied = copy.deepcopy(model)
-    for (_, mine), (_, theirs) in zip(copied.named_parameters(), model.named_parameters()):
-        mine.name = theirs.name
-    for (_, mine), (_, theirs) in zip(copied.named_buffers(), model.named_buffers()):
+    for mine, theirs in zip([*copied.parameters(), *copied.buffers()],
+                            [*model.parameters(), *model.buffers()]):
         mine.name = theirs.name
     return copied
+
+
+def restore_float(model, reasons):
+    """Convert quantized layers of ``model`` back to float layers, in place.
+
+    Args:
+        reasons: layer name -> reason, which :func:`paddleq.summary` shows.
+
+    Raises:
+        ConfigError, ModelError: as :func:`check_restorable`. Nothing is changed.
+    """
+    check_restorable(model, reasons)
+    layers = dict(quantized_layers(model))
+    for name, reason in reasons.items():
+        make_float(layers[name])
+        state_of(layers[name]).note = reason
+
+
+def check_restorable(model, names):
+    """Raise unless the layers ``names`` of ``model`` can be made float.
+
+    Raises:
+        ConfigError: a name is not that of a quantized layer.
+        ModelError: a layer begins a block of layers, or another layer relies on its quantized
+            output.
+    """
+    check_quantized(model)
+    layers = dict(quantized_layers(model))
+    for name in names:
+        check_quantized_name(name, layers)
+        layer = layers[name]
+        if layer._paddleq.block is not None or {"output_quantizer", "norm_folding"} & set(
+                layer._paddleq.parts):
+            raise ModelError(f"{name!r} is quantized as one with the layers after it, which "
+                             "cannot be taken back; quantize a fresh model without it")

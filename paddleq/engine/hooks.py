@@ -6,7 +6,19 @@ hooks do not receive keyword arguments.
 
 import weakref
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Hashable, Iterator, List, Mapping, Sequence, Tuple
+from functools import partial
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Hashable,
+    Iterator,
+    List,
+    Mapping,
+    Sequence,
+    Tuple,
+)
 
 import paddle
 from paddle import nn
@@ -33,59 +45,45 @@ def eager_evaluation(*models: nn.Layer) -> Iterator[None]:
 
 
 @contextmanager
-def patched_forward(layer: nn.Layer, forward: Callable) -> Iterator[None]:
-    """Call ``forward(original, *args, **kwargs)`` instead of the layer's forward while open."""
-    previous = layer.__dict__.get("forward")
-    original = layer.forward
-
-    def patch(*args, **kwargs):
-        return forward(original, *args, **kwargs)
-
-    layer.__dict__["forward"] = patch
+def patched_forwards(layers: Mapping[Any, nn.Layer], forward: Callable) -> Iterator[None]:
+    """Call ``forward(name, original, *args, **kwargs)`` instead of each layer's forward."""
+    previous = []
     try:
+        for name, layer in layers.items():
+            previous.append((layer, layer.__dict__.get("forward")))
+            layer.__dict__["forward"] = partial(forward, name, layer.forward)
         yield
     finally:
-        del layer.__dict__["forward"]
-        if previous is not None:
-            layer.__dict__["forward"] = previous
+        for layer, own in reversed(previous):
+            del layer.__dict__["forward"]
+            if own is not None:
+                layer.__dict__["forward"] = own
 
 
-@contextmanager
 def capture_calls(layers: Mapping[str, nn.Layer],
-                  on_call: Callable[[str, tuple, dict, Any], None]) -> Iterator[None]:
+                  on_call: Callable[[str, tuple, dict, Any], None]) -> ContextManager[None]:
     """Call ``on_call(name, args, kwargs, output)`` after each call of a layer while open.
 
     Args:
         layers: name -> layer.
         on_call: must not modify its arguments.
     """
-    def patch(name):
-        def forward(original, *args, **kwargs):
-            output = original(*args, **kwargs)
-            on_call(name, args, kwargs, output)
-            return output
-        return forward
+    def forward(name, original, *args, **kwargs):
+        output = original(*args, **kwargs)
+        on_call(name, args, kwargs, output)
+        return output
 
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.enter_context(patched_forward(layer, patch(name)))
-        yield
+    return patched_forwards(layers, forward)
 
 
-@contextmanager
 def capture_inputs(layers: Mapping[Any, nn.Layer],
-                   on_input: Callable[..., None], count: int = 1) -> Iterator[None]:
+                   on_input: Callable[..., None], count: int = 1) -> ContextManager[None]:
     """Call ``on_input(name, x, ...)`` with the first ``count`` arguments before each call."""
-    def patch(name):
-        def forward(original, *args, **kwargs):
-            on_input(name, *[*args, *kwargs.values()][:count])
-            return original(*args, **kwargs)
-        return forward
+    def forward(name, original, *args, **kwargs):
+        on_input(name, *[*args, *kwargs.values()][:count])
+        return original(*args, **kwargs)
 
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.enter_context(patched_forward(layer, patch(name)))
-        yield
+    return patched_forwards(layers, forward)
 
 
 def update_collector(collector: Any, inputs: Sequence[Any], name: str) -> None:
@@ -144,10 +142,8 @@ def collect_inputs(layers: Mapping[str, nn.Layer],
         collected.add((id(collector), key))
         update_collector(collector, inputs, name)
 
-    counts = {collector.num_inputs for collector in collectors.values()}
     with ExitStack() as stack:
-        for count in counts:
-            stack.enter_context(capture_inputs(
-                {name: layer for name, layer in layers.items()
-                 if collectors[name].num_inputs == count}, collect, count))
+        for name, layer in layers.items():
+            stack.enter_context(
+                capture_inputs({name: layer}, collect, collectors[name].num_inputs))
         yield read

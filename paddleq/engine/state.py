@@ -27,6 +27,12 @@ def quantized_layers(model):
             if isinstance(layer, QuantizedLayer)]
 
 
+def check_quantized_name(name, layers):
+    """Raise ConfigError unless ``name`` is in ``layers``, the quantized layers by name."""
+    if name not in layers:
+        raise ConfigError(f"the model has no quantized layer {name!r}{hint(name, layers)}")
+
+
 def fake_quantizers(model):
     """Return (name, FakeQuantize) pairs of all fake quantizers, each once."""
     return [(name, layer) for name, layer in model.named_sublayers(include_self=True)
@@ -44,10 +50,10 @@ def enable_fake_quant(layer):
 
     Examples:
         >>> import paddle
-        >>> from paddleq import FakeQuantize, disable_fake_quant
-        >>> model = paddle.nn.Sequential(FakeQuantize())
-        >>> model.apply(disable_fake_quant)[0].fake_quant_enabled
-        False
+        >>> from paddleq import FakeQuantize, disable_fake_quant, enable_fake_quant
+        >>> model = paddle.nn.Sequential(FakeQuantize()).apply(disable_fake_quant)
+        >>> model.apply(enable_fake_quant)[0].fake_quant_enabled
+        True
     """
     if isinstance(layer, FakeQuantize):
         layer.fake_quant_enabled = True
@@ -158,11 +164,9 @@ def quantizing_only(model, names):
     Raises:
         ConfigError: a name is not that of a quantized layer.
     """
-    layers = dict(quantized_layers(model))
-    names = list(names)
+    layers, names = dict(quantized_layers(model)), list(names)
     for name in names:
-        if name not in layers:
-            raise ConfigError(f"the model has no quantized layer {name!r}{hint(name, layers)}")
+        check_quantized_name(name, layers)
     kept = {name: layer._paddleq.compute_float for name, layer in layers.items()}
     for name, layer in layers.items():
         layer._paddleq.compute_float = name not in names
@@ -176,7 +180,7 @@ def quantizing_only(model, names):
 @contextmanager
 def evaluation(model):
     """While open, the model and all its sublayers are in evaluation mode."""
-    modes = [(layer, layer.training) for _, layer in model.named_sublayers(include_self=True)]
+    modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     model.eval()
     try:
         yield

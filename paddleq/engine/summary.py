@@ -15,6 +15,7 @@ from ..nn.class_swap import float_class
 from ..nn.deployable import DeployableLayer, describe_spec
 from ..nn.quantized_layer import QuantizedLayer
 from ..spec import QuantSpec
+from .state import quantized_layers
 
 
 def table(rows):
@@ -66,32 +67,37 @@ def summary_rows(model):
         raise wrong_type("model", model, "a paddle.nn.Layer")
     rows = []
     for name, layer in model.named_sublayers(include_self=True):
-        note, calibrator = read_state(layer).note, read_state(layer).calibrator
+        state, cls = read_state(layer), float_class(layer).__name__
         if isinstance(layer, QuantizedLayer):
-            parts = dict(layer.quantizers())
-            weights = [_described(q, layer, n) for n, q in parts.items()
-                       if not n.startswith(("activation_quantizer", "output_quantizer"))]
-            inputs = [_described(q, layer, n) for n, q in parts.items()
-                      if n.startswith("activation_quantizer")]
-            inputs += [f"output {_described(q, layer, n)}" for n, q in parts.items()
-                       if n == "output_quantizer"]
-            rows.append((name or "(model)", layer._float_class.__name__,
-                         "quantized", "; ".join(weights) or "float",
-                         "; ".join(inputs) or "float", note))
+            row = (cls, "quantized", *_quantizer_cells(layer), state.note)
         elif isinstance(layer, BlockMember):
-            rows.append((name, layer._float_class.__name__, "fused", "", "", note))
+            row = (cls, "fused", "", "", state.note)
         elif isinstance(layer, FoldedNorm):
-            rows.append((name, "BatchNorm", "folded", "", "", note))
-        elif calibrator is not None:
-            rows.append((name, float_class(layer).__name__, "calibrating", "", "",
-                         str(calibrator)))
+            row = ("BatchNorm", "folded", "", "", state.note)
+        elif state.calibrator is not None:
+            row = (cls, "calibrating", "", "", str(state.calibrator))
         elif isinstance(layer, DeployableLayer):
-            rows.append((name or "(model)", type(layer).__name__, "deployed",
-                         *_specs(layer), note or layer.quant_type))
+            row = (type(layer).__name__, "deployed", *_specs(layer),
+                   state.note or layer.quant_type)
         elif _is_shown(layer, name, model):
-            rows.append((name or "(model)", type(layer).__name__, "left", "", "",
-                         note or "the model was not quantized"))
-    return [SummaryRow(*row) for row in rows]
+            row = (type(layer).__name__, "left", "", "",
+                   state.note or "the model was not quantized")
+        else:
+            continue
+        rows.append(SummaryRow(name or "(model)", *row))
+    return rows
+
+
+def _quantizer_cells(layer):
+    """Return (weights, activation) of a quantized layer."""
+    weights, inputs = [], []
+    for name, quantizer in layer.quantizers():
+        text = _described(quantizer, layer, name)
+        if name == "output_quantizer":
+            inputs.append(f"output {text}")
+        else:
+            (inputs if name.startswith("activation_quantizer") else weights).append(text)
+    return "; ".join(weights) or "float", "; ".join(inputs) or "float"
 
 
 def layer_rows(model):
@@ -122,12 +128,11 @@ def _plain_quantizers(layer):
 
 
 def _plain_quantizer(quantizer, layer, attribute):
-    kind = type(quantizer)
+    name = {} if type(quantizer) is FakeQuantize else {"quantizer": type(quantizer).__name__}
     if not isinstance(quantizer, FakeQuantize):
-        return {"quantizer": kind.__name__}
+        return name
     found = qparams_in(layer, attribute, quantizer)
-    return {**({} if kind is FakeQuantize else {"quantizer": kind.__name__}),
-            "observer": type(quantizer.observer).__name__,
+    return {**name, "observer": type(quantizer.observer).__name__,
             **plain_spec(quantizer.spec, None if found is None else found[0])}
 
 
@@ -145,19 +150,14 @@ def plain_spec(spec: QuantSpec, scale: Any = None) -> dict:
 
 def _is_shown(layer, name, model):
     """Return True for leaf layers and for containers with parameters."""
-    if isinstance(layer, FakeQuantize) or _inside_quantized(name, model):
+    if isinstance(layer, FakeQuantize):
         return False
+    parent = model
+    for part in name.split("."):
+        if isinstance(parent, QuantizedLayer):
+            return False
+        parent = own_sublayers(parent).get(part, parent)
     return not own_sublayers(layer) or any(p is not None for p in own_parameters(layer).values())
-
-
-def _inside_quantized(name, model):
-    parts = name.split(".")
-    layer = model
-    for part in parts[:-1]:
-        if isinstance(layer, QuantizedLayer):
-            return True
-        layer = own_sublayers(layer).get(part, layer)
-    return isinstance(layer, QuantizedLayer) and bool(name)
 
 
 def _specs(layer):
@@ -212,8 +212,6 @@ def extra_state_keys(model):
         >>> [k for k in net.state_dict() if k not in keys]
         ['0.weight', '0.bias']
     """
-    ours = []
-    for name, layer in model.named_sublayers(include_self=True):
-        if isinstance(layer, QuantizedLayer):
-            ours += [f"{name}.{part}." if name else f"{part}." for part in layer._paddleq.parts]
-    return [key for key in model.state_dict() if any(key.startswith(prefix) for prefix in ours)]
+    ours = tuple(f"{name}.{part}." if name else f"{part}."
+                 for name, layer in quantized_layers(model) for part in layer._paddleq.parts)
+    return [key for key in model.state_dict() if key.startswith(ours)]

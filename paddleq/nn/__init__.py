@@ -3,8 +3,7 @@
 from .deployable import DeployableLayer
 from .integer_linear import IntegerLinear
 from .kv_cache import Int8KVCache, KVCache
-from .layer_types import register_layer
-from .quantizable_function import QuantizableFunction
+from .layer_types import QuantizableFunction, register_layer
 from .quantized_layer import QuantizedLayer, is_quantized
 
 __all__ = ["DeployableLayer", "Int8KVCache", "IntegerLinear", "KVCache", "QuantizableFunction",

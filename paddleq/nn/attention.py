@@ -7,11 +7,11 @@ The attention stays the same object with the same parameters. Layers that contai
 import collections
 from typing import TYPE_CHECKING, Type
 
-import paddle
 from paddle import nn
 
 from .class_swap import swapped_class
 from .kv_cache import KVCache
+from .quantized_layer import is_float_tensor
 
 _Paddle = nn.MultiHeadAttention
 # The other base of each swapped class is the class of the float attention.
@@ -62,9 +62,7 @@ class CachedAttention(_Base):
         return _as_cache(self._stored(cache), cache.__class__)
 
     def _stored(self, cache):
-        is_float = cache.k.dtype in (paddle.float32, paddle.float16, paddle.bfloat16,
-                                     paddle.float64)
-        return self.kv_cache.store(cache.k, cache.v) if is_float else tuple(cache)
+        return self.kv_cache.store(cache.k, cache.v) if is_float_tensor(cache.k) else tuple(cache)
 
 
 def _as_cache(kept, cls):
@@ -85,18 +83,6 @@ def insert_cache(attention):
     """Insert a float ``kv_cache`` into a ``MultiHeadAttention``, in place.
 
     The outputs stay the same until the cache is replaced by another one.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.nn import Int8KVCache
-        >>> from paddleq.nn.attention import insert_cache
-        >>> attention = paddle.nn.MultiHeadAttention(8, 2)
-        >>> insert_cache(attention)
-        >>> attention.kv_cache = Int8KVCache("per_token", token_axis=2)
-        >>> x = paddle.rand([1, 3, 8])
-        >>> y, cache = attention(x, cache=attention.gen_cache(x))
-        >>> cache.k.dtype == paddle.int8
-        True
     """
     if isinstance(attention, CachedAttention):
         return

@@ -34,14 +34,18 @@ class Block:
         self.producer._paddleq.block = self
         for member in (self.norm, self.relu):
             if member is not None:
-                _make_member(member).append(self)
+                if not isinstance(member, BlockMember):
+                    member.__class__ = swapped_class(BlockMember, type(member))
+                state_of(member).member_of.append(self)
 
     def detach(self):
         """Remove the block from its layers."""
         self.producer._paddleq.block = None
         for member in (self.norm, self.relu):
             if member is not None:
-                _remove_member(member, self)
+                member._paddleq.member_of.remove(self)
+                if not member._paddleq.member_of:
+                    member.__class__ = member._float_class
 
     def output_of(self, member, y):
         """Return the output of ``member``, given the ``y`` that its own forward computed."""
@@ -89,16 +93,3 @@ def block_output(layer, y):
     """Return the output of the quantized ``layer``, given the ``y`` that its forward computed."""
     block = layer._paddleq.block
     return layer.quantize_output(y) if block is None else block.output_of(layer, y)
-
-
-def _make_member(layer):
-    if not isinstance(layer, BlockMember):
-        layer.__class__ = swapped_class(BlockMember, type(layer))
-    return state_of(layer).member_of
-
-
-def _remove_member(layer, block):
-    blocks = layer._paddleq.member_of
-    blocks.remove(block)
-    if not blocks:
-        layer.__class__ = layer._float_class

@@ -15,6 +15,7 @@ from paddle import nn
 
 from .._paddle_compat import (
     FORWARD_HOOKS,
+    LAYER_CONTAINERS,
     copy_flops_counter,
     make_tensors_picklable,
     skip_bytecode_translation,
@@ -83,17 +84,6 @@ def replace_layers(model: nn.Layer,
 
     Returns:
         A function without arguments that restores the old layers.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.nn.class_swap import replace_layers
-        >>> model = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.ReLU())
-        >>> restore = replace_layers(model, [(model[1], paddle.nn.GELU())])
-        >>> type(model[1]).__name__
-        'GELU'
-        >>> restore()
-        >>> type(model[1]).__name__
-        'ReLU'
     """
     before = []
     for old, new in replacements:
@@ -112,6 +102,33 @@ def _become(layer, cls, attributes):
     layer.__class__ = cls
     # Not layer.__dict__ = ...: Layer.__setattr__ handles that as any attribute.
     object.__setattr__(layer, "__dict__", attributes)
+
+
+@contextmanager
+def rollback_on_error(model: nn.Layer) -> Iterator[None]:
+    """Roll back structural changes of ``model`` if the block raises.
+
+    Class, sublayers, parameters and attributes of each layer are restored, not tensor values.
+    """
+    before = [(layer, type(layer), dict(layer.__dict__), copied_attributes(layer))
+              for layer in model.sublayers(include_self=True)]
+    try:
+        yield
+    except BaseException:
+        for layer, cls, attributes, copied in before:
+            for name in set(LAYER_CONTAINERS) & set(copied):
+                # Not replaced, because the handle of a hook refers to its container.
+                attributes[name].clear()
+                attributes[name].update(copied[name])
+                copied[name] = attributes[name]
+            _become(layer, cls, copied)
+        raise
+
+
+def copied_attributes(layer: nn.Layer) -> Dict[str, Any]:
+    """Return a copy of ``layer.__dict__`` with copies of Paddle's containers and our state."""
+    return {name: value.copy() if name in LAYER_CONTAINERS or name == "_paddleq" else value
+            for name, value in layer.__dict__.items()}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from .._checks import wrong_type
 from ..errors import ModelError
 from ..functional.qparams import as_dtype
 from ..spec import PerChannel, PerGroup
+from .integer_linear import IntegerLinear
 
 _logger = logging.getLogger("paddleq")
 _HALF = (paddle.float16, paddle.bfloat16)
@@ -47,8 +48,6 @@ def use_gpu_kernels(model, dtype="float16"):
         ConfigTypeError: ``dtype`` is invalid.
         ModelError: Paddle was built without the kernels, or there is no supported GPU.
     """
-    from .integer_linear import IntegerLinear
-
     if dtype not in ("float16", "bfloat16"):
         raise wrong_type("dtype", dtype, "'float16' or 'bfloat16'")
     if not paddle.device.is_compiled_with_cuda() or paddle.device.cuda.device_count() == 0:

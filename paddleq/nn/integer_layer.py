@@ -6,7 +6,7 @@ import paddle
 from paddle import nn
 
 from .._layer_state import state_of
-from .._paddle_compat import LAYER_CONTAINERS, own_parameters
+from .._paddle_compat import own_parameters
 from ..errors import FormatError, ModelError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
@@ -15,7 +15,7 @@ from ..functional.qparams import as_dtype
 from ..spec import PerChannel, PerTensor, QuantSpec
 from . import tracing
 from .block import block_output
-from .class_swap import float_class, swapped_class
+from .class_swap import copied_attributes, float_class, swapped_class
 from .deployable import DeployableLayer, check_fields, describe_spec, spec_from, spec_name
 from .layer_types import kind_of
 from .quantized_layer import (
@@ -170,7 +170,8 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         weights = {name: spec_from(spec) for name, spec in fields["weights"].items()}
         inputs = [spec_from(spec) for spec in fields["inputs"]]
         output = spec_from(fields["output"])
-        new = _shallow_copy(layer)
+        new = type(layer).__new__(type(layer))
+        object.__setattr__(new, "__dict__", copied_attributes(layer))
         if isinstance(layer, IntegerLayer):
             if layer.description() != description:
                 raise ModelError("its integer form is another one in the checkpoint")
@@ -197,16 +198,6 @@ def _empty_qparams(spec, weight=None):
         weight.shape[spec.channel_axis])
     return (paddle.zeros([channels]),
             None if spec.symmetric else paddle.zeros([channels], "int64"))
-
-
-def _shallow_copy(layer):
-    new = type(layer).__new__(type(layer))
-    attributes = {name: value.copy() if name in LAYER_CONTAINERS else value
-                  for name, value in layer.__dict__.items()}
-    if "_paddleq" in attributes:
-        attributes["_paddleq"] = attributes["_paddleq"].copy()
-    object.__setattr__(new, "__dict__", attributes)
-    return new
 
 
 def freeze_weights(layer: nn.Layer, bits: int, per_channel: bool, shared: dict) -> None:

@@ -179,13 +179,18 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     @paddle.jit.not_to_static
     def forward(self, k, v, past=None):
-        self._check(k, v)
-        k_steps, v_steps = self._steps(k, v)
-        integers = [self._integers(k, k_steps, 0), self._integers(v, v_steps, 1)]
-        new = self._kept(integers, k_steps, v_steps)
+        if self.granularity == PER_TOKEN:
+            steps = token_scales(k, SPEC), token_scales(v, SPEC)
+        else:
+            self._check(k, v)
+            steps = self._channel_steps()
+        integers = [self._integers(k, steps[0], 0), self._integers(v, steps[1], 1)]
+        new = tuple(each.astype("int8") for each in integers)
+        if self.granularity == PER_TOKEN:
+            new += steps
         if past is None:
             # Not read back from int8, so a graph without a past has no casts.
-            return (*self._read(integers, k_steps, v_steps, k.dtype), new)
+            return (*_dequantized(integers, steps, k.dtype), new)
         past = self.joined(past, new)
         return (*self.read(past, k.dtype), past)
 
@@ -202,21 +207,7 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     def read(self, past, dtype="float32"):
         """Return the dequantized keys and values of ``past``."""
-        k_steps, v_steps = past[2:] or self._channel_steps()
-        return self._read(past[:2], k_steps, v_steps, dtype)
-
-    def _read(self, integers, k_steps, v_steps, dtype):
-        return tuple(as_dtype(dequantize_by_scale(each, steps), dtype)
-                     for each, steps in zip(integers, (k_steps, v_steps)))
-
-    def _kept(self, integers, *steps):
-        kept = tuple(each.astype("int8") for each in integers)
-        return kept if self.granularity == PER_CHANNEL else (*kept, *steps)
-
-    def _steps(self, k, v):
-        if self.granularity == PER_CHANNEL:
-            return self._channel_steps()
-        return token_scales(k, SPEC), token_scales(v, SPEC)
+        return _dequantized(past[:2], past[2:] or self._channel_steps(), dtype)
 
     def _channel_steps(self):
         shape = [1, 1, self.kv_heads, self.head_dim]
@@ -225,8 +216,6 @@ class Int8KVCache(KVCache, DeployableLayer):
         return self.k_scale.reshape(shape), self.v_scale.reshape(shape)
 
     def _check(self, k, v):
-        if self.granularity == PER_TOKEN:
-            return
         if self.kv_heads is None:
             raise CalibrationError(_NO_SCALES)
         for name, x in (("k", k), ("v", v)):
@@ -244,3 +233,8 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     def extra_repr(self):
         return self.granularity
+
+
+def _dequantized(integers, steps, dtype):
+    return tuple(as_dtype(dequantize_by_scale(each, step), dtype)
+                 for each, step in zip(integers, steps))

@@ -13,6 +13,8 @@ from paddle import nn
 
 from .._layer_state import QuantizationState, state_of
 from .._paddle_compat import is_traced, own_sublayers
+from ..fake_quant import PACT
+from ..fake_quant.fake_quantize import FakeQuantize
 from ..graph.dataflow import PRODUCERS
 from . import tracing
 from .block import block_output
@@ -68,15 +70,28 @@ class QuantizedLayer(_Base):
         return map_inputs(self, args, kwargs, self._quantize_input)
 
     def _quantize_input(self, slot, x):
+        recorder = tracing.recorder()
+        if recorder is not None:
+            return recorder.activation(x, self, slot)
         preprocess, quantizer = self.input_parts(slot)
-        return tracing.run_activation(x, preprocess, quantizer, self, slot)
+        if (PACT.clips(preprocess) and isinstance(quantizer, FakeQuantize)
+                and quantizer.bounded and quantizer.spec.symmetric):
+            if not self.training:
+                # alpha is part of the threshold, as in an export.
+                return quantizer.clipped(x, preprocess.bound())
+            clipping = preprocess.clipping(x)
+            if quantizer.can_clip(clipping):
+                return quantizer(x, clipping)
+            return quantizer(preprocess(x), bound=preprocess.bound())
+        return _run(x, preprocess, quantizer)
 
     def quantize_output(self, y):
         """Quantize the output of the layer, or of the block that begins with it."""
         quantizer = getattr(self, "output_quantizer", None)
         if quantizer is None or self._paddleq.compute_float or not is_float_tensor(y):
             return y
-        return tracing.run_output(y, quantizer, self)
+        recorder = tracing.recorder()
+        return quantizer(y) if recorder is None else recorder.output(y, self)
 
     def drop_part(self, attribute):
         """Remove the quantizer or preprocess ``attribute``."""
@@ -98,8 +113,10 @@ class QuantizedLayer(_Base):
         weight = getattr(self, name) if weight is None else weight
         if self._paddleq.compute_float:
             return weight
-        preprocess, quantizer = self.weight_parts(name)
-        return tracing.run_weight(weight, preprocess, quantizer, self, name)
+        recorder = tracing.recorder()
+        if recorder is not None:
+            return recorder.weight(weight, self, name)
+        return _run(weight, *self.weight_parts(name))
 
     def weight_to_quantize(self, name):
         """Return the parameter ``name``, with the batch norm folded in if the layer trains so."""
@@ -141,6 +158,11 @@ class QuantizedLayer(_Base):
         return ", ".join([inner] * bool(inner) + parts)
 
 
+def _run(x, preprocess, quantizer):
+    x = x if preprocess is None else preprocess(x)
+    return x if quantizer is None else quantizer(x)
+
+
 def slot_name(stem, slot):
     """Return the attribute name of the quantizer or preprocess of input number ``slot``."""
     return stem if slot == 0 else f"{stem}_{slot}"
@@ -157,8 +179,8 @@ def preprocess_name(weight):
 
 
 def is_float_tensor(x):
-    dtype = getattr(x, "dtype", None)
-    return dtype in (paddle.float32, paddle.float16, paddle.bfloat16, paddle.float64)
+    return getattr(x, "dtype", None) in (paddle.float32, paddle.float16, paddle.bfloat16,
+                                         paddle.float64)
 
 
 def argument_names(layer):
@@ -186,11 +208,6 @@ def map_inputs(layer, args, kwargs, quantize):
         elif position < len(names) and names[position] in kwargs:
             kwargs[names[position]] = replaced(slot, kwargs[names[position]])
     return args, kwargs
-
-
-def quantized_class(base):
-    """Return the quantized subclass of a float layer class, one for each class."""
-    return swapped_class(QuantizedLayer, base)
 
 
 def is_quantized(layer):
@@ -244,7 +261,7 @@ class LayerPlan:
         if override is not None and not is_traced(layer):
             # The user replaced forward on the instance: it is called with quantized inputs.
             state.forward = override
-        layer.__class__ = quantized_class(type(layer))
+        layer.__class__ = swapped_class(QuantizedLayer, type(layer))
         state.kind, state.name = self.kind, self.name
         state.arguments, state.parts = self.arguments, tuple(self.parts)
         for attribute, part in self.parts.items():

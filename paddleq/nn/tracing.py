@@ -1,4 +1,4 @@
-"""Quantization of tensors in layers, and markers in its place while an export is traced.
+"""Markers in place of the quantization of tensors in layers while an export is traced.
 
 A marker is a ``scale`` operator with a reserved factor and its number as bias. All Paddle versions
 trace it into programs and PIR, where the export replaces it by quantize and dequantize operators.
@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-
-from ..fake_quant import PACT
-from ..fake_quant.fake_quantize import FakeQuantize
 
 MARKER_FACTOR = float(np.float32(0.7390851))
 
@@ -68,35 +65,3 @@ def recording(recorder):
 def recorder() -> Any:
     """Return the recorder of this thread, or None if no export is traced."""
     return getattr(_current, "recorder", None)
-
-
-def run_activation(x, preprocess, quantizer, layer, slot):
-    """Preprocess and quantize input number ``slot`` of ``layer``."""
-    if recorder() is not None:
-        return recorder().activation(x, layer, slot)
-    if (PACT.clips(preprocess) and isinstance(quantizer, FakeQuantize)
-            and quantizer.bounded and quantizer.spec.symmetric):
-        if layer.training:
-            clipping = preprocess.clipping(x)
-            if quantizer.can_clip(clipping):
-                return quantizer(x, clipping)
-            return quantizer(preprocess(x), bound=preprocess.bound())
-        # Outside of training alpha limits abs_max, as in an export.
-        return quantizer.clipped(x, preprocess.bound())
-    if preprocess is not None:
-        x = preprocess(x)
-    return x if quantizer is None else quantizer(x)
-
-
-def run_output(y, quantizer, layer):
-    """Quantize the output ``y`` of ``layer``, or of the block that begins with it."""
-    return quantizer(y) if recorder() is None else recorder().output(y, layer)
-
-
-def run_weight(weight, preprocess, quantizer, layer, name):
-    """Preprocess and quantize the parameter ``name`` of ``layer``."""
-    if recorder() is not None:
-        return recorder().weight(weight, layer, name)
-    if preprocess is not None:
-        weight = preprocess(weight)
-    return weight if quantizer is None else quantizer(weight)

@@ -4,14 +4,13 @@ A layer that computes (x / s) @ (W * s) needs a division. If x is the output of 
 weight, and nothing else reads it, the weight of the norm can be divided by s instead.
 """
 
-from contextlib import ExitStack
 from typing import Any, Callable, List, Optional
 
 import paddle
 from paddle import nn
 
 from ..._paddle_compat import own_parameters, own_sublayers
-from ...engine import capture_inputs, patched_forward
+from ...engine import capture_calls, capture_inputs
 from ...engine.hooks import TensorKeys
 from ...functional.qparams import as_dtype
 from ...graph.dataflow import only_read_by
@@ -47,56 +46,53 @@ def find_norm(model: nn.Layer, candidates: List[nn.Layer], linears: List[nn.Laye
 def divide_output(norm: nn.Layer, s: paddle.Tensor) -> None:
     """Divide the parameters of a norm, and thereby its output, by ``s`` [K], in place."""
     with paddle.no_grad():
-        for parameter in norm.parameters(include_sublayers=False):
+        for parameter in _parameters(norm):
             parameter.set_value((as_dtype(parameter, paddle.float32) / s).astype(parameter.dtype))
 
 
 def _may_be_norm(layer, features):
     if is_linear(layer) or layer.sublayers():
         return False
-    held = [p for p in own_parameters(layer).values() if p is not None]
+    held = _parameters(layer)
     return 1 <= len(held) <= 2 and all(list(p.shape) == [features] for p in held)
+
+
+def _parameters(layer):
+    return [p for p in own_parameters(layer).values() if p is not None]
 
 
 def _producer(norms, linears, run):
     """Return (norm that produces the input of ``linears``, its arguments), or (None, None)."""
     keys, outputs, calls, read = TensorKeys(), {}, [], []
 
-    def record_output(norm):
-        def forward(original, *args, **kwargs):
-            output = original(*args, **kwargs)
-            calls.append(norm)
-            if isinstance(output, paddle.Tensor):
-                outputs[keys.key(output)] = norm, (args, kwargs)
-            return output
-        return forward
+    def record_output(number, args, kwargs, output):
+        calls.append(number)
+        if isinstance(output, paddle.Tensor):
+            outputs[keys.key(output)] = number, (args, kwargs)
 
-    with ExitStack() as stack:
-        for norm in norms:
-            stack.enter_context(patched_forward(norm, record_output(norm)))
-        stack.enter_context(capture_inputs(
-            dict(enumerate(linears)), lambda _, x: read.append(keys.key(x))))
+    with capture_calls(dict(enumerate(norms)), record_output), capture_inputs(
+            dict(enumerate(linears)), lambda _, x: read.append(keys.key(x))):
         run()
     if len(read) != len(linears) or len(set(read)) != 1 or read[0] not in outputs:
         return None, None
-    norm, args = outputs[read[0]]
-    return (norm, args) if sum(each is norm for each in calls) == 1 else (None, None)
+    number, args = outputs[read[0]]
+    return (norms[number], args) if calls.count(number) == 1 else (None, None)
 
 
 def _is_referenced_once(model, norm):
     """Return True if no other layer contains the norm or one of its parameters."""
     layers = model.sublayers(include_self=True)
     places = sum(child is norm for layer in layers for child in own_sublayers(layer).values())
-    mine = {id(p) for p in own_parameters(norm).values() if p is not None}
+    mine = {id(p) for p in _parameters(norm)}
     return places <= 1 and not any(id(p) in mine for layer in layers if layer is not norm
-                                   for p in own_parameters(layer).values() if p is not None)
+                                   for p in _parameters(layer))
 
 
 def _is_scaled_by_weight(norm, args):
     """Return True if each output feature is proportional to the weight (and bias) of the norm."""
     args, kwargs = args
     with paddle.no_grad():
-        held = [(p, p.clone()) for p in own_parameters(norm).values() if p is not None]
+        held = [(p, p.clone()) for p in _parameters(norm)]
         # Powers of two, which multiply without rounding.
         features = held[0][0].shape[0]
         powers = (paddle.arange(features) % 3 - 1).astype("float32")

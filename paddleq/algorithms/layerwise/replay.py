@@ -6,13 +6,13 @@ Only the outputs of the last finished layer are stored, one per batch. Everythin
 
 import logging
 from collections import OrderedDict
-from contextlib import ExitStack
 
 import paddle
 
-from ...engine import capture_inputs, patched_forward
+from ...engine import capture_inputs, patched_forwards
 from ...errors import CalibrationError
 from ...functional.qparams import as_dtype
+from ...nn.quantized_layer import is_float_tensor
 
 _logger = logging.getLogger("paddleq")
 _PLAIN = (paddle.Tensor, str, int, float, type(paddle.float32), type(None))
@@ -45,16 +45,8 @@ class LayerReplay:
 
     def _find_order(self):
         calls = []
-
-        def record(number):
-            def forward(original, *args, **kwargs):
-                calls.append(number)
-                return original(*args, **kwargs)
-            return forward
-
-        with ExitStack() as stack:
-            for number, (_, layer) in enumerate(self.layers):
-                stack.enter_context(patched_forward(layer, record(number)))
+        layers = {number: layer for number, (_, layer) in enumerate(self.layers)}
+        with capture_inputs(layers, lambda number, *_: calls.append(number)):
             self._call(0)
         order = list(dict.fromkeys(calls))
         order += [number for number in range(len(self.layers)) if number not in order]
@@ -87,8 +79,8 @@ class LayerReplay:
             return
         found = []
         if number is not None:
-            name = self.layers[number][0]
-            found = [name] if _has_nan(self._forward(number, 0, self._replay_nan, True)) else []
+            if _has_nan(self._forward(number, 0, self._replay_nan, True)):
+                found.append(self.layers[number][0])
         else:
             def on_input(name, x):
                 if _has_nan(x):
@@ -129,24 +121,17 @@ class LayerReplay:
     def _forward(self, number, batch, replay, only_inputs=False):
         calls = []
 
-        def run_layer(original, *args, **kwargs):
-            if only_inputs:
-                calls.append((args, kwargs))
-            else:
-                calls.append(original(*args, **kwargs))
+        def forward(index, original, *args, **kwargs):
+            if index != number:
+                return replay(index, batch)
+            calls.append((args, kwargs) if only_inputs else original(*args, **kwargs))
             if self._replays:
                 raise _LayerReached
             return calls[-1]
 
-        def replaying(index):
-            return lambda original, *args, **kwargs: replay(index, batch)
-
-        with ExitStack() as stack:
-            if self._replays:
-                for index in range(len(self.layers) if number is None else number):
-                    stack.enter_context(patched_forward(self.layers[index][1], replaying(index)))
-            if number is not None:
-                stack.enter_context(patched_forward(self.layers[number][1], run_layer))
+        finished = range(len(self.layers) if number is None else number) if self._replays else ()
+        patched = [*finished, *([] if number is None else [number])]
+        with patched_forwards({index: self.layers[index][1] for index in patched}, forward):
             try:
                 output = self._call(batch)
             except _LayerReached:
@@ -202,14 +187,10 @@ def _tensors_in(structure):
     return found
 
 
-def _is_float(x):
-    return x.dtype in (paddle.float32, paddle.float64, paddle.float16, paddle.bfloat16)
-
-
 def _nan_like(x):
-    return paddle.full(x.shape, float("nan"), dtype=x.dtype) if _is_float(x) else x.clone()
+    return paddle.full(x.shape, float("nan"), dtype=x.dtype) if is_float_tensor(x) else x.clone()
 
 
 def _has_nan(structure):
-    return any(_is_float(x) and bool(paddle.isnan(as_dtype(x, paddle.float32)).any())
+    return any(is_float_tensor(x) and bool(paddle.isnan(as_dtype(x, paddle.float32)).any())
                for x in _tensors_in(structure))

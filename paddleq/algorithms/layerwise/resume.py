@@ -65,7 +65,6 @@ class Resume:
                     shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
             stored = self._stored_run()
             if stored is None:
-                self._check_new()
                 content = json.dumps(run, indent=1).encode()
                 write_together({os.path.join(self.folder, _RUN): write_bytes(content)})
         except OSError as error:
@@ -77,21 +76,20 @@ class Resume:
             self.finished += 1
 
     def _stored_run(self):
+        """Return the fingerprint in the folder, None for a new folder."""
         path = os.path.join(self.folder, _RUN)
         if not os.path.exists(path):
+            layers = sorted(name for name in os.listdir(self.folder) if name.startswith(_LAYER))
+            if layers:
+                raise FormatError(f"resume_dir {self.folder} holds {', '.join(layers[:2])}, but no "
+                                  f"{_RUN} that describes the run; use another folder or remove "
+                                  "this one")
             return None
         with open(path, "rb") as file:
             try:
                 return json.loads(file.read().decode())
             except ValueError as error:
                 raise FormatError(f"{path} is damaged: {error}") from error
-
-    def _check_new(self):
-        layers = sorted(name for name in os.listdir(self.folder) if name.startswith(_LAYER))
-        if layers:
-            raise FormatError(f"resume_dir {self.folder} holds {', '.join(layers[:2])}, but no "
-                              f"{_RUN} that describes the run; use another folder or remove this "
-                              "one")
 
     def _path(self, number):
         return os.path.join(self.folder, f"{_LAYER}{number:04d}")
@@ -101,11 +99,7 @@ class Resume:
         save_checkpoint(layer, self._path(number))
 
     def load(self, number, layer):
-        """Load decoder layer ``number`` into the float layer, in place.
-
-        Raises:
-            FormatError: the file is damaged.
-        """
+        """Load decoder layer ``number`` into the float layer, in place."""
         load_checkpoint(layer, self._path(number))
 
 

@@ -14,7 +14,7 @@ from ...engine.example_inputs import awaits_first_batch, run_on_first_inputs
 from ...errors import ConfigError, FormatError, ModelError
 from ...fake_quant.delayed import DelayedFakeQuantize
 from ...graph.dataflow import PRODUCERS
-from ...nn.quantizable_function import QuantizableFunction
+from ...nn.layer_types import QuantizableFunction
 from ...observers import CurrentMinMaxObserver, MovingAverageMinMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
 from .enums import QuantDtype

@@ -11,8 +11,7 @@ from ...analysis.accuracy import AccuracySearch
 from ...config import LayerConfig, Scope
 from ...engine.example_inputs import fold_batch_norms
 from ...errors import ConfigError
-from ...nn.layer_types import known_classes
-from ...nn.quantizable_function import QuantizableFunction
+from ...nn.layer_types import QuantizableFunction, known_classes
 from .quantizers import make_quantizer
 from .shared import layer_classes, rules_for, skip_rules
 

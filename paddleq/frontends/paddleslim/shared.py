@@ -7,8 +7,7 @@ from paddle import nn
 from ..._checks import check_choice, wrong_type
 from ...config import LayerConfig, QuantConfig, Scope
 from ...errors import ConfigError
-from ...nn.layer_types import known_classes
-from ...nn.quantizable_function import QuantizableFunction
+from ...nn.layer_types import QuantizableFunction, known_classes
 
 
 def layer_classes(name: str, value: Any) -> List[type]:
