@@ -77,7 +77,7 @@ class QuantizedLayer(_Base):
         if (PACT.clips(preprocess) and isinstance(quantizer, FakeQuantize)
                 and quantizer.bounded and quantizer.spec.symmetric):
             if not self.training:
-                # alpha is part of the threshold, as in an export.
+                # alpha limits abs_max, as in an export.
                 return quantizer.clipped(x, preprocess.bound())
             clipping = preprocess.clipping(x)
             if quantizer.can_clip(clipping):
