@@ -132,16 +132,15 @@ class AWQ(Smoother):
 
 def _relative_magnitudes(weights, spec):
     """Compute the mean of |w| / max|w| over all output features; max is that of one scale."""
-    shares = [_relative_to_group(paddle.abs(weight), spec) for weight in weights]
-    columns = sum(weight.shape[1] for weight in weights)
-    return (paddle.add_n([each.sum(axis=1) for each in shares]) / columns).clip(min=_MIN_MAGNITUDE)
-
-
-def _relative_to_group(magnitude, spec):
-    groups = group_rows(magnitude, spec)
     axes = [0, 1, 2] if isinstance(spec.granularity, PerTensor) else [1]
-    largest = groups.max(axis=axes, keepdim=True).clip(min=1e-30)
-    return (groups / largest).reshape([-1, magnitude.shape[1]])[:magnitude.shape[0]]
+    sums, columns = [], 0
+    for weight in weights:
+        groups = group_rows(paddle.abs(weight), spec)
+        largest = groups.max(axis=axes, keepdim=True).clip(min=1e-30)
+        shares = (groups / largest).reshape([-1, weight.shape[1]])[:weight.shape[0]]
+        sums.append(shares.sum(axis=1))
+        columns += weight.shape[1]
+    return (paddle.add_n(sums) / columns).clip(min=_MIN_MAGNITUDE)
 
 
 def _check_ratios(name, values, above_zero):

@@ -49,12 +49,9 @@ def read_state(path: Union[str, os.PathLike]) -> Dict[str, np.ndarray]:
     return state
 
 
-_HINT = ("save net.state_dict() of the network that apply() returned, and apply with the same "
-         "configuration")
-
-
 def load_state(model: nn.Layer, state: Dict[str, np.ndarray], path: Any,
-               hint: str = _HINT) -> None:
+               hint: str = "save net.state_dict() of the network that apply() returned, and apply "
+                           "with the same configuration") -> None:
     """Copy the arrays of ``state`` into the parameters and buffers of ``model``.
 
     Args:

@@ -194,13 +194,18 @@ def forward_arguments(model: nn.Layer, batch: Any) -> Arguments:
     return [_tensor(value) for value in batch[:max(required, 1)]], {}
 
 
-def _tensor(value):
+def _tensor(structure):
     """Convert the arrays in a nested value to tensors."""
-    if isinstance(value, (list, tuple)):
-        items = [_tensor(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, dict):
-        return {key: _tensor(item) for key, item in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return paddle.to_tensor(value)
-    return value
+    return map_leaves(lambda value: paddle.to_tensor(value) if isinstance(
+        value, (np.ndarray, np.generic)) else value, structure)
+
+
+def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+    """Apply ``function`` to each value in nested lists, tuples and dicts, whose types are kept."""
+    if isinstance(structure, dict):
+        mapped = {key: map_leaves(function, value) for key, value in structure.items()}
+        return mapped if type(structure) is dict else type(structure)(mapped)
+    if isinstance(structure, (list, tuple)):
+        items = [map_leaves(function, item) for item in structure]
+        return type(structure)(*items) if hasattr(structure, "_fields") else type(structure)(items)
+    return function(structure)

@@ -41,10 +41,8 @@ def plain_value(value):
 
     Classes, functions and objects of unknown types become their names.
     """
-    if isinstance(value, enum.Enum):
-        return plain_value(value.value)
-    if isinstance(value, np.generic):
-        return plain_value(value.item())
+    if isinstance(value, (enum.Enum, np.generic)):
+        return plain_value(value.value if isinstance(value, enum.Enum) else value.item())
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float, str):

@@ -21,7 +21,7 @@ from ..nn.deployable import deployable_layers
 from ..nn.integer_layer import IntegerLayer
 from ..nn.kv_cache import SPEC, Int8KVCache
 from ..nn.quantized_layer import slot_name
-from ..nn.tracing import Recorder, recording
+from ..nn.tracing import MARKER_FACTOR, recording
 from ..spec import PerChannel, QuantSpec
 from .formats import FORMATS
 from .markers import ActivationMark, WeightMark
@@ -93,14 +93,14 @@ def input_spec_of(model, input_spec):
     return input_spec
 
 
-class _ExportRecorder(Recorder):
-    """Recorder that inserts markers.
+class _ExportRecorder:
+    """Recorder that inserts markers; marker number n has the meaning ``marks[n - 1]``.
 
     The marks are computed before the trace, in which tensors have no values.
     """
 
     def __init__(self, model, format):
-        super().__init__()
+        self.marks = []
         _refuse_float64(model)
         _refuse_untrained(model)
         _refuse_unfolded(model)
@@ -127,6 +127,11 @@ class _ExportRecorder(Recorder):
                     for slot in (0, 1):  # keys and values, which are integers already
                         mark = ActivationMark(name, np.array([SPEC.quant_max], np.float32), SPEC)
                         self._inputs[id(layer), slot] = [], mark
+
+    def mark(self, x, meaning):
+        """Return ``x`` behind a new marker for ``meaning``."""
+        self.marks.append(meaning)
+        return paddle.scale(x, scale=MARKER_FACTOR, bias=float(len(self.marks)))
 
     def input_mark(self, layer, slot):
         """Return (callables that stay in the graph, mark or None) of an input of a layer."""

@@ -90,7 +90,8 @@ class NormFolding(nn.Layer):
     def _one_conv(self, layer, args, kwargs):
         # gamma cancels out here; its gradient comes from the norm. The gradient through the weight
         # is rounding noise divided by gamma, which is large for a small gamma.
-        gamma, sigma = self._gamma(detach=True), self._sigma()
+        gamma, sigma = self._gamma().detach(), self._sigma()
+        gamma = paddle.where(gamma.abs() < EPS, paddle.ones_like(gamma), gamma)
         c = self._run(layer, args, kwargs, gamma / sigma, None)
         aligned = _aligner(layer, c)
         z = _full(c) * aligned(sigma / gamma)
@@ -129,14 +130,9 @@ class NormFolding(nn.Layer):
     def _sigma(self):
         return paddle.sqrt(self.norm._variance + self.norm._epsilon)
 
-    def _gamma(self, detach=False):
+    def _gamma(self):
         gamma = getattr(self.norm, "weight", None)
-        if gamma is None:
-            return paddle.ones_like(self.norm._variance)
-        if not detach:
-            return gamma
-        gamma = gamma.detach()
-        return paddle.where(gamma.abs() < EPS, paddle.ones_like(gamma), gamma)
+        return paddle.ones_like(self.norm._variance) if gamma is None else gamma
 
     def _beta(self):
         beta = getattr(self.norm, "bias", None)

@@ -29,13 +29,9 @@ def use_gpu_kernels(model, dtype="float16"):
     """Use Paddle's GPU kernels in the IntegerLinear layers of ``model`` that they support.
 
     Call it after the weights are loaded and on the GPU, and again after they change, because the
-    kernels use a copy. Supported are symmetric weights of 4 or 8 bits, per channel or (with float
-    activations) in groups of 64 or 128, with sizes that are multiples of 64 and 16, if each column
-    reaches the highest level, as with round-to-nearest per channel. Activations are float, or 8
-    bits per token. Other layers dequantize their weights as before.
-
-    Not run on a GPU yet. The kernels compute in half precision, and ``llm_int8_linear`` rounds ties
-    away from zero; the results differ accordingly.
+    kernels use a copy. :func:`kernel_skip_reason` lists the conditions; other layers dequantize
+    their weights as before. The kernels compute in half precision, and ``llm_int8_linear`` rounds
+    ties away from zero; the results differ accordingly.
 
     Args:
         model: a ``paddle.nn.Layer`` with :class:`~paddleq.nn.IntegerLinear` layers, on a GPU.

@@ -122,8 +122,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         return abs_max, None if spec.symmetric else getattr(self, f"{name}_zero_point")
 
     def _weight(self, name):
-        recorder = tracing.recorder()
-        stored = None if recorder is None else recorder.stored_weight(self, name)
+        stored = tracing.stored_weight(self, name)
         return self.dequantized_weight(name) if stored is None else stored
 
     def integers(self, name: str = "weight") -> paddle.Tensor:

@@ -242,27 +242,19 @@ class IntegerLinear(IntegerLayer):
             None if zero_point is None else zero_point.astype("int64").reshape([-1]))
 
     def _matmul(self, x):
-        recorder = tracing.recorder()
-        stored = None if recorder is None else recorder.stored_weight(self)
-        if stored is not None:
-            return paddle.matmul(x, stored)
-        rows = self._block_rows()
-        if not paddle.in_dynamic_mode() or rows >= self.in_features:
-            return paddle.matmul(x, self.dequantized_weight())
+        # A block is a multiple of bytes and groups.
+        group, unit = self.weight_spec.granularity, 2
+        if isinstance(group, PerGroup):
+            unit = group.size * (1 + group.size % 2)
+        rows = max(_BLOCK // self.out_features // unit, 1) * unit
+        if not paddle.in_dynamic_mode() or rows >= self.in_features or tracing.recorder():
+            return paddle.matmul(x, self._weight("weight"))
         y = 0.0
         for start in range(0, self.in_features, rows):
             stop = min(start + rows, self.in_features)
             weight = self.dequantized_weight("weight", start, stop)
             y = y + paddle.matmul(x[..., start:stop], weight)
         return y
-
-    def _block_rows(self):
-        # A block is a multiple of bytes and groups.
-        group = self.weight_spec.granularity
-        unit = 2
-        if isinstance(group, PerGroup):
-            unit = group.size * (1 + group.size % 2)
-        return max(_BLOCK // self.out_features // unit, 1) * unit
 
     def dequantized_weight(self, name="weight", start=None, stop=None):
         """Return the float32 weight [K, N], or the rows from ``start`` to ``stop``.

@@ -10,6 +10,7 @@ from collections import OrderedDict
 import paddle
 
 from ...engine import capture_inputs, patched_forwards
+from ...engine.calibration import map_leaves
 from ...errors import CalibrationError
 from ...functional.qparams import as_dtype
 from ...nn.quantized_layer import is_float_tensor
@@ -38,7 +39,7 @@ class LayerReplay:
         self.model, self.layers, self.inputs = model, layers, inputs
         # Stack -> batch -> (number of the layer, its output).
         self._outputs = {}
-        self._stacks = [_stack_of(name, layer) for name, layer in layers]
+        self._stacks = [(name.rpartition(".")[0], type(layer)) for name, layer in layers]
         self._replays = True
         if inputs:
             self._find_order()
@@ -153,21 +154,9 @@ class LayerReplay:
         return _map(lambda x: x.clone() if index == number else _nan_like(x), output)
 
 
-def _stack_of(name, layer):
-    return name.rpartition(".")[0], type(layer)
-
-
 def _map(function, structure):
     """Apply ``function`` to each tensor of a nested structure."""
-    if isinstance(structure, paddle.Tensor):
-        return function(structure)
-    if isinstance(structure, dict):
-        mapped = {key: _map(function, value) for key, value in structure.items()}
-        return mapped if type(structure) is dict else type(structure)(mapped)
-    if isinstance(structure, (list, tuple)):
-        items = [_map(function, item) for item in structure]
-        return type(structure)(*items) if hasattr(structure, "_fields") else type(structure)(items)
-    return structure
+    return map_leaves(lambda x: function(x) if isinstance(x, paddle.Tensor) else x, structure)
 
 
 def _find_unknown(structure):

@@ -123,18 +123,15 @@ def containing_layers(model: nn.Layer,
     Args:
         layers: list of (name, decoder layer).
     """
+    numbers = {id(layer): number for number, (_, layer) in enumerate(layers)}
     containing: Dict[int, Set[Optional[int]]] = {}
-    for number, (_, layer) in enumerate(layers):
-        for part in layer.sublayers(include_self=True):
-            containing.setdefault(id(part), set()).add(number)
-    decoders, todo, seen = {id(layer) for _, layer in layers}, [model], set()
+    todo: List[tuple] = [(model, None)]
     while todo:
-        layer = todo.pop()
-        if layer is None or id(layer) in decoders or id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        containing.setdefault(id(layer), set()).add(None)
-        todo += own_sublayers(layer).values()
+        layer, number = todo.pop()
+        number = numbers.get(id(layer), number)
+        if layer is not None and number not in containing.setdefault(id(layer), set()):
+            containing[id(layer)].add(number)
+            todo += [(child, number) for child in own_sublayers(layer).values()]
     return containing
 
 
