@@ -6,7 +6,6 @@ from .freeze import (
     convert,
     copy_of,
     freeze,
-    freeze_weights_of,
     restore_float,
 )
 from .fuse_blocks import blocks_of, find_block_structure, fuse_blocks, same_parameters
@@ -51,10 +50,9 @@ __all__ = [
     "check_initialized", "check_model", "check_quantized", "check_restorable", "collect_inputs",
     "convert", "copy_of", "disable_fake_quant", "disable_observer", "eager_evaluation",
     "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys", "fake_quantizers",
-    "finalize", "finalized", "find_block_structure", "forward_arguments", "freeze",
-    "freeze_weights_of", "fuse_blocks", "iter_batches", "layer_rows", "patched_forwards",
-    "plain_factory", "plain_spec", "plain_value", "prepare", "provenance_of", "qparams_in",
-    "quantization_off", "quantize", "quantized_layers", "quantizing_only", "restore_float",
-    "run_batches", "same_parameters", "set_fake_quantize", "set_provenance", "set_state",
-    "summary", "summary_rows",
+    "finalize", "finalized", "find_block_structure", "forward_arguments", "freeze", "fuse_blocks",
+    "iter_batches", "layer_rows", "patched_forwards", "plain_factory", "plain_spec", "plain_value",
+    "prepare", "provenance_of", "qparams_in", "quantization_off", "quantize", "quantized_layers",
+    "quantizing_only", "restore_float", "run_batches", "same_parameters", "set_fake_quantize",
+    "set_provenance", "set_state", "summary", "summary_rows",
 ]

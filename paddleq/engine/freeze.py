@@ -9,8 +9,7 @@ from ..errors import ModelError
 from ..graph.fold_batch_norm import fold
 from ..nn.block import Block
 from ..nn.class_swap import rollback_on_error
-from ..nn.integer_layer import freeze_quantized, freeze_weights
-from ..nn.layer_types import kind_of
+from ..nn.integer_layer import freeze_quantized
 from ..nn.quantized_layer import make_float
 from .fuse_blocks import blocks_of
 from .state import check_quantized, check_quantized_name, finalize, quantized_layers, set_state
@@ -81,22 +80,6 @@ def freeze(model: nn.Layer) -> nn.Layer:
         for _, layer in quantized_layers(model):
             freeze_quantized(layer, shared)
     return model
-
-
-def freeze_weights_of(model: nn.Layer, classes: tuple, bits: int, per_channel: bool) -> int:
-    """Store the weights of float layers of ``classes`` as integers, in place.
-
-    Returns:
-        Number of layers.
-    """
-    model.eval()
-    shared, count = {}, 0
-    for layer in model.sublayers(include_self=True):
-        if kind_of(layer) is not None and isinstance(layer, classes):
-            freeze_weights(layer, bits, per_channel, shared)
-            state_of(layer).note = "weights stored as integers"
-            count += 1
-    return count
 
 
 def copy_of(model):

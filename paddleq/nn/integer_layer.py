@@ -10,9 +10,9 @@ from .._paddle_compat import own_parameters
 from ..errors import FormatError, ModelError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
-from ..functional import abs_max, dequantize, fake_quantize, quantize
+from ..functional import dequantize, fake_quantize, quantize
 from ..functional.qparams import as_dtype
-from ..spec import PerChannel, PerTensor, QuantSpec
+from ..spec import QuantSpec
 from . import tracing
 from .block import block_output
 from .class_swap import copied_attributes, float_class, swapped_class
@@ -158,7 +158,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
                              "which a checkpoint cannot hold; export the model instead")
         return {"layer": self._float_class.__name__,
                 "weights": {name: describe_spec(spec) for name, spec in self.weight_specs.items()},
-                "inputs": [describe_spec(spec) for spec in self.input_specs],
+                "inputs": _described_inputs(self.input_specs),
                 "output": describe_spec(self.output_spec)}
 
     @classmethod
@@ -172,7 +172,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         new = type(layer).__new__(type(layer))
         object.__setattr__(new, "__dict__", copied_attributes(layer))
         if isinstance(layer, IntegerLayer):
-            if layer.description() != description:
+            if layer.description() != {**fields, "inputs": _described_inputs(inputs)}:
                 raise ModelError("its integer form is another one in the checkpoint")
             return new
         kind = kind_of(layer)
@@ -192,31 +192,15 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         return ", ".join(filter(None, [super().extra_repr(), self.quant_type]))
 
 
+def _described_inputs(specs):
+    return [describe_spec(spec) for spec in specs] if any(specs) else []
+
+
 def _empty_qparams(spec, weight=None):
     channels = 1 if spec.channel_axis is None or weight is None else (
         weight.shape[spec.channel_axis])
     return (paddle.zeros([channels]),
             None if spec.symmetric else paddle.zeros([channels], "int64"))
-
-
-def freeze_weights(layer: nn.Layer, bits: int, per_channel: bool, shared: dict) -> None:
-    """Make a float layer an integer layer with float activations, in place.
-
-    Args:
-        shared: id of a parameter -> its integer form, so that layers share it as before.
-    """
-    weights = {}
-    with paddle.no_grad():
-        kind = kind_of(layer)
-        assert kind is not None, layer
-        for name, axis in kind.weights.items():
-            parameter = getattr(layer, name)
-            if id(parameter) not in shared:
-                spec = QuantSpec(bits, granularity=PerChannel(axis) if per_channel else PerTensor())
-                largest = abs_max(parameter, spec)
-                shared[id(parameter)] = parameter, _integer_form(parameter, largest, None, spec)
-            weights[name] = shared[id(parameter)][1]
-    IntegerLayer.freeze(layer, weights)
 
 
 def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
@@ -240,8 +224,10 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
             if id(parameter) not in shared:
                 value = parameter if preprocess is None else preprocess(parameter)
                 # The parameter is kept, so that no other one gets its id.
-                shared[id(parameter)] = parameter, _integer_form(
-                    value, *quantizer.qparams_of(value), quantizer.spec)
+                (abs_max, zero_point), spec = quantizer.qparams_of(value), quantizer.spec
+                integers = quantize(value, abs_max, spec, zero_point).astype(spec.storage)
+                shared[id(parameter)] = parameter, (
+                    integers, abs_max / float(spec.quant_max), zero_point, spec)
             weights[name] = shared[id(parameter)][1]
         inputs = [_fixed_input(layer, slot) for slot in range(len(state.kind.inputs))]
         quantizer = getattr(layer, "output_quantizer", None)
@@ -250,12 +236,6 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
     IntegerLayer.freeze(layer, weights, inputs, output)
     frozen = layer._paddleq
     frozen.name, frozen.block, frozen.note = state.name, state.block, state.note
-
-
-def _integer_form(weight, abs_max, zero_point, spec):
-    """Return (integers, scale, zero point or None, spec)."""
-    integers = quantize(weight, abs_max, spec, zero_point).astype(spec.storage)
-    return integers, abs_max / float(spec.quant_max), zero_point, spec
 
 
 def _fixed_input(layer, slot):

@@ -6,7 +6,8 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import check_bool, check_choice, check_int, wrong_type
-from ...config import LayerConfig
+from ...config import LayerConfig, QuantConfig
+from ...engine.select import select
 from ...errors import ConfigError, ModelError
 from ...export.pir_to_program import load_program
 from ...export.provenance_file import Provenance, file_digests
@@ -114,12 +115,13 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                          Provenance.of_program("pdmodel", program, made_by))
     if not live:
         return None
-    frozen = engine.copy_of(model_dir)
-    classes = tuple(cls for op in op_types for cls in _LAYERS.get(op, ()))
-    per_channel = weight_quantize_type == "channel_wise_abs_max"
-    if not engine.freeze_weights_of(frozen, classes, weight_bits, per_channel):
+    config = LayerConfig(weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight())
+    rules = QuantConfig()
+    for cls in dict.fromkeys(cls for op in op_types for cls in _LAYERS.get(op, ())):
+        rules.add_type(cls, config)
+    if not select(model_dir, rules).selected:
         raise ModelError(f"the model has no weight of the op types {', '.join(sorted(op_types))}")
-    return frozen
+    return engine.freeze(engine.prepare(engine.copy_of(model_dir), rules))
 
 
 def weights_as_integers(program, quantizable_op_type=DEFAULT_OPS, weight_bits=8,
