@@ -7,7 +7,7 @@ quantized layers before it.
 """
 
 import logging
-from typing import TYPE_CHECKING, Any, Dict
+from typing import Any, Dict
 
 import paddle
 from paddle import nn
@@ -24,8 +24,6 @@ from ..observers import ChannelStats
 from .linear import quantize_linears
 
 _logger = logging.getLogger("paddleq")
-# The other base of each swapped class is the class of the float layer.
-_Base = nn.Linear if TYPE_CHECKING else object
 
 
 def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) -> None:
@@ -82,15 +80,13 @@ def finish(model: nn.Layer) -> None:
     replace_layers(model, [(layer.layer, layer.quantized) for layer in calibration.layers])
 
 
-class CalibratingLinear(_Base):
+class CalibratingLinear(nn.Layer):
     """Mixin of a ``paddle.nn.Linear`` that records calibration statistics until it is converted.
 
     The layer stays the same object with the same parameters under the same names.
     """
 
     prefix = "Calibrating"
-    _paddleq: Any
-    _float_class: Any
 
     def swapped_forward(self, args, kwargs):
         x = args[0] if args else kwargs["input"]

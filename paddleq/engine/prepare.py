@@ -11,7 +11,7 @@ from .._layer_state import read_state, state_of
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
 from ..nn.deployable import DeployableLayer
-from ..nn.quantized_layer import LayerPlan, QuantizedLayer
+from ..nn.quantized_layer import QuantizedLayer, build_parts, make_quantized
 from .freeze import copy_of
 from .provenance import set_provenance
 from .select import nothing_selected, record_reasons, select
@@ -103,19 +103,18 @@ def prepare(model, config, before=None):
                 f"the configuration of {name!r} must have no smoother and no rounder to simulate "
                 f"quantization, but has {each.config.algorithm or each.config.rounder}; "
                 "paddleq.algorithms.quantize_layer_by_layer runs these algorithms")
-    plans = [LayerPlan(each.layer, each.config, name, shared)
-             for name, each in selection.selected.items()]
+    parts = {name: build_parts(each.layer, each.config, name, shared)
+             for name, each in selection.selected.items()}
     for layer in model.sublayers(include_self=True):
         state_of(layer).note = ""
     if before is not None:
         before()
-    for plan in plans:
-        plan.apply()
-    for each in selection.selected.values():
+    for name, each in selection.selected.items():
+        make_quantized(each.layer, name, parts[name])
         state_of(each.layer).note = f"quantized by {each.entry}"
     record_reasons(model, selection, keep_notes=True)
     model.register_forward_pre_hook(_record_input_spec)
-    _logger.info("%d layers quantized", len(plans))
+    _logger.info("%d layers quantized", len(parts))
     return model
 
 

@@ -5,7 +5,7 @@ The attention stays the same object with the same parameters. Layers that contai
 """
 
 import collections
-from typing import TYPE_CHECKING, Type
+from typing import Type
 
 from paddle import nn
 
@@ -14,8 +14,6 @@ from .kv_cache import KVCache
 from .quantized_layer import is_float_tensor
 
 _Paddle = nn.MultiHeadAttention
-# The other base of each swapped class is the class of the float attention.
-_Base = _Paddle if TYPE_CHECKING else object
 
 
 # TransformerDecoder passes these. They derive from Paddle's classes for isinstance checks.
@@ -32,7 +30,7 @@ class ScaledStaticCache(collections.namedtuple("ScaledStaticCache", "k v k_scale
     __slots__ = ()
 
 
-class CachedAttention(_Base):
+class CachedAttention(_Paddle):
     """Mixin of attentions whose keys and values pass through the sublayer ``kv_cache``.
 
     A returned cache holds the stored form of ``kv_cache``: int8 for an :class:`Int8KVCache`. A

@@ -98,10 +98,11 @@ def register_layer(cls: type, weights: Optional[Mapping[str, int]] = None,
         inputs = tuple(inputs)
     kind = LayerKind(cls, dict(weights), inputs)
     known = _registered(cls)
-    if known is not None and known != kind:
+    if known is None:
+        LAYER_TYPES.register(cls.__name__)(kind)
+    elif known != kind:
         raise ConfigError(f"layer type {cls.__name__!r} is already registered with weights="
                           f"{known.weights!r} and inputs={known.inputs!r}")
-    LAYER_TYPES.register(cls.__name__)(kind)
 
 
 # Transposed weights are [in, out / groups, ...]: groups share the scale of a column.

@@ -6,7 +6,7 @@ shared, and a float checkpoint loads.
 """
 
 import inspect
-from typing import TYPE_CHECKING, Any, Type
+from typing import Any, Type
 
 import paddle
 from paddle import nn
@@ -22,11 +22,8 @@ from .bn_folding import NormFolding
 from .class_swap import substituted, swapped_class
 from .layer_types import kind_of
 
-# The other base of each quantized class is the class of the float layer.
-_Base = nn.Layer if TYPE_CHECKING else object
 
-
-class QuantizedLayer(_Base):
+class QuantizedLayer(nn.Layer):
     """Mixin of all quantized layers.
 
     Attributes:
@@ -215,64 +212,61 @@ def is_quantized(layer):
     return isinstance(layer, QuantizedLayer)
 
 
-class LayerPlan:
-    """Quantizers and preprocesses of one layer, built before the layer is changed.
+def build_parts(layer, config, name, shared):
+    """Build the quantizers and preprocesses of a float layer, which is not changed.
 
     Args:
-        layer: a float layer of a registered class.
-        policy: the :class:`~paddleq.config.LayerConfig`.
+        layer: a layer of a registered class.
+        config: the :class:`~paddleq.config.LayerConfig`.
         name: the layer's name in the model, for messages.
         shared: id of a parameter -> (quantizer, preprocess). Layers that share a weight share its
             quantizer.
+
+    Returns:
+        Attribute name -> layer.
     """
+    kind: Any = kind_of(layer)
+    parts = {}
+    if config.activation is not None:
+        for slot in range(len(kind.inputs)):
+            attribute = slot_name("activation_quantizer", slot)
+            parts[attribute], parts[slot_name("activation_preprocess", slot)] = _build(
+                config.activation_quantizer, config.activation_quantize,
+                config.activation_preprocess, f"{name}.{attribute}")
+    if config.weight is not None:
+        for weight, axis in kind.weights.items():
+            parameter = getattr(layer, weight)
+            if id(parameter) not in shared:
+                shared[id(parameter)] = _build(
+                    config.weight_quantizer, config.weight_quantize, config.weight_preprocess,
+                    f"{name}.{quantizer_name(weight)}", axis, parameter.shape[axis])
+            parts[quantizer_name(weight)], parts[preprocess_name(weight)] = shared[id(parameter)]
+    if config.output is not None:
+        parts["output_quantizer"] = config.output.build(label=f"{name}.output_quantizer")
+    if config.norm_fold is not None and isinstance(layer, PRODUCERS):
+        parts["norm_folding"] = NormFolding(config.norm_fold.one_conv, config.norm_fold.freeze_at)
+    return {attribute: part for attribute, part in parts.items() if part is not None}
 
-    def __init__(self, layer, policy, name, shared):
-        self.layer, self.name = layer, name
-        self.kind: Any = kind_of(layer)  # select() left only layers of registered classes
-        self.arguments = argument_names(layer)
-        self.parts = {}
-        if policy.activation is not None:
-            for slot in range(len(self.kind.inputs)):
-                attribute = slot_name("activation_quantizer", slot)
-                self.parts[attribute], self.parts[slot_name("activation_preprocess", slot)] = (
-                    _build(policy.activation_quantizer, policy.activation_quantize,
-                           policy.activation_preprocess, f"{name}.{attribute}"))
-        if policy.weight is not None:
-            for weight, axis in self.kind.weights.items():
-                parameter = getattr(layer, weight)
-                if id(parameter) not in shared:
-                    shared[id(parameter)] = _build(
-                        policy.weight_quantizer, policy.weight_quantize, policy.weight_preprocess,
-                        f"{name}.{quantizer_name(weight)}", axis, parameter.shape[axis])
-                self.parts[quantizer_name(weight)], self.parts[preprocess_name(weight)] = (
-                    shared[id(parameter)])
-        if policy.output is not None:
-            self.parts["output_quantizer"] = policy.output.build(label=f"{name}.output_quantizer")
-        if policy.norm_fold is not None and isinstance(layer, PRODUCERS):
-            self.parts["norm_folding"] = NormFolding(policy.norm_fold.one_conv,
-                                                     policy.norm_fold.freeze_at)
-        self.parts = {name: part for name, part in self.parts.items() if part is not None}
 
-    def apply(self):
-        """Make the layer a quantized layer, in place."""
-        layer = self.layer
-        state = state_of(layer)
-        override = layer.__dict__.pop("forward", None)
-        if override is not None and not is_traced(layer):
-            # The user replaced forward on the instance: it is called with quantized inputs.
-            state.forward = override
-        layer.__class__ = swapped_class(QuantizedLayer, type(layer))
-        state.kind, state.name = self.kind, self.name
-        state.arguments, state.parts = self.arguments, tuple(self.parts)
-        for attribute, part in self.parts.items():
-            if isinstance(part, nn.Layer):
-                for each in [part, *part.sublayers()]:
-                    each.training = layer.training
-            setattr(layer, attribute, part)
+def make_quantized(layer, name, parts):
+    """Make a float layer a quantized layer with the ``parts`` of :func:`build_parts`, in place."""
+    state = state_of(layer)
+    override = layer.__dict__.pop("forward", None)
+    if override is not None and not is_traced(layer):
+        # The user replaced forward on the instance: it is called with quantized inputs.
+        state.forward = override
+    state.kind, state.name = kind_of(layer), name
+    state.arguments, state.parts = argument_names(layer), tuple(parts)
+    layer.__class__ = swapped_class(QuantizedLayer, type(layer))
+    for attribute, part in parts.items():
+        if isinstance(part, nn.Layer):
+            for each in [part, *part.sublayers()]:
+                each.training = layer.training
+        setattr(layer, attribute, part)
 
 
 def make_float(layer):
-    """Remove all quantization from a layer, in place; the inverse of :class:`LayerPlan`."""
+    """Remove all quantization from a layer, in place; the inverse of :func:`make_quantized`."""
     state = layer._paddleq
     for attribute in state.parts:
         delattr(layer, attribute)
