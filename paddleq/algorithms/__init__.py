@@ -5,8 +5,7 @@ from .base import ALGORITHMS, QuantizedWeight, Rounder, Smoother, register_algor
 from .gptq import GPTQ
 from .layerwise.driver import LayerwiseResult, quantize_layer_by_layer
 from .layerwise.network_helper import NetworkHelper, StackHelper
-from .linear import QuantizedLinears, quantize_linears
-from .rtn import RoundToNearest
+from .linear import QuantizedLinears, RoundToNearest, quantize_linears
 from .smoothquant import SmoothQuant
 
 __all__ = ["ALGORITHMS", "AWQ", "GPTQ", "LayerwiseResult", "NetworkHelper",
