@@ -4,14 +4,13 @@ import math
 import struct
 
 from ...errors import FormatError
-from ..program.op_desc import make_op, set_typed_attribute
+from ..program.op_desc import TYPES, make_op, set_typed_attribute
 from ..program.pdiparams import CODES
 
 _KINDS = {"a_bool": bool, "a_i32": int, "a_i64": int, "a_index": int, "a_f32": float,
           "a_f64": float, "a_str": str, "a_dtype": str}
 _SPECIAL = {"INF": math.inf, "-INF": -math.inf, "NaN": math.nan}
 _LIMITS = {"int": 2 ** 31, "ints": 2 ** 31, "long": 2 ** 63, "longs": 2 ** 63}
-_TYPES = {bool: "bool", int: "int", float: "float", str: "str", list: "ints"}
 _LISTS = ("ints", "longs", "floats", "bools", "float64s", "strs")
 
 
@@ -91,7 +90,7 @@ def op(kind, ins, outs, typed=None, **values):
         values: further attributes; their types are those of the values, "ints" for lists.
     """
     made = make_op(kind, {slot: names for slot, names in ins.items() if names}, outs)
-    values = {name: (_TYPES[type(value)], value) for name, value in values.items()}
+    values = {name: (TYPES[type(value)], value) for name, value in values.items()}
     for name, (type_name, value) in {**(typed or {}), **values}.items():
         set_typed_attribute(made, name, *_cast(name, type_name, value))
     return made

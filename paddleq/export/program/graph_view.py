@@ -1,6 +1,6 @@
 """Use-def view of a ProgramDesc."""
 
-from .op_desc import all_inputs, all_outputs
+from .op_desc import all_inputs, all_outputs, inputs
 
 
 class GraphView:
@@ -28,6 +28,16 @@ class GraphView:
     def of_program(cls, program):
         """View of all blocks of a :class:`~.program.Program`."""
         return cls([op for block in program.desc.blocks for op in block.ops])
+
+    def source(self, op, slot, kind=None):
+        """The operator that writes the first variable of an input slot, None if there is none.
+
+        Args:
+            kind: return None for operators of another type. Default: any type.
+        """
+        names = inputs(op, slot)
+        found = self.producers.get(names[0]) if names else None
+        return found if found is not None and kind in (None, found.type) else None
 
     def sole_consumer(self, name):
         """The operator that reads ``name`` if it is read exactly once, else None."""

@@ -93,14 +93,10 @@ def _weight(program, name, scale, bits, axis):
 def _consumer_type(view, op):
     """Type of the operator that uses a quantized activation, "" if there is none."""
     (name,) = outputs(op, "Y") or outputs(op, "Out")
-    for _ in range(2):
-        consumers = view.consumers.get(name)
-        if not consumers:
-            return ""
-        if consumers[0].type != "dequantize_linear":
-            return consumers[0].type
-        (name,) = outputs(consumers[0], "Y")
-    return consumers[0].type
+    consumers = view.consumers.get(name)
+    if consumers and consumers[0].type == "dequantize_linear":
+        consumers = view.consumers.get(outputs(consumers[0], "Y")[0])
+    return consumers[0].type if consumers else ""
 
 
 def program_rows(program):
@@ -112,43 +108,33 @@ def program_rows(program):
     """
     rows = []
     for block in program.desc.blocks:
-        producers = GraphView(block.ops).producers
+        view = GraphView(block.ops)
         weights = stored_weights(program, list(block.ops))
         for op in block.ops:
             if op.type in WEIGHTED_OPS:
-                rows += _row(program, producers, weights, op)
+                rows += _row(program, view, weights, op)
     return rows
 
 
-def _row(program, producers, weights, op):
-    (name,) = inputs(op, WEIGHTED_OPS[op.type][0])
-    while name in producers and producers[name].type in _BETWEEN:
-        name = inputs(producers[name], "X")[0]
+def _row(program, view, weights, op):
+    (name,) = inputs(op, WEIGHTED_OPS[op.type])
+    while name in view.producers and view.producers[name].type in _BETWEEN:
+        name = inputs(view.producers[name], "X")[0]
     weight, quantizers = weights.get(name), {}
     if weight is not None:
         name = weight.name
         quantizers["weight"] = _described(program, weight.scale, weight.bits, weight.axis)
     if name not in program.arrays:
         return []  # the product of two activations
-    dequantize = _activation_dequantize(producers, op)
+    dequantize = next((made for made in map(view.producers.get, all_inputs(op))
+                       if made is not None and made.type == "dequantize_linear"
+                       and view.source(made, "X", "quantize_linear") is not None), None)
     if dequantize is not None:
         quantizers["activation"] = _described(program, inputs(dequantize, "Scale")[0],
                                               attribute(dequantize, "bit_length", 8),
                                               attribute(dequantize, "quant_axis", -1))
-    done = "quantized" if quantizers else "left"
-    return [{"name": name, "type": op.type, "done": done,
-             **({"quantizers": quantizers} if quantizers else {})}]
-
-
-def _activation_dequantize(producers, op):
-    """Return the dequantize_linear of the activation that ``op`` reads, or None."""
-    for name in all_inputs(op):
-        dequantize = producers.get(name)
-        if dequantize is not None and dequantize.type == "dequantize_linear":
-            quantize = producers.get(inputs(dequantize, "X")[0])
-            if quantize is not None and quantize.type == "quantize_linear":
-                return dequantize
-    return None
+    row = {"name": name, "type": op.type, "done": "quantized" if quantizers else "left"}
+    return [{**row, "quantizers": quantizers} if quantizers else row]
 
 
 def _described(program, scale, bits, axis):

@@ -3,16 +3,16 @@
 from ..._paddle_compat import framework_proto
 from .pdiparams import DTYPES
 
-# Enum AttrType of framework.proto
-_INT, _FLOAT, _STRING, _INTS, _FLOATS, _STRINGS, _BOOLEAN, _BOOLEANS = range(8)
-_BLOCK, _LONG, _LONGS, _FLOAT64S, _SCALARS = 8, 9, 11, 12, 17
-# Type -> its number and the field of an attribute that holds it.
-_FIELDS = {"int": (_INT, "i"), "long": (_LONG, "l"), "float": (_FLOAT, "f"),
-           "str": (_STRING, "s"), "bool": (_BOOLEAN, "b"), "ints": (_INTS, "ints"),
-           "longs": (_LONGS, "longs"), "floats": (_FLOATS, "floats"),
-           "float64s": (_FLOAT64S, "float64s"), "bools": (_BOOLEANS, "bools"),
-           "strs": (_STRINGS, "strings")}
+# Type of an attribute -> its number in the enum AttrType of framework.proto, and its field.
+_FIELDS = {"int": (0, "i"), "float": (1, "f"), "str": (2, "s"), "ints": (3, "ints"),
+           "floats": (4, "floats"), "strs": (5, "strings"), "bool": (6, "b"),
+           "bools": (7, "bools"), "long": (9, "l"), "longs": (11, "longs"),
+           "float64s": (12, "float64s")}
+_FIELD_OF = dict(_FIELDS.values())
+_BLOCK, _SCALARS = 8, 17
 _SCALAR_FIELDS = {bool: (1, "b"), int: (2, "i"), float: (3, "r")}
+TYPES = {bool: "bool", int: "int", float: "float", str: "str", list: "ints", tuple: "strs"}
+"""Types of attributes whose type is not given."""
 TENSOR_ARRAY = 13  # VarType.Type of framework.proto
 
 
@@ -37,18 +37,16 @@ def shape_of(var):
 
 def inputs(op, slot):
     """Names of the variables in an input slot."""
-    for entry in op.inputs:
-        if entry.parameter == slot:
-            return list(entry.arguments)
-    return []
+    return _arguments(op.inputs, slot)
 
 
 def outputs(op, slot):
     """Names of the variables in an output slot."""
-    for entry in op.outputs:
-        if entry.parameter == slot:
-            return list(entry.arguments)
-    return []
+    return _arguments(op.outputs, slot)
+
+
+def _arguments(entries, slot):
+    return next((list(entry.arguments) for entry in entries if entry.parameter == slot), [])
 
 
 def set_input(op, slot, name):
@@ -95,39 +93,30 @@ def replace_ops(block, ops):
 
 
 def attribute(op, name, default=None):
-    """Value of a scalar or integer-list attribute, or ``default`` if the operator lacks it."""
+    """Value of an attribute, or ``default`` if the operator lacks it."""
     for attr in op.attrs:
-        if attr.name == name:
-            if attr.type == _INTS:
-                return list(attr.ints)
-            return {_INT: attr.i, _FLOAT: attr.f, _STRING: attr.s, _BOOLEAN: attr.b,
-                    _LONG: attr.l}.get(attr.type, default)
+        if attr.name == name and attr.type in _FIELD_OF:
+            value = getattr(attr, _FIELD_OF[attr.type])
+            return list(value) if hasattr(value, "extend") else value
     return default
 
 
 def set_attribute(op, name, value):
     """Set an attribute; its type is inferred from ``value``."""
-    for attr in op.attrs:
-        if attr.name == name:
-            break
-    else:
-        attr = op.attrs.add()
-        attr.name = name
-    kinds = {bool: "bool", int: "int", float: "float", str: "str"}
-    _fill(attr, kinds.get(type(value), "strs"), value)
+    attr = next((attr for attr in op.attrs if attr.name == name), None)
+    if attr is None:
+        attr = op.attrs.add(name=name)
+    _fill(attr, TYPES[type(value)], value)
 
 
 def set_typed_attribute(op, name, kind, value):
     """Add an attribute whose type ``kind`` is a key of ``_FIELDS`` or "scalars"."""
-    attr = op.attrs.add()
-    attr.name = name
-    _fill(attr, kind, value)
+    _fill(op.attrs.add(name=name), kind, value)
 
 
 def set_block(op, name, index):
     """Add an attribute that refers to a block."""
-    attr = op.attrs.add()
-    attr.name, attr.type, attr.block_idx = name, _BLOCK, index
+    op.attrs.add(name=name, type=_BLOCK, block_idx=index)
 
 
 def _fill(attr, kind, value):
@@ -135,9 +124,7 @@ def _fill(attr, kind, value):
         attr.type = _SCALARS
         for number in value:
             code, field = _SCALAR_FIELDS[type(number)]
-            scalar = attr.scalars.add()
-            scalar.type = code
-            setattr(scalar, field, number)
+            attr.scalars.add(type=code, **{field: number})
         return
     attr.type, field = _FIELDS[kind]
     if isinstance(value, (list, tuple)):
@@ -149,13 +136,11 @@ def _fill(attr, kind, value):
 
 def make_op(kind, ins, outs, **attributes):
     """Create an OpDesc with the attributes that every operator of a saved program has."""
-    op = framework_proto().OpDesc()
-    op.type = kind
+    op = framework_proto().OpDesc(type=kind)
     for entries, slots in ((op.inputs, ins), (op.outputs, outs)):
         for slot, names in slots.items():
-            entry = entries.add()
-            entry.parameter = slot
-            entry.arguments.extend([names] if isinstance(names, str) else names)
+            entries.add(parameter=slot,
+                        arguments=[names] if isinstance(names, str) else names)
     # VisualDL refuses a graph in which an op lacks op_namescope.
     common = {"op_role": 0, "op_role_var": (), "op_namescope": "/", "op_device": "",
               "with_quant_attr": False}

@@ -13,25 +13,20 @@ from ..op_desc import (
     set_attribute,
     set_input,
     set_output,
-    set_typed_attribute,
     shape_of,
 )
 
 _DENSE_TENSOR = 7  # VarType.Type of framework.proto
 _LAST = {"NHWC": "NCHW", "NDHWC": "NCDHW", "NLC": "NCL", "NWC": "NCW"}
-_CONVOLUTION = ("Input", "Output", "data_format")
-_INTERPOLATION = ("X", "Out", "data_layout")
 # Operator type -> (input slot, output slot, attribute with the order).
 _LAYOUTS = {
-    "conv2d": _CONVOLUTION, "depthwise_conv2d": _CONVOLUTION, "conv3d": _CONVOLUTION,
-    "conv2d_transpose": _CONVOLUTION, "depthwise_conv2d_transpose": _CONVOLUTION,
-    "conv3d_transpose": _CONVOLUTION,
-    "pool2d": ("X", "Out", "data_format"), "pool3d": ("X", "Out", "data_format"),
-    "batch_norm": ("X", "Y", "data_layout"), "group_norm": ("X", "Y", "data_layout"),
-    "linear_interp_v2": _INTERPOLATION, "bilinear_interp_v2": _INTERPOLATION,
-    "nearest_interp_v2": _INTERPOLATION, "bicubic_interp_v2": _INTERPOLATION,
-    "trilinear_interp_v2": _INTERPOLATION,
-    "pad3d": ("X", "Out", "data_format"), "prelu": ("X", "Out", "data_format"),
+    **dict.fromkeys(("conv2d", "depthwise_conv2d", "conv3d", "conv2d_transpose",
+                     "depthwise_conv2d_transpose", "conv3d_transpose"),
+                    ("Input", "Output", "data_format")),
+    **dict.fromkeys(("pool2d", "pool3d", "pad3d", "prelu"), ("X", "Out", "data_format")),
+    **dict.fromkeys(("batch_norm", "group_norm"), ("X", "Y", "data_layout")),
+    **dict.fromkeys((f"{kind}_interp_v2" for kind in ("linear", "bilinear", "nearest", "bicubic",
+                                                      "trilinear")), ("X", "Out", "data_layout")),
 }
 
 
@@ -56,19 +51,15 @@ def _replaced(builder, block, op, shapes):
         return [op]
     set_attribute(op, order, _LAST[layout])
     forth, back = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
-    first = _transpose(builder, block, inputs(op, source_slot)[0], None, forth, shapes)
-    set_input(op, source_slot, outputs(first, "Out")[0])
+    (source,) = inputs(op, source_slot)
+    first = builder.variable(block, f"{source}.first", [shapes[source][i] for i in forth])
+    to_first = _transpose(builder, block, source, first, forth)
+    set_input(op, source_slot, first)
     inner = builder.variable(block, f"{target}.first", [shapes[target][i] for i in forth])
     set_output(op, target_slot, inner)
-    last = _transpose(builder, block, inner, target, back, shapes)
-    return [first, op, last]
+    return [to_first, op, _transpose(builder, block, inner, target, back)]
 
 
-def _transpose(builder, block, source, target, axes, shapes):
-    if target is None:
-        shape = [shapes[source][i] for i in axes]
-        target = builder.variable(block, f"{source}.first", shape)
+def _transpose(builder, block, source, target, axes):
     shadow = builder.variable(block, f"{target}.shape", [0])
-    op = make_op("transpose2", {"X": source}, {"Out": target, "XShape": shadow})
-    set_typed_attribute(op, "axis", "ints", axes)
-    return op
+    return make_op("transpose2", {"X": source}, {"Out": target, "XShape": shadow}, axis=axes)

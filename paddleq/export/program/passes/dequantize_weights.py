@@ -9,9 +9,10 @@ with the integers.
 
 import numpy as np
 
+from ...markers import simulated_weight
 from ..graph_view import GraphView
 from ..op_desc import inputs, rename_inputs, replace_ops
-from .stored_weights import dequantize_array, stored_weights
+from .stored_weights import stored_weights
 
 # Slots in which Paddle Inference's int8 pass looks for a weight.
 INFERENCE_WEIGHTS = {"conv2d": "Filter", "depthwise_conv2d": "Filter",
@@ -44,12 +45,9 @@ def float_weights(program, block):
         Set of the names of the changed weights.
     """
     ops = list(block.ops)
-    weights, stored = _unused_integers(program, ops, lite=False), {}
-    for weight in weights:
-        abs_max = program.arrays[weight.scale].reshape(-1)
-        axis = weight.axis if abs_max.size > 1 else None
-        stored[weight.target] = program.add_parameter(f"{weight.target}.float", dequantize_array(
-            program.arrays[weight.name], abs_max, weight.bits, axis))
+    weights = _unused_integers(program, ops, lite=False)
+    stored = {weight.target: program.add_parameter(f"{weight.target}.float", simulated_weight(
+        weight.mark(program.arrays))) for weight in weights}
     rename_inputs(ops, stored)
     removed = {id(op) for weight in weights for op in weight.ops}
     replace_ops(block, [op for op in ops if id(op) not in removed])
@@ -72,10 +70,8 @@ def _unused_integers(program, ops, lite):
 def _uses_integers(program, weight, op, view, lite):
     """Return True if a runtime passes the integers to ``op`` and has a kernel for them."""
     slot = INFERENCE_WEIGHTS.get(op.type)
-    if slot is None and lite and op.type in _LITE_WEIGHTS:
-        source = view.producers.get(inputs(op, "Input")[0])
-        if source is not None and source.type == "dequantize_linear":
-            slot = _LITE_WEIGHTS[op.type]
+    if lite and op.type in _LITE_WEIGHTS and view.source(op, "Input", "dequantize_linear"):
+        slot = _LITE_WEIGHTS[op.type]
     slots = [entry.parameter for entry in op.inputs if weight.target in entry.arguments]
     # Paddle Inference supports channels along the first two axes.
     return (slots == [slot] and weight.axis < 2

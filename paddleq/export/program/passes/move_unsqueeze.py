@@ -26,15 +26,12 @@ def move_unsqueeze(builder, block):
 def _unsqueeze_activations(builder, block, ops):
     view, moved_before = GraphView(ops), {}
     for conv in ops:
-        unsqueeze = (view.producers.get(inputs(conv, "Input")[0])
-                     if conv.type in _CONVOLUTIONS else None)
+        unsqueeze = view.source(conv, "Input") if conv.type in _CONVOLUTIONS else None
         if unsqueeze is None or not _added_axes(unsqueeze):
             continue
-        dequantize = view.producers.get(inputs(unsqueeze, "X")[0])
-        if not _is_per_tensor(dequantize, "dequantize_linear", view):
-            continue
-        quantize = view.producers.get(inputs(dequantize, "X")[0])
-        if not _is_per_tensor(quantize, "quantize_linear", view):
+        dequantize = view.source(unsqueeze, "X", "dequantize_linear")
+        quantize = dequantize and view.source(dequantize, "X", "quantize_linear")
+        if quantize is None or not all(_is_per_tensor(op, view) for op in (quantize, dequantize)):
             continue
         (target,) = outputs(unsqueeze, "Out")
         unsqueezed, quantized = (builder.variable_like(block, target, f"{target}.{name}")
@@ -51,9 +48,9 @@ def _unsqueeze_activations(builder, block, ops):
             for new in ([moved_before[id(op)], op] if id(op) in moved_before else [op])]
 
 
-def _is_per_tensor(op, kind, view):
-    """Return True if ``op`` is of this kind, per tensor, and its output is used once."""
-    return (op is not None and op.type == kind and attribute(op, "quant_axis", -1) < 0
+def _is_per_tensor(op, view):
+    """Return True if ``op`` quantizes per tensor, and its output is used once."""
+    return (attribute(op, "quant_axis", -1) < 0
             and view.sole_consumer(outputs(op, "Y")[0]) is not None)
 
 

@@ -31,7 +31,8 @@ def apply_runtime_workarounds(program):
     builder = OpBuilder(program)
     for block in program.desc.blocks:
         for op in block.ops:
-            _remove_attribute(op, "op_callstack")
+            for attr in [attr for attr in op.attrs if attr.name == "op_callstack"]:
+                op.attrs.remove(attr)
             if op.type == "relu6" and attribute(op, "threshold") is None:
                 # Paddle-Lite aborts without it. Paddle removed it in 2.5.
                 set_attribute(op, "threshold", 6.0)
@@ -49,12 +50,12 @@ def _add_biases_as_vectors(program, block, ops):
     behind it either.
     """
     shapes = {var.name: shape_of(var) for var in block.vars}
-    producers, replaced = GraphView(ops).producers, set()
+    view, replaced = GraphView(ops), set()
     for op in ops:
         if op.type != "elementwise_add" or attribute(op, "axis", -1) != -1:
             continue
         (x,), (y,) = inputs(op, "X"), inputs(op, "Y")
-        conv, reshape = producers.get(x), producers.get(y)
+        conv, reshape = view.source(op, "X"), view.source(op, "Y", "reshape2")
         if conv is None or not conv.type.startswith(_CONVOLUTIONS):
             continue
         last = attribute(conv, "data_format") in ("NHWC", "NDHWC")
@@ -63,10 +64,7 @@ def _add_biases_as_vectors(program, block, ops):
             # result.
             set_attribute(op, "axis", len(shapes[x]) - 1)
             continue
-        if reshape is None or reshape.type != "reshape2":
-            continue
-        filter_producer = producers.get(inputs(conv, "Filter")[0])
-        if filter_producer is not None and filter_producer.type == "elementwise_div":
+        if reshape is None or view.source(conv, "Filter", "elementwise_div") is not None:
             # oneDNN does not fuse a bias with a computed weight, but fuses the activation with the
             # bias, and then ignores the axis.
             continue
@@ -89,10 +87,11 @@ def _assign_before_quantize(builder, block, ops):
     input of that operator too, which clips it: a squeeze-and-excitation block loses all values
     above the largest mean. It does not propagate a scale through ``assign``.
     """
-    producers, assigned, kept = GraphView(ops).producers, {}, []
+    view, assigned, kept = GraphView(ops), {}, []
     for op in ops:
-        source = inputs(op, "X")[0] if op.type == "quantize_linear" else None
-        if source in producers and _changes_range(producers[source]):
+        producer = view.source(op, "X") if op.type == "quantize_linear" else None
+        if producer is not None and _changes_range(producer):
+            (source,) = inputs(op, "X")
             if source not in assigned:
                 assigned[source] = builder.variable_like(block, source, f"{source}.assigned")
                 kept.append(make_op("assign", {"X": source}, {"Out": assigned[source]}))
@@ -130,8 +129,3 @@ def _changes_range(op):
     if op.type == "pool2d":
         return attribute(op, "pooling_type") == "avg"
     return op.type in ("scale", "dropout", "slice", "strided_slice", "split")
-
-
-def _remove_attribute(op, name):
-    for attr in [attr for attr in op.attrs if attr.name == name]:
-        op.attrs.remove(attr)
