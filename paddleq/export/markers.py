@@ -82,7 +82,7 @@ class MarkerLowering(abc.ABC):
 
     def run(self):
         """Replace all markers."""
-        blocks = [(block, list(self.operations(block))) for block in self.blocks()]
+        blocks = [(block, list(ops)) for block, ops in self.blocks()]
         self.float_uses = {name for block, ops in blocks for op in ops
                            if self.marker_of(op) is None for name in self.inputs_of(op)}
         lowered = [(block, [new for op in ops for new in self._lowered(block, op)])
@@ -99,9 +99,8 @@ class MarkerLowering(abc.ABC):
         number, source, target = found
         marker = Marker(number, self.marks[number - 1], block,
                         self.renamed.get(source, source), target)
-        if isinstance(marker.mark, ActivationMark):
-            return self.activation(marker)
-        return self.weight(marker)
+        lower = self.activation if isinstance(marker.mark, ActivationMark) else self.weight
+        return lower(marker)
 
     def activation(self, marker):
         """Return the operators that quantize an activation."""
@@ -145,11 +144,7 @@ class MarkerLowering(abc.ABC):
 
     @abc.abstractmethod
     def blocks(self):
-        """Blocks of the graph, outer ones first."""
-
-    @abc.abstractmethod
-    def operations(self, block):
-        """Operators of a block in order."""
+        """Pairs (block, its operators in order), outer blocks first."""
 
     @abc.abstractmethod
     def set_operations(self, block, ops):
@@ -203,13 +198,13 @@ def simulated_weight(mark):
     """Quantize and dequantize the weight of a :class:`WeightMark`."""
     if mark.integers is None:
         return mark.value
-    abs_max, integers = _broadcast(mark.abs_max, mark), mark.integers.astype(np.float32)
+    abs_max, integers = broadcast(mark.abs_max, mark), mark.integers.astype(np.float32)
     if mark.zero_point is not None:
-        integers = integers - _broadcast(mark.zero_point, mark).astype(np.float32)
+        integers = integers - broadcast(mark.zero_point, mark).astype(np.float32)
     return integers * abs_max / np.float32(mark.spec.quant_max)
 
 
-def _broadcast(values, mark):
+def broadcast(values, mark):
     """Values of groups or channels, in a shape that broadcasts with the integers."""
     rows = mark.integers.shape[0]
     if isinstance(mark.spec.granularity, PerGroup):

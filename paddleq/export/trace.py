@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 import types
+from functools import partial
 
 import numpy as np
 import paddle
@@ -16,15 +17,16 @@ from ..engine.state import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
-from ..functional import abs_max, quantize
+from ..functional import abs_max as abs_max_of
+from ..functional import quantize
 from ..nn.deployable import deployable_layers
 from ..nn.integer_layer import IntegerLayer
 from ..nn.kv_cache import SPEC, Int8KVCache
 from ..nn.quantized_layer import slot_name
 from ..nn.tracing import MARKER_FACTOR, recording
-from ..spec import PerChannel, QuantSpec
+from ..spec import PerChannel, PerTensor, QuantSpec
 from .formats import FORMATS
-from .markers import ActivationMark, WeightMark
+from .markers import ActivationMark, WeightMark, broadcast, simulated_weight
 from .pir_to_program import load_program
 
 _logger = logging.getLogger("paddleq")
@@ -100,29 +102,16 @@ class _ExportRecorder:
     """
 
     def __init__(self, model, format):
-        self.marks = []
-        _refuse_float64(model)
-        _refuse_untrained(model)
-        _refuse_unfolded(model)
-        self._inputs, self._weights, self._outputs, shared = {}, {}, {}, {}
+        _check_ready(model)
+        self.marks, self._format = [], format
+        self._inputs, self._weights, self._outputs = {}, {}, {}
+        self._shared = {}  # id of a weight -> its mark
         with paddle.no_grad():
             for _, layer in quantized_layers(model):
-                for slot in range(len(layer._paddleq.kind.inputs)):
-                    self._inputs[id(layer), slot] = _input_hooks_and_mark(layer, slot, format)
-                output = getattr(layer, "output_quantizer", None)
-                if output is not None:
-                    format.check_spec(f"the output of {layer._paddleq.name}", output.spec, False)
-                    self._outputs[id(layer)] = _activation_mark(layer, output, output.abs_max)
-                for name in layer._paddleq.kind.weights:
-                    if layer.weight_parts(name)[1] is None:
-                        continue
-                    parameter = getattr(layer, name)
-                    if id(parameter) not in shared:
-                        shared[id(parameter)] = _weight_mark(layer, name, parameter, format)
-                    self._weights[id(layer), name] = shared[id(parameter)]
+                self._mark_quantized(layer._paddleq.name, layer)
             for name, layer in deployable_layers(model):
                 if isinstance(layer, IntegerLayer):
-                    self._mark_integer_layer(name, layer, format, shared)
+                    self._mark_integer_layer(name, layer)
                 elif isinstance(layer, Int8KVCache):
                     for slot in (0, 1):  # keys and values, which are integers already
                         mark = ActivationMark(name, np.array([SPEC.quant_max], np.float32), SPEC)
@@ -132,6 +121,60 @@ class _ExportRecorder:
         """Return ``x`` behind a new marker for ``meaning``."""
         self.marks.append(meaning)
         return paddle.scale(x, scale=MARKER_FACTOR, bias=float(len(self.marks)))
+
+    def _activation_mark(self, name, part, spec, abs_max, zero_point):
+        self._format.check_spec(f"the {part} of {name}", spec, False)
+        return ActivationMark(name, _float32(abs_max), spec, _zero_point(zero_point, spec))
+
+    def _mark_weight(self, layer, name, make):
+        weight = getattr(layer, name)
+        if id(weight) not in self._shared:
+            self._shared[id(weight)] = make()
+        self._weights[id(layer), name] = self._shared[id(weight)]
+
+    def _mark_quantized(self, name, layer):
+        for slot in range(len(layer._paddleq.kind.inputs)):
+            self._inputs[id(layer), slot] = self._hooks_and_mark(name, layer, slot)
+        output = getattr(layer, "output_quantizer", None)
+        if output is not None:
+            self._outputs[id(layer)] = self._activation_mark(name, "output", output.spec,
+                                                             output.abs_max, output.zero_point)
+        for weight in layer._paddleq.kind.weights:
+            if layer.weight_parts(weight)[1] is not None:
+                self._mark_weight(layer, weight, partial(_weight_mark, self._format, layer, weight))
+
+    def _hooks_and_mark(self, name, layer, slot):
+        """Return (callables that remain in the graph, mark or None) of an input of a layer."""
+        preprocess, quantizer = layer.input_parts(slot)
+        hooks = [] if preprocess is None else [preprocess]
+        if quantizer is None:
+            return hooks, None
+        if not isinstance(quantizer, FakeQuantize):
+            _logger.warning("%s: the activation quantizer %s is exported as the operators it "
+                            "consists of; runtimes compute this layer in float", name,
+                            type(quantizer).__name__)
+            return [*hooks, quantizer], None
+        abs_max = quantizer.abs_max
+        if PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric:
+            abs_max, hooks = paddle.minimum(abs_max, preprocess.bound()), []
+        elif preprocess is not None and _is_redundant(preprocess, quantizer):
+            hooks = []
+        return hooks, self._activation_mark(name, "input", quantizer.spec, abs_max,
+                                            quantizer.zero_point)
+
+    def _mark_integer_layer(self, name, layer):
+        for slot, spec in enumerate(layer.input_specs):
+            if spec is not None:
+                self._inputs[id(layer), slot] = [], self._activation_mark(
+                    name, "input", spec, *layer.qparams(slot_name("activation", slot), spec))
+        if layer.output_spec is not None:
+            self._outputs[id(layer)] = self._activation_mark(
+                name, "output", layer.output_spec, *layer.qparams("output", layer.output_spec))
+        if self._format.stores_integers_of(layer):
+            for weight, spec in layer.weight_specs.items():
+                self._format.check_spec(f"{name}.{weight}", spec, True)
+                self._mark_weight(layer, weight, partial(_integer_weight_mark, name, layer, weight,
+                                                         spec))
 
     def input_mark(self, layer, slot):
         """Return (callables that stay in the graph, mark or None) of an input of a layer."""
@@ -145,58 +188,35 @@ class _ExportRecorder:
         """Return the mark of the output of a layer, None if it stays float."""
         return self._outputs.get(id(layer))
 
-    def _mark_integer_layer(self, name, layer, format, shared):
-        for slot, spec in enumerate(layer.input_specs):
-            if spec is not None:
-                format.check_spec(f"the input of {name}", spec, False)
-                self._inputs[id(layer), slot] = [], _fixed_mark(
-                    name, layer, slot_name("activation", slot), spec)
-        if layer.output_spec is not None:
-            format.check_spec(f"the output of {name}", layer.output_spec, False)
-            self._outputs[id(layer)] = _fixed_mark(name, layer, "output", layer.output_spec)
-        if not format.stores_integers_of(layer):
-            return
-        for weight, spec in layer.weight_specs.items():
-            format.check_spec(f"{name}.{weight}", spec, True)
-            held = getattr(layer, weight)
-            if id(held) not in shared:
-                abs_max, zero_point = layer.qparams(weight, spec)
-                shared[id(held)] = WeightMark(name, None, _integers(layer.integers(weight), spec),
-                                              _float32(abs_max), spec, False,
-                                              _zero_point(zero_point, spec))
-            self._weights[id(layer), weight] = shared[id(held)]
-
     def activation(self, x, layer, slot):
-        hooks, mark = self._inputs[id(layer), slot]
+        hooks, mark = self.input_mark(layer, slot)
         for hook in hooks:
             x = hook(x)
         return x if mark is None else self.mark(x, mark)
 
     def output(self, y, layer):
-        return self.mark(y, self._outputs[id(layer)])
+        return self.mark(y, self.output_mark(layer))
 
     def weight(self, weight, layer, name):
-        mark = self._weights.get((id(layer), name))
+        mark = self.weight_mark(layer, name)
         return weight if mark is None else self.mark(weight, mark)
 
     def stored_weight(self, layer, name="weight"):
-        mark = self._weights.get((id(layer), name))
+        mark = self.weight_mark(layer, name)
         if mark is None:
             return None
         # A placeholder that the lowering replaces by the integers.
         return self.mark(paddle.zeros(list(mark.integers.shape)), mark)
 
 
-def _refuse_float64(model):
-    names = [name for name, parameter in model.named_parameters()
-             if parameter.dtype == paddle.float64]
-    if names:
+def _check_ready(model):
+    """Raise ExportError for float64 parameters, missing scales and unfinished folding."""
+    double = [name for name, parameter in model.named_parameters()
+              if parameter.dtype == paddle.float64]
+    if double:
         raise ExportError(
-            f"{len(names)} parameters are float64, which runtimes do not take: {', '.join(names)}; "
-            "call model.to(dtype='float32') before the model is quantized")
-
-
-def _refuse_untrained(model):
+            f"{len(double)} parameters are float64, which runtimes do not take: "
+            f"{', '.join(double)}; call model.to(dtype='float32') before the model is quantized")
     missing = [f"{name}.{attribute}" if name else attribute
                for name, layer in quantized_layers(model)
                for attribute, quantizer in layer.quantizers()
@@ -206,45 +226,12 @@ def _refuse_untrained(model):
             f"{len(missing)} quantizers have no scale yet: {', '.join(missing)}; run training "
             "steps (QAT) or calibration (PTQ) that reach these layers, or leave them out with "
             "skip_quant")
-
-
-def _refuse_unfolded(model):
     training = [name for name, layer in quantized_layers(model)
                 if getattr(layer, "norm_folding", None) is not None]
     if training:
         raise ExportError(
             f"{len(training)} layers are still trained with a folded batch norm: "
             f"{', '.join(training)}; export what convert() returns")
-
-
-def _input_hooks_and_mark(layer, slot, format):
-    """Return (callables that remain in the exported graph, mark or None) of an input of a layer."""
-    preprocess, quantizer = layer.input_parts(slot)
-    hooks = [] if preprocess is None else [preprocess]
-    if quantizer is None:
-        return hooks, None
-    if not isinstance(quantizer, FakeQuantize):
-        _logger.warning("%s: the activation quantizer %s is exported as the operators it "
-                        "consists of; runtimes compute this layer in float",
-                        layer._paddleq.name, type(quantizer).__name__)
-        return [*hooks, quantizer], None
-    format.check_spec(f"the input of {layer._paddleq.name}", quantizer.spec, False)
-    abs_max = quantizer.abs_max
-    if PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric:
-        abs_max, hooks = paddle.minimum(abs_max, preprocess.bound()), []
-    elif preprocess is not None and _is_redundant(preprocess, quantizer):
-        hooks = []
-    return hooks, _activation_mark(layer, quantizer, abs_max)
-
-
-def _fixed_mark(name, layer, attribute, spec):
-    abs_max, zero_point = layer.qparams(attribute, spec)
-    return ActivationMark(name, _float32(abs_max), spec, _zero_point(zero_point, spec))
-
-
-def _activation_mark(layer, quantizer, abs_max):
-    return ActivationMark(layer._paddleq.name, _float32(abs_max), quantizer.spec,
-                          _zero_point(quantizer.zero_point, quantizer.spec))
 
 
 def _is_redundant(preprocess, quantizer):
@@ -268,8 +255,8 @@ def _is_redundant(preprocess, quantizer):
     return (after == values).all().item()
 
 
-def _weight_mark(layer, name, parameter, format):
-    layer_name = layer._paddleq.name
+def _weight_mark(format, layer, name):
+    layer_name, parameter = layer._paddleq.name, getattr(layer, name)
     preprocess, quantizer = layer.weight_parts(name)
     value = parameter if preprocess is None else preprocess(parameter)
     if isinstance(quantizer, FakeQuantize):
@@ -280,29 +267,28 @@ def _weight_mark(layer, name, parameter, format):
         return WeightMark(layer_name, _float32(value), _integers(integers, spec),
                           _float32(abs_max), spec, quantizer.observer.dynamic,
                           _zero_point(zero_point, spec))
-    return _custom_weight_mark(layer_name, name, quantizer, quantizer(value),
-                            layer._paddleq.kind.weights[name])
-
-
-def _custom_weight_mark(layer_name, name, quantizer, value, axis):
-    """Mark of a weight that a user-defined quantizer quantized: integers of 8 bits if they fit."""
-    for granularity in (None, PerChannel(axis)):
-        spec = QuantSpec() if granularity is None else QuantSpec(granularity=granularity)
-        for bits in range(2, 9):
-            trial = QuantSpec(bits, granularity=spec.granularity)
-            largest = abs_max(value, trial)
-            integers = quantize(value, largest, trial)
-            shape = [1] * len(value.shape)
-            if granularity is not None:
-                shape[axis] = -1
-            back = integers * largest.reshape(shape) / trial.quant_max
-            if ((back - value).abs() <= 1e-6 * largest.reshape(shape)).all().item():
-                return WeightMark(layer_name, _float32(value), _integers(integers, trial),
-                                  _float32(largest), trial)
+    value = quantizer(value)
+    floats = _float32(value)
+    for granularity in (PerTensor(), PerChannel(layer._paddleq.kind.weights[name])):
+        for bits in range(2, 9):  # integers of 8 bits if they fit
+            spec = QuantSpec(bits, granularity=granularity)
+            largest = abs_max_of(value, spec)
+            integers = _integers(quantize(value, largest, spec), spec)
+            mark = WeightMark(layer_name, floats, integers, _float32(largest), spec)
+            deviation = np.abs(simulated_weight(mark) - floats)
+            if (deviation <= np.float32(1e-6) * broadcast(mark.abs_max, mark)).all():
+                return mark
     _logger.warning("%s.%s: what its own weight quantizer %s returns lies on no grid of at most 8 "
                     "bits with max|w| at its end; it is exported as float", layer_name, name,
                     type(quantizer).__name__)
-    return WeightMark(layer_name, _float32(value), None, None, None)
+    return WeightMark(layer_name, floats, None, None, None)
+
+
+def _integer_weight_mark(name, layer, weight, spec):
+    """Mark of a weight that a layer stores as integers, without a float value."""
+    abs_max, zero_point = layer.qparams(weight, spec)
+    return WeightMark(name, None, _integers(layer.integers(weight), spec), _float32(abs_max), spec,
+                      dynamic=False, zero_point=_zero_point(zero_point, spec))
 
 
 def _integers(levels, spec):

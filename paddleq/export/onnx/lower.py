@@ -88,10 +88,7 @@ class _OnnxLowering(MarkerLowering):
                 make_node("Where", [negative, below, above], target)]
 
     def blocks(self):
-        return [self.graph]
-
-    def operations(self, block):
-        return self.graph.nodes
+        return [(self.graph, self.graph.nodes)]
 
     def set_operations(self, block, ops):
         self.graph.nodes = ops

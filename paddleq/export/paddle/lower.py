@@ -97,20 +97,12 @@ class _ProgramLowering(MarkerLowering):
         name = self.store(marker, mark.value, self.float_suffix)
         return self.builder.fake_quantize_weight(name, marker.target, mark.abs_max, bits, axis)
 
+    set_operations = staticmethod(replace_ops)
+    inputs_of = staticmethod(all_inputs)
+    outputs_of = staticmethod(all_outputs)
+
     def blocks(self):
-        return self.program.desc.blocks
-
-    def operations(self, block):
-        return block.ops
-
-    def set_operations(self, block, ops):
-        replace_ops(block, ops)
-
-    def inputs_of(self, op):
-        return all_inputs(op)
-
-    def outputs_of(self, op):
-        return all_outputs(op)
+        return [(block, block.ops) for block in self.program.desc.blocks]
 
     def rename_inputs(self, ops):
         rename_inputs(ops, self.renamed)

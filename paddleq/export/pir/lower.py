@@ -62,14 +62,12 @@ class PirFiles:
         """
         if not model_path.endswith(".json"):
             raise ExportError("format='pir' needs Paddle 3: earlier versions cannot write PIR")
-        dtypes = PirProgram.load(model_path).stored_parameters()
-        arrays = {}
+        stored = PirProgram.load(model_path).stored_parameters()
+        dtypes, arrays = {name: value.dtype for name, value in stored.items()}, {}
         if params_path is not None:
-            arrays = pdiparams.read(params_path, {name: value.dtype for name, value
-                                                  in dtypes.items()}, framework_proto())
+            arrays = pdiparams.read(params_path, dtypes, framework_proto())
         with open(model_path, encoding="utf-8") as file:
-            content = json.load(file)
-        return cls(content, arrays, {name: value.dtype for name, value in dtypes.items()})
+            return cls(json.load(file), arrays, dtypes)
 
     def save(self, model_path, params_path, provenance=None):
         """Write both files; see :func:`..provenance_file.write_export`."""
@@ -114,10 +112,8 @@ class _PirLowering(MarkerLowering):
         scale = files.parameter(f"{mark.layer or 'model'}.scale_{marker.number}",
                                 mark.abs_max.reshape([1]))
         outputs = [self.values[marker.target], *(files.value(_tensor_type([1])) for _ in range(3))]
-        return [_op(_FAKE, [marker.source, scale, scale, scale], outputs,
-                    moving_rate=_typed("0.a_f32", 0.9), bit_length=_typed("0.a_i32",
-                                                                          mark.spec.bits),
-                    is_test=_typed("0.a_bool", True), round_type=_typed("0.a_i32", 0))]
+        return [_op(_FAKE, [marker.source, scale, scale, scale], outputs, moving_rate=0.9,
+                    bit_length=mark.spec.bits, is_test=True, round_type=0)]
 
     def sign(self, marker, size):
         target = self.values[marker.target]
@@ -128,20 +124,17 @@ class _PirLowering(MarkerLowering):
         return [
             _full(zero, 0.0),
             _op("1.greater_equal", [marker.source, zero["%"]], [above]),
-            _op("1.cast", [above["%"]], [number], dtype=_typed("1.a_dtype", "float32")),
+            _op("1.cast", [above["%"]], [number], dtype=_FLOAT32),
             _full(factor, 2.0 * size),
-            _op("1.scale", [number["%"], factor["%"]], [target], bias=_typed("0.a_f32", -size),
-                bias_after_scale=_typed("0.a_bool", True)),
+            _op("1.scale", [number["%"], factor["%"]], [target], bias=-size,
+                bias_after_scale=True),
         ]
 
     def integer_weight(self, marker):
         return self.float_weight(marker, simulated_weight(marker.mark))
 
     def blocks(self):
-        return _blocks(self.files.top)
-
-    def operations(self, block):
-        return block["ops"]
+        return [(block, block["ops"]) for block in _blocks(self.files.top)]
 
     def set_operations(self, block, ops):
         block["ops"] = ops
@@ -200,11 +193,19 @@ def _typed(kind, value):
     return {"#": kind, "D": value}
 
 
+_KINDS = {bool: "0.a_bool", int: "0.a_i32", float: "0.a_f32"}
+_FLOAT32 = _typed("1.a_dtype", "float32")
+
+
 def _tensor_type(shape, element="t_f32"):
     return {"#": "0.t_dtensor", "D": [{"#": f"0.{element}"}, shape, "NCHW", [], 0]}
 
 
 def _op(name, operands, results, **attributes):
+    """Create an operation; attributes are Python numbers or have a type already."""
+    for key, value in attributes.items():
+        if type(value) in _KINDS:
+            attributes[key] = _typed(_KINDS[type(value)], value)
     stop = _typed("0.a_array", [_typed("0.a_bool", False) for _ in results])
     return {"#": name, "A": [{"N": key, "AT": value} for key, value in attributes.items()],
             "I": [{"%": number} for number in operands], "O": results,
@@ -213,5 +214,5 @@ def _op(name, operands, results, **attributes):
 
 def _full(result, number):
     return _op("1.full", [], [result], shape=_typed("1.a_intarray", [1]),
-               value=_typed("0.a_f64", float(np.float32(number))),
-               dtype=_typed("1.a_dtype", "float32"), place=_typed("1.a_place", [1, 0, ""]))
+               value=_typed("0.a_f64", float(np.float32(number))), dtype=_FLOAT32,
+               place=_typed("1.a_place", [1, 0, ""]))
