@@ -18,7 +18,7 @@ from ..trace import input_spec_of, trace
 from .float_graph import converter_version, float_graph, require_onnx
 from .fold_into_convolution import enlarge_scales, fold_batch_norms, fold_biases
 from .graph import OnnxGraph
-from .lower import lower_markers
+from .lower import OnnxLowering
 from .opset import CONVERTER_HIGHEST, HIGHEST, LOWEST, check_opset, default_opset, raise_opset
 from .qdq_placement import place_quantizers
 from .simplify import fold_weight_views, simplify
@@ -146,7 +146,7 @@ def _onnx_model(program, marks, opset, target):
     opset = max(opset, model.opset_import[0].version)
     graph = OnnxGraph(model)
     simplify(graph)
-    lower_markers(graph, marks, opset, parameters)
+    OnnxLowering(graph, marks, opset, parameters).run()
     fold_weight_views(graph)
     fold_biases(graph)
     fold_batch_norms(graph)

@@ -45,37 +45,31 @@ def fold_batch_norms(graph):
     with a negative factor, where they change their sign.
     """
     producers, consumers, folded = graph.producers(), graph.consumers(), []
-    for node in graph.nodes:
-        if node.op_type != "BatchNormalization" or len(node.output) != 1:
+    for norm in graph.nodes:
+        if norm.op_type != "BatchNormalization" or len(norm.output) != 1:
             continue
-        conv = producers.get(node.input[0])
+        conv = producers.get(norm.input[0])
         if conv is None or conv.op_type != "Conv" or len(consumers[conv.output[0]]) != 1:
             continue
         weight = producers.get(conv.input[1])
-        if _is_foldable(graph, weight, consumers, conv):
-            factor, shift = _factor_and_shift(graph, node)
-            if _scale_weight(graph, weight, factor):
-                _set_bias(graph, conv, factor, shift)
-                conv.output[0] = node.output[0]
-                producers[node.output[0]] = conv
-                folded.append(node)
+        if not _is_foldable(graph, weight, consumers, conv):
+            continue
+        gamma, beta, mean, variance = (graph.constants[name].astype(np.float64)
+                                       for name in norm.input[1:])
+        factor = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+        if _scale_weight(graph, weight, factor):
+            _set_bias(graph, conv, factor, beta - mean * factor)
+            conv.output[0] = norm.output[0]
+            producers[norm.output[0]] = conv
+            folded.append(norm)
     graph.remove(folded)
 
 
 def _is_foldable(graph, weight, consumers, conv):
-    if weight is None or weight.op_type != "DequantizeLinear":
-        return False
-    unshared = all(len(consumers[name]) == 1 for name in [weight.output[0], *weight.input])
-    return (unshared and weight.input[0] in graph.constants
-            and attribute(weight, "axis", 0) in (0, -4)
+    return (weight is not None and weight.op_type == "DequantizeLinear"
+            and all(len(consumers[name]) == 1 for name in [weight.output[0], *weight.input])
+            and weight.input[0] in graph.constants and attribute(weight, "axis", 0) in (0, -4)
             and (len(conv.input) == 2 or conv.input[2] in graph.constants))
-
-
-def _factor_and_shift(graph, norm):
-    gamma, beta, mean, variance = (graph.constants[name].astype(np.float64)
-                                   for name in norm.input[1:])
-    factor = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
-    return factor, beta - mean * factor
 
 
 def _scale_weight(graph, weight, factor):

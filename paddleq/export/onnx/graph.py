@@ -30,11 +30,11 @@ class OnnxGraph:
                           for each in model.graph.initializer}
         self.nodes = []
         for node in model.graph.node:
-            value = _constant(node)
+            value = attribute(node, "value") if node.op_type == "Constant" else None
             if value is None:
                 self.nodes.append(node)
             else:
-                self.constants[node.output[0]] = value
+                self.constants[node.output[0]] = numpy_helper.to_array(value)
         self._names = {name for node in model.graph.node for name in [*node.input, *node.output]}
         self._names.update(self.inputs, self.outputs, self.constants)
         self._numbers = Counter()
@@ -68,27 +68,24 @@ class OnnxGraph:
     def consumers(self):
         """Map each name to the nodes that read it, once per use; None for the model's outputs."""
         consumers = {}
-        for node in self.nodes:
-            for name in node.input:
+        for node, names in [*((node, node.input) for node in self.nodes), (None, self.outputs)]:
+            for name in names:
                 consumers.setdefault(name, []).append(node)
-        for name in self.outputs:
-            consumers.setdefault(name, []).append(None)
         return consumers
 
     def rename_inputs(self, renamed, nodes=None):
         """Replace inputs ``name`` of all nodes, or of ``nodes``, by ``renamed[name]``."""
         for node in self.nodes if nodes is None else nodes:
             for i, name in enumerate(node.input):
-                if name in renamed:
-                    node.input[i] = _last(renamed, name)
-
-    def remove(self, nodes):
-        removed = {id(node) for node in nodes}
-        self.nodes = [node for node in self.nodes if id(node) not in removed]
+                while name in renamed:
+                    name = node.input[i] = renamed[name]
 
     def replace(self, replaced):
         """Replace nodes by ``replaced[id(node)]``, a list of nodes."""
         self.nodes = [new for node in self.nodes for new in replaced.get(id(node), [node])]
+
+    def remove(self, nodes):
+        self.replace({id(node): [] for node in nodes})
 
     def remove_unused(self):
         """Remove nodes and constants that no output depends on."""
@@ -143,10 +140,8 @@ def attribute(node, name, default=None):
     """Value of an attribute, or ``default`` if the node lacks it."""
     from onnx import helper
 
-    for each in node.attribute:
-        if each.name == name:
-            return helper.get_attribute_value(each)
-    return default
+    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name),
+                default)
 
 
 def set_attribute(node, name, value):
@@ -155,18 +150,3 @@ def set_attribute(node, name, value):
     for each in [each for each in node.attribute if each.name == name]:
         node.attribute.remove(each)
     node.attribute.append(helper.make_attribute(name, value))
-
-
-def _constant(node):
-    from onnx import numpy_helper
-
-    if node.op_type != "Constant":
-        return None
-    value = attribute(node, "value")
-    return None if value is None else numpy_helper.to_array(value)
-
-
-def _last(renamed, name):
-    while name in renamed:
-        name = renamed[name]
-    return name

@@ -1,5 +1,7 @@
 """Lower markers to QuantizeLinear and DequantizeLinear of an ONNX graph."""
 
+from operator import attrgetter
+
 import numpy as np
 
 from ...nn.tracing import MARKER_FACTOR
@@ -9,17 +11,14 @@ from .graph import make_node
 from .opset import integer_type
 
 
-def lower_markers(graph, marks, opset, parameters):
-    """Replace the markers of ``graph`` by operators, in place.
+class OnnxLowering(MarkerLowering):
+    """Replace the markers of an :class:`~.graph.OnnxGraph` by operators, in place.
 
     Args:
         parameters: names of the parameters of the model. Other constants are placeholders of
             weights.
     """
-    _OnnxLowering(graph, marks, opset, parameters).run()
 
-
-class _OnnxLowering(MarkerLowering):
     def __init__(self, graph, marks, opset, parameters):
         super().__init__(marks)
         self.graph, self.opset, self.parameters = graph, opset, parameters
@@ -29,7 +28,7 @@ class _OnnxLowering(MarkerLowering):
     def quantize_dequantize(self, marker):
         mark, target = marker.mark, marker.target
         integers = integer_type(mark.spec, self.opset, is_weight=False)
-        scale, zero = scale_of(mark), zero_point_of(mark)
+        scale, zero = _qparams(mark)
         key = (marker.source, mark.spec, scale.tobytes(), zero.tobytes())
         if key in self.results:  # several layers read one tensor with one scale
             self.renamed[target] = self.results[key]
@@ -67,8 +66,7 @@ class _OnnxLowering(MarkerLowering):
         if integers.element_type is not None:
             self.graph.types[name] = integers.element_type
         axis = _axis_attributes(mark.spec)
-        parameters = self.scale_and_zero_point(name, scale_of(mark), zero_point_of(mark), integers,
-                                               axis)
+        parameters = self.scale_and_zero_point(name, *_qparams(mark), integers, axis)
         return [make_node("DequantizeLinear", [name, *parameters], marker.target, **axis)]
 
     def scale_and_zero_point(self, name, scale, zero, integers, axis):
@@ -93,11 +91,8 @@ class _OnnxLowering(MarkerLowering):
     def set_operations(self, block, ops):
         self.graph.nodes = ops
 
-    def inputs_of(self, op):
-        return op.input
-
-    def outputs_of(self, op):
-        return op.output
+    inputs_of = staticmethod(attrgetter("input"))
+    outputs_of = staticmethod(attrgetter("output"))
 
     def rename_inputs(self, ops):
         self.graph.rename_inputs(self.renamed, ops)
@@ -123,16 +118,11 @@ def _axis_attributes(spec):
     return {} if spec.channel_axis is None else {"axis": spec.channel_axis}
 
 
-def scale_of(mark):
-    """Scale of a mark, float32."""
+def _qparams(mark):
+    """Scale (float32) and zero point (int64) of a mark, of the same shape."""
     levels = 1 if mark.spec.binary else mark.spec.quant_max
-    return (mark.abs_max.astype(np.float64) / levels).astype(np.float32)
-
-
-def zero_point_of(mark):
-    """Zero point of a mark, int64, of the shape of the scale."""
-    zero = mark.zero_point
-    return np.zeros(mark.abs_max.shape, np.int64) if zero is None else zero
+    scale = (mark.abs_max.astype(np.float64) / levels).astype(np.float32)
+    return scale, np.zeros(scale.shape, np.int64) if mark.zero_point is None else mark.zero_point
 
 
 def _single_node_markers(graph):

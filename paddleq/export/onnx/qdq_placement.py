@@ -32,12 +32,12 @@ def place_quantizers(graph):
     _subtract_biases(graph)
 
 
-def _of_type(graph, kind):
-    return [node for node in graph.nodes if node.op_type == kind]
+def _quantizers(graph):
+    return [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
 
 
 def _make_activations_unsigned(graph):
-    for node in _of_type(graph, "QuantizeLinear"):
+    for node in _quantizers(graph):
         zero = graph.constants[node.input[2]]
         if zero.dtype == np.int8:  # the dequantizer reads the same constant
             graph.constants[node.input[2]] = (zero.astype(np.int16) + 128).astype(np.uint8)
@@ -52,7 +52,7 @@ class _QuantizerMotion:
 
     def run(self):
         replaced = {}  # id of a node -> nodes that replace it
-        for node in _of_type(self.graph, "QuantizeLinear"):
+        for node in _quantizers(self.graph):
             between = self.between(node)
             if between:
                 replaced.update({id(each): [] for each in between})
