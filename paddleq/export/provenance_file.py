@@ -7,6 +7,7 @@ share it. It is written together with the files that it describes, or not at all
 import hashlib
 import os
 import platform
+from functools import partial
 
 import numpy as np
 import paddle
@@ -37,7 +38,8 @@ class Provenance:
 
     Args:
         format: a registered format, or "checkpoint".
-        program: the program to summarize as ``layers``, if ``fields`` have none.
+        program: the :class:`~.program.program.Program` to summarize as ``layers``, when it is
+            written, after the passes of the writer. None: ``fields`` have the layers.
         fields: further fields of the entry: plain dicts, lists, strings and numbers.
     """
 
@@ -58,14 +60,6 @@ class Provenance:
         return cls(format, **made_by, **fields, layers=layer_rows(model))
 
     @classmethod
-    def of_program(cls, format, program, made_by):
-        """Provenance of a :class:`~.program.program.Program`, with a summary of its operators.
-
-        The summary is made when the program is written, after the passes of the writer.
-        """
-        return cls(format, program, **made_by)
-
-    @classmethod
     def of_saved(cls, format, program, paths, **fields):
         """Provenance of a ``program`` read from ``paths``, based on the file beside these.
 
@@ -73,35 +67,14 @@ class Provenance:
             paths: the model file and the parameter file (or None, or a folder).
         """
         files = file_digests(paths)
-        known = [each for each in read_provenance(paths[0])
-                 if files.items() <= each["files"].items()]
-        if not known:
+        known = next((each for each in read_provenance(paths[0])
+                      if files.items() <= each["files"].items()), None)
+        if known is None:
             return cls(format, made_from=files, **fields, layers=program_rows(program))
-        known = known[0]
         recipe = known.get("recipe")
         quantize = known.get("quantize") or isinstance(recipe, dict) and recipe.get("quantize")
         return cls(format, made_from=files, **({"quantize": quantize} if quantize else {}),
                    **fields, layers=known.get("layers", []))
-
-    def write_with(self, model_path, writers):
-        """Write the files of an export and this entry; see :func:`.._atomic_write.write_together`.
-
-        Args:
-            model_path: the file whose name, with another ending, the provenance file gets.
-        """
-        written = {}
-
-        def digesting(path, write):
-            def run(temporary):
-                write(temporary)
-                written[os.path.basename(path)] = _digest(temporary)
-            return run
-
-        write_together({
-            **{path: digesting(path, write) for path, write in writers.items()},
-            provenance_path(model_path): lambda temporary: write_bytes(
-                self._content(model_path, written))(temporary),
-        })
 
     def write(self, path):
         """Write this entry for existing files and return the path of the provenance file.
@@ -115,12 +88,13 @@ class Provenance:
         files = export_files(path, self._format)
         target = provenance_path(files[0])
         try:
-            write_together({target: write_bytes(self._content(files[0], file_digests(files)))})
+            write_together({target: write_bytes(self.content(files[0], file_digests(files)))})
         except OSError as error:
             raise ExportError(f"cannot write {target}: {error}") from error
         return target
 
-    def _content(self, model_path, files):
+    def content(self, model_path, files):
+        """Return the provenance file with this entry; ``files`` are digests by name."""
         more = FORMATS[self._format]().versions() if self._format in FORMATS else {}
         entry = {"format": self._format, "files": dict(sorted(files.items())),
                  "versions": {**versions(), **more}, **self._fields}
@@ -137,10 +111,7 @@ class Provenance:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Dumper that writes repeated objects in full instead of as aliases."""
-
-    def ignore_aliases(self, data):
-        return True
+    ignore_aliases = staticmethod(lambda data: True)  # write repeated objects in full
 
 
 def write_export(model_path, writers, provenance=None):
@@ -154,11 +125,18 @@ def write_export(model_path, writers, provenance=None):
     Raises:
         ExportError: a target cannot be written.
     """
+    digests = {}
+
+    def write_and_digest(target, write, temporary):
+        write(temporary)
+        digests[os.path.basename(target)] = _digest(temporary)
+
+    if provenance is not None:
+        writers = {path: partial(write_and_digest, path, write) for path, write in writers.items()}
+        writers[provenance_path(model_path)] = lambda temporary: write_bytes(
+            provenance.content(model_path, digests))(temporary)
     try:
-        if provenance is None:
-            write_together(writers)
-        else:
-            provenance.write_with(model_path, writers)
+        write_together(writers)
     except OSError as error:
         raise ExportError(f"cannot write {model_path}: {error}") from error
 

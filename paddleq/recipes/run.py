@@ -215,7 +215,7 @@ def _static_options(recipe):
 
 
 def _write_program(program, path, format, made_by):
-    record = Provenance.of_program(format, program, made_by)
+    record = Provenance(format, program, **made_by)
     if format == "onnx":
         require_onnx()
         marked = program.copy()

@@ -112,7 +112,7 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                        **({"as_float": True} if kind == "test_model" else {})}
             program.save(os.path.join(folder, save_model_filename),
                          os.path.join(folder, save_params_filename),
-                         Provenance.of_program("pdmodel", program, made_by))
+                         Provenance("pdmodel", program, **made_by))
     if not live:
         return None
     config = LayerConfig(weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight())

@@ -100,7 +100,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     folder = os.fspath(quantize_model_path)
     program.save(os.path.join(folder, save_model_filename),
                  os.path.join(folder, save_params_filename),
-                 Provenance.of_program("pdmodel", program, made_by))
+                 Provenance("pdmodel", program, **made_by))
     return names
 
 
