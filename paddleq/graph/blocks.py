@@ -87,9 +87,9 @@ def _find_sources(model, run, layers, structure):
         sources.append([block_of(x) for x in inputs])
 
     def record_output(layer, inputs, output):
+        relu_follows = False
         if id(layer) in relus:
             block = block_of(inputs[0], before_relu=True) if inputs else None
-            relu_follows = False
         else:
             block = begins.get(id(layer), by_norm.get(id(layer)))
             norm, relu = structure.blocks.get(block, (None, None))

@@ -8,6 +8,8 @@ consumer: if an output of the model changes, there are other consumers.
 
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Dict, List, Tuple
 
 import numpy as np
 import paddle
@@ -17,6 +19,7 @@ PRODUCERS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Conv1DTranspose, nn.Conv2DTrans
 NORMS = (nn.BatchNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.SyncBatchNorm)
 
 
+@dataclass
 class Pairs:
     """Pairs of a producer and a consumer.
 
@@ -25,32 +28,8 @@ class Pairs:
         refused: (producer name, norm name) -> reason that the pair cannot be fused.
     """
 
-    def __init__(self):
-        self.found = []
-        self.refused = {}
-
-
-class _Calls:
-    """Outputs of producers and inputs of consumers in one forward pass."""
-
-    def __init__(self):
-        self.outputs = {}  # id(tensor) -> (producer, tensor, its inplace version)
-        self.calls = {}  # producer or consumer -> number of calls
-        self.edges = []  # (producer or None, consumer, tensor, changed in place in between)
-
-    def produced(self, layer, _inputs, output):
-        self.calls[layer] = self.calls.get(layer, 0) + 1
-        if isinstance(output, paddle.Tensor):
-            # Keeps the tensor alive, so its id is not reused.
-            self.outputs[id(output)] = (layer, output, output.inplace_version)
-
-    def consumed(self, layer, inputs):
-        self.calls[layer] = self.calls.get(layer, 0) + 1
-        # Hooks do not receive keyword arguments.
-        source = id(inputs[0]) if inputs else None
-        producer, tensor, version = self.outputs.get(source, (None, None, 0))
-        changed = tensor is not None and tensor.inplace_version != version
-        self.edges.append((producer, layer, tensor, changed))
+    found: List[Tuple[str, str]] = field(default_factory=list)
+    refused: Dict[Tuple[str, str], str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -104,22 +83,34 @@ def find_edges(run, producers, consumers, refusal_of=lambda *_: None, called_aga
         :class:`Pairs`.
     """
     names = {id(layer): name for name, layer in [*producers.items(), *consumers.items()]}
-    calls = _Calls()
-    with observed([p.register_forward_post_hook(calls.produced) for p in producers.values()]
-                + [c.register_forward_pre_hook(calls.consumed) for c in consumers.values()]):
+    outputs = {}  # id(tensor) -> (producer, tensor, its inplace version)
+    calls, edges = Counter(), []  # (producer, consumer, tensor, changed in place in between)
+
+    def produced(layer, _inputs, output):
+        calls[layer] += 1
+        if isinstance(output, paddle.Tensor):
+            # Keeps the tensor alive, so its id is not reused.
+            outputs[id(output)] = (layer, output, output.inplace_version)
+
+    def consumed(layer, inputs):
+        calls[layer] += 1
+        if inputs and id(inputs[0]) in outputs:  # hooks do not receive keyword arguments
+            producer, tensor, version = outputs[id(inputs[0])]
+            edges.append((producer, layer, tensor, tensor.inplace_version != version))
+
+    with observed([p.register_forward_post_hook(produced) for p in producers.values()]
+                  + [c.register_forward_pre_hook(consumed) for c in consumers.values()]):
         reference = _values(run())
     pairs, candidates = Pairs(), []
-    readings = Counter((producer, consumer) for producer, consumer, _, _ in calls.edges)
-    for producer, consumer, tensor, changed in calls.edges:
-        if producer is None:
-            continue
+    readings = Counter((producer, consumer) for producer, consumer, _, _ in edges)
+    for producer, consumer, tensor, changed in edges:
         pair = (names[id(producer)], names[id(consumer)])
-        if calls.calls[consumer] > 1 and not called_again:
-            reason = f"{pair[1]} is applied {calls.calls[consumer]} times in a forward pass"
+        if calls[consumer] > 1 and not called_again:
+            reason = f"{pair[1]} is applied {calls[consumer]} times in a forward pass"
         elif readings[producer, consumer] > 1:
             reason = f"{pair[1]} reads the output of {pair[0]} {readings[producer, consumer]} times"
-        elif calls.calls[producer] > 1:
-            reason = f"{pair[0]} is called {calls.calls[producer]} times in a forward pass"
+        elif calls[producer] > 1:
+            reason = f"{pair[0]} is called {calls[producer]} times in a forward pass"
         elif changed:
             reason = f"the output of {pair[0]} is changed in place before {pair[1]} reads it"
         else:
@@ -128,7 +119,7 @@ def find_edges(run, producers, consumers, refusal_of=lambda *_: None, called_aga
             candidates.append((producer, [consumer], pair))
         else:
             pairs.refused[pair] = reason
-    calls.outputs.clear()
+    outputs.clear()
     pairs.found = [pair for _, _, pair in _exclusive(candidates, run, reference)]
     for _, _, pair in candidates:
         if pair not in pairs.found:
@@ -169,9 +160,7 @@ def _mismatch(producer, norm, tensor, pair):
 
 def _exclusive(candidates, run, reference):
     """Return the candidates whose output has no reader but their consumer."""
-    if not candidates:
-        return []
-    if _unchanged(candidates, run, reference):
+    if not candidates or _unchanged(candidates, run, reference):
         return candidates
     if len(candidates) == 1:
         return []

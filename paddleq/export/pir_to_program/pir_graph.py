@@ -5,12 +5,11 @@ reads by number and assigns numbers to its results. All validation is done here,
 the converter can rely on the structure.
 """
 
-import contextlib
 import gc
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional
 
 from ...errors import FormatError, UnsupportedOperatorError
 from ..program.pdiparams import MOST_DIMENSIONS
@@ -121,30 +120,20 @@ class PirProgram:
         """
         if not os.path.isfile(path):
             raise FormatError(f"there is no file {path}")
-        with _no_collections():
-            try:
-                with open(path, encoding="utf-8") as file:
-                    content = json.load(file)
-            except OSError as error:
-                raise FormatError(f"cannot read {path}: {error.strerror}") from error
-            except (ValueError, RecursionError) as error:
-                raise FormatError(f"{path} is no JSON: {error}") from error
-            try:
-                return _program(content)
-            except FormatError as error:
-                raise FormatError(f"{path} is no PIR program that can be read: {error}") from error
-
-
-@contextlib.contextmanager
-def _no_collections():
-    """Disable garbage collection, which takes ten times as long as reading a large program."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        collecting = gc.isenabled()
+        gc.disable()  # collections take ten times as long as reading a large program
+        try:
+            with open(path, encoding="utf-8") as file:
+                return _program(json.load(file))
+        except FormatError as error:
+            raise FormatError(f"{path} is no PIR program that can be read: {error}") from error
+        except OSError as error:
+            raise FormatError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{path} is no JSON: {error}") from error
+        finally:
+            if collecting:
+                gc.enable()
 
 
 def _program(content):
@@ -186,32 +175,28 @@ class _Reader:
         name = _name(_get(content, "#", str, "an operation"))
         if name == "builtin.parameter":
             return self.parameter(content)
-        operands = [_get(each, "%", int, name)
-                    for each in _get(content, "I", list, name)]
+        operands = [_get(each, "%", int, name) for each in _get(content, "I", list, name)]
         for number in operands:
             if number not in self.visible:
                 raise FormatError(f"{name} reads the value {number}, which nothing before it makes")
             self.listed += self.lists.get(number, 0)
         if self.listed > _MOST_LISTED:
             raise FormatError(f"its lists are read for more than {_MOST_LISTED} values in all")
-        blocks = []
-        if "regions" in content:
-            blocks = [self.region(each, name, depth + 1)
-                      for each in _get(content, "regions", list, name)]
+        regions = _get(content, "regions", list, name) if "regions" in content else ()
+        blocks = [self.region(each, name, depth + 1) for each in regions]
         attributes = {}
         for each in _get(content, "A", list, name):
-            key, attribute = _attribute(each, name)
+            key = _get(each, "N", str, name)
             if key in attributes:
                 raise FormatError(f"{name} has two attributes {key!r}")
-            attributes[key] = attribute
+            attributes[key] = _attribute(_get(each, "AT", dict, name), f"{name}.{key}", 0)
         results = [self.value(each, name) for each in _get(content, "O", list, name)]
-        made = [len(each.elements) for each in results]
-        if name == "builtin.combine" and made != [len(operands)]:
+        if name == "builtin.combine" and [len(each.elements) for each in results] != [
+                len(operands)]:
             raise FormatError(f"{name} makes something else than a list of its operands")
-        if name == "full_int_array" and "value" in attributes:
-            numbers = attributes["value"].value
-            self.lists.update((each.number, len(numbers)) for each in results
-                              if isinstance(numbers, list))
+        numbers = attributes["value"].value if "value" in attributes else None
+        if name == "full_int_array" and isinstance(numbers, list):
+            self.lists.update((each.number, len(numbers)) for each in results)
         return Operation(name, operands, results, attributes, blocks)
 
     def parameter(self, content):
@@ -223,12 +208,10 @@ class _Reader:
         self.parameters.add(details[3])
         value = self.value(_get(content, "O", dict, "a parameter"), "a parameter")
         # [persistable, stop_gradient, trainable]: others than persistable ones are not stored.
-        flags = content.get("OA")
-        flags = flags if isinstance(flags, list) else []
-        stored = flags[:1] != [0]
+        flags = content["OA"] if isinstance(content.get("OA"), list) else []
         return Operation("builtin.parameter", [], [value],
                          {"name": Attribute("a_str", details[3]),
-                          "stored": Attribute("a_bool", stored),
+                          "stored": Attribute("a_bool", flags[:1] != [0]),
                           "trainable": Attribute("a_bool", flags[2:3] != [0])}, [])
 
     def value(self, content, where):
@@ -278,18 +261,13 @@ def _shape(shape, where):
     return [max(size, -1) for size in shape]
 
 
-def _attribute(content, where) -> Tuple[str, Attribute]:
-    name = _get(content, "N", str, where)
-    return name, _attribute_value(_get(content, "AT", dict, where), f"{where}.{name}", 0)
-
-
-def _attribute_value(content, where, depth):
+def _attribute(content, where, depth):
     kind = _get(content, "#", str, where).split(".")[-1]
     value = content.get("D", content.get("VD"))  # VD: infinities and NaN, which JSON lacks
     if kind == "a_array":
         if not isinstance(value, list) or depth > 2:
             raise FormatError(f"{where}: {_quoted(value)} is no list of values")
-        return Attribute(kind, [_attribute_value(each, where, depth + 1) for each in value])
+        return Attribute(kind, [_attribute(each, where, depth + 1) for each in value])
     if kind == "a_str" and not isinstance(value, str):
         raise FormatError(f"{where}: {_quoted(value)} is no text")
     for number in value if isinstance(value, list) else [value]:
