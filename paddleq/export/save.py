@@ -46,8 +46,10 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
         input_spec: list of ``paddle.static.InputSpec`` or example tensors. Dimensions of None are
             dynamic. Default: the inputs of the last call of a model with simulated layers, with a
             dynamic batch dimension.
-        format: a registered format: "pdmodel" (default) for every runtime; "pir" (``path.json``),
-            which Paddle 3 loads itself and which has no int8 kernels; "onnx" (``path.onnx``), which
+        format: a registered format: "pdmodel" (default): integers, for every runtime, on every
+            Paddle. "pir": ``path.json`` and ``path.pdiparams`` (so each format needs another path),
+            which ``paddle.jit.load`` and Paddle Inference of Paddle 3 load. PIR has no int8 path:
+            quantization is simulated in float, with float weights. "onnx": ``path.onnx``, which
             represents zero points too: see :func:`paddleq.export.to_onnx`.
 
     Raises:
@@ -75,29 +77,18 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
 def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = None,
          onnx_format: bool = True, format: str = "pdmodel",
          made_by: Optional[dict] = None) -> None:
-    """Export a quantized model to the files of a format.
+    """Export a quantized model like :func:`save_quantized_model`, with two more options.
 
     Args:
-        model: a quantized ``paddle.nn.Layer``. It is not changed.
-        path: prefix of the files.
-        input_spec: list of InputSpec or example tensors. None: the inputs of the last call of the
-            model, with a dynamic batch dimension.
         onnx_format: for "pdmodel": ``quantize_linear`` / ``dequantize_linear`` with integer
             weights, or ``fake_*`` operators with float weights.
-        format: a registered format. "pdmodel": integers, for every runtime, on every Paddle. "pir":
-            ``path.json`` and ``path.pdiparams`` (so each format needs another path), the
-            program that Paddle 3 loads with ``paddle.jit.load`` and Paddle Inference. PIR has no
-            int8 path: quantization is simulated in float, with float weights. The file is as large
-            as that of the float model and slower. "onnx": ``path.onnx``, as
-            :func:`paddleq.export.to_onnx` writes it.
         made_by: dict of plain values for ``path.paddleq.yaml`` that describes how the model was
             made. None: the quantization that the front end recorded.
 
     Raises:
-        ModelError: the model is not quantized.
-        ConfigError: unknown format.
-        CalibrationError, ExportError, TraceError: see ``save_quantized_model``.
         DependencyError: the format needs packages that are not installed.
+        ModelError, ConfigError, CalibrationError, ExportError, TraceError: see
+            ``save_quantized_model``.
     """
     exporter = FORMATS[format]()
     path = check_prefix("path", path)
