@@ -81,7 +81,6 @@ class MarkerLowering(abc.ABC):
         self._placeholders = set()  # constants in the place of weights that are integers
 
     def run(self):
-        """Replace all markers."""
         blocks = [(block, list(ops)) for block, ops in self.blocks()]
         self.float_uses = {name for block, ops in blocks for op in ops
                            if self.marker_of(op) is None for name in self.inputs_of(op)}
@@ -115,7 +114,6 @@ class MarkerLowering(abc.ABC):
         return self.integer_weight(marker)
 
     def float_weight(self, marker, value):
-        """Store a weight as floats."""
         if marker.source not in self._folded:
             self._folded[marker.source] = self.store(marker, value, self.float_suffix)
         self.renamed[marker.target] = self._folded[marker.source]

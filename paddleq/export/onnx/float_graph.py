@@ -63,12 +63,11 @@ def float_graph(program, opset):
 def _check_strides(model, version):
     """Raise for strides of 0, which paddle2onnx writes for a pool that it cannot express."""
     for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "strides" and 0 in attribute.ints:
-                raise ExportError(
-                    f"paddle2onnx {version} wrote a {node.op_type} of stride 0: an adaptive pool "
-                    "makes its input larger, which it cannot express; give the pool, or the "
-                    "whole model, a larger input")
+        if any(each.name == "strides" and 0 in each.ints for each in node.attribute):
+            raise ExportError(
+                f"paddle2onnx {version} wrote a {node.op_type} of stride 0: an adaptive pool "
+                "makes its input larger, which it cannot express; give the pool, or the "
+                "whole model, a larger input")
 
 
 def _converter():
@@ -97,7 +96,6 @@ def _converter():
 
 
 def converter_version():
-    """Return the version of paddle2onnx."""
     return _converter()[2]
 
 

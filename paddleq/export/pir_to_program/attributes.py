@@ -7,8 +7,7 @@ from ...errors import FormatError
 from ..program.op_desc import TYPES, make_op, set_typed_attribute
 from ..program.pdiparams import CODES
 
-_KINDS = {"a_bool": bool, "a_i32": int, "a_i64": int, "a_index": int, "a_f32": float,
-          "a_f64": float, "a_str": str, "a_dtype": str}
+_KINDS = {"a_bool": bool, "a_i32": int, "a_i64": int, "a_index": int, "a_str": str, "a_dtype": str}
 _SPECIAL = {"INF": math.inf, "-INF": -math.inf, "NaN": math.nan}
 _LIMITS = {"int": 2 ** 31, "ints": 2 ** 31, "long": 2 ** 63, "longs": 2 ** 63}
 _LISTS = ("ints", "longs", "floats", "bools", "float64s", "strs")
@@ -20,27 +19,19 @@ def plain(attribute):
     if kind == "a_array":
         return [plain(each) for each in value]
     if kind == "a_intarray":
-        return [_number(each, int) for each in _list(value)]
-    if kind == "a_scalar":
-        # [type, number]
-        value = _list(value)
-        if len(value) < 2:
+        return [_checked(each, int) for each in _checked(value, list)]
+    if kind == "a_scalar":  # [type, number]
+        if len(_checked(value, list)) < 2:
             raise FormatError(f"{value!r} is no scalar")
         return value[1]
+    if kind in ("a_f32", "a_f64"):
+        return _SPECIAL[value] if value in _SPECIAL else _checked(value, (int, float)) * 1.0
     if kind not in _KINDS:
         raise FormatError(f"attributes of the type {kind!r} are not supported")
-    if kind in ("a_f32", "a_f64"):
-        return _SPECIAL[value] if value in _SPECIAL else _number(value, (int, float)) * 1.0
-    return _number(value, _KINDS[kind])
+    return _checked(value, _KINDS[kind])
 
 
-def _list(value):
-    if not isinstance(value, list):
-        raise FormatError(f"{str(value)[:50]!r} is no list")
-    return value
-
-
-def _number(value, kind):
+def _checked(value, kind):
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise FormatError(f"{str(value)[:50]!r} is not of type {kind}")
     return value
@@ -52,7 +43,7 @@ def get(operation, name, kind, *default):
         if default:
             return default[0]
         raise FormatError(f"has no attribute {name!r}")
-    return _number(plain(operation.attributes[name]), kind)
+    return _checked(plain(operation.attributes[name]), kind)
 
 
 def mismatch(row, given):

@@ -10,7 +10,6 @@ _IN_INT32 = {"OutSize", "SizeTensor"}  # tensors that Paddle 2.6 reads as int32
 
 
 def write_by_row(converter, operation, row, in_place=False):
-    """Convert one operation by its row."""
     given = dict(operation.attributes)
     mismatch = attributes.mismatch(row, given)
     if mismatch:

@@ -95,14 +95,12 @@ class Values:
                                          "tensor")
 
     def define_list(self, value, name):
-        """Add variables for the values in a list and return their names."""
         keys = [(value.number, i) for i in range(len(value.elements))]
         self.lists[value.number] = keys
         return [self.define(Value(key, element.dtype, element.shape), f"{name}.{i}")
                 for i, (key, element) in enumerate(zip(keys, value.elements))]
 
     def bind(self, value, name):
-        """Map a value to an existing variable."""
         self.names[value.number] = name
         self.values.setdefault(name, []).append(value.number)
         self.types[value.number] = value
@@ -149,7 +147,6 @@ class Values:
         raise FormatError(f"the value {number} is {kind} where a tensor is expected")
 
     def names_of(self, number):
-        """Return the variables of the values in a list."""
         return [self.name_of(each) for each in self.lists.get(number, [number])]
 
     def expect(self, numbers, times):

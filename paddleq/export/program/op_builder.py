@@ -29,11 +29,9 @@ class OpBuilder:
         return unique
 
     def taken(self, name):
-        """Return True if the name is in use or reserved."""
         return name in self._names
 
     def variable(self, block, name, shape, dtype="float32"):
-        """Add a variable and return its name."""
         return self.program.add_variable(block, self.fresh(name), dtype, shape)
 
     def variable_like(self, block, other, name, dtype="float32"):
@@ -41,11 +39,9 @@ class OpBuilder:
         return self.variable(block, name, shape_of(self.program.variable(other, block)), dtype)
 
     def parameter(self, name, array):
-        """Add a parameter and return its name."""
         return self.program.add_parameter(self.fresh(name), array)
 
     def quantize_dequantize(self, block, source, target, abs_max, bits):
-        """Quantize and dequantize an activation."""
         scale = self.parameter(f"{target}.scale", abs_max)
         quantized = self.variable_like(block, target, f"{target}.quantized")
         zero = self._zero()

@@ -85,7 +85,6 @@ def rename_inputs(ops, names):
 
 
 def replace_ops(block, ops):
-    """Replace the operators of a block."""
     # extend() copies, and its source must outlive the emptying of the block.
     kept = [type(op).FromString(op.SerializeToString()) for op in ops]
     del block.ops[:]

@@ -112,7 +112,6 @@ class Program:
         return copied
 
     def add_block(self, parent):
-        """Add a block inside ``parent``."""
         block = self.desc.blocks.add()
         block.idx, block.parent_idx, block.forward_block_idx = (
             len(self.desc.blocks) - 1, parent.idx, -1)

@@ -69,13 +69,11 @@ def stack(converter, operation):
 
 
 def create_array(converter, operation):
-    """Declare a TensorArray."""
     (value,) = operation.results
     converter.define(value, f"array_{converter.next()}")
 
 
 def write_to_array(converter, operation):
-    """Write an element of a TensorArray in place."""
     (value,) = operation.results
     array, x, i = (converter.name_of(number) for number in operation.operands)
     converter.bind(value, array)
@@ -83,7 +81,6 @@ def write_to_array(converter, operation):
 
 
 def read_from_array(converter, operation):
-    """Read an element of a TensorArray."""
     (value,) = operation.results
     target = converter.define(value, converter.label("array_read"))
     array, i = (converter.name_of(number) for number in operation.operands)
@@ -91,14 +88,12 @@ def read_from_array(converter, operation):
 
 
 def array_length(converter, operation):
-    """Return the length of a TensorArray."""
     (array,), (value,) = operation.operands, operation.results
     target = converter.define(value, converter.label("array_length"))
     converter.write("lod_array_length", {"X": converter.name_of(array)}, {"Out": target})
 
 
 def array_to_tensor(converter, operation):
-    """Concatenate or stack the elements of a TensorArray."""
     (array,), label = operation.operands, converter.label("array_to_tensor")
     out, index = operation.results
     name = converter.name_of(array)
