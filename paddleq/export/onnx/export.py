@@ -124,17 +124,6 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
     """
     import onnx
 
-    model = _onnx_model(program, marks, opset, target)
-    if model.ByteSize() > _MOST_BYTES:
-        raise ExportError(f"the model has {model.ByteSize()} bytes, and one ONNX file holds at "
-                          f"most {_MOST_BYTES}; write format='pdmodel'")
-    content = model.SerializeToString()
-    # Its full check infers shapes, which kills the process on some graphs.
-    onnx.checker.check_model(content)
-    write_export(path, {path: write_bytes(content)}, provenance)
-
-
-def _onnx_model(program, marks, opset, target):
     opset = default_opset(marks) if opset is None else opset
     for mark in marks:
         check_opset(mark, opset)
@@ -147,13 +136,18 @@ def _onnx_model(program, marks, opset, target):
     graph = OnnxGraph(model)
     simplify(graph)
     OnnxLowering(graph, marks, opset, parameters).run()
-    fold_weight_views(graph)
-    fold_biases(graph)
-    fold_batch_norms(graph)
-    enlarge_scales(graph)
+    for fold in (fold_weight_views, fold_biases, fold_batch_norms, enlarge_scales):
+        fold(graph)
     if target == "onnxruntime":
         place_quantizers(graph)
-    return graph.finish(opset)
+    model = graph.finish(opset)
+    if model.ByteSize() > _MOST_BYTES:
+        raise ExportError(f"the model has {model.ByteSize()} bytes, and one ONNX file holds at "
+                          f"most {_MOST_BYTES}; write format='pdmodel'")
+    content = model.SerializeToString()
+    # Its full check infers shapes, which kills the process on some graphs.
+    onnx.checker.check_model(content)
+    write_export(path, {path: write_bytes(content)}, provenance)
 
 
 def _files(prefix):

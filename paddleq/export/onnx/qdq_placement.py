@@ -84,11 +84,10 @@ class _QuantizerMotion:
             return 0.0, np.inf
         if node.op_type != "Clip":
             return None
-        limits = []
-        for index, default in ((1, -np.inf), (2, np.inf)):
-            given = len(node.input) > index and node.input[index]
-            limits.append(self.graph.scalar(given) if given else default)
-        return None if None in limits else tuple(limits)
+        lowest, highest = [*node.input[1:], "", ""][:2]
+        limits = (self.graph.scalar(lowest) if lowest else -np.inf,
+                  self.graph.scalar(highest) if highest else np.inf)
+        return None if None in limits else limits
 
     def rebuilt(self, quantizer, between):
         """Return the nodes that quantize first, then clip and move the integers."""
@@ -108,13 +107,11 @@ class _QuantizerMotion:
             names = [graph.constant(f"{last}.{side}", np.array(limit, zero.dtype))
                      for side, limit in (("low", low), ("high", high))]
             steps.insert(0, make_node("Clip", ["", *names], ""))
-        first = between[-1].input[0]
-        chain = [quantizer, *steps]
-        for node, source in zip(chain, [first, *[None] * len(steps)]):
-            node.input[0] = source or previous  # noqa: F821
-            previous = node.output[0] = (
-                last if node is chain[-1] else graph.fresh(f"{last}.{node.op_type}"))
-            node.name = f"{node.op_type}:{previous}"
+        chain, name = [quantizer, *steps], between[-1].input[0]
+        for node in chain:
+            node.input[0] = name
+            name = last if node is chain[-1] else graph.fresh(f"{last}.{node.op_type}")
+            node.output[0], node.name = name, f"{node.op_type}:{name}"
         return chain
 
 
@@ -166,19 +163,17 @@ def _dequantize_at_load(graph):
         nodes.append(node)
         if not _dequantizes(node) or not _is_simple_weight(graph, node):
             continue
-        consumers = kernels.consumers[node.output[0]]
+        (name,) = node.output
         # Between integers ONNX Runtime would quantize float weights again, with its own scales.
-        in_float = [each for each in consumers if each is None or not (
+        in_float = [each for each in kernels.consumers[name] if each is None or not (
             kernels.is_integer(each) or kernels.is_between_integers(each))]
-        if not in_float:
-            continue
-        if len(in_float) == len(consumers):
+        if len(in_float) == len(kernels.consumers[name]):
             nodes.pop()
-            nodes += _cast_and_multiply(graph, node, node.output[0])
-            continue
-        target = graph.fresh(f"{node.output[0]}.float")
-        nodes += _cast_and_multiply(graph, node, target)
-        renamed.append(([each for each in in_float if each is not None], node.output[0], target))
+            nodes += _cast_and_multiply(graph, node, name)
+        elif in_float:
+            target = graph.fresh(f"{name}.float")
+            nodes += _cast_and_multiply(graph, node, target)
+            renamed.append(([each for each in in_float if each is not None], name, target))
     graph.nodes = nodes
     for consumers, name, target in renamed:
         graph.rename_inputs({name: target}, consumers)
@@ -195,8 +190,8 @@ def _cast_and_multiply(graph, node, target):
     shape = [1] * integers.ndim
     if scale.size != 1:
         shape[attribute(node, "axis", 1)] = -1
-    name, steps = f"{node.output[0]}.number", []
-    steps.append(make_node("Cast", [node.input[0]], graph.fresh(name), to=FLOAT))
+    name = f"{node.output[0]}.number"
+    steps = [make_node("Cast", [node.input[0]], graph.fresh(name), to=FLOAT)]
     if zero.any():
         zeros = graph.constant(f"{name}.zero", zero.astype(np.float32).reshape(shape))
         steps.append(make_node("Sub", [steps[-1].output[0], zeros],
