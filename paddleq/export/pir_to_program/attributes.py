@@ -46,17 +46,7 @@ def get(operation, name, kind, *default):
     return _checked(plain(operation.attributes[name]), kind)
 
 
-def mismatch(row, given):
-    """Describe the attribute that differs from the value that a row requires, None if all match."""
-    for entry in row.attributes:
-        if entry.fixed and entry.pir in given:
-            value = plain(given[entry.pir])
-            if value != entry.default:
-                return f"{entry.pir} = {value} instead of {entry.default}"
-    return None
-
-
-def of_row(row, given):
+def of_row(row, operation, given):
     """Return the legacy attributes of a row, and remove those of PIR from ``given``."""
     values = {}
     for entry in row.attributes:
@@ -66,6 +56,10 @@ def of_row(row, given):
             raise FormatError(f"has no attribute {entry.pir!r}")
         else:
             value = entry.default
+        if entry.fixed and value != entry.default:
+            raise operation.unsupported(
+                f"has {entry.pir} = {value} instead of {entry.default}, which is all that the "
+                f"legacy operator {row.legacy} does")
         if entry.legacy != "-" and not entry.fixed:
             values[entry.legacy] = entry.type, value
     values.update((entry.legacy, (entry.type, entry.default)) for entry in row.added)

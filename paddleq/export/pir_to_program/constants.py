@@ -15,23 +15,19 @@ class Constant:
         shape: list of dimensions.
         numbers: one number for all elements, or one for each element.
         place: position of the operator that writes it, if one is needed.
-        each: True if ``numbers`` has one number for each element.
+        kind: type of the legacy operator that writes it: "fill_constant" (one number) or
+            "assign_value" (a number for each element).
     """
 
     value: object
     shape: list
     numbers: list
     place: object
-    each: bool = False
-
-    @property
-    def kind(self):
-        """Type of the legacy operator that writes it."""
-        return "assign_value" if self.each else "fill_constant"
+    kind: str
 
     def op(self, name):
         """Create the legacy operator that writes it to the variable ``name``."""
-        if self.each:
+        if self.kind == "assign_value":
             return assign_value(name, self.value.dtype, self.shape, self.numbers)
         return fill_constant(name, self.value.dtype, self.shape, self.numbers[0])
 

@@ -11,12 +11,8 @@ _IN_INT32 = {"OutSize", "SizeTensor"}  # tensors that Paddle 2.6 reads as int32
 
 def write_by_row(converter, operation, row, in_place=False):
     given = dict(operation.attributes)
-    mismatch = attributes.mismatch(row, given)
-    if mismatch:
-        raise operation.unsupported(f"has {mismatch}, which is all that the legacy operator "
-                                     f"{row.legacy} does")
     operands = _Operands(converter, operation, row, given)
-    values = {**operands.attributes, **attributes.of_row(row, given)}
+    values = {**operands.attributes, **attributes.of_row(row, operation, given)}
     if row.pir in attributes.HOOKS:
         attributes.HOOKS[row.pir](converter, operation, values)
     left = set(given) - IGNORED

@@ -113,11 +113,11 @@ class Values:
         if old in self.names:
             self.values[self.names[old]].append(new)
 
-    def constant(self, value, shape, numbers, each=False):
+    def constant(self, value, shape, numbers, kind="fill_constant"):
         """Register a constant, which is written only if an operator needs it as a tensor."""
         self.types[value.number] = value
         self.constants[value.number] = Constant(value, shape, numbers, self.scope.placeholder(),
-                                                each)
+                                                kind)
         if value.number in self.changing:
             self.name_of(value.number)
             del self.constants[value.number]

@@ -26,7 +26,7 @@ def full_int_array(converter, operation):
     """Register a constant with a number for each element, usually a shape or axes."""
     (value,) = operation.results
     numbers = plain(operation.attributes["value"])
-    converter.constant(value, [len(numbers)], numbers, each=True)
+    converter.constant(value, [len(numbers)], numbers, "assign_value")
 
 
 def full_with_tensor(converter, operation):
