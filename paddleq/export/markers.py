@@ -89,7 +89,6 @@ class MarkerLowering(abc.ABC):
         for block, ops in lowered:
             self.rename_inputs(ops)
             self.set_operations(block, [op for op in ops if not self._is_placeholder(op)])
-        self.finish()
 
     def _lowered(self, block, op):
         found = self.marker_of(op)
@@ -187,9 +186,6 @@ class MarkerLowering(abc.ABC):
     @abc.abstractmethod
     def integer_weight(self, marker):
         """Store a weight of integers and return the operators that dequantize it."""
-
-    def finish(self):  # noqa: B027 (optional to override)
-        """Complete the graph after all markers are replaced."""
 
 
 def simulated_weight(mark):

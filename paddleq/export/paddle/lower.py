@@ -121,7 +121,8 @@ class _ProgramLowering(MarkerLowering):
     def set_parameter(self, source, array):
         self.program.set_parameter(source, array)
 
-    def finish(self):
+    def run(self):
+        super().run()
         self.program.remove_unused_parameters()
 
 

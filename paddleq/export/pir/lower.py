@@ -165,7 +165,8 @@ class _PirLowering(MarkerLowering):
     def set_parameter(self, source, array):
         self.files.arrays[self.names[source]] = array
 
-    def finish(self):
+    def run(self):
+        super().run()
         self.files.top["ops"][:0] = self.files.added
 
 
