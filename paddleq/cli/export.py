@@ -15,8 +15,9 @@ from ..recipes.recipe import load_yaml_file
 from ..recipes.run import written_files
 from ..recipes.schema import RecipeSections
 from ..saved_model.files import locate
-from .main import command
 from .options import (
+    command,
+    converted,
     data_options,
     default_of,
     layer_of,
@@ -28,10 +29,12 @@ from .options import (
     report_written,
 )
 
-_FORMATS = click.Choice(list(FORMATS))
+_check_format = converted(lambda name: FORMATS.check(name, "--format"))
 _formats_option = click.option(
-    "--format", "formats", type=_FORMATS, multiple=True, default=["pdmodel"], show_default=True,
-    help="may be repeated; pir is for a Layer")
+    "--format", "formats", metavar="FORMAT", callback=_check_format, multiple=True,
+    default=["pdmodel"], show_default=True,
+    help="pdmodel, onnx, pir (of a Layer) or another that 'paddleq extensions' lists; may be "
+         "repeated")
 
 
 @command("ptq", """
@@ -85,7 +88,7 @@ def dynamic(model, output, formats, bits, per_tensor, op_types):
 @model_options
 @output_option
 @click.option("--config", metavar="FILE", help="configuration of QAT as YAML")
-@click.option("--format", type=_FORMATS, default="pdmodel", show_default=True)
+@click.option("--format", callback=_check_format, default="pdmodel", show_default=True)
 def qat_export(model, output, config, format):
     """Export a model after quantization-aware training (QAT).
 

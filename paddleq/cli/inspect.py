@@ -22,8 +22,8 @@ from ..observers import OBSERVERS
 from ..recipes.run import data_of, sensitivities
 from ..recipes.schema import ChecksSection
 from ..saved_model.files import locate
-from .main import command
 from .options import (
+    command,
     data_options,
     default_of,
     model_options,

@@ -10,41 +10,18 @@ import paddle
 from .. import __version__
 from .._checks import hint
 from ..errors import ConfigError, PaddleqError
+from . import export, inspect
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-
-_STATUS = """\b
-exit status:
-  0    success; the last line of standard output lists the written files
-  1    the model or the data cannot be used, or a check failed; the
-       reason is on standard error
-  2    the command line or a recipe is wrong
-  130  interrupted
-Files are written completely or not at all."""
-
-# Command -> module. Modules are imported on use, because some require packages of an extra.
-COMMANDS = {
-    "ptq": "export", "dynamic": "export", "qat-export": "export", "run": "export",
-    "export": "export", "to-pdmodel": "export", "verify": "inspect", "inspect": "inspect",
-    "sensitivity": "inspect", "report": "inspect", "serve-vdl": "inspect",
-    "extensions": "inspect",
-}
-
-
-def command(name, examples):
-    """Return the decorator of a command; its help shows ``examples`` and the exit status."""
-    return click.command(name, epilog=f"\b\nexamples:{examples}\n\n{_STATUS}")
+COMMANDS = {each.name: each for each in (
+    export.ptq, export.dynamic, export.qat_export, export.run, export.export, export.to_pdmodel,
+    inspect.verify, inspect.inspect, inspect.sensitivity, inspect.report, inspect.serve_vdl,
+    inspect.extensions)}
 
 
 class _Group(click.Group):
     def list_commands(self, ctx):
-        return list(COMMANDS)
-
-    def get_command(self, ctx, name):
-        if name not in COMMANDS:
-            return None
-        module = importlib.import_module(f"..{COMMANDS[name]}", __name__)
-        return getattr(module, name.replace("-", "_"))
+        return list(COMMANDS)  # in this order
 
     def resolve_command(self, ctx, args):
         name = args[0]
@@ -54,7 +31,7 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Group, no_args_is_help=False,
+@click.group(cls=_Group, commands=COMMANDS, no_args_is_help=False,
              context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
              epilog="""\b
 examples:

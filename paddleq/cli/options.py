@@ -1,4 +1,4 @@
-"""Options that several commands share, and the recipe sections that they give."""
+"""Help and options that commands share, and the recipe sections that the options give."""
 
 import functools
 import inspect
@@ -13,6 +13,20 @@ from ..recipes import Recipe
 from ..recipes.recipe import load_yaml
 from ..recipes.schema import DataSection
 from ..recipes.sources import build_model
+
+_STATUS = """\b
+exit status:
+  0    success; the last line of standard output lists the written files
+  1    the model or the data cannot be used, or a check failed; the
+       reason is on standard error
+  2    the command line or a recipe is wrong
+  130  interrupted
+Files are written completely or not at all."""
+
+
+def command(name, examples):
+    """Return the decorator of a command; its help shows ``examples`` and the exit status."""
+    return click.command(name, epilog=f"\b\nexamples:{examples}\n\n{_STATUS}")
 
 
 def default_of(section, key):
@@ -45,9 +59,10 @@ def _input(text):
                                     for size in shape.split("x")], "dtype": dtype or "float32"}
 
 
-def _each(convert):
-    """Return the callback of an option that may be repeated."""
-    return lambda _context, _option, texts: [convert(text) for text in texts]
+def converted(convert):
+    """Return the callback of an option, which converts its value or each of its values."""
+    return lambda _context, option, value: (
+        [convert(each) for each in value] if option.multiple else convert(value))
 
 
 def _section(name, make, *options):
@@ -85,10 +100,10 @@ model_options = _section(
     "model", _model, click.argument("model"),
     click.option("--weights", metavar="FILE", help="weights for a Layer (.pdparams, .safetensors)"),
     click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE",
-                 callback=_each(_argument),
+                 callback=converted(_argument),
                  help="argument of the function that builds the Layer; may be repeated"),
     click.option("--input", "inputs", multiple=True, metavar="NAME:SHAPE[:DTYPE]",
-                 callback=_each(_input),
+                 callback=converted(_input),
                  help="an input of the Layer, such as image:?x3x224x224, ? where a size is open; "
                       "may be repeated (default: what it was calibrated with, the first size "
                       "open)"))
@@ -111,7 +126,7 @@ data_options = _section(
     click.option("--keys", multiple=True, metavar="KEY",
                  help="array of the .npz that is an input; may be repeated (default: all)"),
     click.option("--transform", multiple=True, metavar="STEP",
-                 callback=_each(lambda text: yaml_of(text, "--transform")),
+                 callback=converted(lambda text: yaml_of(text, "--transform")),
                  help="step from an image to an array: a name in paddle.vision.transforms, "
                       "'{Resize: {size: 256}}', or MODULE:FUNCTION; may be repeated"),
     click.option("--batch-size", type=int, default=default_of(DataSection, "batch_size"),
@@ -134,8 +149,7 @@ per_tensor_option = click.option("--per-tensor", is_flag=True,
 ptq_options = _section(
     "quantize", _ptq,
     click.option("--algo", metavar="OBSERVER", default="KL", show_default=True,
-                 callback=lambda _context, _option, value: check_activation_observer(
-                     "--algo", value),
+                 callback=converted(lambda name: check_activation_observer("--algo", name)),
                  help="observer of activations: KL, hist, abs_max, mse or another that 'paddleq "
                       "extensions' lists"),
     click.option("--hist-percent", type=float,

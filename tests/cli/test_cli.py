@@ -486,6 +486,7 @@ def test_serve_vdl(folder):
     (["ptq", "zoo.py:build", "-d", "images.npy", "--hist-percent", "0.9", "-o", "o"], 2,
      "hist_percent"),
     (["dynamic", "nowhere", "-o", "o"], 1, "nowhere"),
+    (["dynamic", "zoo.py:build", "--format", "pdmodle", "-o", "o"], 2, "did you mean 'pdmodel'?"),
     (["dynamic", "zoo.py:build", "--bits", "4", "-o", "o"], 2, "'4'"),
     (["dynamic", "zoo.py:build", "--op-type", "conv", "-o", "o"], 2, "'conv'"),
     (["qat-export", "float", "--weights", "w", "-o", "o"], 2, "MODULE:FUNCTION"),
