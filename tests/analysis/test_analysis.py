@@ -15,7 +15,7 @@ from nets import SmallNet, warmed
 from paddle import nn
 from paddle.vision.models import mobilenet_v1, resnet18
 from runtimes import openvino, paddle_inference, relative_error
-from separable import LAYERS, SeparableNet, accuracy, plant, train
+from separable import LAYERS, SeparableNet, accuracy, enlarge_channel, train
 
 import paddleq
 from paddleq._layer_state import read_state
@@ -422,7 +422,7 @@ def planted(net, places, channel=5):
     net = copy.deepcopy(net)
     layers = dict(net.named_sublayers())
     for norm, conv in places:
-        plant(layers[norm], layers[conv], channel)
+        enlarge_channel(layers[norm], layers[conv], channel)
     return net
 
 

@@ -1,4 +1,4 @@
-"""Print by how many times its size loading a file raises the memory of this process."""
+"""Print the memory that loading a file takes, as a multiple of the size of the file."""
 
 import os
 import sys

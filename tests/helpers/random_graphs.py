@@ -2,9 +2,9 @@
 
 Each operator is tried in dygraph while it is drawn, on three sets of values ("lanes") at once: on
 a batch, on a batch of another size (so that what depends on the batch size is known), and on the
-first batch with every result slightly disturbed. What cannot run on both sizes, overflows, or
-answers a small disturbance with a large one (a ``floor`` at an integer, an ``argmax`` of equals)
-is not taken: no runtime could be held to its result.
+first batch with every result slightly disturbed. Operators are rejected that do not run on both
+sizes, overflow, or amplify a small disturbance (a ``floor`` at an integer, an ``argmax`` of equal
+values), because runtimes cannot be compared on their results.
 """
 
 from typing import Callable, NamedTuple

@@ -1,9 +1,8 @@
-"""Quantizes a network with a resume_dir, again and again, in processes that are killed meanwhile.
+"""Quantize a network with a resume_dir in processes that are killed at random times.
 
-Run as ``python resume_worker.py folder kills seed``. Each process is a fork of this one, from
-before anything was computed; it is killed by SIGKILL at a random moment of its work. Prints the
-digest of the uninterrupted result, then of each finished one, and how often a kill met how many
-finished layers.
+Run as ``python resume_worker.py folder kills seed``. Each process is a fork of this one before any
+computation. Prints the digest of the uninterrupted result, the digest of each finished one, and the
+number of kills by number of finished layers.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The real runtimes, for tests: run an exported file, return arrays."""
+"""Run exported files in the installed runtimes and return the outputs as arrays."""
 
 import numpy as np
 import paddle.inference as inference

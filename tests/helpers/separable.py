@@ -1,4 +1,4 @@
-"""A small MobileNet for digits, and how to plant a layer that quantizes badly."""
+"""A small MobileNet for digits, and a change of a layer that increases its quantization error."""
 
 import numpy as np
 import paddle
@@ -57,15 +57,15 @@ def train(net, images, labels, epochs=5, batch=64, rate=1e-2):
 
 
 def accuracy(net, images, labels):
-    """Share of the images that ``net`` labels rightly."""
+    """Return the share of the images that ``net`` classifies correctly."""
     with paddle.no_grad():
         return float((net(paddle.to_tensor(images)).numpy().argmax(1) == labels).mean())
 
 
-def plant(norm, conv, channel, factor=100.0):
-    """Make one channel of the input of ``conv`` ``factor`` times as large, the output the same.
+def enlarge_channel(norm, conv, channel, factor=100.0):
+    """Multiply one channel of the input of ``conv`` by ``factor``; its output is unchanged.
 
-    ``norm`` and a ReLU are all that is in front of ``conv``: relu(factor * x) = factor * relu(x).
+    ``conv`` follows ``norm`` and a ReLU: relu(factor * x) = factor * relu(x).
     """
     weight = conv.weight.numpy()
     depthwise = weight.shape[1] == 1 and conv._groups > 1

@@ -1,4 +1,4 @@
-"""A small decoder, trained a little on digits, and the same in float64 numpy.
+"""A small decoder, trained on digits, and its reference in float64 numpy.
 
 The rows of an image are its tokens. What quantizes a Linear in the numpy version is given to it, so
 that a test says in formulas what a quantized decoder computes.

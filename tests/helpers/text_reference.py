@@ -1,4 +1,4 @@
-"""The decoders of demo.text once more: float64, numpy, one token and one head at a time."""
+"""Reference of the decoders of demo.text in float64 numpy, one token and one head at a time."""
 
 import numpy as np
 from scipy.special import erf

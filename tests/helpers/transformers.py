@@ -1,4 +1,4 @@
-"""Small transformers as users write them, each with its own way of calling its layers."""
+"""Small transformers that call their layers in different ways."""
 
 import collections
 
