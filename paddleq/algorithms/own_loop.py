@@ -71,7 +71,13 @@ def finish(model: nn.Layer) -> None:
     calibration = read_state(model).calibration
     if calibration is None:
         raise ModelError("model is not being calibrated; call quantize() on it first")
-    calibration.check_complete()
+    missing = [layer for layer in calibration.layers if layer.quantized is None]
+    if missing:
+        listed = ", ".join(f"{layer.name} ({layer.batches})" for layer in missing)
+        raise CalibrationError(
+            f"calibration needs {missing[0].num_batches} batches, but {len(missing)} of "
+            f"{len(calibration.layers)} layers saw fewer: {listed}; run the model on more batches, "
+            "or call quantize() on the float model with another batch_num or without these layers")
     state_of(model).calibration = None
     for hooks in forward_hooks(model):
         for key in [key for key, hook in hooks.items()
@@ -126,17 +132,6 @@ class _Calibration:
             layer.quantize()
         if ready and all(layer.quantized is not None for layer in self.layers):
             _logger.info("%d layers calibrated and quantized", len(self.layers))
-
-    def check_complete(self):
-        """Raise unless every layer is quantized."""
-        missing = [layer for layer in self.layers if layer.quantized is None]
-        if missing:
-            listed = ", ".join(f"{layer.name} ({layer.batches})" for layer in missing)
-            raise CalibrationError(
-                f"calibration needs {missing[0].num_batches} batches, but {len(missing)} of "
-                f"{len(self.layers)} layers saw fewer: {listed}; run the model on more batches, "
-                "or call quantize() on the float model with another batch_num or without these "
-                "layers")
 
 
 class _Calibrator:

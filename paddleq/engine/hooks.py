@@ -60,8 +60,8 @@ def patched_forwards(layers: Mapping[Any, nn.Layer], forward: Callable) -> Itera
                 layer.__dict__["forward"] = own
 
 
-def capture_calls(layers: Mapping[str, nn.Layer],
-                  on_call: Callable[[str, tuple, dict, Any], None]) -> ContextManager[None]:
+def capture_calls(layers: Mapping[Any, nn.Layer],
+                  on_call: Callable[[Any, tuple, dict, Any], None]) -> ContextManager[None]:
     """Call ``on_call(name, args, kwargs, output)`` after each call of a layer while open.
 
     Args:
