@@ -151,6 +151,11 @@ def scalar(x: Any) -> float:
     return x.item()
 
 
+def dtype_name(dtype: Any) -> Any:
+    """Return the name of a data type, such as "float32". Paddle annotates names as literals."""
+    return str(dtype).replace("paddle.", "")
+
+
 def own_sublayers(layer: nn.Layer) -> Dict[str, nn.Layer]:
     """Return the dict in which ``layer`` keeps its direct sublayers."""
     return layer._sub_layers
@@ -180,7 +185,7 @@ def _reduce_tensor(tensor):
         # Initializers, which the others are, may be closures.
         attributes = {name: value for name, value in tensor.__dict__.items()
                       if name not in ("_init_func", "_init_op_creator")}
-    dtype = str(tensor.dtype).replace("paddle.", "")
+    dtype = dtype_name(tensor.dtype)
     return _make_tensor, (tensor.numpy(), dtype, tensor.name, tensor.stop_gradient,
                           tensor.persistable, attributes)
 

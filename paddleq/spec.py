@@ -5,7 +5,7 @@ compute the same values. This module does not touch tensors.
 """
 
 from dataclasses import dataclass, field
-from typing import Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union
 
 from ._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
 from .errors import ConfigError
@@ -150,7 +150,7 @@ class QuantSpec:
     binary: bool = field(init=False, repr=False, compare=False)
     quant_min: int = field(init=False, repr=False, compare=False)
     quant_max: int = field(init=False, repr=False, compare=False)
-    storage: str = field(init=False, repr=False, compare=False)
+    storage: Any = field(init=False, repr=False, compare=False)  # str
     channel_axis: Optional[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

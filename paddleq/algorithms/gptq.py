@@ -11,6 +11,7 @@ from ..errors import CalibrationError
 from ..functional import WeightQParams, compute_weight_qparams
 from ..functional.fake_quant import round_and_clip_
 from ..functional.weight_qparams import group_size
+from ..observers import ChannelStats
 from ..spec import PerGroup
 from .base import (
     QuantizedWeight,
@@ -83,7 +84,7 @@ class GPTQ(Rounder):
         check_bool("act_order", self.act_order)
         check_bool("static_groups", self.static_groups)
 
-    def quantize_all(self, weights, spec, stats, clips=None):
+    def quantize_all(self, weights, spec, stats: ChannelStats, clips=None):
         weights = [checked_weight(weight, spec) for weight in weights]
         clips = clips or [None] * len(weights)
         regrouped = not self.accepts_clips(spec)

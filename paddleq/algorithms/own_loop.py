@@ -109,12 +109,12 @@ class _Calibration:
         self.layers = []
         self._in_model = False
 
-    def begin_batch(self, model, inputs):
+    def begin_batch(self, model, inputs) -> Any:
         self._in_model = True
         for layer in self.layers:
             layer.saw_batch = False  # set by a forward pass that failed
 
-    def end_batch(self, model, inputs, outputs):
+    def end_batch(self, model, inputs, outputs) -> Any:
         self._in_model = False
         self._count(self.layers)
 

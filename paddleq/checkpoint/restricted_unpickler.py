@@ -12,6 +12,7 @@ from typing import Any, Dict, Union
 import numpy as np
 from paddle import nn
 
+from .._paddle_compat import dtype_name
 from ..errors import FormatError, ModelError
 from .safetensors_io import map_file, parse_tensors
 
@@ -31,7 +32,7 @@ def read_state(path: Union[str, os.PathLike]) -> Dict[str, np.ndarray]:
         return parse_tensors(map_file(path), path)
     try:
         with open(path, "rb") as file:
-            state = _plain(_Unpickler(_BoundedReader(file)).load())
+            state: Any = _plain(_Unpickler(_BoundedReader(file)).load())
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}") from error
     except (pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError,
@@ -82,7 +83,7 @@ def _listed(keys):
 
 def _fits(array, tensor):
     # bfloat16 is saved as the integers of its bits.
-    name = str(tensor.dtype).replace("paddle.", "")
+    name = dtype_name(tensor.dtype)
     return list(array.shape) == list(tensor.shape) and array.dtype == np.dtype(
         "uint16" if name == "bfloat16" else name)
 
@@ -142,14 +143,17 @@ class _BoundedReader:
         return self.file.read(min(count, self.size))
 
 
-class _Unpickler(pickle._Unpickler):
+_PythonUnpickler: Any = pickle._Unpickler  # typeshed knows a part of it only
+
+
+class _Unpickler(_PythonUnpickler):
     """Unpickler that knows ``_INSTRUCTIONS`` and ``_CALLABLES`` only.
 
     It derives from the implementation in Python: that in C allocates 32 GB for a file with a memo
     index of 2**31, and has no table of instructions.
     """
 
-    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _CODES}
+    dispatch = {code: _PythonUnpickler.dispatch[code] for code in _CODES}
 
     def find_class(self, module, name):
         if (module, name) not in _CALLABLES:
@@ -159,7 +163,7 @@ class _Unpickler(pickle._Unpickler):
     def _load_build(self):
         if type(self.stack[-2]) not in (_Array, _DType):
             raise pickle.UnpicklingError("it sets attributes of a value that is no array")
-        pickle._Unpickler.load_build(self)
+        super().load_build()
 
     dispatch[pickle.BUILD[0]] = _load_build
 

@@ -15,6 +15,7 @@ from typing import Any, Dict, Union
 
 import numpy as np
 
+from .._paddle_compat import dtype_name
 from ..errors import FormatError, ModelError
 
 # The format's name of a dtype -> the numpy dtype of the same bytes.
@@ -83,7 +84,7 @@ def file_digest(data: Union[mmap.mmap, io.BytesIO]) -> str:
     return digest.hexdigest()
 
 
-def parse_tensors(data: Union[mmap.mmap, io.BytesIO], path: Any) -> Dict[str, np.ndarray]:
+def parse_tensors(data: Any, path: Any) -> Dict[str, np.ndarray]:
     """Return the arrays of a mapped file by name, as views of it.
 
     Args:
@@ -114,7 +115,7 @@ def parse_tensors(data: Union[mmap.mmap, io.BytesIO], path: Any) -> Dict[str, np
 
 
 def _kind(name, tensor):
-    dtype = str(tensor.dtype).replace("paddle.", "")
+    dtype = dtype_name(tensor.dtype)
     if dtype not in _NAMES:
         raise ModelError(f"{name} is {dtype}, which a safetensors file cannot hold; leave it out "
                          f"of the model's state or make it one of {', '.join(sorted(_NAMES))}")

@@ -36,10 +36,13 @@ def check_activation_observer(name: str, value: Any) -> str:
     return check_choice(name, value, activation_observers())
 
 
-def static_activation(spec: QuantSpec,
-                      observer: str = MIN_MAX) -> Union[QuantSpec, "QuantizerConfig"]:
+def static_activation(spec: Optional[QuantSpec], observer: str = MIN_MAX
+                      ) -> Union[QuantSpec, "QuantizerConfig", None]:
     """Return ``LayerConfig.activation`` of inputs whose range the named observer computes."""
-    return spec if observer == MIN_MAX else QuantizerConfig(OBSERVERS[observer], spec)
+    if spec is None or observer == MIN_MAX:
+        return spec
+    return QuantizerConfig(OBSERVERS[observer], spec)
+
 
 
 # Smoother and Rounder classes by name. paddleq.algorithms, above this package, registers its own.

@@ -75,8 +75,7 @@ class Predictor:
         threads = _processors() if threads is None else check_int("threads", threads, 1)
         files = model_files(path)
         if runtime == "auto":
-            chosen, session, self.reason = fastest(files, threads)
-            file = chosen.choose(files)
+            chosen, file, session, self.reason = fastest(files, threads)
         else:
             chosen, file = named(runtime, files)
             session, self.reason = chosen.load(file, threads), "requested"

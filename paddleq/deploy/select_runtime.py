@@ -34,7 +34,7 @@ def named(name, files):
 
 
 def fastest(files, threads):
-    """Return (runtime, session, reason) of the runtime that is fastest on this machine.
+    """Return (runtime, file, session, reason) of the runtime that is fastest on this machine.
 
     Each installed runtime is measured on a batch of one of random numbers. If an input has dynamic
     dimensions other than the first, nothing is measured and the first registered runtime is taken.
@@ -44,7 +44,7 @@ def fastest(files, threads):
         FormatError: a file is damaged.
         InferenceError: no runtime runs the model.
     """
-    sessions, refused = {}, []
+    sessions, chosen, refused = {}, {}, []
     for name, runtime in RUNTIMES.items():
         if not runtime.automatic:
             continue
@@ -55,7 +55,7 @@ def fastest(files, threads):
             refused.append(f"{name} is not installed ({runtime.remedy})")
         else:
             try:
-                sessions[name] = runtime.load(file, threads)
+                sessions[name], chosen[name] = runtime.load(file, threads), file
             except InferenceError as error:
                 refused.append(f"{name}: {error}")
     if not sessions:
@@ -65,7 +65,7 @@ def fastest(files, threads):
     for each in set(sessions) - {name}:
         sessions[each].close()
     _logger.info("%s: %s, %s", files[0], name, reason)
-    return RUNTIMES[name], sessions[name], reason
+    return RUNTIMES[name], chosen[name], sessions[name], reason
 
 
 def _choose(sessions):

@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 from contextlib import ExitStack, contextmanager
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Callable, Optional, Sequence, Union
 
 from paddle.static import InputSpec
 
@@ -140,11 +140,10 @@ def _float_models(files, reference, float_model):
 class _Check:
     """Options and reference outputs that all rows of one report share."""
 
-    float_models = None
-
     def __init__(self, files, reference, data, threads, top1, error, seconds, timed_samples):
         self.threads, self.top1, self.error = threads, top1, error
         self.seconds, self.timed_samples = seconds, timed_samples
+        self.float_models: Callable[[ModelFile], Optional[ModelFile]] = lambda file: None
         file = most_readable(files)
         self.batches = check_batches(data, file.inputs)
         self.expected = reference_outputs(reference, file, self.batches)

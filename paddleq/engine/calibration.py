@@ -5,7 +5,7 @@ import itertools
 import logging
 from collections.abc import Mapping
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sized, Tuple
 
 import numpy as np
 import paddle
@@ -127,7 +127,7 @@ def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = N
     except TypeError:
         raise wrong_type(argument, data, "an iterable of batches") from None
     total = num_batches
-    if hasattr(data, "__len__"):
+    if isinstance(data, Sized):
         total = len(data) if num_batches is None else min(num_batches, len(data))
     batches = itertools.islice(batches, num_batches)
     if desc is not None:
@@ -196,8 +196,9 @@ def forward_arguments(model: nn.Layer, batch: Any) -> Arguments:
 
 def _tensor(structure):
     """Convert the arrays in a nested value to tensors."""
-    return map_leaves(lambda value: paddle.to_tensor(value) if isinstance(
-        value, (np.ndarray, np.generic)) else value, structure)
+    arrays: Any = (np.ndarray, np.generic)
+    return map_leaves(
+        lambda value: paddle.to_tensor(value) if isinstance(value, arrays) else value, structure)
 
 
 def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:

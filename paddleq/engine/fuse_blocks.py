@@ -99,7 +99,7 @@ def _remove_redundant(layers, layer, calls):
                 for block in blocks):
             continue
         layer.drop_part(next(name for name, part in layer.quantizers() if part is quantizer))
-        _add_note(layer, f"its input is quantized by {', '.join(sorted(blocks))}")
+        _add_note(layer, f"its input is quantized by {', '.join(sorted(map(str, blocks)))}")
 
 
 def _add_note(layer, note):

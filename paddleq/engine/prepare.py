@@ -8,6 +8,7 @@ from paddle.static import InputSpec
 
 from .._checks import check_bool, wrong_type
 from .._layer_state import read_state, state_of
+from .._paddle_compat import dtype_name
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
 from ..nn.deployable import DeployableLayer
@@ -122,4 +123,4 @@ def _record_input_spec(model, inputs):
     # Used by exports without input_spec.
     if paddle.in_dynamic_mode() and inputs and all(isinstance(x, paddle.Tensor) for x in inputs):
         state_of(model).input_spec = [
-            InputSpec([None, *x.shape[1:]], str(x.dtype).replace("paddle.", "")) for x in inputs]
+            InputSpec([None, *x.shape[1:]], dtype_name(x.dtype)) for x in inputs]

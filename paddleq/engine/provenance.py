@@ -4,6 +4,7 @@ import enum
 import functools
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,15 +29,14 @@ def provenance_of(model):
     For a model that was quantized in parts, return a list of records, each with the name of its
     ``part``.
     """
-    found = [(name, read_state(layer).provenance)
-             for name, layer in model.named_sublayers(include_self=True)
-             if read_state(layer).provenance is not None]
+    found = [(name, record) for name, layer in model.named_sublayers(include_self=True)
+             if (record := read_state(layer).provenance) is not None]
     if not found or not found[0][0]:
         return dict(found[0][1]) if found else None
     return [{"part": name, **record} for name, record in found]
 
 
-def plain_value(value):
+def plain_value(value) -> Any:
     """Convert ``value`` to numbers, strings, lists and dicts, the same in each process.
 
     Classes, functions and objects of unknown types become their names.

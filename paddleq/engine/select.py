@@ -7,7 +7,7 @@ from paddle import nn
 
 from .._checks import wrong_type
 from .._layer_state import state_of
-from .._paddle_compat import own_sublayers
+from .._paddle_compat import dtype_name, own_sublayers
 from ..config import LayerConfig, QuantConfig, SkipKind, SkipReason
 from ..errors import ModelError
 from ..nn.layer_types import has_own_forward, kind_of
@@ -51,7 +51,7 @@ def class_skip_reason(layer: nn.Layer, config: Optional[LayerConfig]) -> Optiona
                       else SkipKind.NOT_REGISTERED)
 
 
-def select(model: nn.Layer, rules: QuantConfig,
+def select(model: nn.Layer, rules: Optional[QuantConfig],
            reason_of: Callable[[nn.Layer, Optional[LayerConfig]],
                                Optional[SkipReason]] = class_skip_reason,
            dtypes: Sequence[str] = ("float32",)) -> Selection:
@@ -122,7 +122,7 @@ def record_reasons(model: nn.Layer, selection: Selection, keep_notes: bool = Fal
 def _check_dtype(name, layer, dtypes):
     kind = kind_of(layer)
     for weight in () if kind is None else kind.weights:
-        dtype = str(getattr(layer, weight).dtype).replace("paddle.", "")
+        dtype = dtype_name(getattr(layer, weight).dtype)
         if dtype not in dtypes:
             raise ModelError(
                 f"the weights of a model to quantize must be {' or '.join(dtypes)}, but "

@@ -69,7 +69,7 @@ def summary_rows(model):
     for name, layer in model.named_sublayers(include_self=True):
         state, cls = read_state(layer), float_class(layer).__name__
         if isinstance(layer, QuantizedLayer):
-            row = (cls, "quantized", *_quantizer_cells(layer), state.note)
+            row: Any = (cls, "quantized", *_quantizer_cells(layer), state.note)
         elif isinstance(layer, BlockMember):
             row = (cls, "fused", "", "", state.note)
         elif isinstance(layer, FoldedNorm):
@@ -152,7 +152,7 @@ def _is_shown(layer, name, model):
     """Return True for leaf layers and for containers with parameters."""
     if isinstance(layer, FakeQuantize):
         return False
-    parent = model
+    parent: Any = model
     for part in name.split("."):
         if isinstance(parent, QuantizedLayer):
             return False

@@ -3,6 +3,7 @@
 import enum
 import inspect
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import paddle
@@ -91,7 +92,7 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     bounded = True  # a preceding clipping range may limit abs_max
 
-    def __init__(self, observer=MovingAverageMinMaxObserver, saturate=None, in_place=False,
+    def __init__(self, observer: Any = MovingAverageMinMaxObserver, saturate=None, in_place=False,
                  compat_mask=True, channel_len=1, fast_training=True, label="",
                  **observer_kwargs):
         super().__init__()

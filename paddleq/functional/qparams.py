@@ -56,7 +56,7 @@ def abs_max(x, spec):
         return paddle.full([1 if axis is None else x.shape[axis]], EPS, dtype="float32")
     if axis is None and not spec.binary:
         found = paddle.maximum(x.max(), -x.min()).reshape([1])
-    elif dynamic and not spec.binary:
+    elif dynamic and axis is not None and not spec.binary:
         found = _channel_max(x, axis % len(x.shape))
     else:
         found = reduce_channels(paddle.mean if spec.binary else paddle.max, x.abs(), axis)

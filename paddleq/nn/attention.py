@@ -5,7 +5,7 @@ The attention stays the same object with the same parameters. Layers that contai
 """
 
 import collections
-from typing import Type
+from typing import Any, Type
 
 from paddle import nn
 
@@ -16,15 +16,17 @@ from .quantized_layer import is_float_tensor
 _Paddle = nn.MultiHeadAttention
 
 
-# TransformerDecoder passes these. They derive from Paddle's classes for isinstance checks.
-class ScaledCache(collections.namedtuple("ScaledCache", "k v k_scale v_scale"), _Paddle.Cache):
+# TransformerDecoder passes the caches, which derive from Paddle's classes for isinstance checks.
+_Fields: Any = collections.namedtuple("ScaledCache", "k v k_scale v_scale")
+
+
+class ScaledCache(_Fields, _Paddle.Cache):
     """A ``MultiHeadAttention.Cache`` of integers, with the scale of each token and head."""
 
     __slots__ = ()
 
 
-class ScaledStaticCache(collections.namedtuple("ScaledStaticCache", "k v k_scale v_scale"),
-                        _Paddle.StaticCache):
+class ScaledStaticCache(_Fields, _Paddle.StaticCache):
     """A ``MultiHeadAttention.StaticCache`` of integers, with the scale of each token and head."""
 
     __slots__ = ()

@@ -6,6 +6,7 @@ from :class:`DeployableLayer` and register it with :func:`~paddleq.nn.layer_type
 
 import abc
 from dataclasses import asdict, fields
+from typing import Any
 
 from .._checks import check_known_keys
 from ..errors import FormatError
@@ -60,7 +61,7 @@ def deployable_layers(model):
             if isinstance(layer, DeployableLayer)]
 
 
-def describe_spec(spec):
+def describe_spec(spec) -> Any:
     """Convert a :class:`~paddleq.QuantSpec` to a dict of plain values; None stays None."""
     if spec is None:
         return None
@@ -69,7 +70,7 @@ def describe_spec(spec):
             "limits": None if spec.limits is None else list(spec.limits)}
 
 
-def spec_from(description):
+def spec_from(description) -> Any:
     """Convert a dict of :func:`describe_spec` to a :class:`~paddleq.QuantSpec`.
 
     Raises:

@@ -9,6 +9,7 @@ The layout and the choice of layers are tested on a CPU. The kernels were not ru
 """
 
 import logging
+from typing import Any
 
 import paddle
 
@@ -56,7 +57,8 @@ def use_gpu_kernels(model, dtype="float16"):
     for name, layer in model.named_sublayers(include_self=True):
         if isinstance(layer, IntegerLinear):
             found[name] = kernel_skip_reason(layer)
-            layer.__dict__["_kernel"] = None if found[name] else Kernel(layer, dtype)
+            kernel = None if found[name] else Kernel(layer, dtype)
+            object.__setattr__(layer, "_kernel", kernel)
     _logger.info("%d of %d layers use GPU kernels", list(found.values()).count(""), len(found))
     return found
 
@@ -96,7 +98,7 @@ class Kernel:
         self.dtype, self.architecture = dtype, architecture
         self.per_token, self.bits = layer.per_token, spec.bits
         self.group = spec.granularity.size if isinstance(spec.granularity, PerGroup) else -1
-        algorithm = "llm.int8" if self.per_token else f"weight_only_int{spec.bits}"
+        algorithm: Any = "llm.int8" if self.per_token else f"weight_only_int{spec.bits}"
         with paddle.no_grad():
             # Numbers up to 127 are exact in both dtypes.
             self.weight, _ = weight_quantize(layer.integers().astype(dtype), algo=algorithm,
@@ -120,6 +122,7 @@ class Kernel:
             return llm_int8_linear(x, self.weight, weight_scale=self.scale,
                                    threshold=_NO_OUTLIERS)
         # Paddle 2.6 has no argument for groups.
-        group = {"group_size": self.group} if self.group > 0 else {}
-        return weight_only_linear(x, self.weight, weight_scale=self.scale,
-                                  weight_dtype=f"int{self.bits}", arch=self.architecture, **group)
+        group: Any = {"group_size": self.group} if self.group > 0 else {}
+        dtype: Any = f"int{self.bits}"
+        return weight_only_linear(x, self.weight, weight_scale=self.scale, weight_dtype=dtype,
+                                  arch=self.architecture, **group)

@@ -169,7 +169,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         weights = {name: spec_from(spec) for name, spec in fields["weights"].items()}
         inputs = [spec_from(spec) for spec in fields["inputs"]]
         output = spec_from(fields["output"])
-        new = type(layer).__new__(type(layer))
+        new = nn.Layer.__new__(type(layer))
         object.__setattr__(new, "__dict__", copied_attributes(layer))
         if isinstance(layer, IntegerLayer):
             if layer.description() != {**fields, "inputs": _described_inputs(inputs)}:
@@ -177,7 +177,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
             return new
         kind = kind_of(layer)
         if float_class(layer).__name__ != fields["layer"] or kind is None or not (
-                set(weights) <= set(kind.weights) and len(inputs) <= len(kind.inputs)):
+                set(weights) <= set(kind.weights) and len(inputs) <= len(kind.inputs or ())):
             raise ModelError(f"it must be a {fields['layer']}, but is a {type(layer).__name__}")
         cls.freeze(
             new,

@@ -1,12 +1,13 @@
 """``IntegerLinear``: linear layer of deployed transformers with integer weights."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import paddle
 from paddle import nn
 
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
 from .._paddle_compat import (
+    dtype_name,
     own_buffers,
     own_parameters,
     set_flops_counter,
@@ -102,8 +103,10 @@ class IntegerLinear(IntegerLayer):
     data_dependent = ("smoothed", "permuted", "algorithm")
     _kernel = None  # see gpu_linear.py
 
+    weight_spec: QuantSpec  # of its only weight, so not None
+
     def __init__(self, in_features, out_features, weight, bias=True, activation=None,
-                 smoothed=False, permuted=False, dtype="float32", algorithm=""):
+                 smoothed=False, permuted=False, dtype: Any = "float32", algorithm=""):
         super().__init__()
         self.in_features = check_int("in_features", in_features, 1)
         self.out_features = check_int("out_features", out_features, 1)
@@ -142,9 +145,9 @@ class IntegerLinear(IntegerLayer):
     @classmethod
     def empty(cls, linear, weight, activation=None, smoothed=False, permuted=False, algorithm=""):
         """Return a layer without numbers to replace ``linear``, a ``paddle.nn.Linear``."""
-        bias = linear.bias
-        layer = cls(*linear.weight.shape, weight, bias is not None, activation, smoothed, permuted,
-                    "float32" if bias is None else _name_of(bias.dtype), algorithm)
+        bias, (rows, columns) = linear.bias, linear.weight.shape
+        layer = cls(rows, columns, weight, bias is not None, activation, smoothed, permuted,
+                    "float32" if bias is None else dtype_name(bias.dtype), algorithm)
         layer.training = linear.training
         return layer
 
@@ -206,10 +209,10 @@ class IntegerLinear(IntegerLayer):
     def forward(self, input):
         """Compute x W + b. The argument is named as that of ``paddle.nn.Linear``."""
         x, dtype, kernel = input, input.dtype, self._kernel
-        if _name_of(dtype) not in _DTYPES:
+        if dtype_name(dtype) not in _DTYPES:
             raise ConfigTypeError(
-                f"input must be a tensor of floats, but is one of {_name_of(dtype)}; if the model "
-                "casts it to weight.dtype: the weight of this layer holds integers")
+                f"input must be a tensor of floats, but is one of {dtype_name(dtype)}; if the "
+                "model casts it to weight.dtype: the weight of this layer holds integers")
         if paddle.in_dynamic_mode() and 0 in x.shape:
             return paddle.zeros([*x.shape[:-1], self.out_features], dtype)
         x = as_dtype(x, paddle.float32)
@@ -286,7 +289,7 @@ class IntegerLinear(IntegerLayer):
         if not self.packed:
             held = self.weight if start is None else self.weight[start:stop]
             return held.astype("float32")
-        if start is None:
+        if start is None or stop is None:
             return unpack_int4(self.weight, self.in_features, self.weight_spec.signed)
         return unpack_int4(self.weight[start // 2:(stop + 1) // 2], stop - start,
                            self.weight_spec.signed)
@@ -303,7 +306,7 @@ class IntegerLinear(IntegerLayer):
                 "weight": describe_spec(self.weight_spec), "bias": self.bias is not None,
                 "activation": describe_spec(self.activation_spec), "smoothed": self.smoothed,
                 "permuted": self.permuted, "algorithm": self.algorithm,
-                "dtype": "float32" if self.bias is None else _name_of(self.bias.dtype)}
+                "dtype": "float32" if self.bias is None else dtype_name(self.bias.dtype)}
 
     @classmethod
     def from_description(cls, description):
@@ -379,7 +382,3 @@ def _checked_activation(spec):
     if per_token and not (spec.symmetric and spec.signed):
         raise wrong_value("activation", spec, "symmetric and signed where it is per token")
     return spec
-
-
-def _name_of(dtype):
-    return str(dtype).replace("paddle.", "")

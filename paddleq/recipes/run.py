@@ -6,7 +6,7 @@ import os
 import random
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import List, Optional
+from typing import Any, List, Optional
 
 import numpy as np
 import paddle
@@ -232,7 +232,7 @@ def written_files(path, format):
     return files
 
 
-def data_of(recipe, purpose):
+def data_of(recipe, purpose) -> Any:
     """Return the batches of ``data.calibration`` or ``data.evaluation``, or None."""
     section = getattr(recipe.values.data, purpose)
     return None if section is None else open_data(folder=recipe.folder, **section.model_dump())

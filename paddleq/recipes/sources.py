@@ -7,7 +7,7 @@ import os
 import sys
 import zipfile
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -55,7 +55,7 @@ def _file(path):
     name = f"paddleq_recipe_{Path(path).stem}"
     if getattr(sys.modules.get(name), "__file__", None) == path:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec: Any = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -40,7 +40,7 @@ def _binary(names, slots=("X", "Y")):
             *(a.tensor(slot) for slot in slots))
 
 
-def dtype_name(code: int) -> str:
+def dtype_name(code: int) -> Any:
     """Return the name of an element type, given its number in a ProgramDesc."""
     return DTYPES[code]
 
@@ -267,7 +267,7 @@ def _conv3d(a):
 
 @_operator("conv2d_transpose", "depthwise_conv2d_transpose", "conv3d_transpose")
 def _conv_transpose(a):
-    function = F.conv3d_transpose if a.type == "conv3d_transpose" else F.conv2d_transpose
+    function: Any = F.conv3d_transpose if a.type == "conv3d_transpose" else F.conv2d_transpose
     size = integers(a, "output_size", "OutputSizeTensor")
     layouts = ("NDHWC", "NCDHW") if a.type == "conv3d_transpose" else ("NHWC", "NCHW")
     return function(a.tensor("Input"), a.tensor("Filter"), None, a.get("strides"), _padding(a),
@@ -295,15 +295,16 @@ def _pool2d(a):
                         data_format=layout)
 
 
-_MODES = {"nearest_interp_v2": "nearest", "bilinear_interp_v2": "bilinear",
-          "bicubic_interp_v2": "bicubic", "linear_interp_v2": "linear",
-          "trilinear_interp_v2": "trilinear"}
+_MODES: Dict[str, Any] = {
+    "nearest_interp_v2": "nearest", "bilinear_interp_v2": "bilinear",
+    "bicubic_interp_v2": "bicubic", "linear_interp_v2": "linear",
+    "trilinear_interp_v2": "trilinear"}
 
 
 @_operator(*_MODES)
 def _interpolate(a):
     x, mode = a.tensor("X"), _MODES[a.type]
-    layout = a.get("data_layout", "NCHW")
+    layout: Any = a.get("data_layout", "NCHW")
     rank = len(x.shape) - 2
     if rank != {"linear": 1, "trilinear": 3}.get(mode, 2):
         return NotImplemented
@@ -358,7 +359,7 @@ def _batch_norm(a):
     training = not (a.get("is_test", False) or a.get("use_global_stats", False))
     x = a.tensor("X")
     last = a.get("data_layout", "NCHW") == "NHWC"
-    layout = {2: "NC", 3: "NLC" if last else "NCL", 5: "NDHWC" if last else "NCDHW"}.get(
+    layout: Any = {2: "NC", 3: "NLC" if last else "NCL", 5: "NDHWC" if last else "NCDHW"}.get(
         len(x.shape), "NHWC" if last else "NCHW")
     return F.batch_norm(x, a.tensor("Mean"), a.tensor("Variance"), a.tensor("Scale"),
                         a.tensor("Bias"), training, a.get("momentum", 0.9),
@@ -544,10 +545,10 @@ def _slice(a):
 @_operator("strided_slice")
 def _strided_slice(a):
     x = a.tensor("Input")
-    part = paddle.strided_slice(
-        x, a.get("axes"), *(integers(a, f"{name}s", f"{name.title()}sTensor",
-                                     f"{name.title()}sTensorList")
-                            for name in ("start", "end", "stride")))
+    starts, ends, strides = (
+        integers(a, f"{name}s", f"{name.title()}sTensor", f"{name.title()}sTensorList")
+        for name in ("start", "end", "stride"))
+    part = paddle.strided_slice(x, a.get("axes"), starts, ends, strides)
     removed = a.get("decrease_axis") or []
     return paddle.squeeze(part, removed) if removed else part
 

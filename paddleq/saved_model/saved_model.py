@@ -94,18 +94,20 @@ class SavedModel(nn.Layer):
                        for block in desc.blocks]
         main = self._operators[0]
         self.input_names = [name for _, name in sorted(
-            (op.attributes.get("col", 0), op.output("Out")) for op in main if op.type == "feed")]
-        self._fetches = sorted((op.attributes.get("col", 0), op.input("X"))
+            (op.attributes.get("col", 0), op.outputs["Out"][0])
+            for op in main if op.type == "feed")]
+        self._fetches = sorted((op.attributes.get("col", 0), op.inputs["X"][0])
                                for op in main if op.type == "fetch")
         self.output_names = [name for _, name in self._fetches]
         variables = program.variables()
-        self._input_types = {name: (dtype_of(variables[name]), shape_of(variables[name]))
-                             for name in self.input_names}
+        self._input_types: Dict[str, Tuple[Any, list]] = {
+            name: (dtype_of(variables[name]), shape_of(variables[name]))
+            for name in self.input_names}
         self._bindings = plan_layers(program, self._operators)
         self._merged = {(binding.operator.block, position)
                           for binding in self._bindings.values() for position in binding.merged}
         self._places: Dict[str, Tuple[str, str]] = {}  # parameter -> (sublayer or "", attribute)
-        self._shapes: Dict[str, Tuple[list, str]] = {
+        self._shapes: Dict[str, Tuple[list, Any]] = {
             name: (list(array.shape), dtype_of(variables[name]))
             for name, array in program.arrays.items() if name in variables}
         self._read_names = {name for block in self._operators for op in block

@@ -8,7 +8,7 @@ of the next one. The statistics of one decoder layer and the outputs of one are 
 import os
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Dict, Iterable, Optional, Union
+from typing import Any, Dict, Iterable, Optional, Union
 
 import paddle
 from paddle import nn
@@ -144,20 +144,20 @@ class _Driver:
             {name: each.config.kv_cache for entry in schedule
              for name, each in entry.caches.items()})
 
-    def run(self, resume, progress):
+    def run(self, resume: Any, progress):
         from tqdm import tqdm
 
         with tqdm(self.schedule, desc="quantizing", disable=None if progress else True,
                   leave=False) as bar:
             for position, entry in enumerate(bar):
                 bar.set_postfix_str(entry.name)
-                stored = resume is not None and entry.number is not None
-                if stored and entry.number < resume.finished:
-                    resume.load(entry.number, entry.layer)
+                stored = None if entry.number is None else resume
+                if stored is not None and entry.number < stored.finished:
+                    stored.load(entry.number, entry.layer)
                 else:
                     self.quantize(entry)
-                    if stored:
-                        resume.save(entry.number, entry.layer)
+                    if stored is not None:
+                        stored.save(entry.number, entry.layer)
                 if any(later.reading for later in self.schedule[position + 1:]):
                     run_batches(partial(self.replay.advance, entry.number), self.batches)
         return self.result
@@ -273,7 +273,7 @@ def build_structure(model: nn.Layer, selected: Selected) -> None:
     linears, caches = split_kinds(selected)
     replacements = []
     for each in linears.values():
-        config = each.config
+        config: Any = each.config
         empty = IntegerLinear.empty(
             each.layer, config.weight_spec, config.activation_spec, algorithm=config.algorithm,
             permuted=not rounder_of(config).accepts_clips(config.weight_spec))

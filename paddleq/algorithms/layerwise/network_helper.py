@@ -1,6 +1,7 @@
 """Description of the architecture of a network for the layer-by-layer algorithms."""
 
 import abc
+from typing import Sequence, Tuple
 
 from paddle import nn
 
@@ -27,7 +28,7 @@ class NetworkHelper(abc.ABC):
     """
 
     @abc.abstractmethod
-    def decoder_layers(self, network):
+    def decoder_layers(self, network) -> Sequence[Tuple[str, nn.Layer]]:
         """Return the layers to quantize one after the other, including those of encoders.
 
         Returns:
@@ -35,7 +36,7 @@ class NetworkHelper(abc.ABC):
             another.
         """
 
-    def kv_caches(self, network):
+    def kv_caches(self, network) -> Sequence[Tuple[str, nn.Layer]]:
         """Return the KV caches: ``MultiHeadAttention`` and ``paddleq.nn.KVCache`` layers.
 
         Returns:

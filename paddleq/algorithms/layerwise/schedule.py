@@ -81,7 +81,8 @@ def decoder_layers(model: nn.Layer, helper: NetworkHelper) -> List[Tuple[str, nn
     return layers
 
 
-def select_layers(model: nn.Layer, helper: NetworkHelper, config: QuantConfig) -> Selection:
+def select_layers(model: nn.Layer, helper: NetworkHelper,
+                  config: Optional[QuantConfig]) -> Selection:
     """Select the Linear layers and the KV caches, which the helper returns, to quantize.
 
     Raises:

@@ -3,7 +3,7 @@
 import abc
 import importlib.util
 from contextlib import contextmanager
-from typing import Any, Callable, List, Optional, Tuple, Type
+from typing import Any, Callable, List, Optional, Tuple, Type, TypeVar
 
 import numpy as np
 
@@ -11,9 +11,10 @@ from ..._registry import Registry
 from ...errors import DependencyError, FormatError, InferenceError, PaddleqError
 
 RUNTIMES: "Registry[Runtime]" = Registry("runtime")
+_R = TypeVar("_R", bound="Runtime")
 
 
-def register_runtime(name: str) -> Callable[[Type["Runtime"]], Type["Runtime"]]:
+def register_runtime(name: str) -> Callable[[Type[_R]], Type[_R]]:
     """Class decorator that makes a runtime available to :class:`Predictor` and :func:`verify`.
 
     Raises:
@@ -24,7 +25,7 @@ def register_runtime(name: str) -> Callable[[Type["Runtime"]], Type["Runtime"]]:
         >>> list(RUNTIMES)[:4]
         ['openvino', 'onnxruntime', 'paddle', 'paddlelite']
     """
-    def register(cls: Type["Runtime"]) -> Type["Runtime"]:
+    def register(cls: Type[_R]) -> Type[_R]:
         cls.name = name
         RUNTIMES.register(name)(cls())
         return cls

@@ -55,7 +55,7 @@ class _Session(Session):
         return self  # sessions of ONNX Runtime are thread-safe
 
 
-def _dtype(name):
+def _dtype(name: str):
     return _DTYPES.get(name, name[len("tensor("):-1])
 
 
@@ -65,7 +65,7 @@ def _shape(dims):
 
 def _errors():
     """Return (exception types for damaged files, other types); none is a RuntimeError."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as states
+    import onnxruntime.capi.onnxruntime_pybind11_state as states
 
     return ((states.InvalidProtobuf, states.InvalidGraph, states.NoSuchFile),
             (states.Fail, states.InvalidArgument, states.NotImplemented, states.RuntimeException,

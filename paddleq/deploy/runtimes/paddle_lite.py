@@ -96,10 +96,8 @@ class _Session(Session):
         return self  # one process, one thread at a time
 
     def close(self):
-        self._process.stdin.close()
-        self._process.stdout.close()
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()  # closes the pipes
         self._log.close()
 
     def _receive(self, doing):

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def find():
@@ -23,8 +24,7 @@ def find():
 
 
 def _load(module):
-    spec = importlib.util.spec_from_file_location("paddle2onnx_cpp2py_export", module)
-    assert spec is not None and spec.loader is not None
+    spec: Any = importlib.util.spec_from_file_location("paddle2onnx_cpp2py_export", module)
     converter = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(converter)
     return converter
@@ -38,8 +38,9 @@ def _convert(module, model, params, opset, out):
 
         import paddle2onnx
 
-        paddle2onnx.export(model, params, out, opset_version=int(opset), optimize_tool="None",
-                           enable_onnx_checker=False, enable_experimental_op=False)
+        export: Any = paddle2onnx.export  # its arguments depend on the version
+        export(model, params, out, opset_version=int(opset), optimize_tool="None",
+               enable_onnx_checker=False, enable_experimental_op=False)
         return
     # The parameters have no names: upgrade raises the opset where an operator needs it;
     # operators outside of ONNX's own domain stay off.

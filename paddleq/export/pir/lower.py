@@ -118,9 +118,9 @@ class _PirLowering(MarkerLowering):
     def sign(self, marker, size):
         target = self.values[marker.target]
         shape = target["TT"]["D"][1]
-        zero, above, number, factor = (
-            self.files.value(_tensor_type(*each)) for each in
-            (([1],), (shape, "t_bool"), (shape,), ([1],)))
+        zero, above, number, factor = map(self.files.value, (
+            _tensor_type([1]), _tensor_type(shape, "t_bool"), _tensor_type(shape),
+            _tensor_type([1])))
         return [
             _full(zero, 0.0),
             _op("1.greater_equal", [marker.source, zero["%"]], [above]),

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from typing import Any
 
 from ...errors import FormatError
 from ..program.op_desc import TYPES, make_op, set_typed_attribute
@@ -13,7 +14,7 @@ _LIMITS = {"int": 2 ** 31, "ints": 2 ** 31, "long": 2 ** 63, "longs": 2 ** 63}
 _LISTS = ("ints", "longs", "floats", "bools", "float64s", "strs")
 
 
-def plain(attribute):
+def plain(attribute) -> Any:
     """Return the Python value of a PIR attribute: a number, a string or a list of them."""
     kind, value = attribute
     if kind == "a_array":

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from .attributes import op
+from .pir_graph import Value
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Constant:
             "assign_value" (a number for each element).
     """
 
-    value: object
+    value: Value
     shape: list
     numbers: list
     place: object

@@ -9,7 +9,7 @@ import gc
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from ...errors import FormatError, UnsupportedOperatorError
 from ..program.pdiparams import MOST_DIMENSIONS
@@ -32,7 +32,7 @@ class Attribute(NamedTuple):
     """Typed attribute; ``kind`` is Paddle's name of the type (``a_i32``, ``a_array`` ...)."""
 
     kind: str
-    value: object
+    value: Any
 
 
 @dataclass
@@ -40,14 +40,14 @@ class Value:
     """Result of an operation.
 
     Attributes:
-        number: identifier; 0 for a result that does not exist.
+        number: identifier, (identifier, position) in a list; 0 for no result.
         dtype: name of the data type; None for a list of values.
         shape: dimensions, -1 for unknown ones; None if the rank is unknown.
         elements: the values in a list; empty for a tensor.
         array: True for a TensorArray.
     """
 
-    number: int
+    number: Any
     dtype: Optional[str] = None
     shape: Optional[List[int]] = None
     elements: List["Value"] = field(default_factory=list)
@@ -288,7 +288,7 @@ def _name(coded):
     return _DIALECTS[dialect] + name
 
 
-def _get(content, key, kind, where):
+def _get(content, key, kind, where) -> Any:
     value = content.get(key) if isinstance(content, dict) else None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise FormatError(f"{where} has no {key!r} of type {kind.__name__}")

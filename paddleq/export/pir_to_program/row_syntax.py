@@ -18,7 +18,7 @@ Types: int, long, float, str, bool, ints, longs, floats, bools, dtype.
 """
 
 import re
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
 
 _INPUT = re.compile(r"(?P<pir>\w+)>(?P<legacy>\w+|-)(?P<many>\*)?(?P<optional>\?)?"
                     r"(:(?P<type>\w+)(\|((?P<tensor>\w+)|-))?(\|(?P<tensors>\w+))?)?$")
@@ -81,7 +81,7 @@ def row(pir, legacy, inputs="x>X", outputs="out>Out", attributes="", added=""):
                tuple(_parameter(**entry) for entry in _entries(_ATTRIBUTE, added)))
 
 
-def _entries(pattern, texts):
+def _entries(pattern, texts) -> Iterator[Dict[str, Any]]:
     for text in texts.split():
         match = pattern.match(text)
         if match is None:

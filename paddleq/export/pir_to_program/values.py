@@ -5,6 +5,8 @@ attribute, or stacked numbers that may remain separate. Shapes, axes and bounds 
 legacy operators take attributes, tensors, or lists of scalars.
 """
 
+from typing import Any
+
 from ...errors import FormatError
 from ..program.op_builder import OpBuilder
 from ..program.pdiparams import MOST_DIMENSIONS
@@ -177,7 +179,7 @@ class Values:
         self.short.clear()
         return name
 
-    def numbers(self, number):
+    def numbers(self, number) -> Any:
         """Return the Python numbers of a constant or of a list of constants; None if computed."""
         if number in self.constants:
             return self.constants[number].numbers

@@ -1,5 +1,7 @@
 """Access to the fields of OpDesc and VarDesc messages of a ProgramDesc."""
 
+from typing import Any
+
 from ..._paddle_compat import framework_proto
 from .pdiparams import DTYPES
 
@@ -91,7 +93,7 @@ def replace_ops(block, ops):
     block.ops.extend(kept)
 
 
-def attribute(op, name, default=None):
+def attribute(op, name, default=None) -> Any:
     """Value of an attribute, or ``default`` if the operator lacks it."""
     for attr in op.attrs:
         if attr.name == name and attr.type in _FIELD_OF:

@@ -92,8 +92,8 @@ class AmctConfig:
         names = {key: argument for key, (argument, _) in _OPTIONS.get(self.algorithm, {}).items()}
         algorithm = ALGORITHMS[self.algorithm](**{
             names.get(key, key): value for key, value in self.options.items()})
-        part = "smoother" if isinstance(algorithm, Smoother) else "rounder"
-        return LayerConfig(self.weight, self.activation, **{part: algorithm})
+        part: dict = {"smoother" if isinstance(algorithm, Smoother) else "rounder": algorithm}
+        return LayerConfig(self.weight, self.activation, **part)
 
     def rules(self, model: nn.Layer) -> QuantConfig:
         """Return the rules for the layers of ``model``."""

@@ -1,7 +1,7 @@
 """Enumerations of MindSpore Golden Stick's interface."""
 
 import enum
-from typing import Any, Iterable, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import paddle
 
@@ -114,7 +114,7 @@ class QuantGranularity(enum.Enum):
 
 
 def check_enum(name: str, value: Any, choices: Sequence[Optional[enum.Enum]],
-               others: Iterable[str] = ()) -> Any:
+               others: Sequence[str] = ()) -> Any:
     """Return the element of ``choices`` that ``value`` denotes.
 
     Args:
@@ -127,7 +127,7 @@ def check_enum(name: str, value: Any, choices: Sequence[Optional[enum.Enum]],
         ConfigTypeError: ``value`` is neither a member of that enumeration nor a str.
         ConfigError: it is another one.
     """
-    kind = type(choices[0])
+    kind: Any = type(choices[0])
     members = {str(each.value).lower(): each for each in kind}
     given = str(value).rpartition(".")[2] if isinstance(value, type(paddle.int8)) else value
     if isinstance(given, str):
@@ -137,7 +137,7 @@ def check_enum(name: str, value: Any, choices: Sequence[Optional[enum.Enum]],
         raise wrong_type(name, value, f"a {kind.__name__}, its value as a str{or_none}")
     if value not in choices and value not in others:
         listed = [each if each is None else f"{kind.__name__}.{each.name}" for each in choices]
-        shown = given if isinstance(given, str) else value.value
+        shown = getattr(given, "value", given)
         raise ConfigError(f"{name} must be one of {', '.join(map(str, [*listed, *others]))}, but "
                           f"is {value!r}" + hint(shown, [*members, *others]))
     return value

@@ -101,15 +101,15 @@ def layer_config(config: PTQConfig) -> LayerConfig:
     grouped = config.weight_quant_granularity is QuantGranularity.PER_GROUP
     weight = QuantSpec(config.weight_quant_dtype.num_bits,
                        granularity=PerGroup(config.group_size) if grouped else PerChannel(1))
-    activation = None
+    spec = None
     if config.act_quant_dtype is not None:
         per_token = config.act_quant_granularity is QuantGranularity.PER_TOKEN
-        activation = QuantSpec(config.act_quant_dtype.num_bits,
-                               granularity=PerToken() if per_token else PerTensor())
-    algorithms = {}
+        spec = QuantSpec(config.act_quant_dtype.num_bits,
+                         granularity=PerToken() if per_token else PerTensor())
+    activation, algorithms = static_activation(spec), {}
     for options in config.options().values():
         if isinstance(options, ActivationObserverConfig):
-            activation = static_activation(activation, options.observer)
+            activation = static_activation(spec, options.observer)
             continue
         registered = isinstance(options, (Smoother, Rounder))
         algorithm = options if registered else options.algorithm()

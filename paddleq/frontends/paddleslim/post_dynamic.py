@@ -98,7 +98,7 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                 "quantizable_op_type": list(quantizable_op_type)}
 
     def load():
-        return trace_float(model_dir, input_spec) if live else load_program(*files)
+        return trace_float(model_dir, input_spec) if live else load_program(files[0], files[1])
 
     if save_model_dir is not None:
         kinds = ["quantized_model"] + ["test_model"] * generate_test_model

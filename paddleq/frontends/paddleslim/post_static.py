@@ -149,7 +149,7 @@ def calibrated_model(model_dir, data_loader, model_filename=None, params_filenam
     config = _layer_config(**quantizers) if config is None else config
     for name, spec in (("weight_bits", config.weight_spec),
                        ("activation_bits", config.activation_spec)):
-        check_int(name, spec.bits, 2, 8)
+        check_int(name, spec and spec.bits, 2, 8)
     check_bool("optimize_model", optimize_model)
     if not isinstance(model_dir, (str, os.PathLike)):
         raise wrong_type("model_dir", model_dir, "a folder")

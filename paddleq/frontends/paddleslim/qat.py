@@ -194,9 +194,9 @@ class QAT:
                 does not support a part of the model.
             TraceError: Paddle could not trace the model into a program.
         """
-        onnx_format = self.config["onnx_format"] if onnx_format is None else check_bool(
+        as_onnx = self.config["onnx_format"] if onnx_format is None else check_bool(
             "onnx_format", onnx_format)
-        export.save(model, path, input_spec, onnx_format=onnx_format, format=format)
+        export.save(model, path, input_spec, onnx_format=as_onnx, format=format)
 
 
 def _parse_qat_config(config):
