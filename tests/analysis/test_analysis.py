@@ -482,7 +482,7 @@ def test_sensitivity_finds_an_outlier_channel_in_trained_networks(name, quantize
     """KL is left out: its clipping of other layers costs these two networks more."""
     net, recipe = vision.network(name), vision.MODELS[name]
     net.eval()
-    check_ranking(net, [recipe.pictures(np.arange(i, i + 16)) for i in (0, 16)], name, quantizer)
+    check_ranking(net, [recipe.pictures(np.arange(i, i + 8)) for i in (0, 8)], name, quantizer)
 
 
 

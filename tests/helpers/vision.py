@@ -12,7 +12,7 @@ MODELS = {
     "LeNet": Recipe("LeNet", 400, rate=5e-4, channels=1, size=28),
     "AlexNet": Recipe("alexnet", 40, batch=16, rate=2e-4, size=224, scaled=True),
     "VGG11": Recipe("vgg11", 40, rate=3e-4, scaled=True),
-    "MobileNetV1": Recipe("mobilenet_v1", 350),
+    "MobileNetV1": Recipe("mobilenet_v1", 200, batch=16),
     "MobileNetV2": Recipe("mobilenet_v2", 200),
     "MobileNetV3-small": Recipe("mobilenet_v3_small", 300),
     "MobileNetV3-large": Recipe("mobilenet_v3_large", 300),
