@@ -6,6 +6,7 @@ Messages name the argument, its value and the accepted values.
 import difflib
 import inspect
 import os
+from dataclasses import field, fields
 from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
 
 from .errors import ConfigError, ConfigTypeError
@@ -142,6 +143,22 @@ def check_config(owner: str, given: Any, checks: Mapping[str, Callable[[str, Any
             raise ConfigError(f"{owner} must have the key {key!r}, but has "
                               f"{', '.join(map(repr, given)) or 'none'}")
     return {key: checks[key](f"{owner}[{key!r}]", value) for key, value in given.items()}
+
+
+def checked_field(default: Any, check: Callable[[str, Any], Any]) -> Any:
+    """Return a dataclass field whose value is passed to ``check(name, value)``.
+
+    The ``__post_init__`` of the dataclass must be :func:`check_fields`, or call it.
+    """
+    return field(default=default, metadata={"check": check})
+
+
+def check_fields(instance: Any) -> None:
+    """Replace the values of the checked fields of a dataclass by those that the checks return."""
+    for each in fields(instance):
+        if "check" in each.metadata:
+            value = each.metadata["check"](each.name, getattr(instance, each.name))
+            object.__setattr__(instance, each.name, value)
 
 
 def check_arguments(owner: str, function: Callable, given: Iterable,

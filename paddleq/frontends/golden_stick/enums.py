@@ -127,7 +127,7 @@ def check_enum(name: str, value: Any, choices: Sequence[Optional[enum.Enum]],
         ConfigTypeError: ``value`` is neither a member of that enumeration nor a str.
         ConfigError: it is another one.
     """
-    kind: Any = type(choices[0])
+    kind: Any = next(type(each) for each in choices if each is not None)
     members = {str(each.value).lower(): each for each in kind}
     given = str(value).rpartition(".")[2] if isinstance(value, type(paddle.int8)) else value
     if isinstance(given, str):
@@ -136,8 +136,9 @@ def check_enum(name: str, value: Any, choices: Sequence[Optional[enum.Enum]],
         or_none = ", or None" if None in choices else ""
         raise wrong_type(name, value, f"a {kind.__name__}, its value as a str{or_none}")
     if value not in choices and value not in others:
-        listed = [each if each is None else f"{kind.__name__}.{each.name}" for each in choices]
-        shown = getattr(given, "value", given)
-        raise ConfigError(f"{name} must be one of {', '.join(map(str, [*listed, *others]))}, but "
-                          f"is {value!r}" + hint(shown, [*members, *others]))
+        listed = [str(each and f"{kind.__name__}.{each.name}") for each in choices]
+        near = hint(getattr(value, "value", value), [
+            word for word, each in members.items() if each in choices] + list(others))
+        raise ConfigError(f"{name} must be one of {', '.join([*listed, *others])}, but is "
+                          f"{value!r}{near}")
     return value

@@ -1,10 +1,12 @@
 """``PTQ``: quantization of weights, activations and KV caches of transformers."""
 
 import itertools
+import logging
 import os
+import re
 import sys
 from collections import OrderedDict
-from typing import Any, Dict, Iterable, Optional, Union
+from typing import Any, Dict, Iterable, Optional, Sequence, Union
 
 import paddle
 from paddle import nn
@@ -15,14 +17,15 @@ from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
 from ...algorithms.layerwise.driver import build_structure
 from ...algorithms.layerwise.schedule import select_layers
 from ...checkpoint import load_checkpoint
-from ...config import SkipKind, SkipReason
+from ...config import QuantConfig, Scope, SkipKind, SkipReason
 from ...engine.select import record_reasons
 from ...errors import ConfigError, FormatError, ModelError, StateError
 from ...nn.deployable import DeployableLayer, deployable_layers
 from ...nn.integer_linear import linear_skip_reason
 from .enums import PTQMode
 from .ptq_config import PTQConfig
-from .ptq_rules import LayerPolicies
+
+_logger = logging.getLogger("paddleq")
 
 
 class PTQ:
@@ -237,3 +240,90 @@ def _prefix(path):
                           f"wrote, or empty, but there is no {path}.json")
     return path
 
+
+class LayerPolicies:
+    """The :class:`PTQConfig` of each layer, by its name.
+
+    Args:
+        config: the :class:`PTQConfig` of layers that no pattern matches.
+        policies: an OrderedDict of regular expression -> PTQConfig, or None to leave the layers
+            that it matches float; None for no patterns. An expression is matched from the start
+            of a layer's name.
+
+    Raises:
+        ConfigTypeError: ``policies`` is no OrderedDict, a key no str, a value no PTQConfig.
+        ConfigError: a key is no regular expression; the mode of a policy is not that of
+            ``config``.
+    """
+
+    def __init__(self, config: PTQConfig, policies: Optional["OrderedDict[str, Any]"] = None):
+        self.config = config
+        self.policies: "OrderedDict[str, Optional[PTQConfig]]" = OrderedDict()
+        if policies is not None and not isinstance(policies, OrderedDict):
+            raise wrong_type("layer_policies", policies, "an OrderedDict or None")
+        for pattern, policy in (policies or {}).items():
+            self.policies[pattern] = _checked(pattern, policy, config)
+
+    def rules(self, network: nn.Layer, helper: NetworkHelper) -> QuantConfig:
+        """Return the rules for the Linears and KV caches of ``network``.
+
+        Linears outside of the decoder layers are quantized only where a pattern matches them.
+
+        Raises:
+            ConfigError: two patterns match one layer.
+        """
+        caches = {id(layer) for _, layer in helper.kv_caches(network)}
+        inside = caches | {id(part) for _, layer in helper.decoder_layers(network)
+                           for part in layer.sublayers(include_self=True)}
+        found = {name: layer for name, layer in network.named_sublayers(include_self=True)
+                 if id(layer) in caches or linear_skip_reason(layer) is None}
+        return self.rules_of(list(found), [name for name, layer in found.items()
+                                           if id(layer) in inside])
+
+    def rules_of(self, names: Sequence[str], general: Sequence[str]) -> QuantConfig:
+        """Return the rules for the layers ``names``; ``config`` is for ``general`` of them.
+
+        Raises:
+            ConfigError: two patterns match one layer.
+        """
+        matches = {name: [pattern for pattern in self.policies if re.match(pattern, name)]
+                   for name in names}
+        for name, patterns in matches.items():
+            if len(patterns) > 1:
+                raise ConfigError("layer_policies must have one pattern for a layer, but "
+                                  f"{' and '.join(map(repr, patterns))} match {name!r}")
+        rules = QuantConfig()
+        rules.add(_exactly(general, "config"), self.config.layer_config())
+        for pattern, policy in self.policies.items():
+            label = f"layer_policies[{pattern!r}]"
+            found = [name for name in names if pattern in matches[name]]
+            if not found:
+                _logger.warning("%s matches no layer that can be quantized", label)
+            rules.add(_exactly(found, label), None if policy is None else policy.layer_config())
+            if policy is not None:
+                rules.exclude_substrings(policy.opname_blacklist, found, "opname_blacklist")
+        rules.exclude_substrings(self.config.opname_blacklist, names, "opname_blacklist")
+        return rules
+
+
+def _exactly(names: Sequence[str], label: str) -> Scope:
+    # By name: the patterns of a Scope are searched in all parts of the names, Golden Stick's are
+    # matched from the start, and of the layers that can be quantized each may match one only.
+    return Scope(names=list(names), contents=False, required=False, label=label)
+
+
+def _checked(pattern, policy, config):
+    if not isinstance(pattern, str):
+        raise wrong_type("layer_policies", pattern, "an OrderedDict whose keys are str")
+    name = f"layer_policies[{pattern!r}]"
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"layer_policies must have regular expressions as keys, but {pattern!r} "
+                          f"is none: {error}") from error
+    if policy is not None and not isinstance(policy, PTQConfig):
+        raise wrong_type(name, policy, "a PTQConfig or None")
+    if policy is not None and policy.mode is not config.mode:
+        raise ConfigError(f"{name}.mode must be that of config, {config.mode}, but is "
+                          f"{policy.mode}")
+    return policy

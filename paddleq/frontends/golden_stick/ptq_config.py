@@ -2,14 +2,17 @@
 
 import inspect
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from ..._checks import (
     check_bool,
+    check_fields,
     check_float,
     check_int,
     check_known_keys,
     check_name_parts,
+    checked_field,
     wrong_type,
     wrong_value,
 )
@@ -22,8 +25,10 @@ from ...algorithms import (
     Smoother,
     SmoothQuant,
 )
-from ...config.layer_config import MIN_MAX, check_activation_observer
+from ...config import LayerConfig
+from ...config.layer_config import MIN_MAX, check_activation_observer, static_activation
 from ...errors import ConfigError
+from ...spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from .enums import (
     BackendTarget,
     OutliersSuppressionType,
@@ -38,21 +43,11 @@ INT4, INT8 = QuantDtype.INT4, QuantDtype.INT8
 PER_TENSOR, PER_CHANNEL = QuantGranularity.PER_TENSOR, QuantGranularity.PER_CHANNEL
 PER_TOKEN, PER_GROUP = QuantGranularity.PER_TOKEN, QuantGranularity.PER_GROUP
 
-# field -> values
-_CHOICES = {
-    "mode": tuple(PTQMode),
-    "backend": tuple(BackendTarget),
-    "weight_quant_dtype": (INT8, INT4, None),
-    "kvcache_quant_dtype": (INT8, None),
-    "act_quant_dtype": (INT8, None),
-    "outliers_suppression": tuple(OutliersSuppressionType),
-    "precision_recovery": tuple(PrecisionRecovery),
-    "weight_quant_granularity": (PER_CHANNEL, PER_GROUP),
-    "kvcache_quant_granularity": (PER_CHANNEL, PER_TOKEN),
-    "act_quant_granularity": (PER_TENSOR, PER_TOKEN),
-}
-# field -> class of the registered algorithms that it may name
-_ALGORITHMS = {"outliers_suppression": Smoother, "precision_recovery": Rounder}
+def _check_floats(name, value, open_low):
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise ConfigError(f"{name} must hold at least one float, but is {value!r}")
+    return tuple(check_float(name, each, 0, 1, open_low=open_low) for each in values)
 
 
 @dataclass(frozen=True)
@@ -72,10 +67,9 @@ class SmoothQuantConfig:
         SmoothQuantConfig(alpha=0.7)
     """
 
-    alpha: float = 0.5
+    alpha: float = checked_field(0.5, partial(check_float, low=0, high=1))
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", check_float("alpha", self.alpha, 0, 1))
+    __post_init__ = check_fields
 
     def algorithm(self) -> SmoothQuant:
         """Return the algorithm with these options."""
@@ -99,10 +93,9 @@ class ActivationObserverConfig:
         ActivationObserverConfig(observer='KL')
     """
 
-    observer: str = MIN_MAX
+    observer: str = checked_field(MIN_MAX, check_activation_observer)
 
-    def __post_init__(self) -> None:
-        check_activation_observer("observer", self.observer)
+    __post_init__ = check_fields
 
 
 @dataclass(frozen=True)
@@ -126,14 +119,13 @@ class AWQConfig:
         AWQConfig(duo_scaling=True, smooth_alpha=(0.0, 0.5), weight_clip_ratio=(1.0,))
     """
 
-    duo_scaling: bool = True
-    smooth_alpha: Union[float, Tuple[float, ...]] = tuple(i / 20 for i in range(20))
-    weight_clip_ratio: Union[float, Tuple[float, ...]] = tuple(1 - i / 20 for i in range(10))
+    duo_scaling: bool = checked_field(True, check_bool)
+    smooth_alpha: Union[float, Tuple[float, ...]] = checked_field(
+        tuple(i / 20 for i in range(20)), partial(_check_floats, open_low=False))
+    weight_clip_ratio: Union[float, Tuple[float, ...]] = checked_field(
+        tuple(1 - i / 20 for i in range(10)), partial(_check_floats, open_low=True))
 
-    def __post_init__(self) -> None:
-        check_bool("duo_scaling", self.duo_scaling)
-        for name, open_low in (("smooth_alpha", False), ("weight_clip_ratio", True)):
-            object.__setattr__(self, name, _floats(name, getattr(self, name), open_low))
+    __post_init__ = check_fields
 
     def algorithm(self) -> AWQ:
         """Return the algorithm with these options."""
@@ -162,17 +154,13 @@ class GPTQQuantConfig:
         128
     """
 
-    block_size: int = 128
-    desc_act: bool = False
-    damp_percent: float = 0.01
-    static_groups: bool = False
+    block_size: int = checked_field(128, partial(check_int, low=1))
+    desc_act: bool = checked_field(False, check_bool)
+    damp_percent: float = checked_field(
+        0.01, partial(check_float, low=0, high=1, open_low=True))
+    static_groups: bool = checked_field(False, check_bool)
 
-    def __post_init__(self) -> None:
-        check_int("block_size", self.block_size, 1)
-        check_bool("desc_act", self.desc_act)
-        object.__setattr__(self, "damp_percent",
-                           check_float("damp_percent", self.damp_percent, 0, 1, open_low=True))
-        check_bool("static_groups", self.static_groups)
+    __post_init__ = check_fields
 
     def algorithm(self) -> GPTQ:
         """Return the algorithm with these options."""
@@ -181,6 +169,19 @@ class GPTQQuantConfig:
 
 _OPTIONS = {OutliersSuppressionType.SMOOTH: SmoothQuantConfig,
             OutliersSuppressionType.AWQ: AWQConfig, PrecisionRecovery.GPTQ: GPTQQuantConfig}
+
+
+def _choice(*choices, default):
+    return checked_field(default, partial(check_enum, choices=choices))
+
+
+def _algorithm(enumeration, base):
+    """Return the field of a member of ``enumeration`` or of a registered subclass of ``base``."""
+    def check(name, value):
+        others = [each for each, cls in ALGORITHMS.items()
+                  if issubclass(cls, base) and cls not in (SmoothQuant, AWQ, GPTQ, RoundToNearest)]
+        return check_enum(name, value, tuple(enumeration), others)
+    return checked_field(enumeration.NONE, check)
 
 
 @dataclass(frozen=True)
@@ -229,30 +230,25 @@ class PTQConfig:
         <OutliersSuppressionType.AWQ: 'awq'>
     """
 
-    mode: PTQMode = PTQMode.QUANTIZE
-    backend: BackendTarget = BackendTarget.NONE
-    opname_blacklist: Tuple[str, ...] = ()
+    mode: PTQMode = _choice(*PTQMode, default=PTQMode.QUANTIZE)
+    backend: BackendTarget = _choice(*BackendTarget, default=BackendTarget.NONE)
+    opname_blacklist: Tuple[str, ...] = checked_field((), check_name_parts)
     algo_args: Any = field(default_factory=dict)
-    weight_quant_dtype: Optional[QuantDtype] = INT8
-    kvcache_quant_dtype: Optional[QuantDtype] = None
-    act_quant_dtype: Optional[QuantDtype] = None
-    precision_recovery: Union[PrecisionRecovery, str] = PrecisionRecovery.NONE
-    outliers_suppression: Union[OutliersSuppressionType, str] = OutliersSuppressionType.NONE
-    weight_quant_granularity: QuantGranularity = PER_CHANNEL
-    kvcache_quant_granularity: QuantGranularity = PER_CHANNEL
-    act_quant_granularity: QuantGranularity = PER_TENSOR
-    group_size: int = 0
+    weight_quant_dtype: Optional[QuantDtype] = _choice(INT8, INT4, None, default=INT8)
+    kvcache_quant_dtype: Optional[QuantDtype] = _choice(INT8, None, default=None)
+    act_quant_dtype: Optional[QuantDtype] = _choice(INT8, None, default=None)
+    precision_recovery: Union[PrecisionRecovery, str] = _algorithm(PrecisionRecovery, Rounder)
+    outliers_suppression: Union[OutliersSuppressionType, str] = _algorithm(
+        OutliersSuppressionType, Smoother)
+    weight_quant_granularity: QuantGranularity = _choice(
+        PER_CHANNEL, PER_GROUP, default=PER_CHANNEL)
+    kvcache_quant_granularity: QuantGranularity = _choice(
+        PER_CHANNEL, PER_TOKEN, default=PER_CHANNEL)
+    act_quant_granularity: QuantGranularity = _choice(PER_TENSOR, PER_TOKEN, default=PER_TENSOR)
+    group_size: int = checked_field(0, check_int)
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            base = _ALGORITHMS.get(name)
-            others = [] if base is None else [
-                each for each, cls in ALGORITHMS.items()
-                if issubclass(cls, base) and cls not in (SmoothQuant, AWQ, GPTQ, RoundToNearest)]
-            object.__setattr__(self, name, check_enum(name, getattr(self, name), choices, others))
-        object.__setattr__(self, "opname_blacklist", check_name_parts(
-            "opname_blacklist", self.opname_blacklist))
-        check_int("group_size", self.group_size)
+        check_fields(self)
         for wrong, name, valid in _contradictions(self):
             if wrong:
                 raise wrong_value(name, getattr(self, name), valid)
@@ -278,6 +274,31 @@ class PTQConfig:
         if self.act_quant_dtype is not None and self.act_quant_granularity is PER_TENSOR:
             wanted.append(ActivationObserverConfig)
         return parse_algo_args(self.algo_args, wanted)
+
+    def layer_config(self) -> LayerConfig:
+        """Return the configuration of the Linears and KV caches."""
+        kv_cache = None
+        if self.kvcache_quant_dtype is not None:
+            kv_cache = self.kvcache_quant_granularity.value
+        if self.weight_quant_dtype is None:
+            return LayerConfig(kv_cache=kv_cache)
+        grouped = self.weight_quant_granularity is PER_GROUP
+        weight = QuantSpec(self.weight_quant_dtype.num_bits,
+                           granularity=PerGroup(self.group_size) if grouped else PerChannel(1))
+        spec = None
+        if self.act_quant_dtype is not None:
+            per_token = self.act_quant_granularity is PER_TOKEN
+            spec = QuantSpec(self.act_quant_dtype.num_bits,
+                             granularity=PerToken() if per_token else PerTensor())
+        activation, algorithms = static_activation(spec), {}
+        for options in self.options().values():
+            if isinstance(options, ActivationObserverConfig):
+                activation = static_activation(spec, options.observer)
+                continue
+            registered = isinstance(options, (Smoother, Rounder))
+            algorithm = options if registered else options.algorithm()
+            algorithms["smoother" if isinstance(algorithm, Smoother) else "rounder"] = algorithm
+        return LayerConfig(weight, activation, kv_cache=kv_cache, **algorithms)
 
 
 def _check_clipped_groups(granularity, options):
@@ -361,9 +382,3 @@ def parse_algo_args(given: Any, wanted: Sequence[type]) -> Dict[type, Any]:
     return {cls: instances.get(cls) or cls(**{
         name: value for name, value in options.items() if known[name] is cls}) for cls in wanted}
 
-
-def _floats(name, value, open_low):
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if not values:
-        raise ConfigError(f"{name} must hold at least one float, but is {value!r}")
-    return tuple(check_float(name, each, 0, 1, open_low=open_low) for each in values)

@@ -174,18 +174,11 @@ class PTQ:
                              format: str = "pdmodel") -> None:
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
 
-        ``path.paddleq.yaml`` beside them describes their origin. The model is not changed.
-
         Args:
-            model: a calibrated model that :meth:`quantize` returned.
-            path: prefix of the files; missing folders are created.
-            input_spec: list of ``paddle.static.InputSpec`` or example tensors. Default: the
-                shapes of the last call, with a dynamic batch dimension.
+            model: a calibrated model that :meth:`quantize` returned. It is not changed.
             onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with
                 integer weights; False: ``fake_*`` operators with float weights.
-            format: "pdmodel" (default): integers, for all runtimes and versions of Paddle. "pir":
-                ``path.json``, a float simulation for Paddle 3; needs another ``path``.
-                See :func:`paddleq.export.save`.
+            path, input_spec, format: as for :meth:`paddleq.QAT.save_quantized_model`.
 
         Raises:
             CalibrationError: names the layers that saw no calibration data.

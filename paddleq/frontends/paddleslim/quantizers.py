@@ -1,10 +1,18 @@
 """Quantizers of PaddleSlim's ``PTQ``, each the parameters of an observer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Dict
 
-from ..._checks import check_arguments, check_choice, check_float, check_int, wrong_type
+from ..._checks import (
+    check_arguments,
+    check_choice,
+    check_fields,
+    check_float,
+    check_int,
+    checked_field,
+    wrong_type,
+)
 from ...config import QuantizerConfig
 from ...config.layer_config import activation_observers, check_activation_observer
 from ...engine import plain_factory
@@ -24,10 +32,9 @@ from ...spec import PerChannel, QuantSpec
 class _Quantizer:
     """Base class of the quantizers; those with ``activation()`` are for activations."""
 
-    quant_bits: int = 8
+    quant_bits: int = checked_field(8, partial(check_int, low=1, high=16))
 
-    def __post_init__(self) -> None:
-        check_int("quant_bits", self.quant_bits, 1, 16)
+    __post_init__ = check_fields
 
     def as_recipe(self) -> dict:
         """Return this quantizer as recipes describe it."""
@@ -79,13 +86,8 @@ class PerChannelAbsmaxQuantizer(_Quantizer):
 
 @dataclass
 class _HistogramQuantizer(_Quantizer):
-    bins: int = 1024
-    upsample_bins: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_int("bins", self.bins, 2)
-        check_int("upsample_bins", self.upsample_bins, 1)
+    bins: int = checked_field(1024, partial(check_int, low=2))
+    upsample_bins: int = checked_field(64, partial(check_int, low=1))
 
     def _histogram_config(self, observer, **arguments):
         return self._config(partial(observer, bins=self.bins, upsample_bins=self.upsample_bins,
@@ -108,12 +110,8 @@ class HistQuantizer(_HistogramQuantizer):
         0.999
     """
 
-    hist_percent: float = HIST_PERCENT
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.hist_percent = check_float("hist_percent", self.hist_percent, 0.0, 1.0,
-                                        open_low=True, open_high=True)
+    hist_percent: float = checked_field(HIST_PERCENT, partial(
+        check_float, low=0.0, high=1.0, open_low=True, open_high=True))
 
     def activation(self) -> QuantizerConfig:
         """Return the QuantizerConfig of an activation."""
@@ -158,14 +156,13 @@ class ObserverQuantizer(_Quantizer):
         ObserverQuantizer(quant_bits=8, observer='mse', arguments={'bins': 512})
     """
 
-    observer: str
-    arguments: Dict[str, Any]
+    observer: str = checked_field("", check_activation_observer)
+    arguments: Dict[str, Any] = field(default_factory=dict)
 
     def __init__(self, observer: str, /, quant_bits: int = 8, **kwargs: Any) -> None:
-        super().__init__(quant_bits)
-        self.observer = check_activation_observer("observer", observer)
+        self.observer, self.quant_bits, self.arguments = observer, quant_bits, kwargs
+        check_fields(self)
         check_arguments(observer, OBSERVERS[observer], kwargs, ("spec", "channels"))
-        self.arguments = kwargs
 
     def as_recipe(self) -> dict:
         """Return this quantizer as recipes describe it."""

@@ -56,7 +56,6 @@ from paddleq.frontends.golden_stick import (
     PTQConfig,
     PTQMode,
 )
-from paddleq.frontends.golden_stick.ptq_rules import layer_config
 from paddleq.observers import ChannelStats
 
 IN_A_LAYER = ["attention.q", "attention.k", "attention.v", "attention.out", "up", "down"]
@@ -97,7 +96,7 @@ class Reference:
     def __init__(self, model, config, data):
         self.state, self.config = arrays(model), config
         self.schemes, self.caches = {}, {}
-        policy = layer_config(config)
+        policy = config.layer_config()
         xs = [plain("stem", batch.numpy().astype("float64"), *self.parameters("stem"))
               for batch in data]
         for i in range(len(model.layers)):
@@ -181,7 +180,7 @@ def combinations():
 
 def name_of(config):
     config = PTQConfig(**config)
-    policy = layer_config(config)
+    policy = config.layer_config()
     parts = [] if policy.weight is None else [policy.algorithm, f"{policy.weight}"]
     parts += [] if policy.activation is None else [f"{policy.activation}"]
     if config.kvcache_quant_dtype is not None:
@@ -204,7 +203,7 @@ def test_quantized_network_matches_float64_reference(config):
     # Values on rounding borders are rounded differently in float32 and float64, and so are
     # other values after it: the errors are as large, where they are not the same.
     assert abs(error - right) <= 0.25 * right
-    policy = layer_config(config)
+    policy = config.layer_config()
     rounded = policy.algorithm in ("", "SmoothQuant")
     if policy.weight is None or (policy.activation is None and rounded):
         assert np.linalg.norm(found - expected) <= 0.1 * right

@@ -31,7 +31,7 @@ from paddleq.frontends.golden_stick import (
     QuantGranularity,
     SmoothQuantConfig,
 )
-from paddleq.frontends.golden_stick.ptq_rules import LayerPolicies, layer_config
+from paddleq.frontends.golden_stick.ptq import LayerPolicies
 
 INT4, INT8 = QuantDtype.INT4, QuantDtype.INT8
 AWQ, SMOOTH = OutliersSuppressionType.AWQ, OutliersSuppressionType.SMOOTH
@@ -204,7 +204,7 @@ def test_combination(combination):
               "outliers_suppression": suppression, "precision_recovery": recovery,
               "group_size": 64 if grain is PER_GROUP else 0}
     if is_valid(*combination):
-        policy = layer_config(PTQConfig(**config))
+        policy = PTQConfig(**config).layer_config()
         assert (policy.weight is None) == (weight is None)
         if policy.weight is not None:
             assert policy.weight == QuantSpec(
@@ -383,7 +383,7 @@ def test_value_error_awq_clips_groups_that_desc_act_rearranges(change, valid):
     ({}, "smoother", None),
 ])
 def test_options_reach_the_algorithms(config, part, expected):
-    assert getattr(layer_config(PTQConfig(**config)), part) == expected
+    assert getattr(PTQConfig(**config).layer_config(), part) == expected
 
 
 # Policies for layers
@@ -412,7 +412,7 @@ def decided(found, names):
 def test_policy_of_a_layer(name, config, entry):
     found = LayerPolicies(PTQConfig(), OrderedDict([
         (r"layers\.\d+\.mlp\.up", W4), (r"layers\.\d+\..*down", None)]))
-    expected = None if config is None else layer_config(config)
+    expected = None if config is None else config.layer_config()
     assert decided(found, [name])[name] == (expected, entry)
 
 
