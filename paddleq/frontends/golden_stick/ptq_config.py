@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ..._checks import (
     check_bool,
@@ -268,9 +268,10 @@ class PTQConfig:
 
     def options(self) -> Dict[type, Any]:
         """Return class of options -> options, for the algorithms that the fields select."""
-        wanted = [ALGORITHMS[choice] if isinstance(choice, str) else _OPTIONS[choice]
-                  for choice in (self.outliers_suppression, self.precision_recovery)
-                  if choice not in (OutliersSuppressionType.NONE, PrecisionRecovery.NONE)]
+        wanted: List[Any] = [
+            ALGORITHMS[choice] if isinstance(choice, str) else _OPTIONS[choice]
+            for choice in (self.outliers_suppression, self.precision_recovery)
+            if choice not in (OutliersSuppressionType.NONE, PrecisionRecovery.NONE)]
         if self.act_quant_dtype is not None and self.act_quant_granularity is PER_TENSOR:
             wanted.append(ActivationObserverConfig)
         return parse_algo_args(self.algo_args, wanted)
