@@ -7,11 +7,13 @@ import paddle
 from .._checks import check_float, check_int
 from ..functional import abs_max
 from ..spec import QuantSpec
-from .base import Accumulator, Observer, latest, register_observer
+from .base import Accumulator, latest, register_observer
 
 
 class _AbsMaxBase(Accumulator):
-    """Base of the observers that combine max|x| of the tensors."""
+    """Base of the observers of max|x| of each tensor."""
+
+    abs_max_only = True
 
     def _measure(self, x):
         return [abs_max(x, self.spec)]
@@ -32,10 +34,6 @@ class CurrentAbsMaxObserver(_AbsMaxBase):
 
     dynamic = True
     statistics = {"current": latest}
-
-    def update_qparams(self, x):
-        with paddle.no_grad():
-            return self._batch_qparams(abs_max(x.detach(), self.spec))
 
     def abs_max(self):
         return self._at_least_eps(self.current)
@@ -60,7 +58,6 @@ class AbsMaxObserver(_AbsMaxBase):
         [3.0]
     """
 
-    abs_max_only = True
     statistics = {"max": paddle.maximum}
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
@@ -68,21 +65,12 @@ class AbsMaxObserver(_AbsMaxBase):
         super().__init__(spec, channels)
         self.track_batch = track_batch
 
-    def update_qparams(self, x):
-        if not self.track_batch:
-            return super().update_qparams(x)
-        with paddle.no_grad():
-            current = abs_max(x.detach(), self.spec)
-            self._combine([current])
-            self._assign("batches", self.batches + 1)
-            return self._batch_qparams(current)
-
     def abs_max(self):
         return self._at_least_eps(self.max)
 
 
 @register_observer("range_abs_max")
-class RangeAbsMaxObserver(Observer):
+class RangeAbsMaxObserver(_AbsMaxBase):
     """Maximum of max|x| over the last ``window_size`` batches.
 
     Args:
@@ -98,8 +86,6 @@ class RangeAbsMaxObserver(Observer):
         [2.0]
     """
 
-    abs_max_only = True
-
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  window_size: int = 10000):
         super().__init__(spec, channels)
@@ -107,10 +93,10 @@ class RangeAbsMaxObserver(Observer):
         self._float_buffer("window", [self.window_size, self.channels])
 
     def _update(self, x):
-        current = abs_max(x, self.spec).reshape([1, -1])
+        (current,) = self._measure(x)
         # Not a slice of the buffer: to_static cannot assign to a buffer that has a view.
         older = paddle.roll(self.window, -1, axis=0)[:-1]
-        self._assign("window", paddle.concat([older, current]))
+        self._assign("window", paddle.concat([older, current.reshape([1, -1])]))
 
     def _merge(self, other):
         # The two streams have no common order: treat the windows as parallel.
@@ -134,7 +120,6 @@ class AverageObserver(_AbsMaxBase):
         [2.0]
     """
 
-    abs_max_only = True
     statistics = {"total": paddle.add}
 
     def abs_max(self):
@@ -142,7 +127,7 @@ class AverageObserver(_AbsMaxBase):
 
 
 @register_observer("moving_average_abs_max")
-class MovingAverageAbsMaxObserver(Observer):
+class MovingAverageAbsMaxObserver(_AbsMaxBase):
     """Moving average of max|x| with bias correction.
 
     state = rate * state + 1, accum = rate * accum + max|x|, abs_max = accum / state. Both
@@ -160,8 +145,6 @@ class MovingAverageAbsMaxObserver(Observer):
         [2.0]
     """
 
-    abs_max_only = True
-
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  moving_rate: float = 0.9):
         super().__init__(spec, channels)
@@ -170,7 +153,7 @@ class MovingAverageAbsMaxObserver(Observer):
         self._float_buffer("accum", value=1.0)
 
     def _update(self, x):
-        current = abs_max(x, self.spec)
+        (current,) = self._measure(x)
         self._assign("state", self.state * self.moving_rate + 1.0)
         self._assign("accum", self.accum * self.moving_rate + current)
 

@@ -164,12 +164,6 @@ class Observer(nn.Layer, WithArgs, Collector):
         for name in list(own_buffers(self)):
             self._assign(name, state[name])
 
-    def _batch_qparams(self, abs_max, range_=None):
-        if self.spec.symmetric:
-            return abs_max, None
-        low, high = range_ or (-abs_max, abs_max)
-        return affine_qparams(low, high, self.spec)
-
     @property
     def accepts_abs_max(self) -> bool:
         """True if updating with the single element max|x| is equivalent to updating with x."""
@@ -268,6 +262,24 @@ class Accumulator(Observer):
     @abc.abstractmethod
     def _measure(self, x) -> List[paddle.Tensor]:
         """Return the statistics of one tensor, in order; none to change nothing."""
+
+    def _range_of(self, *values):
+        """Return (abs_max, (lowest, highest) value to represent) of measured statistics."""
+        (abs_max,) = values
+        return abs_max, (-abs_max, abs_max)
+
+    def update_qparams(self, x):
+        if not (self.dynamic or self.track_batch):
+            return super().update_qparams(x)
+        with paddle.no_grad():
+            values = self._measure(x.detach())
+            if self.track_batch:
+                self._combine(values)
+                self._assign("batches", self.batches + 1)
+            if not values:
+                return self.qparams()
+            abs_max, limits = self._range_of(*values)
+            return (abs_max, None) if self.spec.symmetric else affine_qparams(*limits, self.spec)
 
     def _update(self, x):
         self._combine(self._measure(x))

@@ -6,11 +6,11 @@ import paddle
 
 from .._checks import check_float, check_int
 from ..spec import QuantSpec
-from .base import Observer, register_observer
+from .base import Accumulator, register_observer
 
 
 @register_observer("fixed_scale")
-class FixedScaleObserver(Observer):
+class FixedScaleObserver(Accumulator):
     """Use a given scale and zero point, whatever the data.
 
     Args:
@@ -29,18 +29,14 @@ class FixedScaleObserver(Observer):
     fixed = True
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
-                 scale: float = 1.0,
-                 zero_point: int = 0):
+                 scale: float = 1.0, zero_point: int = 0):
         super().__init__(spec, channels)
         self.scale = check_float("scale", scale, 0.0, float("inf"), open_low=True, open_high=True)
         low, high = (0, 0) if self.spec.symmetric else (self.spec.quant_min, self.spec.quant_max)
         self.zero_point = check_int("zero_point", zero_point, low, high)
 
-    def _update(self, x):
-        pass
-
-    def _merge(self, other):
-        pass
+    def _measure(self, x):
+        return []
 
     def abs_max(self):
         return paddle.full([self.channels], self.scale) * float(self.spec.quant_max)

@@ -48,8 +48,7 @@ class KVRange(Collector):
             self._extend([x.abs().max(axis=[0, self.token_axis]) for x in (k, v)])
 
     def _extend(self, new):
-        self._abs_max = new if self._abs_max is None else [
-            paddle.maximum(old, x) for old, x in zip(self._abs_max, new)]
+        self._abs_max = list(map(paddle.maximum, self._abs_max or new, new))
 
     def merge(self, other: "KVRange") -> None:
         if other._abs_max is not None:

@@ -26,16 +26,17 @@ class _MinMaxBase(Accumulator):
         x, axis = as_dtype(x, paddle.float32), self.spec.channel_axis
         return [reduce_channels(reduce, x, axis) for reduce in (paddle.min, paddle.max)]
 
-    def _abs_max_of(self, low, high):
+    def _range_of(self, *values):
+        low, high = values
         spec = self.spec
         share = spec.quant_max / ((spec.quant_max - spec.quant_min) / 2)
-        return (paddle.maximum(-low, high) * share).clip(min=EPS)
+        return (paddle.maximum(-low, high) * share).clip(min=EPS), (low, high)
 
     def range(self):
         return self.min.clip(max=0.0), self.max.clip(min=0.0)
 
     def abs_max(self):
-        return self._abs_max_of(*self.range())
+        return self._range_of(*self.range())[0]
 
 
 @register_observer("min_max")
@@ -110,13 +111,6 @@ class CurrentMinMaxObserver(_MinMaxBase):
 
     dynamic = True
     statistics = {"min": latest, "max": latest}
-
-    def update_qparams(self, x):
-        with paddle.no_grad():
-            if 0 in x.shape:
-                return self.qparams()
-            low, high = self._measure(x.detach())
-            return self._batch_qparams(self._abs_max_of(low, high), (low, high))
 
 
 @register_observer("per_channel_min_max")
