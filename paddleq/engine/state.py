@@ -122,7 +122,7 @@ def set_fake_quantize(model, state):
     """
     if not isinstance(model, nn.Layer):
         raise wrong_type("model", model, "a paddle.nn.Layer")
-    state = State.of(state)
+    state = State(state)
     if model.training != (state is State.QAT):
         mode, right = ("training", "eval") if model.training else ("evaluation", "train")
         raise ModelError(f"state {state} contradicts the model, which is in {mode} mode; call "

@@ -51,12 +51,11 @@ class DelayedFakeQuantize(FakeQuantize):
         before = self.step + 0
         with paddle.no_grad():
             paddle.assign(self.step + 1, self.step)
-        if not self.delay or not self.fake_quant_enabled:
-            return super().forward(x, *args, **kwargs)
-        if not paddle.in_dynamic_mode():
+        waits = bool(self.delay) and self.fake_quant_enabled
+        if waits and not paddle.in_dynamic_mode():
             y = super().forward(x, *args, **kwargs)
             return paddle.where(before < self.delay, x, y)
-        if before.item() >= self.delay:
+        if not waits or before.item() >= self.delay:
             return super().forward(x, *args, **kwargs)
         self.fake_quant_enabled = False
         try:

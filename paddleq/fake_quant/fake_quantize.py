@@ -33,12 +33,8 @@ class State(enum.Enum):
     VALIDATION = "validation"  # quantize with the stored scale
 
     @classmethod
-    def of(cls, state):
-        """Return the state of that name, or ``state`` itself if it is a State."""
-        if isinstance(state, cls):
-            return state
-        return cls(check_choice("state", state, [each.value for each in cls]))
-
+    def _missing_(cls, value):
+        check_choice("state", value, [each.value for each in cls])  # raises
 
 
 @skip_bytecode_translation
@@ -149,7 +145,7 @@ class FakeQuantize(nn.Layer, WithArgs):
 
     def set_state(self, state):
         """Switch to a :class:`State`."""
-        self.state = State.of(state)
+        self.state = State(state)
         self.observer_enabled = self.state is not State.VALIDATION
         self.fake_quant_enabled = self.state is not State.CALIBRATION
 

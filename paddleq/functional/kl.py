@@ -8,11 +8,9 @@ are computed at once.
 import numpy as np
 
 
-def _entropy_terms(p):
-    """Return p * log(p), and 0 at p = 0."""
-    out = np.zeros_like(p)
-    np.log(p, out=out, where=p > 0)
-    return out * p
+def _log(p):
+    """Return log(p), and 0 at p = 0."""
+    return np.log(p, out=np.zeros_like(p), where=p > 0)
 
 
 def kl_divergences(hist, levels):
@@ -36,7 +34,7 @@ def kl_divergences(hist, levels):
     def prefix(a):
         return np.concatenate([[0.0], np.cumsum(a)])
 
-    count, filled, entropy = prefix(hist), prefix(hist > 0), prefix(_entropy_terms(hist))
+    count, filled, entropy = prefix(hist), prefix(hist > 0), prefix(_log(hist) * hist)
     for merged in np.unique(np.maximum(cuts // levels, 1)):
         rows = np.nonzero((np.maximum(cuts // levels, 1) == merged) & (hist[cuts - 1] > 0))[0]
         if not len(rows):
@@ -49,11 +47,8 @@ def kl_divergences(hist, levels):
         # Whole groups do not depend on the cut: all rows share one table of prefix sums.
         borders = np.arange(0, bins + 1, merged)
         p_group, n_group = np.diff(count[borders]), np.diff(filled[borders])
-        spread = np.zeros_like(p_group)
-        np.divide(p_group, n_group, out=spread, where=n_group > 0)
-        log_spread = np.zeros_like(spread)
-        np.log(spread, out=log_spread, where=spread > 0)
-        cross_full = prefix(p_group * log_spread)
+        spread = np.divide(p_group, n_group, out=np.zeros_like(p_group), where=n_group > 0)
+        cross_full = prefix(p_group * _log(spread))
         # The last group ends at the cut; in P its last bin also contains the outliers.
         p_last = count[cut] - count[last_start]
         log_last = np.log(p_last / (filled[cut] - filled[last_start]))

@@ -12,6 +12,8 @@ If |s| * levels is below EPS, EPS is used, with the same gradient.
 """
 
 import operator
+from dataclasses import dataclass
+from typing import Any
 
 import paddle
 from paddle.autograd import PyLayer
@@ -56,15 +58,6 @@ def learned_zero_point(offset, abs_max, spec):
 
     It is an integer within the spec's limits, so that 0 is stored exactly (a convolution pads with
     it) and integer runtimes support it.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq import QuantSpec
-        >>> from paddleq.functional.lsq import learned_zero_point
-        >>> spec = QuantSpec(bits=4, signed=False, symmetric=False)  # a step of 15 / 15
-        >>> offset, abs_max = paddle.to_tensor([-2.4]), paddle.to_tensor([15.0])
-        >>> learned_zero_point(offset, abs_max, spec).tolist()
-        [2]
     """
     steps = constant(offset) * (-float(spec.quant_max)) / abs_max
     steps = steps.clip(float(spec.quant_min), float(spec.quant_max))
@@ -81,23 +74,23 @@ def _signs(step):
     return paddle.where(step < 0, paddle.full_like(step, -1.0), paddle.ones_like(step))
 
 
-def _sum_of_products(a, b, axis):
-    if axis is None:
-        # dot() allocates no tensor of their size.
-        return paddle.dot(a.reshape([-1]), b.reshape([-1])).reshape([1])
-    return reduce_channels(paddle.sum, a * b, axis)
+def sum_of_products(a, b):
+    """Sum ``a * b`` to shape [1] without a tensor of their size."""
+    return paddle.dot(a.reshape([-1]), b.reshape([-1])).reshape([1])
 
 
 # Paddle 2.6's bytecode translator fails on this attribute, but does not translate attrgetter.
 _version = operator.attrgetter("inplace_version")
 
 
+@dataclass
 class _Rule:
     """Quantization parameters that forward and backward pass share."""
 
-    def __init__(self, abs_max, spec, zero_point, exact):
-        self.abs_max, self.spec, self.zero_point = abs_max, spec, zero_point
-        self.exact = exact
+    abs_max: Any
+    spec: Any
+    zero_point: Any
+    exact: bool
 
     def simulate(self, x):
         spec = self.spec
@@ -115,7 +108,7 @@ class _Rule:
         dx = masked(inside, grad)
         # round(v / s) - v / s is (y - x) / s, and outside of the range y / s + z is the limit.
         if axis is None:
-            total = _sum_of_products(grad, y, axis) - _sum_of_products(dx, x, axis)
+            total = sum_of_products(grad, y) - sum_of_products(dx, x)
         else:
             total = reduce_channels(paddle.sum, (grad * y).subtract_(dx * x), axis)
         ds = total / steps

@@ -4,7 +4,7 @@ import paddle
 from paddle.autograd import PyLayer
 
 from .fake_quant import simulate_in_three_passes
-from .lsq import constant
+from .lsq import constant, sum_of_products
 from .qparams import EPS
 
 
@@ -37,7 +37,7 @@ class _Clip(PyLayer):
         x_constant, alpha_constant = ctx.constant
         d_alpha = None
         if not alpha_constant:
-            d_alpha = paddle.dot(grad.reshape([-1]), side.reshape([-1])).reshape([1]) * ctx.sign
+            d_alpha = sum_of_products(grad, side) * ctx.sign
         return None if x_constant else side.abs_().scale_(-1.0, 1.0).multiply_(grad), d_alpha
 
 
