@@ -2,13 +2,23 @@
 
 import enum
 import functools
+import platform
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
+import paddle
 
 from .._layer_state import read_state, state_of
+
+
+def versions():
+    """Return the versions of the packages that every export and measurement depends on."""
+    from .. import __version__
+
+    return {"paddleq": __version__, "paddle": paddle.__version__, "numpy": np.__version__,
+            "python": platform.python_version()}
 
 
 def set_provenance(model, method, **config):

@@ -6,15 +6,13 @@ share it. It is written together with the files that it describes, or not at all
 
 import hashlib
 import os
-import platform
 from functools import partial
 
-import numpy as np
-import paddle
 import yaml
 
 from .._atomic_write import write_bytes, write_together
 from ..engine import layer_rows, provenance_of
+from ..engine.provenance import versions
 from ..errors import ExportError
 from ..nn.class_swap import float_class
 from .formats import FORMATS
@@ -23,14 +21,6 @@ from .program.inspect import program_rows
 _HEAD = "# Beside an exported model: how it was made.\n"
 ENDING = ".paddleq.yaml"
 _CHECKPOINT = (".safetensors", ".json")
-
-
-def versions():
-    """Return the versions of the packages that every export and measurement depends on."""
-    from .. import __version__
-
-    return {"paddleq": __version__, "paddle": paddle.__version__, "numpy": np.__version__,
-            "python": platform.python_version()}
 
 
 class Provenance:

@@ -54,12 +54,14 @@ def abs_max(x, spec):
     dynamic = paddle.in_dynamic_mode()
     if dynamic and 0 in x.shape:
         return paddle.full([1 if axis is None else x.shape[axis]], EPS, dtype="float32")
-    if axis is None and not spec.binary:
+    if spec.binary:
+        found = reduce_channels(paddle.mean, x.abs(), axis)
+    elif axis is None:
         found = paddle.maximum(x.max(), -x.min()).reshape([1])
-    elif dynamic and axis is not None and not spec.binary:
+    elif dynamic:
         found = _channel_max(x, axis % len(x.shape))
     else:
-        found = reduce_channels(paddle.mean if spec.binary else paddle.max, x.abs(), axis)
+        found = reduce_channels(paddle.max, x.abs(), axis)
     return found.clip(min=EPS)
 
 

@@ -122,7 +122,7 @@ def in_checkpoint(model, folder):
 
 def in_summary(model, folder):
     row = paddleq.engine.summary_rows(model)[0]
-    return float(row.activation.rpartition("scale ")[2]) / 127
+    return float(row.activation.rpartition("scale ")[2])
 
 
 DOORS = [by_set_qparams, by_set_qparams_while_calibrating, by_set_qparams_without_data, by_buffer,

@@ -16,8 +16,8 @@ from ...engine import (
     quantized_layers,
     summary_rows,
 )
+from ...engine.provenance import versions
 from ...errors import ConfigError, DependencyError, ExportError
-from ...export.provenance_file import versions
 from ...fake_quant.fake_quantize import FakeQuantize
 from ..distributions import Distributions
 from ..layer_errors import LayerComparison

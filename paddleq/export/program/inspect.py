@@ -72,7 +72,7 @@ def _quantizers(program, block):
             abs_max, bits = program.arrays[inputs(op, slot)[0]], attribute(op, "bit_length")
             activations.append({
                 "name": inputs(op, "X")[0], "reader": _consumer_type(view, op), "bits": bits,
-                "scale": float(abs_max.reshape(-1)[0]) / (2 ** (bits - 1) - 1)})
+                "scale": _scale(abs_max.reshape(-1)[0], bits)})
         elif op.type in _FAKE_WEIGHT and inputs(op, "X")[0] in program.arrays:
             weights.append(_weight(program, inputs(op, "X")[0], outputs(op, "OutScale")[0],
                                    attribute(op, "bit_length"), attribute(op, "quant_axis", -1)))
@@ -84,10 +84,14 @@ def _weight(program, name, scale, bits, axis):
     limit = 2 ** (bits - 1)
     row = {"name": name, "shape": list(array.shape), "dtype": array.dtype.name, "bits": bits,
            "axis": axis,
-           "scale": [float(each) / (limit - 1) for each in (abs_max.min(), abs_max.max())]}
+           "scale": [_scale(abs_max.min(), bits), _scale(abs_max.max(), bits)]}
     if array.dtype.kind == "i":
         row["histogram"] = np.histogram(array, bins=_BINS, range=(-limit, limit))[0].tolist()
     return row
+
+
+def _scale(abs_max, bits):
+    return float(abs_max) / (2 ** (bits - 1) - 1)
 
 
 def _consumer_type(view, op):
