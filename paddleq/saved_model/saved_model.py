@@ -283,7 +283,7 @@ class SavedModel(nn.Layer):
         if found is NotImplemented:
             found = run_without_gradient(arguments, self._single_operator(op, arguments))
         elif not isinstance(found, dict):
-            slot = next((slot for slot in ("Out", "Y", "Output") if slot in op.outputs), None)
+            slot = next(slot for slot in ("Out", "Y", "Output", "Result") if slot in op.outputs)
             found = {slot: found}
         for slot, names in op.outputs.items():
             value = found.get(slot)
