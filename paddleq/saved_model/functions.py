@@ -85,7 +85,7 @@ def _options(a, row):
         elif each.tensor and a.tensor(each.tensor) is not None:
             value = a.tensor(each.tensor)
             options[each.pir] = value if each.type == "float" else int(value.item())
-        elif each.type and each.legacy in a.attributes:
+        elif each.type and each.legacy in a.operator.attributes:
             options[each.pir] = a.get(each.legacy)
     for each in row.attributes:
         value = a.get(each.legacy)

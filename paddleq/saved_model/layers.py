@@ -5,15 +5,16 @@ only follows its operator is part of the layer. Exporting reads the same plan to
 values and quantizers back into the program.
 """
 
-from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 from paddle import ParamAttr, nn
 from paddle.nn.initializer import Constant
 
-from ..export.program.op_desc import shape_of
+from ..export.program.graph_view import GraphView
+from ..export.program.op_desc import DENSE_TENSOR, shape_of
 from ..export.program.program import Program
 from .operators import Operator
 
@@ -60,55 +61,34 @@ class LayerBinding:
         return next(iter(self.parameters.values()))
 
 
-class _Graph:
-    """Makers and readers of the variables of a whole program."""
+class _Graph(GraphView):
+    """View of a whole program with the shapes and values of its variables."""
 
     def __init__(self, program: Program, blocks: List[List[Operator]]):
-        self.program = program
+        super().__init__([op for block in blocks for op in block],
+                         Operator.all_inputs, Operator.all_outputs)
         self.arrays = program.arrays
-        self.reads = Counter(name for block in blocks for op in block
-                             for names in op.inputs.values() for name in names)
-        self.readers, self.makers, written = {}, {}, Counter()
-        for block in blocks:
-            for op in block:
-                for names in op.inputs.values():
-                    for name in names:
-                        self.readers.setdefault(name, []).append(op)
-                for names in op.outputs.values():
-                    for name in names:
-                        self.makers[name] = op
-                        written[name] += 1
-        self.rewritten = {name for name, count in written.items() if count > 1}
-        self.ranks = {var.name: shape_of(var) for block in program.desc.blocks
-                      for var in block.vars if var.type.type == 7}
-
-    def shape(self, name):
-        return self.ranks.get(name)
+        self.shapes = {var.name: shape_of(var) for block in program.desc.blocks
+                       for var in block.vars if var.type.type == DENSE_TENSOR}
 
     def is_parameter(self, name):
-        return name in self.arrays and name not in self.makers
+        return name in self.arrays and name not in self.producers
 
-    def only_reader(self, name):
-        readers = self.readers.get(name, [])
-        return readers[0] if len(readers) == 1 and name not in self.rewritten else None
+    def sole_consumer(self, name):
+        return None if name in self.rewritten else super().sole_consumer(name)
 
 
 def plan_layers(program: Program, blocks: List[List[Operator]]) -> Dict[str, LayerBinding]:
     """Return the name of each sublayer -> its :class:`LayerBinding`, in the order of execution."""
     graph, bindings = _Graph(program, blocks), {}
-    taken = set()
     for block in blocks:
         for op in block:
-            binding = _bind(graph, op)
+            binding = _BINDERS[op.type](graph, op) if op.type in _BINDERS else None
             if binding is None:
                 continue
             stem = layer_name(binding.weight)
-            binding.name = stem
-            while binding.name in taken:
-                number = int(binding.name[len(stem) + 1:] or 1) + 1
-                binding.name = f"{stem}_{number}"
-            taken.add(binding.name)
-            op.layer = binding.name
+            names = chain([stem], (f"{stem}_{number}" for number in count(2)))
+            op.layer = binding.name = next(name for name in names if name not in bindings)
             bindings[binding.name] = binding
     return bindings
 
@@ -119,27 +99,13 @@ def layer_name(parameter: str) -> str:
     return (stem if stem and ending.startswith("w_") else parameter).replace(".", "_")
 
 
-def _bind(graph, op):
-    if op.type in _CONVOLUTIONS:
-        return _bind_convolution(graph, op)
-    if op.type in _PRODUCTS:
-        return _bind_product(graph, op)
-    if op.type == "lookup_table_v2":
-        return _bind_embedding(graph, op)
-    if op.type == "batch_norm":
-        return _bind_batch_norm(graph, op)
-    if op.type == "layer_norm":
-        return _bind_layer_norm(graph, op)
-    return _bind_recurrent(graph, op) if op.type == "rnn" else None
-
-
 def _bind_convolution(graph, op):
     reader, slot, merged = op, "Filter", []
     while True:
         weight = reader.input(slot)
-        maker = graph.makers.get(weight)
+        maker = graph.producers.get(weight)
         if maker is None or maker.type not in ("unsqueeze2", "assign") or (
-                graph.only_reader(weight) is None or maker.block != op.block):
+                graph.sole_consumer(weight) is None or maker.block != op.block):
             break
         merged.append(maker.position)
         reader, slot = maker, "X"
@@ -160,7 +126,7 @@ def _bind_product(graph, op):
     array = graph.arrays.get(weight)
     if not graph.is_parameter(weight) or array.ndim != 2 or array.dtype.kind == "i":
         return None
-    shape = graph.shape(source)
+    shape = graph.shapes.get(source)
     attributes, flattened, transposed = op.attributes, None, False
     if op.type == "mul":
         if attributes.get("y_num_col_dims", 1) != 1 or shape is None:
@@ -174,7 +140,7 @@ def _bind_product(graph, op):
                 attributes.get("alpha", 1.0) != 1.0):
             return None
         transposed = attributes.get("trans_y" if new else "transpose_Y", False)
-        if transposed and graph.reads[weight] > 1:
+        if transposed and graph.sole_consumer(weight) is None:
             return None  # one parameter cannot be the weight of a Linear and its transpose
         if shape is None:
             return None
@@ -188,7 +154,7 @@ def _bind_product(graph, op):
 
 def _bind_bias(graph, binding, axis, rank):
     """Make the addition of a bias part of the layer if it is the only reader of the product."""
-    add = graph.only_reader(binding.target)
+    add = graph.sole_consumer(binding.target)
     if (add is None or add.type != "elementwise_add" or add.block != binding.operator.block
             or add.input("X") != binding.target):
         return
@@ -201,9 +167,9 @@ def _bind_bias(graph, binding, axis, rank):
         elif graph.arrays[bias].ndim != 1 or (rank - 1 if at == -1 else at) != axis:
             return
     else:
-        reshape = graph.makers.get(bias)
+        reshape = graph.producers.get(bias)
         if (reshape is None or reshape.type not in ("reshape2", "reshape")
-                or graph.only_reader(bias) is None or reshape.block != add.block
+                or graph.sole_consumer(bias) is None or reshape.block != add.block
                 or not graph.is_parameter(reshape.input("X"))
                 or reshape.inputs.get("Shape") or reshape.inputs.get("ShapeTensor")):
             return
@@ -240,7 +206,7 @@ def _bind_embedding(graph, op):
 def _bind_batch_norm(graph, op):
     slots = {"weight": "Scale", "bias": "Bias", "_mean": "Mean", "_variance": "Variance"}
     names = {attribute: op.input(slot) for attribute, slot in slots.items()}
-    shape = graph.shape(op.input("X"))
+    shape = graph.shapes.get(op.input("X"))
     if (not op.attributes.get("is_test", False) or shape is None or len(shape) not in _BATCH_NORMS
             or any(name not in graph.arrays for name in names.values())):
         return None
@@ -249,7 +215,7 @@ def _bind_batch_norm(graph, op):
 
 def _bind_layer_norm(graph, op):
     weight, bias = op.input("Scale"), op.input("Bias")
-    shape = graph.shape(op.input("X"))
+    shape = graph.shapes.get(op.input("X"))
     if shape is None or not (graph.is_parameter(weight) and graph.is_parameter(bias)):
         return None
     if len(shape) - op.attributes.get("begin_norm_axis", 1) != 1:
@@ -270,6 +236,11 @@ def _bind_recurrent(graph, op):
         return None
     return LayerBinding("", op, "Input", op.output("Out"), dict(zip(attributes, names)),
                         (op, "WeightList"))
+
+
+_BINDERS = {**dict.fromkeys(_CONVOLUTIONS, _bind_convolution),
+            **dict.fromkeys(_PRODUCTS, _bind_product), "lookup_table_v2": _bind_embedding,
+            "batch_norm": _bind_batch_norm, "layer_norm": _bind_layer_norm, "rnn": _bind_recurrent}
 
 
 def _make_recurrent(op):
@@ -328,15 +299,8 @@ def make_layer(binding: LayerBinding, program: Program) -> nn.Layer:
                         bias_attr=bias)
 
 
-def shaped_for_layer(binding: LayerBinding, attribute: str, array: np.ndarray,
-                     shape: List[int]) -> np.ndarray:
-    """Return a parameter of the program as the layer keeps it."""
-    array = array.T if binding.transposed and attribute == "weight" else array
-    return np.ascontiguousarray(array).reshape(shape)
-
-
-def shaped_for_program(binding: LayerBinding, attribute: str, array: np.ndarray,
-                       shape: List[int]) -> np.ndarray:
-    """Return a parameter of the layer as the program keeps it."""
+def transposed_to(shape: List[int], array: np.ndarray, binding: LayerBinding,
+                  attribute: str) -> np.ndarray:
+    """Return a parameter of the program as the layer keeps it, or the reverse, in ``shape``."""
     array = array.T if binding.transposed and attribute == "weight" else array
     return np.ascontiguousarray(array).reshape(shape)

@@ -20,7 +20,7 @@ from ..export.program.program import Program
 from ..graph.fold_batch_norm import FoldedNorm
 from ..nn.tracing import MARKER_FACTOR
 from ..spec import PerChannel
-from .layers import shaped_for_program
+from .layers import transposed_to
 
 _LAST = ("NHWC", "NDHWC", "NLC")
 
@@ -149,7 +149,7 @@ class _Writer:
     def as_stored(self, binding, mark):
         """Return the mark of a weight in the shape that the program keeps it in."""
         shape = self.model.parameter_shape(binding.weight)
-        changes = {name: shaped_for_program(binding, "weight", getattr(mark, name), shape)
+        changes = {name: transposed_to(shape, getattr(mark, name), binding, "weight")
                    for name in ("value", "integers") if getattr(mark, name) is not None}
         spec = mark.spec
         if binding.transposed and spec is not None and spec.channel_axis is not None:

@@ -1,14 +1,14 @@
 """Operators of a saved program as plain Python values."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
 # Enum AttrType of framework.proto -> field of OpDesc.Attr; a plural field is a list.
 _FIELDS = {0: "i", 1: "f", 2: "s", 3: "ints", 4: "floats", 5: "strings", 6: "b", 7: "bools",
-           8: "block_idx", 9: "l", 10: "blocks_idx", 11: "longs", 12: "float64s", 15: "float64"}
-_SCALAR, _SCALARS = 16, 17
+           8: "block_idx", 9: "l", 10: "blocks_idx", 11: "longs", 12: "float64s", 15: "float64",
+           16: "scalar", 17: "scalars"}
 _SCALAR_FIELDS = {1: "b", 2: "i", 3: "r"}
-_REPEATED = (3, 4, 5, 7, 10, 11, 12)
+_REPEATED = (3, 4, 5, 7, 10, 11, 12, 17)
 # Attributes that no kernel reads.
 _ANNOTATIONS = {"op_role", "op_role_var", "op_namescope", "op_callstack", "op_device",
                 "with_quant_attr", "struct_name"}
@@ -24,6 +24,7 @@ class Operator:
         attributes: name -> value.
         block, position: the place of the operator in the program.
         layer: name of the sublayer that computes the operator; None for other operators.
+        alone: serialized program of the operator alone, if it has no dygraph function.
     """
 
     type: str
@@ -33,6 +34,7 @@ class Operator:
     block: int
     position: int
     layer: Optional[str] = None
+    alone: Optional[bytes] = None
 
     def input(self, slot: str) -> Optional[str]:
         """Return the variable in an input slot, None if the slot is empty."""
@@ -44,24 +46,33 @@ class Operator:
         names = self.outputs.get(slot)
         return names[0] if names else None
 
+    def all_inputs(self) -> List[str]:
+        """Return the variables in all input slots, in order."""
+        return [name for names in self.inputs.values() for name in names]
+
+    def all_outputs(self) -> List[str]:
+        """Return the variables in all output slots, in order."""
+        return [name for names in self.outputs.values() for name in names]
+
 
 @dataclass
 class Arguments:
-    """Values of the inputs and attributes of one call of an operator.
+    """Values of the inputs of one call of an operator.
 
     Attributes:
-        type: the operator type.
+        operator: the operator.
         inputs: slot -> list of tensors.
-        attributes: name -> value.
-        counts: output slot -> number of variables.
         read: output slots that another operator or the user of the model reads.
     """
 
-    type: str
+    operator: Operator
     inputs: Dict[str, list]
-    attributes: Dict[str, Any]
-    counts: Dict[str, int] = field(default_factory=dict)
     read: Tuple[str, ...] = ()
+
+    @property
+    def type(self) -> str:
+        """The operator type."""
+        return self.operator.type
 
     def tensor(self, slot: str) -> Any:
         """Return the only tensor of a slot, None if the slot is empty."""
@@ -69,7 +80,8 @@ class Arguments:
         return values[0] if values else None
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self.attributes.get(name, default)
+        """Return the value of an attribute, ``default`` if the operator lacks it."""
+        return self.operator.attributes.get(name, default)
 
 
 def read_operators(block) -> List[Operator]:
@@ -86,15 +98,14 @@ def _slots(entries):
 
 
 def _value(attr):
-    if attr.type == _SCALAR:
-        return _scalar(attr.scalar)
-    if attr.type == _SCALARS:
-        return [_scalar(each) for each in attr.scalars]
     if attr.type not in _FIELDS:
         return None
     value = getattr(attr, _FIELDS[attr.type])
-    return list(value) if attr.type in _REPEATED else value
+    if attr.type in _REPEATED:
+        return [_scalar(each) for each in value]
+    return _scalar(value)
 
 
-def _scalar(scalar):
-    return getattr(scalar, _SCALAR_FIELDS.get(scalar.type, "i"))
+def _scalar(value):
+    """Value of a Scalar message; other values are returned as they are."""
+    return getattr(value, _SCALAR_FIELDS.get(value.type, "i")) if hasattr(value, "type") else value

@@ -1,29 +1,28 @@
 """A saved model as a ``paddle.nn.Layer``."""
 
 import os
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Tuple, Union
 
 import numpy as np
 import paddle
 from paddle import nn
 from paddle.nn.initializer import Constant
 
-from .._checks import hint
 from .._paddle_compat import framework_proto, known_operators
-from ..errors import ConfigError, ConfigTypeError, ModelError
+from ..errors import ModelError
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import dtype_of, shape_of
 from ..export.program.program import Program
 from .control_flow import CONTROL_FLOW
 from .files import locate
 from .functions import FUNCTIONS
-from .layers import LayerBinding, make_layer, plan_layers, shaped_for_layer, shaped_for_program
+from .inputs import TensorInfo, check_inputs
+from .layers import LayerBinding, make_layer, plan_layers, transposed_to
 from .lower import build_program
 from .operators import Arguments, Operator, read_operators
-from .without_gradient import run_without_gradient
+from .without_gradient import program_of_operator, run_without_gradient
 
 _INTERFACE = ("feed", "fetch")
-_DENSE_TENSOR, _TENSOR_ARRAY = 7, 13  # VarType.Type of framework.proto
 
 
 class SavedModel(nn.Layer):
@@ -87,22 +86,25 @@ class SavedModel(nn.Layer):
     def _read(self, program):
         desc = program.desc
         self._description = desc.SerializeToString()
-        self._descriptions: Dict[Tuple[int, int], tuple] = {}
         self._operators = [read_operators(block) for block in desc.blocks]
         _check_operators(self._operators)
+        for op in (op for block in self._operators for op in block):
+            if op.type not in _INTERFACE and op.type not in CONTROL_FLOW:
+                op.alone = program_of_operator(op, desc)
         self._local = [[var.name for var in block.vars if not var.persistable]
                        for block in desc.blocks]
         main = self._operators[0]
         self.input_names = [name for _, name in sorted(
             (op.attributes.get("col", 0), op.outputs["Out"][0])
             for op in main if op.type == "feed")]
-        self._fetches = sorted((op.attributes.get("col", 0), op.inputs["X"][0])
-                               for op in main if op.type == "fetch")
-        self.output_names = [name for _, name in self._fetches]
+        self.output_names = [name for _, name in sorted(
+            (op.attributes.get("col", 0), op.inputs["X"][0])
+            for op in main if op.type == "fetch")]
         variables = program.variables()
-        self._input_types: Dict[str, Tuple[Any, list]] = {
-            name: (dtype_of(variables[name]), shape_of(variables[name]))
-            for name in self.input_names}
+        self._inputs = [TensorInfo(name, dtype_of(variables[name]),
+                                   tuple(None if size < 0 else size
+                                         for size in shape_of(variables[name])))
+                        for name in self.input_names]
         self._bindings = plan_layers(program, self._operators)
         self._merged = {(binding.operator.block, position)
                           for binding in self._bindings.values() for position in binding.merged}
@@ -111,7 +113,7 @@ class SavedModel(nn.Layer):
             name: (list(array.shape), dtype_of(variables[name]))
             for name, array in program.arrays.items() if name in variables}
         self._read_names = {name for block in self._operators for op in block
-                            for names in op.inputs.values() for name in names}
+                            for name in op.all_inputs()}
         self._add_layers(program)
         self._add_other_parameters(program)
         self._last_uses = _last_uses(self._operators, set(self.output_names))
@@ -129,8 +131,8 @@ class SavedModel(nn.Layer):
                 if shared is not None and list(shared.shape) == list(value.shape):
                     setattr(layer, attribute, shared)
                     continue
-                value.set_value(shaped_for_layer(binding, attribute, program.arrays[parameter],
-                                                 value.shape))
+                value.set_value(transposed_to(value.shape, program.arrays[parameter], binding,
+                                              attribute))
                 self._places.setdefault(parameter, (name, attribute))
             self.add_sublayer(name, layer)
 
@@ -161,8 +163,8 @@ class SavedModel(nn.Layer):
     @property
     def input_spec(self) -> list:
         """One ``paddle.static.InputSpec`` for each input."""
-        return [paddle.static.InputSpec([None if size < 0 else size for size in shape], dtype, name)
-                for name, (dtype, shape) in self._input_types.items()]
+        return [paddle.static.InputSpec(list(info.shape), info.dtype, info.name)
+                for info in self._inputs]
 
     @property
     def weight_names(self) -> Dict[str, str]:
@@ -199,42 +201,13 @@ class SavedModel(nn.Layer):
         if not paddle.in_dynamic_mode():
             raise ModelError("a SavedModel runs in dynamic mode only; export it with "
                              "paddleq.save_quantized_model or SavedModel.save")
-        values = self._checked((named,) if named and not inputs else inputs)
+        if len(inputs) == 1 and isinstance(inputs[0], (dict, list, tuple)):
+            (inputs,) = inputs
+        tensors = check_inputs(inputs or named, self._inputs, _as_tensor)
+        values = _Values(self, zip(self.input_names, tensors))
         self._run_block(0, values)
-        outputs = [self._value(name, values) for name in self.output_names]
+        outputs = [values[name] for name in self.output_names]
         return outputs[0] if len(outputs) == 1 else outputs
-
-    def _checked(self, inputs):
-        names = self.input_names
-        if len(inputs) == 1 and isinstance(inputs[0], dict):
-            given = inputs[0]
-            for name in given:
-                if name not in names:
-                    raise ConfigError(f"the model has no input {name!r}{hint(name, names)}; its "
-                                      f"inputs are {', '.join(names)}")
-            missing = [name for name in names if name not in given]
-            if missing:
-                raise ConfigError(f"the model's inputs {', '.join(missing)} are missing")
-            inputs = [given[name] for name in names]
-        elif len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):
-            inputs = inputs[0]
-        if len(inputs) != len(names):
-            raise ConfigError(f"the model takes {len(names)} inputs ({', '.join(names)}), got "
-                              f"{len(inputs)}")
-        values = {}
-        for name, value in zip(names, inputs):
-            if not isinstance(value, paddle.Tensor):
-                value = paddle.to_tensor(np.asarray(value))
-            dtype, shape = self._input_types[name]
-            found = str(value.dtype).rpartition(".")[2]
-            if dtype not in ("?", found):
-                raise ConfigTypeError(f"the model's input {name!r} must be {dtype}, got {found}")
-            if len(shape) != len(value.shape) or any(
-                    size not in (-1, have) for size, have in zip(shape, value.shape)):
-                raise ConfigError(f"the model's input {name!r} must have the shape {shape} (-1: "
-                                  f"any size), got {list(value.shape)}")
-            values[name] = value
-        return values
 
     def _run_block(self, index, values):
         if index:  # variables of a block do not survive from one run to the next
@@ -246,7 +219,7 @@ class SavedModel(nn.Layer):
             if op.layer is not None:
                 self._run_layer(op, values)
             elif op.type in CONTROL_FLOW:
-                CONTROL_FLOW[op.type](self._run_block, op, _Scope(self, values))
+                CONTROL_FLOW[op.type](self._run_block, op, values)
             else:
                 self._run_function(op, values)
             if index == 0:
@@ -255,16 +228,16 @@ class SavedModel(nn.Layer):
 
     def _run_layer(self, op, values):
         binding, layer = self._bindings[op.layer], getattr(self, op.layer)
-        x = self._value(op.input(binding.source), values)
+        x = values[op.input(binding.source)]
         if binding.flattened is not None:
             rows = x.shape[:binding.flattened]
             x = x.reshape([*rows, int(np.prod(x.shape[binding.flattened:]))])
         if op.type != "rnn":
             values[binding.target] = layer(x)
             return
-        states = [self._value(name, values) for name in op.inputs["PreState"]]
+        states = [values[name] for name in op.inputs["PreState"]]
         length = op.input("SequenceLength")
-        length = None if length is None else self._value(length, values)
+        length = None if length is None else values[length]
         values[binding.target], found = layer(x, states[0] if len(states) == 1 else tuple(states),
                                               length)
         values.update(zip(op.outputs.get("State", ()),
@@ -272,49 +245,22 @@ class SavedModel(nn.Layer):
 
     def _run_function(self, op, values):
         arguments = Arguments(
-            op.type, {slot: [self._value(name, values) for name in names]
-                      for slot, names in op.inputs.items()},
-            op.attributes, {slot: len(names) for slot, names in op.outputs.items()},
+            op, {slot: [values[name] for name in names] for slot, names in op.inputs.items()},
             tuple(slot for slot, names in op.outputs.items()
                   if not self._read_names.isdisjoint(names)))
-        found = NotImplemented
-        if op.type in FUNCTIONS:
-            found = FUNCTIONS[op.type](arguments)
+        found = FUNCTIONS[op.type](arguments) if op.type in FUNCTIONS else NotImplemented
         if found is NotImplemented:
-            found = run_without_gradient(arguments, self._single_operator(op, arguments))
+            found = run_without_gradient(arguments)
         elif not isinstance(found, dict):
             slot = next(slot for slot in ("Out", "Y", "Output", "Result") if slot in op.outputs)
             found = {slot: found}
         for slot, names in op.outputs.items():
             value = found.get(slot)
-            if value is None:
-                continue
-            values.update(zip(names, value if isinstance(value, (list, tuple)) else [value]))
+            if value is not None:
+                values.update(zip(names, value if isinstance(value, (list, tuple)) else [value]))
 
-    def _single_operator(self, op, arguments):
-        """Return a function that describes one operator and the variables that it uses."""
-        def describe():
-            place = op.block, op.position
-            if place not in self._descriptions:
-                whole = self.parsed_program().desc
-                block, alone = whole.blocks[op.block], Program.empty().desc
-                alone.op_version_map.CopyFrom(whole.op_version_map)
-                alone.blocks[0].ops.append(block.ops[op.position])
-                dtypes = {var.name: dtype_of(var) for var in block.vars}
-                self._descriptions[place] = (
-                    alone.SerializeToString(),
-                    tuple((name, dtypes.get(name, "float32")) for names in op.outputs.values()
-                          for name in names))
-            inputs = {name: (str(value.dtype).rpartition(".")[2], len(value.shape))
-                      for slot, names in op.inputs.items()
-                      for name, value in zip(names, arguments.inputs[slot])}
-            description, outputs = self._descriptions[place]
-            return description, tuple(sorted(inputs.items())), outputs
-        return describe
-
-    def _value(self, name, values):
-        if name in values:
-            return values[name]
+    def _parameter(self, name):
+        """Return the current value of a parameter as the program keeps it."""
         if name not in self._places:
             raise ModelError(f"the program reads {name!r} before it is computed")
         owner, attribute = self._places[name]
@@ -371,42 +317,30 @@ class SavedModel(nn.Layer):
                 continue
             arrays[name] = value.numpy()
             if owner:
-                arrays[name] = shaped_for_program(self._bindings[owner], attribute, arrays[name],
-                                                  self._shapes[name][0])
+                arrays[name] = transposed_to(self._shapes[name][0], arrays[name],
+                                             self._bindings[owner], attribute)
         return arrays
 
 
-class _Scope(dict):
-    """Values of variables for control flow: reads fall back to the parameters of the model."""
+class _Values(dict):
+    """Variables of one run, name -> tensor; names without a value are parameters of the model."""
 
-    def __init__(self, model, values):
-        super().__init__()
-        self._model, self._values = model, values
+    def __init__(self, model, given):
+        super().__init__(given)
+        self._model = model
 
-    def __getitem__(self, name):
-        return self._model._value(name, self._values)
+    def __missing__(self, name):
+        return self._model._parameter(name)
 
-    def __setitem__(self, name, value):
-        self._values[name] = value
 
-    def __contains__(self, name):
-        return name in self._values
-
-    def get(self, name: str, default: Optional[Any] = None) -> Any:
-        return self._values.get(name, default)
-
-    def pop(self, name: str, default: Optional[Any] = None) -> Any:
-        return self._values.pop(name, default)
-
-    def update(self, *pairs: Any) -> None:
-        self._values.update(*pairs)
+def _as_tensor(value):
+    return value if isinstance(value, paddle.Tensor) else paddle.to_tensor(np.asarray(value))
 
 
 def _check_operators(blocks: List[List[Operator]]) -> None:
+    known = {*_INTERFACE, *CONTROL_FLOW, *FUNCTIONS, *known_operators()}
     for op in (op for block in blocks for op in block):
-        if op.type in _INTERFACE or op.type in CONTROL_FLOW or op.type in FUNCTIONS:
-            continue
-        if op.type not in known_operators():
+        if op.type not in known:
             raise ModelError(f"the saved model has the operator {op.type}, which Paddle "
                              f"{paddle.__version__} does not have")
 
@@ -414,18 +348,11 @@ def _check_operators(blocks: List[List[Operator]]) -> None:
 def _last_uses(blocks, kept):
     """For each operator of the main block, the variables that nothing after it reads."""
     def names_in(op):
-        names = {name for slots in (op.inputs, op.outputs) for each in slots.values()
-                 for name in each}
-        if "sub_block" in op.attributes:
-            for inner in blocks[op.attributes["sub_block"]]:
-                names |= names_in(inner)
-        return names
+        inner = blocks[op.attributes["sub_block"]] if "sub_block" in op.attributes else ()
+        return {*op.all_inputs(), *op.all_outputs()}.union(*map(names_in, inner))
 
-    last = {}
-    for position, op in enumerate(blocks[0]):
-        last.update(dict.fromkeys(names_in(op), position))
+    last = {name: position for position, op in enumerate(blocks[0]) for name in names_in(op)}
     released = [[] for _ in blocks[0]]
-    for name, position in last.items():
-        if name not in kept:
-            released[position].append(name)
+    for name in last.keys() - kept:
+        released[last[name]].append(name)
     return released

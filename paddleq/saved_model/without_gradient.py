@@ -7,7 +7,7 @@ operator, or abort; those operators run in Paddle Inference as programs of one o
 import functools
 import os
 import tempfile
-from typing import Any, Callable, Dict
+from typing import Any, Dict, Optional
 
 import numpy as np
 import paddle
@@ -21,24 +21,34 @@ from .._paddle_compat import (
     operator_outputs,
 )
 from ..errors import DependencyError, ModelError
-from ..export.program.op_desc import make_op, replace_ops
+from ..export.program.op_desc import dtype_of, make_op, replace_ops
 from ..export.program.program import Program
-from .operators import Arguments, read_operators
+from .operators import Arguments, Operator
 
 # Dygraph functions that abort the process or reject the attributes of saved programs.
 _UNUSABLE = ("fake_", "kthvalue", "set_value")
 
 
-def run_without_gradient(a: Arguments, single: Callable[[], tuple]) -> Dict[str, Any]:
+def program_of_operator(op: Operator, desc: Any) -> Optional[bytes]:
+    """Return a serialized program of one operator of ``desc``; None if it runs in dygraph."""
+    if _has_dygraph_form(op):
+        return None
+    program, block = Program.empty(), desc.blocks[op.block]
+    program.desc.op_version_map.CopyFrom(desc.op_version_map)
+    alone = program.desc.blocks[0]
+    alone.ops.append(block.ops[op.position])
+    dtypes = {var.name: dtype_of(var) for var in block.vars}
+    for name in set(op.all_outputs()).difference(op.all_inputs()):
+        dtype = dtypes.get(name, "?")
+        program.add_variable(alone, name, "float32" if dtype == "?" else dtype, [])
+    return program.desc.SerializeToString()
+
+
+def run_without_gradient(a: Arguments) -> Dict[str, Any]:
     """Return output slot -> tensor or list of tensors of one call.
 
     A gradient through outputs that depend on tensors with gradient raises an error that names the
     operator. (Paddle turns an exception in a backward pass into OSError, with the message in it.)
-
-    Args:
-        a: the arguments.
-        single: returns a serialized program of the operator, (variable, (dtype, rank)) of its
-            inputs and (variable, dtype) of its outputs.
 
     Raises:
         ModelError: the installed Paddle cannot run the operator.
@@ -47,7 +57,7 @@ def run_without_gradient(a: Arguments, single: Callable[[], tuple]) -> Dict[str,
                if isinstance(x, paddle.Tensor) and not x.stop_gradient]
     with paddle.no_grad():
         try:
-            outputs = _run_dygraph(a) if _has_dygraph_form(a) else _run_program(a, *single())
+            outputs = _run_dygraph(a) if a.operator.alone is None else _run_program(a)
         except ModelError:
             raise
         except Exception as error:
@@ -60,33 +70,33 @@ def run_without_gradient(a: Arguments, single: Callable[[], tuple]) -> Dict[str,
             for slot, value in outputs.items() if slot in a.read}
 
 
-def _has_dygraph_form(a):
-    if a.type.startswith(_UNUSABLE):
+def _has_dygraph_form(op):
+    if op.type.startswith(_UNUSABLE):
         return False
     try:
-        legacy_operator(a.type)
+        legacy_operator(op.type)
     except DependencyError:
         return False
-    return a.type in operator_inputs() and all(
-        slot in operator_inputs()[a.type] for slot, values in a.inputs.items() if values)
+    return op.type in operator_inputs() and set(op.inputs) <= set(operator_inputs()[op.type])
 
 
 def _run_dygraph(a):
     slots, kinds = operator_inputs()[a.type], operator_input_kinds()[a.type]
     results = operator_outputs()[a.type]
+    counts = {slot: len(names) for slot, names in a.operator.outputs.items()}
     arguments = []
     for slot, kind in zip(slots, kinds):
         values = a.inputs.get(slot)
         if kind == "int":  # number of tensors in an output slot, e.g. StateNum
-            arguments.append(a.counts.get(slot[:-len("Num")], 1))
+            arguments.append(counts.get(slot[:-len("Num")], 1))
         elif slot in results and not values:
-            tensors = [paddle.Tensor() for _ in range(a.counts.get(slot, 1))]
+            tensors = [paddle.Tensor() for _ in range(counts.get(slot, 1))]
             arguments.append(tensors if kind == "list" else tensors[0])
         elif kind == "list":
             arguments.append(list(values or []))
         else:
             arguments.append(values[0] if values else None)
-    for name, value in a.attributes.items():
+    for name, value in a.operator.attributes.items():
         if value is not None:
             arguments += [name, value]
     found = legacy_operator(a.type)(*arguments)
@@ -94,41 +104,40 @@ def _run_dygraph(a):
     return dict(zip(results, found))
 
 
-def _run_program(a, *described):
-    predictor, feeds, fetches = _predictor(*described, a.read)
-    arrays = {name: value for names, values in zip(feeds.values(), (
-        a.inputs[slot] for slot in feeds)) for name, value in zip(names, values)}
-    for name, value in arrays.items():
+def _run_program(a):
+    op = a.operator
+    tensors = {name: value for slot, names in op.inputs.items()
+               for name, value in zip(names, a.inputs[slot])}
+    kinds = {name: (str(value.dtype).rpartition(".")[2], len(value.shape))
+             for name, value in tensors.items()}
+    fetched = tuple(name for slot in a.read for name in op.outputs[slot])
+    predictor = _predictor(op.alone, tuple(sorted(kinds.items())), fetched)
+    for name, value in tensors.items():
         predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(value.numpy()))
     predictor.run()
-    found = [paddle.to_tensor(predictor.get_output_handle(name).copy_to_cpu())
-             for name in predictor.get_output_names()]
-    outputs, at = {}, 0
-    for slot, names in fetches.items():
-        values = found[at:at + len(names)]
-        at += len(names)
-        outputs[slot] = values if len(names) > 1 else values[0]
-    return outputs
+    found = {name: paddle.to_tensor(predictor.get_output_handle(handle).copy_to_cpu())
+             for name, handle in zip(fetched, predictor.get_output_names())}
+    return {slot: [found[name] for name in op.outputs[slot]] for slot in a.read}
 
 
 @functools.lru_cache(maxsize=128)
-def _predictor(description, inputs, outputs, read):
-    """(predictor, input slot -> names, output slot -> names) of a program of one operator."""
+def _predictor(alone, inputs, fetched):
+    """Return the predictor of a program of one operator.
+
+    Args:
+        inputs: (variable, (dtype, rank)) of the inputs.
+        fetched: names of the outputs.
+    """
     import paddle.inference as inference
 
-    program = Program(framework_proto().ProgramDesc.FromString(description), {})
+    program = Program(framework_proto().ProgramDesc.FromString(alone), {})
     block = program.desc.blocks[0]
-    (operator,) = read_operators(block)
     for name, (dtype, rank) in inputs:
         program.add_variable(block, name, dtype, [-1] * rank)
-    for name, dtype in outputs:
-        if name not in dict(inputs):
-            program.add_variable(block, name, dtype, [])
     feeds = [make_op("feed", {"X": "feed"}, {"Out": name}, col=i)
              for i, (name, _) in enumerate(inputs)]
-    names = [name for slot in read for name in operator.outputs[slot]]
     fetches = [make_op("fetch", {"X": name}, {"Out": "fetch"}, col=i)
-               for i, name in enumerate(names)]
+               for i, name in enumerate(fetched)]
     program.add_parameter("paddleq.unused", np.zeros([1], np.float32))  # Paddle 2.6 needs one
     replace_ops(block, [*feeds, *block.ops, *fetches])
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
@@ -137,8 +146,7 @@ def _predictor(description, inputs, outputs, read):
         config = inference.Config(*paths)
         config.disable_glog_info()
         config.switch_ir_optim(False)
-        fetched = {slot: operator.outputs[slot] for slot in read}
-        return inference.create_predictor(config), operator.inputs, fetched
+        return inference.create_predictor(config)
 
 
 class _Refusal(PyLayer):

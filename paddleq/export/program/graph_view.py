@@ -11,17 +11,23 @@ class GraphView:
 
     Args:
         ops: operators in order, usually ``block.ops``.
+        inputs_of, outputs_of: functions that return the variables of an operator. Default: those
+            of OpDesc messages.
 
     Attributes:
         producers: variable -> the last operator that writes it.
+        rewritten: variables that several operators write.
         consumers: variable -> list of the operators that read it, with one entry for each use.
     """
 
-    def __init__(self, ops):
-        self.producers, self.consumers = {}, {}
+    def __init__(self, ops, inputs_of=all_inputs, outputs_of=all_outputs):
+        self.producers, self.consumers, self.rewritten = {}, {}, set()
+        self._outputs_of = outputs_of
         for op in ops:
-            self.producers.update(dict.fromkeys(all_outputs(op), op))
-            for name in all_inputs(op):
+            made = dict.fromkeys(outputs_of(op), op)
+            self.rewritten.update(made.keys() & self.producers.keys())
+            self.producers.update(made)
+            for name in inputs_of(op):
                 self.consumers.setdefault(name, []).append(op)
 
     @classmethod
@@ -49,7 +55,8 @@ class GraphView:
         found = set(names)
         left = list(found)
         while left:
-            made = {name for op in self.consumers.get(left.pop(), ()) for name in all_outputs(op)}
-            left.extend(made - found)
-            found |= made
+            for op in self.consumers.get(left.pop(), ()):
+                new = set(self._outputs_of(op)) - found
+                left.extend(new)
+                found |= new
         return found

@@ -15,7 +15,7 @@ _BLOCK, _SCALARS = 8, 17
 _SCALAR_FIELDS = {bool: (1, "b"), int: (2, "i"), float: (3, "r")}
 TYPES = {bool: "bool", int: "int", float: "float", str: "str", list: "ints", tuple: "strs"}
 """Types of attributes whose type is not given."""
-TENSOR_ARRAY = 13  # VarType.Type of framework.proto
+DENSE_TENSOR, TENSOR_ARRAY = 7, 13  # VarType.Type of framework.proto
 
 
 def tensor_of(var):

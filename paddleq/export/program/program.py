@@ -7,12 +7,12 @@ from ..._paddle_compat import framework_proto
 from ...errors import FormatError
 from ..provenance_file import write_export
 from . import pdiparams as params
-from .op_desc import TENSOR_ARRAY, all_inputs, all_outputs, dtype_of, tensor_of
+from .op_desc import DENSE_TENSOR, TENSOR_ARRAY, all_inputs, all_outputs, dtype_of, tensor_of
 from .passes.runtime_workarounds import apply_runtime_workarounds
 
 # VarType.Type of framework.proto
-_DENSE_TENSOR, _FEEDS, _FETCHES, _STEP_SCOPES = 7, 9, 10, 11
-_KINDS = {"tensor": _DENSE_TENSOR, "array": TENSOR_ARRAY, "feeds": _FEEDS,
+_FEEDS, _FETCHES, _STEP_SCOPES = 9, 10, 11
+_KINDS = {"tensor": DENSE_TENSOR, "array": TENSOR_ARRAY, "feeds": _FEEDS,
           "fetches": _FETCHES, "scopes": _STEP_SCOPES}
 _VERSION = 2006002  # Paddle version whose format new programs have
 
@@ -62,7 +62,7 @@ class Program:
         if not desc.blocks:
             raise FormatError(f"{model_path} is no ProgramDesc: it has no block")
         wanted = {var.name: dtype_of(var) for var in desc.blocks[0].vars
-                  if var.persistable and var.type.type == _DENSE_TENSOR}
+                  if var.persistable and var.type.type == DENSE_TENSOR}
         if params_path is None:
             arrays = {}
         elif os.path.isdir(params_path):
