@@ -1,45 +1,19 @@
-"""Files of a saved model, and checks of the inputs that it takes."""
+"""Files of a saved model."""
 
 import contextlib
 import functools
 import os
-from dataclasses import dataclass
-from typing import Optional, Tuple
 
 import numpy as np
 
-from .._checks import hint, wrong_type
-from ..errors import ConfigError, ConfigTypeError, FormatError
+from .._checks import wrong_type
+from ..errors import FormatError
 from ..export.onnx.float_graph import require_onnx
 from ..export.pir_to_program import load_program
-from ..export.program.op_desc import inputs, outputs, tensor_of
-from ..export.program.pdiparams import DTYPES
+from ..export.program.op_desc import inputs, outputs
+from ..saved_model.inputs import TensorInfo
 
 ENDINGS = (".onnx", ".pdmodel", ".json")
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Name, dtype and shape of an input of a model.
-
-    Attributes:
-        name: in the model.
-        dtype: name of the numpy dtype.
-        shape: dimensions, with None for dynamic ones; None if unknown.
-    """
-
-    name: str
-    dtype: str
-    shape: Optional[Tuple[Optional[int], ...]]
-
-    def __str__(self):
-        return f"{self.name}: {self.dtype} {_shape_text(self.shape)}"
-
-
-def _shape_text(shape):
-    if shape is None:
-        return "of any shape"
-    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
 
 
 class ModelFile:
@@ -112,12 +86,9 @@ class ModelFile:
         """List of the :class:`TensorInfo` of the inputs."""
         if self.kind == ".onnx":
             return [_onnx_input(value) for value in self.onnx_model().graph.input]
-        block = self.program.desc.blocks[0]
-        tensors = {var.name: tensor_of(var) for var in block.vars}
-        names = [outputs(op, "Out")[0] for op in block.ops if op.type == "feed"]
-        return [TensorInfo(name, DTYPES[tensors[name].data_type],
-                     tuple(None if size < 0 else size for size in tensors[name].dims))
-                for name in names]
+        variables = [self.program.variable(outputs(op, "Out")[0])
+                     for op in self.program.desc.blocks[0].ops if op.type == "feed"]
+        return [TensorInfo.of_variable(var) for var in variables]
 
     @functools.cached_property
     def outputs(self):
@@ -138,83 +109,43 @@ def _onnx_input(value):
     return TensorInfo(value.name, np.dtype(dtype).name, tuple(dims))
 
 
-def _endings():
-    """Endings of model files: those that paddleq writes, and those of further runtimes."""
-    from .runtimes import RUNTIMES  # it imports this module
+def check_path(name, path):
+    """Return ``path`` as a str."""
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise wrong_type(name, path, "the prefix of a saved model such as 'out/model'")
+    return os.fspath(path)
 
-    return list(dict.fromkeys([*ENDINGS, *(kind for runtime in RUNTIMES.values()
-                                           for kind in runtime.kinds)]))
+
+def pdmodel_prefix(name, path):
+    """Return the prefix of the files of a ``.pdmodel``, given that or the file."""
+    path = check_path(name, path)
+    return path[:-len(".pdmodel")] if path.endswith(".pdmodel") else path
 
 
-def model_files(path):
+def model_files(path, name="path"):
     """Return the files of the model at ``path``: one of them, or their common prefix.
 
     Raises:
-        FormatError: there is none.
+        ConfigTypeError: ``path``, the argument ``name``, is no path.
+        FormatError: there is no model.
     """
-    path, endings = os.fspath(path), _endings()
+    from .runtimes import RUNTIMES  # it imports this module
+
+    path = check_path(name, path)
+    endings = list(dict.fromkeys([*ENDINGS, *(kind for runtime in RUNTIMES.values()
+                                              for kind in runtime.kinds)]))
     if os.path.splitext(path)[1] in endings:
         if not os.path.isfile(path):
             raise FormatError(f"there is no file {path}")
         return [ModelFile(path)]
-    found = [path + each for each in endings if os.path.isfile(path + each)]
+    found = [ModelFile(path + each) for each in endings if os.path.isfile(path + each)]
     if not found:
         raise FormatError(f"there is no model at {path}: none of "
                           f"{', '.join(path + each for each in endings)} exists")
-    return [ModelFile(each) for each in found]
+    return found
 
 
 def most_readable(files):
     """Return the file that can be read with the fewest packages: Paddle's own if there is one."""
     order = [".pdmodel", ".json", ".onnx"]
     return min(files, key=lambda file: (order + [file.kind]).index(file.kind))
-
-
-def as_numpy(value):
-    """Return ``value``, a Paddle tensor or anything that numpy takes, as a numpy array."""
-    return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
-
-
-def check_inputs(inputs, expected):
-    """Return ``inputs`` as a list of numpy arrays in the order of ``expected``.
-
-    Args:
-        inputs: an array for a model with one input; else a list or tuple of arrays in order, or a
-            dict by name. Paddle tensors count as arrays.
-        expected: list of :class:`TensorInfo`.
-
-    Raises:
-        ConfigError: wrong number of inputs, unknown name, wrong shape.
-        ConfigTypeError: not an array, or wrong dtype.
-    """
-    takes = "; the model takes " + "; ".join(map(str, expected))
-    if isinstance(inputs, dict):
-        inputs = _by_name(inputs, expected, takes)
-    elif not isinstance(inputs, (list, tuple)):
-        inputs = [inputs]
-    if len(inputs) != len(expected):
-        raise ConfigError(f"inputs has {len(inputs)} arrays{takes}")
-    return [_check_array(as_numpy(value), info, takes) for value, info in zip(inputs, expected)]
-
-
-def _by_name(inputs, expected, takes):
-    names = [info.name for info in expected]
-    for name in inputs:
-        if name not in names:
-            raise ConfigError(f"inputs has no place for {name!r}{hint(name, names)}{takes}")
-    missing = [name for name in names if name not in inputs]
-    if missing:
-        raise ConfigError(f"inputs lacks {', '.join(missing)}{takes}")
-    return [inputs[name] for name in names]
-
-
-def _check_array(array, info, takes):
-    if array.dtype == object:
-        raise wrong_type(f"inputs[{info.name!r}]", array.tolist(), "a numeric array")
-    if array.dtype.name != info.dtype:
-        raise ConfigTypeError(f"inputs[{info.name!r}] must be {info.dtype}, but is "
-                              f"{array.dtype.name}: give array.astype({info.dtype!r}){takes}")
-    if info.shape is not None and (array.ndim != len(info.shape) or any(
-            size not in (None, found) for size, found in zip(info.shape, array.shape))):
-        raise ConfigError(f"inputs[{info.name!r}] has the shape {list(array.shape)}{takes}")
-    return array

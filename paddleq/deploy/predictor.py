@@ -8,9 +8,10 @@ from typing import Any, List, Optional, Union
 
 import numpy as np
 
-from .._checks import check_int, wrong_type
+from .._checks import check_int
 from ..errors import InferenceError
-from .model_file import check_inputs, model_files
+from ..saved_model.inputs import check_inputs
+from .model_file import model_files
 from .select_runtime import fastest, named
 
 _logger = logging.getLogger("paddleq")
@@ -70,10 +71,8 @@ class Predictor:
 
     def __init__(self, path: Union[str, "os.PathLike[str]"], runtime: str = "auto",
                  threads: Optional[int] = None):
-        if not isinstance(path, (str, os.PathLike)) or not str(path):
-            raise wrong_type("path", path, "the prefix of a saved model such as 'out/model'")
-        threads = _processors() if threads is None else check_int("threads", threads, 1)
         files = model_files(path)
+        threads = _processors() if threads is None else check_int("threads", threads, 1)
         if runtime == "auto":
             chosen, file, session, self.reason = fastest(files, threads)
         else:

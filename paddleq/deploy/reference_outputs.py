@@ -8,16 +8,13 @@ from paddle import nn
 
 from .._checks import wrong_type
 from ..errors import ConfigError
-from .model_file import as_numpy, check_inputs, model_files, most_readable
+from ..saved_model.inputs import as_numpy, check_inputs
+from .model_file import model_files, most_readable
 from .runtimes import RUNTIMES
 
 
 def load_reference(file):
-    """Load a file in a runtime that computes its operators one by one, in float.
-
-    Raises:
-        DependencyError: that runtime is not installed.
-    """
+    """Load a file in a runtime that computes its operators one by one, in float."""
     runtime = next((each for each in RUNTIMES.values() if file.kind in each.references), None)
     if runtime is None:
         raise ConfigError(f"no runtime computes {file.kind} files operator by operator")

@@ -26,7 +26,7 @@ def named(name, files):
     file = runtime.choose(files)
     if file is None:
         wanted = " or ".join(runtime.kinds)
-        write = ("paddleq.exinfo.to_onnx(path, path) makes one" if wanted == ".onnx" else
+        write = ("paddleq.export.to_onnx(path, path) makes one" if wanted == ".onnx" else
                  "save_quantized_model writes one")
         raise ConfigError(f"runtime {name!r} reads {wanted}, but there is only "
                           f"{', '.join(map(str, files))}; {write}")

@@ -1,9 +1,11 @@
 """``verify``: compare an exported model with its simulation, in accuracy, speed and size."""
 
+import functools
 import logging
 import os
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Callable, Optional, Sequence, Union
 
 from paddle.static import InputSpec
@@ -83,25 +85,18 @@ def verify(path: Union[str, "os.PathLike[str]"], reference: Any, data: Any,
     check_float("error", error, 0.0, float("inf"))
     check_float("seconds", seconds, 0.0, float("inf"), open_high=True)
     check_int("timed_samples", timed_samples, 1)
-    files = model_files(_check_path("path", path))
-    names = _names(runtimes)
-    with ExitStack() as stack:
-        check = _Check(files, reference, data, threads, top1, error, seconds, timed_samples)
-        check.float_models = stack.enter_context(_float_models(files, reference, float_model))
-        report = Report(os.fspath(path), sum(len(batch[0]) for batch in check.batches))
-        for file in files:
-            report.rows.append(check.reference_row(file))
-        for name in names:
-            for file in files:
-                if file.kind in RUNTIMES[name].kinds:
-                    report.rows.append(check.runtime_row(RUNTIMES[name], file))
+    files, names = model_files(path), _names(runtimes)
+    readable = most_readable(files)
+    batches = check_batches(data, readable.inputs)
+    expected = reference_outputs(reference, readable, batches)
+    report = Report(os.fspath(path), sum(len(batch[0]) for batch in batches))
+    with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+        check = _Check(batches, expected, _float_models(reference, float_model, folder), threads,
+                       top1, error, seconds, timed_samples)
+        report.rows += [check.row(file) for file in files]
+        report.rows += [check.row(file, RUNTIMES[name]) for name in names for file in files
+                        if file.kind in RUNTIMES[name].kinds]
     return report
-
-
-def _check_path(name, path):
-    if not isinstance(path, (str, os.PathLike)) or not str(path):
-        raise wrong_type(name, path, "the prefix of a saved model such as 'out/model'")
-    return path
 
 
 def _names(runtimes):
@@ -115,59 +110,47 @@ def _names(runtimes):
     return list(runtimes)
 
 
-@contextmanager
-def _float_models(files, reference, float_model):
-    """Context of a function file -> file of the float model in the same format, or None."""
+def _float_models(reference, float_model, folder):
+    """Return a function file -> file of the float model in the same format, or None."""
     if float_model is not None:
-        known = {each.kind: each for each in model_files(_check_path("float_model",
-                                                                       float_model))}
-        yield lambda file: known.get(file.kind)
-        return
+        known = {each.kind: each for each in model_files(float_model, "float_model")}
+        return lambda file: known.get(file.kind)
     if not hasattr(reference, "sublayers"):
-        yield lambda file: None
-        return
-    with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
-        made = {}
-
-        def of_kind(file):
-            if file.kind not in made:
-                made[file.kind] = _export_float_model(reference, file, folder)
-            return made[file.kind]
-
-        yield of_kind
+        return lambda file: None
+    return functools.lru_cache(maxsize=None)(
+        functools.partial(_export_float_model, reference, folder))
 
 
+@dataclass
 class _Check:
     """Options and reference outputs that all rows of one report share."""
 
-    def __init__(self, files, reference, data, threads, top1, error, seconds, timed_samples):
-        self.threads, self.top1, self.error = threads, top1, error
-        self.seconds, self.timed_samples = seconds, timed_samples
-        self.float_models: Callable[[ModelFile], Optional[ModelFile]] = lambda file: None
-        file = most_readable(files)
-        self.batches = check_batches(data, file.inputs)
-        self.expected = reference_outputs(reference, file, self.batches)
+    batches: list
+    expected: list
+    float_models: Callable
+    threads: int
+    top1: float
+    error: float
+    seconds: float
+    timed_samples: int
 
-    def reference_row(self, file):
-        """Compare the operators of a file, computed one by one, with the reference."""
-        result = RuntimeResult(REFERENCE, "", file.path, size=file.size)
-        with _record_refusal(result):
-            session = load_reference(file)
-            self.compare(result, session)
-            session.close()
-        return result
-
-    def runtime_row(self, runtime, file):
-        """Compare a runtime with the reference and measure it."""
-        result = RuntimeResult(runtime.name, runtime.version(), file.path, size=file.size)
-        with _record_refusal(result), ExitStack() as stack:
-            session = runtime.load(file, self.threads)
-            stack.callback(session.close)
-            result.fallback = session.fallback
-            self.compare(result, session)
-            self.measure(result, runtime, file, session, stack)
-            if not result.ok:
+    def row(self, file, runtime=None):
+        """Compare a file with the reference, in a runtime or operator by operator."""
+        name, version = (REFERENCE, "") if runtime is None else (runtime.name, runtime.version())
+        result = RuntimeResult(name, version, file.path, size=file.size)
+        try:
+            with ExitStack() as stack:
+                session = (load_reference(file) if runtime is None
+                           else runtime.load(file, self.threads))
+                stack.callback(session.close)
+                result.fallback = session.fallback
+                self.compare(result, session)
+                if runtime is not None:
+                    self.measure(result, runtime, file, session, stack)
+            if runtime is not None and not result.ok:
                 result.worst_layer = self.worst_layer(runtime, file)
+        except PaddleqError as refusal:
+            result.problem = str(refusal)
         return result
 
     def worst_layer(self, runtime, file):
@@ -206,26 +189,12 @@ class _Check:
         result.ms, result.float_ms = times["this"], times.get("float")
 
 
-@contextmanager
-def _record_refusal(result):
-    """Record a refusal of the runtime as the problem of a row."""
-    try:
-        yield
-    except PaddleqError as error:
-        result.problem = str(error)
-
-
 def _shapes(outputs):
     return ", ".join(str(list(getattr(each, "shape", []))) for each in outputs[0])
 
 
-def _export_float_model(model, file, folder):
-    """Export the float model of a quantized Layer in the format of ``file``; None if it is float.
-
-    Args:
-        model: the ``paddle.nn.Layer`` that was exported as ``file``.
-        file: :class:`~paddleq.deploy.model_file.ModelFile` with the names and shapes of inputs.
-    """
+def _export_float_model(model, folder, file):
+    """Return the float model of a Layer as a file of the same format; None if it is float."""
     spec = [InputSpec(list(info.shape), info.dtype, info.name) for info in file.inputs]
     program, marks = trace(model, spec, FORMATS["onnx"]())
     if not marks:

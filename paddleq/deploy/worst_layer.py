@@ -8,9 +8,14 @@ import os
 import tempfile
 
 from ..export.program.graph_view import GraphView
-from ..export.program.op_desc import all_inputs, all_outputs, replace_ops
+from ..export.program.op_desc import (
+    all_inputs,
+    all_outputs,
+    replace_ops,
+    set_attribute,
+    set_input,
+)
 from ..export.program.passes.stored_weights import stored_weights
-from ..export.program.program import Program
 from .metrics import relative_error
 from .model_file import ModelFile
 from .reference_outputs import load_reference
@@ -92,21 +97,17 @@ def _paddle_layer_outputs(file):
 
 
 def _cut_paddle(file, tensor, folder):
-    program = file.program
-    desc = type(program.desc).FromString(program.desc.SerializeToString())
-    block, needed, kept = desc.blocks[0], {tensor}, []
+    part = file.program.copy()
+    block = part.desc.blocks[0]
+    fetch = next(op for op in block.ops if op.type == "fetch")
+    set_input(fetch, "X", tensor)
+    set_attribute(fetch, "col", 0)
+    needed, kept = {tensor}, [fetch]
     for op in reversed(block.ops):
-        if op.type == "fetch":
-            if kept and kept[-1].type == "fetch":
-                continue
-            next(slot for slot in op.inputs if slot.parameter == "X").arguments[0] = tensor
-            next(each for each in op.attrs if each.name == "col").i = 0
-        elif not any(name in needed for slot in op.outputs for name in slot.arguments):
-            continue
-        needed.update(name for slot in op.inputs for name in slot.arguments)
-        kept.append(op)
+        if op.type != "fetch" and not needed.isdisjoint(all_outputs(op)):
+            needed.update(all_inputs(op))
+            kept.append(op)
     replace_ops(block, kept[::-1])
-    part = Program(desc, dict(program.arrays))
     part.remove_unused_parameters()
     path = os.path.join(folder, "part")
     part.save(path + ".pdmodel", path + ".pdiparams", workarounds=False)

@@ -7,6 +7,7 @@ import numpy as np
 
 from .._checks import hint, wrong_type
 from ..errors import ConfigError, ConfigTypeError
+from ..export.program.op_desc import dtype_of, shape_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class TensorInfo:
     name: str
     dtype: str
     shape: Optional[Tuple[Optional[int], ...]]
+
+    @classmethod
+    def of_variable(cls, var):
+        """Description of a VarDesc of a ProgramDesc."""
+        return cls(var.name, dtype_of(var),
+                   tuple(None if size < 0 else size for size in shape_of(var)))
 
     def __str__(self):
         return f"{self.name}: {self.dtype} {_shape_text(self.shape)}"

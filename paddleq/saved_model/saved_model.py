@@ -11,7 +11,7 @@ from paddle.nn.initializer import Constant
 from .._paddle_compat import framework_proto, known_operators
 from ..errors import ModelError
 from ..export.pir_to_program import load_program
-from ..export.program.op_desc import dtype_of, shape_of
+from ..export.program.op_desc import dtype_of
 from ..export.program.program import Program
 from .control_flow import CONTROL_FLOW
 from .files import locate
@@ -101,10 +101,7 @@ class SavedModel(nn.Layer):
             (op.attributes.get("col", 0), op.inputs["X"][0])
             for op in main if op.type == "fetch")]
         variables = program.variables()
-        self._inputs = [TensorInfo(name, dtype_of(variables[name]),
-                                   tuple(None if size < 0 else size
-                                         for size in shape_of(variables[name])))
-                        for name in self.input_names]
+        self._inputs = [TensorInfo.of_variable(variables[name]) for name in self.input_names]
         self._bindings = plan_layers(program, self._operators)
         self._merged = {(binding.operator.block, position)
                           for binding in self._bindings.values() for position in binding.merged}

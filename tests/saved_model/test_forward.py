@@ -1,6 +1,8 @@
 """Saved models as layers: outputs are those of Paddle Inference without IR optimization."""
 
 import copy
+import multiprocessing
+import pickle
 
 import numpy as np
 import paddle
@@ -10,6 +12,7 @@ import zoo
 from paddle import nn
 from paddle.static import InputSpec
 from pir_cases import CASES
+from process_worker import run_pickled
 from runtimes import paddle_inference
 from saved_models import PPOCR, assert_equal_to_inference, ppocr, run, save
 
@@ -160,6 +163,44 @@ def test_a_copy_computes_the_same(pictures):
     expected = run(model, inputs)
     for got, want in zip(run(copy.deepcopy(model), inputs), expected):
         np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", ["float", "kthvalue", "ptq", "fused", "qat", "dynamic"])
+def test_a_pickle_computes_the_same(kind, prefix, tmp_path):
+    net = nn.Sequential(nn.Conv2D(1, 4, 3), nn.BatchNorm2D(4), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(144, 10))
+    if kind == "kthvalue":  # runs in Paddle Inference, whose predictor stays in its process
+        net.add_sublayer("least", Least())
+    save(net, prefix, [InputSpec([4, 1, 8, 8])])
+    x, model = paddle.randn([4, 1, 8, 8]), paddleq.SavedModel(prefix)
+    if kind in ("ptq", "fused"):
+        ptq = paddleq.PTQ("AbsmaxQuantizer")
+        model = ptq.quantize(model, fuse=kind == "fused")
+        ptq.calibrate(model, [x])
+    elif kind == "qat":
+        model = paddleq.QAT({"activation_preprocess_type": "PACT"}).quantize(model)
+        model(x)
+        model.eval()
+    elif kind == "dynamic":
+        model = paddleq.quant_post_dynamic(model)
+    expected = run(model, [x])[0]
+    content = pickle.dumps(model)
+    copied = pickle.loads(content)
+    np.testing.assert_array_equal(run(copied, [x])[0], expected)
+    assert copied.weight_names == model.weight_names
+    for mine, theirs in zip(copied.parameters(), model.parameters()):
+        assert mine.name == theirs.name and mine.stop_gradient == theirs.stop_gradient
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(run_pickled, (content, x.numpy())), expected)
+    paddle.save(model.state_dict(), str(tmp_path / "state"))
+    copied = paddleq.SavedModel(prefix) if kind == "float" else copied
+    assert copied.set_state_dict(paddle.load(str(tmp_path / "state"))) == ([], [])
+    np.testing.assert_array_equal(run(copied, [x])[0], expected)
+
+
+class Least(nn.Layer):
+    def forward(self, x):
+        return paddle.kthvalue(x, 2)[0]
 
 
 def test_paths_of_a_saved_model(pictures, tmp_path_factory):

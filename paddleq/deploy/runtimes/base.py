@@ -1,6 +1,7 @@
 """Base classes and registry of runtimes."""
 
 import abc
+import importlib
 import importlib.util
 from contextlib import contextmanager
 from typing import Any, Callable, List, Optional, Tuple, Type, TypeVar
@@ -85,9 +86,9 @@ class Runtime(abc.ABC):
         """Return True if the runtime can be used here."""
         return importlib.util.find_spec(self.module) is not None
 
-    @abc.abstractmethod
     def version(self) -> str:
-        """Return its version."""
+        """Return its version, by default that of ``module``."""
+        return importlib.import_module(self.module).__version__.partition("-")[0]
 
     def require(self) -> None:
         """Raise :class:`~paddleq.errors.DependencyError` if it is not installed."""

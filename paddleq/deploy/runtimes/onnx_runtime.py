@@ -18,11 +18,6 @@ class OnnxRuntime(Runtime):
     automatic = True
     references = (".onnx",)
 
-    def version(self):
-        import onnxruntime
-
-        return onnxruntime.__version__
-
     def load(self, file, threads, as_is=False):
         import onnxruntime as ort
         file.check()

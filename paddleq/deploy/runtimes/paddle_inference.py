@@ -8,10 +8,10 @@ from typing import Optional, Union
 
 import numpy as np
 
-from ..._checks import check_bool, wrong_type
+from ..._checks import check_bool
 from ...errors import ConfigError, ExportError
 from ...export.pir_to_program import load_program
-from ..model_file import TensorInfo, model_files
+from ..model_file import TensorInfo, model_files, pdmodel_prefix
 from ..saturation import explain, has_vnni
 from .base import Runtime, Session, convert_errors, register_runtime
 from .paddle_int8_fixes import fix_int8_layers, make_float, saturating_layers
@@ -28,11 +28,6 @@ class PaddleInference(Runtime):
     remedy = "pip install 'paddleq[cpu]'"
     automatic = True
     references = (".pdmodel", ".json")
-
-    def version(self):
-        import paddle
-
-        return paddle.__version__
 
     def load(self, file, threads, as_is=False):
         program = file.check()
@@ -130,13 +125,7 @@ def to_paddle_int8(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.Pat
         >>> paddleq.deploy.to_paddle_int8(path, path + "_int8", vnni=True)
         1
     """
-    paths = []
-    for name, value in (("path", path), ("out", out)):
-        if not isinstance(value, (str, os.PathLike)) or not str(value):
-            raise wrong_type(name, value, "the prefix of a saved model such as 'out/model'")
-        prefix = os.fspath(value)
-        paths.append(prefix[:-len(".pdmodel")] if prefix.endswith(".pdmodel") else prefix)
-    source, target = paths
+    source, target = pdmodel_prefix("path", path), pdmodel_prefix("out", out)
     if os.path.abspath(source) == os.path.abspath(target):
         raise ConfigError(f"out must be another prefix than path, but both are {source!r}: the "
                           "copy runs only in Paddle Inference's int8 mode")

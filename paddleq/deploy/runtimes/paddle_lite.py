@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Union
 
 from ...errors import InferenceError
+from ..model_file import model_files, pdmodel_prefix
 from . import lite_child
 from .base import Runtime, Session, register_runtime
 
@@ -139,12 +140,9 @@ def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[s
         ...     print("refused")
         refused
     """
-    from ..model_file import model_files
-
     lite = PaddleLite()
     lite.require()
-    prefix = os.fspath(path)
-    prefix = prefix[:-len(".pdmodel")] if prefix.endswith(".pdmodel") else prefix
+    prefix = pdmodel_prefix("path", path)
     (file,) = model_files(prefix + ".pdmodel")
     file.check()
     out = prefix if out is None else os.fspath(out)
