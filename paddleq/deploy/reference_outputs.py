@@ -7,6 +7,7 @@ import paddle
 from paddle import nn
 
 from .._checks import wrong_type
+from ..engine.state import evaluation
 from ..errors import ConfigError
 from ..saved_model.inputs import as_numpy, check_inputs
 from .model_file import model_files, most_readable
@@ -35,7 +36,8 @@ def reference_outputs(reference, file, batches):
     if isinstance(reference, (str, os.PathLike)):
         return _run_batches(load_reference(most_readable(model_files(reference))), batches)
     if isinstance(reference, nn.Layer):
-        return _run_layer(reference, batches)
+        with evaluation(reference), paddle.no_grad():
+            return [_flatten(reference(*map(paddle.to_tensor, batch))) for batch in batches]
     if callable(reference):
         return [_flatten(reference(*batch)) for batch in batches]
     raise wrong_type("reference", reference, "a paddle.nn.Layer, a function of arrays, the path "
@@ -49,17 +51,6 @@ def _run_batches(session, batches):
         session.close()
 
 
-def _run_layer(layer, batches):
-    training = [(each, each.training) for each in layer.sublayers(include_self=True)]
-    layer.eval()
-    try:
-        with paddle.no_grad():
-            return [_flatten(layer(*map(paddle.to_tensor, batch))) for batch in batches]
-    finally:
-        for each, was in training:
-            each.training = was
-
-
 def _flatten(value):
     """Return the arrays of a nested output."""
     if isinstance(value, dict):
@@ -70,11 +61,7 @@ def _flatten(value):
 
 
 def check_batches(data, expected):
-    """Return ``data`` as a list of batches, each a list of arrays.
-
-    Raises:
-        ConfigError, ConfigTypeError: no batch, or one that does not fit the model.
-    """
+    """Return ``data`` as a list of batches, each a list of arrays that fit the model."""
     if hasattr(data, "shape") or isinstance(data, dict):
         data = [data]
     try:

@@ -91,24 +91,21 @@ class Report:
         return bool(self.rows) and all(row.ok for row in self.rows)
 
     def __str__(self) -> str:
-        cells = [[title for title, _ in _COLUMNS]]
-        cells += [[cell(row) for _, cell in _COLUMNS] for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*cells)]
+        rows = [[title for title, _ in _COLUMNS]]
+        rows += [[cell(row) for _, cell in _COLUMNS] for row in self.rows]
+        columns = []
+        for i, column in enumerate(zip(*rows)):
+            justify = str.ljust if i < 2 else str.rjust
+            columns.append([justify(text, max(map(len, column))) for text in column])
         lines = [f"{self.path}, {self.samples} samples"]
-        for row in cells:
-            left = [text.ljust(width) for text, width in zip(row[:2], widths)]
-            lines.append("  ".join(left + [text.rjust(width) for text, width in
-                                           zip(row[2:], widths[2:])]).rstrip())
+        lines += ["  ".join(row).rstrip() for row in zip(*columns)]
         for row in self.rows:
-            name = f"{row.runtime}, {row.file}"
-            if row.fallback:
-                lines.append(f"{name}: {row.fallback}")
-            if row.problem:
-                lines.append(f"{name}: {row.problem}")
+            notes = [row.fallback, row.problem]
             if row.worst_layer:
                 layer, before, after = row.worst_layer
-                lines.append(f"{name}: worst layer {layer}, error {before:.1e} before it and "
-                             f"{after:.1e} after it")
+                notes.append(f"worst layer {layer}, error {before:.1e} before it and {after:.1e} "
+                             "after it")
+            lines += [f"{row.runtime}, {row.file}: {note}" for note in notes if note]
         return "\n".join(lines)
 
 

@@ -7,6 +7,8 @@ its optimizations, and operator by operator. So fusions are those of the whole m
 import os
 import tempfile
 
+import numpy as np
+
 from ..export.program.graph_view import GraphView
 from ..export.program.op_desc import (
     all_inputs,
@@ -36,24 +38,14 @@ def worst_layer(file, runtime, threads, batch):
     places = (_onnx_layer_outputs if file.kind == ".onnx" else _paddle_layer_outputs)(file)
     if not places:
         return None
-    errors = {}
-
-    def measure(numbers):
-        for number in numbers:
-            if number not in errors:
-                errors[number] = _error(file, places[number][1], runtime, threads, batch)
-
-    measure(_evenly_spaced(0, len(places) - 1))
-    before, after = _largest_increase(errors)
-    measure(_evenly_spaced(before, after))
-    before, after = _largest_increase(errors)
+    errors, before, after = {}, 0, len(places) - 1
+    for _ in range(2):
+        first = max(before, 0)
+        cuts = np.linspace(first, after, min(_MAX_CUTS, after - first + 1)).round().astype(int)
+        for number in sorted({*cuts.tolist()} - errors.keys()):
+            errors[number] = _error(file, places[number][1], runtime, threads, batch)
+        before, after = _largest_increase(errors)
     return places[after][0], errors.get(before, 0.0), errors[after]
-
-
-def _evenly_spaced(first, last):
-    first = max(first, 0)
-    count = min(_MAX_CUTS, last - first + 1)
-    return sorted({round(first + i * (last - first) / max(count - 1, 1)) for i in range(count)})
 
 
 def _largest_increase(errors):

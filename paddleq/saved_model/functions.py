@@ -50,10 +50,9 @@ def _integers(a, attribute, tensor="", tensors=""):
     return list(a.get(attribute, []))
 
 
-def _integer(a, attribute, tensor, default=0):
-    if a.tensor(tensor) is not None:
-        return int(a.tensor(tensor).item())
-    return a.get(attribute, default)
+def _either(a, attribute, tensor, default=None):
+    """Return the tensor of a slot, or the attribute where the slot is empty."""
+    return a.get(attribute, default) if a.tensor(tensor) is None else a.tensor(tensor)
 
 
 def _axes(a):
@@ -82,11 +81,10 @@ def _options(a, row):
     for each in row.inputs:
         if each.type in ("ints", "longs"):
             options[each.pir] = _integers(a, each.legacy, each.tensor or "", each.tensors or "")
-        elif each.tensor and a.tensor(each.tensor) is not None:
-            value = a.tensor(each.tensor)
-            options[each.pir] = value if each.type == "float" else int(value.item())
-        elif each.type and each.legacy in a.operator.attributes:
-            options[each.pir] = a.get(each.legacy)
+        elif each.type:
+            value = _either(a, each.legacy, each.tensor or "")
+            if value is not None:
+                options[each.pir] = value if each.type == "float" else int(value)
     for each in row.attributes:
         value = a.get(each.legacy)
         if value is None or each.fixed or each.legacy == "reduce_all":
@@ -128,6 +126,9 @@ FUNCTIONS.update({
     "swish": lambda a: F.swish(a.tensor("X")) if a.get("beta", 1.0) == 1.0 else NotImplemented,
     "cast": lambda a: a.tensor("X").astype(DTYPES[a.get("out_dtype")]),
     **dict.fromkeys(("assign", "share_data", "memcpy"), lambda a: a.tensor("X")),
+    "clip": lambda a: paddle.clip(a.tensor("X"), _either(a, "min", "Min"),
+                                  _either(a, "max", "Max")),
+    "pow": lambda a: paddle.pow(a.tensor("X"), float(_either(a, "factor", "FactorTensor", 1.0))),
     "einsum": lambda a: paddle.einsum(a.get("equation"), *a.inputs["Operands"]),
     "group_norm": lambda a: F.group_norm(
         a.tensor("X"), a.get("groups"), a.get("epsilon", 1e-5), a.tensor("Scale"),
@@ -145,7 +146,7 @@ FUNCTIONS.update({
     "stack": lambda a: paddle.stack(a.inputs["X"], a.get("axis", 0)),
     "split": lambda a: paddle.split(
         a.tensor("X"), _integers(a, "sections", "", "SectionsTensorList") or a.get("num"),
-        _integer(a, "axis", "AxisTensor")),
+        int(_either(a, "axis", "AxisTensor", 0))),
     "unstack": lambda a: paddle.unstack(a.tensor("X"), a.get("axis", 0)),
     "pad": lambda a: F.pad(a.tensor("X"), a.get("paddings"), "constant", a.get("pad_value", 0.0)),
     "roll": lambda a: paddle.roll(a.tensor("X"), _integers(a, "shifts", "ShiftsTensor"),
@@ -154,8 +155,9 @@ FUNCTIONS.update({
         a.tensor("X"), a.get("diagonal", 0)),
     "take_along_axis": lambda a: paddle.take_along_axis(
         a.tensor("Input"), a.tensor("Index"), a.get("Axis"), broadcast=False),
-    "one_hot_v2": lambda a: F.one_hot(a.tensor("X"), _integer(a, "depth", "depth_tensor")).astype(
-        DTYPES[a.get("dtype", 5)]),
+    "one_hot_v2": lambda a: F.one_hot(
+        a.tensor("X"), int(_either(a, "depth", "depth_tensor"))).astype(
+            DTYPES[a.get("dtype", 5)]),
     "lod_array_length": lambda a: paddle.to_tensor(np.array([len(a.tensor("X"))], np.int64)),
 })
 
@@ -174,19 +176,6 @@ def _prelu(a):
     if a.get("mode") == "element":
         return NotImplemented
     return F.prelu(a.tensor("X"), a.tensor("Alpha").reshape([-1]), a.get("data_format", "NCHW"))
-
-
-@_operator("pow")
-def _pow(a):
-    factor = a.tensor("FactorTensor")
-    return paddle.pow(a.tensor("X"), a.get("factor", 1.0) if factor is None else factor.item())
-
-
-@_operator("clip")
-def _clip(a):
-    low, high = a.tensor("Min"), a.tensor("Max")
-    return paddle.clip(a.tensor("X"), a.get("min") if low is None else low,
-                       a.get("max") if high is None else high)
 
 
 @_operator("increment")
@@ -344,7 +333,7 @@ def _logsumexp(a):
 def _cumsum(a):
     if a.get("exclusive", False) or a.get("reverse", False):
         return NotImplemented
-    axis = None if a.get("flatten", False) else _integer(a, "axis", "AxisTensor", -1)
+    axis = None if a.get("flatten", False) else int(_either(a, "axis", "AxisTensor", -1))
     return paddle.cumsum(a.tensor("X"), axis)
 
 

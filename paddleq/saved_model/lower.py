@@ -4,6 +4,7 @@ Quantizers become markers at the inputs and weights of the operators of their la
 norms become additions of a bias. Names, order and control flow of the program are kept.
 """
 
+from collections import defaultdict
 from dataclasses import replace
 
 from ..errors import ExportError
@@ -43,7 +44,8 @@ class _Writer:
         self.builder = OpBuilder(self.program)
         self.blocks = self.program.desc.blocks
         self.ops = [list(block.ops) for block in self.blocks]
-        self.before, self.after, self.removed = {}, {}, set()  # by (block, position)
+        # By place of the operator in the program:
+        self.before, self.after, self.removed = defaultdict(list), defaultdict(list), set()
         self.folded = set()  # names of the layers that a batch norm was folded into
         self.front = []  # operators for the beginning of the main block
 
@@ -62,10 +64,8 @@ class _Writer:
             written = list(self.front) if block.idx == 0 else []
             for position, op in enumerate(ops):
                 place = block.idx, position
-                written += self.before.get(place, [])
-                if place not in self.removed:
-                    written.append(op)
-                written += self.after.get(place, [])
+                kept = [] if place in self.removed else [op]
+                written += [*self.before[place], *kept, *self.after[place]]
             replace_ops(block, written)
         if self.removed:
             self.program.remove_unused_parameters()
@@ -89,7 +89,7 @@ class _Writer:
             set_input(add, "Y", bias)
             set_output(add, "Out", target)
             set_attribute(add, "axis", -1 if last else 1)
-            self.removed.add((norm.operator.block, norm.operator.position))
+            self.removed.add(norm.operator.place)
             reshape = binding.bias_add.input("Y")
             for position in binding.merged:
                 each = self.ops[binding.operator.block][position]
@@ -110,7 +110,7 @@ class _Writer:
         name = self.builder.parameter(f"{binding.weight}.bias", bias.numpy())
         convolution = "conv" in op.type
         last = binding.operator.attributes.get("data_format") in _LAST
-        self._after(binding, make_op(
+        self.after[binding.operator.place].append(make_op(
             "elementwise_add", {"X": product, "Y": name}, {"Out": binding.target},
             axis=1 if convolution and not last else -1))
 
@@ -124,7 +124,7 @@ class _Writer:
         if mark is not None:
             source = binding.operator.input(binding.source)
             target = self.builder.variable_like(block, source, f"{source}.dequantized")
-            self._before(binding.operator, self.marker(mark, source, target))
+            self.before[binding.operator.place].append(self.marker(mark, source, target))
             set_input(self.op(binding.operator), binding.source, target)
         mark = self.recorder.weight_mark(layer, "weight")
         if mark is not None:
@@ -142,7 +142,7 @@ class _Writer:
         marker = self.marker(self.as_stored(binding, mark), weight, target)
         set_input(self.op(reader), slot, target)
         if reader is binding.operator:
-            self._before(reader, marker)
+            self.before[reader.place].append(marker)
         else:
             self.front.append(marker)
 
@@ -160,10 +160,3 @@ class _Writer:
         self.recorder.marks.append(mark)
         return make_op("scale", {"X": source}, {"Out": target}, scale=MARKER_FACTOR,
                        bias=float(len(self.recorder.marks)), bias_after_scale=True)
-
-    def _before(self, operator, op):
-        self.before.setdefault((operator.block, operator.position), []).append(op)
-
-    def _after(self, binding, op):
-        place = binding.operator.block, binding.operator.position
-        self.after.setdefault(place, []).append(op)

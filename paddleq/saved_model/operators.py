@@ -36,6 +36,11 @@ class Operator:
     layer: Optional[str] = None
     alone: Optional[bytes] = None
 
+    @property
+    def place(self) -> Tuple[int, int]:
+        """Block and position of the operator in the program."""
+        return self.block, self.position
+
     def input(self, slot: str) -> Optional[str]:
         """Return the variable in an input slot, None if the slot is empty."""
         names = self.inputs.get(slot)
