@@ -60,19 +60,11 @@ class ModelFile:
 
     @functools.cached_property
     def program(self):
-        """The :class:`~paddleq.export.program.program.Program` of a Paddle file.
-
-        Raises:
-            FormatError: it is damaged.
-        """
+        """The :class:`~paddleq.export.program.program.Program` of a Paddle file."""
         return load_program(self.path, self.params)
 
     def onnx_model(self):
-        """Read the ``onnx.ModelProto`` of an ``.onnx``.
-
-        Raises:
-            DependencyError: the package onnx is not installed.
-        """
+        """Read the ``onnx.ModelProto`` of an ``.onnx``."""
         return require_onnx().load(self.path)
 
     @functools.cached_property

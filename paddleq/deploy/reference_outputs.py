@@ -1,5 +1,6 @@
 """Reference outputs for ``verify``."""
 
+import contextlib
 import os
 
 import numpy as np
@@ -24,17 +25,16 @@ def load_reference(file):
 
 
 def reference_outputs(reference, file, batches):
-    """Return the outputs of ``reference`` for each batch, as lists of arrays.
+    """Return the outputs of the ``reference`` of ``verify`` for each batch, as lists of arrays.
 
     Args:
-        reference: a ``paddle.nn.Layer``; a callable on arrays; the path of a saved model; or None
-            for ``file`` itself.
-        batches: list of lists of arrays.
+        file: :class:`~paddleq.deploy.model_file.ModelFile` of the verified model.
     """
-    if reference is None:
-        return _run_batches(load_reference(file), batches)
-    if isinstance(reference, (str, os.PathLike)):
-        return _run_batches(load_reference(most_readable(model_files(reference))), batches)
+    if reference is None or isinstance(reference, (str, os.PathLike)):
+        if reference is not None:
+            file = most_readable(model_files(reference))
+        with contextlib.closing(load_reference(file)) as session:
+            return [session.run(batch) for batch in batches]
     if isinstance(reference, nn.Layer):
         with evaluation(reference), paddle.no_grad():
             return [_flatten(reference(*map(paddle.to_tensor, batch))) for batch in batches]
@@ -42,13 +42,6 @@ def reference_outputs(reference, file, batches):
         return [_flatten(reference(*batch)) for batch in batches]
     raise wrong_type("reference", reference, "a paddle.nn.Layer, a function of arrays, the path "
                                              "of a saved model, or None for the file itself")
-
-
-def _run_batches(session, batches):
-    try:
-        return [session.run(batch) for batch in batches]
-    finally:
-        session.close()
 
 
 def _flatten(value):

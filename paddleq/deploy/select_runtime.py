@@ -15,12 +15,7 @@ _SECONDS = 0.2  # for each runtime
 
 
 def named(name, files):
-    """Return (runtime, file) for the name of a runtime.
-
-    Raises:
-        ConfigError: unknown runtime, or one that reads none of the files.
-        DependencyError: it is not installed.
-    """
+    """Return (runtime, file) for the name of a runtime."""
     runtime = RUNTIMES[check_choice("runtime", name, ["auto", *RUNTIMES])]
     runtime.require()
     file = runtime.choose(files)
@@ -38,11 +33,6 @@ def fastest(files, threads):
 
     Each installed runtime is measured on a batch of one of random numbers. If an input has dynamic
     dimensions other than the first, nothing is measured and the first registered runtime is taken.
-
-    Raises:
-        DependencyError: no installed runtime reads these files.
-        FormatError: a file is damaged.
-        InferenceError: no runtime runs the model.
     """
     sessions, chosen, refused = {}, {}, []
     for name, runtime in RUNTIMES.items():

@@ -9,7 +9,6 @@ import tempfile
 
 import numpy as np
 
-from ..export.program.graph_view import GraphView
 from ..export.program.op_desc import (
     all_inputs,
     all_outputs,
@@ -66,26 +65,36 @@ def _error(file, tensor, runtime, threads, batch):
         return relative_error(*found)
 
 
-def _paddle_layer_outputs(file):
+def _layer_outputs(ops, weights, inputs):
     """Return (name of a weight, output of its operator) pairs in order.
 
     An output that depends on no input (positions of an embedding) is folded into a constant by
     Paddle Inference, which refuses to fetch it. The first operator that combines it with an input
     takes its place.
+
+    Args:
+        ops: (names of the inputs, names of the outputs) of each operator.
+        weights: variable -> name of the weight that it is made of.
+        inputs: names of the inputs of the model.
     """
-    ops, places = list(file.program.desc.blocks[0].ops), []
-    made_of = {target: weight.name
-               for target, weight in stored_weights(file.program, ops).items()}
-    varying = GraphView(ops).dependents(info.name for info in file.inputs)
-    for op in ops:
-        weights = [made_of[name] for name in all_inputs(op) if name in made_of]
-        if weights:
-            made = all_outputs(op)[0]
-            if made in varying:
-                places.append((weights[0], made))
-            else:
-                made_of[made] = weights[0]
+    weights, varying, places = dict(weights), set(inputs), []
+    for read, made in ops:
+        if not varying.isdisjoint(read):
+            varying.update(made)
+        weight = next((weights[name] for name in read if name in weights), None)
+        if weight is not None and made[0] in varying:
+            places.append((weight, made[0]))
+        elif weight is not None:
+            weights[made[0]] = weight
     return places
+
+
+def _paddle_layer_outputs(file):
+    ops = list(file.program.desc.blocks[0].ops)
+    weights = {target: weight.name
+               for target, weight in stored_weights(file.program, ops).items()}
+    return _layer_outputs([(all_inputs(op), all_outputs(op)) for op in ops], weights,
+                          [info.name for info in file.inputs])
 
 
 def _cut_paddle(file, tensor, folder):
@@ -110,27 +119,23 @@ def _onnx_layer_outputs(file):
     from ..export.onnx.graph import OnnxGraph
 
     graph = OnnxGraph(file.onnx_model())
-    readers, places, made_of, varying = graph.consumers(), [], {}, set(graph.inputs)
-    for node in graph.nodes:
-        if not varying.isdisjoint(node.input):
-            varying.update(node.output)
-        weights = [name for name in node.input if name in made_of or (
-            node.op_type in ("DequantizeLinear", "Cast") and name in graph.constants
-            and graph.constants[name].ndim > 1 and graph.constants[name].dtype.kind != "f")]
-        if not weights:
-            continue
-        weight = made_of.get(weights[0], weights[0])
-        if node.output[0] not in varying:
-            made_of[node.output[0]] = weight
-            continue
-        name = node.output[0]
-        while len(readers.get(name, ())) == 1 and readers[name][0] is not None and (
-                readers[name][0].op_type in _FUSED):
-            name = readers[name][0].output[0]
-            if graph.producers()[name].op_type == "DequantizeLinear":
-                break
-        places.append((weight, name))
-    return places
+    readers, producers = graph.consumers(), graph.producers()
+    weights = {name: name for node in graph.nodes if node.op_type in ("DequantizeLinear", "Cast")
+               for name in node.input if name in graph.constants
+               and graph.constants[name].ndim > 1 and graph.constants[name].dtype.kind != "f"}
+    places = _layer_outputs([(node.input, node.output) for node in graph.nodes], weights,
+                            graph.inputs)
+    return [(weight, _after_fused(readers, producers, name)) for weight, name in places]
+
+
+def _after_fused(readers, producers, name):
+    """Return the last output of the operators that are fused with the one that writes ``name``."""
+    while len(readers.get(name, ())) == 1 and readers[name][0] is not None and (
+            readers[name][0].op_type in _FUSED):
+        name = readers[name][0].output[0]
+        if producers[name].op_type == "DequantizeLinear":
+            break
+    return name
 
 
 def _cut_onnx(file, tensor, folder):

@@ -26,23 +26,18 @@ def find_files(folder: str, model: Optional[str] = None,
         raise FormatError(f"model_dir must be a folder, but there is none at {folder}")
     names = sorted(os.listdir(folder))
     if model is None:
-        found = ([n for n in names if n.endswith(".pdmodel")]
-                 or [n for n in names if n.endswith(".json")]
-                 or [n for n in names if n == "__model__"])
+        found = next(filter(None, ([name for name in names if name.endswith(ending)]
+                                   for ending in (*_ENDINGS, "__model__"))), [])
         if len(found) != 1:
             raise FormatError(f"model_filename must be given: {folder} holds "
                               f"{', '.join(found) or 'no .pdmodel, .json or __model__'}")
         model = found[0]
+    path, (stem, ending) = os.path.join(folder, model), os.path.splitext(model)
     if parameters is None:
-        stem, ending = os.path.splitext(model)
-        stem = stem if ending in _ENDINGS else None
-        for candidate in ([f"{stem}.pdiparams"] if stem else ["__params__"]):
-            if candidate in names:
-                parameters = candidate
-    path = os.path.join(folder, model)
-    if parameters is None and model.endswith(".json"):
-        return path, None
-    return path, os.path.join(folder, parameters) if parameters else folder
+        parameters = f"{stem}.pdiparams" if ending in _ENDINGS else "__params__"
+        if parameters not in names:
+            return path, None if ending == ".json" else folder
+    return path, os.path.join(folder, parameters)
 
 
 def locate(path: Union[str, os.PathLike]) -> Tuple[str, Optional[str]]:

@@ -22,7 +22,6 @@ class GraphView:
 
     def __init__(self, ops, inputs_of=all_inputs, outputs_of=all_outputs):
         self.producers, self.consumers, self.rewritten = {}, {}, set()
-        self._outputs_of = outputs_of
         for op in ops:
             made = dict.fromkeys(outputs_of(op), op)
             self.rewritten.update(made.keys() & self.producers.keys())
@@ -49,14 +48,3 @@ class GraphView:
         """The operator that reads ``name`` if it is read exactly once, else None."""
         consumers = self.consumers.get(name, ())
         return consumers[0] if len(consumers) == 1 else None
-
-    def dependents(self, names):
-        """The set of ``names`` and of all variables that depend on them."""
-        found = set(names)
-        left = list(found)
-        while left:
-            for op in self.consumers.get(left.pop(), ()):
-                new = set(self._outputs_of(op)) - found
-                left.extend(new)
-                found |= new
-        return found
