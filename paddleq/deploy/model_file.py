@@ -13,8 +13,6 @@ from ..export.pir_to_program import load_program
 from ..export.program.op_desc import inputs, outputs
 from ..saved_model.inputs import TensorInfo
 
-ENDINGS = (".onnx", ".pdmodel", ".json")
-
 
 class ModelFile:
     """Model file with its parameter file.
@@ -124,8 +122,7 @@ def model_files(path, name="path"):
     from .runtimes import RUNTIMES  # it imports this module
 
     path = check_path(name, path)
-    endings = list(dict.fromkeys([*ENDINGS, *(kind for runtime in RUNTIMES.values()
-                                              for kind in runtime.kinds)]))
+    endings = list(dict.fromkeys(kind for runtime in RUNTIMES.values() for kind in runtime.kinds))
     if os.path.splitext(path)[1] in endings:
         if not os.path.isfile(path):
             raise FormatError(f"there is no file {path}")

@@ -16,7 +16,7 @@ def run_conditional_block(run_block, op, values):
     """Run the block of a ``conditional_block`` operator if its condition holds."""
     conditions = [values[name] for slot in ("Cond", "Condition")
                   for name in op.inputs.get(slot, ())]
-    if op.attributes.get("is_scalar_condition", False):
+    if op.get("is_scalar_condition", False):
         holds = all(bool(each.item()) for each in conditions)
     else:
         holds = all(each.size > 0 for each in conditions)
@@ -56,8 +56,8 @@ def run_read_from_array(_run_block, op, values):
 
 def run_tensor_array_to_tensor(_run_block, op, values):
     """Concatenate or stack the entries of a tensor array."""
-    array, axis = values[op.input("X")], op.attributes.get("axis", 0)
-    stacked = op.attributes.get("use_stack", False)
+    array, axis = values[op.input("X")], op.get("axis", 0)
+    stacked = op.get("use_stack", False)
     values[op.output("Out")] = (paddle.stack if stacked else paddle.concat)(array, axis)
     if op.output("OutIndex") is not None:
         sizes = [1 if stacked else each.shape[axis] for each in array]

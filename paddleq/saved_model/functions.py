@@ -9,7 +9,7 @@ the order of the operands and attributes of a PIR operation are those of Paddle'
 """
 
 from functools import partial
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Union
 
 import numpy as np
 import paddle
@@ -17,7 +17,7 @@ import paddle.nn.functional as F
 
 from ..export.pir_to_program.operator_table import ROWS
 from ..export.program.pdiparams import DTYPES
-from .operators import Arguments
+from .operators import Arguments, Operator
 
 # PIR operations with a public function of the same parameters, ``pir:public`` where names differ.
 _SAME_PARAMETERS = {
@@ -226,16 +226,22 @@ def _format(a):
     return "NCHW" if layout == "AnyLayout" else layout
 
 
+def convolution_options(op: Union[Operator, Arguments]) -> dict:
+    """Return the options of a convolution as Paddle's functions and layers name them."""
+    layouts = ("NCDHW", "NDHWC") if "3d" in op.type else ("NCHW", "NHWC")
+    options = {"stride": op.get("strides"), "padding": _padding(op),
+               "dilation": op.get("dilations"), "groups": op.get("groups", 1) or 1,
+               "data_format": layouts[_format(op).endswith("C")]}
+    if "transpose" in op.type:
+        options["output_padding"] = op.get("output_padding") or 0
+    return options
+
+
 @_operator("conv2d", "depthwise_conv2d", "conv3d", "conv2d_transpose",
            "depthwise_conv2d_transpose", "conv3d_transpose")
 def _convolution(a):
-    function = getattr(F, a.type.replace("depthwise_", ""))
-    layouts = ("NCDHW", "NDHWC") if "3d" in a.type else ("NCHW", "NHWC")
-    options = {"stride": a.get("strides"), "padding": _padding(a), "dilation": a.get("dilations"),
-               "groups": a.get("groups", 1) or 1,
-               "data_format": layouts[_format(a).endswith("C")]}
+    function, options = getattr(F, a.type.replace("depthwise_", "")), convolution_options(a)
     if "transpose" in a.type:
-        options["output_padding"] = a.get("output_padding") or 0
         options["output_size"] = _integers(a, "output_size", "OutputSizeTensor") or None
     return function(a.tensor("Input"), a.tensor("Filter"), **options)
 
@@ -291,16 +297,19 @@ def _pad3d(a):
 
 # Normalization
 
+def norm_layout(op: Union[Operator, Arguments], rank: int) -> str:
+    """Return the ``data_format`` of a batch norm of tensors with ``rank`` axes."""
+    layouts = {2: ("NC", "NC"), 3: ("NCL", "NLC"), 4: ("NCHW", "NHWC"), 5: ("NCDHW", "NDHWC")}
+    return layouts[rank][op.get("data_layout", "NCHW") == "NHWC"]
+
+
 @_operator("batch_norm")
 def _batch_norm(a):
     training = not (a.get("is_test", False) or a.get("use_global_stats", False))
     x = a.tensor("X")
-    last = a.get("data_layout", "NCHW") == "NHWC"
-    layout = {2: "NC", 3: "NLC" if last else "NCL", 5: "NDHWC" if last else "NCDHW"}.get(
-        len(x.shape), "NHWC" if last else "NCHW")
     return F.batch_norm(x, a.tensor("Mean"), a.tensor("Variance"), a.tensor("Scale"),
                         a.tensor("Bias"), training, a.get("momentum", 0.9),
-                        a.get("epsilon", 1e-5), layout)
+                        a.get("epsilon", 1e-5), norm_layout(a, len(x.shape)))
 
 
 @_operator("dropout")

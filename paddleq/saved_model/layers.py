@@ -16,6 +16,7 @@ from paddle.nn.initializer import Constant
 from ..export.program.graph_view import GraphView
 from ..export.program.op_desc import DENSE_TENSOR, shape_of
 from ..export.program.program import Program
+from .functions import convolution_options, norm_layout
 from .operators import Operator
 
 _CONVOLUTIONS = {"conv2d": (nn.Conv2D, 2), "depthwise_conv2d": (nn.Conv2D, 2),
@@ -111,11 +112,11 @@ def _bind_convolution(graph, op):
         reader, slot = maker, "X"
     if not graph.is_parameter(weight) or graph.arrays[weight].dtype.kind == "i":
         return None
-    if op.inputs.get("OutputSizeTensor") or op.attributes.get("output_size"):
+    if op.inputs.get("OutputSizeTensor") or op.get("output_size"):
         return None  # the layers take it as an argument of each call
     binding = LayerBinding("", op, "Input", op.output("Output"), {"weight": weight},
                            (reader, slot), merged=merged)
-    last = str(op.attributes.get("data_format", "NCHW")).endswith("C")
+    last = str(op.get("data_format", "NCHW")).endswith("C")
     rank = _CONVOLUTIONS[op.type][1] + 2
     _bind_bias(graph, binding, rank - 1 if last else 1, rank)
     return binding
@@ -127,19 +128,19 @@ def _bind_product(graph, op):
     if not graph.is_parameter(weight) or array.ndim != 2 or array.dtype.kind == "i":
         return None
     shape = graph.shapes.get(source)
-    attributes, flattened, transposed = op.attributes, None, False
+    flattened, transposed = None, False
     if op.type == "mul":
-        if attributes.get("y_num_col_dims", 1) != 1 or shape is None:
+        if op.get("y_num_col_dims", 1) != 1 or shape is None:
             return None
-        rows = attributes.get("x_num_col_dims", 1)
+        rows = op.get("x_num_col_dims", 1)
         flattened = rows if rows != len(shape) - 1 else None
         rank = rows + 1
     else:
         new = op.type == "matmul_v2"
-        if attributes.get("trans_x" if new else "transpose_X", False) or (
-                attributes.get("alpha", 1.0) != 1.0):
+        if op.get("trans_x" if new else "transpose_X", False) or (
+                op.get("alpha", 1.0) != 1.0):
             return None
-        transposed = attributes.get("trans_y" if new else "transpose_Y", False)
+        transposed = op.get("trans_y" if new else "transpose_Y", False)
         if transposed and graph.sole_consumer(weight) is None:
             return None  # one parameter cannot be the weight of a Linear and its transpose
         if shape is None:
@@ -160,7 +161,7 @@ def _bind_bias(graph, binding, axis, rank):
         return
     bias = add.input("Y")
     if graph.is_parameter(bias):
-        at = add.attributes.get("axis", -1)
+        at = add.get("axis", -1)
         if graph.arrays[bias].ndim == rank and all(
                 size == 1 for i, size in enumerate(graph.arrays[bias].shape) if i != axis):
             pass
@@ -173,7 +174,7 @@ def _bind_bias(graph, binding, axis, rank):
                 or not graph.is_parameter(reshape.input("X"))
                 or reshape.inputs.get("Shape") or reshape.inputs.get("ShapeTensor")):
             return
-        shape = list(reshape.attributes.get("shape", []))
+        shape = list(reshape.get("shape", []))
         if len(shape) != rank or any(size != 1 for i, size in enumerate(shape) if i != axis):
             return
         bias = reshape.input("X")
@@ -192,7 +193,7 @@ def _output_channels(binding, weight):
     if op.type in _PRODUCTS:
         return weight.shape[0 if binding.transposed else 1]
     if "transpose" in op.type:
-        return weight.shape[1] * (op.attributes.get("groups", 1) or 1)
+        return weight.shape[1] * (op.get("groups", 1) or 1)
     return weight.shape[0]
 
 
@@ -207,7 +208,7 @@ def _bind_batch_norm(graph, op):
     slots = {"weight": "Scale", "bias": "Bias", "_mean": "Mean", "_variance": "Variance"}
     names = {attribute: op.input(slot) for attribute, slot in slots.items()}
     shape = graph.shapes.get(op.input("X"))
-    if (not op.attributes.get("is_test", False) or shape is None or len(shape) not in _BATCH_NORMS
+    if (not op.get("is_test", False) or shape is None or len(shape) not in _BATCH_NORMS
             or any(name not in graph.arrays for name in names.values())):
         return None
     return LayerBinding("", op, "X", op.output("Y"), names, (op, "Scale"))
@@ -218,7 +219,7 @@ def _bind_layer_norm(graph, op):
     shape = graph.shapes.get(op.input("X"))
     if shape is None or not (graph.is_parameter(weight) and graph.is_parameter(bias)):
         return None
-    if len(shape) - op.attributes.get("begin_norm_axis", 1) != 1:
+    if len(shape) - op.get("begin_norm_axis", 1) != 1:
         return None
     return LayerBinding("", op, "X", op.output("Y"), {"weight": weight, "bias": bias},
                         (op, "Scale"))
@@ -244,7 +245,7 @@ _BINDERS = {**dict.fromkeys(_CONVOLUTIONS, _bind_convolution),
 
 
 def _make_recurrent(op):
-    a, mode = op.attributes, op.attributes.get("mode", "RNN_TANH")
+    a, mode = op.attributes, op.get("mode", "RNN_TANH")
     cls = {"LSTM": nn.LSTM, "GRU": nn.GRU}.get(mode, nn.SimpleRNN)
     options = {"activation": mode[4:].lower()} if cls is nn.SimpleRNN else {}
     return cls(a["input_size"], a["hidden_size"], a.get("num_layers", 1),
@@ -255,7 +256,6 @@ def _make_recurrent(op):
 def make_layer(binding: LayerBinding, program: Program) -> nn.Layer:
     """Return a new layer for a binding; its parameters have no values of the program yet."""
     op, arrays = binding.operator, program.arrays
-    attributes = op.attributes
     weight = arrays[binding.weight]
     if op.type == "rnn":
         return _make_recurrent(op)
@@ -263,39 +263,26 @@ def make_layer(binding: LayerBinding, program: Program) -> nn.Layer:
     bias = ParamAttr(initializer=Constant(0.0)) if "bias" in binding.parameters else False
     if op.type in _CONVOLUTIONS:
         cls, rank = _CONVOLUTIONS[op.type]
-        groups = attributes.get("groups", 1) or 1
-        last = str(attributes.get("data_format", "NCHW")).endswith("C")
-        explicit = attributes.get("padding_algorithm", "EXPLICIT") == "EXPLICIT"
+        options = {**convolution_options(op), "weight_attr": zero, "bias_attr": bias}
         # Conv1D: the weight gets its missing axis of size 1.
         kernel = [1] * (rank + 2 - weight.ndim) + list(weight.shape[2:])
-        options = {
-            "stride": attributes.get("strides"), "dilation": attributes.get("dilations"),
-            "padding": list(attributes["paddings"]) if explicit
-            else attributes["padding_algorithm"], "groups": groups, "weight_attr": zero,
-            "bias_attr": bias,
-            "data_format": {2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}[rank][last]}
-        if "transpose" in op.type:
-            return cls(weight.shape[0], weight.shape[1] * groups, kernel,
-                       output_padding=attributes.get("output_padding") or 0, **options)
-        return cls(weight.shape[1] * groups, weight.shape[0], kernel, **options)
+        channels = weight.shape[0], weight.shape[1] * options["groups"]
+        return cls(*(channels if "transpose" in op.type else channels[::-1]), kernel, **options)
     if op.type in _PRODUCTS:
         inner, outer = weight.shape[::-1] if binding.transposed else weight.shape
         return nn.Linear(inner, outer, weight_attr=zero, bias_attr=bias)
     if op.type == "lookup_table_v2":
-        padding = attributes.get("padding_idx", -1)
+        padding = op.get("padding_idx", -1)
         return nn.Embedding(*weight.shape, padding_idx=None if padding == -1 else padding,
                             weight_attr=zero)
     if op.type == "batch_norm":
         shape = next(shape_of(var) for block in program.desc.blocks for var in block.vars
                      if var.name == op.input("X"))
-        last = attributes.get("data_layout", "NCHW") == "NHWC"
-        layouts = {2: ("NC", "NC"), 3: ("NCL", "NLC"), 4: ("NCHW", "NHWC"),
-                   5: ("NCDHW", "NDHWC")}
         return _BATCH_NORMS[len(shape)](
-            weight.size, momentum=attributes.get("momentum", 0.9),
-            epsilon=attributes.get("epsilon", 1e-5), weight_attr=zero, bias_attr=bias,
-            data_format=layouts[len(shape)][last])  # use_global_stats is set by each evaluation
-    return nn.LayerNorm(weight.size, epsilon=attributes.get("epsilon", 1e-5), weight_attr=zero,
+            weight.size, momentum=op.get("momentum", 0.9),
+            epsilon=op.get("epsilon", 1e-5), weight_attr=zero, bias_attr=bias,
+            data_format=norm_layout(op, len(shape)))  # use_global_stats is set by each evaluation
+    return nn.LayerNorm(weight.size, epsilon=op.get("epsilon", 1e-5), weight_attr=zero,
                         bias_attr=bias)
 
 

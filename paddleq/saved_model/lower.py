@@ -78,7 +78,7 @@ class _Writer:
         """Replace a folded batch norm by the addition of the bias of the layer before it."""
         op, source = self.op(norm.operator), norm.operator.input("X")
         target = norm.operator.output("Y")
-        last = norm.operator.attributes.get("data_layout") in _LAST
+        last = norm.operator.get("data_layout") in _LAST
         bias = self.builder.parameter(f"{binding.weight}.bias", layer.bias.numpy())
         if binding.bias_add is None:
             add = make_op("elementwise_add", {"X": source, "Y": bias}, {"Out": target},
@@ -109,7 +109,7 @@ class _Writer:
         set_output(op, slot, product)
         name = self.builder.parameter(f"{binding.weight}.bias", bias.numpy())
         convolution = "conv" in op.type
-        last = binding.operator.attributes.get("data_format") in _LAST
+        last = binding.operator.get("data_format") in _LAST
         self.after[binding.operator.place].append(make_op(
             "elementwise_add", {"X": product, "Y": name}, {"Out": binding.target},
             axis=1 if convolution and not last else -1))

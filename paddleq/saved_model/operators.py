@@ -51,6 +51,10 @@ class Operator:
         names = self.outputs.get(slot)
         return names[0] if names else None
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of an attribute, ``default`` if the operator lacks it."""
+        return self.attributes.get(name, default)
+
     def all_inputs(self) -> List[str]:
         """Return the variables in all input slots, in order."""
         return [name for names in self.inputs.values() for name in names]
@@ -86,7 +90,7 @@ class Arguments:
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value of an attribute, ``default`` if the operator lacks it."""
-        return self.operator.attributes.get(name, default)
+        return self.operator.get(name, default)
 
 
 def read_operators(block) -> List[Operator]:

@@ -95,11 +95,9 @@ class SavedModel(nn.Layer):
                        for block in desc.blocks]
         main = self._operators[0]
         self.input_names = [name for _, name in sorted(
-            (op.attributes.get("col", 0), op.outputs["Out"][0])
-            for op in main if op.type == "feed")]
+            (op.get("col", 0), op.outputs["Out"][0]) for op in main if op.type == "feed")]
         self.output_names = [name for _, name in sorted(
-            (op.attributes.get("col", 0), op.inputs["X"][0])
-            for op in main if op.type == "fetch")]
+            (op.get("col", 0), op.inputs["X"][0]) for op in main if op.type == "fetch")]
         variables = program.variables()
         self._inputs = [TensorInfo.of_variable(variables[name]) for name in self.input_names]
         self._bindings = plan_layers(program, self._operators)
