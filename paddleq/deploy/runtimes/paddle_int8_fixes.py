@@ -94,16 +94,12 @@ def _product_of(program, graph, block, op):
     if op.type != "dequantize_linear":
         return None
     weight, (made,) = program.arrays.get(inputs(op, "X")[0]), outputs(op, "Y")
-    readers = graph.consumers.get(made, [])
-    if weight is None or weight.ndim != 2 or weight.dtype != np.int8 or len(readers) != 1:
+    product = graph.sole_consumer(made)
+    if weight is None or weight.ndim != 2 or weight.dtype != np.int8 or product is None:
         return None
-    if attribute(op, "quant_axis") not in (1, -1):
-        return None
-    (product,) = readers
-    if product.type not in _PRODUCTS or inputs(product, "Y")[0] != made or any(
-            attribute(product, name, False) for name in _TRANSPOSED):
-        return None
-    if attribute(product, "alpha", 1.0) != 1.0:
+    if attribute(op, "quant_axis") not in (1, -1) or product.type not in _PRODUCTS or (
+            inputs(product, "Y")[0] != made or attribute(product, "alpha", 1.0) != 1.0
+            or any(attribute(product, name, False) for name in _TRANSPOSED)):
         return None
     (source,) = inputs(product, "X")
     if _last_axis(block, source) > _LAST_AXIS:
@@ -136,10 +132,9 @@ def _use_integers(builder, op):
 
 def _bias_after(builder, graph, product, steps):
     """Divide the bias after a product by the scales; return its addition, or None."""
-    program, readers = builder.program, graph.consumers.get(outputs(product, "Out")[0], [])
-    if len(readers) != 1 or readers[0].type != "elementwise_add":
+    program, addition = builder.program, graph.sole_consumer(outputs(product, "Out")[0])
+    if addition is None or addition.type != "elementwise_add":
         return None
-    (addition,) = readers
     bias = program.arrays.get(inputs(addition, "Y")[0])
     if bias is None or bias.shape != steps.shape:
         return None
