@@ -9,7 +9,7 @@ the order of the operands and attributes of a PIR operation are those of Paddle'
 """
 
 from functools import partial
-from typing import Any, Callable, Dict, Union
+from typing import Any, Callable, Dict, List, Union
 
 import numpy as np
 import paddle
@@ -367,7 +367,7 @@ def _set_value(a):
     x = a.tensor("Input")
     if a.get("none_axes") or a.inputs.get("StepsTensorList"):
         return NotImplemented
-    places = [slice(None)] * len(x.shape)
+    places: List[Any] = [slice(None)] * len(x.shape)
     removed = a.get("decrease_axes") or []
     starts, ends = (_integers(a, name.lower(), "", f"{name}TensorList")
                     for name in ("Starts", "Ends"))

@@ -158,7 +158,7 @@ class SavedModel(nn.Layer):
     @property
     def input_spec(self) -> list:
         """One ``paddle.static.InputSpec`` for each input."""
-        return [paddle.static.InputSpec(list(info.shape), info.dtype, info.name)
+        return [paddle.static.InputSpec(list(info.shape or ()), info.dtype, info.name)
                 for info in self._inputs]
 
     @property
