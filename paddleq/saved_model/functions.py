@@ -275,7 +275,7 @@ def _interpolate(a):
     rank, corners = len(x.shape) - 2, a.get("align_corners", True)
     if rank != _RANKS[mode] or mode == "nearest" and corners:
         return NotImplemented
-    layout = a.get("data_layout", "NCHW")
+    layout: Any = a.get("data_layout", "NCHW")
     layout = _LAYOUTS.get(layout, {}).get(rank, layout)
     size = _integers(a, "", "OutSize", "SizeTensor")
     scale = a.tensor("Scale")
@@ -297,7 +297,7 @@ def _pad3d(a):
 
 # Normalization
 
-def norm_layout(op: Union[Operator, Arguments], rank: int) -> str:
+def norm_layout(op: Union[Operator, Arguments], rank: int) -> Any:
     """Return the ``data_format`` of a batch norm of tensors with ``rank`` axes."""
     layouts = {2: ("NC", "NC"), 3: ("NCL", "NLC"), 4: ("NCHW", "NHWC"), 5: ("NCDHW", "NDHWC")}
     return layouts[rank][op.get("data_layout", "NCHW") == "NHWC"]

@@ -1,7 +1,7 @@
 """Descriptions of the inputs of a model, and checks of the values that a caller gives for them."""
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class TensorInfo:
     """
 
     name: str
-    dtype: str
+    dtype: Any
     shape: Optional[Tuple[Optional[int], ...]]
 
     @classmethod

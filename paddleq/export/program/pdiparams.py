@@ -5,13 +5,14 @@ unpickled.
 """
 
 import struct
+from typing import Any, Dict
 
 import numpy as np
 
 from ...errors import FormatError
 
-# VarType.Type of framework.proto
-DTYPES = {0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32",
+# VarType.Type of framework.proto. The names are literals in the annotations of Paddle.
+DTYPES: Dict[int, Any] = {0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32",
           6: "float64", 20: "uint8", 21: "int8", 22: "bfloat16"}
 CODES = {name: code for code, name in DTYPES.items()}
 MOST_DIMENSIONS = 9  # of a tensor in Paddle
