@@ -72,7 +72,7 @@ def round_and_clip_(t, spec, zero=0):
 
 def _steps(x, abs_max, spec, zero, in_place=False):
     """Return ``x`` in steps from the zero point, rounded and clipped."""
-    factor = aligned(float(spec.quant_max) * (1.0 / abs_max), x, spec)
+    factor = aligned(float(spec.quant_max) * paddle.reciprocal(abs_max), x, spec)
     if not paddle.in_dynamic_mode():
         return round_and_clip_(x * factor, spec, zero)
     with paddle.no_grad():
@@ -169,7 +169,7 @@ def simulate_in_three_passes(x, abs_max, spec, zero=0, bound=None, in_place=Fals
         bound: also clip ``x`` to [-bound, bound]; a float32 tensor of one element.
     """
     # The first pass adds ROUNDING_MAGIC and the last pass subtracts it.
-    factor = float(spec.quant_max) * (1.0 / abs_max)
+    factor = float(spec.quant_max) * paddle.reciprocal(abs_max)
     t = (x.scale_ if in_place else x.scale)(factor, ROUNDING_MAGIC)
     low, high = spec.quant_min - zero, spec.quant_max - zero
     if bound is not None:
