@@ -638,6 +638,17 @@ def test_state_dict_round_trip(tmp_path):
     np.testing.assert_array_equal(quantizer(x).numpy(), other(x).numpy())
 
 
+def off_rounding_borders(net, x):
+    """Return a mask of the samples without a hidden value within 1e-5 steps of x.5."""
+    mask = np.ones(len(x), bool)
+    for layer in net:
+        if layer is not net[0] and hasattr(layer, "activation_quantizer"):
+            steps = x.numpy().reshape([len(x), -1]) / layer.activation_quantizer.scale.numpy()
+            mask &= np.abs(steps - np.floor(steps) - 0.5).min(axis=1) > 1e-5
+        x = layer(x)
+    return mask
+
+
 @pytest.mark.parametrize("activation, weight", [
     ({}, {}),
     ({"rounding": "half_even"}, {"quant_min": -127}),
@@ -645,7 +656,7 @@ def test_state_dict_round_trip(tmp_path):
     ({"observer": MinMaxObserver, "saturate": False}, {"spec": QuantSpec(4, narrow_range=True)}),
 ])
 def test_export_equals_simulation(activation, weight, digits, tmp_path):
-    """The digits data set has no values on rounding borders, where runtimes differ."""
+    """Apart from samples with a value on a rounding border, where half_up is not Paddle's rint."""
     paddle.seed(0)
     net = nn.Sequential(nn.Conv2D(1, 8, 3), nn.BatchNorm2D(8), nn.ReLU(), nn.Conv2D(8, 8, 3),
                         nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
@@ -660,7 +671,10 @@ def test_export_equals_simulation(activation, weight, digits, tmp_path):
     x = digits.batches(64, 1)[0] + 0.01
     path = str(tmp_path / "m")
     qat.save_quantized_model(net, path, [paddle.static.InputSpec([None, 1, 8, 8], "float32")])
-    assert relative_error(paddle_inference(path, [x.numpy()])[0], net(x).numpy()) <= 1e-6
+    compared = off_rounding_borders(net, x)
+    assert compared.sum() >= 32
+    found = paddle_inference(path, [x.numpy()])[0]
+    assert relative_error(found[compared], net(x).numpy()[compared]) <= 1e-6
     assert relative_error(openvino(path, [x.numpy()])[0], net(x).numpy()) <= 1e-2
 
 
