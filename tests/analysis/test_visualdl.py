@@ -30,6 +30,7 @@ from paddleq.analysis import ScaleHistory, VisualDLLogger, layer_errors, report,
 from paddleq.errors import ConfigError, ConfigTypeError, FormatError, ModelError
 from paddleq.export.program.program import Program
 
+PATIENCE = 300  # seconds for a condition, on a machine that other tests keep busy
 SCREENSHOTS = ROOT / "out" / "browser"
 SPEC = [paddle.static.InputSpec([None, 3, 32, 32], "float32", "x")]
 # No network but this machine's own: neither Chromium's services nor VisualDL's telemetry.
@@ -73,7 +74,7 @@ def visualdl(folder, *options, logdir=None):
         server = subprocess.Popen([str(each) for each in command], stdout=output, stderr=output,
                                   start_new_session=True)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while not answers(address):
             assert server.poll() is None and time.monotonic() < until, log.read_text()
             time.sleep(0.2)
@@ -125,14 +126,11 @@ def keep(driver, name):
 
 def nodes_and_edges(driver):
     """Titles of the nodes of the graph on the page, with their numbers, and the number of edges."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    wait = WebDriverWait(driver, 90)
-    frame = wait.until(lambda _: driver.find_elements("css selector", "iframe"))[0]
-    driver.switch_to.frame(frame)
-    wait.until(lambda _: driver.execute_script(NODES))
+    wait_for(driver, lambda: driver.find_elements("css selector", "iframe"))
+    driver.switch_to.frame(driver.find_element("css selector", "iframe"))
+    wait_for(driver, lambda: driver.execute_script(NODES))
     # It is placed before it is shown.
-    wait.until(lambda _: driver.execute_script(
+    wait_for(driver, lambda: driver.execute_script(
         "return [...document.querySelectorAll('g.node')].every(n => n.style.opacity === '1')"))
     found = driver.execute_script(NODES), driver.execute_script(EDGES)
     driver.switch_to.default_content()
@@ -416,10 +414,16 @@ def run(digits, tmp_path_factory):
 
 
 def wait_for(driver, condition):
-    """Wait until ``condition()`` holds on the page."""
+    """Wait until ``condition()`` holds on the page.
+
+    A page that is still being built has nodes without a title and canvases without a size, on
+    which the script of a condition fails.
+    """
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(driver, 90).until(lambda _: condition())
+    WebDriverWait(driver, PATIENCE, ignored_exceptions=[WebDriverException]).until(
+        lambda _: condition())
 
 
 def drawn_charts(driver):
@@ -457,8 +461,11 @@ def test_visualdl_shows_a_logged_calibration(run, tmp_path):
         text = driver.execute_script("return document.body.innerText")
         assert {f"clipping/{name}" for name in ("conv1", "conv2", "conv3", "fc")} <= set(
             text.splitlines())
+        (image,) = logged(logdir).get_data("image", "clipping/conv1")
+        width = int.from_bytes(image.image.encoded_image_string[16:20], "big")  # of a PNG
         wait_for(driver, lambda: driver.execute_script(
-            "return [...document.images].filter(i => i.naturalWidth === 600).length") >= 2)
+            "return [...document.images].filter(i => i.naturalWidth === arguments[0]).length",
+            width) >= 2)
         keep(driver, "images")
         driver.get(f"{address}/graph/dynamic_graph")
         found, edges = nodes_and_edges(driver)
