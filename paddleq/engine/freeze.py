@@ -12,7 +12,14 @@ from ..nn.class_swap import rollback_on_error
 from ..nn.integer_layer import freeze_quantized
 from ..nn.quantized_layer import make_float
 from .fuse_blocks import blocks_of
-from .state import check_quantized, check_quantized_name, finalize, quantized_layers, set_state
+from .state import (
+    check_quantized,
+    check_quantized_name,
+    finalize,
+    quantized_layers,
+    restored_states,
+    set_state,
+)
 
 
 def convert(model):
@@ -36,8 +43,10 @@ def convert(model):
         <State.VALIDATION: 'validation'>
     """
     check_quantized(model)
+    with restored_states(model):  # where a quantizer has no data
+        set_state(model, "validation")
+        finalize(model)
     set_state(model, "validation")
-    finalize(model)
     model.eval()
     names = {id(layer): name for name, layer in model.named_sublayers(include_self=True)}
     for block in blocks_of(model):

@@ -25,6 +25,7 @@ from paddle import nn
 
 from .._paddle_compat import is_to_static_enabled
 from ..errors import NonFiniteError
+from ..nn.quantized_layer import argument_names
 from .state import evaluation
 
 
@@ -78,9 +79,14 @@ def capture_calls(layers: Mapping[Any, nn.Layer],
 
 def capture_inputs(layers: Mapping[Any, nn.Layer],
                    on_input: Callable[..., None], count: int = 1) -> ContextManager[None]:
-    """Call ``on_input(name, x, ...)`` with the first ``count`` arguments before each call."""
+    """Call ``on_input(name, x, ...)`` with the first ``count`` arguments before each call.
+
+    Keyword arguments have the order of the parameters of the layer's ``forward``.
+    """
     def forward(name, original, *args, **kwargs):
-        on_input(name, *[*args, *kwargs.values()][:count])
+        order = argument_names(layers[name])
+        named = sorted(kwargs, key=lambda key: order.index(key) if key in order else len(order))
+        on_input(name, *[*args, *(kwargs[key] for key in named)][:count])
         return original(*args, **kwargs)
 
     return patched_forwards(layers, forward)

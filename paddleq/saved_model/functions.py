@@ -55,6 +55,15 @@ def _either(a, attribute, tensor, default=None):
     return a.get(attribute, default) if a.tensor(tensor) is None else a.tensor(tensor)
 
 
+def _limit(a, attribute, tensor):
+    """Return a limit of clip: an integer for integers, which Paddle 3.3 turns into floats."""
+    limit, x = _either(a, attribute, tensor), a.tensor("X")
+    if isinstance(limit, float) and not paddle.is_floating_point(x):
+        info = paddle.iinfo(x.dtype)
+        limit = int(min(max(limit, info.min), info.max))
+    return limit
+
+
 def _axes(a):
     """Axes of a reduction, None for all."""
     axes = a.get("dim", [0])
@@ -126,8 +135,7 @@ FUNCTIONS.update({
     "swish": lambda a: F.swish(a.tensor("X")) if a.get("beta", 1.0) == 1.0 else NotImplemented,
     "cast": lambda a: a.tensor("X").astype(DTYPES[a.get("out_dtype")]),
     **dict.fromkeys(("assign", "share_data", "memcpy"), lambda a: a.tensor("X")),
-    "clip": lambda a: paddle.clip(a.tensor("X"), _either(a, "min", "Min"),
-                                  _either(a, "max", "Max")),
+    "clip": lambda a: paddle.clip(a.tensor("X"), _limit(a, "min", "Min"), _limit(a, "max", "Max")),
     "pow": lambda a: paddle.pow(a.tensor("X"), float(_either(a, "factor", "FactorTensor", 1.0))),
     "einsum": lambda a: paddle.einsum(a.get("equation"), *a.inputs["Operands"]),
     "group_norm": lambda a: F.group_norm(
@@ -266,14 +274,14 @@ def _pool2d(a):
 
 
 _LAYOUTS = {"NCHW": {1: "NCW", 2: "NCHW", 3: "NCDHW"}, "NHWC": {1: "NWC", 2: "NHWC", 3: "NDHWC"}}
-_RANKS = {"linear": 1, "nearest": 2, "bilinear": 2, "bicubic": 2, "trilinear": 3}
+_RANKS = {"linear": (1,), "nearest": (2, 3), "bilinear": (2,), "bicubic": (2,), "trilinear": (3,)}
 
 
 @_operator(*(f"{mode}_interp_v2" for mode in _RANKS))
 def _interpolate(a):
     x, mode = a.tensor("X"), a.type.partition("_")[0]
     rank, corners = len(x.shape) - 2, a.get("align_corners", True)
-    if rank != _RANKS[mode] or mode == "nearest" and corners:
+    if rank not in _RANKS[mode] or mode == "nearest" and corners:
         return NotImplemented
     layout: Any = a.get("data_layout", "NCHW")
     layout = _LAYOUTS.get(layout, {}).get(rank, layout)

@@ -159,7 +159,7 @@ def _bind_bias(graph, binding, axis, rank):
     if (add is None or add.type != "elementwise_add" or add.block != binding.operator.block
             or add.input("X") != binding.target):
         return
-    bias = add.input("Y")
+    bias, merged = add.input("Y"), []
     if graph.is_parameter(bias):
         at = add.get("axis", -1)
         if graph.arrays[bias].ndim == rank and all(
@@ -177,14 +177,13 @@ def _bind_bias(graph, binding, axis, rank):
         shape = list(reshape.get("shape", []))
         if len(shape) != rank or any(size != 1 for i, size in enumerate(shape) if i != axis):
             return
-        bias = reshape.input("X")
-        binding.merged.append(reshape.position)
+        bias, merged = reshape.input("X"), [reshape.position]
     weight = graph.arrays[binding.weight]
     channels = _output_channels(binding, weight)
     if graph.arrays[bias].size != channels or graph.arrays[bias].dtype != weight.dtype:
         return
     binding.parameters["bias"], binding.bias_add = bias, add
-    binding.merged.append(add.position)
+    binding.merged += [*merged, add.position]
     binding.target = add.output("Out")
 
 

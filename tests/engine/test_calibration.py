@@ -7,7 +7,9 @@ from paddle import nn
 import paddleq
 from paddleq import PTQ, QAT, State, disable_fake_quant, disable_observer, set_fake_quantize
 from paddleq.engine import fake_quantizers
-from paddleq.errors import NonFiniteError
+from paddleq.engine.hooks import capture_inputs
+from paddleq.errors import CalibrationError, NonFiniteError
+from paddleq.nn import KVCache
 
 
 def qat_training(model):
@@ -124,3 +126,32 @@ def test_calibration_keeps_the_scales_of_disabled_observers():
     before = scales(model)
     paddleq.calibrate(model, [10.0 * batch for batch in data()])
     assert scales(model) == before
+
+
+def test_convert_without_data_for_a_quantizer_keeps_the_states():
+    """Training goes on to update the scales after the error."""
+    model = QAT().quantize(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    model[0](paddle.rand([2, 4]))
+    before = [q.state for _, q in fake_quantizers(model)]
+    with pytest.raises(CalibrationError, match="no calibration data"):
+        paddleq.convert(model)
+    assert [q.state for _, q in fake_quantizers(model)] == before
+    model.train()
+    first = model[0].activation_quantizer.scale.item()
+    model[0](100.0 * paddle.ones([2, 4]))
+    assert model[0].activation_quantizer.scale.item() > first
+
+
+@pytest.mark.parametrize("call", [
+    lambda cache, k, v: cache(k, v),
+    lambda cache, k, v: cache(k, v=v),
+    lambda cache, k, v: cache(v=v, k=k),
+    lambda cache, k, v: cache(past=None, v=v, k=k),
+])
+def test_keyword_inputs_are_captured_in_the_order_of_the_parameters(call):
+    cache, seen = KVCache(), []
+    k, v = paddle.rand([1, 2, 3, 4]), paddle.rand([1, 2, 3, 4])
+    with capture_inputs({"cache": cache}, lambda name, *inputs: seen.append(inputs), 2):
+        call(cache, k, v)
+    ((first, second),) = seen
+    assert first is k and second is v

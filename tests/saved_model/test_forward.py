@@ -82,6 +82,27 @@ def test_recurrent_layers(cls, prefix):
     assert any(type(layer) is cls for layer in model.sublayers())
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_reshaped_addend_that_is_not_a_bias_stays_an_operator(size, prefix):
+    """One number for all channels is no bias of the layer; one for each is."""
+    class Net(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2D(3, 4, 3, bias_attr=False)
+            self.addend = self.create_parameter([size])
+
+        def forward(self, x):
+            return self.conv(x) + self.addend.reshape([1, size, 1, 1])
+
+    net = Net()
+    net.addend.set_value(paddle.arange(1.0, size + 1.0))
+    save(net, prefix, [InputSpec([None, 3, 8, 8], "float32", "x")])
+    model = paddleq.SavedModel(f"{prefix}.old")
+    (conv,) = model.sublayers()
+    assert (conv.bias is None) == (size == 1)
+    assert_equal_to_inference(f"{prefix}.old", [np.random.rand(2, 3, 8, 8).astype("float32")])
+
+
 class Loop(nn.Layer):
     """A while loop with a weighted operator, and a branch."""
 
