@@ -324,7 +324,7 @@ def test_paddle_lite(lite, tmp_path):
         for thread in threads:
             thread.join()
         assert len(found) == 9 and all(np.array_equal(each, found[0]) for each in found)
-        process = predictor._made[0]._process
+        process = predictor._sessions[0]._process
     assert process.poll() is not None
 
 
