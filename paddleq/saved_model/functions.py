@@ -9,7 +9,7 @@ the order of the operands and attributes of a PIR operation are those of Paddle'
 """
 
 from functools import partial
-from typing import Any, Callable, Dict, List, Union
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 import paddle
@@ -17,7 +17,7 @@ import paddle.nn.functional as F
 
 from ..export.pir_to_program.operator_table import ROWS
 from ..export.program.pdiparams import DTYPES
-from .operators import Arguments, Operator
+from .operators import Arguments
 
 # PIR operations with a public function of the same parameters, ``pir:public`` where names differ.
 _SAME_PARAMETERS = {
@@ -41,7 +41,7 @@ _DEFAULTS = {"leaky_relu": {"negative_slope": 0.02}, "flatten": {"start_axis": 1
              "topk": {"k": 1}}
 
 
-def _integers(a, attribute, tensor="", tensors=""):
+def integers(a, attribute, tensor="", tensors=""):
     """Return a list of integers that is a tensor, a list of tensors or an attribute."""
     if tensor and a.tensor(tensor) is not None:
         return [int(each) for each in a.tensor(tensor).numpy().reshape(-1)]
@@ -62,6 +62,12 @@ def _limit(a, attribute, tensor):
         info = paddle.iinfo(x.dtype)
         limit = int(min(max(limit, info.min), info.max))
     return limit
+
+
+def data_format(a):
+    """Return the layout of images of a call."""
+    layout = a.get("data_format", "NCHW")
+    return "NCHW" if layout == "AnyLayout" else layout
 
 
 def _axes(a):
@@ -89,7 +95,7 @@ def _options(a, row):
     options = dict(_DEFAULTS.get(row.pir, {}))
     for each in row.inputs:
         if each.type in ("ints", "longs"):
-            options[each.pir] = _integers(a, each.legacy, each.tensor or "", each.tensors or "")
+            options[each.pir] = integers(a, each.legacy, each.tensor or "", each.tensors or "")
         elif each.type:
             value = _either(a, each.legacy, each.tensor or "")
             if value is not None:
@@ -100,7 +106,7 @@ def _options(a, row):
             continue
         if each.type == "dtype":
             value = None if value == -1 else DTYPES[value]
-        options[each.pir] = _format(a) if each.pir == "data_format" else value
+        options[each.pir] = data_format(a) if each.pir == "data_format" else value
     if row.legacy.startswith("reduce_"):
         options["axis"] = _axes(a)
     return options
@@ -120,7 +126,8 @@ for _name in ("reshape", "transpose", "unsqueeze"):  # of older programs, withou
     FUNCTIONS[_name] = FUNCTIONS[f"{_name}2"]
 
 
-def _operator(*names):
+def operator(*names):
+    """Decorator that enters a function under the names of its operators."""
     def add(function):
         FUNCTIONS.update(dict.fromkeys(names, function))
         return function
@@ -153,11 +160,11 @@ FUNCTIONS.update({
     "shape": lambda a: paddle.to_tensor(np.array(a.tensor("Input").shape, np.int32)),
     "stack": lambda a: paddle.stack(a.inputs["X"], a.get("axis", 0)),
     "split": lambda a: paddle.split(
-        a.tensor("X"), _integers(a, "sections", "", "SectionsTensorList") or a.get("num"),
+        a.tensor("X"), integers(a, "sections", "", "SectionsTensorList") or a.get("num"),
         int(_either(a, "axis", "AxisTensor", 0))),
     "unstack": lambda a: paddle.unstack(a.tensor("X"), a.get("axis", 0)),
     "pad": lambda a: F.pad(a.tensor("X"), a.get("paddings"), "constant", a.get("pad_value", 0.0)),
-    "roll": lambda a: paddle.roll(a.tensor("X"), _integers(a, "shifts", "ShiftsTensor"),
+    "roll": lambda a: paddle.roll(a.tensor("X"), integers(a, "shifts", "ShiftsTensor"),
                                   a.get("axis") or None),
     "tril_triu": lambda a: (paddle.tril if a.get("lower", True) else paddle.triu)(
         a.tensor("X"), a.get("diagonal", 0)),
@@ -172,34 +179,34 @@ FUNCTIONS.update({
 
 # Elements and matrices
 
-@_operator("hard_swish")
+@operator("hard_swish")
 def _hard_swish(a):
     if (a.get("threshold", 6.0), a.get("scale", 6.0), a.get("offset", 3.0)) != (6.0, 6.0, 3.0):
         return NotImplemented
     return F.hardswish(a.tensor("X"))
 
 
-@_operator("prelu")
+@operator("prelu")
 def _prelu(a):
     if a.get("mode") == "element":
         return NotImplemented
     return F.prelu(a.tensor("X"), a.tensor("Alpha").reshape([-1]), a.get("data_format", "NCHW"))
 
 
-@_operator("increment")
+@operator("increment")
 def _increment(a):
     x = a.tensor("X")
     return (x + paddle.to_tensor(a.get("step", 1.0)).astype(x.dtype)).reshape(x.shape)
 
 
-@_operator("matmul")
+@operator("matmul")
 def _matmul(a):
     product = paddle.matmul(a.tensor("X"), a.tensor("Y"), a.get("transpose_X", False),
                             a.get("transpose_Y", False))
     return product if a.get("alpha", 1.0) == 1.0 else product * a.get("alpha")
 
 
-@_operator("mul")
+@operator("mul")
 def _mul(a):
     x, y = a.tensor("X"), a.tensor("Y")
     rows, columns = a.get("x_num_col_dims", 1), a.get("y_num_col_dims", 1)
@@ -211,126 +218,20 @@ def _matrix(x, rows):
     return x.reshape([int(np.prod(x.shape[:rows])), int(np.prod(x.shape[rows:]))])
 
 
-@_operator("flatten2", "flatten")
+@operator("flatten2", "flatten")
 def _flatten2(a):
     return _matrix(a.tensor("X"), a.get("axis", 1))
 
 
-@_operator("lookup_table_v2")
+@operator("lookup_table_v2")
 def _lookup(a):
     padding = a.get("padding_idx", -1)
     return F.embedding(a.tensor("Ids"), a.tensor("W"), None if padding == -1 else padding)
 
 
-# Convolutions, pooling, resampling
+# Reductions, shapes, indices
 
-def _padding(a):
-    algorithm = a.get("padding_algorithm", "EXPLICIT")
-    return list(a.get("paddings")) if algorithm == "EXPLICIT" else algorithm
-
-
-def _format(a):
-    layout = a.get("data_format", "NCHW")
-    return "NCHW" if layout == "AnyLayout" else layout
-
-
-def convolution_options(op: Union[Operator, Arguments]) -> dict:
-    """Return the options of a convolution as Paddle's functions and layers name them."""
-    layouts = ("NCDHW", "NDHWC") if "3d" in op.type else ("NCHW", "NHWC")
-    options = {"stride": op.get("strides"), "padding": _padding(op),
-               "dilation": op.get("dilations"), "groups": op.get("groups", 1) or 1,
-               "data_format": layouts[_format(op).endswith("C")]}
-    if "transpose" in op.type:
-        options["output_padding"] = op.get("output_padding") or 0
-    return options
-
-
-@_operator("conv2d", "depthwise_conv2d", "conv3d", "conv2d_transpose",
-           "depthwise_conv2d_transpose", "conv3d_transpose")
-def _convolution(a):
-    function, options = getattr(F, a.type.replace("depthwise_", "")), convolution_options(a)
-    if "transpose" in a.type:
-        options["output_size"] = _integers(a, "output_size", "OutputSizeTensor") or None
-    return function(a.tensor("Input"), a.tensor("Filter"), **options)
-
-
-@_operator("pool2d")
-def _pool2d(a):
-    x, layout = a.tensor("X"), _format(a)
-    largest = a.get("pooling_type", "max") == "max"
-    size = list(a.get("ksize"))
-    if a.get("adaptive", False):
-        if largest:
-            return F.adaptive_max_pool2d(x, size) if layout == "NCHW" else NotImplemented
-        return F.adaptive_avg_pool2d(x, size, layout)
-    padding, ceil = _padding(a), a.get("ceil_mode", False)
-    stride = a.get("strides")
-    if a.get("global_pooling", False):
-        size, padding, ceil = x.shape[2:] if layout == "NCHW" else x.shape[1:3], 0, False
-    if largest:
-        return F.max_pool2d(x, size, stride, padding, ceil_mode=ceil, data_format=layout)
-    return F.avg_pool2d(x, size, stride, padding, ceil, a.get("exclusive", True),
-                        data_format=layout)
-
-
-_LAYOUTS = {"NCHW": {1: "NCW", 2: "NCHW", 3: "NCDHW"}, "NHWC": {1: "NWC", 2: "NHWC", 3: "NDHWC"}}
-_RANKS = {"linear": (1,), "nearest": (2, 3), "bilinear": (2,), "bicubic": (2,), "trilinear": (3,)}
-
-
-@_operator(*(f"{mode}_interp_v2" for mode in _RANKS))
-def _interpolate(a):
-    x, mode = a.tensor("X"), a.type.partition("_")[0]
-    rank, corners = len(x.shape) - 2, a.get("align_corners", True)
-    if rank not in _RANKS[mode] or mode == "nearest" and corners:
-        return NotImplemented
-    layout: Any = a.get("data_layout", "NCHW")
-    layout = _LAYOUTS.get(layout, {}).get(rank, layout)
-    size = _integers(a, "", "OutSize", "SizeTensor")
-    scale = a.tensor("Scale")
-    scale = list(a.get("scale") or []) if scale is None else scale.numpy().reshape(-1).tolist()
-    if not size and not (scale and all(each > 0 for each in scale)):
-        size = [a.get(name, -1) for name in ("out_d", "out_h", "out_w")][-rank:]
-    scale = [scale[0]] * rank if len(scale) == 1 else scale
-    return F.interpolate(x, size or None, None if size else scale, mode, corners,
-                         a.get("align_mode", 1), layout)
-
-
-@_operator("pad3d")
-def _pad3d(a):
-    if len(a.tensor("X").shape) != 5:
-        return NotImplemented
-    return F.pad(a.tensor("X"), _integers(a, "paddings", "Paddings"), a.get("mode", "constant"),
-                 a.get("value", 0.0), a.get("data_format", "NCDHW"))
-
-
-# Normalization
-
-def norm_layout(op: Union[Operator, Arguments], rank: int) -> Any:
-    """Return the ``data_format`` of a batch norm of tensors with ``rank`` axes."""
-    layouts = {2: ("NC", "NC"), 3: ("NCL", "NLC"), 4: ("NCHW", "NHWC"), 5: ("NCDHW", "NDHWC")}
-    return layouts[rank][op.get("data_layout", "NCHW") == "NHWC"]
-
-
-@_operator("batch_norm")
-def _batch_norm(a):
-    training = not (a.get("is_test", False) or a.get("use_global_stats", False))
-    x = a.tensor("X")
-    return F.batch_norm(x, a.tensor("Mean"), a.tensor("Variance"), a.tensor("Scale"),
-                        a.tensor("Bias"), training, a.get("momentum", 0.9),
-                        a.get("epsilon", 1e-5), norm_layout(a, len(x.shape)))
-
-
-@_operator("dropout")
-def _dropout(a):
-    x = a.tensor("X")
-    if not a.get("is_test", False):
-        return NotImplemented
-    if a.get("dropout_implementation", "downgrade_in_infer") == "upscale_in_train":
-        return x
-    return x * (1.0 - a.get("dropout_prob", 0.5))
-
-
-@_operator("p_norm")
+@operator("p_norm")
 def _p_norm(a):
     if a.get("asvector", False) or a.get("porder", 2.0) in (0.0, float("inf"), float("-inf")):
         return NotImplemented
@@ -338,15 +239,13 @@ def _p_norm(a):
                               a.get("keepdim", False))
 
 
-# Reductions, shapes, indices
-
-@_operator("logsumexp")
+@operator("logsumexp")
 def _logsumexp(a):
     axes = None if a.get("reduce_all", False) else (a.get("axis") or None)
     return paddle.logsumexp(a.tensor("X"), axes, a.get("keepdim", False))
 
 
-@_operator("cumsum")
+@operator("cumsum")
 def _cumsum(a):
     if a.get("exclusive", False) or a.get("reverse", False):
         return NotImplemented
@@ -354,7 +253,7 @@ def _cumsum(a):
     return paddle.cumsum(a.tensor("X"), axis)
 
 
-@_operator("slice", "strided_slice")
+@operator("slice", "strided_slice")
 def _slice(a):
     options = _options(a, ROWS[a.type])
     names = ("axes", "starts", "ends", "strides")
@@ -364,20 +263,20 @@ def _slice(a):
     return paddle.squeeze(part, removed) if removed else part
 
 
-@_operator("expand_as_v2")
+@operator("expand_as_v2")
 def _expand_as(a):
     y = a.tensor("Y")
     return paddle.expand(a.tensor("X"), a.get("target_shape") if y is None else y.shape)
 
 
-@_operator("set_value")
+@operator("set_value")
 def _set_value(a):
     x = a.tensor("Input")
     if a.get("none_axes") or a.inputs.get("StepsTensorList"):
         return NotImplemented
     places: List[Any] = [slice(None)] * len(x.shape)
     removed = a.get("decrease_axes") or []
-    starts, ends = (_integers(a, name.lower(), "", f"{name}TensorList")
+    starts, ends = (integers(a, name.lower(), "", f"{name}TensorList")
                     for name in ("Starts", "Ends"))
     for axis, start, end, step in zip(a.get("axes"), starts, ends, a.get("steps")):
         places[axis] = start if axis in removed else slice(start, end, step)
@@ -394,10 +293,10 @@ def _set_value(a):
 
 # Constants
 
-@_operator("fill_constant")
+@operator("fill_constant")
 def _fill_constant(a):
     dtype = DTYPES[a.get("dtype")]
-    shape = _integers(a, "shape", "ShapeTensor", "ShapeTensorList")
+    shape = integers(a, "shape", "ShapeTensor", "ShapeTensorList")
     value = a.tensor("ValueTensor")
     if value is not None:
         return paddle.expand(value.astype(dtype).reshape([1] * len(shape)), shape)
@@ -408,14 +307,14 @@ def _fill_constant(a):
     return paddle.full(shape, number, dtype)
 
 
-@_operator("fill_any_like", "fill_zeros_like")
+@operator("fill_any_like", "fill_zeros_like")
 def _fill_like(a):
     code = a.get("dtype", -1)
     x = a.tensor("X")
     return paddle.full_like(x, a.get("value", 0.0), x.dtype if code == -1 else DTYPES[code])
 
 
-@_operator("fill_constant_batch_size_like")
+@operator("fill_constant_batch_size_like")
 def _fill_batch(a):
     shape = list(a.get("shape"))
     shape[a.get("output_dim_idx", 0)] = a.tensor("Input").shape[a.get("input_dim_idx", 0)]
@@ -424,7 +323,7 @@ def _fill_batch(a):
                        DTYPES[a.get("dtype")])
 
 
-@_operator("assign_value")
+@operator("assign_value")
 def _assign_value(a):
     name = DTYPES[a.get("dtype")]
     for values in ("values", f"{name}_values", "fp32_values" if name == "float32" else
@@ -435,14 +334,14 @@ def _assign_value(a):
     return paddle.to_tensor(array.reshape(a.get("shape")), dtype=name)
 
 
-@_operator("range")
+@operator("range")
 def _range(a):
     start = a.tensor("Start")
     return paddle.arange(start.item(), a.tensor("End").item(), a.tensor("Step").item(),
                          start.dtype)
 
 
-@_operator("eye")
+@operator("eye")
 def _eye(a):
     columns = a.get("num_columns", -1)
     return paddle.eye(a.get("num_rows"), None if columns == -1 else columns,

@@ -16,7 +16,7 @@ from paddle.nn.initializer import Constant
 from ..export.program.graph_view import GraphView
 from ..export.program.op_desc import DENSE_TENSOR, shape_of
 from ..export.program.program import Program
-from .functions import convolution_options, norm_layout
+from .nn_functions import convolution_options, norm_layout
 from .operators import Operator
 
 _CONVOLUTIONS = {"conv2d": (nn.Conv2D, 2), "depthwise_conv2d": (nn.Conv2D, 2),
