@@ -97,6 +97,9 @@ def register_layer(cls: type, weights: Optional[Mapping[str, int]] = None,
             raise wrong_value("inputs", inputs, "a sequence of argument positions, e.g. (0,)")
         inputs = tuple(inputs)
     kind = LayerKind(cls, dict(weights), inputs)
+    earlier = LAYER_TYPES.get(cls.__name__)
+    if earlier is not None and earlier.cls is cls:
+        kind.frozen.extend(earlier.frozen)
     known = _registered(cls)
     if known is None:
         LAYER_TYPES.register(cls.__name__)(kind)

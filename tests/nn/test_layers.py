@@ -391,3 +391,20 @@ def test_float_weights_of_whole_numbers_in_int8_inference(tmp_path):
     assert relative_error(paddle_inference(path, [x.numpy()])[0], expected) < 1e-6
     found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
     assert relative_error(found, expected) < 0.05
+
+
+def test_layer_type_that_is_registered_again_keeps_its_integer_forms():
+    class Pair(nn.Layer):
+        def forward(self, x):
+            return x
+
+    @layer_types.frozen_form(Pair)
+    class IntegerPair(nn.Layer):
+        pass
+
+    try:
+        paddleq.register_layer(Pair, {}, (0,))
+        assert layer_types.LAYER_TYPES["Pair"].frozen == [IntegerPair]
+        assert layer_types.LAYER_TYPES["Pair"].simulated
+    finally:
+        del layer_types.LAYER_TYPES["Pair"]
