@@ -7,7 +7,7 @@ import paddle
 
 from .._checks import check_prefix, wrong_type
 from ..engine import check_initialized, finalized, quantized_layers
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..nn.deployable import deployable_layers
 from .formats import FORMATS
 from .provenance_file import Provenance
@@ -98,7 +98,9 @@ def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = No
     if not (quantized_layers(model) or deployable_layers(model)):
         raise ModelError("model must be quantized before save_quantized_model, but has no "
                          "quantized layer; call quantize() first")
-    options = {"onnx_format": False} if format == "pdmodel" and not onnx_format else {}
+    if not onnx_format and format != "pdmodel":
+        raise ConfigError(f"onnx_format=False is for the format 'pdmodel', not for {format!r}")
+    options = {} if onnx_format else {"onnx_format": False}
     exporter.require()
     with finalized(model):
         provenance = Provenance.of_layer(format, model, made_by, **options)

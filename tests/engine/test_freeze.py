@@ -14,7 +14,7 @@ from runtimes import paddle_inference, relative_error
 import paddleq
 from paddleq import LayerConfig, QuantConfig, QuantSpec
 from paddleq.engine import calibrating, freeze, set_state, summary_rows
-from paddleq.errors import ModelError
+from paddleq.errors import ConfigError, ModelError
 from paddleq.nn import IntegerLinear
 from paddleq.nn.integer_layer import IntegerLayer
 
@@ -283,6 +283,13 @@ def test_frozen_model_is_exported(frozen, format, tmp_path):
     if format == "pdmodel":
         (found,) = paddle_inference(str(tmp_path / "m"), [X.numpy()])
         assert_close_up_to_rounding(found, frozen(X).numpy())
+
+
+@pytest.mark.parametrize("format", [pytest.param("pir", marks=pytest.mark.needs_pir), "onnx"])
+def test_fake_operators_in_another_format_are_an_error(frozen, format, tmp_path):
+    with pytest.raises(ConfigError, match=f"onnx_format=False is for .* not for '{format}'"):
+        paddleq.export.save(frozen, str(tmp_path / "m"), [X], onnx_format=False, format=format)
+    assert not any(tmp_path.iterdir())
 
 
 def test_frozen_model_is_exported_with_fake_operators(frozen, tmp_path):
