@@ -3,6 +3,7 @@
 import numpy as np
 import paddle
 import pytest
+import vision
 import zoo
 from paddle import nn
 from paddle.static import InputSpec
@@ -13,6 +14,13 @@ import paddleq
 # CRNN: Paddle has no gradient of rnn in evaluation mode. SSD: box decoding has no gradient.
 DIFFERENTIABLE = [name for name in zoo.ZOO if not name.startswith(("CRNN", "SSD"))]
 FAST = ("LeNet", "U-Net", "ViT")
+
+
+def _marks(name):
+    """Large models run on one version of Paddle, and nightly on all."""
+    large = name in vision.MODELS and name not in vision.SMALL
+    return [pytest.mark.slow] * (name not in FAST) + [pytest.mark.nightly] * (
+        large and not paddle.__version__.startswith("3.1"))
 
 
 def weighted_sum(result):
@@ -69,8 +77,7 @@ class Named(paddleq.SavedModel):
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("name", [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-    for name in DIFFERENTIABLE])
+    pytest.param(name, marks=_marks(name)) for name in DIFFERENTIABLE])
 def test_models_of_the_zoo(name, mode, prefix):
     model = zoo.ZOO[name]
     net = model.make()
