@@ -34,7 +34,6 @@ class SkipKind(enum.Enum):
     NOT_LINEAR = "only Linear is quantized"
     WEIGHT_FROM_HOOK = ("its weight is computed by a hook (weight_norm, spectral_norm); remove "
                         "that first")
-    KEPT_FLOAT = "{detail}"
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,9 @@ def _fuse(layers, producer, norm, relu):
     _add_note(first, f"fused with {' and '.join(filter(None, (norm, relu)))}")
     for name, note in ((norm, detail), (relu, "")):
         if name is not None:
-            earlier = read_state(layers[name]).note
-            again = earlier.startswith("fused with ")  # a ReLU that ends several blocks
-            state_of(layers[name]).note = (
-                f"{earlier}, {producer}" if again else f"fused with {producer}{note}")
+            state = state_of(layers[name])
+            several = len(state.member_of) > 1  # a ReLU may end several blocks
+            state.note = f"{state.note}, {producer}" if several else f"fused with {producer}{note}"
 
 
 def _remove_redundant(layers, layer, calls):
