@@ -76,7 +76,7 @@ def vit():
 
 def gpt():
     tokens = held_out_tokens()[:2 * WINDOWS * CONTEXT].reshape(2, WINDOWS, CONTEXT)
-    return Case(trained("gpt"), [tokens[0]], tokens[1], fuse=False,
+    return Case(trained("gpt-short"), [tokens[0]], tokens[1], fuse=False,
                 layer_types=("Linear", "Embedding"))
 
 
