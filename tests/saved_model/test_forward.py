@@ -92,7 +92,7 @@ def test_reshaped_addend_that_is_not_a_bias_stays_an_operator(size, prefix):
             self.addend = self.create_parameter([size])
 
         def forward(self, x):
-            return self.conv(x) + self.addend.reshape([1, size, 1, 1])
+            return self.conv(x) + self.addend.reshape([1, -1, 1, 1])
 
     net = Net()
     net.addend.set_value(paddle.arange(1.0, size + 1.0))
