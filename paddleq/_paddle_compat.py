@@ -8,7 +8,7 @@ removes raises :class:`~paddleq.errors.DependencyError`, which names that versio
 import copyreg
 import functools
 import pkgutil
-from typing import Any, Callable, Dict, FrozenSet, List, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import paddle
 from paddle import nn
@@ -25,6 +25,8 @@ LAYER_CONTAINERS = ("_parameters", "_buffers", "_sub_layers", "_non_persistable_
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_post_hooks")
 # Instance attributes that paddle.jit sets on the layers that it traces.
 TRACE_ATTRIBUTES = ("forward", "_original_funcs")
+# Attributes of a batch norm with its running mean and variance.
+RUNNING_STATISTICS = ("_mean", "_variance")
 
 
 @functools.lru_cache(maxsize=None)
@@ -164,6 +166,74 @@ def own_sublayers(layer: nn.Layer) -> Dict[str, nn.Layer]:
 def forward_hooks(layer: nn.Layer) -> Tuple[Dict[int, Callable], Dict[int, Callable]]:
     """Return the dicts of forward pre-hooks and of forward post-hooks of ``layer``."""
     return layer._forward_pre_hooks, layer._forward_post_hooks
+
+
+class BatchNormState(NamedTuple):
+    """Running statistics and options of a batch norm."""
+
+    mean: paddle.Tensor
+    variance: paddle.Tensor
+    epsilon: float
+    momentum: float
+    use_global_stats: bool
+    trainable_statistics: bool
+    activation: Optional[str]
+
+
+def batch_norm_state(norm: nn.Layer) -> BatchNormState:
+    """Return the running statistics and options of ``norm``, of any class of batch norms."""
+    return BatchNormState(
+        norm._mean, norm._variance, norm._epsilon, norm._momentum, bool(norm._use_global_stats),
+        getattr(norm, "_trainable_statistics", False), getattr(norm, "_act", None))
+
+
+def data_format(layer: nn.Layer) -> str:
+    """Return the layout of the data of a convolution or a batch norm, such as "NCHW"."""
+    return getattr(layer, "_data_format", None) or layer._data_layout
+
+
+def convolution_groups(layer: nn.Layer) -> int:
+    """Return the number of groups of a convolution."""
+    return layer._groups
+
+
+class BuffersKeepDtype(nn.Layer):
+    """Mixin of layers of which ``Layer.to`` casts the parameters but not the buffers."""
+
+    def _apply(self, func, device, dtype, blocking, include_sublayers=True):
+        buffers = {id(held) for held in self._buffers.values()}
+
+        def keep(held, device, dtype, blocking):
+            return func(held, device, held.dtype if id(held) in buffers else dtype, blocking)
+
+        super()._apply(keep, device, dtype, blocking, include_sublayers)
+
+
+class StateDictNotice(nn.Layer):
+    """Mixin of layers whose ``_before_state_dict`` runs before a state_dict is read or loaded."""
+
+    def _state_dict_impl(self, *args, **kwargs):
+        self._before_state_dict()
+        return super()._state_dict_impl(*args, **kwargs)
+
+
+class KeyValueAttention(nn.MultiHeadAttention):
+    """Mixin of attentions that compute, cache and read keys and values in ``keys_and_values``.
+
+    The method returns the keys, the values and the cache to return.
+    """
+
+    def _prepare_qkv(self, query, key, value, cache=None):
+        k, v, new_cache = self.keys_and_values(query, key, value, cache)
+        # Paddle's method computes the query; the keys and values are passed as a static cache.
+        q, k, v, _ = super()._prepare_qkv(query, key, value, self.StaticCache(k, v))
+        return (q, k, v) if cache is None else (q, k, v, new_cache)
+
+
+def uses_paddle_keys_and_values(attention: nn.MultiHeadAttention) -> bool:
+    """Return True if no subclass replaces Paddle's computation of keys and values."""
+    return all(getattr(type(attention), name) is getattr(nn.MultiHeadAttention, name)
+               for name in ("_prepare_qkv", "compute_kv", "gen_cache"))
 
 
 def make_tensors_picklable() -> None:

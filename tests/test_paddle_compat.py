@@ -19,12 +19,50 @@ PACKAGES = ("base", "framework", "hapi", "pir", "pir_utils", "jit.dy2static", "j
             "jit.marker", "fluid")
 # In any text, comments included.
 PRIVATE = re.compile(r"_C_ops|paddle\.(base|pir|pir_utils|jit\.dy2static|framework)\b")
-LAYER_ATTRIBUTES = {*compat.LAYER_CONTAINERS, *compat.TRACE_ATTRIBUTES} - {"forward"}
+LAYERS = pathlib.Path(nn.__file__).parent / "layer"
+CONTAINERS = {*compat.LAYER_CONTAINERS, *compat.TRACE_ATTRIBUTES} - {"forward"}
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def private_members(tree):
+    """Private methods and attributes that the classes of a module define."""
+    names = {node.name if isinstance(node, ast.FunctionDef) else node.attr
+             for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+             or isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    return {name for name in names if re.match("_[a-z]", name)}
+
+
+OURS = set().union(*(private_members(parse(path)) for path in ROOT.rglob("*.py")))
+PADDLES = CONTAINERS.union(*(private_members(parse(path)) for path in LAYERS.rglob("*.py")))
+
+
+def members_of_paddle(tree):
+    """Private methods and attributes of Paddle's layers that a module of paddleq uses.
+
+    A private name that paddleq's layers have too belongs to them in ``self.name``, and for other
+    objects in the module that defines it.
+    """
+    defined = private_members(tree) - CONTAINERS
+    suffixes = [part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)
+                for part in node.values]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in PADDLES:
+            owner = ast.unparse(node.value)
+            if owner == "super()" or node.attr not in (OURS - CONTAINERS if owner == "self"
+                                                       else defined):
+                yield f"line {node.lineno}: {owner}.{node.attr}"
+        elif (isinstance(node, ast.Constant) and node.value in PADDLES - defined
+              and node not in suffixes):
+            yield f"line {node.lineno}: {node.value!r}"
 
 
 def private_uses(path):
     """Private names of Paddle in a source file, its comments and docstrings included."""
     source = path.read_text(encoding="utf-8")
+    yield from members_of_paddle(ast.parse(source))
     for number, line in enumerate(source.splitlines(), 1):
         if PRIVATE.search(line):
             yield f"line {number}: {line.strip()}"
@@ -35,11 +73,6 @@ def private_uses(path):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Attribute):
             names = [ast.unparse(node)]
-            if node.attr in LAYER_ATTRIBUTES:
-                yield f"line {node.lineno}: {names[0]}"
-        elif isinstance(node, ast.Constant) and node.value in LAYER_ATTRIBUTES:
-            yield f"line {node.lineno}: {node.value!r}"
-            continue
         else:
             continue
         for name in names:
@@ -53,6 +86,19 @@ def test_private_names_occur_in_one_module():
     found = {str(path.relative_to(ROOT)): list(private_uses(path)) for path in ROOT.rglob("*.py")}
     assert found.pop("_paddle_compat.py")  # the search finds those that exist
     assert {path: uses for path, uses in found.items() if uses} == {}
+
+
+@pytest.mark.parametrize("source, found", [
+    ("norm._mean + self._mean", ["norm._mean"]),  # observers of paddleq have a _mean
+    ("self._mean = 0\nstats._mean", []),
+    ("getattr(conv, '_stride')", ["'_stride'"]),
+    ("def _apply(self):\n    super()._apply()", ["super()._apply"]),
+    ("self._sub_layers", ["self._sub_layers"]),
+    ("layer._paddleq, self._anything, f'{name}_scale'", []),
+])
+def test_private_members_of_layers_are_found(source, found):
+    uses = [use.partition(": ")[2] for use in members_of_paddle(ast.parse(source))]
+    assert uses == found
 
 
 def test_a_missing_interface_names_the_version():
@@ -169,18 +215,63 @@ def test_attributes_that_tracing_sets(tmp_path):
     assert after == set(before)
 
 
-def test_layer_to_applies_a_function_to_each_parameter_and_buffer():
-    """``IntegerLinear`` overrides ``Layer._apply`` to keep the dtype of its buffers."""
-    seen = []
+def test_buffers_keep_their_dtype():
+    class Kept(compat.BuffersKeepDtype, nn.Linear):
+        pass
 
-    class Kept(nn.Linear):
-        def _apply(self, func, device, dtype, blocking, include_sublayers=True):
-            seen.append(dtype)
-            super()._apply(lambda held, device, dtype, blocking: func(
-                held, device, held.dtype, blocking), device, dtype, blocking, include_sublayers)
+    layer = Kept(2, 2)
+    layer.register_buffer("count", paddle.zeros([1], "int32"))
+    layer.register_buffer("scale", paddle.zeros([1], "float32"))
+    layer.to(dtype="float64")
+    assert layer.weight.dtype == paddle.float64
+    assert (layer.count.dtype, layer.scale.dtype) == (paddle.int32, paddle.float32)
 
-    layer = Kept(2, 2).to(dtype="float64")
-    assert seen == ["float64"] and layer.weight.dtype == paddle.float32
+
+def test_state_dict_notice():
+    class Noticing(compat.StateDictNotice, nn.Linear):
+        calls = 0
+
+        def _before_state_dict(self):
+            self.calls += 1
+
+    net = nn.Sequential(Noticing(2, 2))
+    state = net.state_dict()
+    assert net[0].calls == 1 and len(state) == 2
+    net.set_state_dict(state)
+    assert net[0].calls == 2
+
+
+def test_key_value_attention():
+    class Doubled(compat.KeyValueAttention):
+        def keys_and_values(self, query, key, value, cache):
+            k, v = self.compute_kv(key, value)
+            return k, 2.0 * v, None if cache is None else "kept"
+
+    paddle.seed(0)
+    attention, plain = Doubled(8, 2), nn.MultiHeadAttention(8, 2)
+    plain.set_state_dict(attention.state_dict())
+    attention.eval(), plain.eval()
+    x = paddle.rand([1, 3, 8])
+    bias = plain.out_proj.bias
+    np.testing.assert_allclose((attention(x) - bias).numpy(), 2.0 * (plain(x) - bias).numpy(),
+                               rtol=1e-4, atol=1e-6)
+    assert attention(x, x, x, None, plain.gen_cache(x))[1] == "kept"
+    assert compat.uses_paddle_keys_and_values(plain)
+    assert not compat.uses_paddle_keys_and_values(attention)
+
+
+def test_batch_norms_and_convolutions():
+    for norm in (nn.BatchNorm(3), nn.BatchNorm1D(3), nn.SyncBatchNorm(3)):
+        state = compat.batch_norm_state(norm)
+        for value, name in zip(state, compat.RUNNING_STATISTICS):
+            assert value is getattr(norm, name)
+        assert state[2:] == (1e-5, 0.9, False, False, None)
+    assert compat.data_format(nn.BatchNorm(3, data_layout="NHWC")) == "NHWC"
+    assert compat.batch_norm_state(nn.BatchNorm(3, act="relu")).activation == "relu"
+    state = compat.batch_norm_state(nn.BatchNorm2D(3, 0.5, 1e-3, use_global_stats=True))
+    assert state[2:] == (1e-3, 0.5, True, False, None)
+    conv = nn.Conv2DTranspose(4, 4, 3, groups=2, data_format="NHWC")
+    assert (compat.data_format(conv), compat.convolution_groups(conv)) == ("NHWC", 2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

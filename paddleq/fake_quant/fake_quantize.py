@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle import nn
 
 from .._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type, wrong_value
-from .._paddle_compat import own_buffers, own_parameters, skip_bytecode_translation
+from .._paddle_compat import (
+    StateDictNotice,
+    own_buffers,
+    own_parameters,
+    skip_bytecode_translation,
+)
 from ..errors import CalibrationError, ConfigError, ModelError, NonFiniteError
 from ..functional import clip_and_fake_quantize, fake_quantize, representable_range
 from ..functional.qparams import as_dtype
@@ -38,7 +42,7 @@ class State(enum.Enum):
 
 
 @skip_bytecode_translation
-class FakeQuantize(nn.Layer, WithArgs):
+class FakeQuantize(StateDictNotice, WithArgs):
     """Quantize and dequantize a tensor with the scale that an observer computes.
 
     The result is (clip(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale.
@@ -336,10 +340,9 @@ class FakeQuantize(nn.Layer, WithArgs):
                 f"fake_quant_enabled={self.fake_quant_enabled}, "
                 f"observer_enabled={self.observer_enabled}")
 
-    def _state_dict_impl(self, *args, **kwargs):
-        # Paddle calls this to load a state_dict, which does not change a tensor's version.
+    def _before_state_dict(self):
+        # Loading does not change a tensor's version.
         self._known_version = None
-        return super()._state_dict_impl(*args, **kwargs)
 
     def _usable(self):
         # Values are unknown while to_static traces; the export detects missing scales.

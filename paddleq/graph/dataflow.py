@@ -15,6 +15,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from .._paddle_compat import batch_norm_state, data_format
+
 PRODUCERS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Conv1DTranspose, nn.Conv2DTranspose, nn.Linear)
 NORMS = (nn.BatchNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.SyncBatchNorm)
 
@@ -142,13 +144,14 @@ def channel_axis(layer):
     """Return the channel axis of a producer's output or a norm's input."""
     if isinstance(layer, nn.Linear):
         return -1
-    data_format = getattr(layer, "_data_format", None) or layer._data_layout
-    return 1 if len(data_format) == 2 or data_format[1] == "C" else -1
+    layout = data_format(layer)
+    return 1 if len(layout) == 2 or layout[1] == "C" else -1
 
 
 def _mismatch(producer, norm, tensor, pair):
-    if getattr(norm, "_act", None):
-        return f"{pair[1]} has an activation of its own ({norm._act})"
+    activation = batch_norm_state(norm).activation
+    if activation:
+        return f"{pair[1]} has an activation of its own ({activation})"
     if isinstance(producer, nn.Linear) and isinstance(norm, (nn.BatchNorm2D, nn.BatchNorm3D)):
         return f"{pair[1]} normalizes images, {pair[0]} is a Linear"
     axes = [channel_axis(layer) % len(tensor.shape) for layer in (producer, norm)]

@@ -6,7 +6,7 @@ import paddle
 from paddle import nn
 
 from .._layer_state import state_of
-from .._paddle_compat import own_buffers, own_parameters
+from .._paddle_compat import batch_norm_state, convolution_groups, own_buffers, own_parameters
 from ..errors import FusionError
 from .dataflow import NORMS, PRODUCERS, find_pairs, refusal_reason
 
@@ -92,10 +92,11 @@ def fuse(model, run, fuse_list=None):
 def fold(producer, norm, name):
     """Fold ``norm`` into the weight and bias of ``producer``; the norm becomes the identity."""
     with paddle.no_grad():
-        deviation = paddle.sqrt(norm._variance + norm._epsilon)
+        statistics = batch_norm_state(norm)
+        deviation = paddle.sqrt(statistics.variance + statistics.epsilon)
         gamma, beta = getattr(norm, "weight", None), getattr(norm, "bias", None)
         factor = 1.0 / deviation if gamma is None else gamma / deviation
-        shift = -norm._mean * factor
+        shift = -statistics.mean * factor
         if beta is not None:
             shift = shift + beta
         if producer.bias is not None:
@@ -120,7 +121,7 @@ def scaled_weight(producer, factor):
         return weight * factor
     rest = [1] * (len(weight.shape) - 2)
     if isinstance(producer, (nn.Conv1DTranspose, nn.Conv2DTranspose)):
-        groups = producer._groups
+        groups = convolution_groups(producer)
         grouped = weight.reshape([groups, weight.shape[0] // groups, *weight.shape[1:]])
         return (grouped * factor.reshape([groups, 1, -1, *rest])).reshape(weight.shape)
     return weight * factor.reshape([-1, 1, *rest])

@@ -9,6 +9,7 @@ from typing import Any, Type
 
 from paddle import nn
 
+from .._paddle_compat import KeyValueAttention, uses_paddle_keys_and_values
 from .class_swap import swapped_class
 from .kv_cache import KVCache
 from .quantized_layer import is_float_tensor
@@ -32,7 +33,7 @@ class ScaledStaticCache(_Fields, _Paddle.StaticCache):
     __slots__ = ()
 
 
-class CachedAttention(_Paddle):
+class CachedAttention(KeyValueAttention):
     """Mixin of attentions whose keys and values pass through the sublayer ``kv_cache``.
 
     A returned cache holds the stored form of ``kv_cache``: int8 for an :class:`Int8KVCache`. A
@@ -46,16 +47,14 @@ class CachedAttention(_Paddle):
     def swapped_forward(self, args, kwargs):
         return self._float_class.forward(self, *args, **kwargs)
 
-    def _prepare_qkv(self, query, key, value, cache=None):
+    def keys_and_values(self, query, key, value, cache):
         if isinstance(cache, self.StaticCache):
             kept = self._stored(cache)
             k, v = self.kv_cache.read(kept, query.dtype)
         else:
             past = self._stored(cache) if isinstance(cache, self.Cache) else None
             k, v, kept = self.kv_cache(*self.compute_kv(key, value), past)
-        # Paddle's method computes the query; the keys and values are passed as a static cache.
-        q, k, v, _ = super()._prepare_qkv(query, key, value, self.StaticCache(k, v))
-        return (q, k, v) if cache is None else (q, k, v, _as_cache(kept, type(cache)))
+        return k, v, None if cache is None else _as_cache(kept, type(cache))
 
     def gen_cache(self, key, value=None, type=_Paddle.Cache):
         cache = super().gen_cache(key, value, type)
@@ -74,9 +73,8 @@ def _as_cache(kept, cls):
 
 def supports_cache(layer):
     """Return True if ``layer`` is an attention with Paddle's computation of keys and values."""
-    return isinstance(layer, CachedAttention) or isinstance(layer, _Paddle) and all(
-        getattr(type(layer), name) is getattr(_Paddle, name)
-        for name in ("_prepare_qkv", "compute_kv", "gen_cache"))
+    return isinstance(layer, CachedAttention) or (
+        isinstance(layer, _Paddle) and uses_paddle_keys_and_values(layer))
 
 
 def insert_cache(attention):

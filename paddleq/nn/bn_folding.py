@@ -16,6 +16,7 @@ before the step.
 import paddle
 from paddle import nn
 
+from .._paddle_compat import batch_norm_state
 from ..errors import ModelError
 from ..functional import EPS
 from ..functional.fake_quant import as_dtype
@@ -47,7 +48,7 @@ class NormFolding(nn.Layer):
         if isinstance(norm, nn.SyncBatchNorm) and not self.one_conv:
             return ("SyncBatchNorm computes its statistics over all devices, folding with two "
                     "convs on one; fold with one conv")
-        if getattr(norm, "_trainable_statistics", False):
+        if batch_norm_state(norm).trainable_statistics:
             return "it computes the batch's statistics in evaluation too (trainable_statistics)"
         return None
 
@@ -61,7 +62,7 @@ class NormFolding(nn.Layer):
         It is not named forward, because hooks on all layers (paddle.flops) expect tensors.
         """
         norm = self.norm
-        if not norm.training or norm._use_global_stats:
+        if not norm.training or batch_norm_state(norm).use_global_stats:
             return self._with_running_statistics(layer, args, kwargs)
         if not paddle.in_dynamic_mode():
             raise ModelError(
@@ -100,7 +101,7 @@ class NormFolding(nn.Layer):
         return self.norm.float_forward(as_dtype(z, c.dtype))
 
     def _two_conv(self, layer, args, kwargs):
-        norm = self.norm
+        running = batch_norm_state(self.norm)
         u = _full(layer.float_forward({}, args, kwargs))
         aligned = _aligner(layer, u)
         others = [i for i in range(len(u.shape)) if i != channel_axis(layer) % len(u.shape)]
@@ -108,19 +109,20 @@ class NormFolding(nn.Layer):
         variance = (u - aligned(mean)).square().mean(axis=others)
         gamma, sigma = self._gamma(), self._sigma()
         c = self._run(layer, args, kwargs, gamma / sigma, None)
-        batch_sigma = paddle.sqrt(variance + norm._epsilon)
+        batch_sigma = paddle.sqrt(variance + running.epsilon)
         # The mean of u includes b.
         centre = -mean if layer.bias is None else layer.bias - mean
         shift = self._beta() + gamma * centre / batch_sigma
         y = _full(c) * aligned(sigma / batch_sigma) + aligned(shift)
         with paddle.no_grad():
-            for running, batch in ((norm._mean, mean), (norm._variance, variance)):
-                paddle.assign(running * norm._momentum + batch * (1.0 - norm._momentum), running)
+            for old, new in ((running.mean, mean), (running.variance, variance)):
+                paddle.assign(old * running.momentum + new * (1.0 - running.momentum), old)
         return as_dtype(y, c.dtype)
 
     def _with_running_statistics(self, layer, args, kwargs):
         factor = self._gamma() / self._sigma()
-        mean = self.norm._mean if layer.bias is None else self.norm._mean - layer.bias
+        mean = batch_norm_state(self.norm).mean
+        mean = mean if layer.bias is None else mean - layer.bias
         return self._run(layer, args, kwargs, factor, self._beta() - mean * factor)
 
     def _run(self, layer, args, kwargs, factor, bias):
@@ -128,15 +130,16 @@ class NormFolding(nn.Layer):
         return layer.float_forward({"weight": weight, "bias": bias}, args, kwargs)
 
     def _sigma(self):
-        return paddle.sqrt(self.norm._variance + self.norm._epsilon)
+        running = batch_norm_state(self.norm)
+        return paddle.sqrt(running.variance + running.epsilon)
 
     def _gamma(self):
         gamma = getattr(self.norm, "weight", None)
-        return paddle.ones_like(self.norm._variance) if gamma is None else gamma
+        return paddle.ones_like(batch_norm_state(self.norm).mean) if gamma is None else gamma
 
     def _beta(self):
         beta = getattr(self.norm, "bias", None)
-        return paddle.zeros_like(self.norm._mean) if beta is None else beta
+        return paddle.zeros_like(batch_norm_state(self.norm).mean) if beta is None else beta
 
 
 def _aligner(layer, y):

@@ -7,6 +7,7 @@ from paddle import nn
 
 from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
 from .._paddle_compat import (
+    BuffersKeepDtype,
     dtype_name,
     own_buffers,
     own_parameters,
@@ -52,7 +53,7 @@ def linear_skip_reason(layer: nn.Layer,
 
 @frozen_form(nn.Linear)
 @skip_bytecode_translation
-class IntegerLinear(IntegerLayer):
+class IntegerLinear(BuffersKeepDtype, IntegerLayer):
     """Linear layer with an integer weight: y = x W + b, W = (q - zero_point) * scale.
 
     The constructor creates an empty layer into which a checkpoint is loaded. :meth:`from_linear`
@@ -338,15 +339,6 @@ class IntegerLinear(IntegerLayer):
     @property
     def initialized(self):
         return bool(paddle.isfinite(self.weight_scale.sum()))
-
-    def _apply(self, func, device, dtype, blocking, include_sublayers=True):
-        # Layer.to would cast all buffers, including indices and packed bytes.
-        buffers = {id(held) for held in own_buffers(self).values()}
-
-        def keep(held, device, dtype, blocking):
-            return func(held, device, held.dtype if id(held) in buffers else dtype, blocking)
-
-        super()._apply(keep, device, dtype, blocking, include_sublayers)
 
     def extra_repr(self):
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}",

@@ -13,6 +13,7 @@ import numpy as np
 from paddle import ParamAttr, nn
 from paddle.nn.initializer import Constant
 
+from .._paddle_compat import RUNNING_STATISTICS
 from ..export.program.graph_view import GraphView
 from ..export.program.op_desc import DENSE_TENSOR, shape_of
 from ..export.program.program import Program
@@ -204,8 +205,8 @@ def _bind_embedding(graph, op):
 
 
 def _bind_batch_norm(graph, op):
-    slots = {"weight": "Scale", "bias": "Bias", "_mean": "Mean", "_variance": "Variance"}
-    names = {attribute: op.input(slot) for attribute, slot in slots.items()}
+    names = {attribute: op.input(slot) for attribute, slot in zip(
+        ("weight", "bias", *RUNNING_STATISTICS), ("Scale", "Bias", "Mean", "Variance"))}
     shape = graph.shapes.get(op.input("X"))
     if (not op.get("is_test", False) or shape is None or len(shape) not in _BATCH_NORMS
             or any(name not in graph.arrays for name in names.values())):
