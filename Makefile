@@ -10,6 +10,8 @@ STAMP := installed.stamp
 # Tests of one file stay in one process, in order; slow tests that share a trained model too.
 DIST = loadgroup
 .DEFAULT_GOAL := help
+# Hundreds of processes import Paddle, which takes 1 s with compiled modules and 5 s without.
+unexport PYTHONDONTWRITEBYTECODE
 test test-2.6 test-3.3: DIST = loadfile
 PYTEST = -m pytest -q -n $(WORKERS) --dist $(DIST)
 DEFAULT := not slow and not lite and not paddle26 and not browser and not two_versions and not nightly
