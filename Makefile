@@ -17,9 +17,11 @@ PYTEST = -m pytest -q -n $(WORKERS) --dist $(DIST)
 DEFAULT := not slow and not lite and not paddle26 and not browser and not two_versions and not nightly
 SLOW := slow and not lite and not nightly
 # Folders whose tests depend on the version of Paddle: they trace, save, load or run programs, or
-# call Paddle's private functions. The others run on the default version, and nightly on all.
+# call Paddle's private functions. The others, and the tests of these that are marked one_version,
+# run on the default version, and nightly on all.
 VERSIONED := tests/checkpoint tests/deploy tests/engine tests/export tests/fake_quant \
-	tests/frontends tests/graph tests/models tests/nn $(wildcard tests/saved_model)
+	tests/frontends/paddleslim tests/graph tests/models tests/nn tests/saved_model \
+	tests/test_paddle_compat.py
 
 .PHONY: help docs demo demo-text demo-deploy demo-images test test-slow test-lite test-2.6 \
 	test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser test-nightly lint types \
@@ -65,18 +67,20 @@ test-slow: env
 
 test-2.6: env-2.6
 	OMP_NUM_THREADS=1 .venv-2.6/bin/python $(PYTEST) $(VERSIONED) \
-		-m "not slow and not lite and not browser and not nightly and not needs_pir" $(TESTS)
+		-m "not slow and not lite and not browser and not nightly and not needs_pir and \
+			not one_version" $(TESTS)
 
 test-slow-2.6: env-2.6
 	OMP_NUM_THREADS=1 .venv-2.6/bin/python $(PYTEST) $(VERSIONED) \
-		-m "$(SLOW) and not needs_pir" $(TESTS)
+		-m "$(SLOW) and not needs_pir and not one_version" $(TESTS)
 
 test-3.3: env-3.3
-	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(PYTEST) $(VERSIONED) -m "$(DEFAULT)" $(TESTS)
+	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(PYTEST) $(VERSIONED) \
+		-m "$(DEFAULT) and not one_version" $(TESTS)
 
 test-slow-3.3: env-3.3
-	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(PYTEST) $(VERSIONED) -m "$(SLOW)" \
-		--ignore=tests/models/test_models.py $(TESTS)
+	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(PYTEST) $(VERSIONED) \
+		-m "$(SLOW) and not one_version" --ignore=tests/models/test_models.py $(TESTS)
 
 test-lite: env lite-env
 	OMP_NUM_THREADS=1 PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \

@@ -590,6 +590,7 @@ def paths(saved):
     return list(nodes(saved.program))
 
 
+@pytest.mark.one_version
 @examples(1000)
 @given(data=st.data())
 def test_random_edits(saved, paths, data):
@@ -716,6 +717,7 @@ def test_repeated_constant_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 def test_million_operations(tmp_path):
     """Time and memory grow linearly with the file."""
     size = write_program(tmp_path, chain(10 ** 6, "1.unknown"))
@@ -725,6 +727,7 @@ def test_million_operations(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 def test_time_grows_with_the_program(tmp_path):
     took = []
     for count in (5000, 40000):
@@ -736,6 +739,7 @@ def test_time_grows_with_the_program(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 def test_large_parameters_are_read_once(tmp_path):
     """100 MB of weights are in memory once, plus one weight while it is written."""
     class Large(nn.Layer):
