@@ -50,12 +50,7 @@ def _plus(t, number):
 
 
 def round_and_clip_(t, spec, zero=0):
-    """Round and clip ``t``, which is in steps from the zero point; in dynamic mode in place.
-
-    Args:
-        zero: the zero point, an int or a float32 tensor that broadcasts. The limits are
-            quant_min - zero and quant_max - zero.
-    """
+    """Round and clip ``t``, which is in steps from the zero point; in dynamic mode in place."""
     if spec.binary:
         return paddle.scale((t >= 0).astype("float32"), 2.0, -1.0)
     dynamic = paddle.in_dynamic_mode()
@@ -144,7 +139,7 @@ def _times_(q, factor, spec):
 
 
 def _of_numbers(spec, zero):
-    """Return True if the clipping limits are two numbers for the whole tensor."""
+    """Return True if two numbers are the clipping limits of the whole tensor."""
     return spec.channel_axis is None and not spec.binary and isinstance(zero, int)
 
 
@@ -162,12 +157,7 @@ def _simulate(x, abs_max, spec, zero, exact=True, in_place=False):
 
 
 def simulate_in_three_passes(x, abs_max, spec, zero=0, bound=None, in_place=False):
-    """Quantize and dequantize ``x`` without a gradient, to one unit in the last place.
-
-    Args:
-        zero: the zero point, a number.
-        bound: also clip ``x`` to [-bound, bound]; a float32 tensor of one element.
-    """
+    """Quantize and dequantize ``x``, first clipped to ``bound``, to one unit in the last place."""
     # The first pass adds ROUNDING_MAGIC and the last pass subtracts it.
     factor = float(spec.quant_max) * paddle.reciprocal(abs_max)
     t = (x.scale_ if in_place else x.scale)(factor, ROUNDING_MAGIC)
@@ -203,11 +193,9 @@ def inside_range(x, abs_max, spec, zero_point, with_limits=True):
 
 
 def _clipped_to_range(x, abs_max, spec, zero):
-    """Clip ``x`` to the representable range with ``paddle.clip``, whose backward is one pass.
-
-    The gradient of ``paddle.clip`` is zero at the limits too. The limits are moved outwards by one
-    unit in the last place to keep the gradient there.
-    """
+    """Clip ``x`` to the representable range with ``paddle.clip``, whose backward is one pass."""
+    # The gradient is zero at the limits too. They are moved outwards by one unit in the last place
+    # to keep the gradient there.
     step = np.float32(abs_max.item()) / np.float32(spec.quant_max)
     low, high = (step * np.float32(limit - zero) for limit in (spec.quant_min, spec.quant_max))
     return x.clip(float(np.nextafter(low, np.float32(-np.inf))),
@@ -215,20 +203,7 @@ def _clipped_to_range(x, abs_max, spec, zero):
 
 
 class BitMask:
-    """Boolean tensor packed to an eighth of its memory.
-
-    The flattened mask is split into eight consecutive parts; part ``i`` is stored in bit ``i``.
-
-    Args:
-        mask: tensor of booleans, not empty.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.functional.fake_quant import BitMask
-        >>> mask = BitMask(paddle.to_tensor([True, False, True]))
-        >>> mask.packed.tolist(), mask.unpacked().tolist()
-        ([5], [True, False, True])
-    """
+    """Boolean tensor, not empty, of which bit ``i`` stores the ``i``-th eighth."""
 
     def __init__(self, mask):
         self.shape = mask.shape
@@ -254,15 +229,6 @@ def masked(mask, grad):
     return mask.astype(grad.dtype).multiply_(grad)
 
 
-def _with_idle(idle, grad):
-    """Return the gradients of ``x`` and, if there is one, of the idle parameter."""
-    if idle is None:
-        return grad
-    shape, dtype, x_is_constant, idle_is_constant = idle
-    return (None if x_is_constant else grad,
-            None if idle_is_constant else paddle.zeros(shape, dtype))
-
-
 class _FakeQuantize(PyLayer):
     """Quantize and dequantize; pass the gradient through uncopied, or zero outside of a mask."""
 
@@ -278,7 +244,11 @@ class _FakeQuantize(PyLayer):
         if ctx.mask is not None:
             mask = ctx.mask.unpacked() if isinstance(ctx.mask, BitMask) else ctx.mask
             grad = masked(mask, grad)
-        return _with_idle(ctx.idle, grad)
+        if ctx.idle is None:
+            return grad
+        shape, dtype, x_is_constant, idle_is_constant = ctx.idle
+        return (None if x_is_constant else grad,
+                None if idle_is_constant else paddle.zeros(shape, dtype))
 
 
 def fake_quantize(x, abs_max, spec, saturate=False, idle=None, exact=True, zero_point=None,

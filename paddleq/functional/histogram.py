@@ -12,43 +12,18 @@ import paddle
 
 
 def count(x, top, bins):
-    """Compute the histogram of |x| with ``bins`` equal bins over [0, top], on the device of ``x``.
-
-    Args:
-        x: float tensor.
-        top: upper end of the last bin, a positive float of at least max|x|.
-        bins: number of bins.
-
-    Returns:
-        float64 tensor of shape [bins].
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.functional import histogram
-        >>> histogram.count(paddle.to_tensor([-1.0, 0.1, 0.9, 2.0]), top=2.0, bins=2).tolist()
-        [2.0, 2.0]
-    """
+    """Compute the histogram of |x|, float64 on the device of ``x``; ``top`` is at least max|x|."""
     # Values are scaled to bin numbers: paddle.histogram of Paddle 2.6 accepts only integer ends.
-    scaled = paddle.scale(x, bins / top).abs_()
     # Rounding may move max|x| above the last edge, where it would not be counted.
-    scaled = scaled.clip_(0.0, float(bins))
+    scaled = paddle.scale(x, bins / top).abs_().clip_(0.0, float(bins))
     return paddle.histogram(scaled, bins=bins, min=0, max=bins).astype("float64")
 
 
 def respread(hist, top, new_top, upsample_bins):
-    """Move a histogram over [0, top] to a wider range.
+    """Move a histogram to a wider range; return it with its new upper end.
 
-    Each old bin is split into ``upsample_bins`` equal parts and the parts are regrouped. The
-    new range is rounded up so that a new bin holds a whole number of parts.
-
-    Args:
-        hist: float64 tensor of shape [bins].
-        top: current upper end.
-        new_top: requested upper end, at least ``top``.
-        upsample_bins: number of parts of a bin.
-
-    Returns:
-        (float64 tensor of shape [bins], new upper end as float)
+    Each bin is split into ``upsample_bins`` equal parts, which are regrouped. The new range is
+    rounded up so that a new bin holds a whole number of parts.
 
     Examples:
         >>> import paddle
@@ -78,12 +53,6 @@ def percentile_threshold(hist, top, percent):
 
     It is (k - 0.5) * bin width, at least half a bin, for the first bin k whose cumulative share
     reaches ``percent``.
-
-    Examples:
-        >>> import numpy as np
-        >>> from paddleq.functional import histogram
-        >>> histogram.percentile_threshold(np.array([90.0, 9.0, 1.0, 0.0]), 4.0, 0.99)
-        0.5
     """
     hist = np.asarray(hist, dtype=np.float64)
     cumulative = np.cumsum(hist / hist.sum())
@@ -95,20 +64,8 @@ def percentile_threshold(hist, top, percent):
 def mse_threshold(hist, top, levels, candidates=200):
     """Return the threshold with the smallest squared error of rounding and clipping.
 
-    Every value is assumed to lie at the centre of its bin.
-
-    Args:
-        hist: counts, shape [bins].
-        top: upper end of the histogram.
-        levels: the integer that the threshold maps to, 127 for int8.
-        candidates: number of thresholds in (0, top] that are compared.
-
-    Examples:
-        >>> import numpy as np
-        >>> from paddleq.functional import histogram
-        >>> h = np.zeros(1000); h[:10] = 1e6; h[-1] = 1
-        >>> bool(histogram.mse_threshold(h, 1.0, levels=3) < 0.1)
-        True
+    Every value is assumed to lie at the centre of its bin. The threshold maps to the integer
+    ``levels``; ``candidates`` thresholds in (0, top] are compared.
     """
     hist = np.asarray(hist, dtype=np.float64)
     used = hist > 0

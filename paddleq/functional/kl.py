@@ -16,13 +16,9 @@ def _log(p):
 def kl_divergences(hist, levels):
     """Compute the divergence of the quantized from the clipped distribution for every cut.
 
-    Args:
-        hist: counts, shape [bins].
-        levels: number of groups into which the bins below a cut are merged.
-
-    Returns:
-        (cuts, divergences): int array of the cuts (number of bins kept) from (bins - 1) // 2 to
-        bins - 1, and a float64 array that is inf where the last kept bin is empty.
+    The bins below a cut are merged into ``levels`` groups. Returns the cuts, numbers of bins that
+    are kept, from (bins - 1) // 2 to bins - 1, and their divergences, float64, inf where the last
+    kept bin is empty.
     """
     hist = np.asarray(hist, dtype=np.float64)
     bins = len(hist)
@@ -63,15 +59,9 @@ def kl_divergences(hist, levels):
 
 
 def kl_threshold(hist, top, levels):
-    """Return the threshold with the smallest divergence, the lowest of equal ones.
+    """Return the threshold (cut + 0.5) * bin width of the lowest cut with the least divergence.
 
-    Args:
-        hist: counts over [0, top], shape [bins].
-        top: upper end of the histogram.
-        levels: the integer that the threshold maps to, 127 for int8.
-
-    Returns:
-        (cut + 0.5) * bin width.
+    The threshold maps to the integer ``levels``, 127 for int8.
 
     Examples:
         >>> import numpy as np

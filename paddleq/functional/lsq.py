@@ -33,32 +33,23 @@ from .qparams import EPS, ROUNDING_MAGIC, as_dtype, reduce_channels
 
 
 def constant(x):
-    """Return ``x`` without a gradient, as a copy in a traced program.
-
-    detach() shares the memory, and operators of a Paddle 3 program may overwrite it in place in an
-    undefined order.
-    """
+    """Return ``x`` without a gradient, as a copy in a traced program."""
     if paddle.in_dynamic_mode():
         return x.detach()
+    # detach() shares the memory, and operators of a Paddle 3 program may overwrite it in place in
+    # an undefined order.
     x = paddle.assign(x)
     x.stop_gradient = True
     return x
 
 
 def learned_abs_max(step, spec):
-    """Compute abs_max of a trained step: its magnitude times ``spec.quant_max``.
-
-    An optimizer may move a small step below zero; the magnitude is then used.
-    """
+    """Compute abs_max of a trained step, whose magnitude is used if it became negative."""
     return (constant(step).abs() * float(spec.quant_max)).clip(min=EPS)
 
 
 def learned_zero_point(offset, abs_max, spec):
-    """Return the zero point nearest to ``offset``, the real number that the integer 0 represents.
-
-    It is an integer within the spec's limits, so that 0 is stored exactly (a convolution pads with
-    it) and integer runtimes support it.
-    """
+    """Return the zero point within the limits nearest to the real number of the integer 0."""
     steps = constant(offset) * (-float(spec.quant_max)) / abs_max
     steps = steps.clip(float(spec.quant_min), float(spec.quant_max))
     return ((steps + ROUNDING_MAGIC) - ROUNDING_MAGIC).astype("int64")

@@ -9,11 +9,7 @@ from .qparams import EPS
 
 
 def clipping_bound(alpha):
-    """Return the clipping bound of a trained alpha: its magnitude, at least EPS.
-
-    An optimizer may move alpha below zero (PaddleSlim's learning rate moves it by whole units); the
-    magnitude is then used.
-    """
+    """Return the clipping bound of a trained alpha, which may be negative: at least EPS."""
     return constant(alpha).abs().clip(min=EPS)
 
 
@@ -35,9 +31,7 @@ class _Clip(PyLayer):
         # allocating a tensor of this size costs more than the arithmetic.
         side = x.clip(-ctx.limit, ctx.limit).divide_(paddle.full([1], ctx.limit)).trunc_()
         x_constant, alpha_constant = ctx.constant
-        d_alpha = None
-        if not alpha_constant:
-            d_alpha = sum_of_products(grad, side) * ctx.sign
+        d_alpha = None if alpha_constant else sum_of_products(grad, side) * ctx.sign
         return None if x_constant else side.abs_().scale_(-1.0, 1.0).multiply_(grad), d_alpha
 
 

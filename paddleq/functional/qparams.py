@@ -20,9 +20,6 @@ def as_dtype(x, dtype):
 
 def reduce_channels(reduce, x, axis):
     """Reduce ``x`` to shape [1] or, unless ``axis`` is None, to one value for each index along it.
-
-    Args:
-        reduce: a function such as ``paddle.max`` or ``paddle.mean``.
     """
     if axis is None:
         return reduce(x).reshape([1])

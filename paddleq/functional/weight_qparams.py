@@ -138,11 +138,7 @@ def compute_weight_qparams(weight, spec, clip=None):
 
 
 def check_weight_spec(name, spec):
-    """Return ``spec`` if it describes a Linear's weight.
-
-    Raises:
-        ConfigError: it does not; the message lists the accepted granularities.
-    """
+    """Return ``spec`` if it describes a Linear's weight, else raise ConfigError."""
     granularity = spec.granularity
     if not (isinstance(granularity, (PerTensor, PerGroup))
             or isinstance(granularity, PerChannel) and granularity.axis in (1, -1)):

@@ -4,15 +4,15 @@ from .abs_max import (
     AbsMaxObserver,
     AverageObserver,
     CurrentAbsMaxObserver,
+    DeviationObserver,
+    FixedScaleObserver,
+    MeanMagnitudeObserver,
     MovingAverageAbsMaxObserver,
     RangeAbsMaxObserver,
 )
 from .base import OBSERVERS, Collector, Observer, register_observer
-from .channel_stats import ChannelStats, HessianCollector
-from .fixed_scale import FixedScaleObserver
+from .channel_stats import ChannelStats, HessianCollector, KVRange
 from .histogram import HistogramObserver, KLObserver, MSEObserver
-from .kv_range import KVRange
-from .lsq_init import DeviationObserver, MeanMagnitudeObserver
 from .min_max import (
     CurrentMinMaxObserver,
     MinMaxObserver,

@@ -1,4 +1,4 @@
-"""Observers of max|x|: current, running, windowed, average and moving average."""
+"""Observers that compute abs_max: from max|x|, mean and deviation, or a given scale."""
 
 from typing import Optional
 
@@ -6,6 +6,7 @@ import paddle
 
 from .._checks import check_float, check_int
 from ..functional import abs_max
+from ..functional.qparams import as_dtype, reduce_channels
 from ..spec import QuantSpec
 from .base import Accumulator, latest, register_observer
 
@@ -158,11 +159,113 @@ class MovingAverageAbsMaxObserver(_AbsMaxBase):
         self._assign("accum", self.accum * self.moving_rate + current)
 
     def _merge(self, other):
-        # Weight each average by its number of batches.
-        mine, theirs = self.num_batches, other.num_batches
-        share = theirs / (mine + theirs)
+        share = self._share_of(other)
         merged = self.abs_max() * (1 - share) + other.abs_max() * share
         self._assign("accum", merged * self.state)
 
     def abs_max(self):
         return self._at_least_eps(self.accum / self.state)
+
+
+@register_observer("mean_magnitude")
+class MeanMagnitudeObserver(Accumulator):
+    """Initial scale of LSQ, 2 * mean|x| / sqrt(quant_max) (arXiv:1902.08153).
+
+    Over several batches, the mean of the scales of the batches.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.observers import MeanMagnitudeObserver
+        >>> observer = MeanMagnitudeObserver(QuantSpec(limits=(-16, 16)))
+        >>> observer.update(paddle.to_tensor([-1.0, 3.0]))
+        >>> observer.abs_max().tolist()  # 16 times the scale 2 * 2 / 4
+        [16.0]
+    """
+
+    statistics = {"total": paddle.add}
+
+    def _measure(self, x):
+        if 0 in x.shape:
+            return []
+        magnitude = as_dtype(x, paddle.float32).abs()
+        return [reduce_channels(paddle.mean, magnitude, self.spec.channel_axis)]
+
+    def abs_max(self):
+        mean = self._mean("total")
+        return self._at_least_eps(mean * (2.0 * self.spec.quant_max / self.spec.quant_max ** 0.5))
+
+
+@register_observer("deviation")
+class DeviationObserver(Accumulator):
+    """Initial scale of LSQ+ for weights, (|mean| + 3 std) / (quant_max + 1) (arXiv:2004.09576).
+
+    This equals the paper's max(|mean - 3 std|, |mean + 3 std|) / 2^(b-1). Over several batches,
+    mean and standard deviation are those of all values.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.observers import DeviationObserver
+        >>> observer = DeviationObserver(QuantSpec(bits=2))
+        >>> observer.update(paddle.to_tensor([-3.0, 1.0]))
+        >>> observer.abs_max().tolist()  # (1 + 3 * 2) / 2
+        [3.5]
+    """
+
+    statistics = {"total": paddle.add, "squares": paddle.add}
+
+    def _measure(self, x):
+        if 0 in x.shape:
+            return []
+        x = x.astype("float64")  # squares of up to 1e30, and differences of nearly equal numbers
+        return [reduce_channels(paddle.mean, each, self.spec.channel_axis)
+                for each in (x, x.square())]
+
+    def abs_max(self):
+        mean, squares = self._mean("total"), self._mean("squares")
+        std = (squares - mean.square()).clip(min=0.0).sqrt()
+        spec = self.spec
+        factor = spec.quant_max / (spec.quant_max + 1)
+        return self._at_least_eps((mean.abs() + 3.0 * std) * factor)
+
+
+@register_observer("fixed_scale")
+class FixedScaleObserver(Accumulator):
+    """Use a given scale and zero point, whatever the data.
+
+    Args:
+        spec, channels: as for :class:`Observer`; all channels use the same scale.
+        scale: the step between two integers, positive. Default 1.
+        zero_point: the integer that represents 0. Default 0, the only value that a symmetric spec
+            accepts.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import FixedScaleObserver
+        >>> FixedScaleObserver(scale=0.5).abs_max().tolist()  # 127 steps
+        [63.5]
+    """
+
+    fixed = True
+
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 scale: float = 1.0, zero_point: int = 0):
+        super().__init__(spec, channels)
+        self.scale = check_float("scale", scale, 0.0, float("inf"), open_low=True, open_high=True)
+        low, high = (0, 0) if self.spec.symmetric else (self.spec.quant_min, self.spec.quant_max)
+        self.zero_point = check_int("zero_point", zero_point, low, high)
+
+    def _measure(self, x):
+        return []
+
+    def abs_max(self):
+        return paddle.full([self.channels], self.scale) * float(self.spec.quant_max)
+
+    def range(self):
+        return (paddle.full([self.channels], self.scale * (limit - self.zero_point))
+                for limit in (self.spec.quant_min, self.spec.quant_max))
+
+    def qparams(self):
+        zero = paddle.full([self.channels], self.zero_point, dtype="int64")
+        return self.abs_max(), None if self.spec.symmetric else zero

@@ -19,17 +19,7 @@ register_observer = OBSERVERS.register
 
 
 class Factory(functools.partial[Any]):
-    """Create instances of a class with preset arguments.
-
-    Factories nest; a later argument overrides an earlier one. Each call creates a new instance.
-
-    Examples:
-        >>> from paddleq import FakeQuantize
-        >>> factory = FakeQuantize.with_args(saturate=False).with_args(dtype="qint16")
-        >>> first, second = factory(), factory(saturate=True)
-        >>> first is second, first.saturate, second.saturate, first.quant_max
-        (False, False, True, 32767)
-    """
+    """Create instances of a class with preset arguments; a later one overrides an earlier one."""
 
     def with_args(self, **arguments: Any) -> "Factory":
         """Return a factory with these arguments added."""
@@ -64,6 +54,9 @@ class Collector(abc.ABC):
 
     num_inputs = 1
 
+    def __init__(self) -> None:
+        self._values: Dict[str, paddle.Tensor] = {}
+
     @abc.abstractmethod
     def update(self, x: paddle.Tensor) -> None:
         """Add one tensor to the statistics.
@@ -77,13 +70,13 @@ class Collector(abc.ABC):
     def merge(self, other: Any) -> None:
         """Add the statistics of another collector of the same kind."""
 
-    @abc.abstractmethod
     def state_dict(self) -> Dict[str, paddle.Tensor]:
         """Return the statistics as tensors."""
+        return dict(self._values)
 
-    @abc.abstractmethod
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
         """Replace the statistics by those that :meth:`state_dict` returned."""
+        self._values = {name: value.clone() for name, value in state.items()}
 
     @abc.abstractmethod
     def result(self) -> Any:
@@ -160,7 +153,6 @@ class Observer(nn.Layer, WithArgs, Collector):
         return self.qparams()
 
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
-        """Replace the statistics by those that ``state_dict`` returned."""
         for name in list(own_buffers(self)):
             self._assign(name, state[name])
 
@@ -195,13 +187,16 @@ class Observer(nn.Layer, WithArgs, Collector):
             raise CalibrationError(
                 f"cannot merge a {type(other).__name__} with statistics of the sizes {sizes[0]} "
                 f"into one of {sizes[1]}: create both with the same arguments")
-        if other.num_batches:
-            with paddle.no_grad():
-                if not self.num_batches:
-                    self.load_state_dict(dict(other.named_buffers()))
-                    return
+        with paddle.no_grad():
+            if not self.num_batches:
+                self.load_state_dict(dict(other.named_buffers()))
+            elif other.num_batches:
                 self._merge(other)
                 self._assign("batches", self.batches + other.batches)
+
+    def _share_of(self, other):
+        """Return the share of the batches of both observers that ``other`` has observed."""
+        return other.num_batches / (self.num_batches + other.num_batches)
 
     @property
     def num_batches(self) -> int:
@@ -245,13 +240,10 @@ def latest(_old: paddle.Tensor, new: paddle.Tensor) -> paddle.Tensor:
 
 
 class Accumulator(Observer):
-    """Base of observers that combine measurements of each tensor element by element.
+    """Base of observers that combine measurements of each tensor element by element."""
 
-    Attributes:
-        statistics: name of a buffer of shape [1] or [channels] -> function that combines its value
-            with that of another tensor or observer. Sums (``paddle.add``) are float64.
-    """
-
+    # Name of a buffer of shape [1] or [channels] -> function that combines its value with that of
+    # another tensor or observer. Sums are float64.
     statistics: Dict[str, Callable] = {}
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):

@@ -1,4 +1,4 @@
-"""Collectors of the input statistics that weight algorithms use."""
+"""Collectors of the statistics that algorithms for weights and KV caches use."""
 
 import copy
 from typing import Any, Dict, Iterable, Tuple
@@ -39,11 +39,11 @@ class ChannelStats(Collector):
     """
 
     def __init__(self, kinds: Iterable[str]):
+        super().__init__()
         self.kinds = frozenset(kinds)
         for kind in self.kinds:
             check_choice("kinds", kind, KINDS)
         self.tokens = 0
-        self._values: Dict[str, paddle.Tensor] = {}
 
     def update(self, x: paddle.Tensor) -> None:
         """Add inputs [..., K]. A tensor without tokens changes nothing.
@@ -101,11 +101,12 @@ class ChannelStats(Collector):
                           other.tokens)
 
     def state_dict(self) -> Dict[str, paddle.Tensor]:
-        return {"tokens": paddle.to_tensor([self.tokens], dtype="int64"), **self._values}
+        return {"tokens": paddle.to_tensor([self.tokens], dtype="int64"), **super().state_dict()}
 
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
-        self.tokens = int(scalar(state["tokens"]))
-        self._values = {name: value.clone() for name, value in state.items() if name != "tokens"}
+        values = dict(state)
+        self.tokens = int(scalar(values.pop("tokens")))
+        super().load_state_dict(values)
 
     def result(self) -> Any:
         """Return each collected statistic by its kind."""
@@ -164,8 +165,7 @@ class HessianCollector(ChannelStats):
     """Mean of x^T x over all tokens of the inputs [..., K] of a Linear layer.
 
     This is half of the second derivative of the squared output error with respect to each column of
-    the weight. It is a running mean, so that it does not grow with the number of tokens, in
-    float32 also for inputs of half precision.
+    the weight.
 
     Examples:
         >>> import paddle
@@ -188,8 +188,58 @@ class HessianCollector(ChannelStats):
         return self.hessian
 
 
+class KVRange(Collector):
+    """max|k| and max|v| of each feature of each head of a KV cache.
+
+    Args:
+        token_axis: the axis of tokens in keys and values [batch, heads, tokens, head_dim] (2) or
+            [batch, tokens, heads, head_dim] (1).
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import KVRange
+        >>> collector = KVRange(token_axis=2)
+        >>> k, v = paddle.to_tensor([[[[1.0], [-2.0]]]]), paddle.to_tensor([[[[0.5], [0.0]]]])
+        >>> collector.update(k, v)
+        >>> [each.tolist() for each in collector.result()]
+        [[[2.0]], [[0.5]]]
+    """
+
+    num_inputs = 2
+
+    def __init__(self, token_axis: int):
+        super().__init__()
+        self.token_axis = token_axis
+
+    def update(self, k: paddle.Tensor, v: paddle.Tensor) -> None:
+        """Add the keys and values of one call, 4 axes each.
+
+        Raises:
+            NonFiniteError: they hold NaN or infinity. The statistics are unchanged.
+        """
+        if 0 in k.shape or 0 in v.shape:
+            return
+        with paddle.no_grad():
+            both = {name: as_dtype(x.detach(), paddle.float32) for name, x in (("k", k), ("v", v))}
+            # max() does not reveal NaN: on Paddle 2.6 it ignores them.
+            if not all(bool(paddle.isfinite(x).all()) for x in both.values()):
+                raise NonFiniteError("keys or values hold NaN or infinity")
+            self._extend({name: x.abs().max(axis=[0, self.token_axis])
+                          for name, x in both.items()})
+
+    def _extend(self, values):
+        for name, value in values.items():
+            self._values[name] = paddle.maximum(self._values.get(name, value), value)
+
+    def merge(self, other: "KVRange") -> None:
+        self._extend(other._values)
+
+    def result(self) -> Any:
+        """Return (max|k|, max|v|), each float32 [kv_heads, head_dim], or None without data."""
+        return (self._values["k"], self._values["v"]) if self._values else None
+
+
 def _mean_of_squares(x):
-    """Return the mean of x^T x over the rows of x."""
     x = x * x.shape[0] ** -0.5
     square = paddle.matmul(x, x, transpose_x=True)
     # The largest element of a positive semidefinite matrix is on its diagonal.

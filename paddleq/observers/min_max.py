@@ -12,11 +12,7 @@ from .base import Accumulator, latest, register_observer
 
 
 class _MinMaxBase(Accumulator):
-    """Base of the observers of minimum and maximum.
-
-    A symmetric spec uses all of its integers, as in Horizon's plugin and Golden Stick:
-    scale = max(-min, max) / ((quant_max - quant_min) / 2). abs_max is scale * quant_max.
-    """
+    """Base of the observers of minimum and maximum."""
 
     statistics = {"min": paddle.minimum, "max": paddle.maximum}
 
@@ -29,6 +25,8 @@ class _MinMaxBase(Accumulator):
     def _range_of(self, *values):
         low, high = values
         spec = self.spec
+        # A symmetric spec uses all of its integers, as in Horizon's plugin and Golden Stick:
+        # scale = max(-min, max) / ((quant_max - quant_min) / 2).
         share = spec.quant_max / ((spec.quant_max - spec.quant_min) / 2)
         return (paddle.maximum(-low, high) * share).clip(min=EPS), (low, high)
 
@@ -89,8 +87,7 @@ class MovingAverageMinMaxObserver(_MinMaxBase):
             self._assign(name, old + share * (current - old))
 
     def _merge(self, other):
-        # Weight each average by its number of batches.
-        share = other.num_batches / (self.num_batches + other.num_batches)
+        share = self._share_of(other)
         for name in self.statistics:
             self._assign(name, getattr(self, name) * (1 - share) + getattr(other, name) * share)
 
