@@ -119,22 +119,23 @@ def _onnx_layer_outputs(file):
     from ..export.onnx.graph import OnnxGraph
 
     graph = OnnxGraph(file.onnx_model())
-    readers, producers = graph.consumers(), graph.producers()
+    view = graph.view()
     weights = {name: name for node in graph.nodes if node.op_type in ("DequantizeLinear", "Cast")
                for name in node.input if name in graph.constants
                and graph.constants[name].ndim > 1 and graph.constants[name].dtype.kind != "f"}
     places = _layer_outputs([(node.input, node.output) for node in graph.nodes], weights,
                             graph.inputs)
-    return [(weight, _after_fused(readers, producers, name)) for weight, name in places]
+    return [(weight, _after_fused(view, name)) for weight, name in places]
 
 
-def _after_fused(readers, producers, name):
+def _after_fused(view, name):
     """Return the last output of the operators that are fused with the one that writes ``name``."""
-    while len(readers.get(name, ())) == 1 and readers[name][0] is not None and (
-            readers[name][0].op_type in _FUSED):
-        name = readers[name][0].output[0]
-        if producers[name].op_type == "DequantizeLinear":
+    reader = view.sole_consumer(name)
+    while reader is not None and reader.op_type in _FUSED:
+        name = reader.output[0]
+        if reader.op_type == "DequantizeLinear":
             break
+        reader = view.sole_consumer(name)
     return name
 
 

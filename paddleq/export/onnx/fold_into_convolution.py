@@ -16,21 +16,17 @@ def fold_biases(graph):
 
     Runtimes recognize quantized convolutions in the form input, weight, bias.
     """
-    producers, consumers, folded = graph.producers(), graph.consumers(), []
+    view, folded = graph.view(), []
     for node in graph.nodes:
-        if node.op_type != "Add":
-            continue
-        for x, bias in (node.input, node.input[::-1]):
-            conv, value = producers.get(x), graph.constants.get(bias)
-            if (conv is None or value is None or conv.op_type not in _CONVOLUTIONS
-                    or len(conv.input) != 2 or len(consumers[x]) != 1
-                    or not _is_along_channels(value)):
-                continue
-            conv.input.append(graph.constant(f"{conv.input[1]}.bias", value.reshape(-1)))
+        x, bias = graph.addends(node)
+        conv = view.producers.get(x)
+        if (conv is not None and conv.op_type in _CONVOLUTIONS and len(conv.input) == 2
+                and view.sole_consumer(x) is node and _is_along_channels(graph.constants[bias])):
+            conv.input.append(graph.constant(f"{conv.input[1]}.bias",
+                                             graph.constants[bias].reshape(-1)))
             conv.output[0] = node.output[0]
-            producers[node.output[0]] = conv
+            view.producers[node.output[0]] = conv
             folded.append(node)
-            break
     graph.remove(folded)
 
 
@@ -44,30 +40,30 @@ def fold_batch_norms(graph):
     The norm changes the scales of the weight and the bias. The integers stay, except in channels
     with a negative factor, where they change their sign.
     """
-    producers, consumers, folded = graph.producers(), graph.consumers(), []
+    view, folded = graph.view(), []
     for norm in graph.nodes:
         if norm.op_type != "BatchNormalization" or len(norm.output) != 1:
             continue
-        conv = producers.get(norm.input[0])
-        if conv is None or conv.op_type != "Conv" or len(consumers[conv.output[0]]) != 1:
+        conv = view.producers.get(norm.input[0])
+        if conv is None or conv.op_type != "Conv" or not _is_foldable(graph, view, conv):
             continue
-        weight = producers.get(conv.input[1])
-        if not _is_foldable(graph, weight, consumers, conv):
-            continue
+        weight = view.producers[conv.input[1]]
         gamma, beta, mean, variance = (graph.constants[name].astype(np.float64)
                                        for name in norm.input[1:])
         factor = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
         if _scale_weight(graph, weight, factor):
             _set_bias(graph, conv, factor, beta - mean * factor)
             conv.output[0] = norm.output[0]
-            producers[norm.output[0]] = conv
+            view.producers[norm.output[0]] = conv
             folded.append(norm)
     graph.remove(folded)
 
 
-def _is_foldable(graph, weight, consumers, conv):
+def _is_foldable(graph, view, conv):
+    weight = view.producers.get(conv.input[1])
     return (weight is not None and weight.op_type == "DequantizeLinear"
-            and all(len(consumers[name]) == 1 for name in [weight.output[0], *weight.input])
+            and all(len(view.consumers[name]) == 1
+                    for name in [conv.output[0], weight.output[0], *weight.input])
             and weight.input[0] in graph.constants and attribute(weight, "axis", 0) in (0, -4)
             and (len(conv.input) == 2 or conv.input[2] in graph.constants))
 
@@ -117,16 +113,16 @@ def enlarge_scales(graph):
     overflow (in ONNX Runtime without an error). A larger scale makes the integers of such a channel
     smaller or zero, which loses less than the last bits of the bias.
     """
-    producers, consumers = graph.producers(), graph.consumers()
+    view = graph.view()
     for node in graph.nodes:
         if node.op_type != "Conv" or len(node.input) != 3 or (
                 node.input[2] not in graph.constants):
             continue
-        activation, weight = (producers.get(name) for name in node.input[:2])
+        activation, weight = (view.producers.get(name) for name in node.input[:2])
         if any(each is None or each.op_type != "DequantizeLinear"
                for each in (activation, weight)) or weight.input[0] in graph.types:
             continue
-        if all(len(consumers[name]) == 1 for name in (node.input[1], *weight.input)):
+        if all(len(view.consumers[name]) == 1 for name in (node.input[1], *weight.input)):
             _enlarge(graph, graph.constants[activation.input[1]], weight,
                      graph.constants[node.input[2]])
 

@@ -1,8 +1,10 @@
 """Editable ONNX graph with a use-def view."""
 
-from collections import Counter
+from operator import attrgetter
 
 import numpy as np
+
+from ..program.graph_view import GraphView, Names
 
 # (onnx is imported where it is needed: it is optional, importing this file is not.)
 
@@ -35,18 +37,9 @@ class OnnxGraph:
                 self.nodes.append(node)
             else:
                 self.constants[node.output[0]] = numpy_helper.to_array(value)
-        self._names = {name for node in model.graph.node for name in [*node.input, *node.output]}
-        self._names.update(self.inputs, self.outputs, self.constants)
-        self._numbers = Counter()
-
-    def fresh(self, name):
-        """Reserve and return ``name``, with a number appended if it is in use."""
-        unique = name
-        while unique in self._names:
-            self._numbers[name] += 1
-            unique = f"{name}_{self._numbers[name]}"
-        self._names.add(unique)
-        return unique
+        names = Names(name for node in model.graph.node for name in [*node.input, *node.output])
+        names.update(self.inputs, self.outputs, self.constants)
+        self.fresh = names.fresh
 
     def constant(self, name, array, element_type=None):
         """Add a constant and return its name."""
@@ -61,17 +54,14 @@ class OnnxGraph:
         array = self.constants.get(name)
         return array.reshape(-1)[0].item() if array is not None and array.size == 1 else None
 
-    def producers(self):
-        """Map each name to the node that writes it."""
-        return {name: node for node in self.nodes for name in node.output}
+    def addends(self, node):
+        """Names of the tensor and the constant that an Add adds, (None, None) for other nodes."""
+        pairs = (node.input, node.input[::-1]) if node.op_type == "Add" else ()
+        return next(((x, added) for x, added in pairs if added in self.constants), (None, None))
 
-    def consumers(self):
-        """Map each name to the nodes that read it, once per use; None for the model's outputs."""
-        consumers = {}
-        for node, names in [*((node, node.input) for node in self.nodes), (None, self.outputs)]:
-            for name in names:
-                consumers.setdefault(name, []).append(node)
-        return consumers
+    def view(self):
+        """Use-def view of the nodes; None consumes the outputs of the model."""
+        return GraphView(self.nodes, attrgetter("input"), attrgetter("output"), self.outputs)
 
     def rename_inputs(self, renamed, nodes=None):
         """Replace inputs ``name`` of all nodes, or of ``nodes``, by ``renamed[name]``."""

@@ -131,7 +131,7 @@ def _single_node_markers(graph):
     Returns:
         Dict, id of the Add -> number of the marker.
     """
-    consumers, numbers, merged = graph.consumers(), {}, []
+    consumers, numbers, merged = graph.view().consumers, {}, []
     for node in graph.nodes:
         if node.op_type != "Mul" or graph.scalar(node.input[1]) != MARKER_FACTOR:
             continue

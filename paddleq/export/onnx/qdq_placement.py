@@ -47,8 +47,7 @@ class _QuantizerMotion:
     """Move quantizers up to the convolutions that produce their input."""
 
     def __init__(self, graph):
-        self.graph = graph
-        self.producers, self.consumers = graph.producers(), graph.consumers()
+        self.graph, self.view = graph, graph.view()
 
     def run(self):
         replaced = {}  # id of a node -> nodes that replace it
@@ -67,8 +66,8 @@ class _QuantizerMotion:
         found, name = [], quantizer.input[0]
         if self.graph.constants[quantizer.input[2]].size != 1:
             return []
-        while len(self.consumers[name]) == 1 and name in self.producers:
-            node = self.producers[name]
+        while len(self.view.consumers[name]) == 1 and name in self.view.producers:
+            node = self.view.producers[name]
             if node.op_type == "Conv":
                 return found
             if self.limits(node) is None and not (
@@ -119,8 +118,8 @@ class _IntegerKernels:
     """Prediction of the operators that ONNX Runtime computes in integers."""
 
     def __init__(self, graph):
-        self.graph = graph
-        self.producers, self.consumers = graph.producers(), graph.consumers()
+        self.graph, view = graph, graph.view()
+        self.producers, self.consumers = view.producers, view.consumers
 
     def is_integer(self, node):
         """Return True if a node that reads a dequantized weight is computed in integers."""
@@ -235,13 +234,10 @@ def _quantized_bias(graph, kernels, conv):
 def _subtract_biases(graph):
     kernels = _IntegerKernels(graph)
     for node in graph.nodes:
-        if node.op_type != "Add":
-            continue
-        for x, bias in (node.input, node.input[::-1]):
-            product = kernels.producers.get(x)
-            if (bias in graph.constants and product is not None and product.op_type == "MatMul"
-                    and (kernels.is_integer(product) or kernels.is_blockwise(product))):
-                negative = graph.constant(f"{bias}.negative", -graph.constants[bias])
-                node.op_type = "Sub"
-                node.input[:] = [x, negative]
-                break
+        x, bias = graph.addends(node)
+        product = kernels.producers.get(x)
+        if product is not None and product.op_type == "MatMul" and (
+                kernels.is_integer(product) or kernels.is_blockwise(product)):
+            negative = graph.constant(f"{bias}.negative", -graph.constants[bias])
+            node.op_type = "Sub"
+            node.input[:] = [x, negative]

@@ -20,18 +20,18 @@ def simplify(graph):
 
 def _remove_identities(graph):
     """Remove identities. The tensor gets the name of the copy, which is its name in Paddle."""
-    producers, consumers, removed, renamed = graph.producers(), graph.consumers(), [], {}
+    view, removed, renamed = graph.view(), [], {}
     for node in graph.nodes:
         if not _is_identity(node):
             continue
         source, target = node.input[0], node.output[0]
-        producer = producers.get(source)
+        producer = view.producers.get(source)
         # An output of the model must keep its name.
         if producer is not None and source not in graph.outputs and (
-                target in graph.outputs or len(consumers[source]) == 1):
+                target in graph.outputs or view.sole_consumer(source) is node):
             index = list(producer.output).index(source)
             producer.output[index] = target
-            producers[target] = producer
+            view.producers[target] = producer
             renamed[source] = target
             removed.append(node)
         elif target not in graph.outputs:
@@ -46,7 +46,7 @@ def _is_identity(node):
 
 
 def _fold_constants(graph):
-    consumers = graph.consumers()
+    view = graph.view()
     for node in graph.nodes:
         fold = _FOLDS.get(node.op_type)
         if fold is None or node.output[0] in graph.outputs:
@@ -54,7 +54,7 @@ def _fold_constants(graph):
         values = [graph.constants.get(name) for name in node.input]
         # A large constant with other consumers would be stored twice.
         if all(value is not None for value in values) and (
-                values[0].size <= _SMALL or len(consumers[node.input[0]]) == 1):
+                values[0].size <= _SMALL or view.sole_consumer(node.input[0]) is node):
             folded = fold(node, *values)
             if folded is not None:
                 graph.constants[node.output[0]] = folded
@@ -63,7 +63,7 @@ def _fold_constants(graph):
 
 def _simplify_flattening(graph):
     """Express leading dimensions that a Reshape keeps by zeros instead of computing them."""
-    producers = graph.producers()
+    producers = graph.view().producers
     for node in graph.nodes:
         concat = producers.get(node.input[1]) if node.op_type == "Reshape" else None
         if concat is None or concat.op_type != "Concat":
@@ -115,28 +115,28 @@ def fold_weight_views(graph):
     Paddle unsqueezes the weight of a Conv1D for a Conv2D, and matmul may transpose its weight.
     Between DequantizeLinear and its consumer, runtimes do not recognize the weight of integers.
     """
-    producers, consumers, removed = graph.producers(), graph.consumers(), []
+    view, removed = graph.view(), []
     for node in graph.nodes:
-        view = _VIEWS.get(node.op_type)
-        weight = producers.get(node.input[0]) if node.input else None
-        if (view is None or weight is None or weight.op_type != "DequantizeLinear"
-                or any(len(consumers[name]) != 1 for name in (weight.input[0], node.input[0]))
+        move = _VIEWS.get(node.op_type)
+        weight = view.producers.get(node.input[0]) if node.input else None
+        if (move is None or weight is None or weight.op_type != "DequantizeLinear"
+                or any(len(view.consumers[name]) != 1 for name in (weight.input[0], node.input[0]))
                 or weight.input[0] not in graph.constants
                 or attribute(weight, "block_size") is not None):
             continue
         rest = [graph.constants.get(name) for name in node.input[1:]]
-        if any(value is None for value in rest) or (view is _squeeze and not rest):
+        if any(value is None for value in rest) or (move is _squeeze and not rest):
             continue
         integers = graph.constants[weight.input[0]]
-        graph.constants[weight.input[0]] = view(node, integers, *rest)
+        graph.constants[weight.input[0]] = move(node, integers, *rest)
         axis = attribute(weight, "axis")
         if axis is not None:
             # Find the new axis by the view of a shape in which only this axis has size 2.
             sizes = [1] * integers.ndim
             sizes[axis] = 2
-            shape = view(node, np.empty(sizes), *rest).shape
+            shape = move(node, np.empty(sizes), *rest).shape
             set_attribute(weight, "axis", shape.index(2))
         weight.output[0] = node.output[0]
-        producers[node.output[0]] = weight
+        view.producers[node.output[0]] = weight
         removed.append(node)
     graph.remove(removed)

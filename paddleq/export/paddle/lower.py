@@ -6,12 +6,13 @@ from ...errors import ExportError
 from ...spec import QuantSpec
 from ..formats import Format, register_format
 from ..markers import MarkerLowering, marker_number, simulated_weight
-from ..program.op_builder import OpBuilder
+from ..program.op_builder import BOOL, FLOAT32, OpBuilder
 from ..program.op_desc import (
     all_inputs,
     all_outputs,
     attribute,
     inputs,
+    make_op,
     outputs,
     rename_inputs,
     replace_ops,
@@ -63,39 +64,73 @@ def remove_markers(program, marks):
     Weights get their values before quantization; those of which only integers are known are
     dequantized.
     """
-    _MarkerRemoval(program, marks, onnx_format=True).run()
+    _MarkerRemoval(program, marks).run()
 
 
 class _ProgramLowering(MarkerLowering):
-    def __init__(self, program, marks, onnx_format):
+    def __init__(self, program, marks, onnx_format=True):
         super().__init__(marks)
         self.program, self.onnx_format = program, onnx_format
         self.builder = OpBuilder(program)
 
     def quantize_dequantize(self, marker):
-        mark, (_, _, block, source, target) = marker.mark, marker
+        _, mark, block, source, target = marker
+        scale = self.builder.parameter(f"{target}.scale", mark.abs_max)
         if not self.onnx_format:
-            return self.builder.fake_quantize(source, target, mark.abs_max, mark.spec.bits)
-        return self.builder.quantize_dequantize(block, source, target, mark.abs_max,
-                                                mark.spec.bits)
+            return [make_op("fake_quantize_dequantize_moving_average_abs_max",
+                            {"X": source, "InScale": scale}, {"Out": target, "OutScale": scale},
+                            bit_length=mark.spec.bits, moving_rate=0.9, is_test=True,
+                            round_type=0)]
+        quantized = self.builder.variable_like(block, target, f"{target}.quantized")
+        zero = self._zero()
+        return [_linear("quantize_linear", source, scale, zero, quantized, mark.spec.bits),
+                _linear("dequantize_linear", quantized, scale, zero, target, mark.spec.bits)]
 
     def sign(self, marker, size):
-        return self.builder.sign(marker.block, marker.source, marker.target, size)
+        _, _, block, source, target = marker
+        above = self.builder.variable_like(block, target, f"{target}.above", "bool")
+        number = self.builder.variable_like(block, target, f"{target}.number")
+        return [
+            make_op("greater_equal", {"X": source, "Y": self._zero()}, {"Out": above}, axis=-1,
+                    force_cpu=False),
+            make_op("cast", {"X": above}, {"Out": number}, in_dtype=BOOL, out_dtype=FLOAT32),
+            make_op("scale", {"X": number}, {"Out": target}, scale=2.0 * size, bias=-size,
+                    bias_after_scale=True),
+        ]
 
     def integer_weight(self, marker):
-        mark = marker.mark
-        bits, axis = mark.spec.bits, mark.spec.channel_axis
-        if self.onnx_format:
-            name = self.store(marker, mark.integers, ".integers")
-            abs_max = self.builder.parameter(f"{name}.scale", mark.abs_max)
-            return self.builder.dequantize_weight(marker.block, name, abs_max, marker.target, bits,
-                                                  axis)
+        mark, target = marker.mark, marker.target
+        axis = -1 if mark.spec.channel_axis is None else mark.spec.channel_axis
+        if not self.onnx_format:
+            return self.fake_weight(marker, axis)
+        name = self.store(marker, mark.integers, ".integers")
+        abs_max = self.builder.parameter(f"{name}.scale", mark.abs_max)
+        bits = max(mark.spec.bits, 2)  # which dequantizes binary weights, -1 and +1, correctly
+        if mark.integers.dtype == np.int16:
+            # Paddle has no dequantize_linear kernel for int16.
+            return self.builder.multiply_weight(marker.block, name, abs_max, target, bits, axis)
+        # One zero point per weight: Paddle-Lite removes it together with the operator, and aborts
+        # if another weight shares it.
+        zero = self.builder.parameter(f"{target}.zero_point",
+                                      np.zeros([len(mark.abs_max)], np.float32))
+        return [_linear("dequantize_linear", name, abs_max, zero, target, bits, axis)]
+
+    def fake_weight(self, marker, axis):
+        mark, target = marker.mark, marker.target
         if mark.spec.binary or not mark.dynamic:
             # fake_* operators compute max|weight|; a weight with another abs_max is stored
             # quantized and dequantized.
             return self.float_weight(marker, simulated_weight(mark))
         name = self.store(marker, mark.value, self.float_suffix)
-        return self.builder.fake_quantize_weight(name, marker.target, mark.abs_max, bits, axis)
+        # Paddle computes the scale into this variable; Paddle-Lite reads it from the file.
+        scale = self.builder.parameter(f"{target}.scale", mark.abs_max)
+        kind, channels = (("fake_quantize_dequantize_abs_max", {}) if axis < 0 else
+                          ("fake_channel_wise_quantize_dequantize_abs_max", {"quant_axis": axis}))
+        return [make_op(kind, {"X": name}, {"Out": target, "OutScale": scale},
+                        bit_length=mark.spec.bits, **channels, round_type=0)]
+
+    def _zero(self):
+        return self.builder.constant("paddleq.zero_point", 0)
 
     set_operations = staticmethod(replace_ops)
     inputs_of = staticmethod(all_inputs)
@@ -124,6 +159,14 @@ class _ProgramLowering(MarkerLowering):
     def run(self):
         super().run()
         self.program.remove_unused_parameters()
+
+
+def _linear(kind, source, scale, zero, target, bits, axis=-1):
+    # Paddle 3 clips to qmin and qmax and ignores bit_length; Paddle 2.6 the opposite.
+    top = 2 ** (bits - 1) - 1
+    return make_op(kind, {"X": source, "Scale": scale, "ZeroPoint": zero}, {"Y": target},
+                   quant_axis=axis, bit_length=bits, qmin=-top - 1, qmax=top, round_type=0,
+                   is_test=True, only_observer=False)
 
 
 class _MarkerRemoval(_ProgramLowering):

@@ -5,7 +5,7 @@ import struct
 from typing import Any
 
 from ...errors import FormatError
-from ..program.op_desc import TYPES, make_op, set_typed_attribute
+from ..program.op_desc import TYPES, make_op, set_attribute
 from ..program.pdiparams import CODES
 
 _KINDS = {"a_bool": bool, "a_i32": int, "a_i64": int, "a_index": int, "a_str": str, "a_dtype": str}
@@ -77,8 +77,9 @@ def op(kind, ins, outs, typed=None, **values):
     """
     made = make_op(kind, {slot: names for slot, names in ins.items() if names}, outs)
     values = {name: (TYPES[type(value)], value) for name, value in values.items()}
-    for name, (type_name, value) in {**(typed or {}), **values}.items():
-        set_typed_attribute(made, name, *_cast(name, type_name, value))
+    for name, (kind, value) in {**(typed or {}), **values}.items():
+        kind, value = _cast(name, kind, value)
+        set_attribute(made, name, value, kind)
     return made
 
 

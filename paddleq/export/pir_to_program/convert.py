@@ -98,7 +98,7 @@ def _reserve_fetches(block, builder):
             raise FormatError(f"two outputs have the name {name!r}")
         names.add(name)
         number = operation.operands[0] if operation.operands else 0
-        if number not in wanted and not builder.taken(name):
+        if number not in wanted and name not in builder.names:
             builder.fresh(name)
             wanted[number] = name
     return wanted

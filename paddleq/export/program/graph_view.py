@@ -1,4 +1,6 @@
-"""Use-def view of a ProgramDesc."""
+"""Use-def view of a graph, and the names in it."""
+
+from collections import Counter
 
 from .op_desc import all_inputs, all_outputs, inputs
 
@@ -13,6 +15,7 @@ class GraphView:
         ops: operators in order, usually ``block.ops``.
         inputs_of, outputs_of: functions that return the variables of an operator. Default: those
             of OpDesc messages.
+        results: variables that the graph returns, as uses by the operator None.
 
     Attributes:
         producers: variable -> the last operator that writes it.
@@ -20,7 +23,7 @@ class GraphView:
         consumers: variable -> list of the operators that read it, with one entry for each use.
     """
 
-    def __init__(self, ops, inputs_of=all_inputs, outputs_of=all_outputs):
+    def __init__(self, ops, inputs_of=all_inputs, outputs_of=all_outputs, results=()):
         self.producers, self.consumers, self.rewritten = {}, {}, set()
         for op in ops:
             made = dict.fromkeys(outputs_of(op), op)
@@ -28,6 +31,8 @@ class GraphView:
             self.producers.update(made)
             for name in inputs_of(op):
                 self.consumers.setdefault(name, []).append(op)
+        for name in results:
+            self.consumers.setdefault(name, []).append(None)
 
     @classmethod
     def of_program(cls, program):
@@ -48,3 +53,20 @@ class GraphView:
         """The operator that reads ``name`` if it is read exactly once, else None."""
         consumers = self.consumers.get(name, ())
         return consumers[0] if len(consumers) == 1 else None
+
+
+class Names(set):
+    """Names in use in a graph."""
+
+    def __init__(self, names):
+        super().__init__(names)
+        self._numbers = Counter()
+
+    def fresh(self, name):
+        """Reserve and return ``name``, with a number appended if it is in use."""
+        unique = name
+        while unique in self:
+            self._numbers[name] += 1
+            unique = f"{name}_{self._numbers[name]}"
+        self.add(unique)
+        return unique

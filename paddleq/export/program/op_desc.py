@@ -8,10 +8,10 @@ from .pdiparams import DTYPES
 # Type of an attribute -> its number in the enum AttrType of framework.proto, and its field.
 _FIELDS = {"int": (0, "i"), "float": (1, "f"), "str": (2, "s"), "ints": (3, "ints"),
            "floats": (4, "floats"), "strs": (5, "strings"), "bool": (6, "b"),
-           "bools": (7, "bools"), "long": (9, "l"), "longs": (11, "longs"),
-           "float64s": (12, "float64s")}
+           "bools": (7, "bools"), "block": (8, "block_idx"), "long": (9, "l"),
+           "longs": (11, "longs"), "float64s": (12, "float64s")}
 _FIELD_OF = dict(_FIELDS.values())
-_BLOCK, _SCALARS = 8, 17
+_SCALARS = 17
 _SCALAR_FIELDS = {bool: (1, "b"), int: (2, "i"), float: (3, "r")}
 TYPES = {bool: "bool", int: "int", float: "float", str: "str", list: "ints", tuple: "strs"}
 """Types of attributes whose type is not given."""
@@ -53,18 +53,12 @@ def _arguments(entries, slot):
 
 def set_input(op, slot, name):
     """Make ``name`` the first variable of an input slot."""
-    _set_argument(op.inputs, slot, name)
+    next(entry for entry in op.inputs if entry.parameter == slot).arguments[0] = name
 
 
 def set_output(op, slot, name):
     """Make ``name`` the first variable of an output slot."""
-    _set_argument(op.outputs, slot, name)
-
-
-def _set_argument(entries, slot, name):
-    for entry in entries:
-        if entry.parameter == slot:
-            entry.arguments[0] = name
+    next(entry for entry in op.outputs if entry.parameter == slot).arguments[0] = name
 
 
 def all_inputs(op):
@@ -87,6 +81,7 @@ def rename_inputs(ops, names):
 
 
 def replace_ops(block, ops):
+    """Replace the operators of a block."""
     # extend() copies, and its source must outlive the emptying of the block.
     kept = [type(op).FromString(op.SerializeToString()) for op in ops]
     del block.ops[:]
@@ -102,25 +97,12 @@ def attribute(op, name, default=None) -> Any:
     return default
 
 
-def set_attribute(op, name, value):
-    """Set an attribute; its type is inferred from ``value``."""
+def set_attribute(op, name, value, kind=None):
+    """Set an attribute of a type of ``_FIELDS`` or "scalars", by default that of ``value``."""
     attr = next((attr for attr in op.attrs if attr.name == name), None)
     if attr is None:
         attr = op.attrs.add(name=name)
-    _fill(attr, TYPES[type(value)], value)
-
-
-def set_typed_attribute(op, name, kind, value):
-    """Add an attribute whose type ``kind`` is a key of ``_FIELDS`` or "scalars"."""
-    _fill(op.attrs.add(name=name), kind, value)
-
-
-def set_block(op, name, index):
-    """Add an attribute that refers to a block."""
-    op.attrs.add(name=name, type=_BLOCK, block_idx=index)
-
-
-def _fill(attr, kind, value):
+    kind = kind or TYPES[type(value)]
     if kind == "scalars":
         attr.type = _SCALARS
         for number in value:

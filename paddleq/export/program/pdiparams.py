@@ -4,6 +4,7 @@ The format is that of Paddle's ``save_combine`` operator. Only arrays are read; 
 unpickled.
 """
 
+import math
 import struct
 from typing import Any, Dict
 
@@ -19,19 +20,11 @@ MOST_DIMENSIONS = 9  # of a tensor in Paddle
 _MOST_LEVELS = 16  # of LoD; parameters have none
 
 
-def _numpy_dtype(name):
-    # numpy has no bfloat16; its bits are kept as uint16.
-    return np.dtype("uint16" if name == "bfloat16" else name)
-
-
 def read(path, variables, proto, shapes=None):
     """Read the tensors of ``variables`` (name -> dtype name) from a ``.pdiparams`` file.
 
     Args:
         shapes: name -> expected dimensions, -1 for any.
-
-    Returns:
-        dict name -> numpy array.
 
     Raises:
         FormatError: the file is damaged or has other variables.
@@ -86,9 +79,8 @@ def _read_one(data, at, proto, expected, expected_shape):
     if expected_shape is not None and (len(shape) != len(expected_shape) or any(
             want not in (-1, have) for want, have in zip(expected_shape, shape))):
         raise ValueError(f"its shape is {shape} there and {tuple(expected_shape)} in the model")
-    dtype, count = _numpy_dtype(dtype), 1
-    for size in shape:
-        count *= size
+    # numpy has no bfloat16; its bits are kept as uint16.
+    dtype, count = np.dtype("uint16" if dtype == "bfloat16" else dtype), math.prod(shape)
     _check_remaining(data, at + count * dtype.itemsize, f"its shape {shape}")
     array = np.frombuffer(data, dtype, count, at).reshape(shape)
     return array, at + array.nbytes
@@ -100,11 +92,7 @@ def _check_remaining(data, end, what):
 
 
 def write(path, arrays, dtypes, proto):
-    """Write arrays (name -> numpy array) to a ``.pdiparams`` file.
-
-    Args:
-        dtypes: name -> name of a data type that numpy lacks (bfloat16).
-    """
+    """Write ``arrays``; ``dtypes`` has the names of data types that numpy lacks (bfloat16)."""
     with open(path, "wb") as file:
         for name in sorted(arrays):
             array = np.ascontiguousarray(arrays[name])

@@ -7,13 +7,11 @@ from ..._paddle_compat import framework_proto
 from ...errors import FormatError
 from ..provenance_file import write_export
 from . import pdiparams as params
-from .op_desc import DENSE_TENSOR, TENSOR_ARRAY, all_inputs, all_outputs, dtype_of, tensor_of
+from .graph_view import GraphView
+from .op_desc import DENSE_TENSOR, TENSOR_ARRAY, dtype_of, tensor_of
 from .passes.runtime_workarounds import apply_runtime_workarounds
 
-# VarType.Type of framework.proto
-_FEEDS, _FETCHES, _STEP_SCOPES = 9, 10, 11
-_KINDS = {"tensor": DENSE_TENSOR, "array": TENSOR_ARRAY, "feeds": _FEEDS,
-          "fetches": _FETCHES, "scopes": _STEP_SCOPES}
+_KINDS = {"tensor": DENSE_TENSOR, "array": TENSOR_ARRAY, "feeds": 9, "fetches": 10, "scopes": 11}
 _VERSION = 2006002  # Paddle version whose format new programs have
 
 
@@ -37,12 +35,7 @@ class Program:
 
     @classmethod
     def load(cls, model_path, params_path):
-        """Read a program.
-
-        Args:
-            model_path: the ``.pdmodel`` (or ``__model__``).
-            params_path: the file of all parameters, a folder with one file per parameter, or None
-                for a program without parameters.
+        """Read a program; see :func:`~..pir_to_program.load_program`.
 
         Raises:
             FormatError: a file is missing, damaged or of another format.
@@ -64,25 +57,18 @@ class Program:
         wanted = {var.name: dtype_of(var) for var in desc.blocks[0].vars
                   if var.persistable and var.type.type == DENSE_TENSOR}
         if params_path is None:
-            arrays = {}
-        elif os.path.isdir(params_path):
-            arrays = {name: params.read(os.path.join(params_path, name), {name: dtype},
-                                        proto)[name] for name, dtype in wanted.items()}
-        else:
-            arrays = params.read(params_path, wanted, proto)
-        return cls(desc, arrays)
+            return cls(desc, {})
+        if not os.path.isdir(params_path):
+            return cls(desc, params.read(params_path, wanted, proto))
+        return cls(desc, {name: params.read(os.path.join(params_path, name), {name: dtype},
+                                            proto)[name] for name, dtype in wanted.items()})
 
     def save(self, model_path, params_path, provenance=None, workarounds=True):
-        """Write both files beside their targets, then rename them into place.
+        """Write both files; see :func:`..provenance_file.write_export`.
 
         Args:
-            model_path, params_path: the targets.
-            provenance: a :class:`~..provenance_file.Provenance` to write beside them, if any.
-            workarounds: apply the passes of :mod:`.passes.runtime_workarounds` to the program
-                first. False only for files that another tool than a runtime reads.
-
-        Raises:
-            ExportError: a target cannot be written.
+            workarounds: apply :mod:`.passes.runtime_workarounds` to the program first. False only
+                for files that another tool than a runtime reads.
         """
         if workarounds:
             apply_runtime_workarounds(self)
@@ -118,11 +104,7 @@ class Program:
         return block
 
     def variables(self, block=None):
-        """Index of the variables of a block, name -> VarDesc.
-
-        Args:
-            block: default: the main block.
-        """
+        """Variables of a block (default: the main block), name -> VarDesc."""
         block = self.desc.blocks[0] if block is None else block
         index = self._variables.get(block.idx)
         if index is None or len(index) != len(block.vars):
@@ -137,11 +119,7 @@ class Program:
         return self.variables(block)[name]
 
     def add_parameter(self, name, array, dtype=None):
-        """Add a persistable variable with the value ``array`` and return its name.
-
-        Args:
-            dtype: name of a data type that numpy lacks (bfloat16).
-        """
+        """Add a parameter and return its name; ``dtype`` is for one that numpy lacks (bfloat16)."""
         self.arrays[name] = array
         if dtype == "bfloat16":
             self._bfloat16.add(name)
@@ -150,19 +128,13 @@ class Program:
         return name
 
     def add_variable(self, block, name, dtype, shape, persistable=False, kind="tensor"):
-        """Add a variable to a block and return its name.
-
-        Args:
-            kind: a key of ``_KINDS``.
-        """
+        """Add a variable of a kind of ``_KINDS`` to a block and return its name."""
         index = self.variables(block)
         var = index[name] = block.vars.add()
         var.name = name
         var.type.type = _KINDS[kind]
         if kind in ("tensor", "array"):
-            tensor = tensor_of(var)
-            tensor.data_type = params.CODES[dtype]
-            tensor.dims.extend(shape)
+            _set_type(var, dtype, shape)
         var.persistable = persistable
         var.is_parameter = persistable and kind == "tensor"
         var.stop_gradient = persistable
@@ -171,17 +143,13 @@ class Program:
     def set_parameter(self, name, array):
         """Replace the value of a parameter; data type and shape may change."""
         self.arrays[name] = array
-        tensor = tensor_of(self.variable(name))
-        tensor.data_type = params.CODES[array.dtype.name]
-        del tensor.dims[:]
-        tensor.dims.extend(array.shape)
+        _set_type(self.variable(name), array.dtype.name, array.shape)
         self._bfloat16.discard(name)
 
     def remove_unused_parameters(self):
         """Remove parameters that no operator refers to."""
-        used = {name for block in self.desc.blocks for op in block.ops
-                for name in [*all_inputs(op), *all_outputs(op)]}
-        unused = set(self.arrays) - used
+        view = GraphView.of_program(self)
+        unused = set(self.arrays) - view.producers.keys() - view.consumers.keys()
         for name in unused:
             del self.arrays[name]
         main = self.desc.blocks[0]
@@ -189,3 +157,9 @@ class Program:
         del main.vars[:]
         main.vars.extend(kept)
         self._variables.clear()
+
+
+def _set_type(var, dtype, shape):
+    tensor = tensor_of(var)
+    tensor.data_type = params.CODES[dtype]
+    tensor.dims[:] = shape

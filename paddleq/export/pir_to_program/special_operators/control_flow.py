@@ -4,7 +4,7 @@ In PIR a block yields values. In the legacy format it assigns to variables of th
 """
 
 from ....errors import FormatError
-from ...program.op_desc import all_inputs, set_block
+from ...program.op_desc import all_inputs, set_attribute
 from ..values import Scope
 
 
@@ -41,7 +41,7 @@ def _write(converter, kind, ins, outs, inner, **values):
     scopes = converter.program.add_variable(converter.scope.desc, converter.builder.fresh(name),
                                             None, None, kind="scopes")
     converter.write(kind, ins, {**outs, slot: scopes}, **values)
-    set_block(converter.scope.ops[-1], "sub_block", inner.idx)
+    set_attribute(converter.scope.ops[-1], "sub_block", inner.idx, "block")
 
 
 def _block(converter, block, targets):

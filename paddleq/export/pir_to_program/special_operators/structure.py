@@ -21,7 +21,7 @@ def parameter(converter, operation):
 def data(converter, operation):
     """Convert an input to a ``feed``; their order is the order of the inputs."""
     (value,), name = operation.results, get(operation, "name", str)
-    if converter.builder.taken(name):
+    if name in converter.builder.names:
         raise FormatError(f"the name {name!r} of an input is taken")
     converter.builder.variable(converter.scope.desc, name, value.shape or [], value.dtype)
     converter.bind(value, name)

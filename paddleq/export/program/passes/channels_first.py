@@ -5,6 +5,7 @@ ONNX supports no other order, and paddle2onnx ignores the order of some of these
 
 from ..op_builder import OpBuilder
 from ..op_desc import (
+    DENSE_TENSOR,
     attribute,
     inputs,
     make_op,
@@ -16,7 +17,6 @@ from ..op_desc import (
     shape_of,
 )
 
-_DENSE_TENSOR = 7  # VarType.Type of framework.proto
 _LAST = {"NHWC": "NCHW", "NDHWC": "NCDHW", "NLC": "NCL", "NWC": "NCW"}
 # Operator type -> (input slot, output slot, attribute with the order).
 _LAYOUTS = {
@@ -34,8 +34,7 @@ def to_channels_first(program):
     """Convert all operators of ``program`` in place."""
     builder = OpBuilder(program)
     for block in program.desc.blocks:
-        shapes = {var.name: shape_of(var) for var in block.vars
-                  if var.type.type == _DENSE_TENSOR}
+        shapes = {var.name: shape_of(var) for var in block.vars if var.type.type == DENSE_TENSOR}
         ops = [new for op in block.ops for new in _replaced(builder, block, op, shapes)]
         replace_ops(block, ops)
 

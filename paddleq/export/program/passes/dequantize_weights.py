@@ -22,12 +22,7 @@ _LITE_WEIGHTS = {"conv2d_transpose": "Filter", "depthwise_conv2d_transpose": "Fi
 
 
 def multiply_unused_integers(builder, block):
-    """Dequantize by multiplication where no runtime computes with the integers, in place.
-
-    Args:
-        builder: :class:`~..op_builder.OpBuilder` of the program.
-        block: a block of the program.
-    """
+    """Dequantize by multiplication where no runtime computes with the integers, in place."""
     program, ops = builder.program, list(block.ops)
     replaced = {}
     for weight in _unused_integers(program, ops, lite=True):
@@ -41,8 +36,7 @@ def multiply_unused_integers(builder, block):
 def float_weights(program, block):
     """Store the float weight where Paddle Inference does not compute with integers, in place.
 
-    Returns:
-        Set of the names of the changed weights.
+    Returns the names of the changed weights.
     """
     ops = list(block.ops)
     weights = _unused_integers(program, ops, lite=False)
@@ -57,14 +51,12 @@ def float_weights(program, block):
 
 def _unused_integers(program, ops, lite):
     """Weights whose integers neither Paddle Inference nor, if ``lite``, Paddle-Lite uses."""
-    view, found = GraphView(ops), []
-    for weight in stored_weights(program, ops).values():
-        consumers = view.consumers.get(weight.target, [])
-        used = consumers and all(_uses_integers(program, weight, op, view, lite)
-                                 for op in consumers)
-        if weight.linear and not used and _is_constant(program, weight):
-            found.append(weight)
-    return found
+    view = GraphView(ops)
+    return [weight for weight in stored_weights(program, ops).values()
+            if weight.linear and _is_constant(program, weight)
+            and not (weight.target in view.consumers
+                     and all(_uses_integers(program, weight, op, view, lite)
+                             for op in view.consumers[weight.target]))]
 
 
 def _uses_integers(program, weight, op, view, lite):

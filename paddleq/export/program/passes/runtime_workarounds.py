@@ -5,6 +5,8 @@ also remove attributes that describe the machine on which the program was traced
 the Python stack of each operator), so that the same model gives the same bytes.
 """
 
+from functools import partial
+
 import numpy as np
 
 from ..graph_view import GraphView
@@ -12,6 +14,7 @@ from ..op_builder import OpBuilder
 from ..op_desc import (
     all_inputs,
     attribute,
+    dtype_of,
     inputs,
     make_op,
     outputs,
@@ -39,8 +42,9 @@ def apply_runtime_workarounds(program):
         move_unsqueeze(builder, block)
         multiply_unused_integers(builder, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
-        ops = _assign_whole_floats(program, builder, block, ops)
-        replace_ops(block, _assign_before_quantize(builder, block, ops))
+        ops = _insert_assign(builder, block, ops, partial(_slot_of_whole_float, program))
+        replace_ops(block, _insert_assign(builder, block, ops,
+                                          partial(_slot_of_changed_range, GraphView(ops))))
 
 
 def _add_biases_as_vectors(program, block, ops):
@@ -80,52 +84,41 @@ def _add_biases_as_vectors(program, block, ops):
             if not (op.type == "reshape2" and outputs(op, "Out")[0] in unused)]
 
 
-def _assign_before_quantize(builder, block, ops):
-    """Insert ``assign`` between an operator that changes the range and its quantize_linear.
+def _insert_assign(builder, block, ops, slot_of):
+    """Insert ``assign`` in front of the input slot ``slot_of(op)`` of each operator, if any."""
+    assigned, kept = {}, []
+    for op in ops:
+        slot = slot_of(op)
+        if slot is not None:
+            source = inputs(op, slot)[0]
+            if source not in assigned:
+                dtype = dtype_of(builder.program.variable(source, block))
+                assigned[source] = builder.variable_like(block, source, f"{source}.assigned", dtype)
+                kept.append(make_op("assign", {"X": source}, {"Out": assigned[source]}))
+            set_input(op, slot, assigned[source])
+        kept.append(op)
+    return kept
+
+
+def _slot_of_changed_range(view, op):
+    """Slot of a quantize_linear behind an operator that changes the range.
 
     Paddle Inference uses the scale behind an average pool, slice, split or scale operator for the
     input of that operator too, which clips it: a squeeze-and-excitation block loses all values
     above the largest mean. It does not propagate a scale through ``assign``.
     """
-    view, assigned, kept = GraphView(ops), {}, []
-    for op in ops:
-        producer = view.source(op, "X") if op.type == "quantize_linear" else None
-        if producer is not None and _changes_range(producer):
-            (source,) = inputs(op, "X")
-            if source not in assigned:
-                assigned[source] = builder.variable_like(block, source, f"{source}.assigned")
-                kept.append(make_op("assign", {"X": source}, {"Out": assigned[source]}))
-            set_input(op, "X", assigned[source])
-        kept.append(op)
-    return kept
+    producer = view.source(op, "X") if op.type == "quantize_linear" else None
+    return "X" if producer is not None and (
+        producer.type in ("scale", "dropout", "slice", "strided_slice", "split")
+        or producer.type == "pool2d" and attribute(producer, "pooling_type") == "avg") else None
 
 
-def _assign_whole_floats(program, builder, block, ops):
-    """Insert ``assign`` behind a float weight that consists of whole numbers.
+def _slot_of_whole_float(program, op):
+    """Slot of a float weight that consists of whole numbers.
 
     With int8 enabled, Paddle Inference takes such a weight (a rotation of 0, 1 and -1, a layer
     pruned to zeros) for a quantized one, looks for its scale and refuses the file.
     """
-    assigned, kept = {}, []
-    for op in ops:
-        slot = INFERENCE_WEIGHTS.get(op.type)
-        name = inputs(op, slot)[0] if slot else None
-        if name in program.arrays and _is_whole_float(program.arrays[name]):
-            if name not in assigned:
-                array = program.arrays[name]
-                assigned[name] = builder.variable(block, f"{name}.assigned", array.shape,
-                                                  str(array.dtype))
-                kept.append(make_op("assign", {"X": name}, {"Out": assigned[name]}))
-            set_input(op, slot, assigned[name])
-        kept.append(op)
-    return kept
-
-
-def _is_whole_float(array):
-    return array.dtype.kind == "f" and not np.any(array % 1)
-
-
-def _changes_range(op):
-    if op.type == "pool2d":
-        return attribute(op, "pooling_type") == "avg"
-    return op.type in ("scale", "dropout", "slice", "strided_slice", "split")
+    slot = INFERENCE_WEIGHTS.get(op.type)
+    array = program.arrays.get(inputs(op, slot)[0]) if slot else None
+    return slot if array is not None and array.dtype.kind == "f" and not np.any(array % 1) else None

@@ -24,21 +24,13 @@ WEIGHTED_OPS = {
 
 
 class StoredWeight(NamedTuple):
-    """A parameter of integers and the operators that dequantize it.
+    """A parameter of integers and the operators that dequantize it."""
 
-    Attributes:
-        name: name of the parameter.
-        scale: name of the parameter or variable with abs_max.
-        bits: number of bits of the integers.
-        axis: axis of the channels, -1 for per tensor.
-        ops: the operators in order; the last one writes the float weight.
-    """
-
-    name: str
-    scale: str
+    name: str  # of the parameter
+    scale: str  # name of the parameter or variable with abs_max
     bits: int
-    axis: int
-    ops: tuple
+    axis: int  # of the channels, -1 for per tensor
+    ops: tuple  # in order; the last one writes the float weight
 
     @property
     def target(self):
@@ -64,32 +56,22 @@ def spec_of(bits, axis, abs_max):
 
 
 def stored_weights(program, ops):
-    """Find the weights that ``ops`` dequantize.
-
-    Returns:
-        Dict, name of the float weight -> :class:`StoredWeight`.
-    """
-    view, found = GraphView(ops), {}
-    for op in ops:
-        weight = None
-        if op.type == "dequantize_linear":
-            weight = _linear(view, op)
-        elif op.type == "elementwise_div":
-            weight = _multiplied(program, view, op)
-        if weight is not None and weight.name in program.arrays and (
-                program.arrays[weight.name].dtype.name in _TYPES):
-            found[weight.target] = weight
-    return found
+    """Find the weights that ``ops`` dequantize, name of the float weight -> StoredWeight."""
+    view = GraphView(ops)
+    found = [weight for op in ops for weight in [_stored_weight(program, view, op)]
+             if weight is not None and weight.name in program.arrays
+             and program.arrays[weight.name].dtype.name in _TYPES]
+    return {weight.target: weight for weight in found}
 
 
-def _linear(view, op):
-    cast = view.source(op, "X", "cast")
-    chain = (op,) if cast is None else (cast, op)
-    return StoredWeight(inputs(chain[0], "X")[0], inputs(op, "Scale")[0],
-                        attribute(op, "bit_length", 8), attribute(op, "quant_axis", -1), chain)
-
-
-def _multiplied(program, view, op):
+def _stored_weight(program, view, op):
+    if op.type == "dequantize_linear":
+        cast = view.source(op, "X", "cast")
+        chain = (op,) if cast is None else (cast, op)
+        return StoredWeight(inputs(chain[0], "X")[0], inputs(op, "Scale")[0],
+                            attribute(op, "bit_length", 8), attribute(op, "quant_axis", -1), chain)
+    if op.type != "elementwise_div":
+        return None
     levels = program.arrays.get(inputs(op, "Y")[0])
     product = view.source(op, "X", "elementwise_mul")
     cast = None if product is None else view.source(product, "X", "cast")
