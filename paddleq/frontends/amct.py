@@ -184,16 +184,7 @@ def convert(model: nn.Layer) -> None:
 
 @dataclass(frozen=True)
 class AmctConfig:
-    """A parsed and validated ``config``.
-
-    Attributes:
-        batch_num: number of forward passes to observe.
-        weight: QuantSpec of the weights.
-        activation: QuantSpec of the inputs; None leaves them float.
-        algorithm: "minmax" or the name of a registered algorithm.
-        options: options of the algorithm that were given.
-        skip_layers: substrings of the names of layers to leave float.
-    """
+    """A parsed and validated ``config``."""
 
     batch_num: int
     weight: QuantSpec
@@ -204,11 +195,7 @@ class AmctConfig:
 
     @classmethod
     def parse(cls, config: Any) -> "AmctConfig":
-        """Parse a user's dict.
-
-        Raises:
-            ConfigTypeError, ConfigError: see :func:`paddleq.amct.quantize`.
-        """
+        """Parse a user's dict."""
         values = check_config("config", config, {
             "batch_num": _check_count, "quant_cfg": _check_quant_cfg,
             "algorithm": _check_algorithm, "skip_layers": _check_skip_layers,
@@ -240,11 +227,7 @@ class AmctConfig:
         return rules
 
     def check_group_size(self, name: str, in_features: int) -> None:
-        """Raise if the layer ``name`` is too small for groups of the configured size.
-
-        Raises:
-            ConfigError: names the valid sizes.
-        """
+        """Raise if the layer ``name`` is too small for groups of the configured size."""
         granularity = self.weight.granularity
         if isinstance(granularity, PerGroup) and granularity.size >= in_features:
             largest = (in_features - 1) // GROUP_UNIT * GROUP_UNIT

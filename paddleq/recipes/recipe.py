@@ -122,15 +122,7 @@ def load_yaml_file(path) -> Tuple[Any, Dict[Location, int]]:
 
 
 def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
-    """Return (plain values, location -> line) of a YAML document. Lines count from 1.
-
-    Args:
-        text: document.
-        source: name of the document for messages.
-
-    Raises:
-        RecipeError: the text is not YAML, has several documents, or repeats a key.
-    """
+    """Return (plain values, location -> line) of a YAML document. Lines count from 1."""
     parser = YAML(typ="safe", pure=True)
     lines: Dict[Location, int] = {(): 1}
     problems = []

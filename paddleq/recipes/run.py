@@ -29,8 +29,7 @@ from ..frontends.paddleslim import PTQ
 from ..frontends.paddleslim.post_dynamic import weights_as_integers
 from ..frontends.paddleslim.post_static import calibrated_model, sensitivity_post_static
 from ..frontends.paddleslim.saved_models import quantized_program
-from ..frontends.paddleslim.shared import rules_for
-from ..nn.layer_types import known_classes
+from ..frontends.paddleslim.shared import insert_observers, rules_for
 from ..saved_model.files import locate
 from .recipe import Recipe
 from .sources import build_model, open_data
@@ -136,9 +135,7 @@ def _by_amct(recipe, net):
 def quantized_by_ptq(recipe, net):
     """Return a quantized, calibrated copy of ``net``."""
     quantize, ptq = recipe.values.quantize, _ptq(recipe)
-    classes = [cls for name, cls in known_classes().items()
-               if name not in ("Embedding", "QuantizableFunction")]
-    rules = rules_for(classes, _layer_config(ptq))
+    rules = rules_for(None, _layer_config(ptq))
     for number, rule in enumerate(quantize.rules or ()):
         scope = rule.scope()
         try:
@@ -149,10 +146,8 @@ def quantized_by_ptq(recipe, net):
         rules.add(scope, None if rule.skip else _layer_config(ptq, rule))
     rules.add(Scope.parse(quantize.skip, net), None)
     net = engine.copy_of(net)
-    fuse = None if quantize.fuse is False else lambda: fold_batch_norms(net, None)
-    engine.prepare(net, rules, fuse)
-    net.eval()
-    engine.set_state(net, "calibration")
+    insert_observers(net, rules,
+                     None if quantize.fuse is False else lambda: fold_batch_norms(net, None))
     engine.calibrate(net, data_of(recipe, "calibration"))
     return net
 
@@ -178,9 +173,7 @@ def _layer_config(ptq, rule=None):
 def sensitivities(recipe, report_path=None):
     """Measure the sensitivity to each layer, or to each operator of a saved model.
 
-    Args:
-        recipe: :class:`Recipe` of the method ptq. Its exports are not written.
-        report_path: file of an HTML report of a Layer. Default: no report.
+    The recipe is of the method ptq. For a Layer, a report is written to ``report_path``.
     """
     model, data = recipe.values.model, data_of(recipe, "calibration")
     with _seeded(recipe.values.seed):

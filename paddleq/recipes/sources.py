@@ -20,15 +20,7 @@ _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 
 def find_function(text: str, folder: str) -> Callable:
-    """Return the function with the name "module:function" or "file.py:function".
-
-    Args:
-        text: name of the function.
-        folder: folder of a file, which is also searched first for modules.
-
-    Raises:
-        ConfigError: the file, module or function does not exist, or its import fails.
-    """
+    """Return the function with the name "module:function" or "file.py:function" in ``folder``."""
     module_name, _, function = text.rpartition(":")
     sys.path.insert(0, folder)
     try:
@@ -67,13 +59,7 @@ def _file(path):
 
 
 def build_model(function, folder, arguments=None, weights=None):
-    """Build a Layer with a function and load its weights from a file. It is in evaluation mode.
-
-    Raises:
-        ConfigError: see :func:`find_function`, or the function fails.
-        ModelError: the function returns no Layer, or the weights belong to another model.
-        FormatError: the file of weights is missing or damaged.
-    """
+    """Build a Layer with a function and load its weights from a file. It is in evaluation mode."""
     build = find_function(function, folder)
     try:
         model = build(**(arguments or {}))
@@ -91,24 +77,11 @@ def build_model(function, folder, arguments=None, weights=None):
 
 def open_data(source, folder=".", batch_size=32, batches=None, keys=None, labels=None,
               transform=None):
-    """Open the data of a recipe.
+    """Return the batches of a data section of a recipe, which can be iterated repeatedly.
 
-    Args:
-        source: path of a ``.npy`` or ``.npz`` file or a folder of images, or "module:function".
-        folder: folder that paths are relative to.
-        batch_size: number of items in a batch. Functions yield complete batches.
-        batches: number of batches. Default: all.
-        keys: names of the arrays of a ``.npz`` file in the order of the inputs of the model.
-            Default: all except ``labels``.
-        labels: name of the labels in a ``.npz`` file; ``True`` for one folder of images per class.
-        transform: see :func:`image_transform`, for images.
-
-    Returns:
-        An iterable of batches that can be iterated repeatedly. A batch is a list of arrays, the
-        inputs of the model, or an item of a user's function.
-
-    Raises:
-        ConfigError, FormatError: the source does not exist or is damaged.
+    ``source`` is a ``.npy`` or ``.npz`` file or a folder of images, or "module:function", which
+    yields complete batches. ``keys`` are the arrays of a ``.npz`` in the order of the model's
+    inputs (default: all but ``labels``); ``labels=True`` means a folder of images per class.
     """
     path = os.path.join(folder, source)
     if ":" in source and not os.path.exists(path):
@@ -201,13 +174,9 @@ def _image(path, transform):
 def image_transform(steps, folder="."):
     """Return a function from a PIL image to an array [channels, height, width].
 
-    Args:
-        steps: list of texts or one-key mappings: classes of ``paddle.vision.transforms`` with
-            their arguments, ``{"Resize": {"size": 256}}``, ``"ToTensor"``, or "module:function".
-            ``ToTensor`` is added if no step returns an array.
-
-    Raises:
-        ConfigError: a transform does not exist or does not accept its arguments.
+    Steps are classes of ``paddle.vision.transforms``, ``"ToTensor"`` or
+    ``{"Resize": {"size": 256}}``, or "module:function". ``ToTensor`` is added if no step returns
+    an array.
     """
     from paddle.vision import transforms
 

@@ -115,17 +115,9 @@ class QuantGranularity(enum.Enum):
 
 def check_enum(name: str, value: Any, choices: Sequence[Optional[enum.Enum]],
                others: Sequence[str] = ()) -> Any:
-    """Return the element of ``choices`` that ``value`` denotes.
+    """Return the element of ``choices`` that ``value`` is, or whose value or Paddle dtype it is.
 
-    Args:
-        name: name of the argument for messages.
-        value: the element, its value as a str, or Paddle's dtype.
-        choices: members of one enumeration, or None.
-        others: further str that are valid and returned as they are.
-
-    Raises:
-        ConfigTypeError: ``value`` is neither a member of that enumeration nor a str.
-        ConfigError: it is another one.
+    ``choices`` are members of one enumeration, or None; ``others`` are further valid str.
     """
     kind: Any = next(type(each) for each in choices if each is not None)
     members = {str(each.value).lower(): each for each in kind}

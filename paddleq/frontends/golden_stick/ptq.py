@@ -19,6 +19,7 @@ from ...algorithms.layerwise.schedule import select_layers
 from ...checkpoint import load_checkpoint
 from ...config import QuantConfig, Scope, SkipKind, SkipReason
 from ...engine.select import record_reasons
+from ...engine.summary import table
 from ...errors import ConfigError, FormatError, ModelError, StateError
 from ...nn.deployable import DeployableLayer, deployable_layers
 from ...nn.integer_linear import linear_skip_reason
@@ -201,12 +202,9 @@ class PTQ:
                 rows.append((name, getattr(caches[id(layer)], "quant_type", "NA")))
             elif isinstance(layer, (nn.Linear, DeployableLayer)) and id(layer) not in inner:
                 rows.append((name, getattr(layer, "quant_type", "NA")))
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name.ljust(width)} | {kind}" for name, kind in rows]
-        lines.insert(1, "-" * width + "-+-" + "-" * max(len(kind) for _, kind in rows))
-        table = "\n".join(lines)
-        sys.stdout.write(table + "\n")
-        return table
+        text = table(rows)
+        sys.stdout.write(text + "\n")
+        return text
 
     def _initialized(self):
         policies = getattr(self, "_policies", None)
@@ -242,19 +240,7 @@ def _prefix(path):
 
 
 class LayerPolicies:
-    """The :class:`PTQConfig` of each layer, by its name.
-
-    Args:
-        config: the :class:`PTQConfig` of layers that no pattern matches.
-        policies: an OrderedDict of regular expression -> PTQConfig, or None to leave the layers
-            that it matches float; None for no patterns. An expression is matched from the start
-            of a layer's name.
-
-    Raises:
-        ConfigTypeError: ``policies`` is no OrderedDict, a key no str, a value no PTQConfig.
-        ConfigError: a key is no regular expression; the mode of a policy is not that of
-            ``config``.
-    """
+    """The :class:`PTQConfig` of each layer, by its name; the arguments are those of PTQ."""
 
     def __init__(self, config: PTQConfig, policies: Optional["OrderedDict[str, Any]"] = None):
         self.config = config
@@ -268,9 +254,6 @@ class LayerPolicies:
         """Return the rules for the Linears and KV caches of ``network``.
 
         Linears outside of the decoder layers are quantized only where a pattern matches them.
-
-        Raises:
-            ConfigError: two patterns match one layer.
         """
         caches = {id(layer) for _, layer in helper.kv_caches(network)}
         inside = caches | {id(part) for _, layer in helper.decoder_layers(network)
@@ -281,11 +264,7 @@ class LayerPolicies:
                                            if id(layer) in inside])
 
     def rules_of(self, names: Sequence[str], general: Sequence[str]) -> QuantConfig:
-        """Return the rules for the layers ``names``; ``config`` is for ``general`` of them.
-
-        Raises:
-            ConfigError: two patterns match one layer.
-        """
+        """Return the rules for the layers ``names``; ``config`` is for ``general`` of them."""
         matches = {name: [pattern for pattern in self.policies if re.match(pattern, name)]
                    for name in names}
         for name, patterns in matches.items():

@@ -356,13 +356,7 @@ def _contradictions(c):
 def parse_algo_args(given: Any, wanted: Sequence[type]) -> Dict[type, Any]:
     """Return class -> instance for the classes ``wanted`` of options or registered algorithms.
 
-    Args:
-        given: a dict of options of any of ``wanted``, an instance of one of them, or a list or
-            tuple of instances.
-
-    Raises:
-        ConfigTypeError: ``given`` is of another type.
-        ConfigError: an option that none of ``wanted`` has.
+    ``given`` is a dict of their options, an instance of one of them, or a list of instances.
     """
     known = {option: cls for cls in wanted for option in inspect.signature(cls).parameters}
     options, instances = given, {}

@@ -10,7 +10,7 @@ from ...config import LayerConfig, QuantConfig
 from ...engine.select import select
 from ...errors import ConfigError, ModelError
 from ...export.pir_to_program import load_program
-from ...export.provenance_file import Provenance, file_digests
+from ...export.provenance_file import file_digests
 from ...export.trace import trace_float
 from ...saved_model import SavedModel
 from ...saved_model.files import find_files
@@ -20,6 +20,7 @@ from .saved_models import (
     check_op_types,
     operator_rules,
     quantized_program,
+    save_program,
 )
 
 # Layer classes by the operators as which programs have them.
@@ -93,26 +94,20 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         engine.check_model(model_dir)
     else:
         files = find_files(os.fspath(model_dir), model_filename, params_filename)
-    quantize = {"method": "dynamic", "weight_bits": weight_bits,
-                "weight_quantize_type": weight_quantize_type,
-                "quantizable_op_type": list(quantizable_op_type)}
-
-    def load():
-        return trace_float(model_dir, input_spec) if live else load_program(files[0], files[1])
-
+    options = {"weight_bits": weight_bits, "weight_quantize_type": weight_quantize_type,
+               "quantizable_op_type": list(quantizable_op_type)}
     if save_model_dir is not None:
-        kinds = ["quantized_model"] + ["test_model"] * generate_test_model
-        programs = [(kind, weights_as_integers(
-            load(), quantizable_op_type, weight_bits, weight_quantize_type,
-            as_float=kind == "test_model")) for kind in kinds]
+        outputs = {"quantized_model": {}}
+        if generate_test_model:
+            outputs["test_model"] = {"as_float": True}
+        programs = {kind: weights_as_integers(
+            trace_float(model_dir, input_spec) if live else load_program(*files),
+            **options, **form) for kind, form in outputs.items()}
         source = {"model": type(model_dir).__name__} if live else {"made_from": file_digests(files)}
-        for kind, program in programs:
-            folder = os.path.join(os.fspath(save_model_dir), kind)
-            made_by = {**source, "quantize": quantize,
-                       **({"as_float": True} if kind == "test_model" else {})}
-            program.save(os.path.join(folder, save_model_filename),
-                         os.path.join(folder, save_params_filename),
-                         Provenance("pdmodel", program, **made_by))
+        for kind, program in programs.items():
+            save_program(program, os.path.join(os.fspath(save_model_dir), kind),
+                         save_model_filename, save_params_filename, **source,
+                         quantize={"method": "dynamic", **options}, **outputs[kind])
     if not live:
         return None
     config = LayerConfig(weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight())

@@ -11,7 +11,7 @@ from ...analysis import Sensitivities, sensitivity
 from ...config import LayerConfig
 from ...config.layer_config import check_activation_observer
 from ...engine import plain_value
-from ...export.provenance_file import Provenance, file_digests
+from ...export.provenance_file import file_digests
 from ...graph.fold_batch_norm import fuse
 from ...observers import OBSERVERS
 from ...observers.histogram import HIST_PERCENT
@@ -24,6 +24,7 @@ from .saved_models import (
     check_op_types,
     operator_rules,
     quantized_program,
+    save_program,
 )
 
 
@@ -93,40 +94,18 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
         "optimize_model": optimize_model, "skip_tensor_list": skip_tensor_list}
     program, names = quantized_program(calibrated_model(
         model_dir, data_loader, model_filename, params_filename, **options))
-    made_by = {
-        "made_from": file_digests(find_files(os.fspath(model_dir), model_filename,
-                                             params_filename)),
-        "quantize": {"method": "quant_post_static", **plain_value(options)}}
-    folder = os.fspath(quantize_model_path)
-    program.save(os.path.join(folder, save_model_filename),
-                 os.path.join(folder, save_params_filename),
-                 Provenance("pdmodel", program, **made_by))
+    save_program(
+        program, os.fspath(quantize_model_path), save_model_filename, save_params_filename,
+        made_from=file_digests(find_files(os.fspath(model_dir), model_filename, params_filename)),
+        quantize={"method": "quant_post_static", **plain_value(options)})
     return names
 
 
 def sensitivity_post_static(model_dir, data_loader, **options):
     """Measure the loss of the output when each operator of a saved model is quantized alone.
 
-    Args:
-        model_dir, data_loader, options: as for :func:`calibrated_model`.
-
-    Returns:
-        :class:`~paddleq.analysis.Sensitivities`, named after the weights; ``sqnr`` is that of the
-        outputs, in dB.
-
-    Raises:
-        PaddleqError: as :func:`quant_post_static`.
-
-    Examples:
-        >>> import tempfile, paddle, paddleq
-        >>> from paddle.static import InputSpec
-        >>> from paddleq.frontends.paddleslim.post_static import sensitivity_post_static
-        >>> folder = tempfile.mkdtemp()
-        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4), paddle.nn.Linear(4, 4))
-        >>> _ = net.eval()
-        >>> paddle.jit.save(net, folder + "/net", [InputSpec([None, 8], "float32", "x")])
-        >>> len(sensitivity_post_static(folder, [paddle.rand([16, 8])]))
-        2
+    Return :class:`~paddleq.analysis.Sensitivities`, named after the weights. The arguments are
+    those of :func:`calibrated_model`.
     """
     batches = list(islice(data_loader, options.get("batch_nums")))  # iterated twice
     model = calibrated_model(model_dir, batches, **options)
@@ -140,11 +119,8 @@ def calibrated_model(model_dir, data_loader, model_filename=None, params_filenam
                      optimize_model=True, skip_tensor_list=None, **quantizers):
     """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
 
-    Args:
-        config: :class:`~paddleq.config.LayerConfig` of the operators. Default None: that of
-            ``quantizers``, the arguments ``algo``, ``hist_percent``, ``weight_bits``,
-            ``activation_bits`` and ``weight_quantize_type`` of :func:`quant_post_static`.
-        model_dir, and all others: as for :func:`quant_post_static`.
+    The arguments are those of that function. A ``config`` replaces its ``quantizers``: the bits,
+    ``algo``, ``hist_percent`` and ``weight_quantize_type``.
     """
     config = _layer_config(**quantizers) if config is None else config
     for name, spec in (("weight_bits", config.weight_spec),
@@ -183,9 +159,8 @@ def _layer_config(algo="hist", hist_percent=HIST_PERCENT, weight_bits=8, activat
     check_activation_observer("algo", algo)
     check_float("hist_percent", hist_percent, 0.0, 1.0, open_low=True, open_high=True)
     check_choice("weight_quantize_type", weight_quantize_type, WEIGHT_QUANTIZERS)
-    arguments = {"hist_percent": hist_percent}
-    if "hist_percent" not in inspect.signature(OBSERVERS[algo]).parameters:
-        arguments = {}
+    taken = "hist_percent" in inspect.signature(OBSERVERS[algo]).parameters
+    arguments = {"hist_percent": hist_percent} if taken else {}
     return LayerConfig(
         weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight(),
         activation=ObserverQuantizer(algo, activation_bits, **arguments).activation())

@@ -11,9 +11,8 @@ from ...analysis.accuracy import AccuracySearch
 from ...config import LayerConfig, Scope
 from ...engine.example_inputs import fold_batch_norms
 from ...errors import ConfigError
-from ...nn.layer_types import QuantizableFunction, known_classes
 from .quantizers import make_quantizer
-from .shared import layer_classes, rules_for, skip_rules
+from .shared import insert_observers, layer_classes, rules_for, skip_rules
 
 
 class PTQ:
@@ -79,18 +78,13 @@ class PTQ:
         scope = Scope.parse(skip, model)
         if fuse_list is not None and not fuse:
             raise ConfigError("fuse_list has an effect with fuse=True only, but fuse is False")
-        if quantizable_layer_type is None:
-            classes = [cls for cls in known_classes().values()
-                       if cls not in (nn.Embedding, QuantizableFunction)]
-        else:
-            classes = layer_classes("quantizable_layer_type", quantizable_layer_type)
+        classes = None if quantizable_layer_type is None else layer_classes(
+            "quantizable_layer_type", quantizable_layer_type)
         config = LayerConfig(weight=self.weight_quantizer.weight(),
                              activation=self.activation_quantizer.activation())
         model = model if inplace else engine.copy_of(model)
-        engine.prepare(model, rules_for(classes, config, scope),
-                       (lambda: fold_batch_norms(model, inputs, fuse_list)) if fuse else None)
-        model.eval()
-        engine.set_state(model, "calibration")
+        insert_observers(model, rules_for(classes, config, scope),
+                         (lambda: fold_batch_norms(model, inputs, fuse_list)) if fuse else None)
         engine.set_provenance(
             model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
             weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,

@@ -174,16 +174,9 @@ class ObserverQuantizer(_Quantizer):
 
 
 def make_quantizer(name: str, given: Any, side: str, arguments: Dict[str, Any]) -> Any:
-    """Return the quantizer for a name, a class or an instance.
+    """Return the quantizer of a ``side``, "activation" or "weight".
 
-    Args:
-        name: name of the argument for messages.
-        given: name of a quantizer or of a registered observer, a class, or an instance.
-        side: "activation" or "weight", the tensors to quantize.
-        arguments: keyword arguments of the quantizer.
-
-    Raises:
-        ConfigError, ConfigTypeError: an unknown quantizer or argument, or an invalid value.
+    ``given`` is its name, the name of a registered observer, a class or an instance.
     """
     known = {cls.__name__: cls for cls in (KLQuantizer, HistQuantizer, AbsmaxQuantizer,
                                            PerChannelAbsmaxQuantizer) if hasattr(cls, side)}

@@ -1,5 +1,6 @@
 """Quantization of saved models by the engine; shared by the front ends that read them."""
 
+import os
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Iterable, List, Set, Tuple
@@ -11,6 +12,7 @@ from ...errors import ConfigError, ModelError
 from ...export.markers import simulated_weight
 from ...export.paddle.lower import lower_markers
 from ...export.program.program import Program
+from ...export.provenance_file import Provenance
 from ...export.trace import trace
 from ...nn.layer_types import kind_of
 from ...saved_model import SavedModel
@@ -36,17 +38,9 @@ def check_op_types(given: Any) -> Set[str]:
 
 def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConfig,
                    skip_tensors: Iterable[str] = ()) -> QuantConfig:
-    """Return the rules for the operators of a saved model.
+    """Return the rules for the operators of a saved model of these types.
 
-    Args:
-        op_types: types of the operators to quantize.
-        config: their configuration.
-        skip_tensors: names of weights, inputs and outputs in the program whose operators stay
-            float. A :class:`~paddleq.config.Scope` takes the names of their layers.
-
-    Raises:
-        ConfigError: a name in ``skip_tensors`` belongs to no such operator.
-        ModelError: there is no such operator with a weight.
+    Those whose weight, input or output is in ``skip_tensors`` stay float.
     """
     tensors = {name: {binding.weight, binding.operator.input(binding.source), binding.target,
                       *chain.from_iterable(binding.operator.outputs.values())}
@@ -70,8 +64,7 @@ def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConf
 def quantized_program(model: SavedModel, as_float: bool = False) -> Tuple[Program, List[str]]:
     """Return the program of a quantized model, and the names of its quantized weights.
 
-    Args:
-        as_float: store the dequantized weights in float32.
+    With ``as_float`` it holds the dequantized weights.
     """
     weights = sorted({model.weight_names[name] for name, _ in engine.quantized_layers(model)})
     program, marks = trace(model, None)
@@ -79,3 +72,10 @@ def quantized_program(model: SavedModel, as_float: bool = False) -> Tuple[Progra
         marks = [replace(mark, value=simulated_weight(mark), integers=None) for mark in marks]
     lower_markers(program, marks)
     return program, weights
+
+
+def save_program(program: Program, folder: str, model_filename: str, params_filename: str,
+                 **made_by: Any) -> None:
+    """Write a program with its parameters and provenance to ``folder``."""
+    program.save(os.path.join(folder, model_filename), os.path.join(folder, params_filename),
+                 Provenance("pdmodel", program, **made_by))

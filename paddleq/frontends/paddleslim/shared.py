@@ -1,9 +1,10 @@
 """Parsing of arguments that ``QAT`` and ``PTQ`` share."""
 
-from typing import Any, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 from paddle import nn
 
+from ... import engine
 from ..._checks import check_choice, wrong_type
 from ...config import LayerConfig, QuantConfig, Scope
 from ...errors import ConfigError
@@ -11,15 +12,7 @@ from ...nn.layer_types import QuantizableFunction, known_classes
 
 
 def layer_classes(name: str, value: Any) -> List[type]:
-    """Return the registered layer classes of a list of classes or of their names.
-
-    Args:
-        name: name of the argument for messages.
-        value: the list.
-
-    Raises:
-        ConfigError, ConfigTypeError: an entry is not registered or of another type.
-    """
+    """Return the registered layer classes of a list of classes or of their names."""
     if not isinstance(value, (list, tuple)):
         raise wrong_type(name, value, "a list of layer classes or their names")
     known, classes = known_classes(), []
@@ -37,15 +30,15 @@ def layer_classes(name: str, value: Any) -> List[type]:
     return classes
 
 
-def rules_for(classes: Sequence[type], config: LayerConfig,
+def rules_for(classes: Optional[Sequence[type]], config: LayerConfig,
               skip: Optional[Scope] = None) -> QuantConfig:
     """Return the rules of one configuration for these classes and for QuantizableFunction.
 
-    Args:
-        classes: registered layer classes.
-        config: their :class:`~paddleq.config.LayerConfig`.
-        skip: layers to leave float. Default: none.
+    ``classes`` may be None for all registered ones but Embedding.
     """
+    if classes is None:
+        classes = [cls for cls in known_classes().values()
+                   if cls not in (nn.Embedding, QuantizableFunction)]
     rules = QuantConfig()
     for cls in [*classes, QuantizableFunction]:
         rules.add_type(cls, config)
@@ -53,8 +46,15 @@ def rules_for(classes: Sequence[type], config: LayerConfig,
     return rules
 
 
+def insert_observers(model: nn.Layer, rules: QuantConfig, fold: Optional[Callable]) -> None:
+    """Prepare ``model`` for calibration, after ``fold()`` if it is given."""
+    engine.prepare(model, rules, fold)
+    model.eval()
+    engine.set_state(model, "calibration")
+
+
 def skip_rules(skip: Scope) -> Optional[List[dict]]:
     """Return the ``rules`` of a recipe that skip the layers of a scope; None if it is empty."""
-    return [*({"name": name, "skip": True} for name in skip.names),
-            *({"pattern": pattern, "skip": True} for pattern in skip.patterns),
-            *({"type": cls.__name__, "skip": True} for cls in skip.types)] or None
+    return [{key: entry, "skip": True} for key, entries in (
+        ("name", skip.names), ("pattern", skip.patterns),
+        ("type", [cls.__name__ for cls in skip.types])) for entry in entries] or None
