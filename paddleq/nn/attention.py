@@ -65,10 +65,10 @@ class CachedAttention(KeyValueAttention):
 
 
 def _as_cache(kept, cls):
-    static = issubclass(cls, _Paddle.StaticCache)
-    if len(kept) == 2:
-        return (_Paddle.StaticCache if static else _Paddle.Cache)(*kept)
-    return (ScaledStaticCache if static else ScaledCache)(*kept)
+    float_cache, scaled_cache = ((_Paddle.StaticCache, ScaledStaticCache)
+                                 if issubclass(cls, _Paddle.StaticCache)
+                                 else (_Paddle.Cache, ScaledCache))
+    return (float_cache if len(kept) == 2 else scaled_cache)(*kept)
 
 
 def supports_cache(layer):
@@ -78,10 +78,7 @@ def supports_cache(layer):
 
 
 def insert_cache(attention):
-    """Insert a float ``kv_cache`` into a ``MultiHeadAttention``, in place.
-
-    The outputs stay the same until the cache is replaced by another one.
-    """
+    """Insert a float ``kv_cache`` into a ``MultiHeadAttention``, in place."""
     if isinstance(attention, CachedAttention):
         return
     attention.__class__ = swapped_class(CachedAttention, type(attention))

@@ -19,14 +19,11 @@ class Block:
         norm: the batch norm that is the only reader of the producer's output, or None.
         relu: the ``nn.ReLU`` that is the only reader of the preceding output, or None. It may end
             several blocks; it finds the current one by the identity of its input.
-
-    Attributes:
-        folded: the producer computes the norm too, and the norm passes its input through.
     """
 
     def __init__(self, producer, norm=None, relu=None):
         self.producer, self.norm, self.relu = producer, norm, relu
-        self.folded = False
+        self.folded = False  # True if the producer computes the norm too
         self._relu_input = None  # until the ReLU receives it
 
     def attach(self):
@@ -71,18 +68,13 @@ class BlockMember(nn.Layer):
 
     def swapped_forward(self, args, kwargs):
         """Compute the layer's forward and the block's output quantizer if the layer ends it."""
-        blocks = self._paddleq.member_of
         x = args[0] if args else next(iter(kwargs.values()))
-        as_norm = [block for block in blocks if block.norm is self]
-        if as_norm:
-            (block,) = as_norm
-            y = x if block.folded else self.float_forward(*args, **kwargs)
-            return block.output_of(self, y)
+        block = next((block for block in self._paddleq.member_of
+                      if block.norm is self or block.receive(x)), None)
+        if block is not None and block.norm is self and block.folded:
+            return block.output_of(self, x)
         y = self.float_forward(*args, **kwargs)
-        for block in blocks:
-            if block.receive(x):
-                return block.output_of(self, y)
-        return y
+        return y if block is None else block.output_of(self, y)
 
     def float_forward(self, *args, **kwargs):
         """Compute the forward of the layer's own class."""

@@ -31,10 +31,6 @@ class NormFolding(nn.Layer):
         one_conv: use the formula with one convolution in training, not that with two.
         freeze_at: number of training steps after which the running statistics are fixed and used
             in place of those of the batch.
-
-    Attributes:
-        norm: the batch norm, or None. It keeps its parameters and statistics.
-        step: buffer, int64 [1]: training steps so far.
     """
 
     def __init__(self, one_conv, freeze_at):
@@ -57,10 +53,8 @@ class NormFolding(nn.Layer):
         self.__dict__["norm"] = norm
 
     def compute(self, layer, args, kwargs):
-        """Compute the output of ``layer`` and the norm.
-
-        It is not named forward, because hooks on all layers (paddle.flops) expect tensors.
-        """
+        """Compute the output of ``layer`` and the norm."""
+        # Not named forward, because hooks on all layers (paddle.flops) expect tensors.
         norm = self.norm
         if not norm.training or batch_norm_state(norm).use_global_stats:
             return self._with_running_statistics(layer, args, kwargs)
@@ -68,7 +62,10 @@ class NormFolding(nn.Layer):
             raise ModelError(
                 f"{layer._paddleq.name} is trained with a folded batch norm, which needs dynamic "
                 "mode: train without paddle.jit.to_static, or set bn_fold to False")
-        if self._count() >= self.freeze_at:
+        before = self.step.item()  # read each time, because set_state_dict changes the buffer
+        with paddle.no_grad():
+            paddle.assign(self.step + 1, self.step)
+        if before >= self.freeze_at:
             return self._with_running_statistics(layer, args, kwargs)
         formula = self._one_conv if self.one_conv else self._two_conv
         return formula(layer, args, kwargs)
@@ -79,14 +76,6 @@ class NormFolding(nn.Layer):
 
     def extra_repr(self):
         return f"{'one' if self.one_conv else 'two'} conv, freeze_at={self.freeze_at}"
-
-    def _count(self):
-        """Count a step and return the number of earlier ones."""
-        # Read each time, because set_state_dict changes the buffer.
-        before = self.step.item()
-        with paddle.no_grad():
-            paddle.assign(self.step + 1, self.step)
-        return before
 
     def _one_conv(self, layer, args, kwargs):
         # gamma cancels out here; its gradient comes from the norm. The gradient through the weight

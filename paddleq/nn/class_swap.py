@@ -23,11 +23,7 @@ from .._paddle_compat import (
 
 
 class SwappedClass(abc.ABCMeta):
-    """Metaclass of the classes that :func:`swapped_class` makes.
-
-    No module has such a class under its name. Pickle stores the mixin and the float class and makes
-    the class again where it loads.
-    """
+    """Metaclass of the classes that :func:`swapped_class` makes."""
 
     _mixin: type
     _float_class: Type[nn.Layer]
@@ -57,11 +53,8 @@ def swapped_class(mixin: Any, base: Type[nn.Layer]) -> Type[nn.Layer]:
     return cls
 
 
-def _reduce(cls: SwappedClass) -> Any:
-    return swapped_class, (cls._mixin, cls._float_class)
-
-
-copyreg.pickle(SwappedClass, _reduce)
+# No module has such a class under its name: pickle makes it again where it loads.
+copyreg.pickle(SwappedClass, lambda cls: (swapped_class, (cls._mixin, cls._float_class)))
 make_tensors_picklable()
 
 
@@ -78,12 +71,11 @@ def replace_layers(model: nn.Layer,
     parents, a plain list or a hook that refer to it. Its own hooks stay.
 
     Args:
-        model: a ``paddle.nn.Layer``.
         replacements: (layer of the model, new layer) pairs. The new layer object must not be used
             afterwards.
 
     Returns:
-        A function without arguments that restores the old layers.
+        A function that restores the old layers.
     """
     before = []
     for old, new in replacements:
@@ -106,10 +98,7 @@ def _become(layer, cls, attributes):
 
 @contextmanager
 def rollback_on_error(model: nn.Layer) -> Iterator[None]:
-    """Roll back structural changes of ``model`` if the block raises.
-
-    Class, sublayers, parameters and attributes of each layer are restored, not tensor values.
-    """
+    """Roll back structural changes of ``model``, not those of tensor values, on an exception."""
     before = [(layer, type(layer), dict(layer.__dict__), copied_attributes(layer))
               for layer in model.sublayers(include_self=True)]
     try:
@@ -133,12 +122,9 @@ def copied_attributes(layer: nn.Layer) -> Dict[str, Any]:
 
 @contextmanager
 def substituted(layer: nn.Layer, weights: Dict[str, Any]) -> Iterator[None]:
-    """While open, ``layer.<name>`` is ``weights[name]``.
-
-    An instance attribute hides the parameter of that name from the layer's own ``forward``.
-    ``parameters()`` and ``state_dict()`` are not affected.
-    """
-    # A bias of None is an instance attribute already.
+    """While open, ``layer.<name>`` is ``weights[name]``; ``parameters()`` are not affected."""
+    # An instance attribute hides the parameter of that name from the layer's own forward. A bias
+    # of None is one already.
     own = {name: layer.__dict__[name] for name in weights if name in layer.__dict__}
     try:
         layer.__dict__.update(weights)

@@ -5,6 +5,7 @@ from :class:`DeployableLayer` and register it with :func:`~paddleq.nn.layer_type
 """
 
 import abc
+import inspect
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -23,10 +24,12 @@ class DeployableLayer(abc.ABC):
     Attributes:
         initialized: True if the tensors are set, False for a structure that awaits a checkpoint.
         data_dependent: fields of :meth:`description` that may differ in a checkpoint.
+        spec_fields: fields that describe a :class:`~paddleq.QuantSpec`.
     """
 
     initialized = True
     data_dependent = ()
+    spec_fields = ()
 
     @abc.abstractmethod
     def description(self):
@@ -43,16 +46,27 @@ class DeployableLayer(abc.ABC):
         return None
 
     @classmethod
-    @abc.abstractmethod
-    def in_place_of(cls, layer, description):
-        """Return a layer of this structure to replace ``layer``, which is not changed.
+    def from_description(cls, description):
+        """Return the layer of a :meth:`description`, whose tensors are not loaded yet.
 
-        The tensors of the new layer are not loaded yet.
+        The fields are the arguments of the constructor.
+
+        Raises:
+            ConfigError, ConfigTypeError, FormatError: the description is invalid.
+        """
+        fields = check_fields(f"an {cls.__name__}", description, inspect.signature(cls).parameters)
+        return cls(**{name: spec_from(value) if name in cls.spec_fields else value
+                      for name, value in fields.items()})
+
+    @classmethod
+    def in_place_of(cls, layer, description):
+        """Return :meth:`from_description` to replace ``layer``, which is not changed.
 
         Raises:
             ConfigError, ConfigTypeError, FormatError: the description is invalid.
             ModelError: ``layer`` does not fit the description.
         """
+        return cls.from_description(description)
 
 
 def deployable_layers(model):
@@ -71,14 +85,10 @@ def describe_spec(spec) -> Any:
 
 
 def spec_from(description) -> Any:
-    """Convert a dict of :func:`describe_spec` to a :class:`~paddleq.QuantSpec`.
-
-    Raises:
-        ConfigError, ConfigTypeError, FormatError: the description is invalid.
-    """
+    """Convert a dict of :func:`describe_spec` to a :class:`~paddleq.QuantSpec`, or raise."""
     if description is None:
         return None
-    values = dict(check_fields("a spec", description, _SPEC_FIELDS))
+    values = check_fields("a spec", description, _SPEC_FIELDS)
     granularity, limits = values["granularity"], values["limits"]
     kind = granularity.get("kind") if isinstance(granularity, dict) else None
     if not isinstance(kind, str) or kind not in _GRANULARITIES:
@@ -92,11 +102,7 @@ def spec_from(description) -> Any:
 
 
 def check_fields(owner, description, names):
-    """Return the dict ``description`` if its keys are ``names``.
-
-    Raises:
-        ConfigError, FormatError: it has other keys.
-    """
+    """Return the dict ``description`` if its keys are ``names``, else raise."""
     if not isinstance(description, dict):
         raise FormatError(f"{owner} must be described by a dict, but is by {description!r}")
     check_known_keys(f"the description of {owner}", description, names)

@@ -83,13 +83,7 @@ def kernel_skip_reason(layer):
 
 
 class Kernel:
-    """Kernel call with the weights of an IntegerLinear in the layout of Paddle's kernels.
-
-    Args:
-        layer: one for which :func:`kernel_skip_reason` is "".
-        dtype: "float16" or "bfloat16".
-        architecture: compute capability of the GPU. Default: that of this machine.
-    """
+    """Kernel call with the weights of an IntegerLinear in the layout of Paddle's kernels."""
 
     def __init__(self, layer, dtype, architecture=None):
         from paddle.nn.quant import weight_quantize

@@ -122,7 +122,8 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         return abs_max, None if spec.symmetric else getattr(self, f"{name}_zero_point")
 
     def _weight(self, name):
-        stored = tracing.stored_weight(self, name)
+        recorder = tracing.recorder()
+        stored = None if recorder is None else recorder.stored_weight(self, name)
         return self.dequantized_weight(name) if stored is None else stored
 
     def integers(self, name: str = "weight") -> paddle.Tensor:
@@ -208,9 +209,6 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
 
     Args:
         shared: id of a parameter -> its integer form, so that layers share it as before.
-
-    Raises:
-        ModelError: the layer has a quantizer or a preprocess that fixed scales cannot represent.
     """
     state = layer._paddleq
     weights = {}
@@ -241,9 +239,9 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
 def _fixed_input(layer, slot):
     preprocess, quantizer = layer.input_parts(slot)
     name = layer._paddleq.name
-    if quantizer is None and preprocess is None:
-        return None
     if quantizer is None:
+        if preprocess is None:
+            return None
         raise ModelError(f"{name} has a preprocess of its input, which freeze() cannot keep")
     _check_quantizer(name, quantizer)
     abs_max = quantizer.abs_max

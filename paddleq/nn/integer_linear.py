@@ -22,12 +22,10 @@ from ..functional.qparams import as_dtype
 from ..functional.weight_qparams import check_weight_spec, dequantize_weight, dequantize_weight_
 from ..spec import PerGroup, PerTensor, PerToken, QuantSpec
 from . import tracing
-from .deployable import check_fields, describe_spec, spec_from
+from .deployable import describe_spec
 from .integer_layer import IntegerLayer
 from .layer_types import frozen_form, kind_of
 
-_FIELDS = ("in_features", "out_features", "weight", "bias", "activation", "smoothed", "permuted",
-           "dtype", "algorithm")
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PACKED_BITS = 4  # up to this width, a byte holds two integers
 _BLOCK = 1 << 20  # number of weights that are dequantized at a time
@@ -35,11 +33,7 @@ _BLOCK = 1 << 20  # number of weights that are dequantized at a time
 
 def linear_skip_reason(layer: nn.Layer,
                        config: Optional[LayerConfig] = None) -> Optional[SkipReason]:
-    """Return the reason for which ``IntegerLinear`` cannot replace a layer, or None if it can.
-
-    Args:
-        config: configuration of the layer. Default None: the class of the layer decides alone.
-    """
+    """Return the reason for which ``IntegerLinear`` cannot replace a layer, or None if it can."""
     if not isinstance(layer, nn.Linear):
         return SkipReason(SkipKind.NOT_LINEAR)
     if kind_of(layer) is None or "forward" in layer.__dict__:
@@ -102,6 +96,7 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
     """
 
     data_dependent = ("smoothed", "permuted", "algorithm")
+    spec_fields = ("weight", "activation")
     _kernel = None  # see gpu_linear.py
 
     weight_spec: QuantSpec  # of its only weight, so not None
@@ -308,18 +303,6 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
                 "activation": describe_spec(self.activation_spec), "smoothed": self.smoothed,
                 "permuted": self.permuted, "algorithm": self.algorithm,
                 "dtype": "float32" if self.bias is None else dtype_name(self.bias.dtype)}
-
-    @classmethod
-    def from_description(cls, description):
-        """Return the empty layer of a :meth:`description`.
-
-        Raises:
-            ConfigError, ConfigTypeError, FormatError: the description is invalid.
-        """
-        fields = dict(check_fields("an IntegerLinear", description, _FIELDS))
-        for name in ("weight", "activation"):
-            fields[name] = spec_from(fields[name])
-        return cls(**fields)
 
     @classmethod
     def in_place_of(cls, layer, description):

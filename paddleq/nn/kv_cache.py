@@ -10,7 +10,7 @@ from ..functional import dequantize_by_scale, quantize_by_scale, token_scales
 from ..functional.qparams import EPS, as_dtype
 from ..spec import QuantSpec
 from . import tracing
-from .deployable import DeployableLayer, check_fields
+from .deployable import DeployableLayer
 from .layer_types import frozen_form
 
 PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
@@ -153,20 +153,6 @@ class Int8KVCache(KVCache, DeployableLayer):
     def description(self):
         return {"granularity": self.granularity, "kv_heads": self.kv_heads,
                 "head_dim": self.head_dim, "token_axis": self.token_axis}
-
-    @classmethod
-    def from_description(cls, description):
-        """Return the cache of a :meth:`description`, without scales.
-
-        Raises:
-            ConfigError, ConfigTypeError, FormatError: the description is invalid.
-        """
-        return cls(**check_fields("an Int8KVCache", description, (
-            "granularity", "kv_heads", "head_dim", "token_axis")))
-
-    @classmethod
-    def in_place_of(cls, layer, description):
-        return cls.from_description(description)
 
     @classmethod
     def prepare_model(cls, model, name):

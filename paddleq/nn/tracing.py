@@ -35,8 +35,3 @@ def recording(recorder):
 def recorder() -> Any:
     """Return the recorder of this thread, or None if no export is traced."""
     return getattr(_current, "recorder", None)
-
-
-def stored_weight(layer, name):
-    """Return the tensor to trace for integers that a layer stores, None if there is none."""
-    return None if recorder() is None else recorder().stored_weight(layer, name)
