@@ -7,7 +7,6 @@ from paddle import nn
 
 from .._layer_state import read_state
 from ..engine import (
-    capture_calls,
     check_model,
     eager_evaluation,
     iter_batches,
@@ -16,6 +15,7 @@ from ..engine import (
 )
 from ..errors import ConfigError, ModelError
 from ..graph import FoldedNorm
+from ..graph.calls import capture_calls
 from .layer_results import LayerResults, check_calibrated, frozen_layers, is_frozen
 from .sqnr import SQNR, format_db, tensors_in
 

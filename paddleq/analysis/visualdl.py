@@ -13,8 +13,9 @@ from typing import Any, Optional
 import paddle
 
 from .._checks import check_int, check_path, wrong_type
-from ..engine import capture_calls, check_quantized
+from ..engine import check_quantized
 from ..errors import DependencyError, FormatError, ModelError
+from ..graph.calls import capture_calls
 from .distributions import Distributions
 from .layer_errors import LayerErrors
 from .scale_history import ScaleHistory, StepHooks, split_quantizer_name

@@ -9,13 +9,7 @@ from .freeze import (
     restore_float,
 )
 from .fuse_blocks import blocks_of, find_block_structure, fuse_blocks, same_parameters
-from .hooks import (
-    capture_calls,
-    capture_inputs,
-    collect_inputs,
-    eager_evaluation,
-    patched_forwards,
-)
+from .hooks import collect_inputs, eager_evaluation
 from .prepare import check_model, prepare, quantize
 from .provenance import plain_factory, plain_value, provenance_of, set_provenance
 from .state import (
@@ -46,13 +40,13 @@ from .summary import (
 )
 
 __all__ = [
-    "SummaryRow", "blocks_of", "calibrate", "calibrating", "capture_calls", "capture_inputs",
-    "check_initialized", "check_model", "check_quantized", "check_restorable", "collect_inputs",
-    "convert", "copy_of", "disable_fake_quant", "disable_observer", "eager_evaluation",
-    "enable_fake_quant", "enable_observer", "evaluation", "extra_state_keys", "fake_quantizers",
-    "finalize", "finalized", "find_block_structure", "forward_arguments", "freeze", "fuse_blocks",
-    "iter_batches", "layer_rows", "patched_forwards", "plain_factory", "plain_spec", "plain_value",
-    "prepare", "provenance_of", "qparams_in", "quantization_off", "quantize", "quantized_layers",
+    "SummaryRow", "blocks_of", "calibrate", "calibrating", "check_initialized", "check_model",
+    "check_quantized", "check_restorable", "collect_inputs", "convert", "copy_of",
+    "disable_fake_quant", "disable_observer", "eager_evaluation", "enable_fake_quant",
+    "enable_observer", "evaluation", "extra_state_keys", "fake_quantizers", "finalize",
+    "finalized", "find_block_structure", "forward_arguments", "freeze", "fuse_blocks",
+    "iter_batches", "layer_rows", "plain_factory", "plain_spec", "plain_value", "prepare",
+    "provenance_of", "qparams_in", "quantization_off", "quantize", "quantized_layers",
     "quantizing_only", "restore_float", "run_batches", "same_parameters", "set_fake_quantize",
     "set_provenance", "set_state", "summary", "summary_rows",
 ]

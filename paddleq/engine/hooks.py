@@ -1,31 +1,15 @@
-"""Attaching functions and collectors to the calls of layers.
-
-The forward method of a layer is patched on the instance and restored on exit. Paddle's forward
-hooks do not receive keyword arguments.
-"""
+"""Collection of the inputs of layers in forward passes."""
 
 import weakref
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import (
-    Any,
-    Callable,
-    ContextManager,
-    Dict,
-    Hashable,
-    Iterator,
-    List,
-    Mapping,
-    Sequence,
-    Tuple,
-)
+from typing import Any, Dict, Hashable, Iterator, List, Mapping, Sequence, Tuple
 
 import paddle
 from paddle import nn
 
 from .._paddle_compat import is_to_static_enabled
 from ..errors import NonFiniteError
-from ..nn.quantized_layer import argument_names
+from ..graph.calls import capture_inputs
 from .state import evaluation
 
 
@@ -43,53 +27,6 @@ def eager_evaluation(*models: nn.Layer) -> Iterator[None]:
             stack.enter_context(evaluation(model))
         stack.enter_context(paddle.no_grad())
         yield
-
-
-@contextmanager
-def patched_forwards(layers: Mapping[Any, nn.Layer], forward: Callable) -> Iterator[None]:
-    """Call ``forward(name, original, *args, **kwargs)`` instead of each layer's forward."""
-    previous = []
-    try:
-        for name, layer in layers.items():
-            previous.append((layer, layer.__dict__.get("forward")))
-            layer.__dict__["forward"] = partial(forward, name, layer.forward)
-        yield
-    finally:
-        for layer, own in reversed(previous):
-            del layer.__dict__["forward"]
-            if own is not None:
-                layer.__dict__["forward"] = own
-
-
-def capture_calls(layers: Mapping[Any, nn.Layer],
-                  on_call: Callable[[Any, tuple, dict, Any], None]) -> ContextManager[None]:
-    """Call ``on_call(name, args, kwargs, output)`` after each call of a layer while open.
-
-    Args:
-        layers: name -> layer.
-        on_call: must not modify its arguments.
-    """
-    def forward(name, original, *args, **kwargs):
-        output = original(*args, **kwargs)
-        on_call(name, args, kwargs, output)
-        return output
-
-    return patched_forwards(layers, forward)
-
-
-def capture_inputs(layers: Mapping[Any, nn.Layer],
-                   on_input: Callable[..., None], count: int = 1) -> ContextManager[None]:
-    """Call ``on_input(name, x, ...)`` with the first ``count`` arguments before each call.
-
-    Keyword arguments have the order of the parameters of the layer's ``forward``.
-    """
-    def forward(name, original, *args, **kwargs):
-        order = argument_names(layers[name])
-        named = sorted(kwargs, key=lambda key: order.index(key) if key in order else len(order))
-        on_input(name, *[*args, *(kwargs[key] for key in named)][:count])
-        return original(*args, **kwargs)
-
-    return patched_forwards(layers, forward)
 
 
 def update_collector(collector: Any, inputs: Sequence[Any], name: str) -> None:

@@ -6,7 +6,8 @@ from typing import Dict, List, Optional, Tuple
 import paddle
 from paddle import nn
 
-from .dataflow import PRODUCERS, find_edges, find_pairs, observed
+from .calls import trace_calls
+from .dataflow import PRODUCERS, find_edges, find_pairs
 
 
 @dataclass
@@ -16,8 +17,8 @@ class Structure:
     Attributes:
         blocks: producer -> (norm or None, relu or None). Layers without either are not listed.
         refused: (layer, next layer) -> reason that they are not fused.
-        sources: layer -> for each of its calls, the block whose unchanged output each positional
-            argument is, or None.
+        sources: layer -> for each of its calls, the block whose unchanged output each argument is,
+            or None.
     """
 
     blocks: Dict[str, Tuple[Optional[str], Optional[str]]] = field(default_factory=dict)
@@ -67,41 +68,27 @@ def _find_blocks(model, run, layers, structure):
 
 def _find_sources(model, run, layers, structure):
     everything = dict(model.named_sublayers(include_self=True))
-    begins, by_norm, relus = {}, {}, {}
-    for name, layer in layers.items():
-        norm, relu = structure.blocks.get(name, (None, None))
-        begins[id(layer)] = name
-        if norm is not None:
-            by_norm[id(everything[norm])] = name
-        if relu is not None:
-            relus[id(everything[relu])] = everything[relu]
-    outputs = {}  # id(tensor) -> (block, tensor, its inplace version, True if a ReLU follows)
+    by_norm = {norm: name for name, (norm, _) in structure.blocks.items() if norm in everything}
+    relus = {relu: everything[relu] for _, relu in structure.blocks.values() if relu in everything}
+    ends = {}  # call -> (block whose output it returns, True if the block's ReLU follows)
 
-    def block_of(x, before_relu=False):
-        block, tensor, version, relu_follows = outputs.get(id(x), (None, None, 0, None))
-        known = relu_follows is before_relu and tensor.inplace_version == version
-        return block if known else None
+    def block_of(read, before_relu=False):
+        source, changed = read
+        block, relu_follows = ends.get(source, (None, None))
+        return block if relu_follows is before_relu and not changed else None
 
-    def record_inputs(layer, inputs):
-        sources = structure.sources.setdefault(begins[id(layer)], [])
-        sources.append([block_of(x) for x in inputs])
-
-    def record_output(layer, inputs, output):
+    norms = {norm: everything[norm] for norm in by_norm}
+    calls, _ = trace_calls(run, {**layers, **norms, **relus}, {**layers, **relus})
+    for call in calls:
         relu_follows = False
-        if id(layer) in relus:
-            block = block_of(inputs[0], before_relu=True) if inputs else None
+        if call.name in layers:
+            structure.sources.setdefault(call.name, []).append(list(map(block_of, call.reads)))
+        if call.name in relus:
+            block = block_of(call.reads[0], before_relu=True) if call.reads else None
         else:
-            block = begins.get(id(layer), by_norm.get(id(layer)))
+            block = call.name if call.name in layers else by_norm.get(call.name)
             norm, relu = structure.blocks.get(block, (None, None))
-            if norm is not None and id(layer) not in by_norm:
-                return
+            if norm is not None and call.name not in by_norm:
+                continue
             relu_follows = relu is not None
-        if block is not None and isinstance(output, paddle.Tensor):
-            # Keeps the tensor alive, so its id is not reused.
-            outputs[id(output)] = (block, output, output.inplace_version, relu_follows)
-
-    ours = [*layers.values(), *(everything[norm] for norm, _ in structure.blocks.values() if norm),
-            *relus.values()]
-    with observed([layer.register_forward_pre_hook(record_inputs) for layer in layers.values()]
-                  + [layer.register_forward_post_hook(record_output) for layer in ours]):
-        run()
+        ends[call] = (block, relu_follows)

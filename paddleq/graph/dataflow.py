@@ -1,13 +1,12 @@
 """Data flow between layers, found by running the model.
 
-The order in which layers are defined is not used. Hooks record the tensor objects that layers
-return and receive. Consumers that are not layers, such as an addition in a ``forward``, are
-invisible to hooks. To find them, the model runs again with the tensor changed for all but the known
-consumer: if an output of the model changes, there are other consumers.
+The order in which layers are defined is not used. Tensors are followed from the layers that return
+them to those that receive them. Consumers that are not layers, such as an addition in a
+``forward``, are invisible to that. To find them, the model runs again with the tensor changed for
+all but the known consumer: if an output of the model changes, there are other consumers.
 """
 
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Dict, List, Tuple
 
@@ -16,6 +15,7 @@ import paddle
 from paddle import nn
 
 from .._paddle_compat import batch_norm_state, data_format
+from .calls import patched_forwards, trace_calls
 
 PRODUCERS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Conv1DTranspose, nn.Conv2DTranspose, nn.Linear)
 NORMS = (nn.BatchNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.SyncBatchNorm)
@@ -32,16 +32,6 @@ class Pairs:
 
     found: List[Tuple[str, str]] = field(default_factory=list)
     refused: Dict[Tuple[str, str], str] = field(default_factory=dict)
-
-
-@contextmanager
-def observed(handles):
-    """Remove hooks on exit."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def find_pairs(model, run):
@@ -84,44 +74,28 @@ def find_edges(run, producers, consumers, refusal_of=lambda *_: None, called_aga
     Returns:
         :class:`Pairs`.
     """
-    names = {id(layer): name for name, layer in [*producers.items(), *consumers.items()]}
-    outputs = {}  # id(tensor) -> (producer, tensor, its inplace version)
-    calls, edges = Counter(), []  # (producer, consumer, tensor, changed in place in between)
-
-    def produced(layer, _inputs, output):
-        calls[layer] += 1
-        if isinstance(output, paddle.Tensor):
-            # Keeps the tensor alive, so its id is not reused.
-            outputs[id(output)] = (layer, output, output.inplace_version)
-
-    def consumed(layer, inputs):
-        calls[layer] += 1
-        if inputs and id(inputs[0]) in outputs:  # hooks do not receive keyword arguments
-            producer, tensor, version = outputs[id(inputs[0])]
-            edges.append((producer, layer, tensor, tensor.inplace_version != version))
-
-    with observed([p.register_forward_post_hook(produced) for p in producers.values()]
-                  + [c.register_forward_pre_hook(consumed) for c in consumers.values()]):
-        reference = _values(run())
+    calls, output = trace_calls(run, producers, consumers)
+    reference = _values(output)
+    called = Counter(call.name for call in calls)
+    edges = [(*call.reads[0], call.name) for call in calls if call.reads and call.reads[0][0]]
+    readings = Counter((source.name, consumer) for source, _, consumer in edges)
     pairs, candidates = Pairs(), []
-    readings = Counter((producer, consumer) for producer, consumer, _, _ in edges)
-    for producer, consumer, tensor, changed in edges:
-        pair = (names[id(producer)], names[id(consumer)])
-        if calls[consumer] > 1 and not called_again:
-            reason = f"{pair[1]} is applied {calls[consumer]} times in a forward pass"
-        elif readings[producer, consumer] > 1:
-            reason = f"{pair[1]} reads the output of {pair[0]} {readings[producer, consumer]} times"
-        elif calls[producer] > 1:
-            reason = f"{pair[0]} is called {calls[producer]} times in a forward pass"
+    for source, changed, consumer in edges:
+        producer, pair = source.name, (source.name, consumer)
+        if called[consumer] > 1 and not called_again:
+            reason = f"{consumer} is applied {called[consumer]} times in a forward pass"
+        elif readings[pair] > 1:
+            reason = f"{consumer} reads the output of {producer} {readings[pair]} times"
+        elif called[producer] > 1:
+            reason = f"{producer} is called {called[producer]} times in a forward pass"
         elif changed:
-            reason = f"the output of {pair[0]} is changed in place before {pair[1]} reads it"
+            reason = f"the output of {producer} is changed in place before {consumer} reads it"
         else:
-            reason = refusal_of(producer, consumer, tensor, pair)
+            reason = refusal_of(producers[producer], consumers[consumer], source.output, pair)
         if reason is None:
-            candidates.append((producer, [consumer], pair))
+            candidates.append((producers[producer], [consumers[consumer]], pair))
         else:
             pairs.refused[pair] = reason
-    outputs.clear()
     pairs.found = [pair for _, _, pair in _exclusive(candidates, run, reference)]
     for _, _, pair in candidates:
         if pair not in pairs.found:
@@ -180,23 +154,25 @@ def _unchanged(candidates, run, reference):
 
 
 def _run_changed(candidates, run, change):
-    originals, handles = {}, []
+    originals = {}  # id(changed output) -> (changed output, output)
+    producers = {id(producer): producer for producer, _, _ in candidates}
+    readers = {id(each): each for _, consumers, _ in candidates for each in consumers}
 
-    def change_output(layer, _inputs, output):
+    def original_of(x):
+        return originals.get(id(x), (None, x))[1]
+
+    def forward(key, original, *args, **kwargs):
+        if key in readers:
+            args = map(original_of, args)
+            kwargs = {name: original_of(x) for name, x in kwargs.items()}
+        output = original(*args, **kwargs)
+        if key not in producers:
+            return output
         changed = change(output)
         originals[id(changed)] = (changed, output)
         return changed
 
-    def restore_input(layer, inputs):
-        if not inputs:  # passed by keyword
-            return None
-        _, output = originals.get(id(inputs[0]), (None, inputs[0]))
-        return (output, *inputs[1:])
-
-    for producer, consumers, _ in candidates:
-        handles.append(producer.register_forward_post_hook(change_output))
-        handles += [each.register_forward_pre_hook(restore_input) for each in consumers]
-    with observed(handles):
+    with patched_forwards({**producers, **readers}, forward):
         return run()
 
 

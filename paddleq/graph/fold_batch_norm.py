@@ -16,9 +16,9 @@ _logger = logging.getLogger("paddleq")
 class FoldedNorm(nn.Layer):
     """Identity in place of a batch norm that was folded into the layer before it."""
 
-    def forward(self, x):
-        """Return ``x``."""
-        return x
+    def forward(self, input=None, x=None):
+        """Return the argument, which ``paddle.nn.SyncBatchNorm`` names ``x``."""
+        return x if input is None else input
 
     def extra_repr(self):
         return f"folded into {self._folded_into}"

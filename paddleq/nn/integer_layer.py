@@ -12,20 +12,14 @@ from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import dequantize, fake_quantize, quantize
 from ..functional.qparams import as_dtype
+from ..graph.calls import argument_names
 from ..spec import QuantSpec
 from . import tracing
 from .block import block_output
 from .class_swap import copied_attributes, float_class, swapped_class
 from .deployable import DeployableLayer, check_fields, describe_spec, spec_from, spec_name
 from .layer_types import kind_of
-from .quantized_layer import (
-    QuantizedLayer,
-    argument_names,
-    is_float_tensor,
-    make_float,
-    map_inputs,
-    slot_name,
-)
+from .quantized_layer import QuantizedLayer, is_float_tensor, make_float, map_inputs, slot_name
 
 _FIELDS = ("layer", "weights", "inputs", "output")
 

@@ -5,7 +5,6 @@ The layer stays the same object with the same parameters under the same names. S
 shared, and a float checkpoint loads.
 """
 
-import inspect
 from typing import Any, Type
 
 import paddle
@@ -15,6 +14,7 @@ from .._layer_state import QuantizationState, state_of
 from .._paddle_compat import is_traced, own_sublayers
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
+from ..graph.calls import argument_names
 from ..graph.dataflow import PRODUCERS
 from . import tracing
 from .block import block_output
@@ -178,13 +178,6 @@ def preprocess_name(weight):
 def is_float_tensor(x):
     return getattr(x, "dtype", None) in (paddle.float32, paddle.float16, paddle.bfloat16,
                                          paddle.float64)
-
-
-def argument_names(layer):
-    """Return the names of the arguments of the layer's ``forward`` that positions refer to."""
-    parameters = list(inspect.signature(type(layer).forward).parameters.values())[1:]
-    return tuple(p.name for p in parameters
-                 if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
 
 def map_inputs(layer, args, kwargs, quantize):

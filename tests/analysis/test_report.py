@@ -19,7 +19,7 @@ import paddleq
 from paddleq.analysis import ScaleHistory, layer_errors, report, sensitivity
 from paddleq.analysis.distributions import Distribution, Distributions, Histogram
 from paddleq.analysis.report import plots
-from paddleq.engine import capture_calls, eager_evaluation
+from paddleq.engine import eager_evaluation
 from paddleq.errors import (
     CalibrationError,
     ConfigError,
@@ -29,6 +29,7 @@ from paddleq.errors import (
     NonFiniteError,
 )
 from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
+from paddleq.graph.calls import capture_calls
 from paddleq.observers import KLObserver
 
 

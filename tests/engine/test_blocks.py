@@ -367,7 +367,7 @@ class Between(nn.Layer):
     ("called twice, once with something else", {"b": ["in", "out"]}),
     ("called twice", {"b": ["out"]}),
     ("a function of two", {"join": ["in_1", "out"]}),
-    ("by keyword", {"b": ["in", "out"]}),
+    ("by keyword", {"b": ["out"]}),
 ])
 def test_quantizers_of_modified_tensors_are_not_redundant(how, expected):
     for fusion in (True, False):

@@ -7,8 +7,8 @@ from paddle import nn
 import paddleq
 from paddleq import PTQ, QAT, State, disable_fake_quant, disable_observer, set_fake_quantize
 from paddleq.engine import fake_quantizers
-from paddleq.engine.hooks import capture_inputs
 from paddleq.errors import CalibrationError, NonFiniteError
+from paddleq.graph.calls import capture_inputs
 from paddleq.nn import KVCache
 
 

@@ -103,11 +103,17 @@ class KeywordInputs(nn.Layer):
         return self.relu(x=self.bn(input=self.conv(x)))
 
 
-def test_norm_that_is_called_by_keyword_is_not_fused():
+def test_norm_that_is_called_by_keyword_is_fused():
     x = paddle.randn([2, 3, 4, 4])
-    assert folded(fused_copy(KeywordInputs(), x)) == []
+    assert folded(fused_copy(KeywordInputs(), x)) == ["bn"]
     simulated = paddleq.golden_stick.SimulatedQuantizationAwareTraining({"enable_fusion": True})
-    assert engine.blocks_of(simulated.apply(KeywordInputs(), x)) == []
+    net = simulated.apply(KeywordInputs(), x)
+    (block,) = engine.blocks_of(net)
+    assert (block.producer, block.norm, block.relu) == (net.conv, net.bn, net.relu)
+    net(x)
+    net.eval()
+    expected = net(x)
+    assert relative_error(engine.convert(net)(x).numpy(), expected.numpy()) < 0.02  # a step
 
 
 class BnFeedsTwo(nn.Layer):

@@ -10,9 +10,8 @@ import paddle
 from paddle import nn
 
 from ..._paddle_compat import own_parameters, own_sublayers
-from ...engine import capture_calls, capture_inputs
-from ...engine.hooks import TensorKeys
 from ...functional.qparams import as_dtype
+from ...graph.calls import trace_calls
 from ...graph.dataflow import only_read_by
 from .network_helper import is_linear
 
@@ -63,20 +62,15 @@ def _parameters(layer):
 
 def _producer(norms, linears, run):
     """Return (norm that produces the input of ``linears``, its arguments), or (None, None)."""
-    keys, outputs, calls, read = TensorKeys(), {}, [], []
-
-    def record_output(number, args, kwargs, output):
-        calls.append(number)
-        if isinstance(output, paddle.Tensor):
-            outputs[keys.key(output)] = number, (args, kwargs)
-
-    with capture_calls(dict(enumerate(norms)), record_output), capture_inputs(
-            dict(enumerate(linears)), lambda _, x: read.append(keys.key(x))):
-        run()
-    if len(read) != len(linears) or len(set(read)) != 1 or read[0] not in outputs:
+    producers = dict(enumerate(norms))
+    calls, _ = trace_calls(run, producers, dict(enumerate(linears, len(norms))))
+    read = [call.reads[0] for call in calls if call.reads]
+    norm_call, changed = read[0] if read else (None, False)
+    if len(read) != len(linears) or set(read) != {(norm_call, False)} or norm_call is None:
         return None, None
-    number, args = outputs[read[0]]
-    return (norms[number], args) if calls.count(number) == 1 else (None, None)
+    if sum(call.name == norm_call.name for call in calls) > 1:
+        return None, None
+    return producers[norm_call.name], (norm_call.args, norm_call.kwargs)
 
 
 def _is_referenced_once(model, norm):

@@ -9,10 +9,10 @@ from collections import OrderedDict
 
 import paddle
 
-from ...engine import capture_inputs, patched_forwards
 from ...engine.calibration import map_leaves
 from ...errors import CalibrationError
 from ...functional.qparams import as_dtype
+from ...graph.calls import capture_inputs, patched_forwards
 from ...nn.quantized_layer import is_float_tensor
 
 _logger = logging.getLogger("paddleq")

@@ -5,9 +5,10 @@ from typing import Any, Callable, Dict, FrozenSet, Hashable, Iterable, List, Seq
 
 from paddle import nn
 
-from ...engine import capture_inputs, collect_inputs, run_batches
+from ...engine import collect_inputs, run_batches
 from ...engine.hooks import TensorKeys
 from ...errors import CalibrationError
+from ...graph.calls import capture_inputs
 from ...observers import ChannelStats
 
 

@@ -9,7 +9,6 @@ from paddle import nn
 from ..._atomic_write import write_bytes, write_together
 from ..._checks import check_int, check_path, wrong_type
 from ...engine import (
-    capture_calls,
     eager_evaluation,
     extra_state_keys,
     iter_batches,
@@ -19,6 +18,7 @@ from ...engine import (
 from ...engine.provenance import versions
 from ...errors import ConfigError, DependencyError, ExportError
 from ...fake_quant.fake_quantize import FakeQuantize
+from ...graph.calls import capture_calls
 from ..distributions import Distributions
 from ..layer_errors import LayerComparison
 from ..layer_results import check_simulated

@@ -1,0 +1,115 @@
+"""Observe and replace the calls of layers in forward passes.
+
+The forward method of a layer is patched on the instance and restored on exit. Paddle's forward
+hooks do not receive keyword arguments.
+"""
+
+import inspect
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Mapping, Optional, Tuple
+
+import paddle
+from paddle import nn
+
+from .._layer_state import read_state
+
+
+@contextmanager
+def patched_forwards(layers: Mapping[Any, nn.Layer], forward: Callable) -> Iterator[None]:
+    """Call ``forward(name, original, *args, **kwargs)`` instead of each layer's forward."""
+    previous = []
+    try:
+        for name, layer in layers.items():
+            previous.append((layer, layer.__dict__.get("forward")))
+            layer.__dict__["forward"] = partial(forward, name, layer.forward)
+        yield
+    finally:
+        for layer, own in reversed(previous):
+            del layer.__dict__["forward"]
+            if own is not None:
+                layer.__dict__["forward"] = own
+
+
+def capture_calls(layers: Mapping[Any, nn.Layer],
+                  on_call: Callable[[Any, tuple, dict, Any], None]) -> ContextManager[None]:
+    """Call ``on_call(name, args, kwargs, output)`` after each call of a layer while open."""
+    def forward(name, original, *args, **kwargs):
+        output = original(*args, **kwargs)
+        on_call(name, args, kwargs, output)
+        return output
+
+    return patched_forwards(layers, forward)
+
+
+def capture_inputs(layers: Mapping[Any, nn.Layer],
+                   on_input: Callable[..., None], count: int = 1) -> ContextManager[None]:
+    """Call ``on_input(name, x, ...)`` with the first ``count`` arguments before each call."""
+    def forward(name, original, *args, **kwargs):
+        on_input(name, *_by_position(layers[name], args, kwargs)[:count])
+        return original(*args, **kwargs)
+
+    return patched_forwards(layers, forward)
+
+
+def argument_names(layer: nn.Layer) -> Tuple[str, ...]:
+    """Return the names of the arguments of the layer's ``forward`` that positions refer to."""
+    parameters = list(inspect.signature(type(layer).forward).parameters.values())[1:]
+    return tuple(p.name for p in parameters
+                 if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def _by_position(layer, args, kwargs):
+    """Return the arguments of a call by position, None for those that are missing."""
+    names = (read_state(layer).arguments or argument_names(layer))[len(args):]
+    return [*args, *map(kwargs.get, names), *(kwargs[key] for key in kwargs if key not in names)]
+
+
+@dataclass(eq=False)
+class Call:
+    """Call of a layer in a forward pass.
+
+    Attributes:
+        name: name of the layer.
+        args, kwargs: its arguments.
+        reads: for each argument, (call of a producer that returned it or None, True if it was
+            changed in place since).
+        output: of a producer. It stays in memory, so that its id is not reused.
+    """
+
+    name: Any
+    args: tuple
+    kwargs: Dict[str, Any]
+    reads: List[Tuple[Optional["Call"], bool]] = field(default_factory=list)
+    output: Any = None
+
+
+def trace_calls(run: Callable[[], Any], producers: Mapping[Any, nn.Layer],
+                consumers: Mapping[Any, nn.Layer]) -> Tuple[List[Call], Any]:
+    """Return the calls of layers in ``run()``, in the order in which they began, and its result.
+
+    Tensors are followed by identity from the outputs of ``producers`` to the arguments of
+    ``consumers``; both map names to layers.
+    """
+    layers = {**producers, **consumers}
+    calls: List[Call] = []
+    returned: Dict[int, Tuple[Call, int]] = {}  # id(tensor) -> (call, its inplace version)
+
+    def source_of(x):
+        call, version = returned.get(id(x), (None, 0))
+        return call, call is not None and x.inplace_version != version
+
+    def forward(name, original, *args, **kwargs):
+        call = Call(name, args, kwargs)
+        calls.append(call)
+        if name in consumers:
+            call.reads = [source_of(x) for x in _by_position(layers[name], args, kwargs)]
+        output = original(*args, **kwargs)
+        if name in producers and isinstance(output, paddle.Tensor):
+            call.output = output
+            returned[id(output)] = call, output.inplace_version
+        return output
+
+    with patched_forwards(layers, forward):
+        return calls, run()
