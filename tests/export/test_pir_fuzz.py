@@ -32,8 +32,10 @@ from hypothesis import strategies as st
 from paddle import nn
 from random_graphs import cases
 
+from paddleq._paddle_compat import framework_proto
 from paddleq.errors import FormatError, PaddleqError, UnsupportedOperatorError
 from paddleq.export import to_program_desc
+from paddleq.export.program import pdiparams
 from paddleq.export.program.program import Program
 
 pytestmark = pytest.mark.needs_pir  # Paddle 2.6 saves no PIR
@@ -714,6 +716,41 @@ def test_repeated_constant_is_refused(tmp_path):
     said, _ = convert_apart(tmp_path, 400, 20)
     assert said.startswith("FormatError")
     assert os.listdir(tmp_path) == ["m.json"]
+
+
+def operation(name, operands, result, attributes, element="t_f32", shape=(4, 4, 3)):
+    """JSON of an operation with one result; ``attributes`` are name -> (type, value)."""
+    written = [{"N": key, "AT": {"#": f"0.{kind}", "D": value}}
+               for key, (kind, value) in attributes.items()]
+    tensor = {"#": "0.t_dtensor", "D": [{"#": f"0.{element}"}, list(shape), "NCHW", [], 0]}
+    return json.dumps({"#": name, "A": written, "I": [{"%": number} for number in operands],
+                       "O": [{"%": result, "TT": tensor}]})
+
+
+def test_damage_that_the_runtime_workarounds_find(tmp_path):
+    """An axis out of range: the weight of a Conv1D is unsqueezed when the file is written."""
+    parameters = {"scale": np.ones(4, "float32"), "weight": np.ones([4, 4, 3], "int8"),
+                  "zero": np.zeros(4, "float32")}
+    pdiparams.write(tmp_path / "m.pdiparams", parameters, {}, framework_proto())
+    settings = dict(dict.fromkeys(("quant_axis", "round_type"), ("a_i32", 0)),
+                    bit_length=("a_i32", 8), is_test=("a_bool", True),
+                    only_observer=("a_bool", False))
+    operations = []
+    for number, (name, array) in enumerate(parameters.items(), start=2):
+        tensor = {"#": "0.t_dtensor", "D": [{"#": f"0.t_{'i8' if name == 'weight' else 'f32'}"},
+                                            list(array.shape), "NCHW", [], 0]}
+        operations.append(json.dumps({"#": "p", "A": [0, 1, 1, name],
+                                      "O": {"%": number, "TT": tensor}}))
+    operations += [
+        operation("1.dequantize_linear", [3, 2, 4], 5, settings),
+        operation("1.full_int_array", [], 6, {"value": ("a_intarray", [9])}, "t_i64", [1]),
+        operation("1.unsqueeze", [5, 6], 7, {}),
+        operation("1.fetch", [7], 0, {"name": ("a_str", "y"), "col": ("a_i32", 0)}),
+    ]
+    write_program(tmp_path, operations)
+    with pytest.raises(FormatError, match=r"m\.json: the program contradicts itself: AxisError"):
+        to_program_desc(tmp_path / "m", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["m.json", "m.pdiparams"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import pytest
 
 from paddleq.export.program.graph_view import GraphView
 from paddleq.export.program.op_builder import OpBuilder
-from paddleq.export.program.op_desc import make_op, rename_inputs, shape_of
+from paddleq.export.program.op_desc import attribute, inputs, make_op, rename_inputs, shape_of
+from paddleq.export.program.passes.runtime_workarounds import apply_runtime_workarounds
 from paddleq.export.program.program import Program
 
 
@@ -115,3 +116,23 @@ def test_graph_view():
     assert view.sole_consumer("x2") is None
     rename_inputs(ops, {"w0": "w9"})
     assert GraphView(ops).consumers["w9"] == [ops[0], ops[0]]
+
+
+@pytest.mark.parametrize("shape, fused", [([1, 8, 1, 1], True), ([8], False), ([1, 8, 1], False)])
+def test_only_a_bias_along_the_channels_is_added_as_a_vector(shape, fused):
+    """A vector along the height or the width of an image as high as its channels are many."""
+    program = Program.empty()
+    block = program.desc.blocks[0]
+    program.add_parameter("w", np.zeros([8, 8, 1, 1], np.float32))
+    program.add_parameter("b", np.zeros([8], np.float32))
+    for name, dims in (("x", [-1, 8, 8, 8]), ("c", [-1, 8, 8, 8]), ("r", shape),
+                       ("y", [-1, 8, 8, 8])):
+        program.add_variable(block, name, "float32", dims)
+    block.ops.extend([
+        make_op("conv2d", {"Input": "x", "Filter": "w"}, {"Output": "c"}, data_format="NCHW"),
+        make_op("reshape2", {"X": "b"}, {"Out": "r"}, shape=shape),
+        make_op("elementwise_add", {"X": "c", "Y": "r"}, {"Out": "y"}, axis=-1),
+    ])
+    apply_runtime_workarounds(program)
+    add = block.ops[-1]
+    assert (inputs(add, "Y"), attribute(add, "axis")) == ((["b"], 1) if fused else (["r"], -1))

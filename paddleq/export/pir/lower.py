@@ -16,7 +16,7 @@ from ...errors import ExportError
 from ..formats import register_format
 from ..markers import MarkerLowering, marker_number, simulated_weight
 from ..paddle.lower import PdmodelFormat
-from ..pir_to_program.pir_graph import PirProgram
+from ..pir_to_program.pir_graph import read_pir
 from ..program import pdiparams
 from ..provenance_file import write_export
 
@@ -31,7 +31,7 @@ class PirFormat(PdmodelFormat):
 
     @staticmethod
     def read(model_path, params_path):
-        return PirFiles.load(model_path, params_path)
+        return PirFiles(model_path, params_path)
 
     def write(self, program, marks, path, provenance=None):
         _PirLowering(program, marks).run()
@@ -39,35 +39,20 @@ class PirFormat(PdmodelFormat):
 
 
 class PirFiles:
-    """Editable PIR program and its parameters.
+    """Editable PIR program that ``paddle.jit.save`` wrote, and its parameters."""
 
-    Attributes:
-        content: the parsed JSON.
-        arrays: parameter name -> numpy array.
-    """
-
-    def __init__(self, content, arrays, dtypes):
-        self.content, self.arrays, self.dtypes = content, arrays, dtypes
-        self.added = []  # operations of new parameters, for the front of the program
-        (self.top,) = content["program"]["regions"][0]["blocks"]
-        self.last = max(value["%"] for op in _operations(self.top) for value in _results(op))
-
-    @classmethod
-    def load(cls, model_path, params_path):
-        """Read a program that ``paddle.jit.save`` wrote.
-
-        Raises:
-            ExportError: it is no PIR program: Paddle 2 cannot write any.
-            FormatError: a file is damaged.
-        """
+    def __init__(self, model_path, params_path):
         if not model_path.endswith(".json"):
             raise ExportError("format='pir' needs Paddle 3: earlier versions cannot write PIR")
-        stored = PirProgram.load(model_path).stored_parameters()
-        dtypes, arrays = {name: value.dtype for name, value in stored.items()}, {}
-        if params_path is not None:
-            arrays = pdiparams.read(params_path, dtypes, framework_proto())
+        stored = read_pir(model_path).stored_parameters()
+        self.dtypes = {name: value.dtype for name, value in stored.items()}
+        self.arrays = {} if params_path is None else pdiparams.read(params_path, self.dtypes,
+                                                                    framework_proto())
         with open(model_path, encoding="utf-8") as file:
-            return cls(json.load(file), arrays, dtypes)
+            self.content = json.load(file)
+        self.added = []  # operations of new parameters, for the front of the program
+        (self.top,) = self.content["program"]["regions"][0]["blocks"]
+        self.last = max(value["%"] for op in _operations(self.top) for value in _results(op))
 
     def save(self, model_path, params_path, provenance=None):
         """Write both files; see :func:`..provenance_file.write_export`."""
@@ -78,7 +63,6 @@ class PirFiles:
         }, provenance)
 
     def value(self, tensor):
-        """Create a value of the type ``tensor``."""
         self.last += 1
         return {"%": self.last, "TT": tensor}
 

@@ -10,7 +10,8 @@ from ..program.pdiparams import CODES
 
 _KINDS = {"a_bool": bool, "a_i32": int, "a_i64": int, "a_index": int, "a_str": str, "a_dtype": str}
 _SPECIAL = {"INF": math.inf, "-INF": -math.inf, "NaN": math.nan}
-_LIMITS = {"int": 2 ** 31, "ints": 2 ** 31, "long": 2 ** 63, "longs": 2 ** 63}
+_LIMITS = {"int": 2 ** 31, "long": 2 ** 63}
+_CASTS = {"int": int, "long": int, "float": float, "float64": float, "bool": bool}
 _LISTS = ("ints", "longs", "floats", "bools", "float64s", "strs")
 
 
@@ -68,12 +69,9 @@ def of_row(row, operation, given):
 
 
 def op(kind, ins, outs, typed=None, **values):
-    """Create a legacy operator.
+    """Create a legacy operator without empty inputs.
 
-    Args:
-        ins, outs: slot -> variable or variables; empty inputs are omitted.
-        typed: attributes, name -> (type, value).
-        values: further attributes; their types are those of the values, "ints" for lists.
+    Attributes are in ``typed`` (name -> (type, value)) and ``values``, whose types are inferred.
     """
     made = make_op(kind, {slot: names for slot, names in ins.items() if names}, outs)
     values = {name: (TYPES[type(value)], value) for name, value in values.items()}
@@ -92,21 +90,15 @@ def _cast(name, type_name, value):
         return type_name, [kind(number) for number in numbers]
     if type_name in _LISTS:
         value = value if isinstance(value, list) else [value]
-        single = type_name[:-1]
-        return type_name, [_cast(name, single, each)[1] for each in value]
+        return type_name, [_cast(name, type_name[:-1], each)[1] for each in value]
     if isinstance(value, list):
         if len(value) != 1:
             raise FormatError(f"{name} is one number, not the list {str(value)[:50]}")
         value = value[0]
-    if type_name in ("int", "long"):
-        if value != int(value) or not -_LIMITS[type_name] <= value < _LIMITS[type_name]:
-            raise FormatError(f"{name} = {value} does not fit into {type_name}")
-        return type_name, int(value)
-    if type_name in ("float", "float64"):
-        return type_name, float(value)
-    if type_name == "bool":
-        return type_name, bool(value)
-    return type_name, str(value)
+    limit = _LIMITS.get(type_name)
+    if limit is not None and (value != int(value) or not -limit <= value < limit):
+        raise FormatError(f"{name} = {value} does not fit into {type_name}")
+    return type_name, _CASTS.get(type_name, str)(value)
 
 
 def is_float32(number):

@@ -14,24 +14,13 @@ CONTRADICTIONS = (KeyError, IndexError, TypeError, ValueError, AttributeError, O
 
 
 class Converter(Values):
-    """Converter of one program.
-
-    Args:
-        parameters: name -> (array, dtype name).
-    """
-
-    def run(self, pir):
-        """Convert a :class:`~.pir_graph.PirProgram` to a :class:`~..program.program.Program`.
-
-        Raises:
-            FormatError: the PIR program is inconsistent.
-            UnsupportedOperatorError: an operation has no legacy counterpart.
-        """
-        self.uses = Counter(number for operation in pir.block.all_operations()
+    def run(self, block):
+        """Convert the main block and return the :class:`~..program.program.Program`."""
+        self.uses = Counter(number for operation in block.all_operations()
                             for number in operation.operands)
-        self.changing = _overwritten_inside(pir.block)
-        self.wanted = _reserve_fetches(pir.block, self.builder)
-        self.block(pir.block)
+        self.changing = _overwritten_inside(block)
+        self.wanted = _reserve_fetches(block, self.builder)
+        self.block(block)
         self.scope.finish()
         for name, version in sorted(self.versions.items()):
             pair = self.program.desc.op_version_map.pair.add()
@@ -46,9 +35,7 @@ class Converter(Values):
             except ExportError:
                 raise
             except CONTRADICTIONS as error:
-                reason = error if isinstance(error, FormatError) else (
-                    f"the program contradicts itself: {type(error).__name__}: {error}")
-                raise FormatError(f"{operation.place}: {reason}") from error
+                raise damaged(operation.place, error) from error
 
     def operation(self, operation):
         for number in operation.operands:
@@ -66,6 +53,13 @@ class Converter(Values):
             write_by_row(self, operation, ROWS[name], in_place)
         else:
             raise operation.unsupported("is not in paddleq's operator table")
+
+
+def damaged(place, error):
+    """FormatError for an error that an inconsistent program causes."""
+    reason = error if isinstance(error, FormatError) else (
+        f"the program contradicts itself: {type(error).__name__}: {error}")
+    return FormatError(f"{place}: {reason}")
 
 
 def _overwritten_inside(block):

@@ -24,17 +24,13 @@ def write_by_row(converter, operation, row, in_place=False):
 
 
 class _Operands:
-    """Operands of an operation as inputs and attributes of the legacy operator.
-
-    Attributes:
-        inputs: slot of the legacy operator -> variables.
-        attributes: operands that become attributes, name -> (type, value).
-        by_name: name of an operand in the row -> value.
-    """
+    """Operands of an operation as inputs and attributes of the legacy operator."""
 
     def __init__(self, converter, operation, row, given):
         self._converter, self._operation = converter, operation
-        self.inputs, self.attributes, self.by_name = {}, {}, {}
+        self.inputs = {}  # slot of the legacy operator -> variables
+        self.attributes = {}  # operands that become attributes, name -> (type, value)
+        self.by_name = {}  # name of an operand in the row -> value
         left = list(operation.operands)
         for slot in row.inputs:
             if slot.pir in given:  # an attribute in this version of Paddle, an operand in others

@@ -37,21 +37,13 @@ class Attribute(NamedTuple):
 
 @dataclass
 class Value:
-    """Result of an operation.
+    """Result of an operation."""
 
-    Attributes:
-        number: identifier, (identifier, position) in a list; 0 for no result.
-        dtype: name of the data type; None for a list of values.
-        shape: dimensions, -1 for unknown ones; None if the rank is unknown.
-        elements: the values in a list; empty for a tensor.
-        array: True for a TensorArray.
-    """
-
-    number: Any
-    dtype: Optional[str] = None
-    shape: Optional[List[int]] = None
-    elements: List["Value"] = field(default_factory=list)
-    array: bool = False
+    number: Any  # (identifier, position) in a list; 0 for no result
+    dtype: Optional[str] = None  # None for a list of values
+    shape: Optional[List[int]] = None  # -1 for unknown dimensions; None if the rank is unknown
+    elements: List["Value"] = field(default_factory=list)  # of a list
+    array: bool = False  # a TensorArray
 
 
 @dataclass
@@ -97,43 +89,30 @@ class Block:
             for inner in operation.blocks:
                 yield from inner.all_operations()
 
-
-@dataclass
-class PirProgram:
-    """Saved program. ``version`` is the version of the format."""
-
-    version: int
-    block: Block
-
     def stored_parameters(self):
         """Parameters in the file of parameters, name -> :class:`Value`."""
-        return {each.attributes["name"].value: each.results[0]
-                for each in self.block.operations
+        return {each.attributes["name"].value: each.results[0] for each in self.operations
                 if each.name == "builtin.parameter" and each.attributes["stored"].value}
 
-    @classmethod
-    def load(cls, path):
-        """Read a ``.json`` file.
 
-        Raises:
-            FormatError: the file is missing, damaged or of another format.
-        """
-        if not os.path.isfile(path):
-            raise FormatError(f"there is no file {path}")
-        collecting = gc.isenabled()
-        gc.disable()  # collections take ten times as long as reading a large program
-        try:
-            with open(path, encoding="utf-8") as file:
-                return _program(json.load(file))
-        except FormatError as error:
-            raise FormatError(f"{path} is no PIR program that can be read: {error}") from error
-        except OSError as error:
-            raise FormatError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path} is no JSON: {error}") from error
-        finally:
-            if collecting:
-                gc.enable()
+def read_pir(path) -> Block:
+    """Read a ``.json`` file; raise FormatError if it is missing, damaged or another format."""
+    if not os.path.isfile(path):
+        raise FormatError(f"there is no file {path}")
+    collecting = gc.isenabled()
+    gc.disable()  # collections take ten times as long as reading a large program
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _program(json.load(file))
+    except FormatError as error:
+        raise FormatError(f"{path} is no PIR program that can be read: {error}") from error
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is no JSON: {error}") from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _program(content):
@@ -146,7 +125,7 @@ def _program(content):
     regions = _get(_get(content, "program", dict, "the file"), "regions", list, "program")
     if len(regions) != 1:
         raise FormatError(f"program has {len(regions)} regions instead of one")
-    return PirProgram(version, _Reader().region(regions[0], "program", 0))
+    return _Reader().region(regions[0], "program", 0)
 
 
 class _Reader:

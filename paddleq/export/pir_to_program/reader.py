@@ -1,32 +1,25 @@
 """Entry points of the conversion: read files of Paddle 3 and convert them."""
 
 import os
+from contextlib import contextmanager
 from typing import Optional, Union
 
 from ..._checks import wrong_type
 from ..._paddle_compat import framework_proto
-from ...errors import ConfigError, FormatError
+from ...errors import ConfigError, ExportError, FormatError
 from ..program import pdiparams as params
+from ..program.passes.runtime_workarounds import apply_runtime_workarounds
 from ..program.program import Program
-from .convert import Converter
-from .pir_graph import PirProgram
+from .convert import CONTRADICTIONS, Converter, damaged
+from .pir_graph import read_pir
 
 Path = Union[str, "os.PathLike[str]"]
 
 
 def from_pir(model_path: Path, params_path: Optional[Path] = None) -> Program:
-    """Read a PIR program and its parameters as a :class:`~paddleq.export.program.program.Program`.
-
-    Args:
-        model_path: the ``.json``.
-        params_path: the ``.pdiparams``; None for a program without parameters.
-
-    Raises:
-        FormatError: a file is missing or damaged, or both are not of one model.
-        UnsupportedOperatorError: an operation has no legacy counterpart.
-    """
-    pir = PirProgram.load(model_path)
-    stored = pir.stored_parameters()
+    """Read a PIR ``.json`` and its parameters (None: there are none); see :func:`load_program`."""
+    block = read_pir(model_path)
+    stored = block.stored_parameters()
     if stored and params_path is None:
         raise FormatError(f"{model_path} has {len(stored)} parameters, but there is no file of "
                           "parameters beside it")
@@ -38,13 +31,22 @@ def from_pir(model_path: Path, params_path: Optional[Path] = None) -> Program:
     if params_path is not None:
         arrays = params.read(params_path, dtypes, framework_proto(),
                              {name: value.shape for name, value in stored.items()})
-    parameters = {name: (array, dtypes[name]) for name, array in arrays.items()}
+    with _damage_reported(model_path):
+        return Converter({name: (array, dtypes[name])
+                          for name, array in arrays.items()}).run(block)
+
+
+@contextmanager
+def _damage_reported(model_path):
+    """Raise FormatError with the path for errors that a damaged program causes."""
     try:
-        return Converter(parameters).run(pir)
+        yield
+    except ExportError:
+        raise
     except RecursionError as error:
         raise FormatError(f"{model_path} is nested too deeply") from error
-    except FormatError as error:
-        raise FormatError(f"{model_path}: {error}") from error
+    except CONTRADICTIONS as error:
+        raise damaged(model_path, error) from error
 
 
 def load_program(model_path: Path, params_path: Optional[Path]) -> Program:
@@ -108,4 +110,6 @@ def to_program_desc(model: Path, output: Path, params_file: Optional[Path] = Non
     if params_file is None and os.path.exists(model[:-len("json")] + "pdiparams"):
         params_file = model[:-len("json")] + "pdiparams"
     program = from_pir(model, params_file)
-    program.save(output + ".pdmodel", output + ".pdiparams")
+    with _damage_reported(model):
+        apply_runtime_workarounds(program)
+    program.save(output + ".pdmodel", output + ".pdiparams", workarounds=False)

@@ -5,6 +5,8 @@ attribute, or stacked numbers that may remain separate. Shapes, axes and bounds 
 legacy operators take attributes, tensors, or lists of scalars.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import FormatError
@@ -12,8 +14,56 @@ from ..program.op_builder import OpBuilder
 from ..program.pdiparams import MOST_DIMENSIONS
 from ..program.program import Program
 from .attributes import dtype_code, is_float32, op
-from .constants import Constant, fill_constant
 from .pir_graph import Value
+
+
+@dataclass
+class Constant:
+    """Tensor that is known before the program runs, and is written only where it is needed."""
+
+    value: Value
+    shape: list
+    numbers: list  # one for all elements, or one for each element
+    place: Any  # position of the operator that writes it
+    kind: str  # of the legacy operator: "fill_constant" (one number) or "assign_value"
+
+    def op(self, name):
+        """Create the legacy operator that writes it to the variable ``name``."""
+        if self.kind == "assign_value":
+            return assign_value(name, self.value.dtype, self.shape, self.numbers)
+        return fill_constant(name, self.value.dtype, self.shape, self.numbers[0])
+
+
+def fill_constant(name, dtype, shape, number, ins=None):
+    """Create an operator that fills a tensor with one number."""
+    text = _text(number, dtype)  # exact where a float32 is not
+    number = float(number)
+    if math.isfinite(number) and abs(number) > 3.4028234663852886e38:
+        number = math.copysign(math.inf, number)
+    return op("fill_constant", ins or {}, {"Out": name}, {
+        "shape": ("longs", shape), "dtype": ("dtype", dtype), "value": ("float", number),
+        "str_value": ("str", text), "force_cpu": ("bool", False), "place_type": ("int", -1)})
+
+
+def _text(number, dtype):
+    if not math.isfinite(number):
+        return str(float(number))  # nan, inf, -inf
+    if dtype == "bool":
+        return str(int(bool(number)))
+    return repr(float(number)) if dtype.startswith(("float", "bfloat")) else str(int(number))
+
+
+_SLOTS = {"bool": ("bool_values", "ints", int), "float32": ("fp32_values", "floats", float),
+          "float64": ("fp64_values", "float64s", float), "int32": ("int32_values", "ints", int),
+          "int64": ("int64_values", "longs", int)}
+
+
+def assign_value(name, dtype, shape, numbers):
+    """Create an operator that writes a number for each element."""
+    values = {slot: (kind, list(map(read, numbers)) if each == dtype else [])
+              for each, (slot, kind, read) in _SLOTS.items()}
+    return op("assign_value", {}, {"Out": name},
+              {"shape": ("ints", shape), "dtype": ("dtype", dtype), **values})
 
 
 class Scope:
@@ -40,11 +90,8 @@ class Scope:
 class Values:
     """Values of a program by number, which are written when they are needed.
 
-    Attributes:
-        program: the :class:`~paddleq.export.program.program.Program` that is being written.
-        builder: creates its variables.
-        scope: the block that is being written.
-        versions: operator -> version, for operators whose version a runtime checks.
+    Args:
+        parameters: name -> (array, dtype name).
     """
 
     def __init__(self, parameters):
@@ -52,8 +99,8 @@ class Values:
         for name, (array, dtype) in parameters.items():
             self.program.add_parameter(name, array, dtype)
         self.builder = OpBuilder(self.program)
-        self.scope = Scope(self.program.desc.blocks[0])
-        self.versions = {}
+        self.scope = Scope(self.program.desc.blocks[0])  # the block that is being written
+        self.versions = {}  # operator -> version, if runtimes check it
         self.names = {}  # value -> variable
         self.values = {}  # variable -> values that it holds or held
         self.types = {}  # value -> Value
@@ -97,10 +144,9 @@ class Values:
                                          "tensor")
 
     def define_list(self, value, name):
-        keys = [(value.number, i) for i in range(len(value.elements))]
-        self.lists[value.number] = keys
-        return [self.define(Value(key, element.dtype, element.shape), f"{name}.{i}")
-                for i, (key, element) in enumerate(zip(keys, value.elements))]
+        self.lists[value.number] = [(value.number, i) for i in range(len(value.elements))]
+        return [self.define(Value(key, element.dtype, element.shape), f"{name}.{key[1]}")
+                for key, element in zip(self.lists[value.number], value.elements)]
 
     def bind(self, value, name):
         self.names[value.number] = name

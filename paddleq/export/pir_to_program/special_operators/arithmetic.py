@@ -2,7 +2,7 @@
 
 from ..attributes import plain
 from ..convert_row import write_by_row
-from ..row_syntax import row
+from ..operator_table import row
 
 _CLIP = row("clip", "clip", "x>X min>min:float max>max:float")
 

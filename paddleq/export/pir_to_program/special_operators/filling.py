@@ -6,10 +6,10 @@ import numpy as np
 
 from ....errors import FormatError
 from ..attributes import plain
-from ..constants import assign_value as constant_values
-from ..constants import fill_constant
 from ..convert_row import write_by_row
-from ..row_syntax import row
+from ..operator_table import row
+from ..values import assign_value as constant_values
+from ..values import fill_constant
 
 _FLAT = ("float32", "int32", "int64", "bool")  # data types of assign_value in all versions
 _FULL_LIKE = row("full_like", "fill_any_like", "x>X value>value:float", attributes="dtype:dtype")

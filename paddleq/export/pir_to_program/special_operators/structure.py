@@ -3,7 +3,7 @@
 from ....errors import FormatError
 from ..attributes import get
 from ..convert_row import write_by_row
-from ..row_syntax import row
+from ..operator_table import row
 
 _STACK = row("stack", "stack", "x>X*", "out>Y", "axis:int")
 

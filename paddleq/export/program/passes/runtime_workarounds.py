@@ -74,7 +74,8 @@ def _add_biases_as_vectors(program, block, ops):
             continue
         (bias,) = inputs(reshape, "X")
         axis = len(shapes[y]) - 1 if last else 1
-        if bias not in program.arrays or shapes[y][axis] != program.arrays[bias].size:
+        if bias not in program.arrays or len(shapes[y]) != len(shapes[x]) or (
+                shapes[y][axis] != program.arrays[bias].size):
             continue
         set_input(op, "Y", bias)
         set_attribute(op, "axis", axis)
