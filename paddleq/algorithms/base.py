@@ -150,12 +150,7 @@ class Rounder(ABC):
 
 
 def checked_weight(weight: paddle.Tensor, spec: QuantSpec) -> paddle.Tensor:
-    """Return ``weight`` in float32 after checking that ``spec`` can quantize it.
-
-    Raises:
-        ConfigError: the spec is not supported for the weight of a Linear layer.
-        ModelError: the weight is not a matrix, or holds NaN or infinity.
-    """
+    """Return ``weight`` in float32 after checking that ``spec`` can quantize it."""
     check_weight_spec("spec", spec)
     if len(weight.shape) != 2 or 0 in weight.shape:
         raise ModelError("the weight of a Linear layer must be a matrix, but has the shape "
@@ -168,11 +163,7 @@ def checked_weight(weight: paddle.Tensor, spec: QuantSpec) -> paddle.Tensor:
 
 
 def checked_statistics(values: paddle.Tensor, weight: paddle.Tensor, name: str) -> paddle.Tensor:
-    """Return ``values`` after checking that they have the input features of ``weight``.
-
-    Raises:
-        ConfigError: the number of input features differs.
-    """
+    """Return ``values`` after checking that they have the input features of ``weight``."""
     if values.shape[0] != weight.shape[0]:
         raise wrong_value(name, list(values.shape),
                           f"of the weight's {weight.shape[0]} input features")

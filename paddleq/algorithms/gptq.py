@@ -170,16 +170,9 @@ class _RowByRow:
     errors to the lower half, and the same is done within each half. Almost all of the work is then
     done in large products, and single rows update only a few rows.
 
-    Args:
-        weight: float32 [K, N], rows in the order of quantization.
-        feedback: the matrix that :func:`feedback_matrix` returns.
-        spec: a :class:`~paddleq.QuantSpec`.
-        size: number of rows in a group.
-        group_qparams: called when a group is reached, with the number of its first row and the
-            optimal real values of its rows, given the rounding of all previous rows (float32).
-            Returns (scale, zero point or None) for each row, float32 [1] or [N].
-        block_size: maximum number of rows that are rounded one by one between two matrix products;
-            at most 16.
+    ``group_qparams`` is called when a group of ``size`` rows is reached, with the number of its
+    first row and the optimal real values of its rows, given the rounding of all previous rows. It
+    returns (scale, zero point or None) for each row, float32 [1] or [N].
     """
 
     def __init__(self, weight, feedback, spec, size, group_qparams, block_size):
@@ -242,9 +235,10 @@ class _RowByRow:
 
 
 def feedback_matrix(hessian, damping, order=None):
-    """Compute the strictly lower triangular error feedback matrix F of GPTQ.
+    """Compute the strictly lower triangular error feedback matrix F [K, K] of GPTQ.
 
-    Rows are quantized one after the other. Row j is rounded not at w[j] but at
+    Rows are quantized one after the other, in ``order``, which also is the order of the rows and
+    columns of F. Row j is rounded not at w[j] but at
 
         t[j] = w[j] + sum over k < j of F[j, k] * (w[k] - q[k]),
 
@@ -252,19 +246,6 @@ def feedback_matrix(hessian, damping, order=None):
     not rounded. With H = (I + F)^T D (I + F), D diagonal, that error is the sum of
     D[j] * (t[j] - q[j]) ** 2. t[j] is row j of the updated weights of GPTQ (arXiv:2210.17323,
     arXiv:2307.13304, theorem 6). This takes one Cholesky decomposition; H is not inverted.
-
-    Args:
-        hessian: float32 [K, K], mean of x^T x. It is unchanged.
-        damping: added to the diagonal, in units of its mean. If the decomposition fails, it is
-            multiplied by 10 until it succeeds, with a warning.
-        order: int64 [K], the order in which the rows are quantized, also of the rows and columns of
-            F. Default None: the order of the weight.
-
-    Returns:
-        float32 [K, K].
-
-    Raises:
-        CalibrationError: the decomposition fails with any damping.
     """
     # Reversed: a Cholesky decomposition starts with the first row, this one with the last.
     if order is None:

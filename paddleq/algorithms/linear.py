@@ -43,15 +43,7 @@ def rounder_of(config: LayerConfig) -> Rounder:
 
 
 def check_linear_config(config: LayerConfig, name: str = "") -> None:
-    """Raise unless a configuration is supported for a Linear layer.
-
-    Args:
-        name: prefix of the argument names in messages, such as "fc.".
-
-    Raises:
-        ConfigError: the granularity of the weight is not PerTensor, PerChannel(1) or PerGroup, or
-            the activation is quantized without the weight.
-    """
+    """Raise unless a configuration is supported for a Linear layer."""
     if config.weight_spec is not None:
         check_weight_spec(f"{name}weight", config.weight_spec)
     elif config.activation_spec is not None:

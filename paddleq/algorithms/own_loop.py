@@ -27,20 +27,10 @@ _logger = logging.getLogger("paddleq")
 
 
 def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) -> None:
-    """Make layers collect statistics of their inputs, in place.
+    """Make Linear layers collect statistics of their inputs, in place.
 
     One forward pass of ``model`` is one batch, however often it calls a layer. If a layer is called
-    outside of the model, each call is one batch.
-
-    Args:
-        model: a ``paddle.nn.Layer``.
-        configs: name of a ``paddle.nn.Linear`` in the model -> its
-            :class:`~paddleq.config.LayerConfig`.
-        num_batches: number of batches after which a layer quantizes its weight.
-
-    Raises:
-        ConfigError: a configuration has a smoother and an observer of the activation. The observer
-            needs the smoothed activations, but each batch is seen only once.
+    outside of the model, each call is one batch. After ``num_batches`` it quantizes its weight.
     """
     for config in configs.values():
         if config.smoother is not None and config.activation_observer() is not None:
@@ -61,13 +51,7 @@ def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) ->
 
 
 def finish(model: nn.Layer) -> None:
-    """Replace the calibrated layers by the quantized ones, in place.
-
-    Raises:
-        ModelError: :func:`start` was not called on this model.
-        CalibrationError: layers received too few batches; names them with their number of batches.
-            The model is unchanged.
-    """
+    """Replace the calibrated layers by the quantized ones, in place."""
     calibration = read_state(model).calibration
     if calibration is None:
         raise ModelError("model is not being calibrated; call quantize() on it first")
@@ -135,17 +119,12 @@ class _Calibration:
 
 
 class _Calibrator:
-    """Statistics of one layer, and the quantized layer once there is one.
-
-    Attributes:
-        batches: number of batches that the layer saw.
-        saw_batch: True if the layer saw the current batch.
-        quantized: the :class:`IntegerLinear`, or None.
-    """
+    """Statistics of one layer, and the quantized layer once there is one."""
 
     def __init__(self, name, layer, config, num_batches, calibration):
         self.name, self.layer = name or "(model)", layer
         self.config, self.num_batches = config, num_batches
+        # saw_batch: in the current batch data reached the layer; quantized: the IntegerLinear
         self.batches, self.saw_batch, self.quantized = 0, False, None
         self._stats: Any = ChannelStats(config.needs)  # None once the layer is quantized
         self._observer: Any = config.activation_observer()

@@ -23,12 +23,6 @@ class Histogram:
 
     The range is [-top, top), where top is a power of two. When it grows, neighbouring bins are
     merged, so the counts equal those of a histogram over the final range.
-
-    Attributes:
-        counts: int64 array [bins].
-        top: end of the range. 0 before the first value.
-        low, high: smallest and largest value.
-        total: number of values.
     """
 
     def __init__(self, bins: int = BINS):
@@ -79,24 +73,15 @@ def _merge_bins(counts, top, wanted):
 
 @dataclass
 class Distribution:
-    """Inputs of one quantizer.
+    """Inputs of one quantizer."""
 
-    Attributes:
-        name: name of the quantizer, such as ``conv1.activation_quantizer``.
-        histogram: :class:`Histogram` of the values, before any preprocessing.
-        low, high: clipping limits, the widest of all channels. ``None`` without a scale.
-        narrowest: (lower, upper) clipping limit, the narrowest of all channels.
-        clipped: number of clipped values.
-        fixed: False if the range is computed from each tensor, so that nothing is clipped.
-    """
-
-    name: str
-    histogram: Histogram
-    low: Optional[float] = None
+    name: str  # of the quantizer, such as conv1.activation_quantizer
+    histogram: Histogram  # of the values before any preprocessing
+    low: Optional[float] = None  # clipping limits, the widest of all channels; None without a scale
     high: Optional[float] = None
-    narrowest: Tuple[float, ...] = ()
-    clipped: int = 0
-    fixed: bool = True
+    narrowest: Tuple[float, ...] = ()  # (lower, upper) clipping limit of all channels
+    clipped: int = 0  # number of values
+    fixed: bool = True  # False if each tensor has its own range, so that nothing is clipped
 
     @property
     def clipped_share(self) -> float:
@@ -122,16 +107,11 @@ class Distribution:
 
 
 class Distributions:
-    """Distributions of the weights and activations of a quantized model.
-
-    Attributes:
-        layers: name -> quantized layer.
-        found: name -> list of :class:`Distribution`, one for each FakeQuantize with values.
-    """
+    """Distributions of the weights and activations of a quantized model."""
 
     def __init__(self, model: paddle.nn.Layer):
         self.layers = dict(quantized_layers(model))
-        self.found = {name: [] for name in self.layers}
+        self.found = {name: [] for name in self.layers}  # a Distribution for each FakeQuantize
 
     def add_weights(self) -> None:
         """Add the weights of all layers."""

@@ -213,8 +213,7 @@ class LayerComparison:
                                                  self._fused_output(name, output))
 
     def _fused_output(self, name, output, layers=None):
-        """Apply the norm and ReLU that are fused with a layer, those of ``layers``, to its output.
-        """
+        """Apply the norm and ReLU that are fused with a layer to its output."""
         block = self.blocks[name]
         relu_input = None if block is None else block._relu_input
         for member in self.fused[name]:

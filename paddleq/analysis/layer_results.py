@@ -14,11 +14,7 @@ from ..nn.integer_layer import IntegerLayer
 
 
 class LayerResults(abc.ABC):
-    """Rows of results, one for each layer, in the order of the model.
-
-    Args:
-        rows: objects with the attributes ``name`` and ``type``.
-    """
+    """Rows with a ``name`` and a ``type``, one for each layer, in the order of the model."""
 
     def __init__(self, rows: Iterable):
         self.rows = list(rows)

@@ -14,12 +14,7 @@ from ..fake_quant.fake_quantize import FakeQuantize, State
 
 
 class StepHooks:
-    """Call functions around each forward pass in which a model trains or calibrates.
-
-    Args:
-        before: called as ``before(model, step)`` at the start of a step; steps count from 0.
-        after: called as ``after(model, step)`` at its end.
-    """
+    """Calls of ``before(model, step)`` and ``after(model, step)`` around each forward pass."""
 
     def __init__(self, after: Callable[[nn.Layer, int], None],
                  before: Optional[Callable[[nn.Layer, int], None]] = None):

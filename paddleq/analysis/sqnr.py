@@ -13,9 +13,6 @@ class SQNR:
     """SQNR of a tensor over several batches: 10 * log10(sum(r^2) / sum((q - r)^2)) dB.
 
     One bit is worth 6 dB; 40 dB are an error of 1 %. The sums are kept in double precision.
-
-    Args:
-        name: name of the tensor for messages.
     """
 
     def __init__(self, name: str):
@@ -24,16 +21,7 @@ class SQNR:
         self.batches = 0
 
     def add(self, reference: Any, quantized: Any) -> None:
-        """Add a batch of tensors, or of nested lists, tuples and dicts of tensors.
-
-        Args:
-            reference: float values.
-            quantized: the same values with quantization.
-
-        Raises:
-            ModelError: the shapes differ.
-            NonFiniteError: a value is NaN or infinite.
-        """
+        """Add a batch of tensors, or of nested lists, tuples and dicts of tensors."""
         pairs = list(zip(tensors_in(reference), tensors_in(quantized)))
         for r, q in pairs:
             if list(r.shape) != list(q.shape):

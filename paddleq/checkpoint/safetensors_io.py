@@ -28,13 +28,7 @@ _NAMES = {"bfloat16": "BF16", **{dtype.name: name for name, dtype in _DTYPES.ite
 
 
 def write_tensors(path, tensors):
-    """Write tensors (name -> Paddle tensor) to a file and return the SHA-256 of its bytes.
-
-    The same tensors give the same bytes.
-
-    Raises:
-        ModelError: a tensor has a dtype that the format does not have.
-    """
+    """Write tensors (name -> Paddle tensor) to a file and return the SHA-256 of its bytes."""
     kinds = {name: _kind(name, tensor) for name, tensor in tensors.items()}
     # The largest elements first: each begins at a multiple of its size then.
     order = sorted(tensors, key=lambda name: (-_DTYPES[kinds[name]].itemsize, name))
@@ -60,11 +54,7 @@ def write_tensors(path, tensors):
 
 
 def map_file(path: Union[str, os.PathLike]) -> Union[mmap.mmap, io.BytesIO]:
-    """Map a file into memory, to read it only; its pages are loaded when they are used.
-
-    Raises:
-        FormatError: the file cannot be read.
-    """
+    """Map a file into memory, to read it only; its pages are loaded when they are used."""
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
@@ -85,14 +75,7 @@ def file_digest(data: Union[mmap.mmap, io.BytesIO]) -> str:
 
 
 def parse_tensors(data: Any, path: Any) -> Dict[str, np.ndarray]:
-    """Return the arrays of a mapped file by name, as views of it.
-
-    Args:
-        path: the file, whose format is checked, and for messages.
-
-    Raises:
-        FormatError: it is no safetensors file, or is damaged.
-    """
+    """Return the arrays of a mapped file by name, as views of it."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -74,9 +74,6 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
 
     While open, the model is in evaluation mode and quantizers pass their input through. On exit
     the states are as :func:`calibrate` describes.
-
-    Raises:
-        CalibrationError: on exit, if a quantizer received no data.
     """
     quantizers = [quantizer for _, quantizer in fake_quantizers(model)]
     finished = [q for q in quantizers if q.state is State.CALIBRATION]
@@ -92,11 +89,7 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
 
 
 def run_batches(run: Callable[[Any], Any], batches: Iterable) -> int:
-    """Call ``run(batch)`` for each batch and return the number of batches.
-
-    Raises:
-        NonFiniteError: as raised by ``run``, with the number of the batch added.
-    """
+    """Call ``run(batch)`` for each batch and return the number of batches."""
     count = 0
     for batch in batches:
         try:
@@ -112,13 +105,7 @@ def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = N
                  argument: str = "data") -> Iterator[Arguments]:
     """Iterate over the (args, kwargs) of a call of ``model`` for each batch of ``data``.
 
-    Arguments and errors are those of :func:`calibrate`. The arguments are checked immediately,
-    not when the first batch is taken.
-
-    Args:
-        desc: label of a progress bar. Default None: no progress bar.
-        allow_empty: accept data without batches. Default False.
-        argument: name of the caller's argument for messages. Default "data".
+    The arguments are checked immediately, not when the first batch is taken.
     """
     if num_batches is not None:
         check_int("num_batches", num_batches, 1)

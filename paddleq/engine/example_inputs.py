@@ -13,12 +13,8 @@ from . import evaluation, forward_arguments, quantization_off
 def run_on_first_inputs(model, inputs, action):
     """Call ``action(model, run)``, where ``run()`` is a forward pass of the float model.
 
-    Args:
-        model: the model, float or quantized.
-        inputs: example inputs: a tensor, a list or tuple of arguments, or a dict. None: the action
-            runs on the first batch.
-        action: a function without references to the model, because a copy of the model that is
-            made before the first batch runs it on itself.
+    Without ``inputs`` that happens on the first batch. The action must not refer to the model: a
+    copy of the model that is made before the first batch runs it on itself.
     """
     if inputs is not None:
         args, kwargs = forward_arguments(model, inputs)
@@ -60,16 +56,7 @@ def _run_on_first_batch(model, args):
 
 
 def fold_batch_norms(model, inputs, fuse_list=None):
-    """Fold batch norms on example inputs, or on the first batch if ``inputs`` is None.
-
-    Args:
-        model, inputs: as for :func:`run_on_first_inputs`.
-        fuse_list: pairs to fuse, or None for all that can be.
-
-    Raises:
-        FusionError: a pair of ``fuse_list`` cannot be fused. If that depends on the data flow, the
-            error is raised on the first batch.
-    """
+    """Fold batch norms on example inputs, or on the first batch if ``inputs`` is None."""
     if fuse_list is not None:
         check_fuse_list(model, fuse_list)
     run_on_first_inputs(model, inputs, partial(fuse, fuse_list=fuse_list))

@@ -101,14 +101,7 @@ def copy_of(model):
 
 
 def restore_float(model, reasons):
-    """Convert quantized layers of ``model`` back to float layers, in place.
-
-    Args:
-        reasons: layer name -> reason, which :func:`paddleq.summary` shows.
-
-    Raises:
-        ConfigError, ModelError: as :func:`check_restorable`. Nothing is changed.
-    """
+    """Convert quantized layers back to float ones, in place; ``reasons`` maps names to notes."""
     check_restorable(model, reasons)
     layers = dict(quantized_layers(model))
     for name, reason in reasons.items():
@@ -117,13 +110,7 @@ def restore_float(model, reasons):
 
 
 def check_restorable(model, names):
-    """Raise unless the layers ``names`` of ``model`` can be made float.
-
-    Raises:
-        ConfigError: a name is not that of a quantized layer.
-        ModelError: a layer begins a block of layers, or another layer relies on its quantized
-            output.
-    """
+    """Raise unless the layers ``names`` of ``model`` can be made float."""
     check_quantized(model)
     layers = dict(quantized_layers(model))
     for name in names:

@@ -13,13 +13,7 @@ _logger = logging.getLogger("paddleq")
 
 
 def find_block_structure(model, run, blocks=True):
-    """Return the :class:`~paddleq.graph.Structure` that :func:`fuse_blocks` takes.
-
-    Args:
-        model: the model, in evaluation mode, float or quantized but with quantization off.
-        run: a function that runs a forward pass on example inputs and returns the output.
-        blocks: find blocks of several layers. Default True.
-    """
+    """Return the :class:`~paddleq.graph.Structure` that :func:`fuse_blocks` takes."""
     layers = {name: layer for name, layer in model.named_sublayers(include_self=True)
               if is_quantized(layer) or kind_of(layer) is not None}
     return find_structure(model, run, layers, blocks)

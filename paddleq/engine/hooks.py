@@ -59,18 +59,8 @@ def collect_inputs(layers: Mapping[str, nn.Layer],
                    collectors: Mapping[str, Any]) -> Iterator[Dict[str, List[Hashable]]]:
     """Update collectors with the inputs of layers while open.
 
-    If one collector is given for several layers, a tensor that several of them read is collected
-    once.
-
-    Args:
-        layers: name -> layer.
-        collectors: name -> :class:`~paddleq.observers.Collector`, for the same names.
-
-    Yields:
-        name -> list of the keys of the first argument of each call, filled while open.
-
-    Raises:
-        NonFiniteError: NaN or infinity reached a layer; names the layer.
+    A tensor that several layers with one collector read is collected once. The yielded dict, name
+    -> list of the keys of the first argument of each call, is filled while open.
     """
     keys = TensorKeys()
     read: Dict[str, List[Hashable]] = {}

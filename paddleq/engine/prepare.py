@@ -78,21 +78,8 @@ def quantize(model: nn.Layer, config: QuantConfig, inplace: bool = False) -> nn.
 def prepare(model, config, before=None):
     """Insert fake quantizers into the layers of ``model`` that ``config`` matches, in place.
 
-    Each layer gets a note for :func:`paddleq.summary`. After an error the model is unchanged.
-
-    Args:
-        model: a float ``paddle.nn.Layer``.
-        config: a :class:`~paddleq.config.QuantConfig`.
-        before: function that runs after the checks and before the first change, such as fusion.
-            If it raises, the model stays float.
-
-    Returns:
-        The model itself.
-
-    Raises:
-        ModelError: the model is already quantized, has weights that are not float32, or has no
-            layer to quantize.
-        ConfigError: an entry of a rule matches no layer.
+    ``before`` runs after the checks and before the first change; if it raises, the model stays
+    float.
     """
     check_model(model)
     selection, shared = select(model, config), {}

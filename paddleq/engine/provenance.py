@@ -22,13 +22,7 @@ def versions():
 
 
 def set_provenance(model, method, **config):
-    """Record the quantization method of ``model``, in place of an earlier record.
-
-    Args:
-        method: name in recipes, or of the front end if recipes do not have the method.
-        config: configuration of the method, converted by :func:`plain_value`. ``None`` values are
-            omitted.
-    """
+    """Record the quantization method of ``model``, in place of an earlier record."""
     state_of(model).provenance = {"method": method, **{
         key: plain_value(value) for key, value in config.items() if value is not None}}
 

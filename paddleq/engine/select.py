@@ -17,30 +17,19 @@ FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 @dataclass
 class SelectedLayer:
-    """A layer to quantize.
-
-    Attributes:
-        layer: the ``paddle.nn.Layer``.
-        config: its :class:`~paddleq.config.LayerConfig`.
-        entry: the entry of the rule that decided, such as "type Linear".
-    """
+    """A layer to quantize."""
 
     layer: Any
     config: LayerConfig
-    entry: str
+    entry: str  # of the rule that decided, such as "type Linear"
 
 
 @dataclass
 class Selection:
-    """Layers of a model, by name.
-
-    Attributes:
-        selected: name -> :class:`SelectedLayer`, in order of definition.
-        skipped: name -> :class:`SkipReason`, of all other layers.
-    """
+    """Layers of a model, by name in order of definition."""
 
     selected: Dict[str, SelectedLayer] = field(default_factory=dict)
-    skipped: Dict[str, SkipReason] = field(default_factory=dict)
+    skipped: Dict[str, SkipReason] = field(default_factory=dict)  # all other layers
 
 
 def class_skip_reason(layer: nn.Layer, config: Optional[LayerConfig]) -> Optional[SkipReason]:
@@ -59,18 +48,7 @@ def select(model: nn.Layer, rules: Optional[QuantConfig],
 
     A layer is skipped if ``skip_quant`` is set on it or on a layer that it is in, if no rule of
     ``rules`` matches, if the last rule that matches excludes it, or if ``reason_of`` returns a
-    reason.
-
-    Args:
-        model: a float ``paddle.nn.Layer``.
-        rules: configuration of its layers.
-        reason_of: called with a layer and its configuration, or None if no rule has one for it;
-            returns a :class:`SkipReason` if the caller does not support them.
-        dtypes: data types that the weights of selected layers may have.
-
-    Raises:
-        ConfigError: an entry of a rule matches no layer.
-        ModelError: a weight of a selected layer has another data type; names it.
+    reason for it and its configuration (None without a rule).
     """
     if not isinstance(rules, QuantConfig):
         raise wrong_type("config", rules, "a QuantConfig")
@@ -107,11 +85,7 @@ def nothing_selected(model: nn.Layer, selection: Selection) -> ModelError:
 
 
 def record_reasons(model: nn.Layer, selection: Selection, keep_notes: bool = False) -> None:
-    """Keep the reasons for skipped layers on the layers, where :func:`summary` finds them.
-
-    Args:
-        keep_notes: a note that a layer has, e.g. from fusion, stays.
-    """
+    """Keep the reasons for skipped layers on the layers, where :func:`summary` finds them."""
     layers = dict(model.named_sublayers(include_self=True))
     for name, reason in selection.skipped.items():
         state = state_of(layers[name])

@@ -160,9 +160,6 @@ def quantizing_only(model, names):
 
     These layers do not use their quantizers and preprocesses (PACT, hooks). The same holds for
     copies and exports of the model that are made while open.
-
-    Raises:
-        ConfigError: a name is not that of a quantized layer.
     """
     layers, names = dict(quantized_layers(model)), list(names)
     for name in names:
@@ -190,13 +187,7 @@ def evaluation(model):
 
 
 def finalize(model):
-    """Compute the scales of the quantizers that observed data since their scale was set.
-
-    Quantizers in the state QAT are skipped.
-
-    Raises:
-        CalibrationError: names the quantizers that observed no data. No scale is changed.
-    """
+    """Compute the scales of the quantizers that observed data since their scale was set."""
     quantizers = [(name, q) for name, q in fake_quantizers(model)
                   if not q.observer.dynamic and q.state is not State.QAT
                   and (q.observer_enabled or q.state is not State.CALIBRATION)]
@@ -213,11 +204,7 @@ def finalize(model):
 
 @contextmanager
 def finalized(model):
-    """While open, the scales are those that :func:`finalize` computes.
-
-    Raises:
-        CalibrationError: as :func:`finalize`.
-    """
+    """While open, the scales are those that :func:`finalize` computes."""
     with ExitStack() as stack:
         for _, quantizer in fake_quantizers(model):
             if quantizer.needs_finalize:
@@ -227,11 +214,7 @@ def finalized(model):
 
 
 def check_initialized(model):
-    """Raise if layers are being calibrated, or are empty until a checkpoint is loaded.
-
-    Raises:
-        CalibrationError: names the layers.
-    """
+    """Raise if layers are being calibrated, or are empty until a checkpoint is loaded."""
     waiting = [name or "(model)" for name, layer in model.named_sublayers(include_self=True)
                if read_state(layer).calibrator is not None]
     if waiting:

@@ -58,11 +58,7 @@ class SummaryRow(NamedTuple):
 
 
 def summary_rows(model):
-    """Return a :class:`SummaryRow` for each layer that :func:`summary` shows.
-
-    Raises:
-        ConfigTypeError: ``model`` is no ``paddle.nn.Layer``.
-    """
+    """Return a :class:`SummaryRow` for each layer that :func:`summary` shows."""
     if not isinstance(model, nn.Layer):
         raise wrong_type("model", model, "a paddle.nn.Layer")
     rows = []
@@ -182,11 +178,7 @@ def _span(scale):
 
 
 def qparams_in(layer, attribute, quantizer):
-    """Return (scale, zero point or None) of a FakeQuantize of ``layer``, or None.
-
-    Args:
-        attribute: name of the quantizer in ``layer``.
-    """
+    """Return (scale, zero point or None) of a FakeQuantize of ``layer``, or None."""
     if quantizer.observer.dynamic:
         name = attribute[: -len("_quantizer")]
         weight, (preprocess, _) = layer.weight_to_quantize(name), layer.weight_parts(name)

@@ -12,17 +12,13 @@ from .dataflow import PRODUCERS, find_edges, find_pairs
 
 @dataclass
 class Structure:
-    """Blocks of a model and their connections; layers are given by their names.
+    """Blocks of a model and their connections; layers are given by their names."""
 
-    Attributes:
-        blocks: producer -> (norm or None, relu or None). Layers without either are not listed.
-        refused: (layer, next layer) -> reason that they are not fused.
-        sources: layer -> for each of its calls, the block whose unchanged output each argument is,
-            or None.
-    """
-
+    # producer -> (norm or None, relu or None). Layers without either are not listed.
     blocks: Dict[str, Tuple[Optional[str], Optional[str]]] = field(default_factory=dict)
+    # (layer, next layer) -> reason that they are not fused
     refused: Dict[Tuple[str, str], str] = field(default_factory=dict)
+    # layer -> for each call, the block whose unchanged output each argument is, or None
     sources: Dict[str, List[List[Optional[str]]]] = field(default_factory=dict)
 
 
@@ -30,14 +26,6 @@ def find_structure(model, run, layers, blocks=True):
     """Find the blocks that begin with one of ``layers``, and the sources of their inputs.
 
     Only a ReLU that is a layer, ``nn.ReLU``, is found, not ``F.relu``.
-
-    Args:
-        model, run: as for :func:`~paddleq.graph.dataflow.find_pairs`.
-        layers: name -> layer.
-        blocks: find blocks of more than one layer. Default True.
-
-    Returns:
-        :class:`Structure`.
     """
     structure = Structure()
     with paddle.no_grad():

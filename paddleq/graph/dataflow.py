@@ -23,28 +23,14 @@ NORMS = (nn.BatchNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.SyncBa
 
 @dataclass
 class Pairs:
-    """Pairs of a producer and a consumer.
+    """Pairs of a producer and a consumer, by name."""
 
-    Attributes:
-        found: (producer name, consumer name) pairs whose consumer is the producer's only one.
-        refused: (producer name, norm name) -> reason that the pair cannot be fused.
-    """
-
-    found: List[Tuple[str, str]] = field(default_factory=list)
-    refused: Dict[Tuple[str, str], str] = field(default_factory=dict)
+    found: List[Tuple[str, str]] = field(default_factory=list)  # (producer, its only consumer)
+    refused: Dict[Tuple[str, str], str] = field(default_factory=dict)  # with reasons
 
 
 def find_pairs(model, run):
-    """Find producer/norm pairs.
-
-    Args:
-        model: a ``paddle.nn.Layer``.
-        run: a function without arguments that runs a forward pass of ``model`` and returns its
-            output. It must be deterministic (evaluation mode, no quantization).
-
-    Returns:
-        :class:`Pairs`.
-    """
+    """Find producer/norm pairs; ``run()`` is a deterministic forward pass of ``model``."""
     layers = dict(model.named_sublayers(include_self=True))
     producers = {name: layer for name, layer in layers.items() if isinstance(layer, PRODUCERS)}
     weight_owners = {}
@@ -64,15 +50,8 @@ def find_pairs(model, run):
 def find_edges(run, producers, consumers, refusal_of=lambda *_: None, called_again=False):
     """Find consumers that are the only reader of a producer's output.
 
-    Args:
-        run: as for :func:`find_pairs`.
-        producers, consumers: name -> layer.
-        refusal_of: called as ``refusal_of(producer, consumer, tensor, names)``; returns the
-            reason to refuse the pair, or None.
-        called_again: accept consumers that are called several times in a forward pass.
-
-    Returns:
-        :class:`Pairs`.
+    ``refusal_of(producer, consumer, tensor, names)`` returns the reason to refuse a pair, or None.
+    With ``called_again`` a consumer may be called several times in a forward pass.
     """
     calls, output = trace_calls(run, producers, consumers)
     reference = _values(output)
@@ -187,13 +166,7 @@ def _values(output):
 
 
 def only_read_by(run, producer, consumers):
-    """Return True if ``consumers`` are the only readers of the output of ``producer``.
-
-    Args:
-        run: as for :func:`find_pairs`.
-        producer: a layer that is called once and returns a tensor.
-        consumers: layers whose first argument is that tensor.
-    """
+    """Return True if the first arguments of ``consumers`` are all uses of the producer's output."""
     return _unchanged([(producer, consumers, None)], run, _values(run()))
 
 

@@ -25,15 +25,7 @@ class FoldedNorm(nn.Layer):
 
 
 def check_fuse_list(model, fuse_list):
-    """Check a ``fuse_list`` as far as possible without running the model.
-
-    Returns:
-        list of (producer name, norm name).
-
-    Raises:
-        FusionError: an entry is not a pair of names, or a name is not that of a layer of the
-            right type.
-    """
+    """Check a ``fuse_list`` without running the model and return its pairs of names."""
     if not isinstance(fuse_list, (list, tuple)):
         raise FusionError(f"fuse_list must be a list of [layer, norm] pairs, but is {fuse_list!r}")
     layers = dict(model.named_sublayers(include_self=True))
@@ -56,15 +48,7 @@ def check_fuse_list(model, fuse_list):
 
 
 def fuse(model, run, fuse_list=None):
-    """Fold batch norms, in place.
-
-    Args:
-        model: the model, in evaluation mode.
-        run: a function that runs a forward pass on example inputs and returns the output.
-        fuse_list: pairs to fuse; None: all that can be.
-
-    Returns:
-        List of the folded pairs.
+    """Fold batch norms in place, those of ``fuse_list`` or all that can be, and return the pairs.
 
     Raises:
         FusionError: a pair of ``fuse_list`` cannot be fused; gives the reason. Nothing is changed.

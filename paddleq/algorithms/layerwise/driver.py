@@ -220,12 +220,7 @@ class _Driver:
             for linear, weight in zip(linears, result.weights)])
 
     def quantize_caches(self, selected, run):
-        """Replace float KV caches by int8 ones, in place.
-
-        Raises:
-            NonFiniteError: NaN or infinity reached a cache; names the cache and the batch.
-            CalibrationError: no data reached some per-channel caches; names them.
-        """
+        """Replace float KV caches by int8 ones, in place."""
         caches = {name: _float_cache(each.layer) for name, each in selected.items()}
         collectors = {name: KVRange(cache.token_axis) for name, cache in caches.items()
                       if selected[name].config.kv_cache == PER_CHANNEL}

@@ -23,15 +23,6 @@ def find_norm(model: nn.Layer, candidates: List[nn.Layer], linears: List[nn.Laye
     Names and classes are not considered. A run shows which layer produces the tensor. If its weight
     is multiplied by powers of two, the output must be multiplied exactly. If its output is
     changed for all other layers, the result of the run must not change.
-
-    Args:
-        model: contains everything that may refer to the norm or its weight.
-        candidates: layers that may be the norm.
-        linears: layers that read one tensor, each called once in a run.
-        run: called without arguments; a deterministic forward pass that returns its output.
-
-    Returns:
-        The norm, or None.
     """
     norms = [layer for layer in candidates if _may_be_norm(layer, linears[0].weight.shape[0])]
     if not norms:

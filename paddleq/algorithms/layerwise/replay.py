@@ -24,16 +24,7 @@ class _LayerReached(BaseException):
 
 
 class LayerReplay:
-    """Forward passes to a decoder layer that replay the outputs of the layers before it.
-
-    Args:
-        model: in evaluation mode, as within :func:`paddleq.engine.eager_evaluation`.
-        layers: list of (name, layer).
-        inputs: the (args, kwargs) of each batch.
-
-    Attributes:
-        layers: the same, in the order of execution.
-    """
+    """Forward passes to a decoder layer that replay the outputs of the layers before it."""
 
     def __init__(self, model, layers, inputs):
         self.model, self.layers, self.inputs = model, layers, inputs
@@ -70,11 +61,7 @@ class LayerReplay:
         """Disable the replay if layer ``number`` depends on more than the stored outputs.
 
         In a replay, all layers before the last finished one return its output. Here they return
-        NaN instead, which must not reach the layer.
-
-        Args:
-            number: number of the decoder layer; None for the rest of the model.
-            readers: name -> layer, the layers of the rest whose inputs are collected.
+        NaN instead, which must not reach the layer, or ``readers`` if ``number`` is None.
         """
         if not (self._replays and self._outputs):
             return
@@ -98,9 +85,6 @@ class LayerReplay:
 
         Returns:
             The output of the layer (a list if the replay is disabled), or of the model.
-
-        Raises:
-            CalibrationError: the layer was not called.
         """
         return self._forward(number, batch, self._replay)
 

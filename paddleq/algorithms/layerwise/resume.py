@@ -16,14 +16,7 @@ _RUN, _LAYER = "run.json", "layer-"
 
 
 def fingerprint(model, layers, linears, caches, inputs):
-    """Describe everything that determines the result of a run, as plain values.
-
-    Args:
-        model: the float model.
-        layers: names of the decoder layers, in order.
-        linears, caches: name -> :class:`~paddleq.engine.select.SelectedLayer`.
-        inputs: the (args, kwargs) of each batch.
-    """
+    """Describe everything that determines the result of a run, as plain values."""
     from ... import __version__
 
     return {
@@ -40,19 +33,7 @@ def fingerprint(model, layers, linears, caches, inputs):
 
 
 class Resume:
-    """Folder with the finished decoder layers of one run.
-
-    Args:
-        folder: created if it does not exist.
-        run: the :func:`fingerprint` of the run.
-
-    Attributes:
-        finished: number of finished decoder layers.
-
-    Raises:
-        ConfigError: the folder belongs to another run; names the difference.
-        FormatError: the folder cannot be read.
-    """
+    """Folder with the finished decoder layers of one run."""
 
     def __init__(self, folder, run):
         if not isinstance(folder, (str, os.PathLike)):

@@ -34,38 +34,23 @@ def split_kinds(selected: Selected) -> Tuple[Selected, Selected]:
 
 @dataclass
 class ScheduleEntry:
-    """Work to do in a decoder layer, or in the layers outside of all decoder layers.
+    """Work to do in a decoder layer, or in the layers outside of all decoder layers."""
 
-    Attributes:
-        number: number of the decoder layer in the order of execution; None for the rest.
-        name, layer: name and layer of the decoder layer; layer is None for the rest.
-        selected: name -> :class:`~paddleq.engine.select.SelectedLayer`.
-        shared: names of layers that several decoder layers contain.
-        linears, caches: ``selected`` in parts: the Linear layers and those with a KV cache.
-        reading: names of the layers that need calibration data.
-    """
-
-    number: Optional[int]
+    number: Optional[int]  # of the decoder layer in the order of execution; None for the rest
     name: str
-    layer: Any
+    layer: Any  # None for the rest
     selected: Selected
-    shared: list = field(default_factory=list)
+    shared: list = field(default_factory=list)  # names of layers that several decoder layers hold
 
     def __post_init__(self) -> None:
         self.linears, self.caches = split_kinds(self.selected)
-        self.reading = [
+        self.reading = [  # layers that need calibration data
             *(name for name, each in self.linears.items() if each.config.needs_data),
             *(name for name, each in self.caches.items() if each.config.kv_cache == PER_CHANNEL)]
 
 
 def decoder_layers(model: nn.Layer, helper: NetworkHelper) -> List[Tuple[str, nn.Layer]]:
-    """Return the checked decoder layers of the helper.
-
-    Raises:
-        ConfigError: a layer is not part of the model, or part of another decoder layer.
-        ConfigTypeError: ``helper`` is no NetworkHelper.
-        ModelError: there are none.
-    """
+    """Return the checked decoder layers of the helper."""
     if not isinstance(helper, NetworkHelper):
         raise wrong_type("helper", helper, "a NetworkHelper or None")
     known = {id(layer) for layer in model.sublayers(include_self=True)}
@@ -83,12 +68,7 @@ def decoder_layers(model: nn.Layer, helper: NetworkHelper) -> List[Tuple[str, nn
 
 def select_layers(model: nn.Layer, helper: NetworkHelper,
                   config: Optional[QuantConfig]) -> Selection:
-    """Select the Linear layers and the KV caches, which the helper returns, to quantize.
-
-    Raises:
-        ModelError: there is nothing to quantize.
-        ConfigError: a configuration is not supported for a Linear layer.
-    """
+    """Select the Linear layers and the KV caches, which the helper returns, to quantize."""
     holders = set()
     for name, layer in helper.kv_caches(model):
         if not (isinstance(layer, KVCache) or supports_cache(layer)):
@@ -120,9 +100,6 @@ def containing_layers(model: nn.Layer,
     """Map the id of each layer to the numbers of the decoder layers that contain it.
 
     None denotes the part of the model outside of the decoder layers.
-
-    Args:
-        layers: list of (name, decoder layer).
     """
     numbers = {id(layer): number for number, (_, layer) in enumerate(layers)}
     containing: Dict[int, Set[Optional[int]]] = {}

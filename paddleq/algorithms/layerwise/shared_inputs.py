@@ -27,11 +27,7 @@ def find_groups(layers: Dict[str, nn.Layer],
                 runs: Iterable[Callable[[], Any]]) -> List[List[str]]:
     """Group the names of layers that read the same tensors in each run.
 
-    A layer that no run calls is a group by itself.
-
-    Args:
-        layers: name -> layer.
-        runs: functions without arguments. They are called until each layer was called.
+    A layer that no run calls is a group by itself. The runs end when each layer was called.
     """
     history: Dict[str, tuple] = dict.fromkeys(layers, ())
     for run in runs:
@@ -53,18 +49,8 @@ def collect_stats(layers: Dict[str, nn.Layer], groups: Sequence[List[str]],
                   num_batches: int) -> List[Tuple[List[str], ChannelStats]]:
     """Collect statistics of the input of each group of layers.
 
-    Args:
-        layers: name -> layer.
-        groups: names of layers that are expected to read the same tensors, from
-            :func:`find_groups`. If a batch shows that they do not, the groups are split and the
-            collection restarts.
-        needs: function from a name to the kinds of :class:`~paddleq.observers.ChannelStats`.
-        run: called with the number of a batch.
-        num_batches: number of batches.
-
-    Raises:
-        NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
-        CalibrationError: no data reached some layers; names them.
+    If a batch shows that the layers of a group do not read the same tensors, the groups are split
+    and the collection restarts.
     """
     parts, stats = groups, []
     while not stats or parts != groups:

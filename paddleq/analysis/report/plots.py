@@ -31,13 +31,9 @@ _styled = rc_context(_STYLE)  # as a decorator: whatever the user's settings are
 
 @_styled
 def bars(rows: Mapping[str, Sequence[Optional[float]]], names: Sequence[str], unit: str):
-    """Plot horizontal bars, one group for each row.
+    """Plot horizontal bars: for each label of ``rows`` one value for each of at most two names.
 
-    Args:
-        rows: label -> one value for each of ``names``. ``None`` draws no bar, infinity a bar that
-            is longer than all others.
-        names: series, at most two.
-        unit: label of the axis.
+    ``None`` draws no bar, infinity a bar that is longer than all others.
     """
     finite = [value for values in rows.values() for value in values
               if value is not None and math.isfinite(value)]
@@ -83,12 +79,7 @@ def sensitivity_bars(found):
 
 @_styled
 def histograms(distributions, title: str = ""):
-    """Plot distributions side by side on a logarithmic scale, with lines at the clipping limits.
-
-    Args:
-        distributions: list of :class:`~paddleq.analysis.distributions.Distribution`.
-        title: title of the figure.
-    """
+    """Plot distributions side by side on a logarithmic scale, with lines at the clipping limits."""
     width = 3.6 * len(distributions)
     figure = Figure((width, 2.1 + 0.4 * bool(title)))
     figure.subplots_adjust(left=0.5 / width, right=1 - 0.1 / width, bottom=0.14,
