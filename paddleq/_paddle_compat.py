@@ -31,11 +31,7 @@ RUNNING_STATISTICS = ("_mean", "_variance")
 
 @functools.lru_cache(maxsize=None)
 def _private(path: str, purpose: str) -> Any:
-    """Return the object at the dotted ``path``.
-
-    Raises:
-        DependencyError: the installed Paddle has no such object.
-    """
+    """Return the object at the dotted ``path`` or raise a DependencyError."""
     try:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError) as error:
@@ -52,28 +48,22 @@ def framework_proto() -> Any:
 def legacy_operator(name: str) -> Callable:
     """Return the dygraph function of a legacy operator, e.g. ``"conv2d"``.
 
-    It takes the inputs in the order of :func:`operator_inputs`, then attribute names and values in
+    It takes the inputs in the order of :func:`operator_slots`, then attribute names and values in
     turn. It computes no gradient for some operators.
     """
     return _private(f"paddle._legacy_C_ops.{name}", f"run the operator {name} of a saved model")
 
 
 @functools.lru_cache(maxsize=None)
-def operator_inputs() -> Dict[str, List[str]]:
-    """Return operator type -> names of the input slots, in the order of its dygraph function."""
-    return _legacy_info("get_core_ops_args_info")
+def operator_slots(table: str) -> Dict[str, List[str]]:
+    """Return operator type -> slots in the order of the dygraph function.
 
-
-@functools.lru_cache(maxsize=None)
-def operator_input_kinds() -> Dict[str, List[str]]:
-    """Return operator type -> "tensor" or "list" for each input slot."""
-    return _legacy_info("get_core_ops_args_type_info")
-
-
-@functools.lru_cache(maxsize=None)
-def operator_outputs() -> Dict[str, List[str]]:
-    """Return operator type -> names of the output slots, in the order that its function returns."""
-    return _legacy_info("get_core_ops_returns_info")
+    Args:
+        table: "args" for input slots, "args_type" for "tensor", "list" or "int" of each, "returns"
+            for output slots.
+    """
+    return _private(f"paddle.base.core.eager.ops.legacy.get_core_ops_{table}_info",
+                    "run the operators of a saved model")()
 
 
 @functools.lru_cache(maxsize=None)
@@ -85,11 +75,6 @@ def known_operators() -> FrozenSet[str]:
         message.ParseFromString(text)
         names.add(message.type)
     return frozenset(names)
-
-
-def _legacy_info(name):
-    return _private(f"paddle.base.core.eager.ops.legacy.{name}",
-                    "run the operators of a saved model")()
 
 
 def is_to_static_enabled() -> bool:

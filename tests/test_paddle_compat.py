@@ -119,10 +119,10 @@ def test_framework_proto(tmp_path):
 
 
 def test_legacy_operators_take_and_return_the_slots_that_the_tables_name():
-    assert compat.operator_inputs()["conv2d"] == ["Input", "Filter"]
-    assert compat.operator_outputs()["conv2d"] == ["Output"]
-    assert compat.operator_input_kinds()["concat"][0] == "list"
-    assert compat.operator_input_kinds()["conv2d"] == ["tensor", "tensor"]
+    assert compat.operator_slots("args")["conv2d"] == ["Input", "Filter"]
+    assert compat.operator_slots("returns")["conv2d"] == ["Output"]
+    assert compat.operator_slots("args_type")["concat"][0] == "list"
+    assert compat.operator_slots("args_type")["conv2d"] == ["tensor", "tensor"]
     x, w = paddle.rand([1, 2, 5, 5]), paddle.rand([3, 2, 3, 3])
     y = compat.legacy_operator("conv2d")(x, w, "strides", [1, 1], "paddings", [1, 1])
     np.testing.assert_allclose(y.numpy(), nn.functional.conv2d(x, w, padding=1).numpy(), atol=1e-6)

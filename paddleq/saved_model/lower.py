@@ -27,12 +27,7 @@ _LAST = ("NHWC", "NDHWC", "NLC")
 
 
 def build_program(model, recorder=None) -> Program:
-    """Return the program with the current values of the model's parameters.
-
-    Args:
-        recorder: the recorder of an export; quantizers become its markers. None: layers are
-            written in float.
-    """
+    """Return the program with current values; quantizers become markers of an export's recorder."""
     return _Writer(model, recorder).run()
 
 
@@ -47,10 +42,9 @@ class _Writer:
         # By place of the operator in the program:
         self.before, self.after, self.removed = defaultdict(list), defaultdict(list), set()
         self.folded = set()  # names of the layers that a batch norm was folded into
-        self.front = []  # operators for the beginning of the main block
 
     def run(self):
-        bindings = self.model.bindings()
+        bindings = self.model.bindings
         layers = {name: getattr(self.model, name) for name in bindings}
         for name, binding in bindings.items():
             if isinstance(layers[name], FoldedNorm):
@@ -61,7 +55,7 @@ class _Writer:
             if self.recorder is not None:
                 self.mark_layer(binding, layers[name])
         for block, ops in zip(self.blocks, self.ops):
-            written = list(self.front) if block.idx == 0 else []
+            written = []
             for position, op in enumerate(ops):
                 place = block.idx, position
                 kept = [] if place in self.removed else [op]
@@ -135,20 +129,16 @@ class _Writer:
                               "written into a saved program")
 
     def mark_weight(self, binding, mark, block):
-        reader, slot = binding.weight_reader
-        weight = binding.weight
+        weight, (reader, slot) = binding.weight, binding.weight_reader
         target = self.builder.variable(block, f"{weight}.dequantized",
-                                       self.model.parameter_shape(weight))
-        marker = self.marker(self.as_stored(binding, mark), weight, target)
+                                       self.program.arrays[weight].shape)
         set_input(self.op(reader), slot, target)
-        if reader is binding.operator:
-            self.before[reader.place].append(marker)
-        else:
-            self.front.append(marker)
+        place = reader.place if reader is binding.operator else (reader.block, 0)
+        self.before[place].append(self.marker(self.as_stored(binding, mark), weight, target))
 
     def as_stored(self, binding, mark):
         """Return the mark of a weight in the shape that the program keeps it in."""
-        shape = self.model.parameter_shape(binding.weight)
+        shape = self.program.arrays[binding.weight].shape
         changes = {name: transposed_to(shape, getattr(mark, name), binding, "weight")
                    for name in ("value", "integers") if getattr(mark, name) is not None}
         spec = mark.spec

@@ -46,6 +46,8 @@ class SavedModel(nn.Layer):
     Attributes:
         input_names, output_names: names of the model's inputs and outputs, in order.
         input_spec: one ``paddle.static.InputSpec`` for each input.
+        bindings: name of each sublayer -> its place in the program.
+        parameter_places: name of each parameter in the program -> (sublayer or "", attribute).
 
     Raises:
         FormatError: a file is missing or damaged.
@@ -67,6 +69,8 @@ class SavedModel(nn.Layer):
 
     input_names: List[str]
     output_names: List[str]
+    bindings: Dict[str, LayerBinding]
+    parameter_places: Dict[str, Tuple[str, str]]
 
     def __init__(self, path: Union[str, os.PathLike],
                  params_path: Union[str, os.PathLike, None] = None):
@@ -100,10 +104,10 @@ class SavedModel(nn.Layer):
             (op.get("col", 0), op.inputs["X"][0]) for op in main if op.type == "fetch")]
         variables = program.variables()
         self._inputs = [TensorInfo.of_variable(variables[name]) for name in self.input_names]
-        self._bindings = plan_layers(program, self._operators)
+        self.bindings = plan_layers(program, self._operators)
         self._merged = {(binding.operator.block, position)
-                          for binding in self._bindings.values() for position in binding.merged}
-        self._places: Dict[str, Tuple[str, str]] = {}  # parameter -> (sublayer or "", attribute)
+                          for binding in self.bindings.values() for position in binding.merged}
+        self.parameter_places = {}
         self._shapes: Dict[str, Tuple[list, Any]] = {
             name: (list(array.shape), dtype_of(variables[name]))
             for name, array in program.arrays.items() if name in variables}
@@ -115,12 +119,12 @@ class SavedModel(nn.Layer):
         self.eval()
 
     def _add_layers(self, program):
-        for name, binding in self._bindings.items():
+        for name, binding in self.bindings.items():
             layer = make_layer(binding, program)
             if self._shapes[binding.weight][1] != "float32":
                 layer.to(dtype=self._shapes[binding.weight][1])
             for attribute, parameter in binding.parameters.items():
-                owner, other = self._places.get(parameter, ("", ""))
+                owner, other = self.parameter_places.get(parameter, ("", ""))
                 value = getattr(layer, attribute)
                 shared = getattr(getattr(self, owner), other) if owner else None
                 if shared is not None and list(shared.shape) == list(value.shape):
@@ -128,7 +132,7 @@ class SavedModel(nn.Layer):
                     continue
                 value.set_value(transposed_to(value.shape, program.arrays[parameter], binding,
                                               attribute))
-                self._places.setdefault(parameter, (name, attribute))
+                self.parameter_places.setdefault(parameter, (name, attribute))
             self.add_sublayer(name, layer)
 
     def _add_other_parameters(self, program):
@@ -136,7 +140,7 @@ class SavedModel(nn.Layer):
         trainable = {var.name for var in program.desc.blocks[0].vars
                      if var.is_parameter or not var.stop_gradient} - program.constants
         for name, array in program.arrays.items():
-            if name in self._places or name not in self._read_names:
+            if name in self.parameter_places or name not in self._read_names:
                 continue
             attribute = name.replace(".", "_").replace("@", "_")
             while hasattr(self, attribute):
@@ -153,7 +157,7 @@ class SavedModel(nn.Layer):
                     value = paddle.zeros(array.shape, "bfloat16")
                     value.set_value(array)
                 self.register_buffer(attribute, value)
-            self._places[name] = ("", attribute)
+            self.parameter_places[name] = ("", attribute)
 
     @property
     def input_spec(self) -> list:
@@ -164,20 +168,7 @@ class SavedModel(nn.Layer):
     @property
     def weight_names(self) -> Dict[str, str]:
         """Name of each sublayer -> name of its weight in the program."""
-        return {name: binding.weight for name, binding in self._bindings.items()}
-
-    @property
-    def operator_types(self) -> Dict[str, str]:
-        """Name of each sublayer -> type of its operator in the program."""
-        return {name: binding.operator.type for name, binding in self._bindings.items()}
-
-    def parameter_places(self) -> Dict[str, Tuple[str, str]]:
-        """Return name of each parameter in the program -> (sublayer or "", attribute)."""
-        return dict(self._places)
-
-    def bindings(self) -> Dict[str, LayerBinding]:
-        """Return name of each sublayer -> its place in the program."""
-        return dict(self._bindings)
+        return {name: binding.weight for name, binding in self.bindings.items()}
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run the program.
@@ -222,7 +213,7 @@ class SavedModel(nn.Layer):
                     values.pop(name, None)
 
     def _run_layer(self, op, values):
-        binding, layer = self._bindings[op.layer], getattr(self, op.layer)
+        binding, layer = self.bindings[op.layer], getattr(self, op.layer)
         x = values[op.input(binding.source)]
         if binding.flattened is not None:
             rows = x.shape[:binding.flattened]
@@ -256,12 +247,12 @@ class SavedModel(nn.Layer):
 
     def _parameter(self, name):
         """Return the current value of a parameter as the program keeps it."""
-        if name not in self._places:
+        if name not in self.parameter_places:
             raise ModelError(f"the program reads {name!r} before it is computed")
-        owner, attribute = self._places[name]
+        owner, attribute = self.parameter_places[name]
         value = getattr(getattr(self, owner) if owner else self, attribute)
         if owner:
-            binding = self._bindings[owner]
+            binding = self.bindings[owner]
             if binding.transposed and attribute == "weight":
                 value = value.t()
             if list(value.shape) != self._shapes[name][0]:
@@ -294,10 +285,6 @@ class SavedModel(nn.Layer):
         """Return the program with markers of an export in it; ``paddleq.export`` calls this."""
         return build_program(self, recorder)
 
-    def parameter_shape(self, name: str) -> List[int]:
-        """Return the shape of a parameter in the program."""
-        return list(self._shapes[name][0])
-
     def parameter_arrays(self) -> Dict[str, np.ndarray]:
         """Return name of each parameter in the program -> its current value.
 
@@ -306,14 +293,14 @@ class SavedModel(nn.Layer):
         """
         arrays = {name: np.zeros(shape, "uint16" if dtype == "bfloat16" else dtype)
                   for name, (shape, dtype) in self._shapes.items()}
-        for name, (owner, attribute) in self._places.items():
+        for name, (owner, attribute) in self.parameter_places.items():
             value = getattr(getattr(self, owner) if owner else self, attribute, None)
             if value is None or owner and not paddle.is_floating_point(value):
                 continue
             arrays[name] = value.numpy()
             if owner:
                 arrays[name] = transposed_to(self._shapes[name][0], arrays[name],
-                                             self._bindings[owner], attribute)
+                                             self.bindings[owner], attribute)
         return arrays
 
 

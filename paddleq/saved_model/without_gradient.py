@@ -16,9 +16,7 @@ from paddle.autograd import PyLayer
 from .._paddle_compat import (
     framework_proto,
     legacy_operator,
-    operator_input_kinds,
-    operator_inputs,
-    operator_outputs,
+    operator_slots,
 )
 from ..errors import DependencyError, ModelError
 from ..export.program.op_desc import dtype_of, make_op, replace_ops
@@ -49,9 +47,6 @@ def run_without_gradient(a: Arguments) -> Dict[str, Any]:
 
     A gradient through outputs that depend on tensors with gradient raises an error that names the
     operator. (Paddle turns an exception in a backward pass into OSError, with the message in it.)
-
-    Raises:
-        ModelError: the installed Paddle cannot run the operator.
     """
     sources = [x for values in a.inputs.values() for x in values
                if isinstance(x, paddle.Tensor) and not x.stop_gradient]
@@ -77,12 +72,13 @@ def _has_dygraph_form(op):
         legacy_operator(op.type)
     except DependencyError:
         return False
-    return op.type in operator_inputs() and set(op.inputs) <= set(operator_inputs()[op.type])
+    slots = operator_slots("args")
+    return op.type in slots and set(op.inputs) <= set(slots[op.type])
 
 
 def _run_dygraph(a):
-    slots, kinds = operator_inputs()[a.type], operator_input_kinds()[a.type]
-    results = operator_outputs()[a.type]
+    slots, kinds, results = (
+        operator_slots(table)[a.type] for table in ("args", "args_type", "returns"))
     counts = {slot: len(names) for slot, names in a.operator.outputs.items()}
     arguments = []
     for slot, kind in zip(slots, kinds):
@@ -122,12 +118,7 @@ def _run_program(a):
 
 @functools.lru_cache(maxsize=128)
 def _predictor(alone, inputs, fetched):
-    """Return the predictor of a program of one operator.
-
-    Args:
-        inputs: (variable, (dtype, rank)) of the inputs.
-        fetched: names of the outputs.
-    """
+    """Return the predictor of a program of one operator; inputs are (name, (dtype, rank))."""
     import paddle.inference as inference
 
     program = Program(framework_proto().ProgramDesc.FromString(alone), {})

@@ -68,9 +68,9 @@ class Named(paddleq.SavedModel):
     """Finds gradients by the names of the program."""
 
     def gradient_of(self, name):
-        owner, attribute = self.parameter_places()[name]
+        owner, attribute = self.parameter_places[name]
         gradient = getattr(getattr(self, owner) if owner else self, attribute).grad
-        if owner and self.bindings()[owner].transposed and attribute == "weight":
+        if owner and self.bindings[owner].transposed and attribute == "weight":
             gradient = gradient.t()
         return gradient
 

@@ -112,11 +112,13 @@ def test_ptq_of_ppocr(name, tmp_path):
     assert fake.count("quantize_linear") > 10
 
 
-def test_a_layer_in_a_loop_is_quantized_in_its_block(prefix):
+@pytest.mark.parametrize("make, shape", [
+    (lambda: nn.Linear(4, 4), []), (lambda: nn.Conv1D(4, 4, 3, padding=1), [6])])
+def test_a_layer_in_a_loop_is_quantized_in_its_block(prefix, make, shape):
     class Loop(nn.Layer):
         def __init__(self):
             super().__init__()
-            self.fc = nn.Linear(4, 4)
+            self.fc = make()
 
         @paddle.jit.to_static(full_graph=True)
         def forward(self, x, count):
@@ -126,10 +128,11 @@ def test_a_layer_in_a_loop_is_quantized_in_its_block(prefix):
                 i = i + 1
             return x
 
-    save(Loop(), prefix, [InputSpec([None, 4], "float32", "x"), InputSpec([1], "int64", "count")])
+    save(Loop(), prefix, [InputSpec([None, 4, *shape], "float32", "x"),
+                         InputSpec([1], "int64", "count")])
     ptq = paddleq.PTQ("AbsmaxQuantizer")
     quantized = ptq.quantize(paddleq.SavedModel(f"{prefix}.old"))
-    x, count = paddle.randn([16, 4]), paddle.to_tensor([3])
+    x, count = paddle.randn([16, 4, *shape]), paddle.to_tensor([3])
     ptq.calibrate(quantized, [[x, count]])
     ptq.save_quantized_model(quantized, f"{prefix}.int8")
     (simulated,) = run(quantized, [x, count])

@@ -109,9 +109,10 @@ def sensitivity_post_static(model_dir, data_loader, **options):
     """
     batches = list(islice(data_loader, options.get("batch_nums")))  # iterated twice
     model = calibrated_model(model_dir, batches, **options)
-    weights, types = model.weight_names, model.operator_types
-    return Sensitivities(replace(row, name=weights[row.name], type=types[row.name])
-                         for row in sensitivity(model, batches))
+    return Sensitivities(
+        replace(row, name=model.bindings[row.name].weight,
+                type=model.bindings[row.name].operator.type)
+        for row in sensitivity(model, batches))
 
 
 def calibrated_model(model_dir, data_loader, model_filename=None, params_filename=None,

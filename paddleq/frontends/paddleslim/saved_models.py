@@ -44,7 +44,7 @@ def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConf
     """
     tensors = {name: {binding.weight, binding.operator.input(binding.source), binding.target,
                       *chain.from_iterable(binding.operator.outputs.values())}
-               for name, binding in model.bindings().items()
+               for name, binding in model.bindings.items()
                if binding.operator.type in set(op_types)
                and kind_of(getattr(model, name)) is not None}
     if not tensors:
