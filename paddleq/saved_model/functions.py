@@ -64,6 +64,11 @@ def _limit(a, attribute, tensor):
     return limit
 
 
+def unless_minus_one(number):
+    """Return ``number``, or None for -1, which stands for an absent value in attributes."""
+    return None if number == -1 else number
+
+
 def data_format(a):
     """Return the layout of images of a call."""
     layout = a.get("data_format", "NCHW")
@@ -173,6 +178,20 @@ FUNCTIONS.update({
     "one_hot_v2": lambda a: F.one_hot(
         a.tensor("X"), int(_either(a, "depth", "depth_tensor"))).astype(
             DTYPES[a.get("dtype", 5)]),
+    "prelu": lambda a: NotImplemented if a.get("mode") == "element" else F.prelu(
+        a.tensor("X"), a.tensor("Alpha").reshape([-1]), a.get("data_format", "NCHW")),
+    **dict.fromkeys(("flatten2", "flatten"), lambda a: _matrix(a.tensor("X"), a.get("axis", 1))),
+    "lookup_table_v2": lambda a: F.embedding(
+        a.tensor("Ids"), a.tensor("W"), unless_minus_one(a.get("padding_idx", -1))),
+    "logsumexp": lambda a: paddle.logsumexp(
+        a.tensor("X"), None if a.get("reduce_all", False) else a.get("axis") or None,
+        a.get("keepdim", False)),
+    "expand_as_v2": lambda a: paddle.expand(
+        a.tensor("X"), a.get("target_shape") if a.tensor("Y") is None else a.tensor("Y").shape),
+    "range": lambda a: paddle.arange(
+        *(a.tensor(slot).item() for slot in ("Start", "End", "Step")), a.tensor("Start").dtype),
+    "eye": lambda a: paddle.eye(a.get("num_rows"), unless_minus_one(a.get("num_columns", -1)),
+                                DTYPES[a.get("dtype", 5)]),
     "lod_array_length": lambda a: paddle.to_tensor(np.array([len(a.tensor("X"))], np.int64)),
 })
 
@@ -184,13 +203,6 @@ def _hard_swish(a):
     if (a.get("threshold", 6.0), a.get("scale", 6.0), a.get("offset", 3.0)) != (6.0, 6.0, 3.0):
         return NotImplemented
     return F.hardswish(a.tensor("X"))
-
-
-@operator("prelu")
-def _prelu(a):
-    if a.get("mode") == "element":
-        return NotImplemented
-    return F.prelu(a.tensor("X"), a.tensor("Alpha").reshape([-1]), a.get("data_format", "NCHW"))
 
 
 @operator("increment")
@@ -218,17 +230,6 @@ def _matrix(x, rows):
     return x.reshape([int(np.prod(x.shape[:rows])), int(np.prod(x.shape[rows:]))])
 
 
-@operator("flatten2", "flatten")
-def _flatten2(a):
-    return _matrix(a.tensor("X"), a.get("axis", 1))
-
-
-@operator("lookup_table_v2")
-def _lookup(a):
-    padding = a.get("padding_idx", -1)
-    return F.embedding(a.tensor("Ids"), a.tensor("W"), None if padding == -1 else padding)
-
-
 # Reductions, shapes, indices
 
 @operator("p_norm")
@@ -237,12 +238,6 @@ def _p_norm(a):
         return NotImplemented
     return paddle.linalg.norm(a.tensor("X"), a.get("porder", 2.0), a.get("axis", -1),
                               a.get("keepdim", False))
-
-
-@operator("logsumexp")
-def _logsumexp(a):
-    axes = None if a.get("reduce_all", False) else (a.get("axis") or None)
-    return paddle.logsumexp(a.tensor("X"), axes, a.get("keepdim", False))
 
 
 @operator("cumsum")
@@ -261,12 +256,6 @@ def _slice(a):
                                    *(options[name] for name in names if name in options))
     removed = a.get("decrease_axis") or []
     return paddle.squeeze(part, removed) if removed else part
-
-
-@operator("expand_as_v2")
-def _expand_as(a):
-    y = a.tensor("Y")
-    return paddle.expand(a.tensor("X"), a.get("target_shape") if y is None else y.shape)
 
 
 @operator("set_value")
@@ -300,11 +289,14 @@ def _fill_constant(a):
     value = a.tensor("ValueTensor")
     if value is not None:
         return paddle.expand(value.astype(dtype).reshape([1] * len(shape)), shape)
+    return paddle.full(shape, _number(a), dtype)
+
+
+def _number(a):
     text = a.get("str_value", "")
-    number = a.get("value", 0.0)
-    if text:
-        number = int(text) if text.lstrip("+-").isdigit() else float(text)
-    return paddle.full(shape, number, dtype)
+    if not text:
+        return a.get("value", 0.0)
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
 @operator("fill_any_like", "fill_zeros_like")
@@ -318,9 +310,7 @@ def _fill_like(a):
 def _fill_batch(a):
     shape = list(a.get("shape"))
     shape[a.get("output_dim_idx", 0)] = a.tensor("Input").shape[a.get("input_dim_idx", 0)]
-    text = a.get("str_value", "")
-    return paddle.full(shape, float(text) if text else a.get("value", 0.0),
-                       DTYPES[a.get("dtype")])
+    return paddle.full(shape, _number(a), DTYPES[a.get("dtype")])
 
 
 @operator("assign_value")
@@ -332,17 +322,3 @@ def _assign_value(a):
             break
     array = np.array(a.get(values) or [], "float32" if name == "bfloat16" else name)
     return paddle.to_tensor(array.reshape(a.get("shape")), dtype=name)
-
-
-@operator("range")
-def _range(a):
-    start = a.tensor("Start")
-    return paddle.arange(start.item(), a.tensor("End").item(), a.tensor("Step").item(),
-                         start.dtype)
-
-
-@operator("eye")
-def _eye(a):
-    columns = a.get("num_columns", -1)
-    return paddle.eye(a.get("num_rows"), None if columns == -1 else columns,
-                      DTYPES[a.get("dtype", 5)])

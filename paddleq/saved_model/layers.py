@@ -17,6 +17,7 @@ from .._paddle_compat import RUNNING_STATISTICS
 from ..export.program.graph_view import GraphView
 from ..export.program.op_desc import DENSE_TENSOR, shape_of
 from ..export.program.program import Program
+from .functions import unless_minus_one
 from .nn_functions import convolution_options, norm_layout
 from .operators import Operator
 
@@ -76,6 +77,9 @@ class _Graph(GraphView):
     def is_parameter(self, name):
         return name in self.arrays and name not in self.producers
 
+    def is_float_parameter(self, name):
+        return self.is_parameter(name) and self.arrays[name].dtype.kind != "i"
+
     def sole_consumer(self, name):
         return None if name in self.rewritten else super().sole_consumer(name)
 
@@ -111,7 +115,7 @@ def _bind_convolution(graph, op):
             break
         merged.append(maker.position)
         reader, slot = maker, "X"
-    if not graph.is_parameter(weight) or graph.arrays[weight].dtype.kind == "i":
+    if not graph.is_float_parameter(weight):
         return None
     if op.inputs.get("OutputSizeTensor") or op.get("output_size"):
         return None  # the layers take it as an argument of each call
@@ -124,31 +128,24 @@ def _bind_convolution(graph, op):
 
 
 def _bind_product(graph, op):
-    weight, source = op.input("Y"), op.input("X")
-    array = graph.arrays.get(weight)
-    if not graph.is_parameter(weight) or array.ndim != 2 or array.dtype.kind == "i":
+    weight, shape = op.input("Y"), graph.shapes.get(op.input("X"))
+    if not graph.is_float_parameter(weight) or graph.arrays[weight].ndim != 2 or shape is None:
         return None
-    shape = graph.shapes.get(source)
-    flattened, transposed = None, False
+    rank, transposed = len(shape), False
     if op.type == "mul":
-        if op.get("y_num_col_dims", 1) != 1 or shape is None:
+        if op.get("y_num_col_dims", 1) != 1:
             return None
-        rows = op.get("x_num_col_dims", 1)
-        flattened = rows if rows != len(shape) - 1 else None
-        rank = rows + 1
+        rank = op.get("x_num_col_dims", 1) + 1
     else:
-        new = op.type == "matmul_v2"
-        if op.get("trans_x" if new else "transpose_X", False) or (
-                op.get("alpha", 1.0) != 1.0):
+        stem, (x, y) = ("trans_", "xy") if op.type == "matmul_v2" else ("transpose_", "XY")
+        if op.get(stem + x, False) or op.get("alpha", 1.0) != 1.0:
             return None
-        transposed = op.get("trans_y" if new else "transpose_Y", False)
+        transposed = op.get(stem + y, False)
         if transposed and graph.sole_consumer(weight) is None:
             return None  # one parameter cannot be the weight of a Linear and its transpose
-        if shape is None:
-            return None
-        rank = len(shape)
     binding = LayerBinding("", op, "X", op.output("Out"), {"weight": weight}, (op, "Y"),
-                           transposed=transposed, flattened=flattened)
+                           transposed=transposed,
+                           flattened=None if rank == len(shape) else rank - 1)
     if rank >= 2:
         _bind_bias(graph, binding, rank - 1, rank)
     return binding
@@ -199,7 +196,7 @@ def _output_channels(binding, weight):
 
 def _bind_embedding(graph, op):
     weight = op.input("W")
-    if not graph.is_parameter(weight) or graph.arrays[weight].dtype.kind == "i":
+    if not graph.is_float_parameter(weight):
         return None
     return LayerBinding("", op, "Ids", op.output("Out"), {"weight": weight}, (op, "W"))
 
@@ -215,14 +212,12 @@ def _bind_batch_norm(graph, op):
 
 
 def _bind_layer_norm(graph, op):
-    weight, bias = op.input("Scale"), op.input("Bias")
+    names = {"weight": op.input("Scale"), "bias": op.input("Bias")}
     shape = graph.shapes.get(op.input("X"))
-    if shape is None or not (graph.is_parameter(weight) and graph.is_parameter(bias)):
+    if (shape is None or len(shape) - op.get("begin_norm_axis", 1) != 1
+            or not all(map(graph.is_parameter, names.values()))):
         return None
-    if len(shape) - op.get("begin_norm_axis", 1) != 1:
-        return None
-    return LayerBinding("", op, "X", op.output("Y"), {"weight": weight, "bias": bias},
-                        (op, "Scale"))
+    return LayerBinding("", op, "X", op.output("Y"), names, (op, "Scale"))
 
 
 def _bind_recurrent(graph, op):
@@ -244,21 +239,17 @@ _BINDERS = {**dict.fromkeys(_CONVOLUTIONS, _bind_convolution),
             "batch_norm": _bind_batch_norm, "layer_norm": _bind_layer_norm, "rnn": _bind_recurrent}
 
 
-def _make_recurrent(op):
-    a, mode = op.attributes, op.get("mode", "RNN_TANH")
-    cls = {"LSTM": nn.LSTM, "GRU": nn.GRU}.get(mode, nn.SimpleRNN)
-    options = {"activation": mode[4:].lower()} if cls is nn.SimpleRNN else {}
-    return cls(a["input_size"], a["hidden_size"], a.get("num_layers", 1),
-               "bidirect" if a.get("is_bidirec", False) else "forward", time_major=True,
-               dropout=a.get("dropout_prob", 0.0), **options)
-
-
 def make_layer(binding: LayerBinding, program: Program) -> nn.Layer:
     """Return a new layer for a binding; its parameters have no values of the program yet."""
     op, arrays = binding.operator, program.arrays
     weight = arrays[binding.weight]
     if op.type == "rnn":
-        return _make_recurrent(op)
+        a, mode = op.attributes, op.get("mode", "RNN_TANH")
+        cls = {"LSTM": nn.LSTM, "GRU": nn.GRU}.get(mode, nn.SimpleRNN)
+        options = {"activation": mode[4:].lower()} if cls is nn.SimpleRNN else {}
+        return cls(a["input_size"], a["hidden_size"], a.get("num_layers", 1),
+                   "bidirect" if a.get("is_bidirec", False) else "forward", time_major=True,
+                   dropout=a.get("dropout_prob", 0.0), **options)
     zero = ParamAttr(initializer=Constant(0.0))
     bias = ParamAttr(initializer=Constant(0.0)) if "bias" in binding.parameters else False
     if op.type in _CONVOLUTIONS:
@@ -272,16 +263,14 @@ def make_layer(binding: LayerBinding, program: Program) -> nn.Layer:
         inner, outer = weight.shape[::-1] if binding.transposed else weight.shape
         return nn.Linear(inner, outer, weight_attr=zero, bias_attr=bias)
     if op.type == "lookup_table_v2":
-        padding = op.get("padding_idx", -1)
-        return nn.Embedding(*weight.shape, padding_idx=None if padding == -1 else padding,
-                            weight_attr=zero)
+        return nn.Embedding(*weight.shape, weight_attr=zero,
+                            padding_idx=unless_minus_one(op.get("padding_idx", -1)))
     if op.type == "batch_norm":
-        shape = next(shape_of(var) for block in program.desc.blocks for var in block.vars
-                     if var.name == op.input("X"))
-        return _BATCH_NORMS[len(shape)](
-            weight.size, momentum=op.get("momentum", 0.9),
-            epsilon=op.get("epsilon", 1e-5), weight_attr=zero, bias_attr=bias,
-            data_format=norm_layout(op, len(shape)))  # use_global_stats is set by each evaluation
+        rank = len(shape_of(program.variable(op.input("X"), program.desc.blocks[op.block])))
+        return _BATCH_NORMS[rank](
+            weight.size, momentum=op.get("momentum", 0.9), epsilon=op.get("epsilon", 1e-5),
+            weight_attr=zero, bias_attr=bias,
+            data_format=norm_layout(op, rank))  # use_global_stats is set by each evaluation
     return nn.LayerNorm(weight.size, epsilon=op.get("epsilon", 1e-5), weight_attr=zero,
                         bias_attr=bias)
 
