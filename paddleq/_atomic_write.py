@@ -11,13 +11,8 @@ LEFT_OVER = ".paddleq-"
 def write_together(writers):
     """Write files beside their targets, then rename them into place one after another.
 
-    Args:
-        writers: target path -> function that writes the file to the path it receives. Folders of
-            the targets are created.
-
-    Raises:
-        OSError: a target cannot be written. No file is replaced, unless a rename failed after
-            others succeeded.
+    ``writers`` maps each target to a function that writes the file to the path it receives. If a
+    target cannot be written, no file is replaced, unless a rename failed after others succeeded.
     """
     for path in writers:
         if os.path.isdir(path):  # otherwise a later rename fails after others succeeded

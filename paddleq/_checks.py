@@ -81,12 +81,7 @@ def check_path(name: str, path: Any, expected: str) -> str:
 
 
 def check_prefix(name: str, path: Any) -> str:
-    """Return ``path`` as a str if it can be the prefix of files to write, such as 'out/model'.
-
-    Raises:
-        ConfigTypeError: it is no path, or empty.
-        ConfigError: it is a folder.
-    """
+    """Return ``path`` as a str if it can be the prefix of files to write, such as 'out/model'."""
     path = check_path(name, path, "a file prefix such as 'out/model'")
     if os.path.basename(path) == "" or os.path.isdir(path):
         raise wrong_value(name, path, "the prefix of files such as 'out/model', not a folder")
@@ -104,12 +99,7 @@ def check_known_keys(owner: str, given: Iterable, known: Iterable) -> None:
 
 def check_name_parts(name: str, value: Any, kinds: tuple = (list, tuple),
                      expected: str = "a list of str") -> Tuple[str, ...]:
-    """Return ``value``, a collection of parts of names, as a tuple.
-
-    Args:
-        kinds: types of collections that are accepted.
-        expected: their description for messages.
-    """
+    """Return ``value``, parts of names in a collection of one of ``kinds``, as a tuple."""
     if not isinstance(value, kinds) or not all(isinstance(part, str) for part in value):
         raise wrong_type(name, value, expected)
     if not all(value):
@@ -124,14 +114,8 @@ def check_config(owner: str, given: Any, checks: Mapping[str, Callable[[str, Any
 
     Args:
         owner: name of the configuration for messages.
-        given: dict of values.
         checks: key -> function that is called as ``check(name, value)`` and returns the value.
-        required: keys that must be given.
         optional: None means an empty dict. Default False.
-
-    Raises:
-        ConfigTypeError: ``given`` is no dict.
-        ConfigError: a key is unknown or missing.
     """
     if optional and given is None:
         return {}
@@ -163,14 +147,7 @@ def check_fields(instance: Any) -> None:
 
 def check_arguments(owner: str, function: Callable, given: Iterable,
                     reserved: Iterable[str] = ()) -> None:
-    """Raise for keyword arguments that ``function`` does not take, naming the nearest valid one.
-
-    Args:
-        owner: name of the function for messages.
-        function: a function or a class.
-        given: names of the arguments.
-        reserved: parameters that the caller passes itself.
-    """
+    """Raise for keyword arguments that ``function`` does not take, or that the caller reserves."""
     parameters = inspect.signature(function).parameters.values()
     if not any(each.kind is each.VAR_KEYWORD for each in parameters):
         check_known_keys(owner, given, {each.name for each in parameters} - set(reserved))

@@ -16,20 +16,6 @@ class Registry(Dict[str, T]):
         kind: noun for messages, e.g. "observer".
         definition: called with an entry, returns the class or function that defines it. Default:
             the entry.
-
-    Examples:
-        >>> from paddleq._registry import Registry
-        >>> shapes = Registry("shape")
-        >>> @shapes.register("square")
-        ... class Square:
-        ...     pass
-        >>> list(shapes), shapes["square"] is Square
-        (['square'], True)
-        >>> shapes["sqare"]
-        Traceback (most recent call last):
-            ...
-        paddleq.errors.ConfigError: shape must be one of 'square', but is 'sqare' (did you mean \
-'square'?)
     """
 
     def __init__(self, kind: str, definition: Callable[[T], Any] = lambda entry: entry):
@@ -41,19 +27,6 @@ class Registry(Dict[str, T]):
 
         A definition that is executed again (same module and qualified name, e.g. a notebook cell
         or ``importlib.reload``) replaces the former one.
-
-        Raises:
-            ConfigError: the name is taken.
-            ConfigTypeError: the name is not a non-empty string.
-
-        Examples:
-            >>> from paddleq.observers import OBSERVERS, AbsMaxObserver, register_observer
-            >>> @register_observer("half")
-            ... class HalfObserver(AbsMaxObserver):
-            ...     def abs_max(self):
-            ...         return 0.5 * super().abs_max()
-            >>> OBSERVERS.unregister("half") is HalfObserver
-            True
         """
         if not isinstance(name, str) or not name:
             raise wrong_type(f"name of the {self.kind}", name, "a non-empty string")
@@ -73,14 +46,7 @@ class Registry(Dict[str, T]):
         return self.pop(self.check(name))
 
     def check(self, name: str, argument: str = "") -> str:
-        """Return ``name`` if it is registered.
-
-        Args:
-            argument: name of the caller's argument for the message. Default: ``kind``.
-
-        Raises:
-            ConfigError: it is not registered; names the nearest.
-        """
+        """Return ``name`` if it is registered; errors call it ``argument`` (default: ``kind``)."""
         return check_choice(argument or self.kind, name, self)
 
     def __missing__(self, name: str) -> T:

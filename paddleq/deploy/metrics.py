@@ -30,9 +30,7 @@ def top1_agreement(found, expected):
         axis = 1 if b.ndim == 4 else -1
         if b.ndim < 2 or b.shape[axis] < 2 or b.dtype.kind != "f":
             return None
-        places = a.argmax(axis) == b.argmax(axis)
-        # NaN never agrees.
-        places &= np.isfinite(a).all(axis)
+        places = (a.argmax(axis) == b.argmax(axis)) & np.isfinite(a).all(axis)  # NaN never agrees
         same, total = same + int(places.sum()), total + places.size
     return same / total
 

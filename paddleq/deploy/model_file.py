@@ -6,22 +6,18 @@ import os
 
 import numpy as np
 
-from .._checks import wrong_type
+from .._checks import check_path
 from ..errors import FormatError
 from ..export.onnx.float_graph import require_onnx
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import inputs, outputs
 from ..saved_model.inputs import TensorInfo
 
+_PREFIX = "the prefix of a saved model such as 'out/model'"
+
 
 class ModelFile:
-    """Model file with its parameter file.
-
-    Attributes:
-        path: of the ``.pdmodel``, ``.json`` or ``.onnx``.
-        kind: ending of ``path``.
-        params: path of the ``.pdiparams``, or None.
-    """
+    """A ``.pdmodel`` or ``.json`` with its ``.pdiparams``, or an ``.onnx``; ``kind`` says which."""
 
     def __init__(self, path, trusted=False):
         self.path, self.kind = path, os.path.splitext(path)[1]
@@ -35,11 +31,7 @@ class ModelFile:
         return sum(os.path.getsize(each) for each in (self.path, self.params) if each)
 
     def check(self):
-        """Read the file, because runtimes may abort the process on a damaged one.
-
-        Raises:
-            FormatError: it is damaged.
-        """
+        """Read the file, because runtimes may abort the process on a damaged one."""
         if not os.path.getsize(self.path):
             raise FormatError(f"{self.path} is empty")
         if self.kind != ".onnx":
@@ -99,29 +91,17 @@ def _onnx_input(value):
     return TensorInfo(value.name, np.dtype(dtype).name, tuple(dims))
 
 
-def check_path(name, path):
-    """Return ``path`` as a str."""
-    if not isinstance(path, (str, os.PathLike)) or not str(path):
-        raise wrong_type(name, path, "the prefix of a saved model such as 'out/model'")
-    return os.fspath(path)
-
-
 def pdmodel_prefix(name, path):
     """Return the prefix of the files of a ``.pdmodel``, given that or the file."""
-    path = check_path(name, path)
+    path = check_path(name, path, _PREFIX)
     return path[:-len(".pdmodel")] if path.endswith(".pdmodel") else path
 
 
 def model_files(path, name="path"):
-    """Return the files of the model at ``path``: one of them, or their common prefix.
-
-    Raises:
-        ConfigTypeError: ``path``, the argument ``name``, is no path.
-        FormatError: there is no model.
-    """
+    """Return the files of the model at ``path``: one of them, or their common prefix."""
     from .runtimes import RUNTIMES  # it imports this module
 
-    path = check_path(name, path)
+    path = check_path(name, path, _PREFIX)
     endings = list(dict.fromkeys(kind for runtime in RUNTIMES.values() for kind in runtime.kinds))
     if os.path.splitext(path)[1] in endings:
         if not os.path.isfile(path):

@@ -8,13 +8,16 @@ from typing import Any, List, Optional, Union
 
 import numpy as np
 
-from .._checks import check_int
-from ..errors import InferenceError
+from .._checks import check_choice, check_int
+from ..errors import ConfigError, DependencyError, InferenceError
 from ..saved_model.inputs import check_inputs
+from .metrics import latencies
 from .model_file import model_files
-from .select_runtime import fastest, named
+from .runtimes import RUNTIMES
 
 _logger = logging.getLogger("paddleq")
+
+_SECONDS = 0.2  # of measurement for each runtime
 
 
 class Predictor:
@@ -74,9 +77,9 @@ class Predictor:
         files = model_files(path)
         threads = _processors() if threads is None else check_int("threads", threads, 1)
         if runtime == "auto":
-            chosen, file, session, self.reason = fastest(files, threads)
+            chosen, file, session, self.reason = _fastest(files, threads)
         else:
-            chosen, file = named(runtime, files)
+            chosen, file = _named(runtime, files)
             session, self.reason = chosen.load(file, threads), "requested"
         self.runtime, self.file = chosen.name, file.path
         if session.fallback:
@@ -143,3 +146,84 @@ def _processors():
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _named(name, files):
+    """Return (runtime, file) for the name of a runtime."""
+    runtime = RUNTIMES[check_choice("runtime", name, ["auto", *RUNTIMES])]
+    runtime.require()
+    file = runtime.choose(files)
+    if file is None:
+        wanted = " or ".join(runtime.kinds)
+        write = ("paddleq.export.to_onnx(path, path) makes one" if wanted == ".onnx" else
+                 "save_quantized_model writes one")
+        raise ConfigError(f"runtime {name!r} reads {wanted}, but there is only "
+                          f"{', '.join(map(str, files))}; {write}")
+    return runtime, file
+
+
+def _fastest(files, threads):
+    """Return (runtime, file, session, reason) of the runtime that is fastest on this machine.
+
+    Measured on a batch of one of random numbers, or the first registered one if an input has
+    dynamic dimensions other than the first.
+    """
+    sessions, chosen, refused = {}, {}, []
+    for name, runtime in RUNTIMES.items():
+        if not runtime.automatic:
+            continue
+        file = runtime.choose(files)
+        if file is None:
+            refused.append(f"{name} reads {' and '.join(runtime.kinds)}")
+        elif not runtime.installed():
+            refused.append(f"{name} is not installed ({runtime.remedy})")
+        else:
+            try:
+                sessions[name], chosen[name] = runtime.load(file, threads), file
+            except InferenceError as error:
+                refused.append(f"{name}: {error}")
+    if not sessions:
+        error = InferenceError if any(": " in each for each in refused) else DependencyError
+        raise error(f"no runtime runs {', '.join(map(str, files))}: {'; '.join(refused)}")
+    name, reason = _choose(sessions)
+    for each in set(sessions) - {name}:
+        sessions[each].close()
+    _logger.info("%s: %s, %s", files[0], name, reason)
+    return RUNTIMES[name], chosen[name], sessions[name], reason
+
+
+def _choose(sessions):
+    if len(sessions) == 1:
+        (name,) = sessions
+        return name, "the only installed runtime that runs this model"
+    inputs = _sample(next(iter(sessions.values())).inputs)
+    if inputs is None:
+        return next(iter(sessions)), ("the first of " + ", ".join(sessions) + ": dimensions of "
+                                      "inputs are dynamic, so nothing was measured")
+    able = {}
+    for name, session in sessions.items():
+        try:
+            session.run(inputs)
+            able[name] = session
+        except InferenceError as error:
+            _logger.warning("%s", error)
+    if not able:
+        raise InferenceError(f"none of {', '.join(sessions)} runs the model on random numbers")
+    times = latencies(able, inputs, _SECONDS)
+    listed = ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
+    return min(times, key=lambda name: times[name]), f"the fastest on a batch of one: {listed}"
+
+
+def _sample(inputs):
+    """Return random arrays, a batch of one; None if other dimensions are dynamic."""
+    random, arrays = np.random.RandomState(0), []
+    for info in inputs:
+        if info.shape is None or None in info.shape[1:]:
+            return None
+        shape = [1 if size is None else size for size in info.shape]
+        kind = np.dtype(info.dtype).kind
+        # Integers may be indices; zero is always valid.
+        arrays.append(random.randn(*shape).astype(info.dtype) if kind == "f"
+                      else np.zeros(shape, info.dtype))
+    return arrays
+

@@ -1,30 +1,34 @@
 """``verify``: compare an exported model with its simulation, in accuracy, speed and size."""
 
+import contextlib
 import functools
 import logging
 import os
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Sequence, Union
 
+import numpy as np
+import paddle
+from paddle import nn
 from paddle.static import InputSpec
 
 from .._checks import check_float, check_int, wrong_type
+from ..engine.state import evaluation
 from ..errors import ConfigError, PaddleqError
 from ..export.formats import FORMATS
 from ..export.onnx import write_program
 from ..export.paddle.lower import remove_markers
 from ..export.trace import trace
+from ..saved_model.inputs import as_numpy, check_inputs
 from .metrics import latencies, relative_error, same_shapes, top1_agreement
 from .model_file import ModelFile, model_files, most_readable
-from .reference_outputs import check_batches, load_reference, reference_outputs
 from .runtimes import RUNTIMES
+from .runtimes.base import load_reference
 from .verify_report import Report, RuntimeResult
 from .worst_layer import worst_layer
 
 _logger = logging.getLogger("paddleq")
-REFERENCE = "reference"
 
 
 def verify(path: Union[str, "os.PathLike[str]"], reference: Any, data: Any,
@@ -87,8 +91,8 @@ def verify(path: Union[str, "os.PathLike[str]"], reference: Any, data: Any,
     check_int("timed_samples", timed_samples, 1)
     files, names = model_files(path), _names(runtimes)
     readable = most_readable(files)
-    batches = check_batches(data, readable.inputs)
-    expected = reference_outputs(reference, readable, batches)
+    batches = _check_batches(data, readable.inputs)
+    expected = _reference_outputs(reference, readable, batches)
     report = Report(os.fspath(path), sum(len(batch[0]) for batch in batches))
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
         check = _Check(batches, expected, _float_models(reference, float_model, folder), threads,
@@ -121,6 +125,47 @@ def _float_models(reference, float_model, folder):
         functools.partial(_export_float_model, reference, folder))
 
 
+def _reference_outputs(reference, file, batches):
+    """Return the outputs of the reference of the model in ``file`` for each batch."""
+    if reference is None or isinstance(reference, (str, os.PathLike)):
+        if reference is not None:
+            file = most_readable(model_files(reference))
+        with contextlib.closing(load_reference(file)) as session:
+            return [session.run(batch) for batch in batches]
+    if isinstance(reference, nn.Layer):
+        with evaluation(reference), paddle.no_grad():
+            return [_flatten(reference(*map(paddle.to_tensor, batch))) for batch in batches]
+    if callable(reference):
+        return [_flatten(reference(*batch)) for batch in batches]
+    raise wrong_type("reference", reference, "a paddle.nn.Layer, a function of arrays, the path "
+                                             "of a saved model, or None for the file itself")
+
+
+def _flatten(value):
+    """Return the arrays of a nested output."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [array for each in value for array in _flatten(each)]
+    return [] if value is None else [as_numpy(value)]
+
+
+def _check_batches(data, expected):
+    """Return ``data`` as a list of batches, each a list of arrays that fit the model."""
+    if hasattr(data, "shape") or isinstance(data, dict):
+        data = [data]
+    try:
+        data = iter(data)
+    except TypeError:
+        raise wrong_type("data", data, "a batch or an iterable of batches") from None
+    batches = [check_inputs(batch, expected) for batch in data]
+    if not batches:
+        raise ConfigError("data must hold at least one batch, but is empty")
+    if not all(np.size(array) for batch in batches for array in batch):
+        raise ConfigError("data must hold at least one sample in each batch")
+    return batches
+
+
 @dataclass
 class _Check:
     """Options and reference outputs that all rows of one report share."""
@@ -136,10 +181,10 @@ class _Check:
 
     def row(self, file, runtime=None):
         """Compare a file with the reference, in a runtime or operator by operator."""
-        name, version = (REFERENCE, "") if runtime is None else (runtime.name, runtime.version())
+        name, version = ("reference", "") if runtime is None else (runtime.name, runtime.version())
         result = RuntimeResult(name, version, file.path, size=file.size)
         try:
-            with ExitStack() as stack:
+            with contextlib.ExitStack() as stack:
                 session = (load_reference(file) if runtime is None
                            else runtime.load(file, self.threads))
                 stack.callback(session.close)

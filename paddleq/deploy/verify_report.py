@@ -91,11 +91,9 @@ class Report:
         return bool(self.rows) and all(row.ok for row in self.rows)
 
     def __str__(self) -> str:
-        rows = [[title for title, _ in _COLUMNS]]
-        rows += [[cell(row) for _, cell in _COLUMNS] for row in self.rows]
         columns = []
-        for i, column in enumerate(zip(*rows)):
-            justify = str.ljust if i < 2 else str.rjust
+        for number, (title, cell) in enumerate(_COLUMNS):
+            column, justify = [title, *map(cell, self.rows)], str.rjust if number > 1 else str.ljust
             columns.append([justify(text, max(map(len, column))) for text in column])
         lines = [f"{self.path}, {self.samples} samples"]
         lines += ["  ".join(row).rstrip() for row in zip(*columns)]

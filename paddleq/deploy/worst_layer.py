@@ -19,7 +19,7 @@ from ..export.program.op_desc import (
 from ..export.program.passes.stored_weights import stored_weights
 from .metrics import relative_error
 from .model_file import ModelFile
-from .reference_outputs import load_reference
+from .runtimes.base import load_reference
 
 _MAX_CUTS = 16  # in each of two passes
 # Operators that belong to the layer before them.
@@ -27,13 +27,7 @@ _FUSED = {"QuantizeLinear", "DequantizeLinear", "Clip", "MaxPool", "Relu", "Add"
 
 
 def worst_layer(file, runtime, threads, batch):
-    """Return (name of the layer's weight, error before, error after); None without layers.
-
-    Args:
-        file: a :class:`~paddleq.deploy.model_file.ModelFile`.
-        runtime: a :class:`~paddleq.deploy.runtimes.base.Runtime` that reads it.
-        batch: list of arrays.
-    """
+    """Return (name of the layer's weight, error before, error after); None without layers."""
     places = (_onnx_layer_outputs if file.kind == ".onnx" else _paddle_layer_outputs)(file)
     if not places:
         return None
@@ -70,12 +64,7 @@ def _layer_outputs(ops, weights, inputs):
 
     An output that depends on no input (positions of an embedding) is folded into a constant by
     Paddle Inference, which refuses to fetch it. The first operator that combines it with an input
-    takes its place.
-
-    Args:
-        ops: (names of the inputs, names of the outputs) of each operator.
-        weights: variable -> name of the weight that it is made of.
-        inputs: names of the inputs of the model.
+    takes its place. ``weights`` maps variables to the weight that they are made of.
     """
     weights, varying, places = dict(weights), set(inputs), []
     for read, made in ops:

@@ -3,7 +3,7 @@
 import os
 from typing import Optional, Tuple, Union
 
-from .._checks import wrong_type
+from .._checks import check_path
 from ..errors import FormatError
 
 _ENDINGS = (".pdmodel", ".json")
@@ -14,13 +14,9 @@ def find_files(folder: str, model: Optional[str] = None,
     """Return the paths of the model and of its parameters in the folder of a saved model.
 
     Args:
-        folder: the folder.
         model, parameters: file names in it. Default: the only ``.pdmodel``, else the only
             ``.json``, else ``__model__``; and the ``.pdiparams`` of the same name, else
             ``__params__``, else the folder itself, which has one file for each parameter.
-
-    Raises:
-        FormatError: there is no such folder, or no model or several models in it.
     """
     if not os.path.isdir(folder):
         raise FormatError(f"model_dir must be a folder, but there is none at {folder}")
@@ -41,15 +37,8 @@ def find_files(folder: str, model: Optional[str] = None,
 
 
 def locate(path: Union[str, os.PathLike]) -> Tuple[str, Optional[str]]:
-    """Return the paths of the model and of its parameters, given prefix, file or folder.
-
-    Raises:
-        ConfigTypeError: ``path`` is no path.
-        FormatError: there is no saved model.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise wrong_type("path", path, "a folder, file or prefix of a saved model")
-    path = os.fspath(path)
+    """Return the paths of the model and of its parameters, given prefix, file or folder."""
+    path = check_path("path", path, "a folder, file or prefix of a saved model")
     if os.path.isdir(path):
         return find_files(path)
     for ending in ("", *_ENDINGS):

@@ -12,17 +12,11 @@ from ..export.program.op_desc import dtype_of, shape_of
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Name, dtype and shape of an input of a model.
-
-    Attributes:
-        name: in the model.
-        dtype: name of the numpy dtype, "?" if numpy has no equivalent.
-        shape: dimensions, with None for dynamic ones; None if unknown.
-    """
+    """Name, dtype and shape of an input of a model."""
 
     name: str
-    dtype: Any
-    shape: Optional[Tuple[Optional[int], ...]]
+    dtype: Any  # name of the numpy dtype, "?" if numpy has no equivalent
+    shape: Optional[Tuple[Optional[int], ...]]  # None for dynamic dimensions; None if unknown
 
     @classmethod
     def of_variable(cls, var):
@@ -46,36 +40,28 @@ def as_numpy(value):
 
 
 def check_inputs(inputs, expected, convert=as_numpy):
-    """Return ``inputs`` as a list of arrays in the order of ``expected``.
+    """Return ``inputs`` as a list of arrays that fit ``expected``, a list of :class:`TensorInfo`.
 
     Args:
         inputs: an array for a model with one input; else a list or tuple of arrays in order, or a
             dict by name. Paddle tensors count as arrays.
-        expected: list of :class:`TensorInfo`.
         convert: function that makes an array or a tensor of each value.
-
-    Raises:
-        ConfigError: wrong number of inputs, unknown name, wrong shape.
-        ConfigTypeError: not an array, or wrong dtype.
     """
     takes = f"; the model takes {len(expected)} inputs: " + "; ".join(map(str, expected))
     if isinstance(inputs, dict):
-        inputs = _by_name(inputs, [info.name for info in expected], takes)
+        names = [info.name for info in expected]
+        for name in inputs:
+            if name not in names:
+                raise ConfigError(f"inputs has no place for {name!r}{hint(name, names)}{takes}")
+        missing = [name for name in names if name not in inputs]
+        if missing:
+            raise ConfigError(f"inputs lacks {', '.join(missing)}{takes}")
+        inputs = [inputs[name] for name in names]
     elif not isinstance(inputs, (list, tuple)):
         inputs = [inputs]
     if len(inputs) != len(expected):
         raise ConfigError(f"inputs has {len(inputs)} arrays{takes}")
     return [_check_input(convert(value), info, takes) for value, info in zip(inputs, expected)]
-
-
-def _by_name(inputs, names, takes):
-    for name in inputs:
-        if name not in names:
-            raise ConfigError(f"inputs has no place for {name!r}{hint(name, names)}{takes}")
-    missing = [name for name in names if name not in inputs]
-    if missing:
-        raise ConfigError(f"inputs lacks {', '.join(missing)}{takes}")
-    return [inputs[name] for name in names]
 
 
 def _check_input(value, info, takes):

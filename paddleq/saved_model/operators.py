@@ -16,16 +16,7 @@ _ANNOTATIONS = {"op_role", "op_role_var", "op_namescope", "op_callstack", "op_de
 
 @dataclass
 class Operator:
-    """One operator of a program.
-
-    Attributes:
-        type: the operator type, e.g. ``"conv2d"``.
-        inputs, outputs: slot -> names of variables; slots without variables are left out.
-        attributes: name -> value.
-        block, position: the place of the operator in the program.
-        layer: name of the sublayer that computes the operator; None for other operators.
-        alone: serialized program of the operator alone, if it has no dygraph function.
-    """
+    """One operator of a program; slots without variables are left out."""
 
     type: str
     inputs: Dict[str, List[str]]
@@ -33,8 +24,8 @@ class Operator:
     attributes: Dict[str, Any]
     block: int
     position: int
-    layer: Optional[str] = None
-    alone: Optional[bytes] = None
+    layer: Optional[str] = None  # name of the sublayer that computes it
+    alone: Optional[bytes] = None  # serialized program, if there is no dygraph function
 
     @property
     def place(self) -> Tuple[int, int]:
@@ -66,17 +57,11 @@ class Operator:
 
 @dataclass
 class Arguments:
-    """Values of the inputs of one call of an operator.
-
-    Attributes:
-        operator: the operator.
-        inputs: slot -> list of tensors.
-        read: output slots that another operator or the user of the model reads.
-    """
+    """Values of the inputs of one call of an operator, slot -> list of tensors."""
 
     operator: Operator
     inputs: Dict[str, list]
-    read: Tuple[str, ...] = ()
+    read: Tuple[str, ...] = ()  # output slots that an operator or the user of the model reads
 
     @property
     def type(self) -> str:
@@ -110,9 +95,7 @@ def _value(attr):
     if attr.type not in _FIELDS:
         return None
     value = getattr(attr, _FIELDS[attr.type])
-    if attr.type in _REPEATED:
-        return [_scalar(each) for each in value]
-    return _scalar(value)
+    return list(map(_scalar, value)) if attr.type in _REPEATED else _scalar(value)
 
 
 def _scalar(value):

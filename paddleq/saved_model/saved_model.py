@@ -76,8 +76,7 @@ class SavedModel(nn.Layer):
                  params_path: Union[str, os.PathLike, None] = None):
         super().__init__()
         model_path, found = locate(path)
-        program = load_program(model_path, found if params_path is None else params_path)
-        self._read(program)
+        self._read(load_program(model_path, found if params_path is None else params_path))
 
     @classmethod
     def from_program(cls, program: Program) -> "SavedModel":
@@ -277,9 +276,7 @@ class SavedModel(nn.Layer):
 
     def parsed_program(self) -> Program:
         """Return the program that was read, without values of parameters."""
-        desc = framework_proto().ProgramDesc()
-        desc.ParseFromString(self._description)
-        return Program(desc, {})
+        return Program(framework_proto().ProgramDesc.FromString(self._description), {})
 
     def traced_program(self, recorder: Any) -> Program:
         """Return the program with markers of an export in it; ``paddleq.export`` calls this."""
@@ -295,11 +292,10 @@ class SavedModel(nn.Layer):
                   for name, (shape, dtype) in self._shapes.items()}
         for name, (owner, attribute) in self.parameter_places.items():
             value = getattr(getattr(self, owner) if owner else self, attribute, None)
-            if value is None or owner and not paddle.is_floating_point(value):
-                continue
-            arrays[name] = value.numpy()
-            if owner:
-                arrays[name] = transposed_to(self._shapes[name][0], arrays[name],
+            if value is not None and not owner:
+                arrays[name] = value.numpy()
+            elif value is not None and paddle.is_floating_point(value):
+                arrays[name] = transposed_to(self._shapes[name][0], value.numpy(),
                                              self.bindings[owner], attribute)
         return arrays
 

@@ -7,7 +7,7 @@ operator, or abort; those operators run in Paddle Inference as programs of one o
 import functools
 import os
 import tempfile
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import paddle
@@ -108,12 +108,20 @@ def _run_program(a):
              for name, value in tensors.items()}
     fetched = tuple(name for slot in a.read for name in op.outputs[slot])
     predictor = _predictor(op.alone, tuple(sorted(kinds.items())), fetched)
-    for name, value in tensors.items():
-        predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(value.numpy()))
-    predictor.run()
-    found = {name: paddle.to_tensor(predictor.get_output_handle(handle).copy_to_cpu())
-             for name, handle in zip(fetched, predictor.get_output_names())}
+    outputs = run_predictor(predictor, {name: value.numpy() for name, value in tensors.items()})
+    found = dict(zip(fetched, map(paddle.to_tensor, outputs)))
     return {slot: [found[name] for name in op.outputs[slot]] for slot in a.read}
+
+
+def run_predictor(predictor: Any, arrays: Dict[str, np.ndarray]) -> List[np.ndarray]:
+    """Return the outputs of a predictor of Paddle Inference for arrays by name."""
+    for name, array in arrays.items():
+        handle = predictor.get_input_handle(name)
+        handle.reshape(list(array.shape))
+        handle.copy_from_cpu(np.ascontiguousarray(array))
+    predictor.run()
+    return [predictor.get_output_handle(name).copy_to_cpu()
+            for name in predictor.get_output_names()]
 
 
 @functools.lru_cache(maxsize=128)

@@ -9,7 +9,7 @@ from typing import Any, Callable, List, Optional, Tuple, Type, TypeVar
 import numpy as np
 
 from ..._registry import Registry
-from ...errors import DependencyError, FormatError, InferenceError, PaddleqError
+from ...errors import ConfigError, DependencyError, FormatError, InferenceError, PaddleqError
 
 RUNTIMES: "Registry[Runtime]" = Registry("runtime")
 _R = TypeVar("_R", bound="Runtime")
@@ -114,14 +114,18 @@ class Runtime(abc.ABC):
         """
 
 
+def load_reference(file):
+    """Load a file in a runtime that computes its operators one by one, in float."""
+    runtime = next((each for each in RUNTIMES.values() if file.kind in each.references), None)
+    if runtime is None:
+        raise ConfigError(f"no runtime computes {file.kind} files operator by operator")
+    runtime.require()
+    return runtime.load(file, threads=1, as_is=True)
+
+
 @contextmanager
 def convert_errors(what, file, damaged=(), refused=()):
-    """Convert errors of a runtime to errors of paddleq.
-
-    Args:
-        damaged: exception types of the runtime for files that it cannot read.
-        refused: its other exception types.
-    """
+    """Convert exceptions of a runtime, for ``damaged`` files and others, to errors of paddleq."""
     try:
         yield
     except PaddleqError:

@@ -81,9 +81,6 @@ def saturating_layers(model):
 
     Layers have int8 kernels where OpenVINO reads quantized activations as FakeQuantize: in
     ``.onnx``, and until 2025.3 also in ``.pdmodel``.
-
-    Args:
-        model: an ``openvino.Model`` as ``read_model`` returns it.
     """
     nodes, found = model.get_ops(), []
     if not any(node.get_type_name() == "FakeQuantize" for node in nodes):
@@ -103,10 +100,7 @@ def saturating_layers(model):
 
 
 def _source(node, index):
-    """Return the node before dequantization of an input, and the one that subtracts a zero point.
-
-    The latter is None where nothing is subtracted.
-    """
+    """Return the node before dequantization of an input, and its Subtract of a zero point."""
     subtract = None
     while True:
         node = node.input_value(index).get_node()

@@ -6,11 +6,10 @@ import os
 import tempfile
 from typing import Optional, Union
 
-import numpy as np
-
 from ..._checks import check_bool
 from ...errors import ConfigError, ExportError
 from ...export.pir_to_program import load_program
+from ...saved_model.without_gradient import run_predictor
 from ..model_file import TensorInfo, model_files, pdmodel_prefix
 from ..saturation import explain, has_vnni
 from .base import Runtime, Session, convert_errors, register_runtime
@@ -72,11 +71,7 @@ def _predictor(file, program, folder, threads, as_is, int8):
 
 
 def _prepare(program, vnni):
-    """Change a quantized program in place for the int8 kernels of a processor.
-
-    Returns:
-        The reason for float kernels, or "", and True if the program was changed.
-    """
+    """Change a quantized program in place; return (reason for float kernels or "", changed)."""
     layers = [] if vnni else saturating_layers(program)
     if not layers:
         return "", bool(fix_int8_layers(program))
@@ -150,15 +145,9 @@ class _Session(Session):
         self.outputs = file.outputs
 
     def run(self, arrays):
-        predictor = self._predictor
         with convert_errors("Paddle Inference", self._file):
-            for info, array in zip(self.inputs, arrays):
-                handle = predictor.get_input_handle(info.name)
-                handle.reshape(list(array.shape))
-                handle.copy_from_cpu(np.ascontiguousarray(array))
-            predictor.run()
-            return [predictor.get_output_handle(name).copy_to_cpu()
-                    for name in predictor.get_output_names()]
+            return run_predictor(self._predictor,
+                                 {info.name: array for info, array in zip(self.inputs, arrays)})
 
     def clone(self):
         return _Session(self._predictor.clone(), self._file, self.fallback)

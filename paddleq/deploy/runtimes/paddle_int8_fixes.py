@@ -20,6 +20,7 @@ from ...export.paddle.markers_from_program import raise_to_markers
 from ...export.program.graph_view import GraphView
 from ...export.program.op_builder import OpBuilder
 from ...export.program.op_desc import (
+    all_inputs,
     attribute,
     inputs,
     make_op,
@@ -47,11 +48,7 @@ _MAX_BIAS = 2.0 ** 30
 
 
 def fix_int8_layers(program):
-    """Change ``program`` in place for int8 kernels; without them it cannot run any more.
-
-    Returns:
-        The number of changed layers.
-    """
+    """Change ``program`` in place to run with int8 kernels only; return the number of layers."""
     builder, changed = OpBuilder(program), set()
     for block in program.desc.blocks:
         changed |= float_weights(program, block) | _scale_to_8_bits(builder, block)
@@ -83,7 +80,7 @@ def _scale_to_8_bits(builder, block):
             levels = np.float32(2 ** (weight.bits - 1) - 1)
             abs_max = builder.program.arrays[weight.scale] * (_LEVELS / levels)
             set_input(weight.ops[-1], "Scale",
-                    builder.parameter(f"{weight.scale}.of_127", abs_max))
+                      builder.parameter(f"{weight.scale}.of_127", abs_max))
             set_attribute(weight.ops[-1], "bit_length", 8)
             changed.add(weight.name)
     return changed
@@ -163,11 +160,7 @@ def _last_axis(block, name):
 
 
 def saturating_layers(program):
-    """Return names of the layers whose int8 kernels may saturate or lose bits without VNNI.
-
-    Args:
-        program: a quantized :class:`~paddleq.export.program.program.Program`.
-    """
+    """Return names of the layers whose int8 kernels may saturate or lose bits without VNNI."""
     found = []
     for block in program.desc.blocks:
         ops = list(block.ops)
@@ -182,12 +175,12 @@ def saturating_layers(program):
             (data,) = inputs(op, "Input" if slot == "Filter" else "X")
             if not _comes_from(view, data, ("dequantize_linear",)):
                 continue  # computed in float without a scale of its input
-            array = program.arrays[weights[name].name] if name in weights else None
-            if array is None:
+            if name not in weights:
                 # Float weights, which are quantized to 8 bits, or a product of two activations.
                 found.append(name)
-            elif can_saturate(array) or (_comes_from(view, data, _UNSIGNED) if slot == "Filter"
-                                         else name not in scaled):
+            elif can_saturate(program.arrays[weights[name].name]) or (
+                    _comes_from(view, data, _UNSIGNED) if slot == "Filter"
+                    else name not in scaled):
                 found.append(weights[name].name)
     return found
 
@@ -204,14 +197,13 @@ def _comes_from(view, name, kinds):
         if producer.type in kinds:
             return True
         if producer.type in _PASSING:
-            todo += [each for slot in producer.inputs for each in slot.arguments]
+            todo += all_inputs(producer)
     return False
 
 
 def make_float(program):
     """Replace quantized weights by float weights and remove quantization of activations, in place.
 
-    Raises:
-        ExportError: the program keeps its weights in float already (``fake_*`` operators).
+    A program that keeps its weights in float (``fake_*`` operators) raises ``ExportError``.
     """
     remove_markers(program, raise_to_markers(program))
