@@ -8,41 +8,25 @@ from paddle import nn
 
 @dataclass
 class QuantizationState:
-    """State of one layer.
+    """State of one layer."""
 
-    Attributes:
-        note: reason that ``summary`` shows.
-        skip_reason: :class:`~paddleq.config.SkipReason` of a layer that was left float.
-        provenance: method and configuration with which the model was quantized, on its root.
-        input_spec: InputSpec of the last call, on the root.
-        first_batch_action: function to run on the first batch, on the root.
-        calibration: calibration in forward passes that the user runs, on the root.
-        calibrator: statistics that the layer collects in them; its ``str()`` is its progress.
-        name: name of a quantized layer in the model, for messages.
-        kind: its :class:`~paddleq.nn.layer_types.LayerKind`.
-        arguments: names of the arguments of its ``forward``.
-        parts: attributes under which it has quantizers and preprocesses.
-        forward: a ``forward`` that was set on the instance before it was quantized.
-        compute_float: compute as the float layer.
-        block: the :class:`~paddleq.nn.block.Block` that begins with it.
-        member_of: the blocks that a norm or ReLU is part of.
-    """
-
-    note: str = ""
-    skip_reason: Any = None
-    provenance: Optional[dict] = None
-    input_spec: Optional[list] = None
-    first_batch_action: Optional[Callable] = None
-    calibration: Any = None
-    calibrator: Any = None
-    name: str = ""
-    kind: Any = None
-    arguments: Sequence[str] = ()
-    parts: Tuple[str, ...] = ()
-    forward: Optional[Callable] = None
-    compute_float: bool = False
-    block: Any = None
-    member_of: List[Any] = field(default_factory=list)
+    note: str = ""  # reason that ``summary`` shows
+    skip_reason: Any = None  # config.SkipReason of a layer that was left float
+    # On the root of a model:
+    provenance: Optional[dict] = None  # method and configuration of quantization
+    input_spec: Optional[list] = None  # InputSpec of the last call
+    first_batch_action: Optional[Callable] = None  # run on the first batch
+    calibration: Any = None  # calibration in forward passes that the user runs
+    # On a quantized layer:
+    calibrator: Any = None  # statistics that it collects in them; its ``str()`` is its progress
+    name: str = ""  # in the model, for messages
+    kind: Any = None  # its nn.layer_types.LayerKind
+    arguments: Sequence[str] = ()  # of its ``forward``
+    parts: Tuple[str, ...] = ()  # attributes under which it has quantizers and preprocesses
+    forward: Optional[Callable] = None  # set on the instance before it was quantized
+    compute_float: bool = False  # compute as the float layer
+    block: Any = None  # the nn.block.Block that begins with it
+    member_of: List[Any] = field(default_factory=list)  # blocks that a norm or ReLU is part of
 
     def copy(self) -> "QuantizationState":
         """Return a copy that shares the values but not the list of blocks."""

@@ -9,6 +9,7 @@ import tempfile
 
 import numpy as np
 
+from ..export.onnx.graph import OnnxGraph
 from ..export.program.op_desc import (
     all_inputs,
     all_outputs,
@@ -105,8 +106,6 @@ def _cut_paddle(file, tensor, folder):
 
 
 def _onnx_layer_outputs(file):
-    from ..export.onnx.graph import OnnxGraph
-
     graph = OnnxGraph(file.onnx_model())
     view = graph.view()
     weights = {name: name for node in graph.nodes if node.op_type in ("DequantizeLinear", "Cast")
@@ -130,8 +129,6 @@ def _after_fused(view, name):
 
 def _cut_onnx(file, tensor, folder):
     from onnx import TensorProto, helper
-
-    from ..export.onnx.graph import OnnxGraph
 
     model = file.onnx_model()
     del model.graph.output[:]

@@ -31,32 +31,20 @@ _BATCH_NORMS = {2: nn.BatchNorm1D, 3: nn.BatchNorm1D, 4: nn.BatchNorm2D, 5: nn.B
 
 @dataclass
 class LayerBinding:
-    """The connection of a layer with its operators in the program.
-
-    Attributes:
-        name: of the sublayer.
-        operator: the weighted operator.
-        source: slot of the data.
-        target: variable that the layer computes.
-        parameters: attribute of the layer -> parameter of the program.
-        weight_reader: the operator and slot that read the weight from its parameter: the operator
-            itself, or the first of the operators that reshape it (the weight of a Conv1D).
-        bias_add: the operator that adds the bias, if it is part of the layer.
-        merged: positions in the block of further operators that are part of the layer.
-        transposed: the layer's weight is the transpose of the parameter.
-        flattened: number of leading axes that stay when the data of a ``mul`` is flattened.
-    """
+    """The connection of a layer with its operators in the program."""
 
     name: str
-    operator: Operator
-    source: str
-    target: str
-    parameters: Dict[str, str]
+    operator: Operator  # the weighted one
+    source: str  # slot of the data
+    target: str  # variable that the layer computes
+    parameters: Dict[str, str]  # attribute of the layer -> parameter of the program
+    # Operator and slot that read the weight from its parameter: the operator itself, or the first
+    # of the operators that reshape it (the weight of a Conv1D).
     weight_reader: Tuple[Operator, str]
     bias_add: Optional[Operator] = None
-    merged: List[int] = field(default_factory=list)
-    transposed: bool = False
-    flattened: Optional[int] = None
+    merged: List[int] = field(default_factory=list)  # positions in the block of further operators
+    transposed: bool = False  # the layer's weight is the transpose of the parameter
+    flattened: Optional[int] = None  # leading axes that stay when the data of a mul is flattened
 
     @property
     def weight(self) -> str:

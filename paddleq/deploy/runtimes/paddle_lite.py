@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Union
 
+from ..._atomic_write import write_together
 from ...errors import InferenceError
 from ..model_file import model_files, pdmodel_prefix
 from . import lite_child
@@ -41,7 +42,7 @@ class PaddleLite(Runtime):
     def version(self):
         script = ("import pkg_resources; "
                   "print(pkg_resources.get_distribution('paddlelite').version)")
-        return self._python("-c", script).stdout.strip()
+        return _run([_interpreter(), "-c", script], env=self.environment()).stdout.strip()
 
     def load(self, file, threads, as_is=False):
         file.check()
@@ -58,16 +59,11 @@ class PaddleLite(Runtime):
                 if not name.startswith("PYTHON")}
         return {**kept, "LD_LIBRARY_PATH": self._libraries()}
 
-    def _python(self, *arguments):
-        return subprocess.run([_interpreter(), *arguments], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, universal_newlines=True, check=False,
-                              env=self.environment() if arguments[1] != _PROBE else None)
-
     def _libraries(self):
         if importlib.util.find_spec("paddlelite") is None and INTERPRETER not in os.environ:
             return None
         try:
-            done = self._python("-c", _PROBE)
+            done = _run([_interpreter(), "-c", _PROBE])
         except OSError:
             return None
         found = done.stdout.strip()
@@ -76,6 +72,11 @@ class PaddleLite(Runtime):
 
 def _interpreter():
     return os.environ.get(INTERPRETER, sys.executable)
+
+
+def _run(command, env=None, stderr=subprocess.PIPE):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, errors="replace",
+                          universal_newlines=True, check=False, env=env)
 
 
 class _Session(Session):
@@ -145,18 +146,16 @@ def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[s
     prefix = pdmodel_prefix("path", path)
     (file,) = model_files(prefix + ".pdmodel")
     file.check()
-    out = prefix if out is None else os.fspath(out)
-    folder = os.path.dirname(os.path.abspath(out))
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".paddleq-", dir=folder) as temporary:
-        new = os.path.join(temporary, "model")
-        done = subprocess.run(lite.command("opt", file.path, file.params or "", places, new),
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              universal_newlines=True, errors="replace", check=False,
-                              env=lite.environment())
+    target = (prefix if out is None else os.fspath(out)) + ".nb"
+
+    def convert(new):  # opt appends .nb
+        done = _run(lite.command("opt", file.path, file.params or "", places, new),
+                    lite.environment(), subprocess.STDOUT)
         if done.returncode != 0 or not os.path.exists(new + ".nb"):
             message = " ".join(done.stdout.strip().splitlines()[-3:])[-500:]
             raise InferenceError(f"Paddle-Lite's opt ended with {done.returncode} on {file}: "
                                  f"{message}")
-        os.replace(new + ".nb", out + ".nb")
-    return out + ".nb"
+        os.replace(new + ".nb", new)
+
+    write_together({target: convert})
+    return target
