@@ -103,21 +103,17 @@ def skip_bytecode_translation(cls: L) -> L:
     return cls
 
 
-def set_flops_counter(cls: Type[nn.Layer], counter: Callable) -> None:
-    """Let ``paddle.flops`` call ``counter(layer, inputs, output)`` for layers of ``cls``."""
-    _flops_counters()[cls] = counter
+def flops_counters() -> Dict[Type[nn.Layer], Callable]:
+    """Return class -> function (layer, inputs, output) that ``paddle.flops`` calls."""
+    return _private("paddle.hapi.dynamic_flops.register_hooks", "count operations")
 
 
 def copy_flops_counter(cls: Type[nn.Layer], base: Type[nn.Layer]) -> None:
     """Let ``paddle.flops`` count layers of ``cls`` as it counts those of ``base``."""
-    counters = _flops_counters()
+    counters = flops_counters()
     counter = next((counters[parent] for parent in base.__mro__ if parent in counters), None)
     if counter is not None:
         counters[cls] = counter
-
-
-def _flops_counters():
-    return _private("paddle.hapi.dynamic_flops.register_hooks", "count operations")
 
 
 def own_parameters(layer: nn.Layer) -> Dict[str, Any]:

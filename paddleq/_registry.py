@@ -16,6 +16,15 @@ class Registry(Dict[str, T]):
         kind: noun for messages, e.g. "observer".
         definition: called with an entry, returns the class or function that defines it. Default:
             the entry.
+
+    Examples:
+        >>> from paddleq._registry import Registry
+        >>> shapes = Registry("shape")
+        >>> @shapes.register("square")
+        ... class Square:
+        ...     pass
+        >>> list(shapes), shapes["square"] is Square
+        (['square'], True)
     """
 
     def __init__(self, kind: str, definition: Callable[[T], Any] = lambda entry: entry):
@@ -27,6 +36,18 @@ class Registry(Dict[str, T]):
 
         A definition that is executed again (same module and qualified name, e.g. a notebook cell
         or ``importlib.reload``) replaces the former one.
+
+        Raises:
+            ConfigError, ConfigTypeError: the name is taken, or not a non-empty string.
+
+        Examples:
+            >>> from paddleq.observers import OBSERVERS, AbsMaxObserver, register_observer
+            >>> @register_observer("half")
+            ... class HalfObserver(AbsMaxObserver):
+            ...     def abs_max(self):
+            ...         return 0.5 * super().abs_max()
+            >>> OBSERVERS.unregister("half") is HalfObserver
+            True
         """
         if not isinstance(name, str) or not name:
             raise wrong_type(f"name of the {self.kind}", name, "a non-empty string")

@@ -173,7 +173,7 @@ def test_flops_counters():
         layer.total_ops += 100
 
     compat.copy_flops_counter(Same, nn.Linear)
-    compat.set_flops_counter(Hundred, count)
+    compat.flops_counters()[Hundred] = count
     flops = [paddle.flops(nn.Sequential(layer), [1, 4])
              for layer in (nn.Linear(4, 3), Same(4, 3), Hundred())]
     assert flops[0] == flops[1] == 12 and flops[2] == 100

@@ -9,9 +9,9 @@ from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_val
 from .._paddle_compat import (
     BuffersKeepDtype,
     dtype_name,
+    flops_counters,
     own_buffers,
     own_parameters,
-    set_flops_counter,
     skip_bytecode_translation,
 )
 from ..config import LayerConfig, SkipKind, SkipReason
@@ -335,7 +335,7 @@ def _count_flops(layer, inputs, output):
     layer.total_ops += layer.in_features * int(output.numel())
 
 
-set_flops_counter(IntegerLinear, _count_flops)
+flops_counters()[IntegerLinear] = _count_flops
 
 
 def _checked_weight(spec):

@@ -69,6 +69,10 @@ def unless_minus_one(number):
     return None if number == -1 else number
 
 
+def _dtype(code):
+    return None if code == -1 else DTYPES[code]
+
+
 def data_format(a):
     """Return the layout of images of a call."""
     layout = a.get("data_format", "NCHW")
@@ -110,7 +114,7 @@ def _options(a, row):
         if value is None or each.fixed or each.legacy == "reduce_all":
             continue
         if each.type == "dtype":
-            value = None if value == -1 else DTYPES[value]
+            value = _dtype(value)
         options[each.pir] = data_format(a) if each.pir == "data_format" else value
     if row.legacy.startswith("reduce_"):
         options["axis"] = _axes(a)
@@ -192,6 +196,8 @@ FUNCTIONS.update({
         *(a.tensor(slot).item() for slot in ("Start", "End", "Step")), a.tensor("Start").dtype),
     "eye": lambda a: paddle.eye(a.get("num_rows"), unless_minus_one(a.get("num_columns", -1)),
                                 DTYPES[a.get("dtype", 5)]),
+    **dict.fromkeys(("fill_any_like", "fill_zeros_like"), lambda a: paddle.full_like(
+        a.tensor("X"), a.get("value", 0.0), _dtype(a.get("dtype", -1)))),
     "lod_array_length": lambda a: paddle.to_tensor(np.array([len(a.tensor("X"))], np.int64)),
 })
 
@@ -271,16 +277,20 @@ def _set_value(a):
         places[axis] = start if axis in removed else slice(start, end, step)
     value = a.tensor("ValueTensor")
     if value is None:
-        names = ("values", "fp32_values", "int32_values", "int64_values", "bool_values",
-                 "fp64_values")
-        found = next((a.get(name) for name in names if a.get(name)), [])
-        value = paddle.to_tensor(np.array(found).reshape(a.get("shape") or [])).astype(x.dtype)
+        array = np.array(_constants(a)).reshape(a.get("shape") or [])
+        value = paddle.to_tensor(array).astype(x.dtype)
     result = x.clone()
     result[tuple(places)] = value
     return result
 
 
 # Constants
+
+def _constants(a):
+    """Return the list of an operator that has one attribute of lists for each dtype."""
+    return next((value for name, value in a.operator.attributes.items()
+                 if name.endswith("values") and value), [])
+
 
 @operator("fill_constant")
 def _fill_constant(a):
@@ -299,13 +309,6 @@ def _number(a):
     return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
-@operator("fill_any_like", "fill_zeros_like")
-def _fill_like(a):
-    code = a.get("dtype", -1)
-    x = a.tensor("X")
-    return paddle.full_like(x, a.get("value", 0.0), x.dtype if code == -1 else DTYPES[code])
-
-
 @operator("fill_constant_batch_size_like")
 def _fill_batch(a):
     shape = list(a.get("shape"))
@@ -316,9 +319,5 @@ def _fill_batch(a):
 @operator("assign_value")
 def _assign_value(a):
     name = DTYPES[a.get("dtype")]
-    for values in ("values", f"{name}_values", "fp32_values" if name == "float32" else
-                   "fp64_values", f"{name.replace('8', '')}_values"):
-        if a.get(values):
-            break
-    array = np.array(a.get(values) or [], "float32" if name == "bfloat16" else name)
+    array = np.array(_constants(a), "float32" if name == "bfloat16" else name)
     return paddle.to_tensor(array.reshape(a.get("shape")), dtype=name)

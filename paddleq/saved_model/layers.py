@@ -145,13 +145,11 @@ def _bind_bias(graph, binding, axis, rank):
     if (add is None or add.type != "elementwise_add" or add.block != binding.operator.block
             or add.input("X") != binding.target):
         return
-    bias, merged = add.input("Y"), []
+    bias, merged, shape = add.input("Y"), [], None
     if graph.is_parameter(bias):
-        at = add.get("axis", -1)
-        if graph.arrays[bias].ndim == rank and all(
-                size == 1 for i, size in enumerate(graph.arrays[bias].shape) if i != axis):
-            pass
-        elif graph.arrays[bias].ndim != 1 or (rank - 1 if at == -1 else at) != axis:
+        if graph.arrays[bias].ndim != 1:
+            shape = graph.arrays[bias].shape
+        elif add.get("axis", -1) not in ((axis, -1) if axis == rank - 1 else (axis,)):
             return
     else:
         reshape = graph.producers.get(bias)
@@ -160,10 +158,11 @@ def _bind_bias(graph, binding, axis, rank):
                 or not graph.is_parameter(reshape.input("X"))
                 or reshape.inputs.get("Shape") or reshape.inputs.get("ShapeTensor")):
             return
-        shape = list(reshape.get("shape", []))
-        if len(shape) != rank or any(size != 1 for i, size in enumerate(shape) if i != axis):
-            return
+        shape = reshape.get("shape", [])
         bias, merged = reshape.input("X"), [reshape.position]
+    if shape is not None and (len(shape) != rank or any(
+            size != 1 for i, size in enumerate(shape) if i != axis)):
+        return
     weight = graph.arrays[binding.weight]
     channels = _output_channels(binding, weight)
     if graph.arrays[bias].size != channels or graph.arrays[bias].dtype != weight.dtype:

@@ -1,6 +1,7 @@
 """A saved model as a ``paddle.nn.Layer``."""
 
 import os
+from itertools import chain
 from typing import Any, Dict, List, Tuple, Union
 
 import numpy as np
@@ -19,7 +20,7 @@ from .functions import FUNCTIONS
 from .inputs import TensorInfo, check_inputs
 from .layers import LayerBinding, make_layer, plan_layers, transposed_to
 from .lower import build_program
-from .operators import Arguments, Operator, read_operators
+from .operators import Arguments, read_operators
 from .without_gradient import program_of_operator, run_without_gradient
 
 _INTERFACE = ("feed", "fetch")
@@ -90,10 +91,13 @@ class SavedModel(nn.Layer):
         desc = program.desc
         self._description = desc.SerializeToString()
         self._operators = [read_operators(block) for block in desc.blocks]
-        _check_operators(self._operators)
-        for op in (op for block in self._operators for op in block):
-            if op.type not in _INTERFACE and op.type not in CONTROL_FLOW:
+        functions = {*FUNCTIONS, *known_operators()} - {*_INTERFACE, *CONTROL_FLOW}
+        for op in chain.from_iterable(self._operators):
+            if op.type in functions:
                 op.alone = program_of_operator(op, desc)
+            elif op.type not in _INTERFACE and op.type not in CONTROL_FLOW:
+                raise ModelError(f"the saved model has the operator {op.type}, which Paddle "
+                                 f"{paddle.__version__} does not have")
         self._local = [[var.name for var in block.vars if not var.persistable]
                        for block in desc.blocks]
         main = self._operators[0]
@@ -110,7 +114,7 @@ class SavedModel(nn.Layer):
         self._shapes: Dict[str, Tuple[list, Any]] = {
             name: (list(array.shape), dtype_of(variables[name]))
             for name, array in program.arrays.items() if name in variables}
-        self._read_names = {name for block in self._operators for op in block
+        self._read_names = {name for op in chain.from_iterable(self._operators)
                             for name in op.all_inputs()}
         self._add_layers(program)
         self._add_other_parameters(program)
@@ -313,14 +317,6 @@ class _Values(dict):
 
 def _as_tensor(value):
     return value if isinstance(value, paddle.Tensor) else paddle.to_tensor(np.asarray(value))
-
-
-def _check_operators(blocks: List[List[Operator]]) -> None:
-    known = {*_INTERFACE, *CONTROL_FLOW, *FUNCTIONS, *known_operators()}
-    for op in (op for block in blocks for op in block):
-        if op.type not in known:
-            raise ModelError(f"the saved model has the operator {op.type}, which Paddle "
-                             f"{paddle.__version__} does not have")
 
 
 def _last_uses(blocks, kept):

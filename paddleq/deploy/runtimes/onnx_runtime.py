@@ -37,8 +37,10 @@ class OnnxRuntime(Runtime):
 class _Session(Session):
     def __init__(self, session, file):
         self._session, self._file = session, file
-        self.inputs = [TensorInfo(each.name, _dtype(each.type), _shape(each.shape))
-                      for each in session.get_inputs()]
+        self.inputs = [TensorInfo(
+            each.name, _DTYPES.get(each.type, each.type[len("tensor("):-1]),
+            tuple(size if isinstance(size, int) and size >= 0 else None for size in each.shape))
+            for each in session.get_inputs()]
         self.outputs = [each.name for each in session.get_outputs()]
 
     def run(self, arrays):
@@ -48,14 +50,6 @@ class _Session(Session):
 
     def clone(self):
         return self  # sessions of ONNX Runtime are thread-safe
-
-
-def _dtype(name: str):
-    return _DTYPES.get(name, name[len("tensor("):-1])
-
-
-def _shape(dims):
-    return tuple(size if isinstance(size, int) and size >= 0 else None for size in dims)
 
 
 def _errors():
