@@ -42,8 +42,7 @@ from .export import save_quantized_model
 from .fake_quant import LSQ, PACT, LSQPlus
 from .fake_quant.fake_quantize import FakeQuantize, State
 from .frontends.paddleslim import PTQ, QAT
-from .frontends.paddleslim.post_dynamic import quant_post_dynamic
-from .frontends.paddleslim.post_static import quant_post_static
+from .frontends.paddleslim.quant_post import quant_post_dynamic, quant_post_static
 from .nn import QuantizableFunction, register_layer
 from .saved_model import SavedModel
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec

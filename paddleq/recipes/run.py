@@ -26,9 +26,12 @@ from ..export.trace import trace_float
 from ..frontends.amct import convert, quantize
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.paddleslim import PTQ
-from ..frontends.paddleslim.post_dynamic import weights_as_integers
-from ..frontends.paddleslim.post_static import calibrated_model, sensitivity_post_static
-from ..frontends.paddleslim.saved_models import quantized_program
+from ..frontends.paddleslim.quant_post import (
+    calibrated_model,
+    quantized_program,
+    sensitivity_post_static,
+    weight_only_model,
+)
 from ..frontends.paddleslim.shared import insert_observers, rules_for
 from ..saved_model.files import locate
 from .recipe import Recipe
@@ -178,8 +181,7 @@ def sensitivities(recipe, report_path=None):
     model, data = recipe.values.model, data_of(recipe, "calibration")
     with _seeded(recipe.values.seed):
         if not model.build:
-            folder, name = os.path.split(locate(recipe.resolve(model.path))[0])
-            return sensitivity_post_static(folder, data, model_filename=name,
+            return sensitivity_post_static(locate(recipe.resolve(model.path)), data,
                                            **_static_options(recipe))
         quantized = quantized_by_ptq(recipe, _built(recipe))
         found = sensitivity(quantized, data)
@@ -193,11 +195,12 @@ def _quantized_program(recipe):
     if quantize.method == "dynamic":
         program = (trace_float(_built(recipe), model.input_specs()) if model.build
                    else load_program(*locate(recipe.resolve(model.path))))
-        return weights_as_integers(program, **_given(
+        quantized = weight_only_model(program, **_given(
             quantize, "quantizable_op_type", "weight_bits", "weight_quantize_type"))
-    folder, name = os.path.split(locate(recipe.resolve(model.path))[0])
-    return quantized_program(calibrated_model(folder, data_of(recipe, "calibration"), name,
-                                              **_static_options(recipe)))[0]
+    else:
+        quantized = calibrated_model(locate(recipe.resolve(model.path)),
+                                     data_of(recipe, "calibration"), **_static_options(recipe))
+    return quantized_program(quantized)[0]
 
 
 def _static_options(recipe):

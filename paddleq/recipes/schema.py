@@ -26,8 +26,8 @@ from ..export.provenance_file import export_files
 from ..frontends.amct import AmctConfig
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
+from ..frontends.paddleslim.quant_post import check_op_types
 from ..frontends.paddleslim.quantizers import make_quantizer
-from ..frontends.paddleslim.saved_models import check_op_types
 from ..nn.layer_types import known_classes
 from .sources import image_transform
 

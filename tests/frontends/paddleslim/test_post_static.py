@@ -20,8 +20,9 @@ from paddleq.errors import (
     NonFiniteError,
 )
 from paddleq.export.program.program import Program
-from paddleq.frontends.paddleslim.post_static import sensitivity_post_static
+from paddleq.frontends.paddleslim.quant_post import sensitivity_post_static
 from paddleq.graph.fold_batch_norm import fuse
+from paddleq.saved_model.files import find_files
 
 
 class Norms(nn.Layer):
@@ -219,12 +220,12 @@ def test_sensitivity_finds_the_sensitive_operator(saved):
         net.bn2.bias[3] *= 100.0
         net.conv3.weight[:, 3] /= 100.0
     save_float(net, f"{folder}/net", [1, 8, 8])
-    found = sensitivity_post_static(folder, batches)
+    found = sensitivity_post_static(find_files(folder), batches)
     assert found.worst() == [net.conv3.weight.name] and len(found) == 4
     others = [row.sqnr for row in found.ranking()[1:]]
     assert found.ranking()[0].sqnr < min(others) - 6
     # An iterator that can be used only once is accepted.
-    again = sensitivity_post_static(folder, iter(batches))
+    again = sensitivity_post_static(find_files(folder), iter(batches))
     assert [row.sqnr for row in again] == [row.sqnr for row in found]
 
 
@@ -234,7 +235,7 @@ def test_sensitivity_equals_that_of_the_live_model(saved):
     live = ptq.quantize(net, fuse=True, inputs=batches[0])
     ptq.calibrate(live, batches)
     expected = paddleq.analysis.sensitivity(live, batches)
-    found = sensitivity_post_static(folder, batches, algo="abs_max")
+    found = sensitivity_post_static(find_files(folder), batches, algo="abs_max")
     names = {layer.weight.name: name for name, layer in live.named_sublayers()
              if name in ("conv1", "conv2", "conv3", "fc")}
     for row in found:

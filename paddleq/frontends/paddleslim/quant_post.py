@@ -1,0 +1,336 @@
+"""``quant_post_static`` and ``quant_post_dynamic``: quantization of saved models by the engine."""
+
+import inspect
+import os
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Any, Iterable, List, Set, Tuple
+
+from paddle import nn
+
+from ... import engine
+from ..._checks import check_bool, check_choice, check_float, check_int, hint, wrong_type
+from ...analysis import Sensitivities, sensitivity
+from ...config import LayerConfig, QuantConfig, Scope
+from ...config.layer_config import check_activation_observer
+from ...engine import plain_value
+from ...engine.select import select
+from ...errors import ConfigError, ModelError
+from ...export.markers import simulated_weight
+from ...export.paddle.lower import lower_markers
+from ...export.pir_to_program import load_program
+from ...export.program.program import Program
+from ...export.provenance_file import Provenance, file_digests
+from ...export.trace import trace, trace_float
+from ...graph.fold_batch_norm import fuse
+from ...nn.layer_types import kind_of
+from ...observers import OBSERVERS
+from ...observers.histogram import HIST_PERCENT
+from ...saved_model import SavedModel
+from ...saved_model.files import find_files
+from .quantizers import AbsmaxQuantizer, ObserverQuantizer, PerChannelAbsmaxQuantizer
+
+LINEAR_OPS = ("mul", "matmul", "matmul_v2")
+OP_TYPES = ("conv2d", "depthwise_conv2d", "conv3d", "conv2d_transpose",
+            "depthwise_conv2d_transpose", *LINEAR_OPS, "lookup_table_v2")
+DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
+# weight_quantize_type -> quantizer of the weights
+WEIGHT_QUANTIZERS = {"channel_wise_abs_max": PerChannelAbsmaxQuantizer,
+                     "abs_max": AbsmaxQuantizer}
+# Layer classes by the operators as which programs have them.
+_LAYERS = {
+    "conv2d": (nn.Conv1D, nn.Conv2D),
+    "depthwise_conv2d": (nn.Conv1D, nn.Conv2D),
+    "conv3d": (nn.Conv3D,),
+    "conv2d_transpose": (nn.Conv1DTranspose, nn.Conv2DTranspose),
+    "depthwise_conv2d_transpose": (nn.Conv1DTranspose, nn.Conv2DTranspose),
+    "matmul_v2": (nn.Linear,),
+    "lookup_table_v2": (nn.Embedding,),
+}
+
+
+def quant_post_static(model_dir, quantize_model_path, data_loader, model_filename=None,
+                      params_filename=None, save_model_filename="model.pdmodel",
+                      save_params_filename="model.pdiparams", batch_nums=None, algo="hist",
+                      hist_percent=HIST_PERCENT, quantizable_op_type=DEFAULT_OPS, weight_bits=8,
+                      activation_bits=8, weight_quantize_type="channel_wise_abs_max",
+                      optimize_model=True, skip_tensor_list=None):
+    """Quantize a saved model with calibration data; its Python class is not needed.
+
+    The model is loaded as a :class:`paddleq.SavedModel`, quantized by the engine as
+    :class:`paddleq.PTQ` does, and written into the program that was read. A ``.paddleq.yaml``
+    beside the files records the provenance.
+
+    Args:
+        model_dir: folder of a saved model.
+        quantize_model_path: folder to write to.
+        data_loader: an iterable of batches, as for :func:`paddleq.calibrate`: an array, a list or
+            tuple of arrays in the order of the model's inputs (further entries, e.g. labels, are
+            ignored), or a dict by the names of the inputs.
+        model_filename, params_filename: names of the files in ``model_dir``, as for
+            :func:`paddleq.quant_post_dynamic`.
+        save_model_filename, save_params_filename: names of the files to write.
+        batch_nums: stop after this many batches. Default: all.
+        algo: observer of the activations: "hist" (default), "KL", "abs_max", "mse", "avg",
+            "min_max", or another registered one.
+        hist_percent: share of the magnitudes inside the range, for "hist" and observers with that
+            argument. Default 0.99999.
+        quantizable_op_type: operators to quantize. "mul" means Linear, saved as
+            mul, matmul or matmul_v2.
+        weight_bits, activation_bits: 2 to 8. Default 8.
+        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
+        optimize_model: fold batch norms into the weights before them. Default True.
+        skip_tensor_list: names of weights, inputs or outputs whose operators stay float.
+
+    Returns:
+        Names of the weights that are written as integers.
+
+    Raises:
+        ConfigError, ConfigTypeError: a wrong argument, or a batch that does not fit.
+        FormatError: the saved model is missing or damaged.
+        CalibrationError: there is no batch.
+        NonFiniteError: NaN or infinity reached an operator; names the layer and the batch.
+        ModelError: there is no weight to quantize.
+
+    No file is written if an error occurs.
+
+    Examples:
+        >>> import os, tempfile, paddle, paddleq
+        >>> from paddle.static import InputSpec
+        >>> folder = tempfile.mkdtemp()
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4), paddle.nn.ReLU())
+        >>> _ = net.eval()
+        >>> paddle.jit.save(net, folder + "/float/net", [InputSpec([None, 8], "float32", "x")])
+        >>> batches = [paddle.rand([16, 8]) for _ in range(4)]
+        >>> names = paddleq.quant_post_static(folder + "/float", folder + "/int8", batches)
+        >>> len(names), sorted(os.listdir(folder + "/int8"))
+        (1, ['model.paddleq.yaml', 'model.pdiparams', 'model.pdmodel'])
+    """
+    for name, path in (("model_dir", model_dir), ("quantize_model_path", quantize_model_path)):
+        if not isinstance(path, (str, os.PathLike)):
+            raise wrong_type(name, path, "a folder")
+    files = find_files(os.fspath(model_dir), model_filename, params_filename)
+    options = {
+        "batch_nums": batch_nums, "algo": algo, "hist_percent": hist_percent,
+        "quantizable_op_type": quantizable_op_type, "weight_bits": weight_bits,
+        "activation_bits": activation_bits, "weight_quantize_type": weight_quantize_type,
+        "optimize_model": optimize_model, "skip_tensor_list": skip_tensor_list}
+    program, names = quantized_program(calibrated_model(files, data_loader, **options))
+    save_program(
+        program, os.fspath(quantize_model_path), save_model_filename, save_params_filename,
+        made_from=file_digests(files),
+        quantize={"method": "quant_post_static", **plain_value(options)})
+    return names
+
+
+def sensitivity_post_static(files, data_loader, **options):
+    """Measure the loss of the output when each operator of a saved model is quantized alone.
+
+    Return :class:`~paddleq.analysis.Sensitivities`, named after the weights. The arguments are
+    those of :func:`calibrated_model`.
+    """
+    batches = list(islice(data_loader, options.get("batch_nums")))  # iterated twice
+    model = calibrated_model(files, batches, **options)
+    return Sensitivities(
+        replace(row, name=model.bindings[row.name].weight,
+                type=model.bindings[row.name].operator.type)
+        for row in sensitivity(model, batches))
+
+
+def calibrated_model(files, data_loader, config=None, batch_nums=None,
+                     quantizable_op_type=DEFAULT_OPS, optimize_model=True, skip_tensor_list=None,
+                     **quantizers):
+    """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
+
+    The arguments are those of that function and the files of the model. A ``config`` replaces
+    the ``quantizers``: the bits, ``algo``, ``hist_percent`` and ``weight_quantize_type``.
+    """
+    config = _layer_config(**quantizers) if config is None else config
+    for name, spec in (("weight_bits", config.weight_spec),
+                       ("activation_bits", config.activation_spec)):
+        check_int(name, spec and spec.bits, 2, 8)
+    check_bool("optimize_model", optimize_model)
+    if batch_nums is not None:
+        check_int("batch_nums", batch_nums, 1)
+    skip = [] if skip_tensor_list is None else skip_tensor_list
+    if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+        raise wrong_type("skip_tensor_list", skip_tensor_list, "a list of names")
+    op_types = check_op_types(quantizable_op_type) - {"lookup_table_v2"}
+    model = SavedModel(*files)
+    rules = operator_rules(model, op_types, config, skip)
+    batches = engine.iter_batches(model, data_loader, batch_nums, "calibrating",
+                                  argument="data_loader")
+    first = next(batches)
+
+    def run(inputs):
+        args, kwargs = inputs
+        return model(*args, **kwargs)
+
+    engine.prepare(model, rules,
+                   (lambda: fuse(model, lambda: run(first))) if optimize_model else None)
+    with engine.calibrating(model):
+        engine.run_batches(run, chain([first], batches))
+    return model
+
+
+def _layer_config(algo="hist", hist_percent=HIST_PERCENT, weight_bits=8, activation_bits=8,
+                  weight_quantize_type="channel_wise_abs_max"):
+    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        check_int(name, bits, 2, 8)
+    check_activation_observer("algo", algo)
+    check_float("hist_percent", hist_percent, 0.0, 1.0, open_low=True, open_high=True)
+    check_choice("weight_quantize_type", weight_quantize_type, WEIGHT_QUANTIZERS)
+    taken = "hist_percent" in inspect.signature(OBSERVERS[algo]).parameters
+    arguments = {"hist_percent": hist_percent} if taken else {}
+    return LayerConfig(
+        weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight(),
+        activation=ObserverQuantizer(algo, activation_bits, **arguments).activation())
+
+
+def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, params_filename=None,
+                       save_model_filename="model.pdmodel",
+                       save_params_filename="model.pdiparams",
+                       quantizable_op_type=DEFAULT_OPS, weight_bits=8,
+                       generate_test_model=False, weight_quantize_type="channel_wise_abs_max",
+                       input_spec=None):
+    """Store the weights of a model as integers; they are dequantized when the model runs.
+
+    No data is needed. The file shrinks to about a quarter (8 bits) or half (16 bits) of its size.
+    A ``.paddleq.yaml`` beside it records the provenance.
+
+    Args:
+        model_dir: folder of a saved model, or a live ``paddle.nn.Layer``.
+        save_model_dir: output folder. The quantized model goes to its subfolder
+            ``quantized_model``, as PaddleSlim has it. May be None for a live layer.
+        model_filename, params_filename: names of the files in ``model_dir``. Default: the only
+            ``.pdmodel`` or else the only ``.json`` there and the ``.pdiparams`` of the same name,
+            else ``__model__`` and ``__params__`` or one file for each parameter. The output is a
+            ``.pdmodel`` in each case.
+        save_model_filename, save_params_filename: names of the files to write.
+        quantizable_op_type: ops whose weights are quantized. "mul" means Linear, saved as mul,
+            matmul or matmul_v2.
+        weight_bits: 8 or 16.
+        generate_test_model: also write a float32 model with the dequantized weights, to the
+            subfolder ``test_model``.
+        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
+        input_spec: list of InputSpec, to write a live layer.
+
+    Returns:
+        For a live layer: a copy in evaluation mode with integer weights. For a saved model: None.
+
+    Raises:
+        ConfigError, ConfigTypeError: a wrong argument.
+        FormatError: the saved model is missing or damaged. No file is written.
+        ModelError: there is no weight to quantize.
+
+    PaddleSlim does not quantize Linear here (it is saved as ``matmul_v2``, which is not on its
+    list), nor depthwise convolutions by default. A channel of zeros stays zero.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4))
+        >>> small = paddleq.quant_post_dynamic(net)
+        >>> small.state_dict()["0.weight"].dtype == paddle.int8
+        True
+    """
+    check_choice("weight_bits", check_int("weight_bits", weight_bits), (8, 16))
+    check_choice("weight_quantize_type", weight_quantize_type, WEIGHT_QUANTIZERS)
+    check_bool("generate_test_model", generate_test_model)
+    op_types = check_op_types(quantizable_op_type)
+    live = isinstance(model_dir, nn.Layer)
+    if not live and not isinstance(model_dir, (str, os.PathLike)):
+        raise wrong_type("model_dir", model_dir, "the folder of a saved model or a Layer")
+    if save_model_dir is None and not live:
+        raise ConfigError("save_model_dir must be a folder, but is None")
+    if live:
+        engine.check_model(model_dir)
+    else:
+        files = find_files(os.fspath(model_dir), model_filename, params_filename)
+    options = {"weight_bits": weight_bits, "weight_quantize_type": weight_quantize_type,
+               "quantizable_op_type": list(quantizable_op_type)}
+    if save_model_dir is not None:
+        model = weight_only_model(
+            trace_float(model_dir, input_spec) if live else load_program(*files), **options)
+        outputs = {"quantized_model": {},
+                   **({"test_model": {"as_float": True}} if generate_test_model else {})}
+        source = {"model": type(model_dir).__name__} if live else {"made_from": file_digests(files)}
+        for kind, form in outputs.items():
+            save_program(quantized_program(model, **form)[0],
+                         os.path.join(os.fspath(save_model_dir), kind), save_model_filename,
+                         save_params_filename, **source,
+                         quantize={"method": "dynamic", **options}, **form)
+    if not live:
+        return None
+    config, rules = _weight_only(weight_bits, weight_quantize_type), QuantConfig()
+    for cls in dict.fromkeys(cls for op in op_types for cls in _LAYERS.get(op, ())):
+        rules.add_type(cls, config)
+    if not select(model_dir, rules).selected:
+        raise ModelError(f"the model has no weight of the op types {', '.join(sorted(op_types))}")
+    return engine.freeze(engine.prepare(engine.copy_of(model_dir), rules))
+
+
+def weight_only_model(program, quantizable_op_type=DEFAULT_OPS, weight_bits=8,
+                      weight_quantize_type="channel_wise_abs_max"):
+    """Return the :class:`paddleq.SavedModel` that :func:`quant_post_dynamic` writes."""
+    model = SavedModel.from_program(program)
+    engine.prepare(model, operator_rules(model, check_op_types(quantizable_op_type),
+                                         _weight_only(weight_bits, weight_quantize_type)))
+    return model
+
+
+def _weight_only(bits, kind):
+    return LayerConfig(weight=WEIGHT_QUANTIZERS[kind](bits).weight())
+
+
+def check_op_types(given: Any) -> Set[str]:
+    """Return the operator types of a ``quantizable_op_type``: "mul" means Linear in any form."""
+    if isinstance(given, str) or not isinstance(given, (list, tuple)):
+        raise wrong_type("quantizable_op_type", given, "a list of op types")
+    return set(chain.from_iterable(
+        LINEAR_OPS if check_choice("quantizable_op_type", entry, OP_TYPES) == "mul" else (entry,)
+        for entry in given))
+
+
+def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConfig,
+                   skip_tensors: Iterable[str] = ()) -> QuantConfig:
+    """Return the rules for the operators of a saved model of these types.
+
+    Those whose weight, input or output is in ``skip_tensors`` stay float.
+    """
+    tensors = {name: {binding.weight, binding.operator.input(binding.source), binding.target,
+                      *chain.from_iterable(binding.operator.outputs.values())}
+               for name, binding in model.bindings.items()
+               if binding.operator.type in set(op_types)
+               and kind_of(getattr(model, name)) is not None}
+    if not tensors:
+        raise ModelError("the model has no weight of the op types "
+                         f"{', '.join(sorted(op_types))} to quantize")
+    known = set().union(*tensors.values())
+    for tensor in sorted(set(skip_tensors) - known):
+        raise ConfigError(f"skip_tensor_list has {tensor!r}{hint(tensor, known)}, which is no "
+                          "weight, input or output of an operator that would be quantized")
+    rules = QuantConfig()
+    rules.add(Scope(names=list(tensors)), config)
+    rules.add(Scope(names=[name for name, each in tensors.items() if each & set(skip_tensors)],
+                    label="skip_tensor_list"), None)
+    return rules
+
+
+def quantized_program(model: SavedModel, as_float: bool = False) -> Tuple[Program, List[str]]:
+    """Return the program of a quantized model, and the names of its quantized weights.
+
+    With ``as_float`` it holds the dequantized weights.
+    """
+    weights = sorted({model.weight_names[name] for name, _ in engine.quantized_layers(model)})
+    program, marks = trace(model, None)
+    if as_float:
+        marks = [replace(mark, value=simulated_weight(mark), integers=None) for mark in marks]
+    lower_markers(program, marks)
+    return program, weights
+
+
+def save_program(program: Program, folder: str, model_filename: str, params_filename: str,
+                 **made_by: Any) -> None:
+    """Write a program with its parameters and provenance to ``folder``."""
+    program.save(os.path.join(folder, model_filename), os.path.join(folder, params_filename),
+                 Provenance("pdmodel", program, **made_by))
