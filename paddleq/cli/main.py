@@ -55,19 +55,7 @@ def paddleq(modules=()):
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: list of arguments. Default: those of the process.
-
-    Returns:
-        Exit status: 0 success, 1 failure, 2 wrong use, 130 interrupted.
-
-    Examples:
-        >>> from paddleq.cli.main import main
-        >>> main(["to-pdmodel", "missing.json", "-o", "out"])
-        1
-    """
+    """Run the command line, by default of the process, and return its exit status."""
     try:
         return paddleq.main(arguments, prog_name="paddleq", standalone_mode=False) or DONE
     except click.exceptions.Exit as error:

@@ -68,10 +68,7 @@ def converted(convert):
 def _section(name, make, *options):
     """Return a decorator that adds options to a command and passes it the section that they give.
 
-    Args:
-        name: parameter of the command.
-        make: function of the values of the options that returns the section.
-        options: decorators of click.
+    ``make`` returns the section, the parameter ``name`` of the command, from their values.
     """
     keys = list(inspect.signature(make).parameters)
 
@@ -167,11 +164,7 @@ output_option = click.option("-o", "--output", required=True, metavar="OUT",
 
 
 def recipe_of(**sections):
-    """Return the :class:`~paddleq.recipes.Recipe` of a command line, for the working folder.
-
-    Raises:
-        ConfigError: lists the mistakes by key, which has the name of the option.
-    """
+    """Return the :class:`~paddleq.recipes.Recipe` of a command line, for the working folder."""
     sections.setdefault("export", {"path": "unused"})  # of a command that only analyses
     try:
         return Recipe.from_dict({"paddleq": 1, **sections}, "command line")

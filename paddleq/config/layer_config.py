@@ -17,16 +17,12 @@ from ..observers.base import OBSERVERS
 from ..spec import PerChannel, PerTensor, PerToken, QuantSpec
 
 MIN_MAX = "min_max"
+# Smoother and Rounder classes by name. paddleq.algorithms, above this package, registers its own.
+ALGORITHMS: "Registry[Callable]" = Registry("algorithm")
 
 
 def activation_observers() -> List[str]:
-    """Return the names of the registered observers for one range of the activations.
-
-    Examples:
-        >>> from paddleq.config.layer_config import activation_observers
-        >>> "KL" in activation_observers(), "per_channel_min_max" in activation_observers()
-        (True, False)
-    """
+    """Return the names of the registered observers for one range of the activations."""
     return [name for name, cls in OBSERVERS.items()
             if not any(getattr(cls, flag, False) for flag in ("dynamic", "fixed", "per_channel"))]
 
@@ -42,11 +38,6 @@ def static_activation(spec: Optional[QuantSpec], observer: str = MIN_MAX
     if spec is None or observer == MIN_MAX:
         return spec
     return QuantizerConfig(OBSERVERS[observer], spec)
-
-
-
-# Smoother and Rounder classes by name. paddleq.algorithms, above this package, registers its own.
-ALGORITHMS: "Registry[Callable]" = Registry("algorithm")
 
 
 @dataclass(frozen=True)
@@ -148,12 +139,6 @@ class LayerConfig:
             on the tensor before it is quantized, or None (default).
         weight_quantize, activation_quantize: classes built once for each layer and called
             instead of the fake-quantizer, or None (default).
-
-    Attributes:
-        needs: kinds of :class:`~paddleq.observers.ChannelStats` that ``smoother``, ``rounder`` and
-            a static activation use.
-        algorithm: names of the algorithms, such as "SmoothQuant" or "AWQ-GPTQ"; "" for rounding
-            to nearest.
 
     Raises:
         ConfigTypeError: an argument is of another type.

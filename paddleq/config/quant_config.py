@@ -58,15 +58,10 @@ class SkipReason:
 
 
 class Rule(NamedTuple):
-    """The rule that decided about a layer.
-
-    Attributes:
-        config: the :class:`LayerConfig`, or None to leave the layer float.
-        entry: the entry of the rule's scope, such as "pattern 'head$'".
-    """
+    """The rule that decided about a layer."""
 
     config: Optional[LayerConfig]
-    entry: str
+    entry: str  # of the rule's scope, such as "pattern 'head$'"
 
 
 class QuantConfig:

@@ -197,7 +197,8 @@ class AmctConfig:
     def parse(cls, config: Any) -> "AmctConfig":
         """Parse a user's dict."""
         values = check_config("config", config, {
-            "batch_num": _check_count, "quant_cfg": _check_quant_cfg,
+            "batch_num": _check_count, "quant_cfg": partial(check_config, checks={
+                "weights": _check_weights, "inputs": _check_inputs}, required=("weights",)),
             "algorithm": _check_algorithm, "skip_layers": _check_skip_layers,
         }, required=("batch_num", "quant_cfg", "algorithm"))
         algorithm, options = values["algorithm"]
@@ -270,11 +271,6 @@ def _word(name, value, choices):
     if not isinstance(value, str):
         raise wrong_type(name, value, f"a str, one of {_listed(choices)}")
     return check_choice(name, value, choices)
-
-
-def _check_quant_cfg(name, value):
-    return check_config(name, value, {"weights": _check_weights, "inputs": _check_inputs},
-                        required=("weights",))
 
 
 def _check_group_size(name, value):

@@ -132,7 +132,6 @@ class InputSection(Section):
     name: Optional[Text] = None
 
 
-
 class ModelSection(Section):
     """Float model: a function that builds a Layer, or a saved model."""
 

@@ -6,8 +6,9 @@ import itertools
 import os
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, List, Optional
 
 import numpy as np
 import paddle
@@ -92,27 +93,29 @@ def open_data(source, folder=".", batch_size=32, batches=None, keys=None, labels
                       for first in range(0, count, batch_size)][:batches], read)
 
 
+@dataclass
 class _FunctionData:
     """Batches of a user's function. Their number is unknown."""
 
-    def __init__(self, function, limit):
-        self._function, self._limit = function, limit
+    function: Callable
+    limit: Optional[int]
 
     def __iter__(self):
-        return itertools.islice(iter(self._function()), self._limit)
+        return itertools.islice(iter(self.function()), self.limit)
 
 
+@dataclass
 class _FileData:
     """Batches of files: slices of their items, and a function that reads a slice."""
 
-    def __init__(self, slices, read):
-        self._slices, self._read = slices, read
+    slices: List[slice]
+    read: Callable
 
     def __len__(self):
-        return len(self._slices)
+        return len(self.slices)
 
     def __iter__(self):
-        return map(self._read, self._slices)
+        return map(self.read, self.slices)
 
 
 def _arrays(path, keys, labels):

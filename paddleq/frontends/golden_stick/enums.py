@@ -14,10 +14,6 @@ class QuantDtype(enum.Enum):
 
     ``SimulatedQuantizationAwareTraining`` takes INT8.
 
-    Attributes:
-        num_bits: width of a number.
-        signed: True if there are negative numbers.
-
     Examples:
         >>> from paddleq.golden_stick import QuantDtype
         >>> QuantDtype.INT8.num_bits, QuantDtype.UINT4.signed

@@ -198,10 +198,9 @@ class PTQ:
                   for _, layer in StackHelper().kv_caches(network)}
         inner = {id(cache) for cache in caches.values()} - set(caches)
         for name, layer in network.named_sublayers(include_self=True):
-            if id(layer) in caches:
-                rows.append((name, getattr(caches[id(layer)], "quant_type", "NA")))
-            elif isinstance(layer, (nn.Linear, DeployableLayer)) and id(layer) not in inner:
-                rows.append((name, getattr(layer, "quant_type", "NA")))
+            if id(layer) in caches or (isinstance(layer, (nn.Linear, DeployableLayer))
+                                       and id(layer) not in inner):
+                rows.append((name, getattr(caches.get(id(layer), layer), "quant_type", "NA")))
         text = table(rows)
         sys.stdout.write(text + "\n")
         return text
@@ -243,12 +242,23 @@ class LayerPolicies:
     """The :class:`PTQConfig` of each layer, by its name; the arguments are those of PTQ."""
 
     def __init__(self, config: PTQConfig, policies: Optional["OrderedDict[str, Any]"] = None):
-        self.config = config
-        self.policies: "OrderedDict[str, Optional[PTQConfig]]" = OrderedDict()
         if policies is not None and not isinstance(policies, OrderedDict):
             raise wrong_type("layer_policies", policies, "an OrderedDict or None")
-        for pattern, policy in (policies or {}).items():
-            self.policies[pattern] = _checked(pattern, policy, config)
+        self.config, self.policies = config, OrderedDict(policies or {})
+        for pattern, policy in self.policies.items():
+            if not isinstance(pattern, str):
+                raise wrong_type("layer_policies", pattern, "an OrderedDict whose keys are str")
+            name = f"layer_policies[{pattern!r}]"
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError("layer_policies must have regular expressions as keys, but "
+                                  f"{pattern!r} is none: {error}") from error
+            if policy is not None and not isinstance(policy, PTQConfig):
+                raise wrong_type(name, policy, "a PTQConfig or None")
+            if policy is not None and policy.mode is not config.mode:
+                raise ConfigError(f"{name}.mode must be that of config, {config.mode}, but is "
+                                  f"{policy.mode}")
 
     def rules(self, network: nn.Layer, helper: NetworkHelper) -> QuantConfig:
         """Return the rules for the Linears and KV caches of ``network``.
@@ -289,20 +299,3 @@ def _exactly(names: Sequence[str], label: str) -> Scope:
     # By name: the patterns of a Scope are searched in all parts of the names, Golden Stick's are
     # matched from the start, and of the layers that can be quantized each may match one only.
     return Scope(names=list(names), contents=False, required=False, label=label)
-
-
-def _checked(pattern, policy, config):
-    if not isinstance(pattern, str):
-        raise wrong_type("layer_policies", pattern, "an OrderedDict whose keys are str")
-    name = f"layer_policies[{pattern!r}]"
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"layer_policies must have regular expressions as keys, but {pattern!r} "
-                          f"is none: {error}") from error
-    if policy is not None and not isinstance(policy, PTQConfig):
-        raise wrong_type(name, policy, "a PTQConfig or None")
-    if policy is not None and policy.mode is not config.mode:
-        raise ConfigError(f"{name}.mode must be that of config, {config.mode}, but is "
-                          f"{policy.mode}")
-    return policy

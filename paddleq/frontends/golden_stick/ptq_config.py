@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from ..._checks import (
     check_bool,
@@ -252,7 +252,14 @@ class PTQConfig:
         for wrong, name, valid in _contradictions(self):
             if wrong:
                 raise wrong_value(name, getattr(self, name), valid)
-        _check_clipped_groups(self.weight_quant_granularity, self.options())
+        options = self.options()
+        gptq, awq = options.get(GPTQQuantConfig), options.get(AWQConfig)
+        if None not in (gptq, awq) and self.weight_quant_granularity is PER_GROUP and (
+                gptq.desc_act and not gptq.static_groups and awq.weight_clip_ratio != (1.0,)):
+            raise ConfigError(
+                "static_groups must be True with desc_act, PER_GROUP and AWQ, but is False: AWQ "
+                "clips the ranges of groups that desc_act would rearrange (or set "
+                "weight_clip_ratio to 1.0)")
 
     @classmethod
     def parse(cls, given: Any) -> "PTQConfig":
@@ -274,7 +281,28 @@ class PTQConfig:
             if choice not in (OutliersSuppressionType.NONE, PrecisionRecovery.NONE)]
         if self.act_quant_dtype is not None and self.act_quant_granularity is PER_TENSOR:
             wanted.append(ActivationObserverConfig)
-        return parse_algo_args(self.algo_args, wanted)
+        known = {option: cls for cls in wanted for option in inspect.signature(cls).parameters}
+        given, options, instances = self.algo_args, {}, {}
+        if isinstance(given, dict):
+            options = given
+        else:
+            instances = {type(each): each
+                         for each in (given if isinstance(given, (list, tuple)) else [given])}
+        for cls, each in instances.items():
+            if not issubclass(
+                    cls, (*_OPTIONS.values(), ActivationObserverConfig, Smoother, Rounder)):
+                raise wrong_type(
+                    "algo_args", given, "a dict, or an instance of SmoothQuantConfig, AWQConfig, "
+                    "GPTQQuantConfig or ActivationObserverConfig")
+            if cls not in wanted:
+                names = ", ".join(cls.__name__ for cls in wanted) or "no options"
+                raise ConfigError(
+                    f"algo_args is {each!r}, but the algorithms that are asked for take {names}; "
+                    "see outliers_suppression and precision_recovery")
+        check_known_keys("algo_args", options, known)
+        return {cls: instances.get(cls) or cls(**{
+            name: value for name, value in options.items() if known[name] is cls})
+            for cls in wanted}
 
     def layer_config(self) -> LayerConfig:
         """Return the configuration of the Linears and KV caches."""
@@ -300,15 +328,6 @@ class PTQConfig:
             algorithm = options if registered else options.algorithm()
             algorithms["smoother" if isinstance(algorithm, Smoother) else "rounder"] = algorithm
         return LayerConfig(weight, activation, kv_cache=kv_cache, **algorithms)
-
-
-def _check_clipped_groups(granularity, options):
-    gptq, awq = options.get(GPTQQuantConfig), options.get(AWQConfig)
-    if None not in (gptq, awq) and granularity is PER_GROUP and (
-            gptq.desc_act and not gptq.static_groups and awq.weight_clip_ratio != (1.0,)):
-        raise ConfigError("static_groups must be True with desc_act, PER_GROUP and AWQ, but is "
-                          "False: AWQ clips the ranges of groups that desc_act would rearrange "
-                          "(or set weight_clip_ratio to 1.0)")
 
 
 def _contradictions(c):
@@ -351,29 +370,3 @@ def _contradictions(c):
         (grouped and c.group_size not in (64, 128), "group_size",
          "64 or 128 with weight_quant_granularity=QuantGranularity.PER_GROUP"),
     ]
-
-
-def parse_algo_args(given: Any, wanted: Sequence[type]) -> Dict[type, Any]:
-    """Return class -> instance for the classes ``wanted`` of options or registered algorithms.
-
-    ``given`` is a dict of their options, an instance of one of them, or a list of instances.
-    """
-    known = {option: cls for cls in wanted for option in inspect.signature(cls).parameters}
-    options, instances = given, {}
-    if not isinstance(given, dict):
-        options = {}
-        instances = {type(each): each
-                     for each in (given if isinstance(given, (list, tuple)) else [given])}
-    for cls, each in instances.items():
-        if not issubclass(cls, (*_OPTIONS.values(), ActivationObserverConfig, Smoother, Rounder)):
-            raise wrong_type("algo_args", given, "a dict, or an instance of SmoothQuantConfig, "
-                             "AWQConfig, GPTQQuantConfig or ActivationObserverConfig")
-        if cls not in wanted:
-            names = ", ".join(cls.__name__ for cls in wanted) or "no options"
-            raise ConfigError(
-                f"algo_args is {each!r}, but the algorithms that are asked for take {names}; "
-                "see outliers_suppression and precision_recovery")
-    check_known_keys("algo_args", options, known)
-    return {cls: instances.get(cls) or cls(**{
-        name: value for name, value in options.items() if known[name] is cls}) for cls in wanted}
-

@@ -59,16 +59,6 @@ def _check_pair(name, value, checks):
     return checks[0](name, pair[0]), checks[1](name, pair[-1])
 
 
-def _parse(config):
-    """Return the nine keys of a user's dict or None, pairs as (activations, weights)."""
-    parsed = check_config("config", config, {
-        key: partial(_check_pair, checks=check) if isinstance(check, tuple) else check
-        for key, (_, check) in _KEYS.items()}, optional=True)
-    full = {**{key: default for key, (default, _) in _KEYS.items()}, **parsed}
-    _check_together(full)
-    return full
-
-
 def _check_together(config):
     if config["bn_fold"] and not config["enable_fusion"]:
         raise ConfigError(
@@ -134,7 +124,11 @@ class SimulatedQuantizationAwareTraining:
     """
 
     def __init__(self, config: Optional[Dict[str, Any]] = None) -> None:
-        self._config = _parse(config)
+        given = check_config("config", config, {
+            key: partial(_check_pair, checks=check) if isinstance(check, tuple) else check
+            for key, (_, check) in _KEYS.items()}, optional=True)
+        self._config = {**{key: default for key, (default, _) in _KEYS.items()}, **given}
+        _check_together(self._config)
 
     @property
     def config(self) -> Dict[str, Any]:

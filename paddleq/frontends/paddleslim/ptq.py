@@ -127,13 +127,10 @@ class PTQ:
             model: a float ``paddle.nn.Layer``.
             data: batches to calibrate and to rank the layers with, as for
                 :func:`paddleq.calibrate`; iterated more than once.
-            metric: called as ``metric(model)`` in evaluation mode, returns a number, larger is
-                better. Measure it on other data than ``data``'s.
-            max_drop: how much less than the float model's the metric may be, in its own unit.
+            metric, max_drop, max_float, ranking_batches, evaluations: see
+                :func:`paddleq.analysis.keep_accuracy`. Measure the metric on other data.
             num_batches: calibrate on this many batches. Default: all.
-            max_float, ranking_batches, evaluations: see :func:`paddleq.analysis.keep_accuracy`.
-            **options: of :meth:`quantize`: ``inplace``, ``fuse``, ``fuse_list``, ``inputs``,
-                ``skip``, ``quantizable_layer_type``.
+            **options: of :meth:`quantize`.
 
         Returns:
             (the quantized model, calibrated; :class:`paddleq.analysis.AccuracyReport`: layers left
