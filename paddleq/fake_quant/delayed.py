@@ -13,25 +13,6 @@ class DelayedFakeQuantize(FakeQuantize):
 
     Before that, it returns its input unchanged in training, and the observer collects statistics.
     Evaluation always quantizes. A step is a forward pass of this quantizer in training.
-
-    Args:
-        delay: number of steps. Default 0.
-        *args, **kwargs: as for :class:`~paddleq.FakeQuantize`.
-
-    Attributes:
-        step: buffer, int64 [1]: number of training steps.
-
-    Raises:
-        ConfigError, ConfigTypeError: ``delay`` is not an int of at least 0.
-
-    Examples:
-        >>> import paddle
-        >>> from paddleq.fake_quant.delayed import DelayedFakeQuantize
-        >>> from paddleq.observers import AbsMaxObserver
-        >>> quantizer = DelayedFakeQuantize(AbsMaxObserver(), delay=1)
-        >>> x = paddle.to_tensor([0.3, 1.0])
-        >>> [round(quantizer(x)[0].item(), 4) for _ in range(2)], quantizer.step.item()
-        ([0.3, 0.2992], 2)
     """
 
     def __init__(self, *args, delay=0, **kwargs):
@@ -40,7 +21,7 @@ class DelayedFakeQuantize(FakeQuantize):
         self.register_buffer("step", paddle.zeros([1], dtype="int64"))
 
     def can_clip(self, clipping):
-        """Return False with a delay, during which clipping must be applied separately."""
+        # During the delay, clipping must be applied separately.
         return not self.delay and super().can_clip(clipping)
 
     @paddle.jit.not_to_static

@@ -128,16 +128,10 @@ class LSQ(FakeQuantize):
 
     @classmethod
     def in_layer(cls, hook, spec, weight):
-        """Return (spec, factory) of a hook that is an LSQ class or a factory of one, else None.
+        """Return (spec, factory) of a hook of QAT that is an LSQ class or a factory of one.
 
-        Args:
-            hook: a ``weight_quantize`` or ``act_quantize`` of QAT.
-            spec: the spec of QAT's configuration.
-            weight: True for weights.
-
-        Returns:
-            ``factory(spec=..., channel_len=..., label=...)`` creates quantizers. None also for
-            classes that override ``__init__``, which are created without arguments as all hooks.
+        ``factory(spec=..., channel_len=..., label=...)`` creates quantizers. None for other hooks,
+        also classes that override ``__init__``: they are created without arguments.
         """
         made, arguments = ((hook.func, dict(hook.keywords)) if isinstance(hook, Factory)
                            else (hook, {}))

@@ -17,19 +17,12 @@ if TYPE_CHECKING:
 
 
 class Clipping(NamedTuple):
-    """Clipping of a tensor by :class:`PACT`.
-
-    Attributes:
-        alpha: the parameter.
-        bound: the magnitude of alpha, float32 of one element.
-        largest: max|x|, float32 of one element.
-        idle: True if no value is clipped.
-    """
+    """Clipping of a tensor by :class:`PACT`."""
 
     alpha: paddle.Tensor
-    bound: paddle.Tensor
-    largest: paddle.Tensor
-    idle: bool
+    bound: paddle.Tensor  # magnitude of alpha, float32 of one element
+    largest: paddle.Tensor  # max|x|, float32 of one element
+    idle: bool  # no value is clipped
 
 
 class PACT(nn.Layer):

@@ -19,8 +19,7 @@ def as_dtype(x, dtype):
 
 
 def reduce_channels(reduce, x, axis):
-    """Reduce ``x`` to shape [1] or, unless ``axis`` is None, to one value for each index along it.
-    """
+    """Reduce ``x`` to shape [1] if ``axis`` is None, else to one value for each index along it."""
     if axis is None:
         return reduce(x).reshape([1])
     others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]

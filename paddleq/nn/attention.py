@@ -24,13 +24,9 @@ _Fields: Any = collections.namedtuple("ScaledCache", "k v k_scale v_scale")
 class ScaledCache(_Fields, _Paddle.Cache):
     """A ``MultiHeadAttention.Cache`` of integers, with the scale of each token and head."""
 
-    __slots__ = ()
-
 
 class ScaledStaticCache(_Fields, _Paddle.StaticCache):
     """A ``MultiHeadAttention.StaticCache`` of integers, with the scale of each token and head."""
-
-    __slots__ = ()
 
 
 class CachedAttention(KeyValueAttention):

@@ -12,45 +12,39 @@ from .class_swap import swapped_class
 
 
 class Block:
-    """A quantized layer and the layers fused with it.
+    """A quantized layer and the layers fused with it: a batch norm, a ReLU, or both.
 
-    Args:
-        producer: a :class:`~paddleq.nn.QuantizedLayer`.
-        norm: the batch norm that is the only reader of the producer's output, or None.
-        relu: the ``nn.ReLU`` that is the only reader of the preceding output, or None. It may end
-            several blocks; it finds the current one by the identity of its input.
+    Each is the only reader of the output before it. A ReLU may end several blocks; it finds the
+    current one by the identity of its input.
     """
 
     def __init__(self, producer, norm=None, relu=None):
         self.producer, self.norm, self.relu = producer, norm, relu
+        self.layers = [layer for layer in (producer, norm, relu) if layer is not None]
         self.folded = False  # True if the producer computes the norm too
         self._relu_input = None  # until the ReLU receives it
 
     def attach(self):
         """Register the block with its layers."""
         self.producer._paddleq.block = self
-        for member in (self.norm, self.relu):
-            if member is not None:
-                if not isinstance(member, BlockMember):
-                    member.__class__ = swapped_class(BlockMember, type(member))
-                state_of(member).member_of.append(self)
+        for member in self.layers[1:]:
+            if not isinstance(member, BlockMember):
+                member.__class__ = swapped_class(BlockMember, type(member))
+            state_of(member).member_of.append(self)
 
     def detach(self):
         """Remove the block from its layers."""
         self.producer._paddleq.block = None
-        for member in (self.norm, self.relu):
-            if member is not None:
-                member._paddleq.member_of.remove(self)
-                if not member._paddleq.member_of:
-                    member.__class__ = member._float_class
+        for member in self.layers[1:]:
+            member._paddleq.member_of.remove(self)
+            if not member._paddleq.member_of:
+                member.__class__ = member._float_class
 
     def output_of(self, member, y):
         """Return the output of ``member``, given the ``y`` that its own forward computed."""
-        last = self.relu if self.relu is not None else self.norm
-        if member is last or last is None:
+        if member is self.layers[-1]:
             return self.producer.quantize_output(y)
-        self._relu_input = y if self.relu is not None and (
-            member is self.norm or self.norm is None) else None
+        self._relu_input = y if self.relu is not None and member is self.layers[-2] else None
         return y
 
     def receive(self, x):

@@ -25,17 +25,12 @@ from ..graph.fold_batch_norm import scaled_weight
 
 
 class NormFolding(nn.Layer):
-    """Forward of a quantized layer with a folded batch norm.
-
-    Args:
-        one_conv: use the formula with one convolution in training, not that with two.
-        freeze_at: number of training steps after which the running statistics are fixed and used
-            in place of those of the batch.
-    """
+    """Forward of a quantized layer with a folded batch norm."""
 
     def __init__(self, one_conv, freeze_at):
         super().__init__()
-        self.one_conv, self.freeze_at = one_conv, freeze_at
+        self.one_conv = one_conv  # the formula of training: with one convolution or with two
+        self.freeze_at = freeze_at  # training steps before the running statistics are fixed
         self.register_buffer("step", paddle.zeros([1], dtype="int64"))
         self.__dict__["norm"] = None
 

@@ -67,15 +67,9 @@ def replace_layers(model: nn.Layer,
                    replacements: Iterable[Tuple[nn.Layer, nn.Layer]]) -> Callable[[], None]:
     """Replace layers of ``model``, in place and wherever they are referenced.
 
-    The old layer object gets the class and the attributes of the new one. So it is replaced for two
-    parents, a plain list or a hook that refer to it. Its own hooks stay.
-
-    Args:
-        replacements: (layer of the model, new layer) pairs. The new layer object must not be used
-            afterwards.
-
-    Returns:
-        A function that restores the old layers.
+    The old layer object gets the class and the attributes of the new one, which must not be used
+    afterwards. So it is replaced for two parents, a plain list or a hook that refer to it. Its own
+    hooks stay. Returns a function that restores the old layers.
     """
     before = []
     for old, new in replacements:

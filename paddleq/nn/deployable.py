@@ -118,4 +118,4 @@ def spec_name(spec):
 
 
 def _kind_of(granularity):
-    return next(name for name, cls in _GRANULARITIES.items() if isinstance(granularity, cls))
+    return next(kind for kind, cls in _GRANULARITIES.items() if isinstance(granularity, cls))

@@ -30,20 +30,15 @@ def use_gpu_kernels(model, dtype="float16"):
     """Use Paddle's GPU kernels in the IntegerLinear layers of ``model`` that they support.
 
     Call it after the weights are loaded and on the GPU, and again after they change, because the
-    kernels use a copy. :func:`kernel_skip_reason` lists the conditions; other layers dequantize
-    their weights as before. The kernels compute in half precision, and ``llm_int8_linear`` rounds
-    ties away from zero; the results differ accordingly.
+    kernels use a copy. Other layers dequantize their weights as before. The kernels compute in half
+    precision, and ``llm_int8_linear`` rounds ties away from zero; the results differ accordingly.
 
     Args:
         model: a ``paddle.nn.Layer`` with :class:`~paddleq.nn.IntegerLinear` layers, on a GPU.
         dtype: data type of the activations, "float16" (default) or "bfloat16".
 
     Returns:
-        Name of each IntegerLinear -> reason that it does not use the kernels, or "".
-
-    Raises:
-        ConfigTypeError: ``dtype`` is invalid.
-        ModelError: Paddle was built without the kernels, or there is no supported GPU.
+        Name of each IntegerLinear -> its :func:`kernel_skip_reason`.
     """
     if dtype not in ("float16", "bfloat16"):
         raise wrong_type("dtype", dtype, "'float16' or 'bfloat16'")

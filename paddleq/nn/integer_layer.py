@@ -33,31 +33,22 @@ class IntegerLayer(nn.Layer, DeployableLayer):
     of the parameter, with ``<weight>_scale`` and, for an affine spec, ``<weight>_zero_point``;
     ``activation_scale``, ``activation_1_scale``, ... of the quantized inputs and ``output_scale``.
     A scale is the step: w = (q - zero_point) * scale.
-
-    Attributes:
-        weight_specs: name of each integer weight -> :class:`~paddleq.QuantSpec`.
-        input_specs: QuantSpec or None of each input that the layer type quantizes.
-        output_spec: QuantSpec of the output, of the layer or of the block that begins with it.
-        algorithm: name of the weight quantization algorithm; "" for rounding to nearest.
-        quantized_linearly: True if ``dequantize_linear`` can dequantize the weights.
     """
 
     prefix = "Frozen"
-    algorithm = ""
-    quantized_linearly = True
+    algorithm = ""  # name of the weight quantization algorithm; "" for rounding to nearest
+    quantized_linearly = True  # the operator dequantize_linear can dequantize the weights
     weight_specs: Mapping[str, QuantSpec]
     input_specs: Sequence[Optional[QuantSpec]]
-    output_spec: Optional[QuantSpec] = None
+    output_spec: Optional[QuantSpec] = None  # of the layer or of the block that begins with it
 
     @classmethod
     def freeze(cls, layer: nn.Layer, weights: Mapping[str, Tuple[Any, Any, Any, QuantSpec]],
                inputs: Sequence[Optional[tuple]] = (), output: Optional[tuple] = None) -> None:
         """Make a float layer an integer layer, in place.
 
-        Args:
-            weights: name of a parameter -> (integers, scale, zero point or None, spec).
-            inputs: (scale, zero point or None, spec) of each quantized input, None for float ones.
-            output: the same for the output.
+        ``weights`` has (integers, scale, zero point or None, spec) for names of parameters,
+        ``inputs`` (scale, zero point or None, spec), or None, of each input, as ``output``.
         """
         state = state_of(layer)
         state.kind, state.arguments = kind_of(layer), argument_names(layer)
@@ -199,11 +190,7 @@ def _empty_qparams(spec, weight=None):
 
 
 def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
-    """Make a layer that simulates quantization an integer layer, in place.
-
-    Args:
-        shared: id of a parameter -> its integer form, so that layers share it as before.
-    """
+    """Make a layer that simulates quantization an integer layer, in place."""
     state = layer._paddleq
     weights = {}
     with paddle.no_grad():
@@ -213,7 +200,7 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
                 continue
             _check_quantizer(state.name, quantizer)
             parameter = getattr(layer, name)
-            if id(parameter) not in shared:
+            if id(parameter) not in shared:  # layers share the integer form as before
                 value = parameter if preprocess is None else preprocess(parameter)
                 # The parameter is kept, so that no other one gets its id.
                 (abs_max, zero_point), spec = quantizer.qparams_of(value), quantizer.spec
@@ -223,7 +210,7 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
             weights[name] = shared[id(parameter)][1]
         inputs = [_fixed_input(layer, slot) for slot in range(len(state.kind.inputs))]
         quantizer = getattr(layer, "output_quantizer", None)
-        output = quantizer and _fixed(state.name, quantizer, quantizer.abs_max)
+        output = quantizer and _fixed(state.name, quantizer)
     make_float(layer)
     IntegerLayer.freeze(layer, weights, inputs, output)
     frozen = layer._paddleq
@@ -237,6 +224,10 @@ def _fixed_input(layer, slot):
         if preprocess is None:
             return None
         raise ModelError(f"{name} has a preprocess of its input, which freeze() cannot keep")
+    return _fixed(name, quantizer, preprocess)
+
+
+def _fixed(name, quantizer, preprocess=None):
     _check_quantizer(name, quantizer)
     abs_max = quantizer.abs_max
     if preprocess is not None:
@@ -244,11 +235,6 @@ def _fixed_input(layer, slot):
             raise ModelError(f"{name} has the preprocess {type(preprocess).__name__} of its input, "
                              "which freeze() cannot keep; export the model instead")
         abs_max = paddle.minimum(abs_max, preprocess.bound())
-    return _fixed(name, quantizer, abs_max)
-
-
-def _fixed(name, quantizer, abs_max):
-    _check_quantizer(name, quantizer)
     if quantizer.observer.dynamic:
         raise ModelError(f"{name} quantizes each input with a scale of its own; freeze() needs "
                          "an observer with a fixed scale")

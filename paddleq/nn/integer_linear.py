@@ -106,10 +106,10 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         super().__init__()
         self.in_features = check_int("in_features", in_features, 1)
         self.out_features = check_int("out_features", out_features, 1)
-        self.weight_specs = {"weight": _checked_weight(weight)}
+        self.weight_specs = {"weight": check_weight_spec("weight", _checked_spec("weight", weight))}
         self.input_specs = (_checked_activation(activation),)
-        self.smoothed, self.permuted = (check_bool("smoothed", smoothed),
-                                        check_bool("permuted", permuted))
+        self.smoothed = check_bool("smoothed", smoothed)
+        self.permuted = check_bool("permuted", permuted)
         check_choice("dtype", dtype, _DTYPES)
         if not isinstance(algorithm, str):
             raise wrong_type("algorithm", algorithm, "a str")
@@ -174,8 +174,9 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
             layer._set_buffer("weight_zero_point", qparams.zero_point)
             layer._set_buffer("input_scale", input_scale)
             layer._set_buffer("permutation", order)
-            for name, value in zip(("scale", "zero_point"), activation_qparams or (None, None)):
-                layer._set_buffer(f"activation_{name}", value)
+            scale, zero_point = activation_qparams or (None, None)
+            layer._set_buffer("activation_scale", scale)
+            layer._set_buffer("activation_zero_point", zero_point)
         if linear.bias is not None:
             layer.bias = linear.bias
         return layer
@@ -228,10 +229,8 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         return as_dtype(y, dtype)
 
     def qparams(self, name, spec):
-        """Return (absolute maximum [1], [N] or [groups, N]; zero point or None).
-
-        Per token, the unit of the absolute maximum of ``activation`` is the step.
-        """
+        """Return (absolute maximum [1], [N] or [groups, N]; zero point or None)."""
+        # Per token, the unit of the absolute maximum is the step.
         if name == "activation" and self.per_token:
             return paddle.full([1], float(spec.quant_max), "float32"), None
         abs_max, zero_point = super().qparams(name, spec)
@@ -256,10 +255,7 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         return y
 
     def dequantized_weight(self, name="weight", start=None, stop=None):
-        """Return the float32 weight [K, N], or the rows from ``start`` to ``stop``.
-
-        ``start`` must be even and the first row of a group.
-        """
+        """Return the float32 weight, or rows from ``start``, even and the first of a group."""
         spec, dynamic = self.weight_spec, paddle.in_dynamic_mode()
         with paddle.no_grad():
             integers = self.integers(name, start, stop)
@@ -324,10 +320,9 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         return bool(paddle.isfinite(self.weight_scale.sum()))
 
     def extra_repr(self):
-        parts = [f"in_features={self.in_features}", f"out_features={self.out_features}",
-                 self.quant_type]
-        parts += [name for name in ("smoothed", "permuted") if getattr(self, name)]
-        return ", ".join(parts)
+        return ", ".join([f"in_features={self.in_features}", f"out_features={self.out_features}",
+                          self.quant_type,
+                          *(name for name in ("smoothed", "permuted") if getattr(self, name))])
 
 
 def _count_flops(layer, inputs, output):
@@ -338,19 +333,17 @@ def _count_flops(layer, inputs, output):
 flops_counters()[IntegerLinear] = _count_flops
 
 
-def _checked_weight(spec):
+def _checked_spec(name, spec, expected="a QuantSpec"):
     if not isinstance(spec, QuantSpec):
-        raise wrong_type("weight", spec, "a QuantSpec")
-    check_int("weight.bits", spec.bits, 2, 8)
-    return check_weight_spec("weight", spec)
+        raise wrong_type(name, spec, expected)
+    check_int(f"{name}.bits", spec.bits, 2, 8)
+    return spec
 
 
 def _checked_activation(spec):
     if spec is None:
         return None
-    if not isinstance(spec, QuantSpec):
-        raise wrong_type("activation", spec, "a QuantSpec or None")
-    check_int("activation.bits", spec.bits, 2, 8)
+    _checked_spec("activation", spec, "a QuantSpec or None")
     per_token = isinstance(spec.granularity, PerToken)
     if not per_token and spec.granularity != PerTensor():
         raise wrong_value("activation.granularity", spec.granularity, "PerTensor() or PerToken()")

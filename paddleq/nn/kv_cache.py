@@ -124,11 +124,7 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     @classmethod
     def from_abs_max(cls, k_max, v_max, token_axis=1):
-        """Return a per-channel cache for keys and values with these maximum magnitudes.
-
-        Args:
-            k_max, v_max: float tensors [kv_heads, head_dim].
-        """
+        """Return a per-channel cache for maximum magnitudes [kv_heads, head_dim]."""
         cache = cls(PER_CHANNEL, *k_max.shape, token_axis=token_axis)
         for scale, most in ((cache.k_scale, k_max), (cache.v_scale, v_max)):
             scale.set_value(as_dtype(most, paddle.float32).clip(min=EPS) / float(SPEC.quant_max))

@@ -15,27 +15,17 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True)
 class LayerKind:
-    """Weights and inputs of a layer class.
-
-    Args:
-        cls: the layer class.
-        weights: attribute name of each weight -> axis of its output channels.
-        inputs: positions of the forward arguments that are quantized; None if the attribute
-            ``inputs`` of each layer is the number of its first arguments that are.
-
-    Attributes:
-        frozen: classes of its integer forms, besides :class:`~.integer_layer.IntegerLayer`, which
-            is the form of all types.
-        simulated: True if fake quantizers can simulate the integers.
-    """
+    """Weights and inputs of a layer class, as for :func:`register_layer`."""
 
     cls: type
     weights: Mapping[str, int]
     inputs: Optional[Tuple[int, ...]] = (0,)
+    # Integer forms besides IntegerLayer, which is the form of all types.
     frozen: List[type] = field(default_factory=list, compare=False)
 
     @property
     def simulated(self) -> bool:
+        """True if fake quantizers can simulate the integers."""
         return bool(self.weights) or self.inputs != ()
 
 
@@ -92,8 +82,7 @@ def register_layer(cls: type, weights: Optional[Mapping[str, int]] = None,
         check_int(f"weights[{name!r}]", axis, 0)
     if inputs is not None:
         if not (isinstance(inputs, (list, tuple))
-                and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0
-                        for i in inputs)):
+                and all(type(i) is int and i >= 0 for i in inputs)):
             raise wrong_value("inputs", inputs, "a sequence of argument positions, e.g. (0,)")
         inputs = tuple(inputs)
     kind = LayerKind(cls, dict(weights), inputs)
@@ -118,9 +107,7 @@ for _cls, _axis, _inputs in ((nn.Conv1D, 0, (0,)), (nn.Conv2D, 0, (0,)), (nn.Con
 def frozen_form(layer_type: type) -> Callable[[type], type]:
     """Class decorator that registers an integer form of a layer type.
 
-    Args:
-        layer_type: a layer class. One that is not registered becomes a layer type without tensors
-            that fake quantizers simulate.
+    A layer type that is not registered has no tensors that fake quantizers simulate.
     """
     def add(cls: Any) -> Any:
         if layer_type.__name__ not in LAYER_TYPES:
@@ -137,16 +124,12 @@ def frozen_classes() -> Dict[str, type]:
 
 
 def kind_of(layer: nn.Layer) -> Optional[LayerKind]:
-    """Return the :class:`LayerKind` of a layer, or None.
-
-    A subclass counts as its registered base class unless it overrides ``forward``, because then
-    the use of its weights is unknown.
-    """
+    """Return the :class:`LayerKind` of a layer, or None if its class overrides ``forward``."""
     for cls in type(layer).__mro__:
         kind = _registered(cls)
         if kind is not None:
             if type(layer).forward is not cls.forward:
-                return None
+                return None  # the use of its weights is unknown
             if kind.inputs is None:
                 kind = replace(kind, inputs=tuple(range(layer.inputs)))
             return kind

@@ -183,11 +183,10 @@ def is_float_tensor(x):
 def map_inputs(layer, args, kwargs, quantize):
     """Return the arguments of a call of ``layer`` with ``quantize(slot, x)`` for each input ``x``.
 
-    An input may be passed by position or by keyword. In a list of tensors (``paddle.concat``) each
-    member is replaced; they share one scale. Values that are not float tensors stay.
+    Values that are not float tensors stay.
     """
     def replaced(slot, x):
-        if isinstance(x, (list, tuple)):
+        if isinstance(x, (list, tuple)):  # the members of paddle.concat share one scale
             return type(x)(replaced(slot, item) for item in x)
         return quantize(slot, x) if is_float_tensor(x) else x
 
@@ -206,17 +205,10 @@ def is_quantized(layer):
 
 
 def build_parts(layer, config, name, shared):
-    """Build the quantizers and preprocesses of a float layer, which is not changed.
+    """Return attribute name -> quantizer or preprocess of a float layer, which is not changed.
 
-    Args:
-        layer: a layer of a registered class.
-        config: the :class:`~paddleq.config.LayerConfig`.
-        name: the layer's name in the model, for messages.
-        shared: id of a parameter -> (quantizer, preprocess). Layers that share a weight share its
-            quantizer.
-
-    Returns:
-        Attribute name -> layer.
+    Layers that share a weight share its quantizer: ``shared`` is from the id of a parameter to
+    (quantizer, preprocess).
     """
     kind: Any = kind_of(layer)
     parts = {}
