@@ -9,6 +9,8 @@ import os
 from dataclasses import field, fields
 from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
 
+from paddle import nn
+
 from .errors import ConfigError, ConfigTypeError
 
 
@@ -71,6 +73,12 @@ def check_choice(name: str, value: Any, choices: Iterable) -> Any:
         raise ConfigError(f"{name} must be one of {listed}, but is {_shown(value)}"
                           + hint(value, choices))
     return value
+
+
+def check_layer(name: str, value: Any, expected: str = "a paddle.nn.Layer") -> None:
+    """Raise unless ``value`` is a Layer."""
+    if not isinstance(value, nn.Layer):
+        raise wrong_type(name, value, expected)
 
 
 def check_path(name: str, path: Any, expected: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List
 
 from paddle import nn
 
-from .._checks import check_int, hint, wrong_type
+from .._checks import check_int, check_layer, hint
 from ..engine import check_quantized, fake_quantizers
 from ..engine.summary import table
 from ..errors import CalibrationError, ConfigError, ModelError
@@ -64,8 +64,7 @@ def is_frozen(layer: nn.Layer) -> bool:
 
 def frozen_layers(model: nn.Layer) -> Dict[str, nn.Layer]:
     """Return the layers of ``model`` that are frozen to integers, by name."""
-    if not isinstance(model, nn.Layer):
-        raise wrong_type("model", model, "a quantized paddle.nn.Layer")
+    check_layer("model", model, "a quantized paddle.nn.Layer")
     return {name: layer for name, layer in model.named_sublayers(include_self=True)
             if is_frozen(layer)}
 

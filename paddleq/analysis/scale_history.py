@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import paddle
 from paddle import nn
 
-from .._checks import check_int, wrong_type
+from .._checks import check_int, check_layer
 from .._paddle_compat import scalar
 from ..engine import fake_quantizers, qparams_in, quantized_layers
 from ..errors import ModelError
@@ -24,8 +24,7 @@ class StepHooks:
 
     def attach(self, model: nn.Layer) -> None:
         """Add the hooks to ``model``."""
-        if not isinstance(model, nn.Layer):
-            raise wrong_type("model", model, "a paddle.nn.Layer")
+        check_layer("model", model)
         self._handles = [model.register_forward_pre_hook(self._before),
                          model.register_forward_post_hook(self._after)]
 

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import os
 
 import paddle
-from paddle import nn
 
 from .._atomic_write import write_bytes, write_together
-from .._checks import check_prefix, hint, wrong_type
+from .._checks import check_layer, check_path, check_prefix, hint
 from ..engine.state import check_initialized
 from ..errors import ConfigError, ConfigTypeError, ExportError, FormatError, ModelError
 from ..graph.dataflow import NORMS
@@ -55,7 +53,8 @@ def save_checkpoint(model, path):
     """
     from .. import __version__
 
-    path = check_prefix("path", _checked(model, path))
+    check_layer("model", model)
+    path = check_prefix("path", path)
     check_initialized(model)
     shared, state, first = {}, {}, {}
     for name, tensor in model.state_dict().items():
@@ -112,7 +111,8 @@ def load_checkpoint(model, path):
           (0): IntegerLinear(in_features=8, out_features=4, W8-per_tensor)
         )
     """
-    path = _checked(model, path)
+    check_layer("model", model)
+    path = check_path("path", path, "a file prefix such as 'out/model'")
     content = _read_description(f"{path}.json")
     data = map_file(f"{path}.safetensors")
     if file_digest(data) != content["tensors_sha256"]:
@@ -138,14 +138,6 @@ def _hint(model, arrays):
     return (f"if {', '.join(folded)} were folded before the model was saved, prepare this model in "
             "the same way: quantize it with fusion, calibrate it on any batch, call freeze(), then "
             "load the checkpoint")
-
-
-def _checked(model, path):
-    if not isinstance(model, nn.Layer):
-        raise wrong_type("model", model, "a paddle.nn.Layer")
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise wrong_type("path", path, "a file prefix such as 'out/model'")
-    return os.fspath(path)
 
 
 def _text(content):

@@ -120,5 +120,5 @@ class Scope:
                    False)
         for key in self.types:
             yield (f"type {key.__name__}", key, [
-                name for name, layer in layers.items() if type(layer) is key
-                or isinstance(layer, key) and type(layer).forward is key.forward], self.contents)
+                name for name, layer in layers.items() if isinstance(layer, key)
+                and type(layer).forward is key.forward], self.contents)

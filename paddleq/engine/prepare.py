@@ -6,7 +6,7 @@ import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
-from .._checks import check_bool, wrong_type
+from .._checks import check_bool, check_layer, wrong_type
 from .._layer_state import read_state, state_of
 from .._paddle_compat import dtype_name
 from ..config import QuantConfig
@@ -22,8 +22,7 @@ _logger = logging.getLogger("paddleq")
 
 def check_model(model):
     """Raise unless ``model`` is a float ``paddle.nn.Layer`` that can be quantized."""
-    if not isinstance(model, nn.Layer):
-        raise wrong_type("model", model, "a paddle.nn.Layer")
+    check_layer("model", model)
     for name, layer in model.named_sublayers(include_self=True):
         if (isinstance(layer, (QuantizedLayer, DeployableLayer))
                 or read_state(layer).calibrator is not None):

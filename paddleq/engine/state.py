@@ -2,9 +2,7 @@
 
 from contextlib import ExitStack, contextmanager
 
-from paddle import nn
-
-from .._checks import hint, wrong_type
+from .._checks import check_layer, hint
 from .._layer_state import read_state
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
@@ -14,8 +12,7 @@ from ..nn.quantized_layer import QuantizedLayer
 
 def check_quantized(model):
     """Raise unless ``model`` is a ``paddle.nn.Layer`` with quantized layers in it."""
-    if not isinstance(model, nn.Layer):
-        raise wrong_type("model", model, "a quantized paddle.nn.Layer")
+    check_layer("model", model, "a quantized paddle.nn.Layer")
     if not quantized_layers(model):
         raise ModelError("model has no quantized layer; call quantize() first and use what it "
                          "returns")
@@ -120,8 +117,7 @@ def set_fake_quantize(model, state):
         >>> model[0].state
         <State.CALIBRATION: 'calibration'>
     """
-    if not isinstance(model, nn.Layer):
-        raise wrong_type("model", model, "a paddle.nn.Layer")
+    check_layer("model", model)
     state = State(state)
     if model.training != (state is State.QAT):
         mode, right = ("training", "eval") if model.training else ("evaluation", "train")

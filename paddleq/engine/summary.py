@@ -3,9 +3,8 @@
 from typing import Any, NamedTuple
 
 import paddle
-from paddle import nn
 
-from .._checks import wrong_type
+from .._checks import check_layer
 from .._layer_state import read_state
 from .._paddle_compat import own_parameters, own_sublayers
 from ..fake_quant.fake_quantize import FakeQuantize
@@ -59,8 +58,7 @@ class SummaryRow(NamedTuple):
 
 def summary_rows(model):
     """Return a :class:`SummaryRow` for each layer that :func:`summary` shows."""
-    if not isinstance(model, nn.Layer):
-        raise wrong_type("model", model, "a paddle.nn.Layer")
+    check_layer("model", model)
     rows = []
     for name, layer in model.named_sublayers(include_self=True):
         state, cls = read_state(layer), float_class(layer).__name__

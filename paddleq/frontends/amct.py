@@ -14,6 +14,7 @@ from .._checks import (
     check_config,
     check_float,
     check_int,
+    check_layer,
     check_name_parts,
     wrong_type,
     wrong_value,
@@ -177,8 +178,7 @@ def convert(model: nn.Layer) -> None:
             ...
         paddleq.errors.CalibrationError: calibration needs 2 batches, but 1 of 1 layers saw ...
     """
-    if not isinstance(model, nn.Layer):
-        raise wrong_type("model", model, "a paddle.nn.Layer")
+    check_layer("model", model)
     own_loop.finish(model)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, Optional, Union
 import paddle
 from paddle import nn
 
-from ..._checks import wrong_type
+from ..._checks import check_layer
 from ...config import LayerConfig, QuantConfig
 from ...engine import collect_inputs, eager_evaluation, iter_batches, run_batches
 from ...errors import CalibrationError, PaddleqError
@@ -91,8 +91,7 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
         >>> model.layers[0].linear1.quant_type, result.folded["layers.0.linear1"]
         ('SmoothQuant-W4-per_group', 'layers.0.norm2')
     """
-    if not isinstance(model, nn.Layer):
-        raise wrong_type("model", model, "a paddle.nn.Layer")
+    check_layer("model", model)
     helper = StackHelper() if helper is None else helper
     layers = decoder_layers(model, helper)
     inputs = [] if data is None else list(iter_batches(model, data, allow_empty=True))

@@ -5,7 +5,7 @@ from typing import Sequence, Tuple
 
 from paddle import nn
 
-from ..._checks import wrong_type
+from ..._checks import check_layer
 from ...errors import ModelError
 from ...nn import KVCache
 from ...nn.attention import supports_cache
@@ -73,8 +73,7 @@ class StackHelper(NetworkHelper):
         Raises:
             ModelError: there is no stack.
         """
-        if not isinstance(network, nn.Layer):
-            raise wrong_type("network", network, "a paddle.nn.Layer")
+        check_layer("network", network)
         inside, found = set(), []
         # named_sublayers() yields parents before their children.
         for name, layer in network.named_sublayers(include_self=True):

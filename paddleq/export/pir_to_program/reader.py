@@ -4,7 +4,7 @@ import os
 from contextlib import contextmanager
 from typing import Optional, Union
 
-from ..._checks import wrong_type
+from ..._checks import check_path
 from ..._paddle_compat import framework_proto
 from ...errors import ConfigError, ExportError, FormatError
 from ..program import pdiparams as params
@@ -96,10 +96,7 @@ def to_program_desc(model: Path, output: Path, params_file: Optional[Path] = Non
         ...     paddleq.export.to_program_desc(folder + "/net", folder + "/old")
         ...     assert os.path.exists(folder + "/old.pdmodel")
     """
-    for name, value in (("model", model), ("output", output)):
-        if not isinstance(value, (str, os.PathLike)) or not str(value):
-            raise wrong_type(name, value, "a path")
-    model, output = os.fspath(model), os.fspath(output)
+    model, output = check_path("model", model, "a path"), check_path("output", output, "a path")
     if model.endswith(".pdmodel"):
         raise FormatError(f"{model} is no PIR program: it has the format to be written already")
     if not model.endswith(".json"):

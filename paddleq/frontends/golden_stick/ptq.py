@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 
 from ... import engine
-from ..._checks import wrong_type, wrong_value
+from ..._checks import check_layer, wrong_type, wrong_value
 from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
 from ...algorithms.layerwise.driver import build_structure
 from ...algorithms.layerwise.schedule import select_layers
@@ -165,8 +165,7 @@ class PTQ:
                 network or quantized in another way. The network is not changed.
         """
         self._initialized()
-        if not isinstance(net_opt, nn.Layer):
-            raise wrong_type("net_opt", net_opt, "a paddle.nn.Layer that apply() returned")
+        check_layer("net_opt", net_opt, "a paddle.nn.Layer that apply() returned")
         if not isinstance(ckpt_path, str):
             raise wrong_type("ckpt_path", ckpt_path, "a str, empty for no checkpoint")
         if not deployable_layers(net_opt):
@@ -191,8 +190,7 @@ class PTQ:
         Raises:
             ConfigTypeError: (a TypeError) ``network`` is no ``paddle.nn.Layer``.
         """
-        if not isinstance(network, nn.Layer):
-            raise wrong_type("network", network, "a paddle.nn.Layer")
+        check_layer("network", network)
         rows = [("layer_name", "quant_type")]
         caches = {id(layer): getattr(layer, "kv_cache", layer)
                   for _, layer in StackHelper().kv_caches(network)}

@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional
 from paddle import nn
 
 from ... import engine
-from ..._checks import check_bool, check_config, check_int, wrong_type, wrong_value
+from ..._checks import check_bool, check_config, check_int, check_layer, wrong_type, wrong_value
 from ...checkpoint import load_state, read_state
 from ...config import LayerConfig, NormFold, QuantConfig, QuantizerConfig
 from ...engine.example_inputs import awaits_first_batch, run_on_first_inputs
@@ -197,8 +197,7 @@ class SimulatedQuantizationAwareTraining:
                 quantized, or has not run a batch yet.
             CalibrationError: names the quantizers without data.
         """
-        if not isinstance(net_opt, nn.Layer):
-            raise wrong_type("net_opt", net_opt, "a paddle.nn.Layer that apply() returned")
+        check_layer("net_opt", net_opt, "a paddle.nn.Layer that apply() returned")
         if not isinstance(ckpt_path, str):
             raise wrong_type("ckpt_path", ckpt_path, "a str, empty for no checkpoint")
         if ckpt_path and not os.path.isfile(ckpt_path):
