@@ -11,7 +11,6 @@ class QuantizationState:
     """State of one layer."""
 
     note: str = ""  # reason that ``summary`` shows
-    skip_reason: Any = None  # config.SkipReason of a layer that was left float
     # On the root of a model:
     provenance: Optional[dict] = None  # method and configuration of quantization
     input_spec: Optional[list] = None  # InputSpec of the last call

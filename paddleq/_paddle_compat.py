@@ -8,7 +8,7 @@ removes raises :class:`~paddleq.errors.DependencyError`, which names that versio
 import copyreg
 import functools
 import pkgutil
-from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Type, TypeVar
 
 import paddle
 from paddle import nn
@@ -144,9 +144,11 @@ def own_sublayers(layer: nn.Layer) -> Dict[str, nn.Layer]:
     return layer._sub_layers
 
 
-def forward_hooks(layer: nn.Layer) -> Tuple[Dict[int, Callable], Dict[int, Callable]]:
-    """Return the dicts of forward pre-hooks and of forward post-hooks of ``layer``."""
-    return layer._forward_pre_hooks, layer._forward_post_hooks
+def remove_hooks(layer: nn.Layer, chosen: Callable[[Callable], bool]) -> None:
+    """Remove the forward hooks of ``layer`` for which ``chosen(hook)`` is true."""
+    for hooks in (layer._forward_pre_hooks, layer._forward_post_hooks):
+        for key in [key for key, hook in hooks.items() if chosen(hook)]:
+            del hooks[key]
 
 
 class BatchNormState(NamedTuple):

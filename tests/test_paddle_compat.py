@@ -182,18 +182,20 @@ def test_flops_counters():
 def test_containers_of_a_layer():
     layer = nn.BatchNorm2D(3)
     layer.child = nn.ReLU()
-    handles = [layer.register_forward_pre_hook(lambda *args: None),
-               layer.register_forward_post_hook(lambda *args: None)]
+    hooks = [lambda *args: None, lambda *args: None]
+    layer.register_forward_pre_hook(hooks[0])
+    layer.register_forward_post_hook(hooks[1])
     assert all(name in layer.__dict__ for name in compat.LAYER_CONTAINERS)
     assert compat.own_parameters(layer)["weight"] is layer.weight
     layer.register_buffer("count", paddle.zeros([1]))
     assert compat.own_buffers(layer)["count"] is layer.count
     assert compat.own_sublayers(layer) == {"child": layer.child}
-    assert [len(hooks) for hooks in compat.forward_hooks(layer)] == [1, 1]
     assert tuple(compat.FORWARD_HOOKS) == compat.LAYER_CONTAINERS[-2:]
-    for handle in handles:
-        handle.remove()
-    assert [len(hooks) for hooks in compat.forward_hooks(layer)] == [0, 0]
+    for number, hook in enumerate(hooks):
+        lengths = [len(getattr(layer, name)) for name in compat.FORWARD_HOOKS]
+        assert lengths == [1 - number, 1]
+        compat.remove_hooks(layer, lambda each, hook=hook: each is hook)
+    assert [len(getattr(layer, name)) for name in compat.FORWARD_HOOKS] == [0, 0]
     del compat.own_parameters(layer)["weight"], compat.own_sublayers(layer)["child"]
     assert [name for name, _ in layer.named_parameters()] == ["bias", "_mean",
                                                                 "_variance"]

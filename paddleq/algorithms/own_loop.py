@@ -14,7 +14,7 @@ from paddle import nn
 
 from .._checks import wrong_value
 from .._layer_state import read_state, state_of
-from .._paddle_compat import forward_hooks
+from .._paddle_compat import remove_hooks
 from ..config import LayerConfig
 from ..engine.hooks import update_collector
 from ..errors import CalibrationError, ModelError, PaddleqError
@@ -63,10 +63,7 @@ def finish(model: nn.Layer) -> None:
             f"{len(calibration.layers)} layers saw fewer: {listed}; run the model on more batches, "
             "or call quantize() on the float model with another batch_num or without these layers")
     state_of(model).calibration = None
-    for hooks in forward_hooks(model):
-        for key in [key for key, hook in hooks.items()
-                    if getattr(hook, "__self__", None) is calibration]:
-            del hooks[key]
+    remove_hooks(model, lambda hook: getattr(hook, "__self__", None) is calibration)
     replace_layers(model, [(layer.layer, layer.quantized) for layer in calibration.layers])
 
 

@@ -8,7 +8,8 @@ from typing import Callable, Dict, Iterable, List, Tuple
 from paddle import nn
 
 from .._checks import check_float, check_int, wrong_type, wrong_value
-from ..engine import check_restorable, quantized_layers, quantizing_only, restore_float
+from ..engine import quantized_layers, quantizing_only
+from ..engine.freeze import check_restorable, restore_float
 from ..engine.summary import table
 from ..errors import AccuracyError
 from .layer_results import check_calibrated

@@ -8,13 +8,14 @@ from paddle import nn
 
 from .._checks import check_int, check_layer
 from .._paddle_compat import scalar
-from ..engine import fake_quantizers, qparams_in, quantized_layers
+from ..engine import fake_quantizers, quantized_layers
+from ..engine.summary import qparams_in
 from ..errors import ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
 
 
 class StepHooks:
-    """Calls of ``before(model, step)`` and ``after(model, step)`` around each forward pass."""
+    """Calls of ``before(model, step)`` and ``after(model, step)`` around training steps."""
 
     def __init__(self, after: Callable[[nn.Layer, int], None],
                  before: Optional[Callable[[nn.Layer, int], None]] = None):

@@ -3,11 +3,14 @@
 from functools import partial
 
 import paddle
+from paddle.static import InputSpec
 
 from .._layer_state import read_state, state_of
+from .._paddle_compat import dtype_name
 from ..errors import FusionError
 from ..graph import check_fuse_list, fuse
-from . import evaluation, forward_arguments, quantization_off
+from .calibration import forward_arguments
+from .state import evaluation, quantization_off
 
 
 def run_on_first_inputs(model, inputs, action):
@@ -60,3 +63,10 @@ def fold_batch_norms(model, inputs, fuse_list=None):
     if fuse_list is not None:
         check_fuse_list(model, fuse_list)
     run_on_first_inputs(model, inputs, partial(fuse, fuse_list=fuse_list))
+
+
+def record_input_spec(model, inputs):
+    """Forward pre-hook that records the inputs for exports without ``input_spec``."""
+    if paddle.in_dynamic_mode() and inputs and all(isinstance(x, paddle.Tensor) for x in inputs):
+        state_of(model).input_spec = [
+            InputSpec([None, *x.shape[1:]], dtype_name(x.dtype)) for x in inputs]

@@ -4,13 +4,15 @@ import copy
 
 from paddle import nn
 
-from .._layer_state import state_of
+from .._layer_state import read_state, state_of
+from .._paddle_compat import remove_hooks
 from ..errors import ModelError
 from ..graph.fold_batch_norm import fold
 from ..nn.block import Block
 from ..nn.class_swap import rollback_on_error
 from ..nn.integer_layer import freeze_quantized
 from ..nn.quantized_layer import make_float
+from .example_inputs import record_input_spec
 from .fuse_blocks import blocks_of
 from .state import (
     check_quantized,
@@ -88,6 +90,9 @@ def freeze(model: nn.Layer) -> nn.Layer:
     with rollback_on_error(model):
         for _, layer in quantized_layers(model):
             freeze_quantized(layer, shared)
+    for layer in model.sublayers(include_self=True):
+        if read_state(layer).input_spec is not None:  # otherwise the next call records it
+            remove_hooks(layer, lambda hook: hook is record_input_spec)
     return model
 
 

@@ -2,17 +2,15 @@
 
 import logging
 
-import paddle
 from paddle import nn
-from paddle.static import InputSpec
 
 from .._checks import check_bool, check_layer, wrong_type
 from .._layer_state import read_state, state_of
-from .._paddle_compat import dtype_name
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
 from ..nn.deployable import DeployableLayer
 from ..nn.quantized_layer import QuantizedLayer, build_parts, make_quantized
+from .example_inputs import record_input_spec
 from .freeze import copy_of
 from .provenance import set_provenance
 from .select import nothing_selected, record_reasons, select
@@ -100,13 +98,6 @@ def prepare(model, config, before=None):
         make_quantized(each.layer, name, parts[name])
         state_of(each.layer).note = f"quantized by {each.entry}"
     record_reasons(model, selection, keep_notes=True)
-    model.register_forward_pre_hook(_record_input_spec)
+    model.register_forward_pre_hook(record_input_spec)
     _logger.info("%d layers quantized", len(parts))
     return model
-
-
-def _record_input_spec(model, inputs):
-    # Used by exports without input_spec.
-    if paddle.in_dynamic_mode() and inputs and all(isinstance(x, paddle.Tensor) for x in inputs):
-        state_of(model).input_spec = [
-            InputSpec([None, *x.shape[1:]], dtype_name(x.dtype)) for x in inputs]

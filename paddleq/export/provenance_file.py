@@ -11,8 +11,8 @@ from functools import partial
 import yaml
 
 from .._atomic_write import write_bytes, write_together
-from ..engine import layer_rows, provenance_of
-from ..engine.provenance import versions
+from ..engine.provenance import provenance_of, versions
+from ..engine.summary import layer_rows
 from ..errors import ExportError
 from ..nn.class_swap import float_class
 from .formats import FORMATS

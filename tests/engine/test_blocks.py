@@ -12,7 +12,8 @@ from paddle import nn
 import paddleq
 from paddleq import engine
 from paddleq.config import LayerConfig, QuantConfig, QuantizerConfig
-from paddleq.engine import blocks_of, same_parameters
+from paddleq.engine import blocks_of
+from paddleq.engine.fuse_blocks import same_parameters
 from paddleq.fake_quant.delayed import DelayedFakeQuantize
 from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.nn.block import BlockMember

@@ -318,6 +318,16 @@ def test_shared_weights_share_their_integers():
     assert frozen[0].weight is frozen[1].weight
 
 
+def test_freeze_removes_the_hook_that_records_the_inputs_after_a_call():
+    """Without a call the hook stays: an export needs the inputs of one."""
+    assert not freeze(ptq())._forward_pre_hooks
+    config = QuantConfig()
+    config.add_type(nn.Linear, LayerConfig(QuantSpec()))
+    weights_only = paddleq.quantize(net(), config)
+    freeze(weights_only)(X)
+    assert weights_only._forward_pre_hooks
+
+
 def test_freezing_a_float_model_is_an_error():
     with pytest.raises(ModelError, match="no quantized layer"):
         freeze(net())

@@ -9,6 +9,7 @@ import paddleq
 from paddleq import LayerConfig, PerChannel, QuantConfig, QuantSpec
 from paddleq.algorithms import GPTQ, SmoothQuant
 from paddleq.config import SkipKind
+from paddleq.engine.select import select
 from paddleq.errors import ConfigError, ConfigTypeError, ExportError, ModelError
 
 
@@ -48,9 +49,9 @@ def test_quantize_returns_a_copy_unless_it_is_in_place():
 def test_skipped_layers_keep_the_reason():
     config = rules(LayerConfig(QuantSpec()))
     config.add_name("3", None)
-    net = paddleq.quantize(cnn(), config)
-    reason = net[3]._paddleq.skip_reason
+    reason = select(cnn(), config).skipped["3"]
     assert (reason.kind, reason.detail) == (SkipKind.EXCLUDED, "name '3'")
+    assert paddleq.quantize(cnn(), config)[3]._paddleq.note == str(reason)
 
 
 @pytest.mark.parametrize("config", [

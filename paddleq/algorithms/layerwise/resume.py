@@ -8,7 +8,7 @@ import shutil
 import paddle
 
 from ..._atomic_write import LEFT_OVER, write_bytes, write_together
-from ..._checks import wrong_type
+from ..._checks import check_path
 from ...checkpoint import load_checkpoint, save_checkpoint
 from ...errors import ConfigError, FormatError
 
@@ -36,9 +36,7 @@ class Resume:
     """Folder with the finished decoder layers of one run."""
 
     def __init__(self, folder, run):
-        if not isinstance(folder, (str, os.PathLike)):
-            raise wrong_type("resume_dir", folder, "a path or None")
-        self.folder = os.fspath(folder)
+        self.folder = check_path("resume_dir", folder, "a path or None")
         try:
             os.makedirs(self.folder, exist_ok=True)
             for name in os.listdir(self.folder):

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from ...engine import plain_spec
+from ...engine.summary import plain_spec
 from .graph_view import GraphView
 from .op_desc import all_inputs, attribute, dtype_of, inputs, outputs, shape_of
 from .passes.stored_weights import WEIGHTED_OPS, spec_of, stored_weights
@@ -108,7 +108,7 @@ def program_rows(program):
 
     Returns:
         List of dicts with ``name`` (of the weight), ``type`` (of the operator) and ``done``, and
-        ``quantizers`` if there are any, in the format of :func:`paddleq.engine.layer_rows`.
+        ``quantizers`` if there are any, in the format of :func:`paddleq.engine.summary.layer_rows`.
     """
     rows = []
     for block in program.desc.blocks:

@@ -13,7 +13,7 @@ from ..._checks import check_bool, check_choice, check_float, check_int, hint, w
 from ...analysis import Sensitivities, sensitivity
 from ...config import LayerConfig, QuantConfig, Scope
 from ...config.layer_config import check_activation_observer
-from ...engine import plain_value
+from ...engine.provenance import plain_value
 from ...engine.select import select
 from ...errors import ConfigError, ModelError
 from ...export.markers import simulated_weight

@@ -15,7 +15,7 @@ from ..._checks import (
 )
 from ...config import QuantizerConfig
 from ...config.layer_config import activation_observers, check_activation_observer
-from ...engine import plain_factory
+from ...engine.provenance import plain_factory
 from ...errors import ConfigError
 from ...observers import (
     OBSERVERS,
