@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import tempfile
 
 LEFT_OVER = ".paddleq-"
@@ -31,10 +32,7 @@ def write_together(writers):
 
 def write_bytes(content):
     """Return a writer for :func:`write_together` that writes ``content``."""
-    def write(path):
-        with open(path, "wb") as file:
-            file.write(content)
-    return write
+    return lambda path: pathlib.Path(path).write_bytes(content)
 
 
 def _folder(path):

@@ -20,11 +20,8 @@ class Registry(Dict[str, T]):
     Examples:
         >>> from paddleq._registry import Registry
         >>> shapes = Registry("shape")
-        >>> @shapes.register("square")
-        ... class Square:
-        ...     pass
-        >>> list(shapes), shapes["square"] is Square
-        (['square'], True)
+        >>> shapes.register("square")(tuple) is shapes["square"]
+        True
     """
 
     def __init__(self, kind: str, definition: Callable[[T], Any] = lambda entry: entry):

@@ -107,5 +107,4 @@ class UnsupportedOperatorError(ExportError):
     def __init__(self, message: str, operator: Optional[str] = None,
                  struct_name: Optional[str] = None) -> None:
         super().__init__(message)
-        self.operator = operator
-        self.struct_name = struct_name
+        self.operator, self.struct_name = operator, struct_name

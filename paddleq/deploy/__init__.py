@@ -4,8 +4,7 @@ from .predictor import Predictor
 from .runtimes.paddle_inference import to_paddle_int8
 from .runtimes.paddle_lite import to_lite
 from .saturation import has_vnni
-from .verify import verify
-from .verify_report import Report, RuntimeResult
+from .verify import Report, RuntimeResult, verify
 
 __all__ = ["Predictor", "Report", "RuntimeResult", "has_vnni", "to_lite", "to_paddle_int8",
            "verify"]

@@ -35,12 +35,6 @@ def top1_agreement(found, expected):
     return same / total
 
 
-def same_shapes(found, expected):
-    """Return True if both have the same number and shapes of outputs."""
-    return all(len(a) == len(b) and all(np.shape(x) == np.shape(y) for x, y in zip(a, b))
-               for a, b in zip(found, expected))
-
-
 def latencies(sessions, inputs, seconds):
     """Return the latency of each session in milliseconds: the median of its best round.
 

@@ -38,15 +38,10 @@ def worst_layer(file, runtime, threads, batch):
         cuts = np.linspace(first, after, min(_MAX_CUTS, after - first + 1)).round().astype(int)
         for number in sorted({*cuts.tolist()} - errors.keys()):
             errors[number] = _error(file, places[number][1], runtime, threads, batch)
-        before, after = _largest_increase(errors)
+        numbers = sorted(errors)  # -1: before the first layer
+        before, after = max(zip([-1, *numbers], numbers), key=lambda pair: (
+            errors[pair[1]] - errors.get(pair[0], 0.0)))
     return places[after][0], errors.get(before, 0.0), errors[after]
-
-
-def _largest_increase(errors):
-    """Return the neighbours between which the error increases most; -1: before the first."""
-    numbers = sorted(errors)
-    pairs = list(zip([-1, *numbers], numbers))
-    return max(pairs, key=lambda pair: errors[pair[1]] - errors.get(pair[0], 0.0))
 
 
 def _error(file, tensor, runtime, threads, batch):

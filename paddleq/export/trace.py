@@ -48,10 +48,10 @@ def trace(model, input_spec, format=None):
     with evaluation(model):
         format = format or FORMATS["pdmodel"]()
         recorder = _ExportRecorder(model, format)
-        if hasattr(model, "traced_program"):  # a SavedModel has its program already
+        if hasattr(model, "to_program"):  # a SavedModel has its program already
             if format.read is not None:
                 raise ExportError("a SavedModel can be exported as pdmodel and onnx, not as pir")
-            program = model.traced_program(recorder)
+            program = model.to_program(recorder)
         else:
             with recording(recorder):
                 program = trace_float(model, input_spec, format.read or load_program)
@@ -84,7 +84,7 @@ def trace_float(model, input_spec, read=load_program):
 
 def input_spec_of(model, input_spec):
     """Return ``input_spec``, by default that of the last call of the quantized ``model``."""
-    if hasattr(model, "traced_program"):
+    if hasattr(model, "to_program"):
         return None
     if input_spec is None and isinstance(model.forward, types.MethodType):
         # A forward that to_static wrapped has its own input_spec.

@@ -16,11 +16,8 @@ def run_conditional_block(run_block, op, values):
     """Run the block of a ``conditional_block`` operator if its condition holds."""
     conditions = [values[name] for slot in ("Cond", "Condition")
                   for name in op.inputs.get(slot, ())]
-    if op.get("is_scalar_condition", False):
-        holds = all(bool(each.item()) for each in conditions)
-    else:
-        holds = all(each.size > 0 for each in conditions)
-    if holds:
+    scalar = op.get("is_scalar_condition", False)
+    if all(each.item() if scalar else each.size > 0 for each in conditions):
         run_block(op.attributes["sub_block"], values)
 
 

@@ -75,8 +75,7 @@ def _dtype(code):
 
 def data_format(a):
     """Return the layout of images of a call."""
-    layout = a.get("data_format", "NCHW")
-    return "NCHW" if layout == "AnyLayout" else layout
+    return a.get("data_format", "NCHW").replace("AnyLayout", "NCHW")
 
 
 def _axes(a):
@@ -148,6 +147,9 @@ def operator(*names):
 FUNCTIONS.update({
     "mish": lambda a: F.mish(a.tensor("X")),
     "brelu": lambda a: F.hardtanh(a.tensor("X"), a.get("t_min"), a.get("t_max")),
+    "hard_swish": lambda a: F.hardswish(a.tensor("X")) if all(
+        a.get(name, usual) == usual for name, usual in
+        (("threshold", 6.0), ("scale", 6.0), ("offset", 3.0))) else NotImplemented,
     "swish": lambda a: F.swish(a.tensor("X")) if a.get("beta", 1.0) == 1.0 else NotImplemented,
     "cast": lambda a: a.tensor("X").astype(DTYPES[a.get("out_dtype")]),
     **dict.fromkeys(("assign", "share_data", "memcpy"), lambda a: a.tensor("X")),
@@ -204,13 +206,6 @@ FUNCTIONS.update({
 
 # Elements and matrices
 
-@operator("hard_swish")
-def _hard_swish(a):
-    if (a.get("threshold", 6.0), a.get("scale", 6.0), a.get("offset", 3.0)) != (6.0, 6.0, 3.0):
-        return NotImplemented
-    return F.hardswish(a.tensor("X"))
-
-
 @operator("increment")
 def _increment(a):
     x = a.tensor("X")
@@ -240,10 +235,10 @@ def _matrix(x, rows):
 
 @operator("p_norm")
 def _p_norm(a):
-    if a.get("asvector", False) or a.get("porder", 2.0) in (0.0, float("inf"), float("-inf")):
+    order = a.get("porder", 2.0)
+    if a.get("asvector", False) or order in (0.0, float("inf"), float("-inf")):
         return NotImplemented
-    return paddle.linalg.norm(a.tensor("X"), a.get("porder", 2.0), a.get("axis", -1),
-                              a.get("keepdim", False))
+    return paddle.linalg.norm(a.tensor("X"), order, a.get("axis", -1), a.get("keepdim", False))
 
 
 @operator("cumsum")

@@ -110,8 +110,9 @@ def _bind_convolution(graph, op):
     binding = LayerBinding("", op, "Input", op.output("Output"), {"weight": weight},
                            (reader, slot), merged=merged)
     last = str(op.get("data_format", "NCHW")).endswith("C")
-    rank = _CONVOLUTIONS[op.type][1] + 2
-    _bind_bias(graph, binding, rank - 1 if last else 1, rank)
+    rank, shape = _CONVOLUTIONS[op.type][1] + 2, graph.arrays[weight].shape
+    channels = shape[1] * (op.get("groups", 1) or 1) if "transpose" in op.type else shape[0]
+    _bind_bias(graph, binding, rank - 1 if last else 1, rank, channels)
     return binding
 
 
@@ -135,11 +136,12 @@ def _bind_product(graph, op):
                            transposed=transposed,
                            flattened=None if rank == len(shape) else rank - 1)
     if rank >= 2:
-        _bind_bias(graph, binding, rank - 1, rank)
+        channels = graph.arrays[weight].shape[0 if transposed else 1]
+        _bind_bias(graph, binding, rank - 1, rank, channels)
     return binding
 
 
-def _bind_bias(graph, binding, axis, rank):
+def _bind_bias(graph, binding, axis, rank, channels):
     """Make the addition of a bias part of the layer if it is the only reader of the product."""
     add = graph.sole_consumer(binding.target)
     if (add is None or add.type != "elementwise_add" or add.block != binding.operator.block
@@ -163,22 +165,12 @@ def _bind_bias(graph, binding, axis, rank):
     if shape is not None and (len(shape) != rank or any(
             size != 1 for i, size in enumerate(shape) if i != axis)):
         return
-    weight = graph.arrays[binding.weight]
-    channels = _output_channels(binding, weight)
-    if graph.arrays[bias].size != channels or graph.arrays[bias].dtype != weight.dtype:
+    array = graph.arrays[bias]
+    if array.size != channels or array.dtype != graph.arrays[binding.weight].dtype:
         return
     binding.parameters["bias"], binding.bias_add = bias, add
     binding.merged += [*merged, add.position]
     binding.target = add.output("Out")
-
-
-def _output_channels(binding, weight):
-    op = binding.operator
-    if op.type in _PRODUCTS:
-        return weight.shape[0 if binding.transposed else 1]
-    if "transpose" in op.type:
-        return weight.shape[1] * (op.get("groups", 1) or 1)
-    return weight.shape[0]
 
 
 def _bind_embedding(graph, op):

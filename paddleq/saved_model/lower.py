@@ -123,8 +123,7 @@ class _Writer:
         mark = self.recorder.weight_mark(layer, "weight")
         if mark is not None:
             self.mark_weight(binding, mark, block)
-        mark = self.recorder.output_mark(layer)
-        if mark is not None:
+        if self.recorder.output_mark(layer) is not None:
             raise ExportError(f"{binding.name} has a quantizer for its output, which cannot be "
                               "written into a saved program")
 

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
-# Enum AttrType of framework.proto -> field of OpDesc.Attr; a plural field is a list.
+# Enum AttrType of framework.proto -> field of OpDesc.Attr.
 _FIELDS = {0: "i", 1: "f", 2: "s", 3: "ints", 4: "floats", 5: "strings", 6: "b", 7: "bools",
            8: "block_idx", 9: "l", 10: "blocks_idx", 11: "longs", 12: "float64s", 15: "float64",
            16: "scalar", 17: "scalars"}
 _SCALAR_FIELDS = {1: "b", 2: "i", 3: "r"}
-_REPEATED = (3, 4, 5, 7, 10, 11, 12, 17)
 # Attributes that no kernel reads.
 _ANNOTATIONS = {"op_role", "op_role_var", "op_namescope", "op_callstack", "op_device",
                 "with_quant_attr", "struct_name"}
@@ -95,7 +94,7 @@ def _value(attr):
     if attr.type not in _FIELDS:
         return None
     value = getattr(attr, _FIELDS[attr.type])
-    return list(map(_scalar, value)) if attr.type in _REPEATED else _scalar(value)
+    return list(map(_scalar, value)) if hasattr(value, "extend") else _scalar(value)
 
 
 def _scalar(value):

@@ -262,12 +262,13 @@ class SavedModel(nn.Layer):
                 value = value.reshape(self._shapes[name][0])
         return value
 
-    def to_program(self) -> Program:
+    def to_program(self, recorder: Any = None) -> Program:
         """Return a new program with the current values of all parameters.
 
-        Layers that are quantized are written in float; see ``paddleq.save_quantized_model``.
+        Layers that are quantized are written in float, except by ``paddleq.save_quantized_model``,
+        whose ``recorder`` makes markers of quantizers.
         """
-        return build_program(self)
+        return build_program(self, recorder)
 
     def save(self, path: Union[str, os.PathLike]) -> None:
         """Write the float model as ``path.pdmodel`` and ``path.pdiparams``.
@@ -281,10 +282,6 @@ class SavedModel(nn.Layer):
     def parsed_program(self) -> Program:
         """Return the program that was read, without values of parameters."""
         return Program(framework_proto().ProgramDesc.FromString(self._description), {})
-
-    def traced_program(self, recorder: Any) -> Program:
-        """Return the program with markers of an export in it; ``paddleq.export`` calls this."""
-        return build_program(self, recorder)
 
     def parameter_arrays(self) -> Dict[str, np.ndarray]:
         """Return name of each parameter in the program -> its current value.

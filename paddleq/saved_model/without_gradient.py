@@ -18,6 +18,7 @@ from .._paddle_compat import (
     legacy_operator,
     operator_slots,
 )
+from ..engine.calibration import map_leaves
 from ..errors import DependencyError, ModelError
 from ..export.program.op_desc import dtype_of, make_op, replace_ops
 from ..export.program.program import Program
@@ -60,9 +61,8 @@ def run_without_gradient(a: Arguments) -> Dict[str, Any]:
                              f"the saved model: {error}") from error
     if not sources or not paddle.is_grad_enabled():
         return outputs
-    return {slot: [_refuse(each, a.type, sources) for each in value]
-            if isinstance(value, list) else _refuse(value, a.type, sources)
-            for slot, value in outputs.items() if slot in a.read}
+    return map_leaves(lambda output: _refuse(output, a.type, sources),
+                      {slot: value for slot, value in outputs.items() if slot in a.read})
 
 
 def _has_dygraph_form(op):

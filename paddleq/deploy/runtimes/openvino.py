@@ -64,7 +64,7 @@ class _Session(Session):
         self._compiled, self._file, self.fallback = compiled, file, fallback
         self._request = compiled.create_infer_request()
         self.inputs = [TensorInfo(_name(each), np.dtype(each.element_type.to_dtype()).name,
-                           _shape(each.partial_shape)) for each in compiled.inputs]
+                                  _shape(each.partial_shape)) for each in compiled.inputs]
         self.outputs = [_name(each) for each in compiled.outputs]
 
     def run(self, arrays):

@@ -58,14 +58,12 @@ def fix_int8_layers(program):
             if product is None:
                 continue
             steps = _use_integers(builder, op)
-            bias = _bias_after(builder, graph, product, steps)
-            if bias is None:
+            kept = [_bias_after(builder, graph, product, steps)]
+            if kept[0] is None:
                 # Without a bias it would be another operator, with other defects.
-                bias = _insert_after(builder, block, product, "add", np.zeros_like(steps))
-                first, kept = product, [product, bias]
-            else:
-                first, kept = bias, [bias]
-            replaced[id(first)] = [*kept, _insert_after(builder, block, bias, "mul", steps)]
+                kept = [product, _insert_after(builder, block, product, "add",
+                                               np.zeros_like(steps))]
+            replaced[id(kept[0])] = [*kept, _insert_after(builder, block, kept[-1], "mul", steps)]
             replaced[id(op)] = [_scale_operator(builder, op), op]
             changed.update(inputs(op, "X"))
         replace_ops(block, [new for op in block.ops for new in replaced.get(id(op), [op])])
