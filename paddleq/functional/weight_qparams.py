@@ -52,10 +52,9 @@ class WeightQParams:
             steps = group_rows(as_dtype(weight, paddle.float32), self.spec)
             # Not in place: ``steps`` may share the memory of the weight.
             steps = steps / self.scale.unsqueeze(1)
-            if self.zero_point is None:
-                return _as_rows(round_and_clip_(steps, self.spec), rows)
-            zero = self.zero_point.unsqueeze(1)
-            return _as_rows(round_and_clip_(steps, self.spec, zero) + zero, rows)
+            zero = 0 if self.zero_point is None else self.zero_point.unsqueeze(1)
+            integers = round_and_clip_(steps, self.spec, zero)
+            return _as_rows(integers if self.zero_point is None else integers + zero, rows)
 
     def dequantize(self, integers):
         """Dequantize ``integers`` [K, N] of any dtype to float32."""

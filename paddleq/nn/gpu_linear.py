@@ -14,13 +14,13 @@ from typing import Any
 import paddle
 
 from .._checks import wrong_type
+from .._paddle_compat import dtype_name
 from ..errors import ModelError
 from ..functional.qparams import as_dtype
 from ..spec import PerChannel, PerGroup
 from .integer_linear import IntegerLinear
 
 _logger = logging.getLogger("paddleq")
-_HALF = (paddle.float16, paddle.bfloat16)
 _ARCHITECTURES = (70, 75, 80, 86, 89, 90)
 _GROUPS = (64, 128)
 _NO_OUTLIERS = 65504.0  # llm_int8_linear computes larger values in half precision
@@ -99,8 +99,8 @@ class Kernel:
 
     def supports(self, x):
         """Return True if the kernel can compute the product with ``x``; it has no gradient."""
-        return (paddle.in_dynamic_mode() and x.place.is_gpu_place() and x.dtype in _HALF
-                and str(x.dtype).endswith(self.dtype)
+        return (paddle.in_dynamic_mode() and x.place.is_gpu_place()
+                and dtype_name(x.dtype) == self.dtype
                 and (x.stop_gradient or not paddle.is_grad_enabled()))
 
     def __call__(self, x):

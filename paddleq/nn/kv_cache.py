@@ -1,17 +1,30 @@
-"""Caches for keys and values of past tokens, in float or int8."""
+"""Caches for keys and values of past tokens, in float or int8, also of Paddle's attention.
+
+A ``paddle.nn.MultiHeadAttention`` gets a cache as sublayer. It stays the same object with the same
+parameters. Layers that contain attentions (TransformerDecoder, user-defined ones) do not change.
+"""
+
+import collections
+from typing import Any, Type
 
 import paddle
 from paddle import nn
 
 from .._checks import check_choice, check_int
-from .._paddle_compat import skip_bytecode_translation
+from .._paddle_compat import (
+    KeyValueAttention,
+    skip_bytecode_translation,
+    uses_paddle_keys_and_values,
+)
 from ..errors import CalibrationError, ConfigError
 from ..functional import dequantize_by_scale, quantize_by_scale, token_scales
 from ..functional.qparams import EPS, as_dtype
 from ..spec import QuantSpec
 from . import tracing
+from .class_swap import swapped_class
 from .deployable import DeployableLayer
 from .layer_types import frozen_form
+from .quantized_layer import is_float_tensor
 
 PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
 SPEC = QuantSpec(bits=8)
@@ -152,8 +165,6 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     @classmethod
     def prepare_model(cls, model, name):
-        from .attention import insert_cache, supports_cache
-
         attention, _, last = name.rpartition(".")
         layer = dict(model.named_sublayers(include_self=True)).get(attention)
         if last == "kv_cache" and layer is not None and supports_cache(layer):
@@ -220,3 +231,70 @@ class Int8KVCache(KVCache, DeployableLayer):
 def _dequantized(integers, steps, dtype):
     return tuple(as_dtype(dequantize_by_scale(each, step), dtype)
                  for each, step in zip(integers, steps))
+
+
+_Paddle = nn.MultiHeadAttention
+
+# TransformerDecoder passes the caches, which derive from Paddle's classes for isinstance checks.
+_Fields: Any = collections.namedtuple("ScaledCache", "k v k_scale v_scale")
+
+
+class ScaledCache(_Fields, _Paddle.Cache):
+    """A ``MultiHeadAttention.Cache`` of integers, with the scale of each token and head."""
+
+
+class ScaledStaticCache(_Fields, _Paddle.StaticCache):
+    """A ``MultiHeadAttention.StaticCache`` of integers, with the scale of each token and head."""
+
+
+class CachedAttention(KeyValueAttention):
+    """Mixin of attentions whose keys and values pass through the sublayer ``kv_cache``.
+
+    A returned cache holds the stored form of ``kv_cache``: int8 for an :class:`Int8KVCache`. A
+    float cache that the caller passes is quantized when it is read.
+    """
+
+    prefix = "Cached"
+    kv_cache: KVCache
+    _float_class: Type[nn.Layer]
+
+    def swapped_forward(self, args, kwargs):
+        return self._float_class.forward(self, *args, **kwargs)
+
+    def keys_and_values(self, query, key, value, cache):
+        if isinstance(cache, self.StaticCache):
+            kept = self._stored(cache)
+            k, v = self.kv_cache.read(kept, query.dtype)
+        else:
+            past = self._stored(cache) if isinstance(cache, self.Cache) else None
+            k, v, kept = self.kv_cache(*self.compute_kv(key, value), past)
+        return k, v, None if cache is None else _as_cache(kept, type(cache))
+
+    def gen_cache(self, key, value=None, type=_Paddle.Cache):
+        cache = super().gen_cache(key, value, type)
+        return _as_cache(self._stored(cache), cache.__class__)
+
+    def _stored(self, cache):
+        return self.kv_cache.store(cache.k, cache.v) if is_float_tensor(cache.k) else tuple(cache)
+
+
+def _as_cache(kept, cls):
+    float_cache, scaled_cache = ((_Paddle.StaticCache, ScaledStaticCache)
+                                 if issubclass(cls, _Paddle.StaticCache)
+                                 else (_Paddle.Cache, ScaledCache))
+    return (float_cache if len(kept) == 2 else scaled_cache)(*kept)
+
+
+def supports_cache(layer):
+    """Return True if ``layer`` is an attention with Paddle's computation of keys and values."""
+    return isinstance(layer, CachedAttention) or (
+        isinstance(layer, _Paddle) and uses_paddle_keys_and_values(layer))
+
+
+def insert_cache(attention):
+    """Insert a float ``kv_cache`` into a ``MultiHeadAttention``, in place."""
+    if isinstance(attention, CachedAttention):
+        return
+    attention.__class__ = swapped_class(CachedAttention, type(attention))
+    attention.kv_cache = KVCache(token_axis=2)
+    attention.kv_cache.training = attention.training

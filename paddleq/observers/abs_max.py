@@ -8,7 +8,7 @@ from .._checks import check_float, check_int
 from ..functional import abs_max
 from ..functional.qparams import as_dtype, reduce_channels
 from ..spec import QuantSpec
-from .base import Accumulator, latest, register_observer
+from .base import Accumulator, register_observer
 
 
 class _AbsMaxBase(Accumulator):
@@ -34,7 +34,7 @@ class CurrentAbsMaxObserver(_AbsMaxBase):
     """
 
     dynamic = True
-    statistics = {"current": latest}
+    statistics = {"current": None}
 
     def abs_max(self):
         return self._at_least_eps(self.current)

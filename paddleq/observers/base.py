@@ -234,17 +234,12 @@ def assign_buffer(layer: nn.Layer, name: str, value: paddle.Tensor) -> None:
         own_buffers(layer)[name] = as_dtype(value, buffer.dtype)
 
 
-def latest(_old: paddle.Tensor, new: paddle.Tensor) -> paddle.Tensor:
-    """Return ``new``: the way to combine statistics of the current tensor only."""
-    return new
-
-
 class Accumulator(Observer):
     """Base of observers that combine measurements of each tensor element by element."""
 
     # Name of a buffer of shape [1] or [channels] -> function that combines its value with that of
-    # another tensor or observer. Sums are float64.
-    statistics: Dict[str, Callable] = {}
+    # another tensor or observer, None to replace it. Sums are float64.
+    statistics: Dict[str, Optional[Callable]] = {}
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__(spec, channels)
@@ -282,7 +277,8 @@ class Accumulator(Observer):
     def _combine(self, values):
         for (name, combine), value in zip(self.statistics.items(), values):
             old = getattr(self, name)
-            self._assign(name, combine(old, as_dtype(value, old.dtype)))
+            value = as_dtype(value, old.dtype)
+            self._assign(name, value if combine is None else combine(old, value))
 
     def _mean(self, name):
         """Return the mean of a sum over the batches, float64."""

@@ -8,7 +8,7 @@ from .._checks import check_float
 from ..functional import EPS
 from ..functional.qparams import as_dtype, reduce_channels
 from ..spec import QuantSpec
-from .base import Accumulator, latest, register_observer
+from .base import Accumulator, register_observer
 
 
 class _MinMaxBase(Accumulator):
@@ -107,7 +107,7 @@ class CurrentMinMaxObserver(_MinMaxBase):
     """
 
     dynamic = True
-    statistics = {"min": latest, "max": latest}
+    statistics = {"min": None, "max": None}
 
 
 @register_observer("per_channel_min_max")

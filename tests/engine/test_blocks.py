@@ -14,8 +14,8 @@ from paddleq import engine
 from paddleq.config import LayerConfig, QuantConfig, QuantizerConfig
 from paddleq.engine import blocks_of
 from paddleq.engine.fuse_blocks import same_parameters
-from paddleq.fake_quant.delayed import DelayedFakeQuantize
 from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
+from paddleq.frontends.golden_stick.simulated_qat import DelayedFakeQuantize
 from paddleq.nn.block import BlockMember
 from paddleq.observers import AbsMaxObserver, CurrentAbsMaxObserver, MovingAverageAbsMaxObserver
 from paddleq.spec import QuantSpec

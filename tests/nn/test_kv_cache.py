@@ -14,7 +14,7 @@ from runtimes import openvino, paddle_inference, relative_error
 import paddleq
 from paddleq.errors import CalibrationError, ConfigError
 from paddleq.nn import Int8KVCache, KVCache
-from paddleq.nn.attention import insert_cache, supports_cache
+from paddleq.nn.kv_cache import insert_cache, supports_cache
 
 KINDS = ["per_channel", "per_token"]
 AXES = [1, 2]

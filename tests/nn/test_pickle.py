@@ -14,7 +14,7 @@ from process_worker import run_pickled
 import paddleq
 from paddleq import LSQ, QuantSpec
 from paddleq.nn import Int8KVCache, IntegerLinear
-from paddleq.nn.attention import insert_cache
+from paddleq.nn.kv_cache import insert_cache
 
 paddle.seed(5)
 X = paddle.randn([2, 3, 8, 8])

@@ -19,9 +19,8 @@ from ...engine import collect_inputs, eager_evaluation, iter_batches, run_batche
 from ...errors import CalibrationError, PaddleqError
 from ...functional.qparams import as_dtype
 from ...nn import Int8KVCache, IntegerLinear
-from ...nn.attention import insert_cache
 from ...nn.class_swap import replace_layers
-from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN
+from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN, insert_cache
 from ...observers import KVRange
 from ..linear import quantize_linears, rounder_of
 from .fold_smoothing import divide_output, find_norm

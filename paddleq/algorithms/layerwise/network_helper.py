@@ -8,8 +8,8 @@ from paddle import nn
 from ..._checks import check_layer
 from ...errors import ModelError
 from ...nn import KVCache
-from ...nn.attention import supports_cache
 from ...nn.integer_linear import linear_skip_reason
+from ...nn.kv_cache import supports_cache
 
 
 class NetworkHelper(abc.ABC):

@@ -17,9 +17,8 @@ from ...engine.select import (
 )
 from ...errors import ModelError
 from ...nn import Int8KVCache, KVCache
-from ...nn.attention import supports_cache
 from ...nn.integer_linear import linear_skip_reason
-from ...nn.kv_cache import PER_CHANNEL
+from ...nn.kv_cache import PER_CHANNEL, supports_cache
 from ..linear import check_linear_config
 from .network_helper import NetworkHelper
 

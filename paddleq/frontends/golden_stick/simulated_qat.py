@@ -4,15 +4,17 @@ import os
 from functools import partial
 from typing import Any, Dict, Optional
 
+import paddle
 from paddle import nn
 
 from ... import engine
 from ..._checks import check_bool, check_config, check_int, check_layer, wrong_type, wrong_value
+from ..._paddle_compat import skip_bytecode_translation
 from ...checkpoint import load_state, read_state
 from ...config import LayerConfig, NormFold, QuantConfig, QuantizerConfig
 from ...engine.example_inputs import awaits_first_batch, run_on_first_inputs
 from ...errors import ConfigError, FormatError, ModelError
-from ...fake_quant.delayed import DelayedFakeQuantize
+from ...fake_quant import FakeQuantize, State
 from ...graph.dataflow import PRODUCERS
 from ...nn.layer_types import QuantizableFunction
 from ...observers import CurrentMinMaxObserver, MovingAverageMinMaxObserver
@@ -302,3 +304,44 @@ def _quantizer(config, side, observer):
         granularity=PerChannel() if mine["per_channel"] else PerTensor())
     return QuantizerConfig(spec=spec, quantizer=partial(
         DelayedFakeQuantize, observer=observer, saturate=True, delay=mine["quant_delay"]))
+
+
+@skip_bytecode_translation
+class DelayedFakeQuantize(FakeQuantize):
+    """:class:`~paddleq.FakeQuantize` that quantizes after ``delay`` training steps only.
+
+    Before that, it returns its input unchanged in training, and the observer collects statistics.
+    Evaluation always quantizes. A step is a forward pass of this quantizer in training.
+    """
+
+    def __init__(self, *args, delay=0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.delay = check_int("delay", delay, 0)
+        self.register_buffer("step", paddle.zeros([1], dtype="int64"))
+
+    def can_clip(self, clipping):
+        # During the delay, clipping must be applied separately.
+        return not self.delay and super().can_clip(clipping)
+
+    @paddle.jit.not_to_static
+    def forward(self, x, *args, **kwargs):
+        """Quantize and dequantize ``x`` after the delay."""
+        if not (self.training and self.state is State.QAT):
+            return super().forward(x, *args, **kwargs)
+        before = self.step + 0
+        with paddle.no_grad():
+            paddle.assign(self.step + 1, self.step)
+        waits = bool(self.delay) and self.fake_quant_enabled
+        if waits and not paddle.in_dynamic_mode():
+            y = super().forward(x, *args, **kwargs)
+            return paddle.where(before < self.delay, x, y)
+        if not waits or before.item() >= self.delay:
+            return super().forward(x, *args, **kwargs)
+        self.fake_quant_enabled = False
+        try:
+            return super().forward(x, *args, **kwargs)
+        finally:
+            self.fake_quant_enabled = True
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, delay={self.delay}"

@@ -22,9 +22,9 @@ from paddleq.errors import (
     PaddleqError,
 )
 from paddleq.export import save
-from paddleq.fake_quant.delayed import DelayedFakeQuantize
 from paddleq.frontends.golden_stick import QuantDtype
 from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
+from paddleq.frontends.golden_stick.simulated_qat import DelayedFakeQuantize
 from paddleq.graph import FoldedNorm
 from paddleq.nn import is_quantized
 

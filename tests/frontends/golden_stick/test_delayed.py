@@ -5,8 +5,8 @@ import paddle
 import pytest
 
 import paddleq
-from paddleq.fake_quant.delayed import DelayedFakeQuantize
 from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
+from paddleq.frontends.golden_stick.simulated_qat import DelayedFakeQuantize
 from paddleq.observers import AbsMaxObserver, CurrentAbsMaxObserver
 
 X = [0.3, -1.0, 0.77]
