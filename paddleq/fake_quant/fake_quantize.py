@@ -217,9 +217,7 @@ class FakeQuantize(StateDictNotice, WithArgs):
         calibrating = self.state is State.CALIBRATION
         observing = self.observer_enabled and (self.training or calibrating)
         if self.observer.dynamic:
-            if not self.fake_quant_enabled:
-                return x
-            return self._fake_quantize(x, self.observer.update_qparams(x))
+            return self._fake_quantize(x, self.qparams_of(x)) if self.fake_quant_enabled else x
         if observing:
             if calibrating:
                 self._refuse_non_finite(x)

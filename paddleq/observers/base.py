@@ -149,7 +149,6 @@ class Observer(nn.Layer, WithArgs, Collector):
         return affine_qparams(*self.range(), self.spec)
 
     def result(self) -> Tuple[paddle.Tensor, Optional[paddle.Tensor]]:
-        """Return :meth:`qparams`."""
         return self.qparams()
 
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:

@@ -17,9 +17,7 @@ _EXTREMES = {"abs_max": paddle.maximum, "min": paddle.minimum, "max": paddle.max
 
 
 class ChannelStats(Collector):
-    """Statistics of each feature of the inputs [..., K] of a Linear layer.
-
-    Inputs are not stored. Inputs of half precision are accumulated in float32.
+    """Statistics of each feature of the inputs [..., K] of a Linear layer, in float32.
 
     Args:
         kinds: the statistics to collect, of "abs_max", "mean_abs", "hessian" and "range". Reading
@@ -142,16 +140,7 @@ class ChannelStats(Collector):
         return values["min"].min().reshape([1]), values["max"].max().reshape([1])
 
     def divided_by(self, s: paddle.Tensor) -> "ChannelStats":
-        """Return the statistics of x / s for positive factors s [K].
-
-        Examples:
-            >>> import paddle
-            >>> from paddleq.observers import ChannelStats
-            >>> stats = ChannelStats({"abs_max"})
-            >>> stats.update(paddle.to_tensor([[1.0, 6.0]]))
-            >>> stats.divided_by(paddle.to_tensor([1.0, 3.0])).abs_max.tolist()
-            [1.0, 2.0]
-        """
+        """Return the statistics of x / s for positive factors s [K]."""
         quotient = copy.copy(self)
         quotient._values = {}
         with paddle.no_grad():
