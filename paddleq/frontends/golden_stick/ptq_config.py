@@ -319,13 +319,11 @@ class PTQConfig:
             per_token = self.act_quant_granularity is PER_TOKEN
             spec = QuantSpec(self.act_quant_dtype.num_bits,
                              granularity=PerToken() if per_token else PerTensor())
-        activation, algorithms = static_activation(spec), {}
-        for options in self.options().values():
-            if isinstance(options, ActivationObserverConfig):
-                activation = static_activation(spec, options.observer)
-                continue
-            registered = isinstance(options, (Smoother, Rounder))
-            algorithm = options if registered else options.algorithm()
+        options, algorithms = self.options(), {}
+        observer = options.pop(ActivationObserverConfig, ActivationObserverConfig()).observer
+        activation = static_activation(spec, observer)
+        for each in options.values():
+            algorithm = each if isinstance(each, (Smoother, Rounder)) else each.algorithm()
             algorithms["smoother" if isinstance(algorithm, Smoother) else "rounder"] = algorithm
         return LayerConfig(weight, activation, kv_cache=kv_cache, **algorithms)
 
