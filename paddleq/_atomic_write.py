@@ -18,10 +18,10 @@ def write_together(writers):
     for path in writers:
         if os.path.isdir(path):  # otherwise a later rename fails after others succeeded
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        os.makedirs(_folder(path), exist_ok=True)
-    first = next(iter(writers))
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    folder = os.path.dirname(os.path.abspath(next(iter(writers))))
     # A separate folder on the same file system, which is removed as a whole on any error.
-    with tempfile.TemporaryDirectory(prefix=LEFT_OVER, dir=_folder(first)) as temporary:
+    with tempfile.TemporaryDirectory(prefix=LEFT_OVER, dir=folder) as temporary:
         written = {path: os.path.join(temporary, str(number))
                    for number, path in enumerate(writers)}
         for path, write in writers.items():
@@ -33,7 +33,3 @@ def write_together(writers):
 def write_bytes(content):
     """Return a writer for :func:`write_together` that writes ``content``."""
     return lambda path: pathlib.Path(path).write_bytes(content)
-
-
-def _folder(path):
-    return os.path.dirname(os.path.abspath(path))

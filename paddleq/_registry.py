@@ -75,6 +75,5 @@ class Registry(Dict[str, T]):
 
 
 def _same_definition(first, second):
-    return first is second or all(
-        getattr(first, name, None) == getattr(second, name, ()) for name in
-        ("__module__", "__qualname__"))
+    return first is second or all(getattr(first, name, None) == getattr(second, name, ())
+                                  for name in ("__module__", "__qualname__"))

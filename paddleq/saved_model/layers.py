@@ -56,8 +56,7 @@ class _Graph(GraphView):
     """View of a whole program with the shapes and values of its variables."""
 
     def __init__(self, program: Program, blocks: List[List[Operator]]):
-        super().__init__([op for block in blocks for op in block],
-                         Operator.all_inputs, Operator.all_outputs)
+        super().__init__(chain.from_iterable(blocks), Operator.all_inputs, Operator.all_outputs)
         self.arrays = program.arrays
         self.shapes = {var.name: shape_of(var) for block in program.desc.blocks
                        for var in block.vars if var.type.type == DENSE_TENSOR}
@@ -75,11 +74,9 @@ class _Graph(GraphView):
 def plan_layers(program: Program, blocks: List[List[Operator]]) -> Dict[str, LayerBinding]:
     """Return the name of each sublayer -> its :class:`LayerBinding`, in the order of execution."""
     graph, bindings = _Graph(program, blocks), {}
-    for block in blocks:
-        for op in block:
-            binding = _BINDERS[op.type](graph, op) if op.type in _BINDERS else None
-            if binding is None:
-                continue
+    for op in chain.from_iterable(blocks):
+        binding = _BINDERS[op.type](graph, op) if op.type in _BINDERS else None
+        if binding is not None:
             stem = layer_name(binding.weight)
             names = chain([stem], (f"{stem}_{number}" for number in count(2)))
             op.layer = binding.name = next(name for name in names if name not in bindings)

@@ -46,8 +46,7 @@ def _pool2d(a):
         if largest:
             return F.adaptive_max_pool2d(x, size) if layout == "NCHW" else NotImplemented
         return F.adaptive_avg_pool2d(x, size, layout)
-    padding, ceil = _padding(a), a.get("ceil_mode", False)
-    stride = a.get("strides")
+    padding, ceil, stride = _padding(a), a.get("ceil_mode", False), a.get("strides")
     if a.get("global_pooling", False):
         size, padding, ceil = x.shape[2:] if layout == "NCHW" else x.shape[1:3], 0, False
     if largest:
