@@ -13,7 +13,7 @@ from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..nn.quantized_layer import quantizer_name, slot_name
 from .scale_history import current_qparams, full_name, split_quantizer_name
-from .sqnr import tensors_in
+from .sqnr import float_tensors
 
 BINS = 4096  # of a streaming histogram, a multiple of 4
 
@@ -136,7 +136,7 @@ class Distributions:
         if not isinstance(quantizer, FakeQuantize):
             return
         label = full_name(name, attribute)
-        for tensor in tensors_in(value):
+        for tensor in float_tensors(value):
             if 0 in tensor.shape:
                 continue
             values = tensor.detach().astype("float32").numpy()

@@ -12,12 +12,13 @@ from ..engine import (
     iter_batches,
     quantized_layers,
     quantizing_only,
+    run_batches,
 )
 from ..errors import ConfigError, ModelError
 from ..graph import FoldedNorm
 from ..graph.calls import capture_calls
 from .layer_results import LayerResults, check_calibrated, frozen_layers, is_frozen
-from .sqnr import SQNR, format_db, tensors_in
+from .sqnr import SQNR, float_tensors, format_db
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,8 @@ class LayerErrors(LayerResults):
         return f"{super().table()}\nSQNR in dB; output of the model: {format_db(self.output)}"
 
     def _columns(self):
-        return {"alone": lambda row: format_db(row.alone),
-                "accumulated": lambda row: format_db(row.accumulated),
-                "input": lambda row: format_db(row.input),
-                "weight": lambda row: format_db(row.weight)}
+        return {column: lambda row, column=column: format_db(getattr(row, column))
+                for column in ("alone", "accumulated", "input", "weight")}
 
 
 def layer_errors(model: nn.Layer, data: Iterable, float_model: Optional[nn.Layer] = None,
@@ -129,8 +128,8 @@ def layer_errors(model: nn.Layer, data: Iterable, float_model: Optional[nn.Layer
         (['0', '1'], True)
     """
     comparison = LayerComparison(model, float_model)
-    for args, kwargs in iter_batches(model, data, num_batches, "comparing layers"):
-        comparison.add(args, kwargs)
+    run_batches(lambda inputs: comparison.add(*inputs),
+                iter_batches(model, data, num_batches, "comparing layers"), "data")
     return comparison.result()
 
 
@@ -192,7 +191,7 @@ class LayerComparison:
         layer, ratios = self.layers[name], self.ratios[name]
         expected = self._fused_output(name, output, self.reference_layers)
         # Copies, because a following operator may change its input in place.
-        self._floats[name].append([tensor.clone() for tensor in tensors_in(expected)])
+        self._floats[name].append([tensor.clone() for tensor in float_tensors(expected)])
         if is_frozen(layer):
             ratios["alone"].add(
                 expected, self._fused_output(name, layer.forward(*args, **kwargs)))

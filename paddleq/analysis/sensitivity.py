@@ -7,7 +7,13 @@ from typing import Any, Callable, Iterable, List, Optional
 from paddle import nn
 
 from .._checks import wrong_type
-from ..engine import eager_evaluation, iter_batches, quantized_layers, quantizing_only
+from ..engine import (
+    eager_evaluation,
+    iter_batches,
+    quantized_layers,
+    quantizing_only,
+    run_batches,
+)
 from ..errors import ConfigError, ConfigTypeError
 from .layer_results import LayerResults, check_calibrated
 from .sqnr import SQNR, format_db
@@ -123,13 +129,18 @@ def sensitivity(model: nn.Layer, data: Optional[Iterable] = None,
                           "None")
     ratios = {name: SQNR(f"the model's output with {name or 'the model'!r} quantized")
               for name in layers}
-    for args, kwargs in iter_batches(model, data, num_batches, "quantizing one layer at a time"):
+
+    def compare(inputs):
+        args, kwargs = inputs
         with eager_evaluation(model):
             with quantizing_only(model, ()):
                 expected = model(*args, **kwargs)
             for name, ratio in ratios.items():
                 with quantizing_only(model, [name]):
                     ratio.add(expected, model(*args, **kwargs))
+
+    run_batches(compare, iter_batches(model, data, num_batches, "quantizing one layer at a time"),
+                "data")
     return Sensitivities(Sensitivity(name, types[name], ratio.db)
                          for name, ratio in ratios.items())
 

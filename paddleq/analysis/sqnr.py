@@ -7,6 +7,7 @@ import paddle
 
 from .._paddle_compat import scalar
 from ..errors import ModelError, NonFiniteError
+from ..graph.calls import tensors_in
 
 
 class SQNR:
@@ -22,7 +23,7 @@ class SQNR:
 
     def add(self, reference: Any, quantized: Any) -> None:
         """Add a batch of tensors, or of nested lists, tuples and dicts of tensors."""
-        pairs = list(zip(tensors_in(reference), tensors_in(quantized)))
+        pairs = list(zip(float_tensors(reference), float_tensors(quantized)))
         for r, q in pairs:
             if list(r.shape) != list(q.shape):
                 raise ModelError(f"{self.name} has the shape {list(q.shape)} in the quantized "
@@ -50,15 +51,9 @@ def _energy(x):
     return scalar(x.astype("float64").square().sum())
 
 
-def tensors_in(value: Any) -> List[paddle.Tensor]:
+def float_tensors(value: Any) -> List[paddle.Tensor]:
     """Return the float tensors in nested lists, tuples and dicts, in a fixed order."""
-    if isinstance(value, paddle.Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = [value[key] for key in sorted(value, key=str)]
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
+    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
 
 
 def format_db(db: Optional[float]) -> str:

@@ -88,14 +88,15 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
         quantizer.set_state(State.VALIDATION)
 
 
-def run_batches(run: Callable[[Any], Any], batches: Iterable) -> int:
-    """Call ``run(batch)`` for each batch and return the number of batches."""
+def run_batches(run: Callable[[Any], Any], batches: Iterable,
+                data: str = "the calibration data") -> int:
+    """Call ``run(batch)`` for each batch of ``data`` and return the number of batches."""
     count = 0
     for batch in batches:
         try:
             run(batch)
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error} (batch {count} of the calibration data)") from None
+            raise NonFiniteError(f"{error} (batch {count} of {data})") from None
         count += 1
     return count
 

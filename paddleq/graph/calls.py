@@ -66,23 +66,27 @@ def _by_position(layer, args, kwargs):
     return [*args, *map(kwargs.get, names), *(kwargs[key] for key in kwargs if key not in names)]
 
 
+def tensors_in(value: Any) -> List[paddle.Tensor]:
+    """Return the tensors in nested lists, tuples and dicts, in a fixed order."""
+    if isinstance(value, paddle.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value, key=str)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []
+
+
 @dataclass(eq=False)
 class Call:
-    """Call of a layer in a forward pass.
+    """Call of a layer in a forward pass."""
 
-    Attributes:
-        name: name of the layer.
-        args, kwargs: its arguments.
-        reads: for each argument, (call of a producer that returned it or None, True if it was
-            changed in place since).
-        output: of a producer. It stays in memory, so that its id is not reused.
-    """
-
-    name: Any
+    name: Any  # of the layer
     args: tuple
     kwargs: Dict[str, Any]
+    # For each argument: (call of a producer that returned it or None, True if changed in place).
     reads: List[Tuple[Optional["Call"], bool]] = field(default_factory=list)
-    output: Any = None
+    output: Any = None  # of a producer; it stays in memory, so that its id is not reused
 
 
 def trace_calls(run: Callable[[], Any], producers: Mapping[Any, nn.Layer],

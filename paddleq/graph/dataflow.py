@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Dict, List, Tuple
 
 import numpy as np
-import paddle
 from paddle import nn
 
 from .._paddle_compat import batch_norm_state, data_format
-from .calls import patched_forwards, trace_calls
+from .calls import patched_forwards, tensors_in, trace_calls
 
 PRODUCERS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Conv1DTranspose, nn.Conv2DTranspose, nn.Linear)
 NORMS = (nn.BatchNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.SyncBatchNorm)
@@ -156,13 +155,7 @@ def _run_changed(candidates, run, change):
 
 
 def _values(output):
-    if isinstance(output, paddle.Tensor):
-        return [output.numpy().copy()]
-    if isinstance(output, dict):
-        output = [output[key] for key in sorted(output, key=str)]
-    if isinstance(output, (list, tuple)):
-        return [value for item in output for value in _values(item)]
-    return []
+    return [tensor.numpy().copy() for tensor in tensors_in(output)]
 
 
 def only_read_by(run, producer, consumers):

@@ -12,7 +12,7 @@ import paddle
 from ...engine.calibration import map_leaves
 from ...errors import CalibrationError
 from ...functional.qparams import as_dtype
-from ...graph.calls import capture_inputs, patched_forwards
+from ...graph.calls import capture_inputs, patched_forwards, tensors_in
 from ...nn.quantized_layer import is_float_tensor
 
 _logger = logging.getLogger("paddleq")
@@ -97,7 +97,7 @@ class LayerReplay:
         if unknown is not None:
             self.disable_replay(f"{self.layers[number][0]} returns a {type(unknown).__name__}, "
                                 "whose tensors cannot be stored")
-        elif not _tensors_in(output):
+        elif not tensors_in(output):
             self.disable_replay(f"{self.layers[number][0]} returns no tensor, so that it must "
                                 "have side effects")
         else:
@@ -154,16 +154,10 @@ def _find_unknown(structure):
     return next((found for found in map(_find_unknown, parts) if found is not None), None)
 
 
-def _tensors_in(structure):
-    found = []
-    _map(found.append, structure)
-    return found
-
-
 def _nan_like(x):
     return paddle.full(x.shape, float("nan"), dtype=x.dtype) if is_float_tensor(x) else x.clone()
 
 
 def _has_nan(structure):
     return any(is_float_tensor(x) and bool(paddle.isnan(as_dtype(x, paddle.float32)).any())
-               for x in _tensors_in(structure))
+               for x in tensors_in(structure))

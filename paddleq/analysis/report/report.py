@@ -13,6 +13,7 @@ from ...engine import (
     extra_state_keys,
     iter_batches,
     quantized_layers,
+    run_batches,
     summary_rows,
 )
 from ...engine.provenance import versions
@@ -121,10 +122,14 @@ def _measure(model, data, float_model, num_batches):
     if data is None:
         return None, distributions
     comparison = LayerComparison(model, float_model)
-    for args, kwargs in iter_batches(model, data, num_batches, "measuring layers"):
+
+    def measure(inputs):
+        args, kwargs = inputs
         comparison.add(args, kwargs)
         with eager_evaluation(model), capture_calls(distributions.layers, distributions.add_call):
             model(*args, **kwargs)
+
+    run_batches(measure, iter_batches(model, data, num_batches, "measuring layers"), "data")
     return comparison.result(), distributions
 
 
