@@ -10,7 +10,8 @@ from .._paddle_compat import dtype_name
 from ..errors import FusionError
 from ..graph import check_fuse_list, fuse
 from .calibration import forward_arguments
-from .state import evaluation, quantization_off
+from .hooks import eager_evaluation
+from .state import quantization_off
 
 
 def run_on_first_inputs(model, inputs, action):
@@ -33,7 +34,7 @@ def awaits_first_batch(model):
 
 
 def _call(action, model, args, kwargs):
-    with evaluation(model), quantization_off(model), paddle.no_grad():
+    with eager_evaluation(model), quantization_off(model):
         return action(model, lambda: model(*args, **kwargs))
 
 

@@ -116,6 +116,19 @@ def test_norm_that_is_called_by_keyword_is_fused():
     assert relative_error(engine.convert(net)(x).numpy(), expected.numpy()) < 0.02  # a step
 
 
+@pytest.mark.parametrize("on_first_batch", [True, False])
+def test_norms_of_a_model_under_to_static_are_fused(on_first_batch):
+    x = paddle.randn([2, 3, 4, 4])
+    net, ptq = KeywordInputs(), paddleq.PTQ("AbsmaxQuantizer")
+    net.eval()
+    expected = net(x)
+    quantized = ptq.quantize(paddle.jit.to_static(net), fuse=True,
+                             inputs=None if on_first_batch else x)
+    ptq.calibrate(quantized, [x])
+    assert folded(quantized) == ["bn"]
+    assert relative_error(quantized(x).numpy(), expected.numpy()) < 0.1
+
+
 class BnFeedsTwo(nn.Layer):
     """The BN's output feeds a ReLU and a second branch; folding is still exact."""
 
