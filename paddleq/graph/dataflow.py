@@ -74,6 +74,8 @@ def find_edges(run, producers, consumers, refusal_of=lambda *_: None, called_aga
             candidates.append((producers[producer], [consumers[consumer]], pair))
         else:
             pairs.refused[pair] = reason
+    calls.clear()  # frees the tensors of this pass before the next one
+    edges.clear()
     pairs.found = [pair for _, _, pair in _exclusive(candidates, run, reference)]
     for _, _, pair in candidates:
         if pair not in pairs.found:
