@@ -45,10 +45,7 @@ class Histogram:
 
     def rebin(self, low: Optional[float], high: Optional[float],
               bins: int) -> Tuple[np.ndarray, np.ndarray]:
-        """Return (counts, edges) with at most ``bins`` bins of equal width.
-
-        The bins cover all values and, unless they are ``None``, ``low`` and ``high``.
-        """
+        """Return (counts, edges) of at most ``bins`` equal bins over values, ``low``, ``high``."""
         low = self.low if low is None else min(low, self.low)
         high = self.high if high is None else max(high, self.high)
         counts, top = _merge_bins(self.counts, self.top, max(-low, high))

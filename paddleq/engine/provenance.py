@@ -41,10 +41,7 @@ def provenance_of(model):
 
 
 def plain_value(value) -> Any:
-    """Convert ``value`` to numbers, strings, lists and dicts, the same in each process.
-
-    Classes, functions and objects of unknown types become their names.
-    """
+    """Convert ``value`` to numbers, strings, lists and dicts, the same in each process."""
     if isinstance(value, (enum.Enum, np.generic)):
         return plain_value(value.value if isinstance(value, enum.Enum) else value.item())
     if value is None or isinstance(value, bool):

@@ -131,10 +131,7 @@ def _plain_quantizer(quantizer, layer, attribute):
 
 
 def plain_spec(spec: QuantSpec, scale: Any = None) -> dict:
-    """A :class:`~paddleq.QuantSpec` as plain values, and the span of the scales if there are any.
-
-    Fields other than bits and granularity are omitted if they have their default.
-    """
+    """Return a :class:`~paddleq.QuantSpec` and the span of its scales as plain values."""
     usual = describe_spec(QuantSpec())
     unusual = {name: value for name, value in describe_spec(spec).items()
                if value != usual[name] and name not in ("bits", "granularity")}

@@ -23,10 +23,7 @@ class Structure:
 
 
 def find_structure(model, run, layers, blocks=True):
-    """Find the blocks that begin with one of ``layers``, and the sources of their inputs.
-
-    Only a ReLU that is a layer, ``nn.ReLU``, is found, not ``F.relu``.
-    """
+    """Find blocks that begin with ``layers``, with a ReLU only as a layer, and their sources."""
     structure = Structure()
     with paddle.no_grad():
         if blocks:

@@ -81,11 +81,7 @@ class LayerReplay:
                                 "previous one")
 
     def run(self, number, batch):
-        """Run a batch up to layer ``number``, or to the end if ``number`` is None.
-
-        Returns:
-            The output of the layer (a list if the replay is disabled), or of the model.
-        """
+        """Return the output of layer ``number`` for a batch, that of the model if it is None."""
         return self._forward(number, batch, self._replay)
 
     def advance(self, number, batch):

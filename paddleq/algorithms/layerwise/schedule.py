@@ -96,10 +96,7 @@ def select_layers(model: nn.Layer, helper: NetworkHelper,
 
 def containing_layers(model: nn.Layer,
                       layers: List[Tuple[str, nn.Layer]]) -> Dict[int, Set[Optional[int]]]:
-    """Map the id of each layer to the numbers of the decoder layers that contain it.
-
-    None denotes the part of the model outside of the decoder layers.
-    """
+    """Map ids of layers to the decoder layers that contain them, None for the rest of the model."""
     numbers = {id(layer): number for number, (_, layer) in enumerate(layers)}
     containing: Dict[int, Set[Optional[int]]] = {}
     todo: List[tuple] = [(model, None)]
