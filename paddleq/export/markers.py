@@ -45,29 +45,20 @@ class WeightMark:
 
 
 class Marker(NamedTuple):
-    """Marker operator in a graph.
+    """Marker operator in a block of a graph."""
 
-    Attributes:
-        number: position of ``mark`` among all marks, from 1.
-        mark: the quantizer.
-        block: block of the graph that has the marker.
-        source, target: input and output variable of the marker.
-    """
-
-    number: int
+    number: int  # position of the mark among all marks, from 1
     mark: Union[ActivationMark, WeightMark]
     block: object
-    source: object
-    target: object
+    source: object  # input variable
+    target: object  # output variable
 
 
 class MarkerLowering(abc.ABC):
     """Replace the markers of a graph by the operators of a format, in place.
 
-    Variables are identified by names or numbers, as the graph does.
-
-    Args:
-        marks: the quantizers; marker number n denotes ``marks[n - 1]``.
+    Variables are identified by names or numbers, as the graph does. Marker number n denotes
+    ``marks[n - 1]``.
     """
 
     float_suffix = ".folded"  # of the name of a changed float weight beside the original
@@ -84,6 +75,7 @@ class MarkerLowering(abc.ABC):
         blocks = [(block, list(ops)) for block, ops in self.blocks()]
         self.float_uses = {name for block, ops in blocks for op in ops
                            if self.marker_of(op) is None for name in self.inputs_of(op)}
+        # The renames of all blocks precede their application.
         lowered = [(block, [new for op in ops for new in self._lowered(block, op)])
                    for block, ops in blocks]
         for block, ops in lowered:
@@ -210,11 +202,7 @@ def broadcast(values, mark):
 
 
 def marker_number(factor, bias):
-    """Number of a marker by the attributes of a scale operator, None if it is no marker.
-
-    Raises:
-        ExportError: the factor of markers with a bias that is no number of one.
-    """
+    """Number of a marker by the attributes of a scale operator, None if it is no marker."""
     if factor != MARKER_FACTOR:
         return None
     if bias != int(bias) or bias < 1:

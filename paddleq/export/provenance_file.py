@@ -28,9 +28,9 @@ class Provenance:
 
     Args:
         format: a registered format, or "checkpoint".
-        program: the :class:`~.program.program.Program` to summarize as ``layers``, when it is
+        program: the :class:`~.program.program.Program` to summarize as ``layers`` when it is
             written, after the passes of the writer. None: ``fields`` have the layers.
-        fields: further fields of the entry: plain dicts, lists, strings and numbers.
+        fields: further plain fields of the entry.
     """
 
     def __init__(self, format, program=None, **fields):
@@ -38,11 +38,7 @@ class Provenance:
 
     @classmethod
     def of_layer(cls, format, model, made_by=None, **fields):
-        """Provenance of a ``paddle.nn.Layer``: its quantization and a summary of its layers.
-
-        Args:
-            made_by: fields to use instead of those that the front end recorded, e.g. a recipe.
-        """
+        """Provenance of a Layer: its quantization (or ``made_by``) and a summary of its layers."""
         if made_by is None:
             method = provenance_of(model)
             made_by = {"model": float_class(model).__name__,
@@ -51,10 +47,9 @@ class Provenance:
 
     @classmethod
     def of_saved(cls, format, program, paths, **fields):
-        """Provenance of a ``program`` read from ``paths``, based on the file beside these.
+        """Provenance of a program read from ``paths``, based on the file beside these.
 
-        Args:
-            paths: the model file and the parameter file (or None, or a folder).
+        ``paths`` are the model file and the parameter file (or None, or a folder).
         """
         files = file_digests(paths)
         known = next((each for each in read_provenance(paths[0])
@@ -67,20 +62,10 @@ class Provenance:
                    **fields, layers=known.get("layers", []))
 
     def write(self, path):
-        """Write this entry for existing files and return the path of the provenance file.
-
-        Args:
-            path: prefix of the files.
-
-        Raises:
-            ExportError: the provenance file cannot be written.
-        """
+        """Write this entry for the existing files at the prefix ``path``; return its path."""
         files = export_files(path, self._format)
         target = provenance_path(files[0])
-        try:
-            write_together({target: write_bytes(self.content(files[0], file_digests(files)))})
-        except OSError as error:
-            raise ExportError(f"cannot write {target}: {error}") from error
+        write_export(target, {target: write_bytes(self.content(files[0], file_digests(files)))})
         return target
 
     def content(self, model_path, files):
@@ -108,7 +93,6 @@ def write_export(model_path, writers, provenance=None):
     """Write the files of one export, all or none.
 
     Args:
-        model_path: the file that is the model.
         writers: see :func:`paddleq._atomic_write.write_together`.
         provenance: the :class:`Provenance` to write beside them. None for intermediate files.
 

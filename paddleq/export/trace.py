@@ -39,11 +39,11 @@ def trace(model, input_spec, format=None):
         format: the :class:`~paddleq.export.formats.Format` to export to. Default: "pdmodel".
 
     Returns:
-        Tuple (program, marks): the program that ``format.read`` returns and the list of marks.
+        Tuple (the program that ``format.read`` returns, list of marks).
 
     Raises:
         ExportError: quantizers without a scale, or that the format cannot represent.
-        TraceError: Paddle could not trace the model.
+        TraceError: see :func:`trace_float`.
     """
     with evaluation(model):
         format = format or FORMATS["pdmodel"]()
@@ -59,10 +59,7 @@ def trace(model, input_spec, format=None):
 
 
 def trace_float(model, input_spec, read=load_program):
-    """Trace ``model`` in evaluation mode. The model is not changed.
-
-    Args:
-        read: function (model_path, params_path) that reads the files that Paddle writes.
+    """Trace ``model`` in evaluation mode, and read the files that Paddle writes with ``read``.
 
     Raises:
         TraceError: Paddle could not trace the model.
@@ -78,8 +75,8 @@ def trace_float(model, input_spec, read=load_program):
                              f"{type(error).__name__}: {error}") from error
         # Paddle 3 writes .json, Paddle 2 .pdmodel.
         ending = ".json" if os.path.exists(path + ".json") else ".pdmodel"
-        has_params = os.path.exists(path + ".pdiparams")
-        return read(path + ending, path + ".pdiparams" if has_params else None)
+        params = path + ".pdiparams"
+        return read(path + ending, params if os.path.exists(params) else None)
 
 
 def input_spec_of(model, input_spec):
@@ -211,27 +208,23 @@ class _ExportRecorder:
 
 def _check_ready(model):
     """Raise ExportError for float64 parameters, missing scales and unfinished folding."""
+    layers = list(quantized_layers(model))
     double = [name for name, parameter in model.named_parameters()
               if parameter.dtype == paddle.float64]
-    if double:
-        raise ExportError(
-            f"{len(double)} parameters are float64, which runtimes do not take: "
-            f"{', '.join(double)}; call model.to(dtype='float32') before the model is quantized")
-    missing = [f"{name}.{attribute}" if name else attribute
-               for name, layer in quantized_layers(model)
+    missing = [f"{name}.{attribute}" if name else attribute for name, layer in layers
                for attribute, quantizer in layer.quantizers()
                if isinstance(quantizer, FakeQuantize) and not quantizer.initialized]
-    if missing:
-        raise ExportError(
-            f"{len(missing)} quantizers have no scale yet: {', '.join(missing)}; run training "
-            "steps (QAT) or calibration (PTQ) that reach these layers, or leave them out with "
-            "skip_quant")
-    training = [name for name, layer in quantized_layers(model)
-                if getattr(layer, "norm_folding", None) is not None]
-    if training:
-        raise ExportError(
-            f"{len(training)} layers are still trained with a folded batch norm: "
-            f"{', '.join(training)}; export what convert() returns")
+    training = [name for name, layer in layers if getattr(layer, "norm_folding", None) is not None]
+    for names, problem, advice in (
+            (double, "parameters are float64, which runtimes do not take",
+             "call model.to(dtype='float32') before the model is quantized"),
+            (missing, "quantizers have no scale yet",
+             "run training steps (QAT) or calibration (PTQ) that reach these layers, or leave them "
+             "out with skip_quant"),
+            (training, "layers are still trained with a folded batch norm",
+             "export what convert() returns")):
+        if names:
+            raise ExportError(f"{len(names)} {problem}: {', '.join(names)}; {advice}")
 
 
 def _is_redundant(preprocess, quantizer):

@@ -21,7 +21,6 @@ from paths import ROOT
 from runtimes import onnxruntime, paddle_inference, relative_error
 
 import paddleq
-from paddleq._paddle_compat import framework_proto
 from paddleq.cli.main import COMMANDS, main
 from paddleq.export.program import pdiparams as params
 from paddleq.export.program.program import Program
@@ -153,7 +152,7 @@ def test_to_pdmodel_with_damaged_parameters(saved, tmp_path):
 
 def test_to_pdmodel_does_not_require_paddle_3(tmp_path):
     write(tmp_path / "m.json", pir("add"))
-    params.write(tmp_path / "m.pdiparams", {"b": np.float32([3, 2, 1])}, {}, framework_proto())
+    params.write(tmp_path / "m.pdiparams", {"b": np.float32([3, 2, 1])}, {})
     done = run(tmp_path, "to-pdmodel", "m.json", "-o", "m")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("wrote m.pdmodel and m.pdiparams: 1 operators, ")
@@ -170,8 +169,7 @@ def test_to_pdmodel_does_not_require_paddle_3(tmp_path):
 def test_to_pdmodel_with_unsupported_models(stored, message, tmp_path):
     if stored is not None:
         write(tmp_path / "m.json", stored)
-        params.write(tmp_path / "m.pdiparams", {"b": np.float32([3, 2, 1])}, {},
-                     framework_proto())
+        params.write(tmp_path / "m.pdiparams", {"b": np.float32([3, 2, 1])}, {})
     write(tmp_path / "old.pdmodel", "what was there")
     write(tmp_path / "old.pdiparams", "before")
     before = content(tmp_path)
@@ -182,7 +180,7 @@ def test_to_pdmodel_with_unsupported_models(stored, message, tmp_path):
 
 def test_to_pdmodel_with_an_unwritable_target(tmp_path):
     write(tmp_path / "m.json", pir("add"))
-    params.write(tmp_path / "m.pdiparams", {"b": np.zeros(3, "float32")}, {}, framework_proto())
+    params.write(tmp_path / "m.pdiparams", {"b": np.zeros(3, "float32")}, {})
     write(tmp_path / "file", "no folder")
     before = content(tmp_path)
     line = error_line(run(tmp_path, "to-pdmodel", "m.json", "-o", "file/m"), 1)

@@ -32,7 +32,6 @@ from hypothesis import strategies as st
 from paddle import nn
 from random_graphs import cases
 
-from paddleq._paddle_compat import framework_proto
 from paddleq.errors import FormatError, PaddleqError, UnsupportedOperatorError
 from paddleq.export import to_program_desc
 from paddleq.export.program import pdiparams
@@ -731,7 +730,7 @@ def test_damage_that_the_runtime_workarounds_find(tmp_path):
     """An axis out of range: the weight of a Conv1D is unsqueezed when the file is written."""
     parameters = {"scale": np.ones(4, "float32"), "weight": np.ones([4, 4, 3], "int8"),
                   "zero": np.zeros(4, "float32")}
-    pdiparams.write(tmp_path / "m.pdiparams", parameters, {}, framework_proto())
+    pdiparams.write(tmp_path / "m.pdiparams", parameters, {})
     settings = dict(dict.fromkeys(("quant_axis", "round_type"), ("a_i32", 0)),
                     bit_length=("a_i32", 8), is_test=("a_bool", True),
                     only_observer=("a_bool", False))

@@ -117,11 +117,7 @@ def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optiona
 
 
 def write_program(program, marks, path, opset=None, target="onnxruntime", provenance=None):
-    """Write a :class:`~paddleq.export.program.program.Program` with markers as an ONNX file.
-
-    Raises:
-        DependencyError, ExportError, UnsupportedOperatorError: see :func:`to_onnx`.
-    """
+    """Write a program with markers as an ONNX file; see :func:`to_onnx`."""
     import onnx
 
     opset = default_opset(marks) if opset is None else opset

@@ -20,11 +20,7 @@ _LAST_LINES = 5
 
 
 def require_onnx():
-    """Return the module ``onnx``.
-
-    Raises:
-        DependencyError: onnx is not installed.
-    """
+    """Return the module ``onnx``, or raise DependencyError."""
     try:
         import onnx
     except ImportError as error:
@@ -35,14 +31,7 @@ def require_onnx():
 def float_graph(program, opset):
     """Convert a float :class:`~paddleq.export.program.program.Program` to ``onnx.ModelProto``.
 
-    Args:
-        program: the program.
-        opset: minimum opset of the operators. An operator that needs a higher one raises it.
-
-    Raises:
-        DependencyError: paddle2onnx is missing or has an unsupported version.
-        UnsupportedOperatorError: paddle2onnx does not support an operator.
-        ExportError: paddle2onnx failed for another reason, which the message quotes.
+    An operator that needs a higher opset than ``opset`` raises it.
     """
     onnx = require_onnx()
     python, module, version = _converter()
@@ -56,18 +45,13 @@ def float_graph(program, opset):
         if done.returncode != 0 or not os.path.exists(out) or not os.path.getsize(out):
             raise _failure(done, version)
         model = onnx.load(out)
-    _check_strides(model, version)
-    return model
-
-
-def _check_strides(model, version):
-    """Raise for strides of 0, which paddle2onnx writes for a pool that it cannot express."""
     for node in model.graph.node:
         if any(each.name == "strides" and 0 in each.ints for each in node.attribute):
             raise ExportError(
                 f"paddle2onnx {version} wrote a {node.op_type} of stride 0: an adaptive pool "
                 "makes its input larger, which it cannot express; give the pool, or the "
                 "whole model, a larger input")
+    return model
 
 
 def _converter():

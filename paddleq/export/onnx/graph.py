@@ -10,10 +10,7 @@ from ..program.graph_view import GraphView, Names
 
 
 class OnnxGraph:
-    """Nodes and constants of a model.
-
-    Args:
-        model: an ``onnx.ModelProto``; its inputs and outputs are kept.
+    """Nodes and constants of an ``onnx.ModelProto``, whose inputs and outputs are kept.
 
     Attributes:
         nodes: list of NodeProto in topological order.

@@ -14,9 +14,7 @@ from .opset import integer_type
 class OnnxLowering(MarkerLowering):
     """Replace the markers of an :class:`~.graph.OnnxGraph` by operators, in place.
 
-    Args:
-        parameters: names of the parameters of the model. Other constants are placeholders of
-            weights.
+    Constants that are not in ``parameters`` are placeholders of weights.
     """
 
     def __init__(self, graph, marks, opset, parameters):
@@ -126,11 +124,7 @@ def _qparams(mark):
 
 
 def _single_node_markers(graph):
-    """Merge the Mul and Add of each marker into the Add, in place.
-
-    Returns:
-        Dict, id of the Add -> number of the marker.
-    """
+    """Merge the Mul and Add of each marker into the Add; return id of the Add -> number."""
     consumers, numbers, merged = graph.view().consumers, {}, []
     for node in graph.nodes:
         if node.op_type != "Mul" or graph.scalar(node.input[1]) != MARKER_FACTOR:

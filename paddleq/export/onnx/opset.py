@@ -1,7 +1,6 @@
 """Opset of a model, and the integer types that it offers for a :class:`~paddleq.QuantSpec`."""
 
-from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 
@@ -16,20 +15,13 @@ FLOAT, _UINT4, _INT4 = 1, 21, 22  # onnx.TensorProto.DataType
 _MODES = {b"bilinear": b"linear", b"bicubic": b"cubic"}
 
 
-@dataclass(frozen=True)
-class IntegerType:
-    """Integer type of ONNX.
+class IntegerType(NamedTuple):
+    """Integer type of ONNX."""
 
-    Attributes:
-        dtype: numpy type of an array of these integers.
-        low, high: lowest and highest integer.
-        element_type: of TensorProto, if numpy has no such type.
-    """
-
-    dtype: str
+    dtype: str  # numpy type of an array of these integers
     low: int
     high: int
-    element_type: Optional[int] = None
+    element_type: Optional[int] = None  # of TensorProto, if numpy has no such type
 
 
 _FOUR_BITS = {True: IntegerType("int8", -8, 7, _INT4), False: IntegerType("uint8", 0, 15, _UINT4)}

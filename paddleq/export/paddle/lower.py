@@ -49,12 +49,7 @@ class PdmodelFormat(Format):
 
 
 def lower_markers(program, marks, onnx_format=True):
-    """Replace the markers of ``program`` by operators, in place.
-
-    Args:
-        onnx_format: ``quantize_linear`` and ``dequantize_linear`` with integer weights, or
-            ``fake_*`` operators with float weights.
-    """
+    """Replace the markers of ``program`` by operators, in place; see :func:`..save.save`."""
     _ProgramLowering(program, marks, onnx_format).run()
 
 

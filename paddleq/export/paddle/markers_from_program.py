@@ -12,14 +12,7 @@ from ..program.passes.stored_weights import spec_of, stored_weights
 
 
 def raise_to_markers(program):
-    """Replace the quantization of ``program`` by markers in a float program, in place.
-
-    Returns:
-        List of marks; empty if nothing is quantized.
-
-    Raises:
-        ExportError: quantization of an unknown form.
-    """
+    """Replace the quantization of ``program`` by markers in place, and return the marks."""
     marks = []
     for block in program.desc.blocks:
         replace_ops(block, _with_markers(program, block, marks))

@@ -11,7 +11,6 @@ import json
 import numpy as np
 
 from ..._atomic_write import write_bytes
-from ..._paddle_compat import framework_proto
 from ...errors import ExportError
 from ..formats import register_format
 from ..markers import MarkerLowering, marker_number, simulated_weight
@@ -35,7 +34,11 @@ class PirFormat(PdmodelFormat):
 
     def write(self, program, marks, path, provenance=None):
         _PirLowering(program, marks).run()
-        program.save(path + ".json", path + ".pdiparams", provenance)
+        model_path, params_path = (path + ending for ending in self.endings)
+        write_export(model_path, {
+            params_path: lambda path: pdiparams.write(path, program.arrays, program.dtypes),
+            model_path: write_bytes(json.dumps(program.content).encode()),
+        }, provenance)
 
 
 class PirFiles:
@@ -46,21 +49,12 @@ class PirFiles:
             raise ExportError("format='pir' needs Paddle 3: earlier versions cannot write PIR")
         stored = read_pir(model_path).stored_parameters()
         self.dtypes = {name: value.dtype for name, value in stored.items()}
-        self.arrays = {} if params_path is None else pdiparams.read(params_path, self.dtypes,
-                                                                    framework_proto())
+        self.arrays = {} if params_path is None else pdiparams.read(params_path, self.dtypes)
         with open(model_path, encoding="utf-8") as file:
             self.content = json.load(file)
         self.added = []  # operations of new parameters, for the front of the program
         (self.top,) = self.content["program"]["regions"][0]["blocks"]
         self.last = max(value["%"] for op in _operations(self.top) for value in _results(op))
-
-    def save(self, model_path, params_path, provenance=None):
-        """Write both files; see :func:`..provenance_file.write_export`."""
-        proto = framework_proto()
-        write_export(model_path, {
-            params_path: lambda path: pdiparams.write(path, self.arrays, self.dtypes, proto),
-            model_path: write_bytes(json.dumps(self.content).encode()),
-        }, provenance)
 
     def value(self, tensor):
         self.last += 1

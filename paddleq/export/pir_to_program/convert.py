@@ -1,7 +1,5 @@
 """Converter of a PIR program to a ProgramDesc, operation by operation."""
 
-from collections import Counter
-
 from ...errors import ExportError, FormatError
 from .attributes import get
 from .convert_row import write_by_row
@@ -16,8 +14,8 @@ CONTRADICTIONS = (KeyError, IndexError, TypeError, ValueError, AttributeError, O
 class Converter(Values):
     def run(self, block):
         """Convert the main block and return the :class:`~..program.program.Program`."""
-        self.uses = Counter(number for operation in block.all_operations()
-                            for number in operation.operands)
+        self.uses.update(number for operation in block.all_operations()
+                         for number in operation.operands)
         self.changing = _overwritten_inside(block)
         self.wanted = _reserve_fetches(block, self.builder)
         self.block(block)

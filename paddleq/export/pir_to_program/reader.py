@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Optional, Union
 
 from ..._checks import check_path
-from ..._paddle_compat import framework_proto
 from ...errors import ConfigError, ExportError, FormatError
 from ..program import pdiparams as params
 from ..program.passes.runtime_workarounds import apply_runtime_workarounds
@@ -29,7 +28,7 @@ def from_pir(model_path: Path, params_path: Optional[Path] = None) -> Program:
     dtypes = {name: value.dtype for name, value in stored.items()}
     arrays = {}
     if params_path is not None:
-        arrays = params.read(params_path, dtypes, framework_proto(),
+        arrays = params.read(params_path, dtypes,
                              {name: value.shape for name, value in stored.items()})
     with _damage_reported(model_path):
         return Converter({name: (array, dtypes[name])

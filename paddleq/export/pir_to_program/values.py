@@ -6,6 +6,7 @@ legacy operators take attributes, tensors, or lists of scalars.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +110,7 @@ class Values:
         self.stacks = {}  # value -> (stacked numbers, position), not written yet
         self.short = {}  # (variable, scope) -> int32 copy
         self.wanted = {}  # value -> reserved name of its variable
-        self.uses = {}  # value -> number of operands still to come that refer to it
+        self.uses = Counter()  # value -> number of operands still to come that refer to it
         self.changing = set()  # values that an inner block overwrites: no constants
         self.inputs = 0  # number of inputs of the program so far
         self._made = 0
@@ -196,11 +197,6 @@ class Values:
 
     def names_of(self, number):
         return [self.name_of(each) for each in self.lists.get(number, [number])]
-
-    def expect(self, numbers, times):
-        """Add to the number of operands still to come that refer to these values."""
-        for number in numbers:
-            self.uses[number] += times
 
     def read_later(self, number):
         """Return True if an operation still to come reads the variable of a value."""

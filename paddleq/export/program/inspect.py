@@ -17,16 +17,13 @@ _BINS = 16
 
 
 def inspect(program):
-    """Describe a program.
-
-    Args:
-        program: a :class:`~paddleq.export.program.program.Program`.
+    """Describe a program by plain values.
 
     Returns:
-        A dict of plain values: ``inputs`` and ``outputs`` (name, shape with -1 for dynamic
-        dimensions, dtype), ``operators`` (type -> count), ``parameters`` (count, bytes, bytes by
-        dtype), ``weights`` (name, shape, dtype, bits, axis, lowest and highest scale, histogram
-        of the integers in 16 bins), ``activations`` (name, reader, bits, scale).
+        Dict of ``inputs`` and ``outputs`` (name, shape with -1 for dynamic dimensions, dtype),
+        ``operators`` (type -> count), ``parameters`` (count, bytes, bytes by dtype), ``weights``
+        (name, shape, dtype, bits, axis, lowest and highest scale, histogram of the integers in 16
+        bins), ``activations`` (name, reader, bits, scale).
     """
     block = program.desc.blocks[0]
     feeds = sorted((attribute(op, "col", 0), outputs(op, "Out")[0]) for op in block.ops

@@ -10,6 +10,7 @@ from typing import Any, Dict
 
 import numpy as np
 
+from ..._paddle_compat import framework_proto
 from ...errors import FormatError
 
 # VarType.Type of framework.proto. The names are literals in the annotations of Paddle.
@@ -20,7 +21,7 @@ MOST_DIMENSIONS = 9  # of a tensor in Paddle
 _MOST_LEVELS = 16  # of LoD; parameters have none
 
 
-def read(path, variables, proto, shapes=None):
+def read(path, variables, shapes=None):
     """Read the tensors of ``variables`` (name -> dtype name) from a ``.pdiparams`` file.
 
     Args:
@@ -37,8 +38,7 @@ def read(path, variables, proto, shapes=None):
     arrays, at = {}, 0
     try:
         for name in sorted(variables):
-            arrays[name], at = _read_one(data, at, proto, variables[name],
-                                         shapes and shapes[name])
+            arrays[name], at = _read_one(data, at, variables[name], shapes and shapes[name])
     except (struct.error, ValueError, IndexError, KeyError) as error:
         raise FormatError(f"{path} is damaged or belongs to another model: cannot read tensor "
                           f"{name!r}: {error}") from error
@@ -52,7 +52,7 @@ def read(path, variables, proto, shapes=None):
     return arrays
 
 
-def _read_one(data, at, proto, expected, expected_shape):
+def _read_one(data, at, expected, expected_shape):
     version, lod_levels = struct.unpack_from("<IQ", data, at)
     if version != 0:
         raise ValueError(f"tensor version {version}")
@@ -68,7 +68,7 @@ def _read_one(data, at, proto, expected, expected_shape):
     if length < 0:
         raise ValueError(f"a description of {length} bytes")
     _check_remaining(data, at + length, "its description")
-    description = proto.VarType.TensorDesc()
+    description = framework_proto().VarType.TensorDesc()
     description.ParseFromString(bytes(data[at:at + length]))
     at += length
     dtype, shape = DTYPES[description.data_type], tuple(description.dims)
@@ -91,14 +91,13 @@ def _check_remaining(data, end, what):
         raise ValueError(f"{what} is larger than what is left of the file")
 
 
-def write(path, arrays, dtypes, proto):
+def write(path, arrays, dtypes):
     """Write ``arrays``; ``dtypes`` has the names of data types that numpy lacks (bfloat16)."""
     with open(path, "wb") as file:
         for name in sorted(arrays):
             array = np.ascontiguousarray(arrays[name])
-            description = proto.VarType.TensorDesc()
-            description.data_type = CODES[dtypes.get(name, array.dtype.name)]
-            description.dims.extend(array.shape)
+            description = framework_proto().VarType.TensorDesc(
+                data_type=CODES[dtypes.get(name, array.dtype.name)], dims=array.shape)
             encoded = description.SerializeToString()
             file.write(struct.pack("<IQIi", 0, 0, 0, len(encoded)))
             file.write(encoded)

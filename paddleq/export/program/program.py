@@ -40,10 +40,9 @@ class Program:
         Raises:
             FormatError: a file is missing, damaged or of another format.
         """
-        proto = framework_proto()
         if not os.path.isfile(model_path):
             raise FormatError(f"there is no file {model_path}")
-        desc = proto.ProgramDesc()
+        desc = framework_proto().ProgramDesc()
         with open(model_path, "rb") as file:
             data = file.read()
         if data[:1] == b"{":
@@ -59,9 +58,9 @@ class Program:
         if params_path is None:
             return cls(desc, {})
         if not os.path.isdir(params_path):
-            return cls(desc, params.read(params_path, wanted, proto))
-        return cls(desc, {name: params.read(os.path.join(params_path, name), {name: dtype},
-                                            proto)[name] for name, dtype in wanted.items()})
+            return cls(desc, params.read(params_path, wanted))
+        return cls(desc, {name: params.read(os.path.join(params_path, name), {name: dtype})[name]
+                          for name, dtype in wanted.items()})
 
     def save(self, model_path, params_path, provenance=None, workarounds=True):
         """Write both files; see :func:`..provenance_file.write_export`.
@@ -72,9 +71,9 @@ class Program:
         """
         if workarounds:
             apply_runtime_workarounds(self)
-        dtypes, proto = dict.fromkeys(self._bfloat16, "bfloat16"), framework_proto()
+        dtypes = dict.fromkeys(self._bfloat16, "bfloat16")
         write_export(model_path, {
-            params_path: lambda path: params.write(path, self.arrays, dtypes, proto),
+            params_path: lambda path: params.write(path, self.arrays, dtypes),
             model_path: write_bytes(self.desc.SerializeToString()),
         }, provenance)
 

@@ -134,14 +134,13 @@ def test_named_files_and_separate_parameters(saved, tmp_path):
     paddleq.quant_post_dynamic(folder, out, model, "net.pdiparams", "q.pdmodel", "q.pdiparams")
     expected = paddle_inference(f"{out}/quantized_model/q", [x.numpy()])[0]
     # The layout before Paddle 2: __model__ and a file for each parameter.
-    from paddleq._paddle_compat import framework_proto
     from paddleq.export.program import pdiparams as params
     old = tmp_path / "old"
     old.mkdir()
     program = load_program(f"{folder}/{model}", f"{folder}/net.pdiparams")
     (old / "__model__").write_bytes(program.desc.SerializeToString())
     for name, value in program.arrays.items():
-        params.write(str(old / name), {name: value}, {}, framework_proto())
+        params.write(str(old / name), {name: value}, {})
     paddleq.quant_post_dynamic(str(old), out + "2")
     np.testing.assert_array_equal(
         paddle_inference(f"{out}2/quantized_model/model", [x.numpy()])[0], expected)

@@ -106,8 +106,8 @@ def write_while(converter, operation):
         variables.append(name)
     # The next iteration reads the same values again.
     again = [number for each in block.all_operations() for number in each.operands]
-    converter.expect(again, 1)
+    converter.uses.update(again)
     inner, outside = _block(converter, block, [going, *variables])
-    converter.expect(again, -1)
+    converter.uses.subtract(again)
     _write(converter, "while", {"Condition": going, "X": sorted({*outside, *variables})},
            {"Out": [*variables, going], "StepScopes": f"{label}.scopes"}, inner, is_test=True)
