@@ -36,13 +36,7 @@ class Format(abc.ABC):
 
     def check_spec(  # noqa: B027 (optional to override)
             self, name: str, spec: QuantSpec, is_weight: bool) -> None:
-        """Raise :class:`~paddleq.errors.ExportError` if the format cannot represent ``spec``.
-
-        Args:
-            name: of the quantized tensor, for the message.
-            spec: a :class:`~paddleq.QuantSpec`.
-            is_weight: weight or activation.
-        """
+        """Raise ExportError, with the ``name`` of the tensor, if ``spec`` cannot be represented."""
 
     def stores_integers_of(self, layer) -> bool:
         """Return True if the format can store the weights of an IntegerLayer as constants.

@@ -135,9 +135,9 @@ class MarkerLowering(abc.ABC):
     def blocks(self):
         """Pairs (block, its operators in order), outer blocks first."""
 
-    @abc.abstractmethod
     def set_operations(self, block, ops):
-        """Replace the operators of a block."""
+        """Replace the operators of a block, which is a list by default."""
+        block[:] = ops
 
     @abc.abstractmethod
     def inputs_of(self, op):

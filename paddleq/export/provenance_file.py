@@ -24,13 +24,10 @@ _CHECKPOINT = (".safetensors", ".json")
 
 
 class Provenance:
-    """Entry of a provenance file for one export.
+    """Entry of a provenance file for one export in a format (or "checkpoint").
 
-    Args:
-        format: a registered format, or "checkpoint".
-        program: the :class:`~.program.program.Program` to summarize as ``layers`` when it is
-            written, after the passes of the writer. None: ``fields`` have the layers.
-        fields: further plain fields of the entry.
+    A ``program`` is summarized as ``layers`` when it is written, after the passes of the writer;
+    without it, ``fields`` have the layers.
     """
 
     def __init__(self, format, program=None, **fields):
@@ -90,14 +87,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 def write_export(model_path, writers, provenance=None):
-    """Write the files of one export, all or none.
+    """Write the files of one export and its provenance (None for intermediate files), or none.
 
-    Args:
-        writers: see :func:`paddleq._atomic_write.write_together`.
-        provenance: the :class:`Provenance` to write beside them. None for intermediate files.
-
-    Raises:
-        ExportError: a target cannot be written.
+    ``writers`` are those of :func:`paddleq._atomic_write.write_together`. Raises ExportError if a
+    target cannot be written.
     """
     digests = {}
 

@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
-# Enum AttrType of framework.proto -> field of OpDesc.Attr.
-_FIELDS = {0: "i", 1: "f", 2: "s", 3: "ints", 4: "floats", 5: "strings", 6: "b", 7: "bools",
-           8: "block_idx", 9: "l", 10: "blocks_idx", 11: "longs", 12: "float64s", 15: "float64",
-           16: "scalar", 17: "scalars"}
-_SCALAR_FIELDS = {1: "b", 2: "i", 3: "r"}
+from ..export.program.op_desc import attribute_value
+
 # Attributes that no kernel reads.
 _ANNOTATIONS = {"op_role", "op_role_var", "op_namescope", "op_callstack", "op_device",
                 "with_quant_attr", "struct_name"}
@@ -80,7 +77,7 @@ class Arguments:
 def read_operators(block) -> List[Operator]:
     """Return the operators of a BlockDesc."""
     return [Operator(op.type, _slots(op.inputs), _slots(op.outputs),
-                     {attr.name: _value(attr) for attr in op.attrs
+                     {attr.name: attribute_value(attr) for attr in op.attrs
                       if attr.name not in _ANNOTATIONS},
                      block.idx, position)
             for position, op in enumerate(block.ops)]
@@ -88,15 +85,3 @@ def read_operators(block) -> List[Operator]:
 
 def _slots(entries):
     return {entry.parameter: list(entry.arguments) for entry in entries if entry.arguments}
-
-
-def _value(attr):
-    if attr.type not in _FIELDS:
-        return None
-    value = getattr(attr, _FIELDS[attr.type])
-    return list(map(_scalar, value)) if hasattr(value, "extend") else _scalar(value)
-
-
-def _scalar(value):
-    """Value of a Scalar message; other values are returned as they are."""
-    return getattr(value, _SCALAR_FIELDS.get(value.type, "i")) if hasattr(value, "type") else value

@@ -15,11 +15,11 @@ from ..pir_to_program import load_program
 from ..program.passes.channels_first import to_channels_first
 from ..provenance_file import Provenance, write_export
 from ..trace import input_spec_of, trace
-from .float_graph import converter_version, float_graph, require_onnx
+from .float_graph import find_converter, float_graph, require_onnx
 from .fold_into_convolution import enlarge_scales, fold_batch_norms, fold_biases
 from .graph import OnnxGraph
 from .lower import OnnxLowering
-from .opset import CONVERTER_HIGHEST, HIGHEST, LOWEST, check_opset, default_opset, raise_opset
+from .opset import CONVERTER_HIGHEST, HIGHEST, LOWEST, raise_opset, resolve_opset
 from .qdq_placement import place_quantizers
 from .simplify import fold_weight_views, simplify
 
@@ -36,7 +36,7 @@ class OnnxFormat(Format):
 
     def versions(self):
         # paddle2onnx may be installed in another interpreter.
-        return {"onnx": require_onnx().__version__, "paddle2onnx": converter_version()}
+        return {"onnx": require_onnx().__version__, "paddle2onnx": find_converter()[2]}
 
     def require(self):
         require_onnx()
@@ -120,9 +120,7 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
     """Write a program with markers as an ONNX file; see :func:`to_onnx`."""
     import onnx
 
-    opset = default_opset(marks) if opset is None else opset
-    for mark in marks:
-        check_opset(mark, opset)
+    opset = resolve_opset(marks, opset)
     to_channels_first(program)
     parameters = set(program.arrays)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))

@@ -34,7 +34,7 @@ def float_graph(program, opset):
     An operator that needs a higher opset than ``opset`` raises it.
     """
     onnx = require_onnx()
-    python, module, version = _converter()
+    python, module, version = find_converter()
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
         model, params, out = (os.path.join(folder, name)
                               for name in ("m.pdmodel", "m.pdiparams", "m.onnx"))
@@ -54,7 +54,7 @@ def float_graph(program, opset):
     return model
 
 
-def _converter():
+def find_converter():
     """Return (Python interpreter, path of the compiled module, version) of paddle2onnx."""
     python = os.environ.get(INTERPRETER)
     if python:
@@ -77,10 +77,6 @@ def _converter():
             f"export to ONNX needs paddle2onnx 1.3.1 or 2.1, but {version} is installed: "
             "pip install paddle2onnx==1.3.1")
     return python or sys.executable, module, version
-
-
-def converter_version():
-    return _converter()[2]
 
 
 def _failure(done, version):

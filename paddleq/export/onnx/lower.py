@@ -84,10 +84,7 @@ class OnnxLowering(MarkerLowering):
                 make_node("Where", [negative, below, above], target)]
 
     def blocks(self):
-        return [(self.graph, self.graph.nodes)]
-
-    def set_operations(self, block, ops):
-        self.graph.nodes = ops
+        return [(self.graph.nodes, self.graph.nodes)]
 
     inputs_of = staticmethod(attrgetter("input"))
     outputs_of = staticmethod(attrgetter("output"))

@@ -38,19 +38,20 @@ def integer_type(spec, opset, is_weight):
     return IntegerType(spec.storage, int(limits.min), int(limits.max))
 
 
-def default_opset(marks):
-    """Default opset, or the higher one that these marks need."""
-    return _WIDE_OPSET if any(map(_needs, marks)) else USUAL
+def resolve_opset(marks, opset):
+    """Return ``opset``; None: the default, or the higher one that these marks need.
 
-
-def check_opset(mark, opset):
-    """Raise ExportError if ``opset`` lacks an integer type or granularity for a mark."""
-    need = _needs(mark)
-    if need and opset < _WIDE_OPSET:
+    Raises ExportError if ``opset`` lacks an integer type or granularity for a mark.
+    """
+    needed = [(mark.layer, *need) for mark in marks for need in [_needs(mark)] if need]
+    if opset is None:
+        return _WIDE_OPSET if needed else USUAL
+    if needed and opset < _WIDE_OPSET:
+        layer, kind, alternative = needed[0]
         raise ExportError(
-            f"{mark.layer} is quantized {need[0]}, which DequantizeLinear knows from opset "
-            f"{_WIDE_OPSET} on, but opset is {opset}; leave opset out, or give {_WIDE_OPSET} or "
-            f"{need[1]}")
+            f"{layer} is quantized {kind}, which DequantizeLinear knows from opset {_WIDE_OPSET} "
+            f"on, but opset is {opset}; leave opset out, or give {_WIDE_OPSET} or {alternative}")
+    return opset
 
 
 def _needs(mark):

@@ -23,16 +23,11 @@ def find():
     return (str(found[-1]), importlib.metadata.version("paddle2onnx")) if found else None
 
 
-def _load(module):
-    spec: Any = importlib.util.spec_from_file_location("paddle2onnx_cpp2py_export", module)
-    converter = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(converter)
-    return converter
-
-
 def _convert(module, model, params, opset, out):
+    spec: Any = importlib.util.spec_from_file_location("paddle2onnx_cpp2py_export", module)
     try:
-        converter = _load(module)
+        converter: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(converter)
     except ImportError:  # 2.x needs Paddle, and translates the program to PIR in its Python code
         import zlib  # noqa: F401  (before paddle: see paddleq/__init__.py)
 

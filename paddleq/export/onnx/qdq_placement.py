@@ -26,7 +26,7 @@ _MOVES = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 def place_quantizers(graph):
     """Change ``graph`` in place; its numbers stay the same."""
     _make_activations_unsigned(graph)
-    _QuantizerMotion(graph).run()
+    _move_quantizers(graph)
     _dequantize_at_load(graph)
     _quantize_biases(graph)
     _subtract_biases(graph)
@@ -43,75 +43,73 @@ def _make_activations_unsigned(graph):
             graph.constants[node.input[2]] = (zero.astype(np.int16) + 128).astype(np.uint8)
 
 
-class _QuantizerMotion:
+def _move_quantizers(graph):
     """Move quantizers up to the convolutions that produce their input."""
+    view, replaced = graph.view(), {}
+    for node in _quantizers(graph):
+        between = _nodes_between(graph, view, node)
+        if between:
+            replaced.update({id(each): [] for each in between})
+            replaced[id(node)] = _quantized_first(graph, node, between)
+    graph.replace(replaced)
 
-    def __init__(self, graph):
-        self.graph, self.view = graph, graph.view()
 
-    def run(self):
-        replaced = {}  # id of a node -> nodes that replace it
-        for node in _quantizers(self.graph):
-            between = self.between(node)
-            if between:
-                replaced.update({id(each): [] for each in between})
-                replaced[id(node)] = self.rebuilt(node, between)
-        self.graph.replace(replaced)
+def _nodes_between(graph, view, quantizer):
+    """Return the nodes between a convolution and its quantizer, the last one first.
 
-    def between(self, quantizer):
-        """Return the nodes between a convolution and its quantizer, the last one first.
-
-        Empty if the quantizer cannot move before all of them.
-        """
-        found, name = [], quantizer.input[0]
-        if self.graph.constants[quantizer.input[2]].size != 1:
-            return []
-        while len(self.view.consumers[name]) == 1 and name in self.view.producers:
-            node = self.view.producers[name]
-            if node.op_type == "Conv":
-                return found
-            if self.limits(node) is None and not (
-                    node.op_type in _MOVES and len(node.output) == 1):
-                return []
-            found.append(node)
-            name = node.input[0]
+    Empty if the quantizer cannot move before all of them.
+    """
+    found, name = [], quantizer.input[0]
+    if graph.constants[quantizer.input[2]].size != 1:
         return []
+    while len(view.consumers[name]) == 1 and name in view.producers:
+        node = view.producers[name]
+        if node.op_type == "Conv":
+            return found
+        if _limits(graph, node) is None and not (
+                node.op_type in _MOVES and len(node.output) == 1):
+            return []
+        found.append(node)
+        name = node.input[0]
+    return []
 
-    def limits(self, node):
-        """Return (lowest, highest) output of a clipping node, None for other nodes."""
-        if node.op_type == "Relu":
-            return 0.0, np.inf
-        if node.op_type != "Clip":
-            return None
-        lowest, highest = [*node.input[1:], "", ""][:2]
-        limits = (self.graph.scalar(lowest) if lowest else -np.inf,
-                  self.graph.scalar(highest) if highest else np.inf)
-        return None if None in limits else limits
 
-    def rebuilt(self, quantizer, between):
-        """Return the nodes that quantize first, then clip and move the integers."""
-        graph, last = self.graph, quantizer.output[0]
-        scale, zero = (graph.constants[name].reshape(-1)[0] for name in quantizer.input[1:])
-        lowest, highest = np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
-        low, high, steps = lowest, highest, []
-        for node in reversed(between):
-            limits = self.limits(node)
-            if limits is None:
-                steps.append(node)
-                continue
-            least, most = (int(np.clip(np.rint(np.float32(limit) / scale) + int(zero), lowest,
-                                       highest)) for limit in limits)
-            low, high = max(low, least), max(min(high, most), least)
-        if (low, high) != (lowest, highest):
-            names = [graph.constant(f"{last}.{side}", np.array(limit, zero.dtype))
-                     for side, limit in (("low", low), ("high", high))]
-            steps.insert(0, make_node("Clip", ["", *names], ""))
-        chain, name = [quantizer, *steps], between[-1].input[0]
-        for node in chain:
-            node.input[0] = name
-            name = last if node is chain[-1] else graph.fresh(f"{last}.{node.op_type}")
-            node.output[0], node.name = name, f"{node.op_type}:{name}"
-        return chain
+def _limits(graph, node):
+    """Return (lowest, highest) output of a clipping node, None for other nodes."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    if node.op_type != "Clip":
+        return None
+    lowest, highest = [*node.input[1:], "", ""][:2]
+    limits = (graph.scalar(lowest) if lowest else -np.inf,
+              graph.scalar(highest) if highest else np.inf)
+    return None if None in limits else limits
+
+
+def _quantized_first(graph, quantizer, between):
+    """Return the nodes that quantize first, then clip and move the integers."""
+    last = quantizer.output[0]
+    scale, zero = (graph.constants[name].reshape(-1)[0] for name in quantizer.input[1:])
+    lowest, highest = np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
+    low, high, steps = lowest, highest, []
+    for node in reversed(between):
+        limits = _limits(graph, node)
+        if limits is None:
+            steps.append(node)
+            continue
+        least, most = (int(np.clip(np.rint(np.float32(limit) / scale) + int(zero), lowest,
+                                   highest)) for limit in limits)
+        low, high = max(low, least), max(min(high, most), least)
+    if (low, high) != (lowest, highest):
+        names = [graph.constant(f"{last}.{side}", np.array(limit, zero.dtype))
+                 for side, limit in (("low", low), ("high", high))]
+        steps.insert(0, make_node("Clip", ["", *names], ""))
+    chain, name = [quantizer, *steps], between[-1].input[0]
+    for node in chain:
+        node.input[0] = name
+        name = last if node is chain[-1] else graph.fresh(f"{last}.{node.op_type}")
+        node.output[0], node.name = name, f"{node.op_type}:{name}"
+    return chain
 
 
 class _IntegerKernels:

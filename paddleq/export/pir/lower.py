@@ -112,10 +112,7 @@ class _PirLowering(MarkerLowering):
         return self.float_weight(marker, simulated_weight(marker.mark))
 
     def blocks(self):
-        return [(block, block["ops"]) for block in _blocks(self.files.top)]
-
-    def set_operations(self, block, ops):
-        block["ops"] = ops
+        return [(block["ops"], block["ops"]) for block in _blocks(self.files.top)]
 
     def inputs_of(self, op):
         return [value["%"] for value in op.get("I", ())]

@@ -7,6 +7,7 @@ the converter can rely on the structure.
 
 import gc
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, NamedTuple, Optional
@@ -224,7 +225,6 @@ def _typed(number, content, where, nested=False):
 
 
 def _shape(shape, where):
-    count = 1
     if not isinstance(shape, list):
         raise FormatError(f"{where}: {_quoted(shape)} is no shape")
     if len(shape) > MOST_DIMENSIONS:
@@ -233,9 +233,9 @@ def _shape(shape, where):
     for size in shape:
         if type(size) is not int:
             raise FormatError(f"{where}: {_quoted(size)} is no size of a dimension")
-        count *= max(size, 1)
-        if count > _LARGEST:
-            raise FormatError(f"{where}: the shape {shape} has more elements than memory addresses")
+    if math.prod(max(size, 1) for size in shape) > _LARGEST:
+        raise FormatError(f"{where}: the shape {str(shape)[:200]} has more elements than memory "
+                          "addresses")
     # Paddle multiplies sizes, including -1, when it flattens.
     return [max(size, -1) for size in shape]
 

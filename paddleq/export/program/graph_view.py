@@ -12,9 +12,8 @@ class GraphView:
     its blocks read and assign among its inputs and outputs: the view of one block includes them.
 
     Args:
-        ops: operators in order, usually ``block.ops``.
-        inputs_of, outputs_of: functions that return the variables of an operator. Default: those
-            of OpDesc messages.
+        ops: operators in order.
+        inputs_of, outputs_of: functions that return the variables of an operator.
         results: variables that the graph returns, as uses by the operator None.
 
     Attributes:
@@ -40,11 +39,7 @@ class GraphView:
         return cls([op for block in program.desc.blocks for op in block.ops])
 
     def source(self, op, slot, kind=None):
-        """The operator that writes the first variable of an input slot, None if there is none.
-
-        Args:
-            kind: return None for operators of another type. Default: any type.
-        """
+        """The operator, of type ``kind`` if given, that writes the first variable of a slot."""
         names = inputs(op, slot)
         found = self.producers.get(names[0]) if names else None
         return found if found is not None and kind in (None, found.type) else None

@@ -57,14 +57,11 @@ def count_operators(program):
 
 
 def _quantizers(program, block):
-    ops, weights, activations = list(block.ops), [], []
+    ops, activations = list(block.ops), []
     view = GraphView(ops)
-    stored = {id(weight.ops[-1]): weight for weight in stored_weights(program, ops).values()}
+    weights = [_weight(program, *weight[:4]) for weight in stored_weights(program, ops).values()]
     for op in ops:
-        if id(op) in stored:
-            weight = stored[id(op)]
-            weights.append(_weight(program, weight.name, weight.scale, weight.bits, weight.axis))
-        elif op.type in ("quantize_linear", _FAKE_ACTIVATION):
+        if op.type in ("quantize_linear", _FAKE_ACTIVATION):
             slot = "Scale" if op.type == "quantize_linear" else "InScale"
             abs_max, bits = program.arrays[inputs(op, slot)[0]], attribute(op, "bit_length")
             activations.append({
@@ -78,11 +75,10 @@ def _quantizers(program, block):
 
 def _weight(program, name, scale, bits, axis):
     array, abs_max = program.arrays[name], program.arrays[scale]
-    limit = 2 ** (bits - 1)
     row = {"name": name, "shape": list(array.shape), "dtype": array.dtype.name, "bits": bits,
-           "axis": axis,
-           "scale": [_scale(abs_max.min(), bits), _scale(abs_max.max(), bits)]}
+           "axis": axis, "scale": [_scale(each, bits) for each in (abs_max.min(), abs_max.max())]}
     if array.dtype.kind == "i":
+        limit = 2 ** (bits - 1)
         row["histogram"] = np.histogram(array, bins=_BINS, range=(-limit, limit))[0].tolist()
     return row
 
@@ -124,7 +120,7 @@ def _row(program, view, weights, op):
     weight, quantizers = weights.get(name), {}
     if weight is not None:
         name = weight.name
-        quantizers["weight"] = _described(program, weight.scale, weight.bits, weight.axis)
+        quantizers["weight"] = _described(program, *weight[1:4])
     if name not in program.arrays:
         return []  # the product of two activations
     dequantize = next((made for made in map(view.producers.get, all_inputs(op))

@@ -9,10 +9,11 @@ from .pdiparams import DTYPES
 _FIELDS = {"int": (0, "i"), "float": (1, "f"), "str": (2, "s"), "ints": (3, "ints"),
            "floats": (4, "floats"), "strs": (5, "strings"), "bool": (6, "b"),
            "bools": (7, "bools"), "block": (8, "block_idx"), "long": (9, "l"),
-           "longs": (11, "longs"), "float64s": (12, "float64s")}
+           "longs": (11, "longs"), "float64s": (12, "float64s"), "blocks": (10, "blocks_idx"),
+           "float64": (15, "float64"), "scalar": (16, "scalar"), "scalars": (17, "scalars")}
 _FIELD_OF = dict(_FIELDS.values())
-_SCALARS = 17
 _SCALAR_FIELDS = {bool: (1, "b"), int: (2, "i"), float: (3, "r")}
+_SCALAR_FIELD_OF = dict(_SCALAR_FIELDS.values())
 TYPES = {bool: "bool", int: "int", float: "float", str: "str", list: "ints", tuple: "strs"}
 """Types of attributes whose type is not given."""
 DENSE_TENSOR, TENSOR_ARRAY = 7, 13  # VarType.Type of framework.proto
@@ -90,11 +91,20 @@ def replace_ops(block, ops):
 
 def attribute(op, name, default=None) -> Any:
     """Value of an attribute, or ``default`` if the operator lacks it."""
-    for attr in op.attrs:
-        if attr.name == name and attr.type in _FIELD_OF:
-            value = getattr(attr, _FIELD_OF[attr.type])
-            return list(value) if hasattr(value, "extend") else value
-    return default
+    return next((attribute_value(attr) for attr in op.attrs
+                 if attr.name == name and attr.type in _FIELD_OF), default)
+
+
+def attribute_value(attr) -> Any:
+    """Value of a message of an attribute, None for an unknown type."""
+    value = getattr(attr, _FIELD_OF.get(attr.type, ""), None)
+    return [_plain(each) for each in value] if hasattr(value, "extend") else _plain(value)
+
+
+def _plain(value):
+    """Value of a Scalar message; other values are returned as they are."""
+    return (getattr(value, _SCALAR_FIELD_OF.get(value.type, "i")) if hasattr(value, "type")
+            else value)
 
 
 def set_attribute(op, name, value, kind=None):
@@ -103,14 +113,12 @@ def set_attribute(op, name, value, kind=None):
     if attr is None:
         attr = op.attrs.add(name=name)
     kind = kind or TYPES[type(value)]
+    attr.type, field = _FIELDS[kind]
     if kind == "scalars":
-        attr.type = _SCALARS
         for number in value:
             code, field = _SCALAR_FIELDS[type(number)]
             attr.scalars.add(type=code, **{field: number})
-        return
-    attr.type, field = _FIELDS[kind]
-    if isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple)):
         del getattr(attr, field)[:]
         getattr(attr, field).extend(value)
     else:

@@ -9,6 +9,7 @@ import struct
 from typing import Any, Dict
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from ..._paddle_compat import framework_proto
 from ...errors import FormatError
@@ -24,11 +25,8 @@ _MOST_LEVELS = 16  # of LoD; parameters have none
 def read(path, variables, shapes=None):
     """Read the tensors of ``variables`` (name -> dtype name) from a ``.pdiparams`` file.
 
-    Args:
-        shapes: name -> expected dimensions, -1 for any.
-
-    Raises:
-        FormatError: the file is damaged or has other variables.
+    ``shapes`` has the expected dimensions by name, -1 for any. Raises FormatError if the file is
+    damaged or has other variables.
     """
     try:
         with open(path, "rb") as file:
@@ -39,13 +37,9 @@ def read(path, variables, shapes=None):
     try:
         for name in sorted(variables):
             arrays[name], at = _read_one(data, at, variables[name], shapes and shapes[name])
-    except (struct.error, ValueError, IndexError, KeyError) as error:
+    except (struct.error, ValueError, IndexError, KeyError, DecodeError) as error:
         raise FormatError(f"{path} is damaged or belongs to another model: cannot read tensor "
                           f"{name!r}: {error}") from error
-    except Exception as error:
-        if type(error).__name__ == "DecodeError":
-            raise FormatError(f"{path} is damaged: tensor {name!r}: {error}") from error
-        raise
     if at != len(data):
         raise FormatError(f"{path} belongs to another model: {len(data) - at} bytes are left "
                           f"after its {len(arrays)} tensors")

@@ -2,6 +2,8 @@
 
 import os
 
+from google.protobuf.message import DecodeError
+
 from ..._atomic_write import write_bytes
 from ..._paddle_compat import framework_proto
 from ...errors import FormatError
@@ -16,30 +18,19 @@ _VERSION = 2006002  # Paddle version whose format new programs have
 
 
 class Program:
-    """A ProgramDesc and its parameters.
-
-    Attributes:
-        desc: the protobuf message.
-        arrays: parameter name -> numpy array.
-        constants: names of parameters that are not trained, if the source of the program records
-            them.
-    """
+    """A ProgramDesc and its parameters."""
 
     def __init__(self, desc, arrays):
         self.desc = desc
-        self.arrays = arrays
+        self.arrays = arrays  # parameter name -> numpy array
+        self.constants = set()  # names of parameters that are not trained, if the source has them
         self._variables = {}  # index of a block -> name -> VarDesc
-        self.constants = set()
         self._bfloat16 = {name for name, var in self.variables().items()
                           if name in arrays and dtype_of(var) == "bfloat16"}
 
     @classmethod
     def load(cls, model_path, params_path):
-        """Read a program; see :func:`~..pir_to_program.load_program`.
-
-        Raises:
-            FormatError: a file is missing, damaged or of another format.
-        """
+        """Read a ``.pdmodel``; see :func:`~paddleq.export.pir_to_program.load_program`."""
         if not os.path.isfile(model_path):
             raise FormatError(f"there is no file {model_path}")
         desc = framework_proto().ProgramDesc()
@@ -49,7 +40,7 @@ class Program:
             raise FormatError(f"{model_path} is a PIR program in JSON, not a .pdmodel")
         try:
             desc.ParseFromString(data)
-        except Exception as error:  # protobuf's DecodeError has no stable home to import from
+        except DecodeError as error:
             raise FormatError(f"{model_path} is no ProgramDesc: {error}") from error
         if not desc.blocks:
             raise FormatError(f"{model_path} is no ProgramDesc: it has no block")
@@ -63,11 +54,10 @@ class Program:
                           for name, dtype in wanted.items()})
 
     def save(self, model_path, params_path, provenance=None, workarounds=True):
-        """Write both files; see :func:`..provenance_file.write_export`.
+        """Write both files; see :func:`~paddleq.export.provenance_file.write_export`.
 
-        Args:
-            workarounds: apply :mod:`.passes.runtime_workarounds` to the program first. False only
-                for files that another tool than a runtime reads.
+        The program gets the :mod:`.passes.runtime_workarounds` first; ``workarounds`` is False only
+        for files that another tool than a runtime reads.
         """
         if workarounds:
             apply_runtime_workarounds(self)
@@ -82,8 +72,7 @@ class Program:
         """Create a program without operators, with the variables of its feeds and fetches."""
         desc = framework_proto().ProgramDesc()
         desc.version.version = _VERSION
-        block = desc.blocks.add()
-        block.idx, block.parent_idx, block.forward_block_idx = 0, -1, -1
+        block = desc.blocks.add(idx=0, parent_idx=-1, forward_block_idx=-1)
         program = cls(desc, {})
         for name, kind in (("feed", "feeds"), ("fetch", "fetches")):
             program.add_variable(block, name, None, None, persistable=True, kind=kind)
@@ -97,10 +86,8 @@ class Program:
         return copied
 
     def add_block(self, parent):
-        block = self.desc.blocks.add()
-        block.idx, block.parent_idx, block.forward_block_idx = (
-            len(self.desc.blocks) - 1, parent.idx, -1)
-        return block
+        return self.desc.blocks.add(idx=len(self.desc.blocks), parent_idx=parent.idx,
+                                    forward_block_idx=-1)
 
     def variables(self, block=None):
         """Variables of a block (default: the main block), name -> VarDesc."""
@@ -129,14 +116,12 @@ class Program:
     def add_variable(self, block, name, dtype, shape, persistable=False, kind="tensor"):
         """Add a variable of a kind of ``_KINDS`` to a block and return its name."""
         index = self.variables(block)
-        var = index[name] = block.vars.add()
-        var.name = name
+        var = index[name] = block.vars.add(
+            name=name, persistable=persistable, stop_gradient=persistable,
+            is_parameter=persistable and kind == "tensor")
         var.type.type = _KINDS[kind]
         if kind in ("tensor", "array"):
             _set_type(var, dtype, shape)
-        var.persistable = persistable
-        var.is_parameter = persistable and kind == "tensor"
-        var.stop_gradient = persistable
         return name
 
     def set_parameter(self, name, array):

@@ -45,11 +45,7 @@ def _write(converter, kind, ins, outs, inner, **values):
 
 
 def _block(converter, block, targets):
-    """Convert a block whose yielded values are assigned to ``targets``.
-
-    Returns:
-        Tuple (block, names of the outer variables that it reads).
-    """
+    """Convert a block that assigns its values to ``targets``; return it and outer inputs."""
     outer = converter.scope
     converter.scope = scope = Scope(converter.program.add_block(outer.desc))
     if not block.operations or block.operations[-1].name != "cf.yield":

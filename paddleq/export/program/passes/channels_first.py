@@ -51,12 +51,12 @@ def _replaced(builder, block, op, shapes):
     set_attribute(op, order, _LAST[layout])
     forth, back = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
     (source,) = inputs(op, source_slot)
-    first = builder.variable(block, f"{source}.first", [shapes[source][i] for i in forth])
-    to_first = _transpose(builder, block, source, first, forth)
+    first, inner = (builder.variable(block, f"{name}.first", [shapes[name][i] for i in forth])
+                    for name in (source, target))
     set_input(op, source_slot, first)
-    inner = builder.variable(block, f"{target}.first", [shapes[target][i] for i in forth])
     set_output(op, target_slot, inner)
-    return [to_first, op, _transpose(builder, block, inner, target, back)]
+    return [_transpose(builder, block, source, first, forth), op,
+            _transpose(builder, block, inner, target, back)]
 
 
 def _transpose(builder, block, source, target, axes):

@@ -24,7 +24,7 @@ def move_unsqueeze(builder, block):
 
 
 def _unsqueeze_activations(builder, block, ops):
-    view, moved_before = GraphView(ops), {}
+    view, replaced = GraphView(ops), {}
     for conv in ops:
         unsqueeze = view.source(conv, "Input") if conv.type in _CONVOLUTIONS else None
         if unsqueeze is None or not _added_axes(unsqueeze):
@@ -42,10 +42,8 @@ def _unsqueeze_activations(builder, block, ops):
         set_output(quantize, "Y", quantized)
         set_input(dequantize, "X", quantized)
         set_output(dequantize, "Y", target)
-        moved_before[id(quantize)] = unsqueeze
-    moved = {id(op) for op in moved_before.values()}
-    return [new for op in ops if id(op) not in moved
-            for new in ([moved_before[id(op)], op] if id(op) in moved_before else [op])]
+        replaced.update({id(unsqueeze): [], id(quantize): [unsqueeze, quantize]})
+    return [new for op in ops for new in replaced.get(id(op), [op])]
 
 
 def _is_per_tensor(op, view):
