@@ -18,7 +18,7 @@ from ..engine.state import evaluation
 from ..errors import ConfigError, PaddleqError
 from ..export.formats import FORMATS
 from ..export.onnx import write_program
-from ..export.paddle.lower import remove_markers
+from ..export.paddle.lower import MarkerRemoval
 from ..export.trace import trace
 from ..saved_model.inputs import as_numpy, check_inputs
 from .metrics import latencies, relative_error, top1_agreement
@@ -351,7 +351,7 @@ def _export_float_model(model, folder, file):
     program, marks = trace(model, spec, FORMATS["onnx"]())
     if not marks:
         return None
-    remove_markers(program, marks)
+    MarkerRemoval(program, marks).run()
     path = os.path.join(folder, "float")
     if file.kind == ".onnx":
         write_program(program, [], path + ".onnx")

@@ -63,8 +63,10 @@ class MarkerLowering(abc.ABC):
 
     float_suffix = ".folded"  # of the name of a changed float weight beside the original
 
-    def __init__(self, marks):
+    def __init__(self, marks, inputs_of, outputs_of):
         self.marks = marks
+        # Functions that return the variables that an operator reads and writes.
+        self.inputs_of, self.outputs_of = inputs_of, outputs_of
         self.renamed = {}  # variable -> variable that replaces it
         self.float_uses = set()  # variables that operators other than markers read
         self._taken = set()  # parameters whose name is used for another value
@@ -138,14 +140,6 @@ class MarkerLowering(abc.ABC):
     def set_operations(self, block, ops):
         """Replace the operators of a block, which is a list by default."""
         block[:] = ops
-
-    @abc.abstractmethod
-    def inputs_of(self, op):
-        """Variables that an operator reads."""
-
-    @abc.abstractmethod
-    def outputs_of(self, op):
-        """Variables that an operator writes."""
 
     @abc.abstractmethod
     def rename_inputs(self, ops):

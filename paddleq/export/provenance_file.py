@@ -44,10 +44,7 @@ class Provenance:
 
     @classmethod
     def of_saved(cls, format, program, paths, **fields):
-        """Provenance of a program read from ``paths``, based on the file beside these.
-
-        ``paths`` are the model file and the parameter file (or None, or a folder).
-        """
+        """Provenance of a program, based on the file beside its model file ``paths[0]``."""
         files = file_digests(paths)
         known = next((each for each in read_provenance(paths[0])
                       if files.items() <= each["files"].items()), None)

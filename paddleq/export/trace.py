@@ -5,7 +5,6 @@ import logging
 import os
 import tempfile
 import types
-from functools import partial
 
 import numpy as np
 import paddle
@@ -41,9 +40,7 @@ def trace(model, input_spec, format=None):
     Returns:
         Tuple (the program that ``format.read`` returns, list of marks).
 
-    Raises:
-        ExportError: quantizers without a scale, or that the format cannot represent.
-        TraceError: see :func:`trace_float`.
+    Raises ExportError for quantizers without a scale, or that the format cannot represent.
     """
     with evaluation(model):
         format = format or FORMATS["pdmodel"]()
@@ -123,10 +120,10 @@ class _ExportRecorder:
         self._format.check_spec(f"the {part} of {name}", spec, False)
         return ActivationMark(name, _float32(abs_max), spec, _zero_point(zero_point, spec))
 
-    def _mark_weight(self, layer, name, make):
+    def _mark_weight(self, layer, name, make, *args):
         weight = getattr(layer, name)
         if id(weight) not in self._shared:
-            self._shared[id(weight)] = make()
+            self._shared[id(weight)] = make(*args)
         self._weights[id(layer), name] = self._shared[id(weight)]
 
     def _mark_quantized(self, name, layer):
@@ -138,7 +135,7 @@ class _ExportRecorder:
                                                              output.abs_max, output.zero_point)
         for weight in layer._paddleq.kind.weights:
             if layer.weight_parts(weight)[1] is not None:
-                self._mark_weight(layer, weight, partial(_weight_mark, self._format, layer, weight))
+                self._mark_weight(layer, weight, _weight_mark, self._format, layer, weight)
 
     def _hooks_and_mark(self, name, layer, slot):
         """Return (callables that remain in the graph, mark or None) of an input of a layer."""
@@ -170,8 +167,7 @@ class _ExportRecorder:
         if self._format.stores_integers_of(layer):
             for weight, spec in layer.weight_specs.items():
                 self._format.check_spec(f"{name}.{weight}", spec, True)
-                self._mark_weight(layer, weight, partial(_integer_weight_mark, name, layer, weight,
-                                                         spec))
+                self._mark_weight(layer, weight, _integer_weight_mark, name, layer, weight, spec)
 
     def input_mark(self, layer, slot):
         """Return (callables that stay in the graph, mark or None) of an input of a layer."""

@@ -15,7 +15,7 @@ absolute maximum of any weight for that of 8 bits; weights of fewer bits are sca
 
 import numpy as np
 
-from ...export.paddle.lower import remove_markers
+from ...export.paddle.lower import MarkerRemoval
 from ...export.paddle.markers_from_program import raise_to_markers
 from ...export.program.graph_view import GraphView
 from ...export.program.op_builder import OpBuilder
@@ -204,4 +204,4 @@ def make_float(program):
 
     A program that keeps its weights in float (``fake_*`` operators) raises ``ExportError``.
     """
-    remove_markers(program, raise_to_markers(program))
+    MarkerRemoval(program, raise_to_markers(program)).run()

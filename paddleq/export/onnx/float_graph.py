@@ -29,10 +29,7 @@ def require_onnx():
 
 
 def float_graph(program, opset):
-    """Convert a float :class:`~paddleq.export.program.program.Program` to ``onnx.ModelProto``.
-
-    An operator that needs a higher opset than ``opset`` raises it.
-    """
+    """Convert a float program to ``onnx.ModelProto``; operators may need a higher opset."""
     onnx = require_onnx()
     python, module, version = find_converter()
     with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:

@@ -52,7 +52,11 @@ def fold_batch_norms(graph):
                                        for name in norm.input[1:])
         factor = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
         if _scale_weight(graph, weight, factor):
-            _set_bias(graph, conv, factor, beta - mean * factor)
+            shift = beta - mean * factor
+            if len(conv.input) == 3:
+                shift = shift + graph.constants[conv.input[2]].astype(np.float64) * factor
+                del conv.input[2:]
+            conv.input.append(graph.constant(f"{conv.input[1]}.bias", shift.astype(np.float32)))
             conv.output[0] = norm.output[0]
             view.producers[norm.output[0]] = conv
             folded.append(norm)
@@ -96,13 +100,6 @@ def _scale_weight(graph, weight, factor):
 
 def _mirror(values, limits):
     return limits.max - values if limits.min == 0 else -values
-
-
-def _set_bias(graph, conv, factor, shift):
-    if len(conv.input) == 3:
-        shift = shift + graph.constants[conv.input[2]].astype(np.float64) * factor
-        del conv.input[2:]
-    conv.input.append(graph.constant(f"{conv.input[1]}.bias", shift.astype(np.float32)))
 
 
 def enlarge_scales(graph):

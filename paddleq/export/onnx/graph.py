@@ -10,24 +10,18 @@ from ..program.graph_view import GraphView, Names
 
 
 class OnnxGraph:
-    """Nodes and constants of an ``onnx.ModelProto``, whose inputs and outputs are kept.
-
-    Attributes:
-        nodes: list of NodeProto in topological order.
-        constants: name -> numpy array: initializers and the values of Constant nodes.
-        types: name -> element type, for constants of a type that numpy lacks (int4).
-        inputs, outputs: names of the inputs and outputs of the model.
-    """
+    """Nodes and constants of an ``onnx.ModelProto``, whose inputs and outputs are kept."""
 
     def __init__(self, model):
         from onnx import numpy_helper
 
-        self.model, self.types = model, {}
+        self.model = model
+        self.types = {}  # name -> element type, for constants of a type that numpy lacks (int4)
         self.inputs = [value.name for value in model.graph.input]
         self.outputs = dict.fromkeys(value.name for value in model.graph.output)
-        self.constants = {each.name: numpy_helper.to_array(each)
+        self.constants = {each.name: numpy_helper.to_array(each)  # and values of Constant nodes
                           for each in model.graph.initializer}
-        self.nodes = []
+        self.nodes = []  # in topological order
         for node in model.graph.node:
             value = attribute(node, "value") if node.op_type == "Constant" else None
             if value is None:

@@ -18,7 +18,7 @@ class OnnxLowering(MarkerLowering):
     """
 
     def __init__(self, graph, marks, opset, parameters):
-        super().__init__(marks)
+        super().__init__(marks, attrgetter("input"), attrgetter("output"))
         self.graph, self.opset, self.parameters = graph, opset, parameters
         self.results = {}  # parameters of a quantizer -> its result
         self.numbers = _single_node_markers(graph)
@@ -85,9 +85,6 @@ class OnnxLowering(MarkerLowering):
 
     def blocks(self):
         return [(self.graph.nodes, self.graph.nodes)]
-
-    inputs_of = staticmethod(attrgetter("input"))
-    outputs_of = staticmethod(attrgetter("output"))
 
     def rename_inputs(self, ops):
         self.graph.rename_inputs(self.renamed, ops)

@@ -22,7 +22,7 @@ def _remove_identities(graph):
     """Remove identities. The tensor gets the name of the copy, which is its name in Paddle."""
     view, removed, renamed = graph.view(), [], {}
     for node in graph.nodes:
-        if not _is_identity(node):
+        if node.op_type != "Identity" and (node.op_type != "Dropout" or len(node.output) != 1):
             continue
         source, target = node.input[0], node.output[0]
         producer = view.producers.get(source)
@@ -39,10 +39,6 @@ def _remove_identities(graph):
             removed.append(node)
     graph.remove(removed)
     graph.rename_inputs(renamed)
-
-
-def _is_identity(node):
-    return node.op_type == "Identity" or (node.op_type == "Dropout" and len(node.output) == 1)
 
 
 def _fold_constants(graph):

@@ -44,27 +44,18 @@ class PdmodelFormat(Format):
         return layer.quantized_linearly
 
     def write(self, program, marks, path, provenance=None, onnx_format=True):
-        lower_markers(program, marks, onnx_format)
+        ProgramLowering(program, marks, onnx_format).run()
         program.save(path + ".pdmodel", path + ".pdiparams", provenance)
 
 
-def lower_markers(program, marks, onnx_format=True):
-    """Replace the markers of ``program`` by operators, in place; see :func:`..save.save`."""
-    _ProgramLowering(program, marks, onnx_format).run()
+class ProgramLowering(MarkerLowering):
+    """Replace the markers of a program by operators, in place.
 
-
-def remove_markers(program, marks):
-    """Restore the float program: remove markers of activations and store weights as floats.
-
-    Weights get their values before quantization; those of which only integers are known are
-    dequantized.
+    ``onnx_format`` is that of :func:`paddleq.export.save`.
     """
-    _MarkerRemoval(program, marks).run()
 
-
-class _ProgramLowering(MarkerLowering):
     def __init__(self, program, marks, onnx_format=True):
-        super().__init__(marks)
+        super().__init__(marks, all_inputs, all_outputs)
         self.program, self.onnx_format = program, onnx_format
         self.builder = OpBuilder(program)
 
@@ -128,8 +119,6 @@ class _ProgramLowering(MarkerLowering):
         return self.builder.constant("paddleq.zero_point", 0)
 
     set_operations = staticmethod(replace_ops)
-    inputs_of = staticmethod(all_inputs)
-    outputs_of = staticmethod(all_outputs)
 
     def blocks(self):
         return [(block, block.ops) for block in self.program.desc.blocks]
@@ -164,7 +153,12 @@ def _linear(kind, source, scale, zero, target, bits, axis=-1):
                    is_test=True, only_observer=False)
 
 
-class _MarkerRemoval(_ProgramLowering):
+class MarkerRemoval(ProgramLowering):
+    """Restore the float program: remove markers of activations and store weights as floats.
+
+    Weights get their values before quantization, or else their dequantized integers.
+    """
+
     def activation(self, marker):
         self.renamed[marker.target] = marker.source
         return []

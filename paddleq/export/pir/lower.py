@@ -54,7 +54,7 @@ class PirFiles:
             self.content = json.load(file)
         self.added = []  # operations of new parameters, for the front of the program
         (self.top,) = self.content["program"]["regions"][0]["blocks"]
-        self.last = max(value["%"] for op in _operations(self.top) for value in _results(op))
+        self.last = max(number for op in _operations(self.top) for number in _made(op))
 
     def value(self, tensor):
         self.last += 1
@@ -75,7 +75,7 @@ class _PirLowering(MarkerLowering):
     float_suffix = ".simulated"
 
     def __init__(self, files, marks):
-        super().__init__(marks)
+        super().__init__(marks, _operands, _made)
         self.files, self.constants, self.names, self.values = files, {}, {}, {}
         for op in _operations(files.top):
             if op["#"] == "1.full":
@@ -114,12 +114,6 @@ class _PirLowering(MarkerLowering):
     def blocks(self):
         return [(block["ops"], block["ops"]) for block in _blocks(self.files.top)]
 
-    def inputs_of(self, op):
-        return [value["%"] for value in op.get("I", ())]
-
-    def outputs_of(self, op):
-        return [value["%"] for value in _results(op)]
-
     def rename_inputs(self, ops):
         for op in ops:
             for value in op.get("I", ()):
@@ -157,8 +151,12 @@ def _operations(block):
     return (op for each in _blocks(block) for op in each["ops"])
 
 
-def _results(op):
-    return [op["O"]] if op["#"] == "p" else op["O"]
+def _operands(op):
+    return [value["%"] for value in op.get("I", ())]
+
+
+def _made(op):
+    return [value["%"] for value in ([op["O"]] if op["#"] == "p" else op["O"])]
 
 
 def _attribute(op, name):

@@ -32,16 +32,13 @@ _READ = {"int": int, "long": int, "float": float, "str": str, "dtype": str, "boo
 
 
 class Entry(NamedTuple):
-    """Operand, result or attribute.
-
-    An operand with a ``type`` is an attribute of the legacy operator if it is constant.
-    """
+    """Operand, result or attribute."""
 
     pir: str
     legacy: str
     many: bool = False  # a list of tensors
     optional: bool = False
-    type: Optional[str] = None
+    type: Optional[str] = None  # of an attribute, also of a constant operand that becomes one
     tensor: Optional[str] = None  # slot for a computed tensor
     tensors: Optional[str] = None  # slot for a list of computed tensors
     alias: Optional[str] = None  # operand whose variable the result overwrites

@@ -68,14 +68,11 @@ def assign_value(name, dtype, shape, numbers):
 
 
 class Scope:
-    """Block that is being written: its description and its operators so far.
-
-    An entry of ``ops`` may be a list of operators, which are inserted there later.
-    """
+    """Block that is being written."""
 
     def __init__(self, desc):
         self.desc = desc
-        self.ops = []
+        self.ops = []  # an entry may be a list of operators, which are inserted there later
 
     def placeholder(self):
         """Reserve the position of the next operator; return (scope, list for its operators)."""
@@ -89,13 +86,9 @@ class Scope:
 
 
 class Values:
-    """Values of a program by number, which are written when they are needed.
+    """Values of a program by number, which are written when they are needed."""
 
-    Args:
-        parameters: name -> (array, dtype name).
-    """
-
-    def __init__(self, parameters):
+    def __init__(self, parameters):  # name -> (array, dtype name)
         self.program = Program.empty()
         for name, (array, dtype) in parameters.items():
             self.program.add_parameter(name, array, dtype)

@@ -15,15 +15,12 @@ class GraphView:
         ops: operators in order.
         inputs_of, outputs_of: functions that return the variables of an operator.
         results: variables that the graph returns, as uses by the operator None.
-
-    Attributes:
-        producers: variable -> the last operator that writes it.
-        rewritten: variables that several operators write.
-        consumers: variable -> list of the operators that read it, with one entry for each use.
     """
 
     def __init__(self, ops, inputs_of=all_inputs, outputs_of=all_outputs, results=()):
-        self.producers, self.consumers, self.rewritten = {}, {}, set()
+        self.producers = {}  # variable -> the last operator that writes it
+        self.consumers = {}  # variable -> operators that read it, with one entry for each use
+        self.rewritten = set()  # variables that several operators write
         for op in ops:
             made = dict.fromkeys(outputs_of(op), op)
             self.rewritten.update(made.keys() & self.producers.keys())

@@ -97,12 +97,7 @@ def _consumer_type(view, op):
 
 
 def program_rows(program):
-    """Summarize the quantization of each operator with a weight, in the order of the program.
-
-    Returns:
-        List of dicts with ``name`` (of the weight), ``type`` (of the operator) and ``done``, and
-        ``quantizers`` if there are any, in the format of :func:`paddleq.engine.summary.layer_rows`.
-    """
+    """Rows as of :func:`paddleq.engine.summary.layer_rows`, one for each operator with a weight."""
     rows = []
     for block in program.desc.blocks:
         view = GraphView(block.ops)

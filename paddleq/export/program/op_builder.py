@@ -9,10 +9,7 @@ BOOL, INT16, FLOAT32, INT8 = 0, 1, 5, 21  # VarType.Type of framework.proto, for
 
 
 class OpBuilder:
-    """Adds variables to a :class:`~.program.Program`, and creates operators.
-
-    Methods that create operators return them as a list; the caller inserts them into a block.
-    """
+    """Adds variables to a :class:`~.program.Program`, and creates operators."""
 
     def __init__(self, program):
         self.program = program

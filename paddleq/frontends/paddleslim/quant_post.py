@@ -17,7 +17,7 @@ from ...engine.provenance import plain_value
 from ...engine.select import select
 from ...errors import ConfigError, ModelError
 from ...export.markers import simulated_weight
-from ...export.paddle.lower import lower_markers
+from ...export.paddle.lower import ProgramLowering
 from ...export.pir_to_program import load_program
 from ...export.program.program import Program
 from ...export.provenance_file import Provenance, file_digests
@@ -325,7 +325,7 @@ def quantized_program(model: SavedModel, as_float: bool = False) -> Tuple[Progra
     program, marks = trace(model, None)
     if as_float:
         marks = [replace(mark, value=simulated_weight(mark), integers=None) for mark in marks]
-    lower_markers(program, marks)
+    ProgramLowering(program, marks).run()
     return program, weights
 
 

@@ -34,10 +34,7 @@ def multiply_unused_integers(builder, block):
 
 
 def float_weights(program, block):
-    """Store the float weight where Paddle Inference does not compute with integers, in place.
-
-    Returns the names of the changed weights.
-    """
+    """Store weights as floats that Paddle Inference does not compute with; return their names."""
     ops = list(block.ops)
     weights = _unused_integers(program, ops, lite=False)
     stored = {weight.target: program.add_parameter(f"{weight.target}.float", simulated_weight(
