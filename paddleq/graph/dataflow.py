@@ -55,7 +55,8 @@ def find_edges(run, producers, consumers, refusal_of=lambda *_: None, called_aga
     calls, output = trace_calls(run, producers, consumers)
     reference = _values(output)
     called = Counter(call.name for call in calls)
-    edges = [(*call.reads[0], call.name) for call in calls if call.reads and call.reads[0][0]]
+    edges = [(source, changed, call.name) for call in calls
+             for source, changed in call.reads[:1] if source is not None]
     readings = Counter((source.name, consumer) for source, _, consumer in edges)
     pairs, candidates = Pairs(), []
     for source, changed, consumer in edges:

@@ -8,7 +8,7 @@ import copyreg
 import functools
 import inspect
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, Tuple, Type
+from typing import Any, Callable, Dict, Iterable, Iterator, Tuple, Type, cast
 
 import paddle
 from paddle import nn
@@ -54,7 +54,8 @@ def swapped_class(mixin: Any, base: Type[nn.Layer]) -> Type[nn.Layer]:
 
 
 # No module has such a class under its name: pickle makes it again where it loads.
-copyreg.pickle(SwappedClass, lambda cls: (swapped_class, (cls._mixin, cls._float_class)))
+copyreg.pickle(SwappedClass,
+               cast(Any, lambda cls: (swapped_class, (cls._mixin, cls._float_class))))
 make_tensors_picklable()
 
 

@@ -218,7 +218,8 @@ class KVRange(Collector):
 
     def _extend(self, values):
         for name, value in values.items():
-            self._values[name] = paddle.maximum(self._values.get(name, value), value)
+            old = self._values.get(name)
+            self._values[name] = value if old is None else paddle.maximum(old, value)
 
     def merge(self, other: "KVRange") -> None:
         self._extend(other._values)

@@ -195,7 +195,8 @@ FUNCTIONS.update({
     "expand_as_v2": lambda a: paddle.expand(
         a.tensor("X"), a.get("target_shape") if a.tensor("Y") is None else a.tensor("Y").shape),
     "range": lambda a: paddle.arange(
-        *(a.tensor(slot).item() for slot in ("Start", "End", "Step")), a.tensor("Start").dtype),
+        *(a.tensor(slot).item() for slot in ("Start", "End", "Step")),
+        dtype=a.tensor("Start").dtype),
     "eye": lambda a: paddle.eye(a.get("num_rows"), unless_minus_one(a.get("num_columns", -1)),
                                 DTYPES[a.get("dtype", 5)]),
     **dict.fromkeys(("fill_any_like", "fill_zeros_like"), lambda a: paddle.full_like(

@@ -73,7 +73,7 @@ def _entry(pattern, text):
         raise ValueError(f"{text!r} is no entry of the operator table")
     parts: Dict[str, Any] = {name: bool(part) if name in _FLAGS else part
                              for name, part in match.groupdict().items()}
-    kind, default = parts.get("type"), parts.get("default")
+    kind, default = parts.get("type") or "", parts.get("default")
     if default is not None:
         parts["default"] = (_READ[kind](default) if kind in _READ else
                             [_READ[kind[:-1]](each) for each in default.split(",") if each])

@@ -250,7 +250,7 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                "quantizable_op_type": list(quantizable_op_type)}
     if save_model_dir is not None:
         model = weight_only_model(
-            trace_float(model_dir, input_spec) if live else load_program(*files), **options)
+            trace_float(model_dir, input_spec) if live else load_program(files[0], files[1]), **options)
         outputs = {"quantized_model": {},
                    **({"test_model": {"as_float": True}} if generate_test_model else {})}
         source = {"model": type(model_dir).__name__} if live else {"made_from": file_digests(files)}

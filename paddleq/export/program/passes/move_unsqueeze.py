@@ -59,7 +59,7 @@ def _unsqueeze_weights(program, block):
     for weight in stored_weights(program, ops).values():
         if len(weight.ops) > 1 or all_blocks.sole_consumer(weight.name) is None:
             continue
-        (dequantize,) = weight.ops
+        dequantize = weight.ops[-1]
         while True:
             unsqueeze = view.sole_consumer(weight.target)
             axes = None if unsqueeze is None else _added_axes(unsqueeze)
@@ -82,7 +82,7 @@ def _added_axes(op):
 
 
 def _add_axes(program, weight, axes):
-    (dequantize,) = weight.ops
+    dequantize = weight.ops[0]
     expanded = np.expand_dims(program.arrays[weight.name], axes)
     program.set_parameter(weight.name, expanded)
     old = attribute(dequantize, "quant_axis", -1)
