@@ -97,7 +97,7 @@ def attribute(op, name, default=None) -> Any:
 
 def attribute_value(attr) -> Any:
     """Value of a message of an attribute, None for an unknown type."""
-    value = getattr(attr, _FIELD_OF.get(attr.type, ""), None)
+    value: Any = getattr(attr, _FIELD_OF.get(attr.type, ""), None)
     return [_plain(each) for each in value] if hasattr(value, "extend") else _plain(value)
 
 

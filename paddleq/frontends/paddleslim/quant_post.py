@@ -246,11 +246,13 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         engine.check_model(model_dir)
     else:
         files = find_files(os.fspath(model_dir), model_filename, params_filename)
+        model_file, params_file = files
     options = {"weight_bits": weight_bits, "weight_quantize_type": weight_quantize_type,
                "quantizable_op_type": list(quantizable_op_type)}
     if save_model_dir is not None:
-        model = weight_only_model(
-            trace_float(model_dir, input_spec) if live else load_program(files[0], files[1]), **options)
+        program = (trace_float(model_dir, input_spec) if live else
+                   load_program(model_file, params_file))
+        model = weight_only_model(program, **options)
         outputs = {"quantized_model": {},
                    **({"test_model": {"as_float": True}} if generate_test_model else {})}
         source = {"model": type(model_dir).__name__} if live else {"made_from": file_digests(files)}

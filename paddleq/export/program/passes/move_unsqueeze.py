@@ -57,9 +57,9 @@ def _unsqueeze_weights(program, block):
     ops = list(block.ops)
     all_blocks, view, removed = GraphView.of_program(program), GraphView(ops), set()
     for weight in stored_weights(program, ops).values():
-        if len(weight.ops) > 1 or all_blocks.sole_consumer(weight.name) is None:
+        if len(weight.ops) != 1 or all_blocks.sole_consumer(weight.name) is None:
             continue
-        dequantize = weight.ops[-1]
+        (dequantize,) = weight.ops
         while True:
             unsqueeze = view.sole_consumer(weight.target)
             axes = None if unsqueeze is None else _added_axes(unsqueeze)

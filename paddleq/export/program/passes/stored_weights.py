@@ -5,7 +5,7 @@ use it by three operators with the same result: cast, elementwise_mul by abs_max
 by the number of levels.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Tuple
 
 from ....spec import PerChannel, PerTensor, QuantSpec
 from ...markers import WeightMark
@@ -30,7 +30,7 @@ class StoredWeight(NamedTuple):
     scale: str  # name of the parameter or variable with abs_max
     bits: int
     axis: int  # of the channels, -1 for per tensor
-    ops: tuple  # in order; the last one writes the float weight
+    ops: Tuple[Any, ...]  # in order; the last one writes the float weight
 
     @property
     def target(self):
