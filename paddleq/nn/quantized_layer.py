@@ -185,18 +185,20 @@ def map_inputs(layer, args, kwargs, quantize):
 
     Values that are not float tensors stay.
     """
-    def replaced(slot, x):
-        if isinstance(x, (list, tuple)):  # the members of paddle.concat share one scale
-            return type(x)(replaced(slot, item) for item in x)
-        return quantize(slot, x) if is_float_tensor(x) else x
-
     args, kwargs, names = list(args), dict(kwargs), layer._paddleq.arguments
     for slot, position in enumerate(layer._paddleq.kind.inputs):
         if position < len(args):
-            args[position] = replaced(slot, args[position])
+            args[position] = _quantized(slot, args[position], quantize)
         elif position < len(names) and names[position] in kwargs:
-            kwargs[names[position]] = replaced(slot, kwargs[names[position]])
+            kwargs[names[position]] = _quantized(slot, kwargs[names[position]], quantize)
     return args, kwargs
+
+
+# Not a function inside map_inputs: Paddle 2.6 traces no closure that calls itself.
+def _quantized(slot, x, quantize):
+    if isinstance(x, (list, tuple)):  # the members of paddle.concat share one scale
+        return type(x)(_quantized(slot, item, quantize) for item in x)
+    return quantize(slot, x) if is_float_tensor(x) else x
 
 
 def is_quantized(layer):
