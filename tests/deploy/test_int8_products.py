@@ -10,6 +10,7 @@ import paddleq
 from paddleq.deploy import Predictor, to_paddle_int8
 from paddleq.errors import ConfigError, ConfigTypeError, FormatError
 from paddleq.export.pir_to_program import load_program
+from paddleq.golden_stick import PTQ, PTQConfig
 from paddleq.paddleslim import AbsmaxQuantizer
 from paddleq.spec import PerChannel, PerTensor
 
@@ -118,6 +119,83 @@ def test_copy_matches_float64_reference(tmp_path):
     expected = integers * step * abs_max / levels + net[0].bias.numpy()
     with Predictor(path, runtime="paddle") as predictor:
         assert relative_error(predictor.run([x])[0], expected) < 1e-4
+
+
+def square(names=("first", "second"), size=WIDE):
+    """Linears with as many inputs as outputs, whose columns differ in magnitude."""
+    net = nn.Sequential(*((name, nn.Sequential(nn.Linear(size, size), nn.Tanh()))
+                          for name in names))
+    rng = np.random.RandomState(3)
+    for part in net:
+        part[0].weight.set_value((rng.randn(size, size) * np.exp(rng.randn(size)) / size).astype(
+            "float32"))
+        part[0].bias.set_value(rng.randn(size).astype("float32"))
+    return net
+
+
+def in_float64(net, x):
+    """Output of ``square()`` whose weights are rounded to nearest with a step per column."""
+    y = x.astype(np.float64)
+    for part in net:
+        weight = part[0].weight.numpy().astype(np.float64)
+        step = np.abs(weight).max(axis=0) / 127
+        y = np.tanh(y @ (np.rint(weight / step) * step) + part[0].bias.numpy())
+    return y
+
+
+@pytest.mark.parametrize("door", ["Golden Stick", "AMCT", "quant_post_dynamic"])
+@pytest.mark.parametrize("shape", [[40, WIDE], [3, 7, WIDE]])
+def test_square_weights_alone(door, shape, tmp_path):
+    """Paddle Inference looks for the axis of the scales by its size; here both axes have it."""
+    x = paddle.to_tensor(np.random.RandomState(1).randn(*shape).astype("float32"))
+    net, spec = square(), [paddle.static.InputSpec([None, *shape[1:]], "float32")]
+    expected, path = in_float64(net, x.numpy()), str(tmp_path / "quantized_model" / "model")
+    if door == "quant_post_dynamic":
+        net = paddleq.quant_post_dynamic(net, str(tmp_path), input_spec=spec)
+    elif door == "AMCT":
+        paddleq.amct.quantize(net, {"algorithm": "minmax", "batch_num": 1, "quant_cfg": {
+            "weights": {"type": "int8", "symmetric": True, "strategy": "channel"}}})
+        net(x)
+        paddleq.amct.convert(net)
+    else:
+        net = PTQ(PTQConfig()).apply(net, datasets=[x])
+    if door != "quant_post_dynamic":
+        paddleq.save_quantized_model(net, path, spec)
+    assert relative_error(paddle_inference(path, [x.numpy()])[0], net(x).numpy()) < 1e-7
+    assert relative_error(net(x).numpy(), expected) < 1e-5
+    for prefix in (path, path + "_int8"):
+        found = paddle_inference(prefix, [x.numpy()], ir_optim=True, int8=True)[0]
+        assert relative_error(found, expected) < 1e-5
+        to_paddle_int8(path, path + "_int8")
+
+
+def test_square_weights_of_attention(tmp_path):
+    paddle.seed(2)
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDE, 4, WIDE, dropout=0.0), 2)
+    for layer in net.sublayers():
+        if isinstance(layer, nn.Linear):
+            layer.weight.set_value(layer.weight * paddle.exp(paddle.randn([1, WIDE])))
+    net.eval()
+    x, path = paddle.randn([3, 7, WIDE]), str(tmp_path / "m")
+    net = PTQ(PTQConfig(precision_recovery="gptq")).apply(net, datasets=[x])
+    paddleq.save_quantized_model(net, path, [paddle.static.InputSpec([None, 7, WIDE])])
+    found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
+    assert relative_error(found, net(x).numpy()) < 1e-5
+
+
+def test_square_weights_with_a_scale_per_token(tmp_path):
+    x, path = paddle.randn([40, WIDE]), str(tmp_path / "m")
+    net = PTQ(PTQConfig(act_quant_dtype="int8", act_quant_granularity="per_token")).apply(
+        square(), datasets=[x])
+    paddleq.save_quantized_model(net, path, [paddle.static.InputSpec([None, WIDE])])
+    expected = net(x).numpy()
+    assert relative_error(paddle_inference(path, [x.numpy()])[0], expected) < 1e-7
+    if INT8_WEIGHT_BITS == 8:  # its kernels do not saturate
+        found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
+        assert relative_error(found, expected) < 0.05
+        assert to_paddle_int8(path, path + "_int8") == 2
+        found = paddle_inference(path + "_int8", [x.numpy()], ir_optim=True, int8=True)[0]
+        assert relative_error(found, expected) < 3e-3
 
 
 def test_model_without_linears_is_copied(tmp_path):

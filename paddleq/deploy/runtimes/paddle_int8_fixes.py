@@ -15,7 +15,7 @@ absolute maximum of any weight for that of 8 bits; weights of fewer bits are sca
 
 import numpy as np
 
-from ...export.paddle.lower import MarkerRemoval
+from ...export.paddle.lower import MarkerRemoval, linear_op
 from ...export.paddle.markers_from_program import raise_to_markers
 from ...export.program.graph_view import GraphView
 from ...export.program.op_builder import OpBuilder
@@ -51,6 +51,7 @@ def fix_int8_layers(program):
     """Change ``program`` in place to run with int8 kernels only; return the number of layers."""
     builder, changed = OpBuilder(program), set()
     for block in program.desc.blocks:
+        _restore_dequantize_linear(builder, block)
         changed |= float_weights(program, block) | _scale_to_8_bits(builder, block)
         graph, replaced = GraphView(block.ops), {}
         for op in block.ops:
@@ -68,6 +69,24 @@ def fix_int8_layers(program):
             changed.update(inputs(op, "X"))
         replace_ops(block, [new for op in block.ops for new in replaced.get(id(op), [op])])
     return len(changed)
+
+
+def _restore_dequantize_linear(builder, block):
+    """Let ``dequantize_linear`` dequantize the multiplied weights of integer products, in place."""
+    program, ops, replaced = builder.program, list(block.ops), {}
+    graph = GraphView(ops)
+    for weight in stored_weights(program, ops).values():
+        if weight.linear:
+            continue
+        zero = builder.parameter(f"{weight.target}.zero_point",
+                                 np.zeros([program.arrays[weight.scale].size], np.float32))
+        restored = linear_op("dequantize_linear", weight.name, weight.scale, zero, weight.target,
+                             weight.bits, weight.axis)
+        if _product_of(program, graph, block, restored) is not None:
+            replaced.update((id(op), []) for op in weight.ops[:-1])
+            replaced[id(weight.ops[-1])] = [restored]
+    replace_ops(block, [new for op in ops for new in replaced.get(id(op), [op])])
+    program.remove_unused_parameters()
 
 
 def _scale_to_8_bits(builder, block):
@@ -158,9 +177,15 @@ def _last_axis(block, name):
 
 
 def saturating_layers(program):
-    """Return names of the layers whose int8 kernels may saturate or lose bits without VNNI."""
+    """Return names of the layers whose int8 kernels may saturate or lose bits without VNNI.
+
+    Weights are dequantized by ``dequantize_linear`` afterwards where :func:`fix_int8_layers` can
+    use that.
+    """
     found = []
+    builder = OpBuilder(program)
     for block in program.desc.blocks:
+        _restore_dequantize_linear(builder, block)
         ops = list(block.ops)
         view, weights = GraphView(ops), stored_weights(program, ops)
         scaled = {name for op in ops for product in [_product_of(program, view, block, op)]

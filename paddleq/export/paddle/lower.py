@@ -69,8 +69,8 @@ class ProgramLowering(MarkerLowering):
                             round_type=0)]
         quantized = self.builder.variable_like(block, target, f"{target}.quantized")
         zero = self._zero()
-        return [_linear("quantize_linear", source, scale, zero, quantized, mark.spec.bits),
-                _linear("dequantize_linear", quantized, scale, zero, target, mark.spec.bits)]
+        return [linear_op("quantize_linear", source, scale, zero, quantized, mark.spec.bits),
+                linear_op("dequantize_linear", quantized, scale, zero, target, mark.spec.bits)]
 
     def sign(self, marker, size):
         _, _, block, source, target = marker
@@ -99,7 +99,7 @@ class ProgramLowering(MarkerLowering):
         # if another weight shares it.
         zero = self.builder.parameter(f"{target}.zero_point",
                                       np.zeros([len(mark.abs_max)], np.float32))
-        return [_linear("dequantize_linear", name, abs_max, zero, target, bits, axis)]
+        return [linear_op("dequantize_linear", name, abs_max, zero, target, bits, axis)]
 
     def fake_weight(self, marker, axis):
         mark, target = marker.mark, marker.target
@@ -145,7 +145,8 @@ class ProgramLowering(MarkerLowering):
         self.program.remove_unused_parameters()
 
 
-def _linear(kind, source, scale, zero, target, bits, axis=-1):
+def linear_op(kind, source, scale, zero, target, bits, axis=-1):
+    """Create the operator ``quantize_linear`` or ``dequantize_linear``."""
     # Paddle 3 clips to qmin and qmax and ignores bit_length; Paddle 2.6 the opposite.
     top = 2 ** (bits - 1) - 1
     return make_op(kind, {"X": source, "Scale": scale, "ZeroPoint": zero}, {"Y": target},

@@ -5,13 +5,18 @@ Paddle Inference's int8 mode (2.6 to 3.3) does that for all of them, but convert
 to floats for few: every other operator then fails. Paddle-Lite's operators without an int8 kernel
 use the integers as the float weight. So ``dequantize_linear`` is kept only where a runtime computes
 with the integers.
+
+Paddle Inference's int8 mode also takes the first axis of the size of the scale for the axis of the
+channels, which is wrong for a Linear with as many inputs as outputs. Its ``dequantize_linear`` is
+kept only for inputs with a fixed scale: the product computes with integers in other runtimes, and
+in Paddle Inference with :mod:`~paddleq.deploy.runtimes.paddle_int8_fixes`.
 """
 
 import numpy as np
 
 from ...markers import simulated_weight
 from ..graph_view import GraphView
-from ..op_desc import inputs, rename_inputs, replace_ops
+from ..op_desc import attribute, inputs, rename_inputs, replace_ops
 from .stored_weights import stored_weights
 
 # Slots in which Paddle Inference's int8 pass looks for a weight.
@@ -62,9 +67,25 @@ def _uses_integers(program, weight, op, view, lite):
     if lite and op.type in _LITE_WEIGHTS and view.source(op, "Input", "dequantize_linear"):
         slot = _LITE_WEIGHTS[op.type]
     slots = [entry.parameter for entry in op.inputs if weight.target in entry.arguments]
+    array, channels = program.arrays[weight.name], program.arrays[weight.scale].size
     # Paddle Inference supports channels along the first two axes.
-    return (slots == [slot] and weight.axis < 2
-            and program.arrays[weight.name].dtype == np.int8)
+    if slots != [slot] or weight.axis >= 2 or array.dtype != np.int8:
+        return False
+    return (slot != "Y" or channels == 1 or array.shape.index(channels) == weight.axis
+            or _is_product_of_integers(program, view, op, lite))
+
+
+def _is_product_of_integers(program, view, op, lite):
+    """Return True if the input of a product is quantized; for ``lite`` not with a scale per token.
+
+    A tensor with a scale per token is divided by it, and then quantized with a step of 1.
+    """
+    dequantize = view.source(op, "X", "dequantize_linear")
+    if dequantize is None:
+        return False
+    abs_max = program.arrays.get(inputs(dequantize, "Scale")[0])
+    levels = 2 ** (attribute(dequantize, "bit_length", 8) - 1) - 1
+    return abs_max is not None and not (lite and (abs_max == levels).all())
 
 
 def _is_constant(program, weight):
