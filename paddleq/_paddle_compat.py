@@ -7,6 +7,7 @@ removes raises :class:`~paddleq.errors.DependencyError`, which names that versio
 
 import copyreg
 import functools
+import inspect
 import pkgutil
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Type, TypeVar
 
@@ -87,6 +88,20 @@ def is_to_static_enabled() -> bool:
 def is_traced(layer: nn.Layer) -> bool:
     """Return True if ``paddle.jit.to_static`` replaced the ``forward`` of ``layer``."""
     return bool(getattr(layer, "_original_funcs", None))
+
+
+def is_traced_by_save() -> bool:
+    """Return True inside the trace of ``paddle.jit.save``, not in that of a training program.
+
+    Paddle has no public flag for it. It sets batch norms and dropouts of a saved program to
+    evaluation, also those of a model in training mode; layers of other kinds have to do that.
+    """
+    frame: Any = None if paddle.in_dynamic_mode() else inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "save" and frame.f_globals.get("__name__") == "paddle.jit.api":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def skip_bytecode_translation(cls: L) -> L:

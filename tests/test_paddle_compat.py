@@ -208,6 +208,28 @@ def test_is_traced():
     assert compat.is_traced(paddle.jit.to_static(layer))
 
 
+class Saved(nn.Layer):
+    """Record is_traced_by_save() of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.__dict__["calls"] = []
+
+    @paddle.jit.not_to_static
+    def forward(self, x):
+        self.calls.append(compat.is_traced_by_save())
+        return x + 1.0
+
+
+def test_is_traced_by_save(tmp_path):
+    layer, spec = Saved(), [paddle.static.InputSpec([None, 2], "float32")]
+    layer(paddle.rand([1, 2]))
+    traced = Saved()
+    paddle.jit.to_static(nn.Sequential(traced), full_graph=True)(paddle.rand([1, 2]))
+    paddle.jit.save(nn.Sequential(layer), str(tmp_path / "net"), spec)
+    assert (layer.calls, traced.calls) == ([False, True], [False])
+
+
 def test_attributes_that_tracing_sets(tmp_path):
     net = nn.Sequential(nn.Linear(2, 2))
     before = {name: value for name, value in net.__dict__.items()

@@ -11,6 +11,7 @@ import paddle
 from .._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type, wrong_value
 from .._paddle_compat import (
     StateDictNotice,
+    is_traced_by_save,
     own_buffers,
     own_parameters,
     skip_bytecode_translation,
@@ -215,7 +216,8 @@ class FakeQuantize(StateDictNotice, WithArgs):
                 is not coarser than evaluation if the observer has seen a wider range.
         """
         calibrating = self.state is State.CALIBRATION
-        observing = self.observer_enabled and (self.training or calibrating)
+        observing = (self.observer_enabled and (self.training or calibrating)
+                     and not is_traced_by_save())
         if self.observer.dynamic:
             return self._fake_quantize(x, self.qparams_of(x)) if self.fake_quant_enabled else x
         if observing:

@@ -11,7 +11,8 @@ from .._paddle_compat import skip_bytecode_translation
 from .._registry import Registry
 from ..errors import ConfigError, ModelError
 from ..functional import learned_fake_quantize
-from ..functional.lsq import constant, learned_abs_max, learned_zero_point
+from ..functional.lsq import learned_abs_max, learned_zero_point
+from ..functional.qparams import constant
 from ..observers import DeviationObserver, MeanMagnitudeObserver, MinMaxObserver, Observer
 from ..observers.base import Factory
 from ..spec import HALF_EVEN, SPEC_ARGUMENTS, pop_spec

@@ -19,7 +19,7 @@ from paddle.autograd import PyLayer
 
 from .._paddle_compat import scalar
 from ..spec import HALF_EVEN
-from .qparams import ROUNDING_MAGIC, as_dtype
+from .qparams import ROUNDING_MAGIC, as_dtype, constant
 
 
 def aligned(numbers, x, spec):
@@ -295,10 +295,10 @@ def fake_quantize(x, abs_max, spec, saturate=False, idle=None, exact=True, zero_
     if not paddle.in_dynamic_mode():
         y = _simulate(x, abs_max, spec, zero)
         # x - x is exactly zero: the sum has the value of y and the gradient of x.
-        nothing = x - x.detach()
+        nothing = x - constant(x)
         if saturate:
             nothing = nothing * inside_range(x, abs_max, spec, zero_point).astype("float32")
-        y = y.detach() + nothing
+        y = constant(y) + nothing
     elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
         y = _simulate(x, abs_max, spec, zero, in_place=in_place)
     else:

@@ -29,18 +29,7 @@ from .fake_quant import (
     quantize,
     simulate_in_three_passes,
 )
-from .qparams import EPS, ROUNDING_MAGIC, as_dtype, reduce_channels
-
-
-def constant(x):
-    """Return ``x`` without a gradient, as a copy in a traced program."""
-    if paddle.in_dynamic_mode():
-        return x.detach()
-    # detach() shares the memory, and operators of a Paddle 3 program may overwrite it in place in
-    # an undefined order.
-    x = paddle.assign(x)
-    x.stop_gradient = True
-    return x
+from .qparams import EPS, ROUNDING_MAGIC, as_dtype, constant, reduce_channels
 
 
 def learned_abs_max(step, spec):

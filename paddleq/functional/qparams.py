@@ -18,6 +18,18 @@ def as_dtype(x, dtype):
     return x if x.dtype == dtype else x.astype(dtype)
 
 
+def constant(x):
+    """Return ``x`` without a gradient, as a copy in a traced program."""
+    if paddle.in_dynamic_mode():
+        return x.detach()
+    # detach() shares the memory, and operators of a Paddle 3 program may overwrite it in place in
+    # an undefined order. On Paddle 2.6 the detached variable of a parameter is persistable but has
+    # no value, so that paddle.jit.save raises an error.
+    x = paddle.assign(x)
+    x.stop_gradient = True
+    return x
+
+
 def reduce_channels(reduce, x, axis):
     """Reduce ``x`` to shape [1] if ``axis`` is None, else to one value for each index along it."""
     if axis is None:

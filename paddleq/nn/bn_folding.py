@@ -16,7 +16,7 @@ before the step.
 import paddle
 from paddle import nn
 
-from .._paddle_compat import batch_norm_state
+from .._paddle_compat import batch_norm_state, is_traced_by_save
 from ..errors import ModelError
 from ..functional import EPS
 from ..functional.fake_quant import as_dtype
@@ -51,7 +51,8 @@ class NormFolding(nn.Layer):
         """Compute the output of ``layer`` and the norm."""
         # Not named forward, because hooks on all layers (paddle.flops) expect tensors.
         norm = self.norm
-        if not norm.training or batch_norm_state(norm).use_global_stats:
+        if (not norm.training or batch_norm_state(norm).use_global_stats
+                or is_traced_by_save()):
             return self._with_running_statistics(layer, args, kwargs)
         if not paddle.in_dynamic_mode():
             raise ModelError(

@@ -11,7 +11,7 @@ from .._paddle_compat import own_buffers
 from .._registry import Registry
 from ..errors import CalibrationError
 from ..functional import EPS, affine_qparams
-from ..functional.qparams import as_dtype
+from ..functional.qparams import as_dtype, constant
 from ..spec import PerChannel, PerTensor, QuantSpec
 
 OBSERVERS: "Registry[Callable]" = Registry("observer")
@@ -134,7 +134,7 @@ class Observer(nn.Layer, WithArgs, Collector):
     def update(self, x: paddle.Tensor) -> None:
         """Add one tensor to the statistics."""
         with paddle.no_grad():
-            self._update(x.detach())
+            self._update(constant(x))
             self._assign("batches", self.batches + 1)
 
     def update_qparams(self, x: paddle.Tensor) -> Tuple[paddle.Tensor, Optional[paddle.Tensor]]:
@@ -258,7 +258,7 @@ class Accumulator(Observer):
         if not (self.dynamic or self.track_batch):
             return super().update_qparams(x)
         with paddle.no_grad():
-            values = self._measure(x.detach())
+            values = self._measure(constant(x))
             if self.track_batch:
                 self._combine(values)
                 self._assign("batches", self.batches + 1)

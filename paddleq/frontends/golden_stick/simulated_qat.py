@@ -9,7 +9,7 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import check_bool, check_config, check_int, check_layer, wrong_type, wrong_value
-from ..._paddle_compat import skip_bytecode_translation
+from ..._paddle_compat import is_traced_by_save, skip_bytecode_translation
 from ...checkpoint import load_state, read_state
 from ...config import LayerConfig, NormFold, QuantConfig, QuantizerConfig
 from ...engine.example_inputs import awaits_first_batch, run_on_first_inputs
@@ -326,7 +326,7 @@ class DelayedFakeQuantize(FakeQuantize):
     @paddle.jit.not_to_static
     def forward(self, x, *args, **kwargs):
         """Quantize and dequantize ``x`` after the delay."""
-        if not (self.training and self.state is State.QAT):
+        if not (self.training and self.state is State.QAT) or is_traced_by_save():
             return super().forward(x, *args, **kwargs)
         before = self.step + 0
         with paddle.no_grad():

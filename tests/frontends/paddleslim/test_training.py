@@ -13,6 +13,7 @@ from runtimes import openvino, paddle_inference, relative_error
 
 import paddleq
 from paddleq.fake_quant import PACT
+from paddleq.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 
 CONFIGS = {"plain": {}, "pact": {"activation_preprocess_type": "PACT"}}
 
@@ -319,3 +320,59 @@ def test_summary_lists_every_layer():
     assert "int8 per_channel(0)" in rows["conv1"] and "int8 per_tensor" in rows["conv1"]
     assert f"scale {x.max().item() / 127:.4g}" in rows["conv1"]
     assert "no rule matches" in rows["bn1"]
+
+
+SAVED = {
+    "trained": lambda net, x: paddleq.QAT().quantize(net),
+    "trained PACT": lambda net, x: paddleq.QAT(CONFIGS["pact"]).quantize(net),
+    "trained LSQ": lambda net, x: paddleq.QAT(
+        {"weight_quantize_type": "lsq", "activation_quantize_type": "lsq"}).quantize(net),
+    "maximum of the batch": lambda net, x: paddleq.QAT(
+        {"activation_quantize_type": "abs_max"}).quantize(net),
+    "folded norms": lambda net, x: SimQAT({"enable_fusion": True, "bn_fold": True}).apply(net, x),
+    "delayed": lambda net, x: SimQAT({"quant_delay": 2}).apply(net, x),
+    "calibrated histograms": lambda net, x: calibrated_by(net, x, "HistQuantizer"),
+}
+
+
+def calibrated_by(net, x, observer):
+    net = paddleq.PTQ(observer).quantize(net)
+    paddleq.calibrate(net, [x])
+    return net
+
+
+@pytest.mark.parametrize("mode", ["train", pytest.param("eval", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kind", SAVED)
+def test_jit_save_equals_evaluation(kind, mode, tmp_path):
+    """jit.save sets batch norms to evaluation; a file must not observe its inputs either."""
+    x = paddle.rand([4, 1, 8, 8])
+    net = nn.Sequential(nn.Conv2D(1, 4, 3), nn.BatchNorm2D(4), nn.ReLU(), nn.Conv2D(4, 2, 3))
+    net = SAVED[kind](net, x)
+    if kind != "calibrated histograms":
+        train_steps(net, x)
+    getattr(net, mode)()
+    before = {name: value.numpy() for name, value in net.state_dict().items()}
+    paddle.jit.save(net, str(tmp_path / "net"), [paddle.static.InputSpec([None, 1, 8, 8])])
+    assert net.training == (mode == "train")
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), before[name], err_msg=name)
+    loaded = paddle.jit.load(str(tmp_path / "net"))
+    loaded.eval()
+    net.eval()
+    for each in (x, x * 9, x):
+        np.testing.assert_allclose(loaded(each).numpy(), net(each).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_model_save_for_inference_after_fit(tmp_path):
+    x = paddle.rand([8, 1, 8, 8])
+    net = quantized()
+    model = paddle.Model(net, paddle.static.InputSpec([None, 1, 8, 8], "float32", "x"),
+                         paddle.static.InputSpec([None, 1], "int64", "y"))
+    model.prepare(paddle.optimizer.SGD(1e-2, parameters=net.parameters()), nn.CrossEntropyLoss())
+    dataset = paddle.io.TensorDataset([x, paddle.zeros([8, 1], "int64")])
+    model.fit(dataset, batch_size=4, epochs=1, verbose=0)
+    model.save(str(tmp_path / "net"), training=False)
+    net.eval()
+    loaded = paddle.jit.load(str(tmp_path / "net"))
+    loaded.eval()
+    np.testing.assert_allclose(loaded(x * 3).numpy(), net(x * 3).numpy(), rtol=1e-5, atol=1e-5)
