@@ -78,6 +78,8 @@ def check_choice(name: str, value: Any, choices: Iterable) -> Any:
 def check_layer(name: str, value: Any, expected: str = "a paddle.nn.Layer") -> None:
     """Raise unless ``value`` is a Layer."""
     if not isinstance(value, nn.Layer):
+        if isinstance(getattr(value, "network", None), nn.Layer):  # paddle.Model
+            expected += f" ({name}.network is one)"
         raise wrong_type(name, value, expected)
 
 

@@ -104,6 +104,18 @@ def is_traced_by_save() -> bool:
     return False
 
 
+def is_jit_loaded(layer: nn.Layer) -> bool:
+    """Return True if ``paddle.jit.load`` returned ``layer``: a program, not layers."""
+    modules = {cls.__module__ for cls in type(layer).__mro__}
+    return bool(modules & {"paddle.jit.translated_layer", "paddle.jit.pir_translated_layer"})
+
+
+def unwrapped(model: nn.Layer) -> nn.Layer:
+    """Return the model inside ``paddle.DataParallel`` or its like, or ``model`` itself."""
+    inner = getattr(model, "_layers", None)
+    return inner if isinstance(inner, nn.Layer) else model
+
+
 def skip_bytecode_translation(cls: L) -> L:
     """Class decorator: let ``to_static`` trace a layer as one of Paddle's own layers.
 

@@ -230,6 +230,19 @@ def test_is_traced_by_save(tmp_path):
     assert (layer.calls, traced.calls) == ([False, True], [False])
 
 
+def test_is_jit_loaded(tmp_path):
+    net = nn.Sequential(nn.Linear(2, 2))
+    paddle.jit.save(net, str(tmp_path / "net"), [paddle.static.InputSpec([None, 2], "float32")])
+    assert compat.is_jit_loaded(paddle.jit.load(str(tmp_path / "net")))
+    assert not compat.is_jit_loaded(net) and not compat.is_jit_loaded(paddle.jit.to_static(net))
+
+
+def test_unwrapped():
+    net = nn.Sequential(nn.Linear(2, 2))
+    assert compat.unwrapped(paddle.DataParallel(net)) is net
+    assert compat.unwrapped(net) is net
+
+
 def test_attributes_that_tracing_sets(tmp_path):
     net = nn.Sequential(nn.Linear(2, 2))
     before = {name: value for name, value in net.__dict__.items()

@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterator, Sequence
 from paddle import nn
 
 from .._checks import hint, wrong_type
+from .._paddle_compat import own_sublayers
 from ..errors import ConfigError
 
 
@@ -80,7 +81,7 @@ class Scope:
             return cls()
         if not isinstance(entries, (list, tuple, set, frozenset)):
             entries = [entries]
-        known = {name for name, _ in model.named_sublayers(include_self=True)}
+        known = set(_names(model))
         for entry in entries:
             if not isinstance(entry, (str, type)):
                 raise wrong_type(argument, entry, "a name, a pattern or a layer class")
@@ -98,8 +99,7 @@ class Scope:
         Raises:
             ConfigError: ``required`` is set and an entry matches no layer; names the nearest.
         """
-        layers = dict(model.named_sublayers(include_self=True))
-        found: Dict[str, str] = {}
+        layers, found = _names(model), {}
         for text, key, names, contents in self._entries(layers):
             if self.required and not names:
                 near = hint(key, list(layers)) if isinstance(key, str) else ""
@@ -107,8 +107,10 @@ class Scope:
             if contents:
                 inside = tuple(f"{name}." if name else "" for name in names)
                 names = [name for name in layers if f"{name}.".startswith(inside)]
-            for name in names:
-                found.setdefault(name, self.label or text)
+            matched = {id(layers[name]) for name in names}
+            for name, layer in model.named_sublayers(include_self=True):
+                if id(layer) in matched:
+                    found.setdefault(name, self.label or text)
         return found
 
     def _entries(self, layers) -> Iterator[tuple]:
@@ -122,3 +124,13 @@ class Scope:
             yield (f"type {key.__name__}", key, [
                 name for name, layer in layers.items() if isinstance(layer, key)
                 and type(layer).forward is key.forward], self.contents)
+
+
+def _names(model: nn.Layer, prefix: str = "", parents: tuple = ()) -> Dict[str, nn.Layer]:
+    """Return the layers of a model by name, a layer with several parents by each of its names."""
+    names = {prefix: model}
+    for attribute, layer in own_sublayers(model).items():
+        if layer is not None and all(layer is not parent for parent in parents):
+            names.update(_names(layer, f"{prefix}.{attribute}" if prefix else attribute,
+                                (*parents, model)))
+    return names

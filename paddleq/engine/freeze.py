@@ -5,7 +5,14 @@ import copy
 from paddle import nn
 
 from .._layer_state import read_state, state_of
-from .._paddle_compat import remove_hooks
+from .._paddle_compat import (
+    LAYER_CONTAINERS,
+    is_jit_loaded,
+    own_buffers,
+    own_parameters,
+    remove_hooks,
+    unwrapped,
+)
 from ..errors import ModelError
 from ..graph.fold_batch_norm import fold
 from ..nn.block import Block
@@ -96,13 +103,44 @@ def freeze(model: nn.Layer) -> nn.Layer:
     return model
 
 
-def copy_of(model):
-    """Return a deep copy whose parameters keep their names, which an export contains."""
-    copied = copy.deepcopy(model)
+def copy_of(model, remedy="pass inplace=True to change the model itself"):
+    """Return a deep copy whose parameters keep their names, which an export contains.
+
+    Raises:
+        ModelError: the model cannot be copied; names the part that cannot, and the ``remedy``.
+    """
+    try:
+        copied = copy.deepcopy(model)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if unwrapped(model) is not model:
+            remedy = f"quantize the model inside it, model._layers, or {remedy}"
+        if any(map(is_jit_loaded, model.sublayers())):
+            remedy = ("replace the model of paddle.jit.load in it by a paddleq.SavedModel, or "
+                      f"{remedy}")
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the {type(model).__name__} cannot be copied{_uncopyable(model)}: "
+                         f"{type(error).__name__}: {reason}; {remedy}") from error
     for mine, theirs in zip([*copied.parameters(), *copied.buffers()],
                             [*model.parameters(), *model.buffers()]):
         mine.name = theirs.name
     return copied
+
+
+def _uncopyable(model):
+    """Return text that names the innermost part of ``model`` that cannot be copied."""
+    layers = list(model.named_sublayers(include_self=True))
+    for name, layer in reversed(layers):
+        parts = {**own_parameters(layer), **own_buffers(layer), **{
+            key: value for key, value in vars(layer).items() if key not in LAYER_CONTAINERS}}
+        for attribute, value in parts.items():
+            try:
+                copy.deepcopy(value)
+            except Exception:
+                place = f"{name}.{attribute}" if name else attribute
+                return f" because of its attribute {place!r} ({type(value).__name__})"
+    return ""
 
 
 def restore_float(model, reasons):

@@ -2,10 +2,12 @@
 
 import logging
 
+import paddle
 from paddle import nn
 
 from .._checks import check_bool, check_layer, wrong_type
 from .._layer_state import read_state, state_of
+from .._paddle_compat import is_jit_loaded
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
 from ..nn.deployable import DeployableLayer
@@ -13,7 +15,7 @@ from ..nn.quantized_layer import QuantizedLayer, build_parts, make_quantized
 from .example_inputs import record_input_spec
 from .freeze import copy_of
 from .provenance import set_provenance
-from .select import nothing_selected, record_reasons, select
+from .select import JIT_LOADED, nothing_selected, record_reasons, select
 
 _logger = logging.getLogger("paddleq")
 
@@ -21,6 +23,8 @@ _logger = logging.getLogger("paddleq")
 def check_model(model):
     """Raise unless ``model`` is a float ``paddle.nn.Layer`` that can be quantized."""
     check_layer("model", model)
+    if is_jit_loaded(model):
+        raise ModelError(JIT_LOADED)
     for name, layer in model.named_sublayers(include_self=True):
         if (isinstance(layer, (QuantizedLayer, DeployableLayer))
                 or read_state(layer).calibrator is not None):
@@ -82,6 +86,12 @@ def prepare(model, config, before=None):
     selection, shared = select(model, config), {}
     if not selection.selected:
         raise nothing_selected(model, selection)
+    double = [name for name, parameter in model.named_parameters()
+              if parameter.dtype == paddle.float64]
+    if double:
+        raise ModelError(f"the parameters of a model to quantize must not be float64, which "
+                         f"runtimes do not take, but {', '.join(double)} are; call "
+                         "model.to(dtype='float32') first")
     for name, each in selection.selected.items():
         if each.config.smoother is not None or each.config.rounder is not None:
             raise ConfigError(

@@ -7,11 +7,13 @@ from paddle import nn
 
 from .._checks import wrong_type
 from .._layer_state import state_of
-from .._paddle_compat import dtype_name, own_sublayers
+from .._paddle_compat import dtype_name, is_jit_loaded, own_sublayers
 from ..config import LayerConfig, QuantConfig, SkipKind, SkipReason
 from ..errors import ModelError
 from ..nn.layer_types import has_own_forward, kind_of
 
+JIT_LOADED = ("a model that paddle.jit.load returns is a compiled program without layers to "
+              "quantize; load its files with paddleq.SavedModel(path), whose operators are layers")
 FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -81,7 +83,9 @@ def nothing_selected(model: nn.Layer, selection: Selection) -> ModelError:
     reasons = sorted({f"{type(layers[name]).__name__} ({reason})"
                       for name, reason in selection.skipped.items()
                       if not own_sublayers(layers[name])})
-    return ModelError(f"model has no layer to quantize; its layers are {'; '.join(reasons)}")
+    advice = f"; {JIT_LOADED}" if any(map(is_jit_loaded, layers.values())) else ""
+    return ModelError(
+        f"model has no layer to quantize; its layers are {'; '.join(reasons)}{advice}")
 
 
 def record_reasons(model: nn.Layer, selection: Selection, keep_notes: bool = False) -> None:

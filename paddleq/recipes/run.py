@@ -148,7 +148,7 @@ def quantized_by_ptq(recipe, net):
             raise recipe.error(("quantize", "rules", number, key), str(error)) from error
         rules.add(scope, None if rule.skip else _layer_config(ptq, rule))
     rules.add(Scope.parse(quantize.skip, net), None)
-    net = engine.copy_of(net)
+    net = engine.copy_of(net, "let the function of model.build return a model that can")
     insert_observers(net, rules,
                      None if quantize.fuse is False else lambda: fold_batch_norms(net, None))
     engine.calibrate(net, data_of(recipe, "calibration"))

@@ -55,6 +55,25 @@ def test_skip_entries(skip, expected):
     assert left_float(paddleq.QAT().quantize(Net(), skip=skip)) == expected
 
 
+class Shared(nn.Layer):
+    """Layers with two names, of which ``named_sublayers`` has the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.headless, self.head_2 = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+        self.tied = self.head
+        self.tied_block = nn.LayerList([self.head_2])
+        self.tied_2 = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("skip, expected", [
+    ("tied", ["head"]), ("tied_block", ["head_2"]), ("tied_block.0", ["head_2"]),
+    ("^tied", ["head", "head_2", "tied_2"]),
+])
+def test_skip_finds_a_shared_layer_by_each_of_its_names_and_nothing_else(skip, expected):
+    assert left_float(paddleq.QAT().quantize(Shared(), skip=skip)) == expected
+
+
 @pytest.mark.parametrize("scope, nearest", [
     (Scope(names=["conv2"]), "conv1"), (Scope(patterns=["blok"]), "block"),
     (Scope(types=[nn.Conv3D]), "Conv3D"),

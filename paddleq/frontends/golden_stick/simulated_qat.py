@@ -210,7 +210,7 @@ class SimulatedQuantizationAwareTraining:
             raise ModelError(
                 "net_opt has not run a batch yet, so its data flow is not known; pass example "
                 "inputs to apply() (inputs=...), or run a batch first")
-        network = engine.copy_of(net_opt)
+        network = engine.copy_of(net_opt, "remove what cannot be copied")
         if ckpt_path:
             load_state(network, read_state(ckpt_path), ckpt_path)
         return engine.convert(network)

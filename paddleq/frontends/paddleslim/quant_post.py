@@ -268,7 +268,8 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         rules.add_type(cls, config)
     if not select(model_dir, rules).selected:
         raise ModelError(f"the model has no weight of the op types {', '.join(sorted(op_types))}")
-    return engine.freeze(engine.prepare(engine.copy_of(model_dir), rules))
+    copied = engine.copy_of(model_dir, "quantize it in place with paddleq.quantize(inplace=True)")
+    return engine.freeze(engine.prepare(copied, rules))
 
 
 def weight_only_model(program, quantizable_op_type=DEFAULT_OPS, weight_bits=8,
