@@ -77,8 +77,6 @@ def test_layer(name, tmp_path):
     written_equals_simulated(net, [x], tmp_path / "m")
 
 
-
-
 def trained_qat(config=None, net=None, x=None, **hooks):
     net, x = net or SmallNet(), paddle.rand([4, 1, 8, 8]) if x is None else x
     warmed(net, x)
@@ -303,6 +301,88 @@ def test_transformer_with_shared_weight(tmp_path):
     table = net.table.weight.name
     assert constants[table].dtype == np.float32  # the product reads it as it is
     assert constants[f"{table}.integers"].dtype == np.int8
+
+
+class Repeated(nn.Layer):
+    """Identities in a row, behind a tensor that other operators or an output read too."""
+
+    def __init__(self, identity, count=2, returned=False):
+        super().__init__()
+        self.fc, self.identity, self.count = nn.Linear(6, 6), identity, count
+        self.returned = returned
+
+    def forward(self, x):
+        y = z = self.fc(x)
+        for _ in range(self.count):
+            z = self.identity(z)
+        first = nn.functional.relu(z) + y
+        return (first, z, y) if self.returned else (first + z,)
+
+
+@pytest.mark.parametrize("count, returned", [(2, False), (3, True), (1, True)])
+@pytest.mark.parametrize("identity", [
+    paddle.assign, lambda x: nn.functional.dropout(x, 0.3, training=False),
+    lambda x: paddle.assign(x * 1.0)], ids=["assign", "dropout", "scale"])
+def test_identities_in_a_row(identity, count, returned, tmp_path):
+    x = paddle.randn([3, 6])
+    written_equals_simulated(calibrated(Repeated(identity, count, returned), [x]), [x],
+                             tmp_path / "m")
+
+
+class Branches(nn.Layer):
+    """Branches that read outer tensors and weights, with quantized layers in them."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.case, self.a = case, nn.Linear(4, 4)
+        if case != "one weight":
+            self.b = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        if x.mean() > 0:
+            z = self.b(y) + x if self.case != "one weight" else self.a(y) + self.a(x)
+            if self.case == "nested":
+                z = z - y if x.max() > 100 else self.a(z)
+        else:
+            z = y - 1
+        return z + y
+
+
+class Repetition(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y, i = x * 0.5, paddle.zeros([1], "int64")
+        while i < 3:
+            y = self.fc(y) + x
+            i += 1
+        return y
+
+
+@pytest.mark.parametrize("case", ["branch", "nested", "one weight"])
+def test_quantized_layers_in_branches_and_loops(case, tmp_path):
+    x = paddle.rand([3, 4])
+    net = Repetition() if case == "loop" else Branches(case)
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    net = ptq.quantize(net)
+    ptq.calibrate(net, [x, -x])
+    for batch in (x, -x):
+        nodes, _, _ = written_equals_simulated(net, [batch], tmp_path / "m")
+    inner = [node for outer in nodes for each in outer.attribute for node in each.g.node]
+    assert case == "one weight" or {"QuantizeLinear", "DequantizeLinear"} <= {
+        node.op_type for node in inner}
+
+
+def test_invalid_graph_is_a_typed_error(tmp_path, monkeypatch):
+    from paddleq.export.onnx import export
+
+    monkeypatch.setattr(export, "simplify", lambda graph: graph.nodes.reverse())
+    with pytest.raises(ExportError, match="ONNX form.*invalid.*format='pdmodel'"):
+        paddleq.export.to_onnx(SmallNet(), tmp_path / "m", [SPEC([None, 1, 8, 8])])
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_names_dynamic_dimensions_and_size(tmp_path):

@@ -118,8 +118,6 @@ def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optiona
 
 def write_program(program, marks, path, opset=None, target="onnxruntime", provenance=None):
     """Write a program with markers as an ONNX file; see :func:`to_onnx`."""
-    import onnx
-
     opset = resolve_opset(marks, opset)
     to_channels_first(program)
     parameters = set(program.arrays)
@@ -139,9 +137,20 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
         raise ExportError(f"the model has {model.ByteSize()} bytes, and one ONNX file holds at "
                           f"most {_MOST_BYTES}; write format='pdmodel'")
     content = model.SerializeToString()
-    # Its full check infers shapes, which kills the process on some graphs.
-    onnx.checker.check_model(content)
+    _check(content)
     write_export(path, {path: write_bytes(content)}, provenance)
+
+
+def _check(content):
+    """Raise ExportError if a serialized model is invalid."""
+    import onnx
+
+    try:
+        # Its full check infers shapes, which kills the process on some graphs.
+        onnx.checker.check_model(content)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the ONNX form of the model is invalid: {' '.join(str(error).split())}; "
+                          "write format='pdmodel'") from error
 
 
 def _files(prefix):

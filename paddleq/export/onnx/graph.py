@@ -18,7 +18,7 @@ class OnnxGraph:
         self.model = model
         self.types = {}  # name -> element type, for constants of a type that numpy lacks (int4)
         self.inputs = [value.name for value in model.graph.input]
-        self.outputs = dict.fromkeys(value.name for value in model.graph.output)
+        self._results = [value.name for value in model.graph.output]
         self.constants = {each.name: numpy_helper.to_array(each)  # and values of Constant nodes
                           for each in model.graph.initializer}
         self.nodes = []  # in topological order
@@ -28,9 +28,38 @@ class OnnxGraph:
                 self.nodes.append(node)
             else:
                 self.constants[node.output[0]] = numpy_helper.to_array(value)
-        names = Names(name for node in model.graph.node for name in [*node.input, *node.output])
+        inner = [graph for node in self.nodes for graph in all_subgraphs(node)]
+        for graph in inner:
+            self._move_constants(graph)
+        names = Names(name for part in [model.graph, *inner] for node in part.node
+                      for name in [*node.input, *node.output])
+        self.keep_captured()
         names.update(self.inputs, self.outputs, self.constants)
         self.fresh = names.fresh
+
+    def _move_constants(self, graph):
+        """Move constants of a subgraph to the outer graph."""
+        from onnx import numpy_helper
+
+        self.constants.update((each.name, numpy_helper.to_array(each))
+                              for each in graph.initializer)
+        del graph.initializer[:]
+        kept = []
+        for node in graph.node:
+            value = attribute(node, "value") if node.op_type == "Constant" else None
+            if value is None or node.output[0] in {each.name for each in graph.output}:
+                kept.append(node)
+            else:
+                self.constants[node.output[0]] = numpy_helper.to_array(value)
+        set_nodes(graph, kept)
+
+    def keep_captured(self):
+        """Update ``outputs``: names that must remain.
+
+        They are those of the outputs and of tensors that branches and loop bodies read.
+        """
+        self.outputs = dict.fromkeys(self._results)
+        self.outputs.update(dict.fromkeys(name for node in self.nodes for name in captured(node)))
 
     def constant(self, name, array, element_type=None):
         """Add a constant and return its name."""
@@ -107,6 +136,41 @@ class OnnxGraph:
         pairs = np.append(flat, np.zeros(flat.size % 2, np.uint8)).reshape(-1, 2)
         return TensorProto(name=name, dims=array.shape, data_type=self.types[name],
                            raw_data=(pairs[:, 0] | pairs[:, 1] << 4).tobytes())
+
+
+def subgraphs(node):
+    """Return the branches of an If or the body of a Loop or Scan; usually none."""
+    return [graph for each in node.attribute
+            for graph in ([each.g] if each.HasField("g") else each.graphs)]
+
+
+def all_subgraphs(node):
+    """Return the subgraphs of a node and of the nodes in them, inner ones first."""
+    found = []
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            found += all_subgraphs(inner)
+        found.append(graph)
+    return found
+
+
+def set_nodes(graph, nodes):
+    """Replace the nodes of a subgraph."""
+    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def captured(node):
+    """Return the names of the outer tensors that the subgraphs of a node read."""
+    found = {}
+    for graph in subgraphs(node):
+        own = {each.name for each in [*graph.input, *graph.initializer]}
+        own.update(name for inner in graph.node for name in inner.output)
+        read = [name for inner in graph.node for name in [*inner.input, *captured(inner)]]
+        read += [each.name for each in graph.output]
+        found.update(dict.fromkeys(name for name in read if name and name not in own))
+    return list(found)
 
 
 def make_node(kind, inputs, output, **attributes):

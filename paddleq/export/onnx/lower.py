@@ -7,7 +7,8 @@ import numpy as np
 from ...nn.tracing import MARKER_FACTOR
 from ...spec import PerGroup
 from ..markers import MarkerLowering, marker_number
-from .graph import make_node
+from ..program.graph_view import GraphView
+from .graph import all_subgraphs, captured, make_node, set_nodes
 from .opset import integer_type
 
 
@@ -18,19 +19,35 @@ class OnnxLowering(MarkerLowering):
     """
 
     def __init__(self, graph, marks, opset, parameters):
-        super().__init__(marks, attrgetter("input"), attrgetter("output"))
+        super().__init__(marks, _inputs_of, attrgetter("output"))
         self.graph, self.opset, self.parameters = graph, opset, parameters
         self.results = {}  # parameters of a quantizer -> its result
-        self.numbers = _single_node_markers(graph)
+        self._blocks = [graph, *(inner for node in graph.nodes for inner in all_subgraphs(node))]
+        self._nodes = [graph.nodes, *(list(inner.node) for inner in self._blocks[1:])]
+        self.numbers = {}  # id of a node -> number of its marker
+        for nodes in self._nodes:
+            self._merge_markers(nodes)
+
+    def _merge_markers(self, nodes):
+        """Merge the Mul and Add of each marker into the Add, in place."""
+        graph, merged = self.graph, set()
+        consumers = GraphView(nodes, attrgetter("input"), attrgetter("output")).consumers
+        for node in nodes:
+            if node.op_type != "Mul" or graph.scalar(node.input[1]) != MARKER_FACTOR:
+                continue
+            (add,) = consumers[node.output[0]]
+            self.numbers[id(add)] = marker_number(MARKER_FACTOR, graph.scalar(add.input[1]))
+            add.input[0] = node.input[0]
+            merged.add(id(node))
+        nodes[:] = [node for node in nodes if id(node) not in merged]
 
     def quantize_dequantize(self, marker):
         mark, target = marker.mark, marker.target
         integers = integer_type(mark.spec, self.opset, is_weight=False)
         scale, zero = _qparams(mark)
-        key = (marker.source, mark.spec, scale.tobytes(), zero.tobytes())
+        key = (id(marker.block), marker.source, mark.spec, scale.tobytes(), zero.tobytes())
         if key in self.results:  # several layers read one tensor with one scale
-            self.renamed[target] = self.results[key]
-            return []
+            return self.repeated(target, self.results[key])
         self.results[key] = target
         axis = _axis_attributes(mark.spec)
         parameters = self.scale_and_zero_point(target, scale, zero, integers, axis)
@@ -39,6 +56,13 @@ class OnnxLowering(MarkerLowering):
         return [*nodes,
                 make_node("QuantizeLinear", [source, *parameters], quantized, **axis),
                 make_node("DequantizeLinear", [quantized, *parameters], target, **axis)]
+
+    def repeated(self, target, result):
+        """Replace ``target`` by an equal tensor."""
+        if target in self.graph.outputs:
+            return [make_node("Identity", [result], target)]
+        self.renamed[target] = result
+        return []
 
     def clipped(self, marker, scale, zero, integers):
         """Clip the activation if the integer type has more values than the spec."""
@@ -55,10 +79,9 @@ class OnnxLowering(MarkerLowering):
     def integer_weight(self, marker):
         mark = marker.mark
         integers = integer_type(mark.spec, self.opset, is_weight=True)
-        key = (marker.source, id(mark))
+        key = (id(marker.block), marker.source, id(mark))
         if key in self.results:
-            self.renamed[marker.target] = self.results[key]
-            return []
+            return self.repeated(marker.target, self.results[key])
         self.results[key] = marker.target
         name = self.store(marker, mark.integers, ".integers")
         if integers.element_type is not None:
@@ -83,8 +106,22 @@ class OnnxLowering(MarkerLowering):
         return [make_node("Less", [marker.source, zero], negative),
                 make_node("Where", [negative, below, above], target)]
 
+    def run(self):
+        super().run()
+        self.graph.keep_captured()
+
     def blocks(self):
-        return [(self.graph.nodes, self.graph.nodes)]
+        return list(zip(self._blocks, self._nodes))
+
+    def set_operations(self, block, ops):
+        if block is self.graph:
+            block.nodes = ops
+        else:
+            set_nodes(block, ops)
+
+    def float_weight(self, marker, value):
+        nodes = super().float_weight(marker, value)
+        return nodes or self.repeated(marker.target, self.renamed.pop(marker.target))
 
     def rename_inputs(self, ops):
         self.graph.rename_inputs(self.renamed, ops)
@@ -103,6 +140,10 @@ class OnnxLowering(MarkerLowering):
         self.graph.constants[source] = array
 
 
+def _inputs_of(node):
+    return [*node.input, *captured(node)]
+
+
 def _axis_attributes(spec):
     """Attributes of the granularity of a quantizer."""
     if isinstance(spec.granularity, PerGroup):
@@ -115,17 +156,3 @@ def _qparams(mark):
     levels = 1 if mark.spec.binary else mark.spec.quant_max
     scale = (mark.abs_max.astype(np.float64) / levels).astype(np.float32)
     return scale, np.zeros(scale.shape, np.int64) if mark.zero_point is None else mark.zero_point
-
-
-def _single_node_markers(graph):
-    """Merge the Mul and Add of each marker into the Add; return id of the Add -> number."""
-    consumers, numbers, merged = graph.view().consumers, {}, []
-    for node in graph.nodes:
-        if node.op_type != "Mul" or graph.scalar(node.input[1]) != MARKER_FACTOR:
-            continue
-        (add,) = consumers[node.output[0]]
-        numbers[id(add)] = marker_number(MARKER_FACTOR, graph.scalar(add.input[1]))
-        add.input[0] = node.input[0]
-        merged.append(node)
-    graph.remove(merged)
-    return numbers

@@ -25,18 +25,24 @@ def _remove_identities(graph):
         if node.op_type != "Identity" and (node.op_type != "Dropout" or len(node.output) != 1):
             continue
         source, target = node.input[0], node.output[0]
+        while source in renamed:
+            source = renamed[source]
         producer = view.producers.get(source)
         # An output of the model must keep its name.
         if producer is not None and source not in graph.outputs and (
-                target in graph.outputs or view.sole_consumer(source) is node):
+                target in graph.outputs or len(view.consumers[source]) == 1):
             index = list(producer.output).index(source)
             producer.output[index] = target
             view.producers[target] = producer
-            renamed[source] = target
-            removed.append(node)
+            old, new = source, target
         elif target not in graph.outputs:
-            renamed[target] = source
-            removed.append(node)
+            old, new = target, source
+        else:
+            continue
+        renamed[old] = new
+        others = [each for each in view.consumers[source] if each is not node]
+        view.consumers[new] = others + view.consumers.get(target, [])
+        removed.append(node)
     graph.remove(removed)
     graph.rename_inputs(renamed)
 
