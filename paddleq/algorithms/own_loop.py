@@ -15,10 +15,10 @@ from paddle import nn
 from .._checks import wrong_value
 from .._layer_state import read_state, state_of
 from .._paddle_compat import remove_hooks
-from ..config import LayerConfig
+from ..config import LayerConfig, SkipKind, SkipReason
 from ..engine.hooks import update_collector
 from ..errors import CalibrationError, ModelError, PaddleqError
-from ..nn.class_swap import replace_layers, swapped_class
+from ..nn.class_swap import float_class, replace_layers, swapped_class
 from ..nn.integer_linear import IntegerLinear
 from ..observers import ChannelStats
 from .linear import quantize_linears
@@ -55,16 +55,26 @@ def finish(model: nn.Layer) -> None:
     calibration = read_state(model).calibration
     if calibration is None:
         raise ModelError("model is not being calibrated; call quantize() on it first")
-    missing = [layer for layer in calibration.layers if layer.quantized is None]
+    layers = [layer for layer in calibration.layers if not layer.read_outside]
+    reason = SkipReason(SkipKind.WEIGHT_READ_OUTSIDE)
+    if not layers:
+        raise ModelError(f"no layer is left to quantize: {calibration.layers[0].name}: {reason}")
+    missing = [layer for layer in layers if layer.quantized is None]
     if missing:
         listed = ", ".join(f"{layer.name} ({layer.batches})" for layer in missing)
         raise CalibrationError(
             f"calibration needs {missing[0].num_batches} batches, but {len(missing)} of "
-            f"{len(calibration.layers)} layers saw fewer: {listed}; run the model on more batches, "
+            f"{len(layers)} layers saw fewer: {listed}; run the model on more batches, "
             "or call quantize() on the float model with another batch_num or without these layers")
     state_of(model).calibration = None
     remove_hooks(model, lambda hook: getattr(hook, "__self__", None) is calibration)
-    replace_layers(model, [(layer.layer, layer.quantized) for layer in calibration.layers])
+    for each in calibration.layers:
+        if each.read_outside:
+            each.layer.__class__ = float_class(each.layer)
+            state = state_of(each.layer)
+            state.calibrator, state.note = None, str(reason)
+            _logger.warning("%s stays float: %s", each.name, reason)
+    replace_layers(model, [(layer.layer, layer.quantized) for layer in layers])
 
 
 class CalibratingLinear(nn.Layer):
@@ -74,6 +84,11 @@ class CalibratingLinear(nn.Layer):
     """
 
     prefix = "Calibrating"
+
+    def __getattr__(self, name):
+        if name == "weight":
+            self._paddleq.calibrator.on_weight_read()
+        return super().__getattr__(name)
 
     def swapped_forward(self, args, kwargs):
         x = args[0] if args else kwargs["input"]
@@ -88,19 +103,19 @@ class _Calibration:
 
     def __init__(self):
         self.layers = []
-        self._in_model = False
+        self.in_model = False
 
     def begin_batch(self, model, inputs) -> Any:
-        self._in_model = True
+        self.in_model = True
         for layer in self.layers:
             layer.saw_batch = False  # set by a forward pass that failed
 
     def end_batch(self, model, inputs, outputs) -> Any:
-        self._in_model = False
+        self.in_model = False
         self._count(self.layers)
 
     def end_call(self, layer):
-        if not self._in_model:
+        if not self.in_model:
             self._count([layer])
 
     def _count(self, layers):
@@ -111,7 +126,8 @@ class _Calibration:
         for layer in tqdm(ready, desc="quantizing", disable=None if len(ready) > 1 else True,
                           leave=False):
             layer.quantize()
-        if ready and all(layer.quantized is not None for layer in self.layers):
+        if ready and all(
+                layer.quantized is not None or layer.read_outside for layer in self.layers):
             _logger.info("%d layers calibrated and quantized", len(self.layers))
 
 
@@ -123,6 +139,8 @@ class _Calibrator:
         self.config, self.num_batches = config, num_batches
         # saw_batch: in the current batch data reached the layer; quantized: the IntegerLinear
         self.batches, self.saw_batch, self.quantized = 0, False, None
+        self.read_outside = False  # the forward of another layer read the weight
+        self._runs = False
         self._stats: Any = ChannelStats(config.needs)  # None once the layer is quantized
         self._observer: Any = config.activation_observer()
         self._calibration = calibration
@@ -140,15 +158,24 @@ class _Calibrator:
             self.saw_batch = True
             if self._observer is not None:
                 self._observer.update(x)
-        y = forward()
+        self._runs = True
+        try:
+            y = forward()
+        finally:
+            self._runs = False
         self._calibration.end_call(self)
         return y
+
+    def on_weight_read(self):
+        """Note a read of the weight outside of the layer's forward, in a forward of the model."""
+        self.read_outside |= self._calibration.in_model and not self._runs
 
     def count_batch(self):
         """Count the batch that ended and return True if it was the last one to collect."""
         self.batches += self.saw_batch and self.quantized is None
         self.saw_batch = False
-        return self.quantized is None and self.batches >= self.num_batches
+        return (self.quantized is None and not self.read_outside
+                and self.batches >= self.num_batches)
 
     def quantize(self):
         """Create the quantized layer from the statistics."""

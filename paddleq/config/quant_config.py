@@ -34,6 +34,8 @@ class SkipKind(enum.Enum):
     NOT_LINEAR = "only Linear is quantized"
     WEIGHT_FROM_HOOK = ("its weight is computed by a hook (weight_norm, spectral_norm); remove "
                         "that first")
+    WEIGHT_READ_OUTSIDE = ("its weight is read outside of its forward, where it would be integers; "
+                           "call the layer instead")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Selection of the layers to quantize, and the reasons for those that stay float."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Optional, Sequence
 
@@ -14,6 +15,7 @@ from ..nn.layer_types import has_own_forward, kind_of
 
 JIT_LOADED = ("a model that paddle.jit.load returns is a compiled program without layers to "
               "quantize; load its files with paddleq.SavedModel(path), whose operators are layers")
+_logger = logging.getLogger("paddleq")
 FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -86,6 +88,13 @@ def nothing_selected(model: nn.Layer, selection: Selection) -> ModelError:
     advice = f"; {JIT_LOADED}" if any(map(is_jit_loaded, layers.values())) else ""
     return ModelError(
         f"model has no layer to quantize; its layers are {'; '.join(reasons)}{advice}")
+
+
+def leave_float(selection: Selection, name: str, reason: SkipReason) -> None:
+    """Move a selected layer to the skipped ones, with a warning, in place."""
+    state_of(selection.selected.pop(name).layer).note = str(reason)
+    selection.skipped[name] = reason
+    _logger.warning("%s stays float: %s", name or "(model)", reason)
 
 
 def record_reasons(model: nn.Layer, selection: Selection, keep_notes: bool = False) -> None:

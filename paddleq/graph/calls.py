@@ -8,7 +8,19 @@ import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Set,
+    Tuple,
+)
 
 import paddle
 from paddle import nn
@@ -51,6 +63,55 @@ def capture_inputs(layers: Mapping[Any, nn.Layer],
         return original(*args, **kwargs)
 
     return patched_forwards(layers, forward)
+
+
+def find_outside_reads(layers: Mapping[Any, nn.Layer],
+                       runs: Iterable[Callable[[], Any]]) -> List[Any]:
+    """Return names of layers whose ``weight`` is read outside of their forward methods.
+
+    The runs end when each layer was called or read.
+    """
+    inside: Set[int] = set()
+    called: Set[Any] = set()
+    read: Dict[Any, None] = {}
+    names = {id(layer): name for name, layer in layers.items()}
+    classes = {name: type(layer) for name, layer in layers.items()}
+
+    def forward(name, original, *args, **kwargs):
+        called.add(name)
+        inside.add(id(layers[name]))
+        try:
+            return original(*args, **kwargs)
+        finally:
+            inside.discard(id(layers[name]))
+
+    def on_read(layer):
+        if id(layer) not in inside:
+            read[names[id(layer)]] = None
+
+    watched = {cls: _watched_class(cls, on_read) for cls in set(classes.values())}
+    try:
+        for name, layer in layers.items():
+            layer.__class__ = watched[classes[name]]
+        with patched_forwards(layers, forward):
+            for run in runs:
+                run()
+                if len(called.union(read)) == len(layers):
+                    break
+    finally:
+        for name, layer in layers.items():
+            layer.__class__ = classes[name]
+    return list(read)
+
+
+def _watched_class(cls, on_read):
+    """Return a subclass that calls ``on_read(layer)`` when its ``weight`` is read."""
+    def read(self, name):
+        if name == "weight":
+            on_read(self)
+        return cls.__getattr__(self, name)  # which finds parameters
+
+    return type(cls)(cls.__name__, (cls,), {"__getattr__": read, "__module__": cls.__module__})
 
 
 def argument_names(layer: nn.Layer) -> Tuple[str, ...]:

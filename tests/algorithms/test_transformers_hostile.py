@@ -19,6 +19,7 @@ from paddle.nn import functional as F
 from runtimes import relative_error
 
 import paddleq
+from paddleq.algorithms import StackHelper
 from paddleq.errors import CalibrationError, ConfigTypeError, FormatError, ModelError
 from paddleq.frontends.golden_stick import PTQ, PTQConfig
 from paddleq.nn import IntegerLinear
@@ -447,8 +448,15 @@ class Casting(Block):
 
 
 @pytest.mark.parametrize("door", [by_amct, by_ptq])
-def test_cast_to_the_dtype_of_an_integer_weight_is_an_error(door):
+def test_layer_whose_weight_gives_the_dtype_of_a_cast_stays_float(door):
     net = door(Net(Casting), data())
+    assert [type(layer).__name__ for layer in (net.layers[0].up, net.layers[0].down)] == [
+        "IntegerLinear", "Linear"]
+    assert bool(paddle.isfinite(net(data()[0])).all())
+
+
+def test_cast_to_the_dtype_of_an_integer_weight_is_an_error():
+    net = PTQ(PTQConfig(mode="deploy")).apply(Net(Casting), StackHelper())
     with pytest.raises(ConfigTypeError, match="input must be a tensor of floats, but is one of "
                                               "int8.*weight.dtype"):
         net(data()[0])

@@ -14,10 +14,12 @@ import paddle
 from paddle import nn
 
 from ..._checks import check_layer
-from ...config import LayerConfig, QuantConfig
+from ...config import LayerConfig, QuantConfig, SkipKind, SkipReason
 from ...engine import collect_inputs, eager_evaluation, iter_batches, run_batches
+from ...engine.select import leave_float, nothing_selected
 from ...errors import CalibrationError, PaddleqError
 from ...functional.qparams import as_dtype
+from ...graph.calls import find_outside_reads
 from ...nn import Int8KVCache, IntegerLinear
 from ...nn.class_swap import replace_layers
 from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN, insert_cache
@@ -48,7 +50,9 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
     Linear layers that read the same tensor and have the same configuration share statistics and
     smoothing factor. If that tensor is the output of a norm with a weight and nothing else
     reads it, the factor is folded into the norm; otherwise the layer divides its input. Linear
-    layers outside of the decoder layers (a ``lm_head``) are quantized last.
+    layers outside of the decoder layers (a ``lm_head``) are quantized last. A Linear layer whose
+    ``weight`` is read outside of its own forward, as forward passes on ``data`` show, stays float
+    with a warning.
 
     Args:
         model: a ``paddle.nn.Layer``. All references to one of its Linear layers refer to the
@@ -94,7 +98,9 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
     helper = StackHelper() if helper is None else helper
     layers = decoder_layers(model, helper)
     inputs = [] if data is None else list(iter_batches(model, data, allow_empty=True))
-    selected = select_layers(model, helper, config).selected
+    selection = select_layers(model, helper, config)
+    _skip_outside_reads(model, selection, inputs)
+    selected = selection.selected
     reading = ScheduleEntry(None, "", None, selected).reading
     if reading and not inputs:
         raise CalibrationError(f"data must hold at least one batch, for {', '.join(reading)}, but "
@@ -107,6 +113,18 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
         resume = None if resume_dir is None else Resume(resume_dir, fingerprint(
             model, [name for name, _ in replay.layers], *split_kinds(selected), inputs))
         return driver.run(resume, progress)
+
+
+def _skip_outside_reads(model, selection, inputs):
+    """Leave Linear layers float whose weight another layer reads in a forward pass."""
+    linears = {name: each.layer for name, each in split_kinds(selection.selected)[0].items()}
+    with eager_evaluation(model):
+        found = find_outside_reads(linears, [
+            partial(model, *args, **kwargs) for args, kwargs in inputs])
+    for name in found:
+        leave_float(selection, name, SkipReason(SkipKind.WEIGHT_READ_OUTSIDE))
+    if not selection.selected:
+        raise nothing_selected(model, selection)
 
 
 @dataclass
