@@ -118,6 +118,7 @@ class _ExportRecorder:
 
     def _activation_mark(self, name, part, spec, abs_max, zero_point):
         self._format.check_spec(f"the {part} of {name}", spec, False)
+        _check_finite(f"the {part} of {name}", abs_max * float(spec.quant_max))
         return ActivationMark(name, _float32(abs_max), spec, _zero_point(zero_point, spec))
 
     def _mark_weight(self, layer, name, make, *args):
@@ -135,6 +136,7 @@ class _ExportRecorder:
                                                              output.abs_max, output.zero_point)
         for weight in layer._paddleq.kind.weights:
             if layer.weight_parts(weight)[1] is not None:
+                _check_finite(f"{name}.{weight}", getattr(layer, weight))
                 self._mark_weight(layer, weight, _weight_mark, self._format, layer, weight)
 
     def _hooks_and_mark(self, name, layer, slot):
@@ -207,8 +209,8 @@ def _check_ready(model):
     layers = list(quantized_layers(model))
     double = [name for name, parameter in model.named_parameters()
               if parameter.dtype == paddle.float64]
-    missing = [f"{name}.{attribute}" if name else attribute for name, layer in layers
-               for attribute, quantizer in layer.quantizers()
+    missing = [(f"{name}.{attribute}" if name else attribute) + _skipped(quantizer)
+               for name, layer in layers for attribute, quantizer in layer.quantizers()
                if isinstance(quantizer, FakeQuantize) and not quantizer.initialized]
     training = [name for name, layer in layers if getattr(layer, "norm_folding", None) is not None]
     for names, problem, advice in (
@@ -221,6 +223,19 @@ def _check_ready(model):
              "export what convert() returns")):
         if names:
             raise ExportError(f"{len(names)} {problem}: {', '.join(names)}; {advice}")
+
+
+def _skipped(quantizer):
+    count = quantizer.skipped_batches.item()
+    return f" (its {count} batches with NaN or infinite values were skipped)" if count else ""
+
+
+def _check_finite(name, values):
+    """Raise ExportError for weights, or products of a scale and the largest integer squared."""
+    if not paddle.isfinite(values).all().item():
+        raise ExportError(
+            f"{name} has a value or a scale that is not finite, or too large to dequantize in "
+            "float32; load a checkpoint from before the training diverged, or calibrate again")
 
 
 def _is_redundant(preprocess, quantizer):

@@ -1,49 +1,31 @@
 """Fake quantizer with an observer, a scale and three states."""
 
-import enum
-import inspect
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import paddle
 
-from .._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type, wrong_value
+from .._checks import check_bool, wrong_type, wrong_value
 from .._paddle_compat import (
-    StateDictNotice,
     is_traced_by_save,
     own_buffers,
     own_parameters,
     skip_bytecode_translation,
 )
-from ..errors import CalibrationError, ConfigError, ModelError, NonFiniteError
+from ..errors import ConfigError, ModelError
 from ..functional import clip_and_fake_quantize, fake_quantize, representable_range
 from ..functional.qparams import as_dtype
-from ..observers import MovingAverageMinMaxObserver, Observer
-from ..observers.base import Factory, WithArgs, assign_buffer
-from ..spec import HALF_EVEN, SPEC_ARGUMENTS, pop_spec
+from ..observers import MovingAverageMinMaxObserver
+from ..observers.base import WithArgs, assign_buffer
+from ..spec import HALF_EVEN
+from .observation import Observation, State
 
-
-class State(enum.Enum):
-    """State of a fake quantizer.
-
-    Examples:
-        >>> from paddleq import State
-        >>> [state.value for state in State]
-        ['qat', 'calibration', 'validation']
-    """
-
-    QAT = "qat"  # observe in training, always quantize
-    CALIBRATION = "calibration"  # observe, return the input unchanged
-    VALIDATION = "validation"  # quantize with the stored scale
-
-    @classmethod
-    def _missing_(cls, value):
-        check_choice("state", value, [each.value for each in cls])  # raises
+__all__ = ["FakeQuantize", "State"]
 
 
 @skip_bytecode_translation
-class FakeQuantize(StateDictNotice, WithArgs):
+class FakeQuantize(Observation, WithArgs):
     """Quantize and dequantize a tensor with the scale that an observer computes.
 
     The result is (clip(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale.
@@ -73,6 +55,8 @@ class FakeQuantize(StateDictNotice, WithArgs):
             returns its input unchanged.
         zero_point: buffer, int64, of the same shape.
         abs_max: buffer, float32: scale times ``spec.quant_max``, which Paddle calls the scale.
+        skipped_batches: buffer, int64 [1], not in ``state_dict``: number of training batches with
+            NaN or infinity. The observer skips them; the first one is logged as a warning.
         quant_min, quant_max: lowest and highest integer.
         observer_enabled, fake_quant_enabled: switches, set together by :meth:`set_state`.
 
@@ -96,17 +80,13 @@ class FakeQuantize(StateDictNotice, WithArgs):
     def __init__(self, observer: Any = MovingAverageMinMaxObserver, saturate=None, in_place=False,
                  compat_mask=True, channel_len=1, fast_training=True, label="",
                  **observer_kwargs):
-        super().__init__()
+        super().__init__(observer, channel_len, observer_kwargs, label)
         self.saturate = saturate is None or check_bool("saturate", saturate)
         self.in_place = check_bool("in_place", in_place)
         self.compat_mask = check_bool("compat_mask", compat_mask)
-        self.channel_len = check_int("channel_len", channel_len, 1)
+        self.channel_len = channel_len
         self.fast_training = check_bool("fast_training", fast_training)
-        self.observer = _observer(observer, channel_len, observer_kwargs)
-        self.label = label
         self._make_buffers([self.observer.channels])
-        self._known_version = None
-        self._qparams_when_observed = None
         self.set_state(State.QAT)
         if self.observer.fixed:
             self._store_observed()
@@ -220,12 +200,11 @@ class FakeQuantize(StateDictNotice, WithArgs):
                      and not is_traced_by_save())
         if self.observer.dynamic:
             return self._fake_quantize(x, self.qparams_of(x)) if self.fake_quant_enabled else x
-        if observing:
-            if calibrating:
-                self._refuse_non_finite(x)
-            qparams = self._observe(x, clipping)
-        else:
-            qparams = self._qparams()
+        if observing and calibrating:
+            self._refuse_non_finite(x)
+        elif observing and self._is_skipped(x):
+            observing = False
+        qparams = self._observe(x, clipping) if observing else self._qparams()
         # A scale computed in this pass is not read, which would synchronize with a GPU.
         usable = observing and self.observer.online or self._usable()
         if not self.fake_quant_enabled or not usable:
@@ -234,22 +213,6 @@ class FakeQuantize(StateDictNotice, WithArgs):
         if bound is not None:
             qparams = paddle.minimum(qparams[0], bound), qparams[1]
         return self._fake_quantize(x, qparams, clipping)
-
-    def _observe(self, x, clipping):
-        observed = x
-        if clipping is not None and self.observer.accepts_abs_max:
-            observed = clipping.largest if clipping.idle else clipping.bound
-        if self.observer.online:
-            qparams = self.observer.update_qparams(observed)
-            with paddle.no_grad():
-                self._store(*(self.observer.qparams() if self.observer.track_batch else qparams))
-        else:
-            self.observer.update(observed)
-            qparams = self._qparams()
-        if paddle.in_dynamic_mode() and (
-                self.state is State.CALIBRATION or not self.observer.online):
-            self._qparams_when_observed = self._copy_qparams()
-        return qparams
 
     def _fake_quantize(self, x, qparams, clipping=None):
         abs_max, zero_point = qparams
@@ -272,32 +235,6 @@ class FakeQuantize(StateDictNotice, WithArgs):
             return self(x.clip(-bound.item(), bound.item()))
         return fake_quantize(x, paddle.minimum(self.abs_max, bound), self.spec, self.saturate)
 
-    @property
-    def needs_finalize(self):
-        """True if a scale is to be computed from the observed statistics.
-
-        A scale that was set or loaded after the last observed batch is kept.
-        """
-        if self.observer.dynamic:
-            return False
-        before = self._qparams_when_observed
-        if before is None:
-            return not self.initialized
-        return all(bool((old == new).all()) for old, new in zip(before, self._copy_qparams()))
-
-    def finalize(self):
-        """Compute the scale from the observed statistics.
-
-        Raises:
-            CalibrationError: no data were observed.
-        """
-        if self.observer.dynamic:
-            return
-        if not (self.observer.num_batches or self.observer.fixed):
-            raise CalibrationError(f"{self.label or 'the quantizer'} observed no data")
-        self._store_observed()
-        self._qparams_when_observed = None
-
     @contextmanager
     def preserved_qparams(self):
         """Restore scale and zero point on exit."""
@@ -313,13 +250,6 @@ class FakeQuantize(StateDictNotice, WithArgs):
                     paddle.assign(value, tensor)
                 owner[name] = tensor
             self._qparams_when_observed, self._known_version = observed, None
-
-    def _store_observed(self):
-        with paddle.no_grad():
-            self._store(*self.observer.qparams())
-
-    def _copy_qparams(self):
-        return [each.detach().clone() for each in (self.abs_max, self.zero_point)]
 
     def qparams_of(self, x):
         """Return (abs_max, zero point or None) that quantize ``x`` in evaluation."""
@@ -340,10 +270,6 @@ class FakeQuantize(StateDictNotice, WithArgs):
                 f"fake_quant_enabled={self.fake_quant_enabled}, "
                 f"observer_enabled={self.observer_enabled}")
 
-    def _before_state_dict(self):
-        # Loading does not change a tensor's version.
-        self._known_version = None
-
     def _usable(self):
         # Values are unknown while to_static traces; the export detects missing scales.
         return not paddle.in_dynamic_mode() or self.initialized
@@ -352,40 +278,6 @@ class FakeQuantize(StateDictNotice, WithArgs):
         assign_buffer(self, "abs_max", abs_max)
         if zero_point is not None:
             assign_buffer(self, "zero_point", zero_point)
-
-    def _refuse_non_finite(self, x, source=None):
-        # The sum propagates NaN and infinity. It may also overflow, so the elements are checked
-        # then. max() ignores NaN on Paddle 2.6.
-        if not paddle.in_dynamic_mode() or paddle.isfinite(x.sum()).item():
-            return
-        wrong = (~paddle.isfinite(x)).sum().item()
-        if wrong:
-            activity = "training" if source else "calibrating"
-            source = source or f"calibration batch {self.observer.num_batches}"
-            raise NonFiniteError(
-                f"{self.label or 'the quantizer'}: {source} has {wrong} NaN or infinite values of "
-                f"{x.size}; remove that batch or correct the model before {activity}")
-
-
-def _observer(observer, channels, arguments):
-    if isinstance(observer, Observer):
-        if arguments:
-            raise ConfigError(f"observer is one that was made already, {type(observer).__name__}, "
-                              f"so that {', '.join(arguments)} cannot be handed to it; give its "
-                              "class instead")
-        return observer
-    cls, preset = ((observer.func, observer.keywords) if isinstance(observer, Factory)
-                   else (observer, {}))
-    if not (isinstance(cls, type) and issubclass(cls, Observer)):
-        raise wrong_type("observer", observer, "a class of paddleq.observers, its with_args() or "
-                                               "an instance")
-    known = [name for name in inspect.signature(cls.__init__).parameters
-             if name not in ("self", "channels")]
-    check_known_keys("FakeQuantize", arguments, [*known, *SPEC_ARGUMENTS])
-    given = arguments.get("spec") or preset.get("spec")
-    spec = pop_spec(arguments, per_channel=cls.per_channel)
-    return observer(spec=given or spec, channels=channels, **arguments)
-
 
 def _numbers(name, value, channels):
     try:

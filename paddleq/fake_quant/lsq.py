@@ -202,14 +202,21 @@ class LSQ(FakeQuantize):
             super()._observe(x, None)
         return self._qparams()
 
+    def _is_skipped(self, x):
+        # Only the first batch is observed. It raises an error.
+        return False
+
     def _observe_in_static_mode(self, x):
         # The program must serve the first batch and later ones.
         if not self.observer.online:
             return self._qparams()
-        measured = self._measured(*self.observer.update_qparams(x))
+        finite = self._all_finite(x)
+        with self.observer.updating_if(finite):
+            measured = self._measured(*self.observer.update_qparams(x))
         held = self._parameters_and_buffers()
         with paddle.no_grad():
-            fresh = _is_zero(held[0][0] + held[0][1])
+            fresh = _is_zero(held[0][0] + held[0][1]) & finite
+            self._count_skipped(~finite)
             first = [paddle.where(fresh, value, constant(buffer))
                      for value, (_, buffer) in zip(measured, held)]
             for value, (_, buffer) in zip(first, held):

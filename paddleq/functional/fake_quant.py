@@ -197,6 +197,8 @@ def _clipped_to_range(x, abs_max, spec, zero):
     # The gradient is zero at the limits too. They are moved outwards by one unit in the last place
     # to keep the gradient there.
     step = np.float32(abs_max.item()) / np.float32(spec.quant_max)
+    if not np.isfinite(step):  # weights with NaN; clip() raises an error, the result has to be NaN
+        return x.clone()
     low, high = (step * np.float32(limit - zero) for limit in (spec.quant_min, spec.quant_max))
     return x.clip(float(np.nextafter(low, np.float32(-np.inf))),
                   float(np.nextafter(high, np.float32(np.inf))))

@@ -2,7 +2,8 @@
 
 import abc
 import functools
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import paddle
 from paddle import nn
@@ -118,6 +119,7 @@ class Observer(nn.Layer, WithArgs, Collector):
     fixed = False
     abs_max_only = False
     per_channel = False
+    _condition: Optional[paddle.Tensor] = None
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__()
@@ -125,6 +127,20 @@ class Observer(nn.Layer, WithArgs, Collector):
         self.spec = QuantSpec(granularity=default) if spec is None else spec
         self.channels = 1 if channels is None or self.spec.channel_axis is None else channels
         self.register_buffer("batches", paddle.zeros([1], dtype="int64"))
+
+    @contextmanager
+    def updating_if(self, condition: paddle.Tensor) -> Iterator[None]:
+        """While open, buffers change only if the boolean ``condition`` of one element is true.
+
+        Its value is not read, so that a program of ``to_static`` can compute it, and no GPU
+        synchronizes.
+        """
+        # Not an attribute of the layer, which would be a buffer.
+        object.__setattr__(self, "_condition", condition)
+        try:
+            yield
+        finally:
+            object.__setattr__(self, "_condition", None)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Update the statistics with ``x`` and return ``x``."""
@@ -211,6 +227,9 @@ class Observer(nn.Layer, WithArgs, Collector):
         """Add the statistics of another observer. Both have observed batches."""
 
     def _assign(self, name, value):
+        if self._condition is not None:
+            old = getattr(self, name)
+            value = paddle.where(self._condition, as_dtype(value, old.dtype), old)
         assign_buffer(self, name, value)
 
     def _float_buffer(self, name, shape=None, value=0.0, dtype: Any = "float32"):

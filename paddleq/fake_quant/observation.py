@@ -1,0 +1,182 @@
+"""Observation of the inputs of a fake quantizer: when, in which state, and of which batches."""
+
+import enum
+import inspect
+import logging
+
+import paddle
+
+from .._checks import check_choice, check_int, check_known_keys, wrong_type
+from .._paddle_compat import StateDictNotice
+from ..errors import CalibrationError, ConfigError, NonFiniteError
+from ..functional.qparams import as_dtype, constant
+from ..observers import Observer
+from ..observers.base import Factory, assign_buffer
+from ..spec import SPEC_ARGUMENTS, pop_spec
+
+_logger = logging.getLogger("paddleq")
+
+
+class State(enum.Enum):
+    """State of a fake quantizer.
+
+    Examples:
+        >>> from paddleq import State
+        >>> [state.value for state in State]
+        ['qat', 'calibration', 'validation']
+    """
+
+    QAT = "qat"  # observe in training, always quantize
+    CALIBRATION = "calibration"  # observe, return the input unchanged
+    VALIDATION = "validation"  # quantize with the stored scale
+
+    @classmethod
+    def _missing_(cls, value):
+        check_choice("state", value, [each.value for each in cls])  # raises
+
+
+class Observation(StateDictNotice):
+    """Base of :class:`~paddleq.FakeQuantize`: its observer, and the updates of its scale."""
+
+    def __init__(self, observer, channel_len, observer_kwargs, label):
+        super().__init__()
+        channels = check_int("channel_len", channel_len, 1)
+        self.observer = _make_observer(observer, channels, observer_kwargs)
+        self.label = label
+        self.register_buffer("skipped_batches", paddle.zeros([1], dtype="int64"),
+                             persistable=False)
+        self._reported = False
+        self._known_version = None
+        self._qparams_when_observed = None
+
+    def _observe(self, x, clipping):
+        observed = x
+        if clipping is not None and self.observer.accepts_abs_max:
+            observed = clipping.largest if clipping.idle else clipping.bound
+        if self.observer.online:
+            qparams = self._update_qparams(x, observed)
+        else:
+            self.observer.update(observed)
+            qparams = self._qparams()
+        if paddle.in_dynamic_mode() and (
+                self.state is State.CALIBRATION or not self.observer.online):
+            self._qparams_when_observed = self._copy_qparams()
+        return qparams
+
+    def _update_qparams(self, x, observed):
+        observer = self.observer
+        if self.state is State.CALIBRATION or _is_on_host(x):  # x is finite
+            qparams = observer.update_qparams(observed)
+            with paddle.no_grad():
+                self._store(*(observer.qparams() if observer.track_batch else qparams))
+            return qparams
+        with paddle.no_grad():
+            finite = self._all_finite(x)
+            with observer.updating_if(finite):
+                qparams = observer.update_qparams(observed)
+            self._count_skipped(~finite)
+            new = observer.qparams() if observer.track_batch else qparams
+            self._store(*(None if each is None else paddle.where(finite, each, constant(held))
+                          for each, held in zip(new, (self.abs_max, self.zero_point))))
+        return qparams
+
+    def _is_skipped(self, x):
+        """Return True, and count and report it, if a training batch on the CPU is not finite."""
+        if not _is_on_host(x) or paddle.isfinite(x.sum()).item():
+            return False
+        finite = self._all_finite(x)  # the sum of finite values may overflow
+        if finite.item():
+            return False
+        self._count_skipped(~finite)
+        self._report_skipped()
+        return True
+
+    @staticmethod
+    def _all_finite(x):
+        return paddle.isfinite(as_dtype(constant(x), paddle.float32)).all().reshape([1])
+
+    def _count_skipped(self, skipped):
+        assign_buffer(self, "skipped_batches", self.skipped_batches + skipped.astype("int64"))
+
+    def _report_skipped(self):
+        if not self._reported and self.skipped_batches.item():
+            self._reported = True
+            _logger.warning("%s: a training batch has NaN or infinite values; such batches are "
+                            "counted in skipped_batches and do not change the scale",
+                            self.label or "the quantizer")
+
+    @property
+    def needs_finalize(self):
+        """True if a scale is to be computed from the observed statistics.
+
+        A scale that was set or loaded after the last observed batch is kept.
+        """
+        if self.observer.dynamic:
+            return False
+        before = self._qparams_when_observed
+        if before is None:
+            return not self.initialized
+        return all(bool((old == new).all()) for old, new in zip(before, self._copy_qparams()))
+
+    def finalize(self):
+        """Compute the scale from the observed statistics.
+
+        Raises:
+            CalibrationError: no data were observed.
+        """
+        if self.observer.dynamic:
+            return
+        if not (self.observer.num_batches or self.observer.fixed):
+            raise CalibrationError(f"{self.label or 'the quantizer'} observed no data")
+        self._store_observed()
+        self._qparams_when_observed = None
+
+    def _store_observed(self):
+        with paddle.no_grad():
+            self._store(*self.observer.qparams())
+
+    def _copy_qparams(self):
+        return [each.detach().clone() for each in (self.abs_max, self.zero_point)]
+
+    def _before_state_dict(self):
+        # Loading does not change a tensor's version.
+        self._known_version = None
+        if paddle.in_dynamic_mode():
+            self._report_skipped()
+
+    def _refuse_non_finite(self, x, source=None):
+        # The sum propagates NaN and infinity. It may also overflow, so the elements are checked
+        # then. max() ignores NaN on Paddle 2.6.
+        if not paddle.in_dynamic_mode() or paddle.isfinite(x.sum()).item():
+            return
+        wrong = (~paddle.isfinite(x)).sum().item()
+        if wrong:
+            activity = "training" if source else "calibrating"
+            source = source or f"calibration batch {self.observer.num_batches}"
+            raise NonFiniteError(
+                f"{self.label or 'the quantizer'}: {source} has {wrong} NaN or infinite values of "
+                f"{x.size}; remove that batch or correct the model before {activity}")
+
+
+def _is_on_host(x):
+    return paddle.in_dynamic_mode() and x.place.is_cpu_place()
+
+
+def _make_observer(observer, channels, arguments):
+    if isinstance(observer, Observer):
+        if arguments:
+            raise ConfigError(f"observer is one that was made already, {type(observer).__name__}, "
+                              f"so that {', '.join(arguments)} cannot be handed to it; give its "
+                              "class instead")
+        return observer
+    cls, preset = ((observer.func, observer.keywords) if isinstance(observer, Factory)
+                   else (observer, {}))
+    if not (isinstance(cls, type) and issubclass(cls, Observer)):
+        raise wrong_type("observer", observer, "a class of paddleq.observers, its with_args() or "
+                                               "an instance")
+    known = [name for name in inspect.signature(cls.__init__).parameters
+             if name not in ("self", "channels")]
+    check_known_keys("FakeQuantize", arguments, [*known, *SPEC_ARGUMENTS])
+    given = arguments.get("spec") or preset.get("spec")
+    spec = pop_spec(arguments, per_channel=cls.per_channel)
+    return observer(spec=given or spec, channels=channels, **arguments)
