@@ -11,6 +11,7 @@ class QuantizationState:
     """State of one layer."""
 
     note: str = ""  # reason that ``summary`` shows
+    reason: Any = None  # config.SkipReason of a layer that stays float
     # On the root of a model:
     provenance: Optional[dict] = None  # method and configuration of quantization
     input_spec: Optional[list] = None  # InputSpec of the last call

@@ -17,6 +17,7 @@ from .._layer_state import read_state, state_of
 from .._paddle_compat import remove_hooks
 from ..config import LayerConfig, SkipKind, SkipReason
 from ..engine.hooks import update_collector
+from ..engine.state import warn_uncalled
 from ..errors import CalibrationError, ModelError, PaddleqError
 from ..nn.class_swap import float_class, replace_layers, swapped_class
 from ..nn.integer_linear import IntegerLinear
@@ -51,7 +52,10 @@ def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) ->
 
 
 def finish(model: nn.Layer) -> None:
-    """Replace the calibrated layers by the quantized ones, in place."""
+    """Replace the calibrated layers by the quantized ones, in place.
+
+    Layers that no batch reached become float layers again, with a warning.
+    """
     calibration = read_state(model).calibration
     if calibration is None:
         raise ModelError("model is not being calibrated; call quantize() on it first")
@@ -60,7 +64,8 @@ def finish(model: nn.Layer) -> None:
     if not layers:
         raise ModelError(f"no layer is left to quantize: {calibration.layers[0].name}: {reason}")
     missing = [layer for layer in layers if layer.quantized is None]
-    if missing:
+    uncalled = [layer for layer in missing if not layer.batches]
+    if len(uncalled) < len(missing) or len(missing) == len(layers):
         listed = ", ".join(f"{layer.name} ({layer.batches})" for layer in missing)
         raise CalibrationError(
             f"calibration needs {missing[0].num_batches} batches, but {len(missing)} of "
@@ -70,11 +75,19 @@ def finish(model: nn.Layer) -> None:
     remove_hooks(model, lambda hook: getattr(hook, "__self__", None) is calibration)
     for each in calibration.layers:
         if each.read_outside:
-            each.layer.__class__ = float_class(each.layer)
-            state = state_of(each.layer)
-            state.calibrator, state.note = None, str(reason)
+            _make_float(each.layer, reason)
             _logger.warning("%s stays float: %s", each.name, reason)
-    replace_layers(model, [(layer.layer, layer.quantized) for layer in layers])
+    for each in uncalled:
+        _make_float(each.layer, SkipReason(SkipKind.NOT_CALLED))
+    warn_uncalled([layer.name for layer in uncalled])
+    replace_layers(model, [(layer.layer, layer.quantized) for layer in layers
+                           if layer.quantized is not None])
+
+
+def _make_float(layer, reason):
+    layer.__class__ = float_class(layer)
+    state = state_of(layer)
+    state.calibrator, state.reason, state.note = None, reason, str(reason)
 
 
 class CalibratingLinear(nn.Layer):

@@ -7,6 +7,7 @@ from paddle import nn
 
 from .._checks import check_int, check_layer, hint
 from ..engine import check_quantized, fake_quantizers
+from ..engine.state import uncalled_layers
 from ..engine.summary import table
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import State
@@ -79,11 +80,18 @@ def check_simulated(model: nn.Layer) -> None:
 
 
 def check_calibrated(model: nn.Layer) -> None:
-    """Raise unless ``model`` is simulated and all its quantizers have a scale and use it."""
+    """Raise unless ``model`` is simulated and its quantizers have a scale and use it.
+
+    Layers that no data reached need none, if there are others.
+    """
     check_simulated(model)
-    found = fake_quantizers(model)
+    found, uncalled = fake_quantizers(model), set()
+    if any(quantizer.initialized and not quantizer.observer.dynamic for _, quantizer in found):
+        uncalled = {id(quantizer) for _, layer in uncalled_layers(model)
+                    for _, quantizer in layer.quantizers()}
     pending = [name for name, quantizer in found
-               if not quantizer.initialized or quantizer.state is State.CALIBRATION]
+               if quantizer.state is State.CALIBRATION
+               or not quantizer.initialized and id(quantizer) not in uncalled]
     if pending:
         raise CalibrationError(
             f"{len(pending)} of {len(found)} quantizers are not calibrated: {', '.join(pending)}; "

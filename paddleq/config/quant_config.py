@@ -32,6 +32,8 @@ class SkipKind(enum.Enum):
     OVERRIDES_FORWARD = ("its class overrides forward, so its weights are not known to be used as "
                          "usual; see paddleq.register_layer")
     NOT_LINEAR = "only Linear is quantized"
+    NOT_CALLED = "not called during calibration"
+    ADDED_LATER = "added or replaced after the model was quantized"
     WEIGHT_FROM_HOOK = ("its weight is computed by a hook (weight_norm, spectral_norm); remove "
                         "that first")
     WEIGHT_READ_OUTSIDE = ("its weight is read outside of its forward, where it would be integers; "

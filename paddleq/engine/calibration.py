@@ -19,6 +19,7 @@ from .state import (
     evaluation,
     fake_quantizers,
     finalize,
+    leave_uncalled_float,
     restored_states,
     set_state,
 )
@@ -36,6 +37,10 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
     had, and so does everything if an error occurs. Quantizers whose observer is disabled keep
     their scale. A second call continues with the statistics of the first one.
 
+    Layers that no batch reached, such as auxiliary heads that only training runs, are left float,
+    with a warning; :func:`summary` shows them as "not called during calibration". An export whose
+    graph contains one of them raises an error.
+
     Args:
         model: a quantized model.
         data: an iterable of batches. A batch is a tensor or array; a list or tuple that starts
@@ -48,7 +53,7 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
         Number of batches used.
 
     Raises:
-        CalibrationError: ``data`` is empty, or a layer received no data.
+        CalibrationError: ``data`` is empty, or no layer received data.
         NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
         ConfigError, ConfigTypeError: a batch does not fit the model's ``forward``.
         ModelError: the model is not quantized.
@@ -86,6 +91,7 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
         finalize(model)
     for quantizer in finished:
         quantizer.set_state(State.VALIDATION)
+    leave_uncalled_float(model)
 
 
 def run_batches(run: Callable[[Any], Any], batches: Iterable,

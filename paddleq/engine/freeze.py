@@ -25,6 +25,8 @@ from .state import (
     check_quantized,
     check_quantized_name,
     finalize,
+    is_left_float,
+    leave_uncalled_float,
     quantized_layers,
     restored_states,
     set_state,
@@ -35,14 +37,15 @@ def convert(model):
     """Fold the batch norms of fused blocks and fix all scales, in place.
 
     Weight scales are computed from the folded weights, activation scales from the observers. The
-    model is in evaluation mode afterwards.
+    model is in evaluation mode afterwards. Layers that no data reached compute in float, with a
+    warning.
 
     Returns:
         The model.
 
     Raises:
         ModelError: there is no quantized layer.
-        CalibrationError: names the quantizers that observed no data.
+        CalibrationError: no quantizer observed data.
 
     Examples:
         >>> import paddle, paddleq
@@ -56,6 +59,7 @@ def convert(model):
         set_state(model, "validation")
         finalize(model)
     set_state(model, "validation")
+    leave_uncalled_float(model)
     model.eval()
     names = {id(layer): name for name, layer in model.named_sublayers(include_self=True)}
     for block in blocks_of(model):
@@ -75,13 +79,14 @@ def freeze(model: nn.Layer) -> nn.Layer:
     """Convert simulated quantization to integer weights and fixed scales, in place.
 
     Batch norms of fused blocks are folded as :func:`convert` does. Each quantized layer becomes an
-    :class:`~paddleq.nn.integer_layer.IntegerLayer`, which computes the same as before.
+    :class:`~paddleq.nn.integer_layer.IntegerLayer`, which computes the same as before; layers that
+    no data reached become float layers, with a warning.
     The model is in evaluation mode and cannot be trained afterwards.
 
     Raises:
         ModelError: there is no quantized layer, or the scales of one are not fixed. The model may
             be converted (:func:`convert`), but no layer holds integers.
-        CalibrationError: names the quantizers that observed no data.
+        CalibrationError: no quantizer observed data.
 
     Examples:
         >>> import paddle, paddleq
@@ -96,7 +101,13 @@ def freeze(model: nn.Layer) -> nn.Layer:
     shared = {}
     with rollback_on_error(model):
         for _, layer in quantized_layers(model):
-            freeze_quantized(layer, shared)
+            if is_left_float(layer):
+                if layer._paddleq.block is not None:
+                    layer._paddleq.block.detach()
+                layer._paddleq.note = str(layer._paddleq.reason)
+                make_float(layer)
+            else:
+                freeze_quantized(layer, shared)
     for layer in model.sublayers(include_self=True):
         if read_state(layer).input_spec is not None:  # otherwise the next call records it
             remove_hooks(layer, lambda hook: hook is record_input_spec)

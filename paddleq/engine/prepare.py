@@ -101,7 +101,8 @@ def prepare(model, config, before=None):
     parts = {name: build_parts(each.layer, each.config, name, shared)
              for name, each in selection.selected.items()}
     for layer in model.sublayers(include_self=True):
-        state_of(layer).note = ""
+        state = state_of(layer)
+        state.note, state.reason = "", None
     if before is not None:
         before()
     for name, each in selection.selected.items():

@@ -103,6 +103,7 @@ def record_reasons(model: nn.Layer, selection: Selection, keep_notes: bool = Fal
     for name, reason in selection.skipped.items():
         state = state_of(layers[name])
         state.note = keep_notes and state.note or str(reason)
+        state.reason = reason
 
 
 def _check_dtype(name, layer, dtypes):

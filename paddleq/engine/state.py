@@ -1,13 +1,17 @@
 """States and switches of the fake quantizers of a model."""
 
+import logging
 from contextlib import ExitStack, contextmanager
 
 from .._checks import check_layer, hint
 from .._layer_state import read_state
+from ..config import SkipKind, SkipReason
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
 from ..nn.deployable import deployable_layers
-from ..nn.quantized_layer import QuantizedLayer
+from ..nn.quantized_layer import QuantizedLayer, quantizer_name
+
+_logger = logging.getLogger("paddleq")
 
 
 def check_quantized(model):
@@ -37,9 +41,16 @@ def fake_quantizers(model):
 
 
 def set_state(model, state):
-    """Set the :class:`~paddleq.State` of all fake quantizers of ``model``."""
+    """Set the :class:`~paddleq.State` of all fake quantizers of ``model``.
+
+    In the states that observe, layers that an earlier calibration never called quantize again.
+    """
+    state = State(state)
     for _, quantizer in fake_quantizers(model):
-        quantizer.set_state(State(state))
+        quantizer.set_state(state)
+    if state is not State.VALIDATION:
+        for _, layer in quantized_layers(model):
+            _set_left_float(layer, False)
 
 
 def enable_fake_quant(layer):
@@ -131,6 +142,7 @@ def restored_states(model):
     """Restore the states and switches of all fake quantizers on exit."""
     saved = [(q, q.state, q.observer_enabled, q.fake_quant_enabled)
              for _, q in fake_quantizers(model)]
+    left = [(layer, is_left_float(layer)) for _, layer in quantized_layers(model)]
     try:
         yield
     finally:
@@ -138,6 +150,8 @@ def restored_states(model):
             quantizer.set_state(state)
             quantizer.observer_enabled = observer_enabled
             quantizer.fake_quant_enabled = fake_quant_enabled
+        for layer, value in left:
+            _set_left_float(layer, value)
 
 
 @contextmanager
@@ -183,30 +197,115 @@ def evaluation(model):
 
 
 def finalize(model):
-    """Compute the scales of the quantizers that observed data since their scale was set."""
+    """Compute the scales of the quantizers that observed data since their scale was set.
+
+    Quantizers that no data reached stay without a scale; :func:`leave_uncalled_float` handles them.
+
+    Raises:
+        CalibrationError: no data reached any quantizer.
+    """
     quantizers = [(name, q) for name, q in fake_quantizers(model)
                   if not q.observer.dynamic and q.state is not State.QAT
                   and (q.observer_enabled or q.state is not State.CALIBRATION)]
     waiting = [(name, q) for name, q in quantizers if q.needs_finalize]
-    without_data = [name for name, q in waiting
-                    if not (q.observer.num_batches or q.observer.fixed)]
-    if without_data:
+    without_data = [name for name, q in waiting if not (_observed(q) or q.observer.fixed)]
+    if without_data and not any(_calibrated(q) for _, q in quantizers):
         raise CalibrationError(
             f"no calibration data reached {len(without_data)} of {len(quantizers)} quantizers: "
             f"{', '.join(without_data)}; run calibrate() or forward passes on real inputs first")
     for _, quantizer in waiting:
-        quantizer.finalize()
+        if _observed(quantizer) or quantizer.observer.fixed:
+            quantizer.finalize()
 
 
 @contextmanager
 def finalized(model):
-    """While open, the scales are those that :func:`finalize` computes."""
+    """While open, the scales are those that :func:`finalize` computes.
+
+    Layers that no data reached are left float, also in a model in training.
+    """
     with ExitStack() as stack:
         for _, quantizer in fake_quantizers(model):
             if quantizer.needs_finalize:
                 stack.enter_context(quantizer.preserved_qparams())
         finalize(model)
+        if any(_calibrated(q) for _, q in fake_quantizers(model)):
+            found = dict(uncalled_layers(model))
+            added = [name for name, layer in found.items() if not is_left_float(layer)]
+            for name in added:
+                stack.callback(_set_left_float, found[name], False)
+                _set_left_float(found[name], True)
+            warn_uncalled(added)
         yield
+
+
+def _observed(quantizer):
+    return not quantizer.observer.dynamic and bool(quantizer.observer.num_batches)
+
+
+def _calibrated(quantizer):
+    """Return True if the scale was observed, set or loaded, or statistics for one exist."""
+    observer = quantizer.observer
+    return not (observer.dynamic or observer.fixed) and (
+        _observed(quantizer) or quantizer.initialized)
+
+
+def uncalled_layers(model):
+    """Return (name, layer) pairs of the quantized layers whose inputs no data reached.
+
+    Their quantizers have neither statistics nor a scale. Layers that need no data are not returned.
+    """
+    found = []
+    for name, layer in quantized_layers(model):
+        weights = {quantizer_name(weight) for weight in layer._paddleq.kind.weights}
+        parts = [(part in weights, q) for part, q in layer.quantizers()
+                 if isinstance(q, FakeQuantize) and not q.observer.dynamic]
+        # Layers that share a weight share its quantizer, so the inputs decide where there are any.
+        decisive = [q for is_weight, q in parts if not is_weight] or [q for _, q in parts]
+        if not any(_observed(q) for q in decisive) and not all(q.initialized for _, q in parts):
+            found.append((name, layer))
+    return found
+
+
+def is_left_float(layer):
+    """Return True if a layer computes in float because calibration never called it."""
+    reason = read_state(layer).reason
+    return reason is not None and reason.kind is SkipKind.NOT_CALLED
+
+
+def leave_uncalled_float(model):
+    """Make layers that calibration never called compute in float, with one warning.
+
+    They keep their quantizers: a later calibration or training can reach them. Layers with
+    quantizers that still observe are not changed.
+    """
+    uncalled = {id(layer): name for name, layer in uncalled_layers(model)}
+    added = []
+    for _, layer in quantized_layers(model):
+        left = id(layer) in uncalled and all(
+            q.state is State.VALIDATION for _, q in layer.quantizers()
+            if isinstance(q, FakeQuantize))
+        if left and not is_left_float(layer):
+            added.append(uncalled[id(layer)])
+        _set_left_float(layer, left)
+    warn_uncalled(added)
+
+
+def _set_left_float(layer, value):
+    state = layer._paddleq
+    if value != is_left_float(layer):
+        state.reason = SkipReason(SkipKind.NOT_CALLED) if value else None
+        state.compute_float = value
+
+
+def warn_uncalled(names):
+    """Warn of the layers ``names``, which are left float because no data reached them."""
+    if names:
+        _logger.warning(
+            "%d layers are left float because no data reached them in calibration or training: "
+            "%s. A branch that only training runs needs no scale; otherwise calibrate on inputs "
+            "that reach these layers, or leave them out (skip, skip_quant)", len(names),
+            ", ".join(name or "(model)" for name in names))
 
 
 def check_initialized(model):

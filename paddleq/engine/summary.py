@@ -1,12 +1,13 @@
 """Summary of a model: the quantization of each layer, or the reason that it is float."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import paddle
 
 from .._checks import check_layer
 from .._layer_state import read_state
 from .._paddle_compat import own_parameters, own_sublayers
+from ..config import SkipKind, SkipReason
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..graph import FoldedNorm
 from ..nn.block import BlockMember
@@ -14,7 +15,7 @@ from ..nn.class_swap import float_class
 from ..nn.deployable import DeployableLayer, describe_spec
 from ..nn.quantized_layer import QuantizedLayer
 from ..spec import QuantSpec
-from .state import quantized_layers
+from .state import is_left_float, quantized_layers
 
 
 def table(rows):
@@ -42,11 +43,16 @@ def summary(model):
         0 | Linear | quantized | int8 per_channel(1) | int8 per_tensor | quantized by type Linear
         1 | ReLU | left |  |  | no rule matches
     """
-    return table([("layer", "type", "done", "weight", "activation", "why"), *summary_rows(model)])
+    return table([("layer", "type", "done", "weight", "activation", "why"),
+                  *(row[:6] for row in summary_rows(model))])
 
 
 class SummaryRow(NamedTuple):
-    """Cells of a layer's line in :func:`summary`."""
+    """Cells of a layer's line in :func:`summary`.
+
+    ``reason`` is the :class:`~paddleq.config.SkipReason` of a layer that is left float, None for
+    other layers and where the reason is not one of :class:`~paddleq.config.SkipKind`.
+    """
 
     name: str
     type: str
@@ -54,16 +60,19 @@ class SummaryRow(NamedTuple):
     weight: str
     activation: str
     why: str
+    reason: Optional[SkipReason] = None
 
 
 def summary_rows(model):
     """Return a :class:`SummaryRow` for each layer that :func:`summary` shows."""
     check_layer("model", model)
-    rows = []
+    rows, added = [], {id(layer) for _, layer in layers_added_later(model)}
     for name, layer in model.named_sublayers(include_self=True):
         state, cls = read_state(layer), float_class(layer).__name__
-        if isinstance(layer, QuantizedLayer):
-            row: Any = (cls, "quantized", *_quantizer_cells(layer), state.note)
+        if isinstance(layer, QuantizedLayer) and is_left_float(layer):
+            row: Any = (cls, "left", "", "", str(state.reason), state.reason)
+        elif isinstance(layer, QuantizedLayer):
+            row = (cls, "quantized", *_quantizer_cells(layer), state.note)
         elif isinstance(layer, BlockMember):
             row = (cls, "fused", "", "", state.note)
         elif isinstance(layer, FoldedNorm):
@@ -74,12 +83,29 @@ def summary_rows(model):
             row = (type(layer).__name__, "deployed", *_specs(layer),
                    state.note or layer.quant_type)
         elif _is_shown(layer, name, model):
+            reason = SkipReason(SkipKind.ADDED_LATER) if id(layer) in added else state.reason
             row = (type(layer).__name__, "left", "", "",
-                   state.note or "the model was not quantized")
+                   state.note or str(reason or "the model was not quantized"), reason)
         else:
             continue
         rows.append(SummaryRow(name or "(model)", *row))
     return rows
+
+
+def layers_added_later(model):
+    """Return (name, layer) pairs of layers that were added or replaced after quantization.
+
+    The quantization of a model, or of a part of it, leaves a state on each of its layers.
+    """
+    records = [f"{name}." if name else "" for name, layer in
+               model.named_sublayers(include_self=True) if read_state(layer).provenance is not None]
+    inside = set()  # parts of quantized layers, such as quantizers and preprocesses
+    for _, layer in quantized_layers(model):
+        inside |= {id(part) for name in layer._paddleq.parts if name in own_sublayers(layer)
+                   for part in own_sublayers(layer)[name].sublayers(include_self=True)}
+    return [(name, layer) for name, layer in model.named_sublayers()
+            if "_paddleq" not in layer.__dict__ and name.startswith(tuple(records))
+            and id(layer) not in inside and not isinstance(layer, (DeployableLayer, FakeQuantize))]
 
 
 def _quantizer_cells(layer):

@@ -45,6 +45,17 @@ class Format(abc.ABC):
         """
         return True
 
+    def lowering(self, program, marks):
+        """Return the :class:`~paddleq.export.markers.MarkerLowering` of what ``read`` returns.
+
+        None: a format with its own ``read`` does not say; layers that a trace lost are not found.
+        """
+        if self.read is not None:
+            return None
+        from .paddle.lower import ProgramLowering
+
+        return ProgramLowering(program, marks)
+
     @abc.abstractmethod
     def write(self, program, marks: List, path: str, provenance: "Optional[Provenance]" = None,
               **options) -> None:

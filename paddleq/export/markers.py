@@ -133,6 +133,11 @@ class MarkerLowering(abc.ABC):
         made = set(self.outputs_of(op))
         return bool(made) and made <= self._placeholders - self.float_uses
 
+    def marker_numbers(self):
+        """Return the set of the numbers of all markers of the graph."""
+        found = [self.marker_of(op) for _, ops in self.blocks() for op in ops]
+        return {each[0] for each in found if each is not None}
+
     @abc.abstractmethod
     def blocks(self):
         """Pairs (block, its operators in order), outer blocks first."""

@@ -56,8 +56,9 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
         ModelError: the model is not quantized.
         ConfigError, ConfigTypeError: an invalid format, path or input_spec.
         ExportError: activations with a zero point, or with fewer integers than their bits allow,
-            which no runtime supports in a .pdmodel. Names the layer.
-        CalibrationError: names the layers without calibration data.
+            which no runtime supports in a .pdmodel; layers of the exported graph without
+            calibration data; quantized layers that the trace lost. Names the layers.
+        CalibrationError: no layer has calibration data.
         TraceError: Paddle could not trace the model into a program.
 
     Examples:

@@ -12,7 +12,7 @@ import paddle
 from .._checks import wrong_type
 from .._layer_state import read_state
 from .._paddle_compat import TRACE_ATTRIBUTES
-from ..engine.state import evaluation, quantized_layers
+from ..engine.state import evaluation, is_left_float, quantized_layers
 from ..errors import ExportError, TraceError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
@@ -21,12 +21,13 @@ from ..functional import quantize
 from ..nn.deployable import deployable_layers
 from ..nn.integer_layer import IntegerLayer
 from ..nn.kv_cache import SPEC, Int8KVCache
-from ..nn.quantized_layer import slot_name
+from ..nn.quantized_layer import QuantizedLayer, quantizer_name, slot_name
 from ..nn.tracing import MARKER_FACTOR, recording
 from ..spec import PerChannel, PerTensor, QuantSpec
 from .formats import FORMATS
 from .markers import ActivationMark, WeightMark, broadcast, simulated_weight
 from .pir_to_program import load_program
+from .trace_checks import check_lost, check_scales, warn_added
 
 _logger = logging.getLogger("paddleq")
 
@@ -40,7 +41,8 @@ def trace(model, input_spec, format=None):
     Returns:
         Tuple (the program that ``format.read`` returns, list of marks).
 
-    Raises ExportError for quantizers without a scale, or that the format cannot represent.
+    Raises ExportError for quantizers in the program that have no scale or that the format cannot
+    represent, and for quantized layers that the trace lost.
     """
     with evaluation(model):
         format = format or FORMATS["pdmodel"]()
@@ -49,9 +51,15 @@ def trace(model, input_spec, format=None):
             if format.read is not None:
                 raise ExportError("a SavedModel can be exported as pdmodel and onnx, not as pir")
             program = model.to_program(recorder)
+            check_scales(recorder.missing)
         else:
-            with recording(recorder):
+            with recording(recorder), _left_layers_recorded(model, recorder):
                 program = trace_float(model, input_spec, format.read or load_program)
+            check_scales(recorder.missing)
+            lowering = format.lowering(program, recorder.marks)
+            if lowering is not None:
+                check_lost(model, recorder, lowering.marker_numbers(), program.arrays, input_spec)
+            warn_added(model)
     return program, recorder.marks
 
 
@@ -100,6 +108,10 @@ class _ExportRecorder:
         self.marks, self._format = [], format
         self._inputs, self._weights, self._outputs = {}, {}, {}
         self._shared = {}  # id of a weight -> its mark
+        self._unscaled = {}  # (id of a layer, attribute of a quantizer) -> its full name
+        self._missing = {}  # those that the trace met, as keys in their order
+        self.called = {}  # id of a layer that the trace met -> (name, layer, its marker numbers)
+        self._names = {id(layer): name for name, layer in deployable_layers(model)}
         with paddle.no_grad():
             for _, layer in quantized_layers(model):
                 self._mark_quantized(layer._paddleq.name, layer)
@@ -111,9 +123,34 @@ class _ExportRecorder:
                         mark = ActivationMark(name, np.array([SPEC.quant_max], np.float32), SPEC)
                         self._inputs[id(layer), slot] = [], mark
 
-    def mark(self, x, meaning):
+    @property
+    def missing(self):
+        """Names of the quantizers without a scale that the trace met."""
+        return list(self._missing)
+
+    def note_missing(self, name):
+        """Record that the trace met a quantizer or layer that was not calibrated."""
+        self._missing[name] = None
+
+    def lost_layers(self, numbers, parameters):
+        """Return name -> layer that the trace met, but the program does not contain.
+
+        Args:
+            numbers: of the markers in the program.
+            parameters: names of its parameters, for layers without markers.
+        """
+        lost = {}
+        for name, layer, marks in self.called.values():
+            tensors = {each.name for each in [*layer.parameters(), *layer.buffers()]}
+            if marks and numbers.isdisjoint(marks) or (
+                    not marks and tensors and tensors.isdisjoint(parameters)):
+                lost[name] = layer
+        return lost
+
+    def mark(self, x, meaning, layer):
         """Return ``x`` behind a new marker for ``meaning``."""
         self.marks.append(meaning)
+        self._call(layer).append(len(self.marks))
         return paddle.scale(x, scale=MARKER_FACTOR, bias=float(len(self.marks)))
 
     def _activation_mark(self, name, part, spec, abs_max, zero_point):
@@ -131,11 +168,13 @@ class _ExportRecorder:
         for slot in range(len(layer._paddleq.kind.inputs)):
             self._inputs[id(layer), slot] = self._hooks_and_mark(name, layer, slot)
         output = getattr(layer, "output_quantizer", None)
-        if output is not None:
+        if output is not None and self._has_scale(name, layer, "output_quantizer", output):
             self._outputs[id(layer)] = self._activation_mark(name, "output", output.spec,
                                                              output.abs_max, output.zero_point)
         for weight in layer._paddleq.kind.weights:
-            if layer.weight_parts(weight)[1] is not None:
+            quantizer = layer.weight_parts(weight)[1]
+            if quantizer is not None and self._has_scale(
+                    name, layer, quantizer_name(weight), quantizer):
                 _check_finite(f"{name}.{weight}", getattr(layer, weight))
                 self._mark_weight(layer, weight, _weight_mark, self._format, layer, weight)
 
@@ -150,6 +189,8 @@ class _ExportRecorder:
                             "consists of; runtimes compute this layer in float", name,
                             type(quantizer).__name__)
             return [*hooks, quantizer], None
+        if not self._has_scale(name, layer, slot_name("activation_quantizer", slot), quantizer):
+            return hooks, None
         abs_max = quantizer.abs_max
         if PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric:
             abs_max, hooks = paddle.minimum(abs_max, preprocess.bound()), []
@@ -157,6 +198,21 @@ class _ExportRecorder:
             hooks = []
         return hooks, self._activation_mark(name, "input", quantizer.spec, abs_max,
                                             quantizer.zero_point)
+
+    def _has_scale(self, name, layer, attribute, quantizer):
+        if not isinstance(quantizer, FakeQuantize) or quantizer.initialized:
+            return True
+        full = f"{name}.{attribute}" if name else attribute
+        self._unscaled[id(layer), attribute] = full + _skipped(quantizer)
+        return False
+
+    def _call(self, layer, attribute=None):
+        """Record that the trace met a layer (and one of its quantizers); return its markers."""
+        missing = self._unscaled.get((id(layer), attribute))
+        if missing is not None:
+            self.note_missing(missing)
+        name = read_state(layer).name or self._names.get(id(layer), "")
+        return self.called.setdefault(id(layer), (name or "(model)", layer, []))[2]
 
     def _mark_integer_layer(self, name, layer):
         for slot, spec in enumerate(layer.input_specs):
@@ -173,52 +229,67 @@ class _ExportRecorder:
 
     def input_mark(self, layer, slot):
         """Return (callables that stay in the graph, mark or None) of an input of a layer."""
+        self._call(layer, slot_name("activation_quantizer", slot))
         return self._inputs.get((id(layer), slot), ([], None))
 
     def weight_mark(self, layer, name):
         """Return the mark of a weight, None if the weight stays float."""
+        self._call(layer, quantizer_name(name))
         return self._weights.get((id(layer), name))
 
     def output_mark(self, layer):
         """Return the mark of the output of a layer, None if it stays float."""
+        self._call(layer, "output_quantizer")
         return self._outputs.get(id(layer))
 
     def activation(self, x, layer, slot):
         hooks, mark = self.input_mark(layer, slot)
         for hook in hooks:
             x = hook(x)
-        return x if mark is None else self.mark(x, mark)
+        return x if mark is None else self.mark(x, mark, layer)
 
     def output(self, y, layer):
-        return self.mark(y, self.output_mark(layer))
+        mark = self.output_mark(layer)
+        return y if mark is None else self.mark(y, mark, layer)
 
     def weight(self, weight, layer, name):
         mark = self.weight_mark(layer, name)
-        return weight if mark is None else self.mark(weight, mark)
+        return weight if mark is None else self.mark(weight, mark, layer)
 
     def stored_weight(self, layer, name="weight"):
         mark = self.weight_mark(layer, name)
         if mark is None:
             return None
         # A placeholder that the lowering replaces by the integers.
-        return self.mark(paddle.zeros(list(mark.integers.shape)), mark)
+        return self.mark(paddle.zeros(list(mark.integers.shape)), mark, layer)
+
+
+@contextlib.contextmanager
+def _left_layers_recorded(model, recorder):
+    """Let the recorder meet the layers that calibration never called."""
+    with contextlib.ExitStack() as stack:
+        for name, layer in model.named_sublayers(include_self=True):
+            if not is_left_float(layer):
+                continue
+            if not isinstance(layer, QuantizedLayer):  # converted since
+                hook = layer.register_forward_pre_hook(
+                    lambda layer, args, name=name: recorder.note_missing(name or "(model)"))
+                stack.callback(hook.remove)
+            elif layer._paddleq.compute_float:
+                layer._paddleq.compute_float = False
+                stack.callback(setattr, layer._paddleq, "compute_float", True)
+        yield
 
 
 def _check_ready(model):
-    """Raise ExportError for float64 parameters, missing scales and unfinished folding."""
+    """Raise ExportError for float64 parameters and unfinished folding."""
     layers = list(quantized_layers(model))
     double = [name for name, parameter in model.named_parameters()
               if parameter.dtype == paddle.float64]
-    missing = [(f"{name}.{attribute}" if name else attribute) + _skipped(quantizer)
-               for name, layer in layers for attribute, quantizer in layer.quantizers()
-               if isinstance(quantizer, FakeQuantize) and not quantizer.initialized]
     training = [name for name, layer in layers if getattr(layer, "norm_folding", None) is not None]
     for names, problem, advice in (
             (double, "parameters are float64, which runtimes do not take",
              "call model.to(dtype='float32') before the model is quantized"),
-            (missing, "quantizers have no scale yet",
-             "run training steps (QAT) or calibration (PTQ) that reach these layers, or leave them "
-             "out with skip_quant"),
             (training, "layers are still trained with a folded batch norm",
              "export what convert() returns")):
         if names:

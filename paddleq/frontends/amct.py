@@ -151,7 +151,8 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
 def convert(model: nn.Layer) -> None:
     """Replace the layers that :func:`quantize` calibrated with integer layers, in place.
 
-    The outputs are those after the last batch of calibration. Save the model with
+    The outputs are those after the last batch of calibration. Layers that no batch reached, such
+    as heads that only training runs, stay float, with a warning. Save the model with
     :func:`paddleq.save_checkpoint` or export it with :func:`paddleq.save_quantized_model`.
 
     Args:
@@ -163,8 +164,8 @@ def convert(model: nn.Layer) -> None:
     Raises:
         ConfigTypeError: (a TypeError) ``model`` is no ``paddle.nn.Layer``.
         ModelError: :func:`quantize` was not called on it.
-        CalibrationError: layers saw fewer than ``batch_num`` batches; names them and their
-            numbers of batches. The model is not changed.
+        CalibrationError: layers saw some batches, but fewer than ``batch_num``, or no layer saw
+            any; names them and their numbers of batches. The model is not changed.
 
     Examples:
         >>> import paddle, paddleq

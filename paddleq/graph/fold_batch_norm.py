@@ -20,6 +20,16 @@ class FoldedNorm(nn.Layer):
         """Return the argument, which ``paddle.nn.SyncBatchNorm`` names ``x``."""
         return x if input is None else input
 
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Re-parameterization of a block reads the statistics of its batch norms.
+            raise AttributeError(
+                f"this batch norm was folded into {self.__dict__.get('_folded_into')} and has no "
+                f"{name!r}; re-parameterize the float model before it is quantized, or quantize "
+                "it without folding") from None
+
     def extra_repr(self):
         return f"folded into {self._folded_into}"
 

@@ -261,8 +261,8 @@ def make_float(layer):
     if state.forward is not None:
         layer.__dict__["forward"] = state.forward
     layer._paddleq = QuantizationState(
-        note=state.note, provenance=state.provenance, input_spec=state.input_spec,
-        first_batch_action=state.first_batch_action)
+        note=state.note, reason=state.reason, provenance=state.provenance,
+        input_spec=state.input_spec, first_batch_action=state.first_batch_action)
 
 
 def _build(config, quantize, preprocess, label, axis=None, channels=None):

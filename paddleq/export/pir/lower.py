@@ -32,8 +32,11 @@ class PirFormat(PdmodelFormat):
     def read(model_path, params_path):
         return PirFiles(model_path, params_path)
 
+    def lowering(self, program, marks):
+        return _PirLowering(program, marks)
+
     def write(self, program, marks, path, provenance=None):
-        _PirLowering(program, marks).run()
+        self.lowering(program, marks).run()
         model_path, params_path = (path + ending for ending in self.endings)
         write_export(model_path, {
             params_path: lambda path: pdiparams.write(path, program.arrays, program.dtypes),

@@ -197,7 +197,7 @@ class SimulatedQuantizationAwareTraining:
             FormatError: the file ``ckpt_path`` is missing, holds more than arrays, or is damaged.
             ModelError: a parameter is missing in the file or unexpected; the network is not
                 quantized, or has not run a batch yet.
-            CalibrationError: names the quantizers without data.
+            CalibrationError: no quantizer has data.
         """
         check_layer("net_opt", net_opt, "a paddle.nn.Layer that apply() returned")
         if not isinstance(ckpt_path, str):

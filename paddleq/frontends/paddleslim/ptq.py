@@ -105,16 +105,18 @@ class PTQ:
         """Compute the scales from the statistics of plain forward calls.
 
         The model simulates quantization from then on. :meth:`calibrate` ends with this step.
+        Layers that no data reached are left float, with a warning.
 
         Returns:
             The model, in place.
 
         Raises:
-            CalibrationError: names the layers that saw no data.
+            CalibrationError: no layer saw data.
         """
         engine.check_quantized(model)
         engine.finalize(model)
         engine.set_state(model, "validation")
+        engine.leave_uncalled_float(model)
         return model
 
     def quantize_with_accuracy(self, model, data, metric, max_drop, num_batches=None,
@@ -172,7 +174,9 @@ class PTQ:
             path, input_spec, format: as for :meth:`paddleq.QAT.save_quantized_model`.
 
         Raises:
-            CalibrationError: names the layers that saw no calibration data.
+            CalibrationError: no layer saw calibration data.
+            ExportError: the exported graph contains layers that saw no calibration data; or the
+                trace lost quantized layers. Names the layers.
             TraceError: Paddle could not trace the model into a program.
         """
         check_bool("onnx_format", onnx_format)

@@ -190,8 +190,8 @@ class QAT:
                 See :func:`paddleq.export.save`.
 
         Raises:
-            ExportError: names the layers whose quantizers were never trained; or the format
-                does not support a part of the model.
+            ExportError: names the layers of the exported graph whose quantizers were never trained,
+                or that the trace lost; or the format does not support a part of the model.
             TraceError: Paddle could not trace the model into a program.
         """
         as_onnx = self.config["onnx_format"] if onnx_format is None else check_bool(

@@ -1,0 +1,160 @@
+"""Checks of a traced program against the model: missing scales, lost layers, added layers."""
+
+import contextlib
+import logging
+
+import numpy as np
+import paddle
+
+from .._layer_state import read_state, state_of
+from .._paddle_compat import dtype_name
+from ..engine.calibration import map_leaves
+from ..engine.hooks import eager_evaluation
+from ..engine.state import quantization_off
+from ..engine.summary import layers_added_later
+from ..errors import ExportError
+from ..nn.layer_types import kind_of
+
+_logger = logging.getLogger("paddleq")
+
+# Tried in turn for the dimensions of an input that neither the specification nor a call has given.
+_SIZES = (8, 32, 64, 224)
+
+
+def check_scales(names):
+    """Raise ExportError if quantizers in the traced program have no scale; ``names`` are theirs."""
+    if names:
+        raise ExportError(
+            f"the exported graph contains {len(names)} quantizers or layers that have no scale "
+            f"yet: {', '.join(names)}; run training steps (QAT) or calibration (PTQ) that reach "
+            "these layers, or leave them out (skip, skip_quant)")
+
+
+def warn_added(model):
+    """Warn of layers that were added or replaced after quantization and are exported as float."""
+    names = [name for name, layer in layers_added_later(model)
+             if (kind := kind_of(layer)) is not None and kind.weights]
+    if names:
+        _logger.warning(
+            "%d layers were added or replaced after the model was quantized and are exported as "
+            "float: %s. To quantize them, change the float model first, then quantize it",
+            len(names), ", ".join(names))
+
+
+def check_lost(model, recorder, numbers, parameters, input_spec):
+    """Raise ExportError if quantized layers ran during the trace but are missing in the program.
+
+    Paddle removes operators on which no output depends. The output of an operator that writes to a
+    tensor in place (``index_add_``, ``paddle.assign(..., output=)``) is lost in a trace, and so are
+    the layers before it. Layers on which the outputs of the model do not depend are removed
+    correctly; running the model with changed outputs of these layers tells the two apart.
+
+    Args:
+        numbers: of the markers in the program.
+        parameters: names of the parameters in the program.
+    """
+    lost = recorder.lost_layers(numbers, parameters)
+    if not lost:
+        return
+    whole = len(lost) == len(recorder.called)
+    needed = _needed_layers(model, lost, input_spec)
+    if needed is None and not whole:
+        _logger.warning(
+            "%d quantized layers ran in the trace but are not in the traced program: %s. They are "
+            "missing in the file if the outputs of the model depend on them; compare the outputs "
+            "of both (paddleq.deploy.verify)", len(lost), ", ".join(lost))
+        return
+    names = list(lost) if needed is None or whole else needed
+    if names:
+        raise ExportError(
+            f"the trace lost {len(names)} quantized layers on which the outputs depend: "
+            f"{', '.join(names)}. Paddle {paddle.__version__} traces no operator that changes a "
+            "tensor in place (index_add_, scatter_, paddle.assign with output=): use its result, "
+            "such as y = paddle.index_add(y, ...), or compute all experts and add the products "
+            "with their weights")
+
+
+def _needed_layers(model, lost, input_spec):
+    """Return the names of the layers on which the outputs of ``model`` depend.
+
+    A layer that the example inputs do not reach counts. Returns None if the model does not run on
+    example inputs of the specification.
+    """
+    names = {id(layer): name for name, layer in lost.items()}
+    with _undisturbed(model):
+        for size in _SIZES:
+            try:
+                inputs = _example_inputs(model, input_spec, size)
+                expected = model(*inputs)
+            except Exception:  # another size may fit
+                continue
+            return [name for layer, name in names.items()
+                    if _changes_output(model, inputs, expected, lost[name])]
+    return None
+
+
+def _changes_output(model, inputs, expected, layer):
+    """Return True unless the layer runs on ``inputs`` and no output depends on its output."""
+    ran = []
+
+    def change(layer, args, y):
+        ran.append(True)
+        return map_leaves(lambda x: x + 1.0 if _is_float(x) else x, y)
+
+    hook = layer.register_forward_post_hook(change)
+    try:
+        found = model(*inputs)
+    except Exception:  # the changed output was read
+        return True
+    finally:
+        hook.remove()
+    return not ran or not all(map(_equal, _tensors(found), _tensors(expected)))
+
+
+def _example_inputs(model, input_spec, size):
+    """Return random inputs that fit a specification; ``size`` replaces unknown dimensions."""
+    called = iter(read_state(model).input_spec or ())
+    random = np.random.RandomState(0)
+
+    def example(spec):
+        if not isinstance(spec, paddle.static.InputSpec):
+            return spec
+        known = getattr(next(called, None), "shape", ())
+        known = known if len(known) == len(spec.shape) else [None] * len(spec.shape)
+        defaults = [2] + [size] * len(spec.shape)
+        dims = [next(int(each) for each in sizes if each not in (None, -1))
+                for sizes in zip(spec.shape, known, defaults)]
+        name = dtype_name(spec.dtype)
+        values = (random.uniform(-1.0, 1.0, dims).astype("float32") if "float" in name else
+                  random.randint(0, 2, dims))
+        return paddle.to_tensor(values).astype(name)
+
+    return map_leaves(example, list(input_spec))
+
+
+@contextlib.contextmanager
+def _undisturbed(model):
+    """Run forward passes in float without effect on the model and the random state."""
+    random, spec = paddle.get_rng_state(), read_state(model).input_spec
+    with eager_evaluation(model), quantization_off(model):
+        try:
+            yield
+        finally:
+            paddle.set_rng_state(random)
+            if read_state(model).input_spec is not spec:
+                state_of(model).input_spec = spec
+
+
+def _is_float(x):
+    return isinstance(x, paddle.Tensor) and paddle.is_floating_point(x)
+
+
+def _tensors(structure):
+    found = []
+    map_leaves(lambda x: found.append(x) if isinstance(x, paddle.Tensor) else None, structure)
+    return found
+
+
+def _equal(first, second):
+    return first.shape == second.shape and bool(
+        (first.astype("float32") == second.astype("float32")).all())

@@ -1,0 +1,226 @@
+"""Layers that a trace loses: an error that names them, and no file; unused layers are no error."""
+
+import os
+
+import paddle
+import paddle.nn.functional as F
+import pytest
+from paddle import nn
+from runtimes import onnxruntime, paddle_inference, relative_error
+
+import paddleq
+from paddleq import PTQ, QAT
+from paddleq.errors import ExportError
+
+PIR = not paddle.__version__.startswith("2.")
+SPEC = [paddle.static.InputSpec([16, 32], "float32")]
+CHANNEL = {"type": "int8", "symmetric": True, "strategy": "channel"}
+
+
+def add_(y, z):
+    y.add_(z)
+
+
+def scatter_(y, z):
+    # Not a view of z: Paddle 2.6 refuses to trace that.
+    y.scatter_(paddle.arange(4), z[:4] * 1.0)
+
+
+def index_add_(y, z):
+    y.index_add_(paddle.arange(4), 0, z[:4] * 1.0)
+
+
+def put_along_axis_(y, z):
+    y.put_along_axis_(paddle.zeros([1, 32], "int64"), z[:1] * 1.0, 0)
+
+
+def assign_output(y, z):
+    paddle.assign(z, y)
+
+
+def set_in_method(y, z):
+    y.multiply_(z).add_(z)
+
+
+IN_PLACE = [add_, scatter_, index_add_, put_along_axis_, set_in_method] + [assign_output] * PIR
+
+
+class InPlace(nn.Layer):
+    """Adds what one of two layers computes to a tensor in place."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.write, self.kept, self.lost = write, nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        y = self.kept(x) * 1.0
+        self.write(y, F.relu(self.lost(x)))
+        return y
+
+
+class UnusedOutput(nn.Layer):
+    """Computes a head in evaluation too, and returns only the main output."""
+
+    def __init__(self):
+        super().__init__()
+        self.main, self.aux = nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 8), nn.ReLU())
+
+    def forward(self, x):
+        y = self.main(x)
+        outputs = {"main": y, "aux": self.aux(y)}
+        return outputs["main"]
+
+
+class Experts(nn.Layer):
+    """Experts as of Mixtral: each adds its tokens to a tensor in place."""
+
+    def __init__(self, in_place=True):
+        super().__init__()
+        self.in_place, self.gate = in_place, nn.Linear(32, 4)
+        self.experts = nn.LayerList([nn.Linear(32, 32) for _ in range(4)])
+        self.out = nn.Linear(32, 32)
+
+    def forward(self, x):
+        weights, y = F.softmax(self.gate(x), -1), paddle.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            weight = weights[:, number:number + 1]
+            product = expert(x) * weight * (weight > 0.25).astype("float32")
+            if self.in_place:
+                y.index_add_(paddle.arange(16), 0, product)
+            else:
+                y = paddle.index_add(y, paddle.arange(16), 0, product)
+        return self.out(x) + y
+
+
+def batch():
+    paddle.seed(7)
+    return paddle.randn([16, 32])
+
+
+def simulated(net):
+    net.eval()
+    net = PTQ("AbsmaxQuantizer").quantize(net)
+    paddleq.calibrate(net, [batch()])
+    return net
+
+
+def trained(net):
+    net = QAT().quantize(net)
+    net(batch())
+    net.eval()
+    return net
+
+
+def frozen(net):
+    return paddleq.freeze(simulated(net))
+
+
+def weights_only(net):
+    net.eval()
+    paddleq.amct.quantize(net, {"batch_num": 1, "quant_cfg": {"weights": CHANNEL},
+                                "algorithm": "minmax"})
+    net(batch())
+    paddleq.amct.convert(net)
+    return net
+
+
+QUANTIZE = [simulated, trained, frozen, weights_only]
+
+
+@pytest.mark.parametrize("write, quantize", [
+    (write, quantize) for index, write in enumerate(IN_PLACE)
+    for quantize in (QUANTIZE if write is add_ else [QUANTIZE[index % 4]])])
+def test_a_layer_whose_output_is_written_in_place_is_refused(write, quantize, tmp_path):
+    net = quantize(InPlace(write))
+    before, x = net.state_dict(), batch()
+    expected = net(x)
+    with pytest.raises(ExportError, match="lost 1 quantized layers.*: lost.*in place"):
+        paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
+    assert os.listdir(tmp_path) == []
+    assert (net(x) == expected).all() and before.keys() == net.state_dict().keys()
+
+
+@pytest.mark.parametrize("format", ["onnx", "pir"])
+@pytest.mark.parametrize("quantize", [simulated, weights_only])
+def test_lost_layers_are_found_in_every_format(format, quantize, tmp_path):
+    if format == "onnx":
+        pytest.importorskip("onnx")
+    elif not PIR:
+        pytest.skip("Paddle 2.6 writes no PIR")
+    with pytest.raises(ExportError, match="lost 1 quantized layers.*: lost"):
+        paddleq.save_quantized_model(quantize(InPlace(add_)), str(tmp_path / "m"), SPEC,
+                                     format=format)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("quantize", QUANTIZE)
+def test_a_layer_on_which_no_output_depends_is_left_out(quantize, tmp_path, caplog):
+    net = quantize(UnusedOutput())
+    paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
+    x = batch()
+    assert relative_error(paddle_inference(str(tmp_path / "m"), [x.numpy()])[0],
+                          net(x).numpy()) < 1e-6
+    assert not [record for record in caplog.records if "lost" in record.message]
+
+
+def test_an_unused_layer_is_left_out_of_an_onnx_file(tmp_path):
+    pytest.importorskip("onnxruntime")
+    net, x = weights_only(UnusedOutput()), batch()
+    paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC, format="onnx")
+    assert relative_error(onnxruntime(str(tmp_path / "m"), [x.numpy()])[0], net(x).numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("quantize", [simulated, weights_only])
+def test_experts_that_write_in_place_are_refused_and_their_remedy_works(quantize, tmp_path):
+    with pytest.raises(ExportError, match=r"lost 5 .*gate, experts\.0, experts\.1.*index_add\("):
+        paddleq.save_quantized_model(quantize(Experts()), str(tmp_path / "m"), SPEC)
+    net, x = quantize(Experts(in_place=False)), batch()
+    paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
+    assert relative_error(paddle_inference(str(tmp_path / "m"), [x.numpy()])[0],
+                          net(x).numpy()) < 1e-6
+
+
+class OfIds(nn.Layer):
+    """Integer and boolean inputs of an open length."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.main, self.lost = nn.Embedding(2, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, ids, mask):
+        x = self.table(ids)
+        y = self.main(x) * mask.astype("float32").unsqueeze(-1)
+        y.add_(self.lost(x))
+        return y
+
+
+def test_example_inputs_have_the_type_and_shape_of_the_specification(tmp_path):
+    net = PTQ("AbsmaxQuantizer").quantize(OfIds())
+    net.eval()
+    paddleq.calibrate(net, [[paddle.zeros([2, 5], "int64"), paddle.ones([2, 5], "bool")]])
+    spec = [paddle.static.InputSpec([None, None], dtype) for dtype in ("int64", "bool")]
+    paddle.seed(3)
+    expected = paddle.rand([4])
+    paddle.seed(3)
+    with pytest.raises(ExportError, match="lost 1 quantized layers.*: lost"):
+        paddleq.save_quantized_model(net, str(tmp_path / "m"), spec)
+    assert (paddle.rand([4]) == expected).all()
+
+
+class Picky(InPlace):
+    """Runs on no random input."""
+
+    def forward(self, x):
+        if paddle.in_dynamic_mode():
+            assert x.min() >= 0.0
+        y = self.kept(x) * 1.0
+        self.write(y, F.relu(self.lost(x)))
+        return y
+
+
+def test_layers_are_named_where_the_model_runs_on_no_example_input(tmp_path, caplog):
+    net = PTQ("AbsmaxQuantizer").quantize(Picky(add_))
+    paddleq.calibrate(net, [paddle.ones([16, 32])])
+    paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
+    (warning,) = [r.message for r in caplog.records if "not in the traced program" in r.message]
+    assert "1 quantized layers" in warning and ": lost." in warning
