@@ -12,6 +12,7 @@ from ..nn.deployable import deployable_layers
 from .formats import FORMATS
 from .provenance_file import Provenance
 from .trace import input_spec_of, trace
+from .trace_checks import warn_observing
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -39,6 +40,11 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
     Paddle Inference in int8 mode runs int8 kernels where activations are static. OpenVINO keeps the
     int8 weights. It rounds activations as the file specifies, in float, and by default quantizes
     the inputs of products with int8 weights.
+
+    The state of the model does not change. A model of :class:`paddleq.PTQ` that was calibrated by
+    calling it still computes in float and observes after the export, which logs a warning. Call
+    :meth:`paddleq.PTQ.convert` to evaluate the quantized model, or run the file with
+    :class:`paddleq.deploy.Predictor`.
 
     Args:
         model: a quantized ``paddle.nn.Layer``. It is not changed.
@@ -107,3 +113,4 @@ def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = No
         provenance = Provenance.of_layer(format, model, made_by, **options)
         program, marks = trace(model, input_spec_of(model, input_spec), exporter)
     exporter.write(program, marks, path, provenance, **options)
+    warn_observing(model)

@@ -10,9 +10,10 @@ from .._layer_state import read_state, state_of
 from .._paddle_compat import dtype_name
 from ..engine.calibration import map_leaves
 from ..engine.hooks import eager_evaluation
-from ..engine.state import quantization_off
+from ..engine.state import fake_quantizers, quantization_off
 from ..engine.summary import layers_added_later
 from ..errors import ExportError
+from ..fake_quant.fake_quantize import State
 from ..nn.layer_types import kind_of
 
 _logger = logging.getLogger("paddleq")
@@ -39,6 +40,15 @@ def warn_added(model):
             "%d layers were added or replaced after the model was quantized and are exported as "
             "float: %s. To quantize them, change the float model first, then quantize it",
             len(names), ", ".join(names))
+
+
+def warn_observing(model):
+    """Warn that a model that was just exported is in the state that observes in float."""
+    if any(quantizer.state is State.CALIBRATION for _, quantizer in fake_quantizers(model)):
+        _logger.warning(
+            "the exported file is quantized, but the model in memory still computes in float and "
+            "observes each batch: it was calibrated by calling it. To evaluate the quantized "
+            "model, call PTQ.convert(model), or run the file with paddleq.deploy.Predictor")
 
 
 def check_lost(model, recorder, numbers, parameters, input_spec):

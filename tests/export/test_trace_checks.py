@@ -224,3 +224,39 @@ def test_layers_are_named_where_the_model_runs_on_no_example_input(tmp_path, cap
     paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
     (warning,) = [r.message for r in caplog.records if "not in the traced program" in r.message]
     assert "1 quantized layers" in warning and ": lost." in warning
+
+
+def state_warnings(caplog):
+    found = [r.message for r in caplog.records if "still computes in float" in r.message]
+    caplog.clear()
+    return found
+
+
+def test_an_export_says_that_the_model_in_memory_still_observes(tmp_path, caplog):
+    ptq, path, x = PTQ("AbsmaxQuantizer"), str(tmp_path / "m"), batch()
+    net = ptq.quantize(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)))
+    net(x)
+    ptq.save_quantized_model(net, path, SPEC)
+    (message,) = state_warnings(caplog)
+    assert "PTQ.convert" in message and "Predictor" in message
+    expected = paddle_inference(path, [x.numpy()])[0]
+    assert relative_error(net(x).numpy(), expected) > 1e-4  # still float, as the message says
+    ptq.convert(net)
+    assert relative_error(net(x).numpy(), expected) < 1e-6
+    ptq.save_quantized_model(net, path, SPEC)
+    assert state_warnings(caplog) == []
+
+
+def test_an_onnx_export_says_that_the_model_still_observes(tmp_path, caplog):
+    pytest.importorskip("onnx")
+    net = PTQ("AbsmaxQuantizer").quantize(nn.Sequential(nn.Linear(32, 4)))
+    net(batch())
+    paddleq.export.to_onnx(net, str(tmp_path / "m"), SPEC)
+    assert len(state_warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize("quantize", QUANTIZE)
+def test_a_model_that_simulates_is_exported_without_the_warning(quantize, tmp_path, caplog):
+    net = quantize(nn.Sequential(nn.Linear(32, 4)))
+    paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
+    assert state_warnings(caplog) == []

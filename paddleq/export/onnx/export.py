@@ -15,6 +15,7 @@ from ..pir_to_program import load_program
 from ..program.passes.channels_first import to_channels_first
 from ..provenance_file import Provenance, write_export
 from ..trace import input_spec_of, trace
+from ..trace_checks import warn_observing
 from .float_graph import find_converter, float_graph, require_onnx
 from .fold_into_convolution import enlarge_scales, fold_batch_norms, fold_biases
 from .graph import OnnxGraph
@@ -113,6 +114,8 @@ def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optiona
     else:
         raise wrong_type("model", model, "a paddle.nn.Layer or the prefix of a saved model")
     write_program(program, marks, path, opset, target, provenance)
+    if hasattr(model, "sublayers"):
+        warn_observing(model)
     return path
 
 

@@ -18,6 +18,9 @@ from .shared import insert_observers, layer_classes, rules_for, skip_rules
 class PTQ:
     """Static post-training quantization with PaddleSlim's interface.
 
+    The model of :meth:`quantize` computes in float and observes its inputs. After
+    :meth:`calibrate`, or after forward calls and :meth:`convert`, it simulates the quantized one.
+
     Args:
         activation_quantizer: "KLQuantizer" (default), "HistQuantizer" or "AbsmaxQuantizer", the
             class of that name, a subclass of it, an instance, or the name of a registered
@@ -166,6 +169,10 @@ class PTQ:
                              input_spec: Optional[Sequence] = None, onnx_format: bool = True,
                              format: str = "pdmodel") -> None:
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
+
+        The model in memory keeps its state. After :meth:`calibrate` or :meth:`convert` it simulates
+        the exported file. If it was calibrated by calling it, it still computes in float and
+        observes each batch, and a warning says so: call :meth:`convert` before you evaluate it.
 
         Args:
             model: a calibrated model that :meth:`quantize` returned. It is not changed.
