@@ -11,6 +11,7 @@ from ..errors import FormatError
 from ..export.onnx.float_graph import require_onnx
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import inputs, outputs
+from ..export.provenance_file import check_files
 from ..saved_model.inputs import TensorInfo
 
 _PREFIX = "the prefix of a saved model such as 'out/model'"
@@ -36,6 +37,7 @@ class ModelFile:
             raise FormatError(f"{self.path} is empty")
         if self.kind != ".onnx":
             return self.program
+        check_files(self.path)
         with contextlib.suppress(ImportError):  # without the package, the runtime checks
             import onnx
 

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import logging
 import os
-import tempfile
 from dataclasses import dataclass, field
 from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 
@@ -13,6 +12,7 @@ import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
+from .._atomic_write import temporary_folder
 from .._checks import check_float, check_int, wrong_type
 from ..engine.state import evaluation
 from ..errors import ConfigError, PaddleqError
@@ -200,7 +200,7 @@ def verify(path: Union[str, "os.PathLike[str]"], reference: Any, data: Any,
     batches = _check_batches(data, readable.inputs)
     expected = _reference_outputs(reference, readable, batches)
     report = Report(os.fspath(path), sum(len(batch[0]) for batch in batches))
-    with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+    with temporary_folder() as folder:
         check = _Check(batches, expected, _float_models(reference, float_model, folder), threads,
                        top1, error, seconds, timed_samples)
         report.rows += [check.row(file) for file in files]

@@ -5,10 +5,10 @@ its optimizations, and operator by operator. So fusions are those of the whole m
 """
 
 import os
-import tempfile
 
 import numpy as np
 
+from .._atomic_write import temporary_folder
 from ..export.onnx.graph import OnnxGraph
 from ..export.program.op_desc import (
     all_inputs,
@@ -45,7 +45,7 @@ def worst_layer(file, runtime, threads, batch):
 
 
 def _error(file, tensor, runtime, threads, batch):
-    with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+    with temporary_folder() as folder:
         part = (_cut_onnx if file.kind == ".onnx" else _cut_paddle)(file, tensor, folder)
         found = []
         for session in (runtime.load(part, threads), load_reference(part)):

@@ -1,19 +1,22 @@
 """File beside an exported model that records how it was made, with versions and digests.
 
 ``path.paddleq.yaml`` has an entry for each export at ``path``: a ``.pdmodel`` and an ``.onnx`` may
-share it. It is written together with the files that it describes, or not at all.
+share it. It is written together with the files that it describes, or not at all. Every reader
+compares the files with the digests: a killed process, or another program, can leave files of
+different exports side by side.
 """
 
 import hashlib
 import os
+import stat
 from functools import partial
 
 import yaml
 
-from .._atomic_write import write_bytes, write_together
+from .._atomic_write import wait_for_writer, write_bytes, write_together
 from ..engine.provenance import provenance_of, versions
 from ..engine.summary import layer_rows
-from ..errors import ExportError
+from ..errors import ExportError, FormatError
 from ..nn.class_swap import float_class
 from .formats import FORMATS
 from .program.inspect import program_rows
@@ -21,6 +24,10 @@ from .program.inspect import program_rows
 _HEAD = "# Beside an exported model: how it was made.\n"
 ENDING = ".paddleq.yaml"
 _CHECKPOINT = (".safetensors", ".json")
+_LARGEST = 1 << 26  # bytes of a record that is read
+_DEEPEST = 50  # nested lists and dicts in it
+_ATTEMPTS = 3  # to find files that fit, while other processes write them
+_digests = {}  # path -> (state of the file, its SHA-256)
 
 
 class Provenance:
@@ -71,7 +78,10 @@ class Provenance:
             entry["layers"] = program_rows(self._program)
         folder = os.path.dirname(model_path)
         others = [each for each in read_provenance(model_path)
-                  if not set(files) & set(each["files"]) and _unchanged(folder, each["files"])]
+                  if os.path.basename(model_path) not in each["files"]
+                  and all(files.get(name, digest) == digest
+                          for name, digest in each["files"].items())
+                  and _unchanged(folder, each["files"])]
         # In an order that does not depend on which was written first.
         entries = sorted([*others, entry], key=lambda each: sorted(each["files"]))
         text = yaml.dump({"exports": entries}, Dumper=_Dumper, sort_keys=False, width=100,
@@ -100,7 +110,7 @@ def write_export(model_path, writers, provenance=None):
         writers[provenance_path(model_path)] = lambda temporary: write_bytes(
             provenance.content(model_path, digests))(temporary)
     try:
-        write_together(writers)
+        write_together(writers, _name_of(model_path))
     except OSError as error:
         raise ExportError(f"cannot write {model_path}: {error}") from error
 
@@ -118,12 +128,16 @@ def provenance_path(model_path):
     return (stem if ending in models else model_path) + ENDING
 
 
+def _name_of(model_path):
+    """Return the name that exports at one prefix share: they exclude each other when written."""
+    return os.path.basename(provenance_path(model_path))[:-len(ENDING)]
+
+
 def read_provenance(model_path):
     """Read the entries of the provenance file beside a model, [] if there is none."""
     try:
-        with open(provenance_path(model_path), encoding="utf-8") as file:
-            found = yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError):
+        found = _read_yaml(provenance_path(model_path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []
     entries = found.get("exports") if isinstance(found, dict) else None
     return [each for each in (entries if isinstance(entries, list) else [])
@@ -131,9 +145,85 @@ def read_provenance(model_path):
             and all(isinstance(name, str) for name in each["files"])]
 
 
+def _read_yaml(path):
+    """Read a record as :class:`Provenance` writes it; ValueError if it is of another kind."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no regular file")
+    with open(path, "rb") as file:
+        text = file.read(_LARGEST + 1)
+    if len(text) > _LARGEST:
+        raise ValueError(f"it is larger than {_LARGEST} bytes")
+    loader, depth = getattr(yaml, "CSafeLoader", yaml.SafeLoader), 0
+    for event in yaml.parse(text, loader):
+        # References make a small file describe any amount of data.
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has references")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+    return yaml.load(text, loader)  # noqa: S506  (one of the two safe loaders)
+
+
+def check_files(model_path, params_path=None):
+    """Raise FormatError unless the files of a model are those that the record beside it describes.
+
+    Files without a record pass. A process that is writing them is waited for.
+    """
+    model_path = os.fspath(model_path)
+    problem = _mismatch(model_path, params_path)
+    for _ in range(_ATTEMPTS):
+        if problem is None:
+            return
+        wait_for_writer(os.path.dirname(model_path), _name_of(model_path))
+        problem = _mismatch(model_path, params_path)
+    if problem is not None:
+        raise FormatError(
+            f"{model_path} is torn: {problem}. An export was interrupted, or another program "
+            "changed the files. Export again; if another program wrote all of them, remove "
+            f"{provenance_path(model_path)}")
+
+
+def _mismatch(model_path, params_path):
+    """Describe the difference of files from the record beside a model, None if there is none."""
+    entries = read_provenance(model_path)
+    if not entries:
+        return None
+    folder, name = os.path.split(model_path)
+    names = [name]
+    if params_path is not None and _same_folder(folder, params_path):
+        names.append(os.path.basename(params_path))
+    entry = next((each for each in entries if name in each["files"]), None)
+    if entry is None:  # an older model whose parameters were replaced
+        found = file_digests([os.path.join(folder, each) for each in names])
+        return next((f"{each} belongs to {min(other['files'].keys() - {each}, default=each)}"
+                     for other in entries for each in names if each in other["files"]
+                     and not _made_from(other, found)), None)
+    for each in entry["files"] if params_path is None else names:
+        if each in entry["files"]:
+            path = os.path.join(folder, each)
+            if not os.path.isfile(path):
+                return f"{path} is missing"
+            if _cached_digest(path) != entry["files"][each]:
+                return (f"{path} has another SHA-256 than its record in "
+                        f"{provenance_path(model_path)}")
+    return None
+
+
+def _same_folder(folder, path):
+    return not os.path.isdir(path) and (
+        os.path.abspath(os.path.dirname(path)) == os.path.abspath(folder))
+
+
+def _made_from(entry, files):
+    """Return True if an export was made from ``files``, and has the same parameters."""
+    source = entry.get("made_from")
+    return isinstance(source, dict) and files.items() <= source.items()
+
+
 def file_digests(paths):
     """Compute SHA-256 by file name; None and folders in ``paths`` are omitted."""
-    return {os.path.basename(path): _digest(path) for path in paths
+    return {os.path.basename(path): _cached_digest(path) for path in paths
             if path is not None and not os.path.isdir(path)}
 
 
@@ -142,6 +232,20 @@ def _unchanged(folder, files):
         return file_digests([os.path.join(folder, name) for name in files]) == files
     except OSError:
         return False
+
+
+def _cached_digest(path):
+    """Return the SHA-256 of a file, which is computed once for each of its states."""
+    key, state = os.path.abspath(path), file_state(path)
+    if _digests.get(key, (None,))[0] != state:
+        _digests[key] = state, _digest(path)
+    return _digests[key][1]
+
+
+def file_state(path):
+    """Return values that differ after a file was replaced or changed."""
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _digest(path):

@@ -3,12 +3,12 @@
 import contextlib
 import logging
 import os
-import tempfile
 import types
 
 import numpy as np
 import paddle
 
+from .._atomic_write import temporary_folder
 from .._checks import wrong_type
 from .._layer_state import read_state
 from .._paddle_compat import TRACE_ATTRIBUTES
@@ -70,8 +70,7 @@ def trace_float(model, input_spec, read=load_program):
         TraceError: Paddle could not trace the model.
         UnsupportedOperatorError: Paddle 3 traced an operator that the legacy format lacks.
     """
-    with evaluation(model), _trace_attributes_restored(model), tempfile.TemporaryDirectory(
-            prefix="paddleq-") as folder:
+    with evaluation(model), _trace_attributes_restored(model), temporary_folder() as folder:
         path = os.path.join(folder, "model")
         try:
             paddle.jit.save(model, path, input_spec=input_spec)

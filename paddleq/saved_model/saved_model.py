@@ -14,6 +14,7 @@ from ..errors import ModelError
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import dtype_of
 from ..export.program.program import Program
+from ..export.provenance_file import Provenance
 from .control_flow import CONTROL_FLOW
 from .files import locate
 from .functions import FUNCTIONS
@@ -277,7 +278,8 @@ class SavedModel(nn.Layer):
             ExportError: the files cannot be written.
         """
         path = os.fspath(path)
-        self.to_program().save(f"{path}.pdmodel", f"{path}.pdiparams")
+        program = self.to_program()
+        program.save(f"{path}.pdmodel", f"{path}.pdiparams", Provenance("pdmodel", program))
 
     def parsed_program(self) -> Program:
         """Return the program that was read, without values of parameters."""

@@ -6,13 +6,13 @@ operator, or abort; those operators run in Paddle Inference as programs of one o
 
 import functools
 import os
-import tempfile
 from typing import Any, Dict, List, Optional
 
 import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from .._atomic_write import temporary_folder
 from .._paddle_compat import (
     framework_proto,
     legacy_operator,
@@ -139,7 +139,7 @@ def _predictor(alone, inputs, fetched):
                for i, name in enumerate(fetched)]
     program.add_parameter("paddleq.unused", np.zeros([1], np.float32))  # Paddle 2.6 needs one
     replace_ops(block, [*feeds, *block.ops, *fetches])
-    with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+    with temporary_folder() as folder:
         paths = [os.path.join(folder, name) for name in ("m.pdmodel", "m.pdiparams")]
         program.save(*paths, workarounds=False)
         config = inference.Config(*paths)

@@ -3,12 +3,13 @@
 import contextlib
 import logging
 import os
-import tempfile
 from typing import Optional, Union
 
+from ..._atomic_write import temporary_folder
 from ..._checks import check_bool
 from ...errors import ConfigError, ExportError
 from ...export.pir_to_program import load_program
+from ...export.provenance_file import Provenance
 from ...saved_model.without_gradient import run_predictor
 from ..model_file import TensorInfo, model_files, pdmodel_prefix
 from ..saturation import explain, has_vnni
@@ -34,7 +35,7 @@ class PaddleInference(Runtime):
         if int8:
             program = load_program(file.path, file.params)
             fallback, changed = _prepare(program, has_vnni())
-        with tempfile.TemporaryDirectory(prefix="paddleq-") as folder, convert_errors(
+        with temporary_folder() as folder, convert_errors(
                 self.title, file):
             try:
                 made = _predictor(file, program if changed else None, folder, threads, as_is,
@@ -127,12 +128,13 @@ def to_paddle_int8(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.Pat
     vnni = has_vnni() if vnni is None else check_bool("vnni", vnni)
     (file,) = model_files(source + ".pdmodel")
     program = load_program(file.path, file.params)
+    provenance = Provenance.of_saved("pdmodel", program, [file.path, file.params], vnni=vnni)
     layers = [] if vnni else saturating_layers(program)
     if layers:
         _logger.warning("%s: %s", target, explain("Paddle Inference", layers))
         make_float(program)
     count = len(layers) or fix_int8_layers(program)
-    program.save(target + ".pdmodel", target + ".pdiparams", workarounds=False)
+    program.save(target + ".pdmodel", target + ".pdiparams", provenance, workarounds=False)
     return count
 
 

@@ -5,9 +5,9 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from ..._atomic_write import temporary_folder
 from ...errors import DependencyError, ExportError, UnsupportedOperatorError
 from .paddle2onnx_child import find
 
@@ -32,7 +32,7 @@ def float_graph(program, opset):
     """Convert a float program to ``onnx.ModelProto``; operators may need a higher opset."""
     onnx = require_onnx()
     python, module, version = find_converter()
-    with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+    with temporary_folder() as folder:
         model, params, out = (os.path.join(folder, name)
                               for name in ("m.pdmodel", "m.pdiparams", "m.onnx"))
         program.save(model, params, workarounds=False)

@@ -9,6 +9,7 @@ from ...errors import ConfigError, ExportError, FormatError
 from ..program import pdiparams as params
 from ..program.passes.runtime_workarounds import apply_runtime_workarounds
 from ..program.program import Program
+from ..provenance_file import Provenance, check_files
 from .convert import CONTRADICTIONS, Converter, damaged
 from .pir_graph import read_pir
 
@@ -17,6 +18,7 @@ Path = Union[str, "os.PathLike[str]"]
 
 def from_pir(model_path: Path, params_path: Optional[Path] = None) -> Program:
     """Read a PIR ``.json`` and its parameters (None: there are none); see :func:`load_program`."""
+    check_files(model_path, params_path)
     block = read_pir(model_path)
     stored = block.stored_parameters()
     if stored and params_path is None:
@@ -62,6 +64,7 @@ def load_program(model_path: Path, params_path: Optional[Path]) -> Program:
     """
     if os.fspath(model_path).endswith(".json"):
         return from_pir(model_path, params_path)
+    check_files(model_path, params_path)
     return Program.load(model_path, params_path)
 
 
@@ -108,4 +111,5 @@ def to_program_desc(model: Path, output: Path, params_file: Optional[Path] = Non
     program = from_pir(model, params_file)
     with _damage_reported(model):
         apply_runtime_workarounds(program)
-    program.save(output + ".pdmodel", output + ".pdiparams", workarounds=False)
+    program.save(output + ".pdmodel", output + ".pdiparams",
+                 Provenance.of_saved("pdmodel", program, [model, params_file]), workarounds=False)
