@@ -118,7 +118,7 @@ def test_to_pdmodel_writes_the_model_and_prints_its_size(saved, tmp_path):
     assert done.returncode == 0, done.stderr
     after = content(tmp_path)
     model, weights = "new/folder/net.pdmodel", "new/folder/net.pdiparams"
-    assert set(after) - set(before) == {model, weights}
+    assert set(after) - set(before) == {model, weights, "new/folder/net.paddleq.yaml"}
     program = Program.load(tmp_path / model, tmp_path / weights)
     count = len([op for op in program.desc.blocks[0].ops if op.type not in ("feed", "fetch")])
     assert count >= 6  # convolution, norm, GELU, mean, product, bias
