@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from .op_desc import all_inputs, all_outputs, inputs
+from .op_desc import all_inputs, all_outputs, inputs, outputs
 
 
 class GraphView:
@@ -45,6 +45,12 @@ class GraphView:
         """The operator that reads ``name`` if it is read exactly once, else None."""
         consumers = self.consumers.get(name, ())
         return consumers[0] if len(consumers) == 1 else None
+
+    def readers_of_quantized(self, quantize):
+        """The operators that read what ``dequantize_linear`` makes of the output of a quantizer."""
+        dequantize = self.sole_consumer(outputs(quantize, "Y")[0])
+        return [] if dequantize is None else [
+            op for op in self.consumers.get(outputs(dequantize, "Y")[0], ()) if op is not None]
 
 
 class Names(set):

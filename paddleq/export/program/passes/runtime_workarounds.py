@@ -23,8 +23,10 @@ from ..op_desc import (
     set_input,
     shape_of,
 )
+from .blocked_layouts import BlockedLayouts
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
 from .move_unsqueeze import move_unsqueeze
+from .scale_propagation import ScalePropagation
 
 _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
 
@@ -42,9 +44,10 @@ def apply_runtime_workarounds(program):
         move_unsqueeze(builder, block)
         multiply_unused_integers(builder, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
-        ops = _insert_assign(builder, block, ops, partial(_slot_of_whole_float, program))
+        ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
+        ops = _insert_assign(builder, block, ops, BlockedLayouts(ops).slots_to_assign)
         replace_ops(block, _insert_assign(builder, block, ops,
-                                          partial(_slot_of_changed_range, GraphView(ops))))
+                                          ScalePropagation(program, ops).slots_to_assign))
 
 
 def _add_biases_as_vectors(program, block, ops):
@@ -85,12 +88,11 @@ def _add_biases_as_vectors(program, block, ops):
             if not (op.type == "reshape2" and outputs(op, "Out")[0] in unused)]
 
 
-def _insert_assign(builder, block, ops, slot_of):
-    """Insert ``assign`` in front of the input slot ``slot_of(op)`` of each operator, if any."""
+def _insert_assign(builder, block, ops, slots_of):
+    """Insert ``assign`` in front of the input slots ``slots_of(op)`` of each operator."""
     assigned, kept = {}, []
     for op in ops:
-        slot = slot_of(op)
-        if slot is not None:
+        for slot in slots_of(op):
             source = inputs(op, slot)[0]
             if source not in assigned:
                 dtype = dtype_of(builder.program.variable(source, block))
@@ -101,20 +103,7 @@ def _insert_assign(builder, block, ops, slot_of):
     return kept
 
 
-def _slot_of_changed_range(view, op):
-    """Slot of a quantize_linear behind an operator that changes the range.
-
-    Paddle Inference uses the scale behind an average pool, slice, split or scale operator for the
-    input of that operator too, which clips it: a squeeze-and-excitation block loses all values
-    above the largest mean. It does not propagate a scale through ``assign``.
-    """
-    producer = view.source(op, "X") if op.type == "quantize_linear" else None
-    return "X" if producer is not None and (
-        producer.type in ("scale", "dropout", "slice", "strided_slice", "split")
-        or producer.type == "pool2d" and attribute(producer, "pooling_type") == "avg") else None
-
-
-def _slot_of_whole_float(program, op):
+def _slots_of_whole_floats(program, op):
     """Slot of a float weight that consists of whole numbers.
 
     With int8 enabled, Paddle Inference takes such a weight (a rotation of 0, 1 and -1, a layer
@@ -122,4 +111,5 @@ def _slot_of_whole_float(program, op):
     """
     slot = INFERENCE_WEIGHTS.get(op.type)
     array = program.arrays.get(inputs(op, slot)[0]) if slot else None
-    return slot if array is not None and array.dtype.kind == "f" and not np.any(array % 1) else None
+    return (slot,) if (array is not None and array.dtype.kind == "f"
+                       and not np.any(array % 1)) else ()
