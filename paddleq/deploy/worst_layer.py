@@ -103,7 +103,8 @@ def _cut_paddle(file, tensor, folder):
 def _onnx_layer_outputs(file):
     graph = OnnxGraph(file.onnx_model())
     view = graph.view()
-    weights = {name: name for node in graph.nodes if node.op_type in ("DequantizeLinear", "Cast")
+    weights = {name: name.partition(".packed")[0] for node in graph.nodes
+               if node.op_type in ("DequantizeLinear", "Cast", "MatMulNBits")
                for name in node.input if name in graph.constants
                and graph.constants[name].ndim > 1 and graph.constants[name].dtype.kind != "f"}
     places = _layer_outputs([(node.input, node.output) for node in graph.nodes], weights,

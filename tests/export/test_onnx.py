@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 
 import numpy as np
+import onnx
 import paddle
 import pytest
 from deployed import ACTIVATIONS, WEIGHTS, deploy
@@ -14,6 +15,7 @@ from paddle import nn
 from runtimes import onnx_graph, onnxruntime, openvino, paddle_inference, relative_error
 
 import paddleq
+from paddleq import PerChannel, PerGroup, QuantSpec
 from paddleq.errors import (
     ConfigError,
     ConfigTypeError,
@@ -23,6 +25,7 @@ from paddleq.errors import (
     UnsupportedOperatorError,
 )
 from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
+from paddleq.nn import IntegerLinear
 from paddleq.observers import PerChannelMinMaxObserver
 
 SPEC = paddle.static.InputSpec
@@ -255,6 +258,17 @@ def test_clip_of_integers_equals_clip_of_values(limits, qscheme, tmp_path):
         "QuantizeLinear", "QuantizeLinear", "Clip"]
 
 
+def stored_integers(constants, name, spec, rows):
+    """Integers of a weight [K, N], unpacked if they are those of a MatMulNBits."""
+    packed = constants.get(f"{name}.packed")  # [N, groups, bytes]
+    if packed is None:
+        return constants[name].astype(np.int64)
+    assert packed.dtype == np.uint8
+    pairs = packed.reshape([len(packed), -1]).T.astype(np.int64)
+    values = np.stack([pairs % 16, pairs // 16], 1).reshape([-1, len(packed)])
+    return values[:rows] - (8 if spec.signed else 0)
+
+
 def test_4_bit_weights_are_packed_from_opset_21(tmp_path):
     net = nn.Sequential(nn.Conv2D(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(45, 9))
     x = paddle.randn([4, 3, 5, 5])
@@ -264,9 +278,10 @@ def test_4_bit_weights_are_packed_from_opset_21(tmp_path):
     _, wide, _ = written_equals_simulated(net, [x], tmp_path / "wide")
     _, packed, opset = written_equals_simulated(net, [x], tmp_path / "packed", opset=21)
     assert opset == 21
+    assert packed[net[0].weight.name].dtype == "int4"
     for name in (net[0].weight.name, net[3].weight.name):
-        assert packed[name].dtype == "int4" and wide[name].dtype == np.int8
-        assert np.array_equal(packed[name].astype(np.int8), wide[name])
+        assert wide[name].dtype == np.int8
+        assert np.array_equal(stored_integers(packed, name, QuantSpec(4), 45), wide[name])
         assert wide[name].min() >= -8 and wide[name].max() == 7
 
 
@@ -562,14 +577,75 @@ def test_integer_linear(weight, activation, tmp_path):
     tokens, net = paddle.randint(0, 500, [3, 7]), Words()
     deploy(net, WEIGHTS[weight], ACTIVATIONS[activation], [(tokens,)], smoothed=True,
            permuted=True)
-    # ONNX Runtime rounds activations that are float to 8 bits where weights are in groups.
-    rounds = "g32" in weight and activation == "A16"
-    _, constants, opset = written_equals_simulated(net, [tokens], tmp_path / "m",
-                                                   optimized=2e-2 if rounds else None)
+    _, constants, opset = written_equals_simulated(net, [tokens], tmp_path / "m")
     spec, layer = WEIGHTS[weight], net.block.linear1
-    stored = constants["block.linear1.weight"]
-    assert np.array_equal(stored.astype(np.int64), layer.integers().numpy().astype(np.int64))
+    expected = layer.integers().numpy().astype(np.int64)
     assert opset == (21 if isinstance(spec.granularity, paddleq.PerGroup) else 17)
-    assert (stored.dtype.name in ("int4", "uint4")) == (opset == 21 and spec.bits <= 4)
-    assert not any(array.dtype == np.float32 and array.size >= stored.size
+    assert ("block.linear1.weight.packed" in constants) == (opset == 21 and spec.bits <= 4)
+    stored = stored_integers(constants, "block.linear1.weight", spec, len(expected))
+    assert np.array_equal(stored, expected)
+    assert not any(array.dtype == np.float32 and array.size >= expected.size
                    for name, array in constants.items() if name != net.table.weight.name)
+
+
+GROUPS = {
+    "4 bits": QuantSpec(4, granularity=PerGroup(32)),
+    "4 bits, small groups": QuantSpec(4, granularity=PerGroup(16)),
+    "4 bits, last group smaller": QuantSpec(4, granularity=PerGroup(128)),
+    "4 bits, size not a power of 2": QuantSpec(4, granularity=PerGroup(24)),
+    "4 bits affine": QuantSpec(4, granularity=PerGroup(64), signed=False, symmetric=False),
+    "3 bits affine": QuantSpec(3, granularity=PerGroup(32), signed=False, symmetric=False),
+    "2 bits": QuantSpec(2, granularity=PerGroup(64)),
+    "6 bits": QuantSpec(6, granularity=PerGroup(32)),
+    "8 bits": QuantSpec(8, granularity=PerGroup(64)),
+    "8 bits affine, last group smaller": QuantSpec(8, granularity=PerGroup(128), signed=False,
+                                                   symmetric=False),
+    "4 bits, a step per column": QuantSpec(4, granularity=PerChannel(1)),
+    "4 bits affine, one step": QuantSpec(4, signed=False, symmetric=False),
+}
+
+
+def with_outliers(spec, shape):
+    """A quantized network and an input with two large features, as in language models."""
+    paddle.seed(3)
+    net = nn.Sequential(nn.Linear(200, 48), nn.Tanh(), nn.Linear(48, 200, bias_attr=False))
+    x = paddle.randn([*shape, 200])
+    x[..., 3::97] *= 40.0
+    return deploy(net, spec, inputs=[(x,)]), x
+
+
+@pytest.mark.parametrize("shape", [[5], [2, 7]])
+@pytest.mark.parametrize("name", GROUPS)
+def test_plain_session_does_not_round_activations_of_grouped_weights(name, shape, tmp_path):
+    """ONNX Runtime fuses a blocked DequantizeLinear into a product with int8 activations."""
+    net, x = with_outliers(GROUPS[name], shape)
+    y = x.numpy().astype(np.float64)
+    for layer in net:
+        if isinstance(layer, IntegerLinear):
+            y = y @ layer.dequantized_weight().numpy().astype(np.float64)
+            y = y if layer.bias is None else y + layer.bias.numpy()
+        else:
+            y = np.tanh(y)
+    path = str(tmp_path / "m")
+    paddleq.export.to_onnx(net, path, specs([x]), opset=21)
+    for as_is in (True, False):
+        assert relative_error(onnxruntime(path, [x.numpy()], as_is)[0], y) < 2e-6
+    if "power" not in name:  # OpenVINO requires groups that divide the input
+        assert relative_error(openvino(path, [x.numpy()], ending="onnx")[0], y) < 2e-6
+
+
+def test_grouped_weights_for_other_compilers(tmp_path):
+    """Without MatMulNBits the file says which option ONNX Runtime needs; Predictor sets it."""
+    net, x = with_outliers(GROUPS["4 bits, small groups"], [5])
+    path = str(tmp_path / "m")
+    paddleq.export.to_onnx(net, path, specs([x]), target="plain")
+    model = onnx.load(path + ".onnx")
+    assert not any(node.domain for node in model.graph.node)
+    assert {each.key: each.value for each in model.metadata_props} == {
+        "onnxruntime.session_config": "session.qdq_matmulnbits_accuracy_level=1"}
+    expected = net(x).numpy()
+    assert relative_error(onnxruntime(path, [x.numpy()], as_is=False)[0], expected) > 1e-3
+    with paddleq.deploy.Predictor(path, runtime="onnxruntime") as runs:
+        assert relative_error(runs.run([x.numpy()])[0], expected) < 2e-6
+    paddleq.export.to_onnx(net, path, specs([x]))
+    assert not onnx.load(path + ".onnx").metadata_props

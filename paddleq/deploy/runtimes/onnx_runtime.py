@@ -1,5 +1,6 @@
 """ONNX Runtime."""
 
+from ...export.onnx.products_of_blocks import FLOAT_PRODUCTS
 from ..model_file import TensorInfo
 from ..saturation import has_vnni
 from .base import Runtime, Session, convert_errors, register_runtime
@@ -27,6 +28,8 @@ class OnnxRuntime(Runtime):
         if not has_vnni():
             # Kernels without saturation, about a quarter slower.
             options.add_session_config_entry("session.x64quantprecision", "1")
+        # Otherwise products with grouped weights round their other factor to 8 bits.
+        options.add_session_config_entry(*FLOAT_PRODUCTS.split("="))
         if as_is:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         with convert_errors(self.title, file, *_errors()):

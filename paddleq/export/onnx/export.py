@@ -21,6 +21,7 @@ from .fold_into_convolution import enlarge_scales, fold_batch_norms, fold_biases
 from .graph import OnnxGraph
 from .lower import OnnxLowering
 from .opset import CONVERTER_HIGHEST, HIGHEST, LOWEST, raise_opset, resolve_opset
+from .products_of_blocks import FLOAT_PRODUCTS, has_products_to_fuse, use_matmul_nbits
 from .qdq_placement import place_quantizers
 from .simplify import fold_weight_views, simplify
 
@@ -135,7 +136,10 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
         fold(graph)
     if target == "onnxruntime":
         place_quantizers(graph)
+        use_matmul_nbits(graph)
     model = graph.finish(opset)
+    if has_products_to_fuse(graph):
+        model.metadata_props.add(key="onnxruntime.session_config", value=FLOAT_PRODUCTS)
     if model.ByteSize() > _MOST_BYTES:
         raise ExportError(f"the model has {model.ByteSize()} bytes, and one ONNX file holds at "
                           f"most {_MOST_BYTES}; write format='pdmodel'")

@@ -122,8 +122,10 @@ class OnnxGraph:
                                  for name, array in self.constants.items())
         del self.model.opset_import[1:]
         self.model.opset_import[0].domain, self.model.opset_import[0].version = "", opset
+        self.model.opset_import.extend(helper.make_opsetid(domain, 1)
+                                       for domain in sorted({node.domain for node in nodes} - {""}))
         self.model.ir_version = max(self.model.ir_version, helper.find_min_ir_version_for(
-            self.model.opset_import))
+            self.model.opset_import[:1]))
         return self.model
 
     def _tensor(self, name, array):

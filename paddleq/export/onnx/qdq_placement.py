@@ -8,7 +8,8 @@ that: it then computes in float, with weights that it dequantizes in each run. S
 2. A quantizer moves before operators that only move or limit values, which then run on integers; a
    relu becomes a lower limit of the integers. Rounding is monotonic, so all values stay the same.
 3. A weight whose operator is computed in float is dequantized by Cast and Mul, which ONNX Runtime
-   folds when it loads the model. (It computes DequantizeLinear in each run.)
+   folds when it loads the model. (It computes DequantizeLinear in each run, and fuses a blocked one
+   into a product that rounds its other factor to 8 bits.)
 4. The bias of an integer convolution is stored as 32-bit integers, which ONNX Runtime before 1.21
    needs and later versions compute themselves.
 5. A bias behind an integer MatMul is negated and subtracted: ONNX Runtime fuses MatMul and Add into
@@ -124,16 +125,12 @@ class _IntegerKernels:
         if node is None or node.op_type not in ("Conv", "MatMul"):
             return False
         activation, weight = (self.producers.get(name) for name in node.input[:2])
-        if not (self.is_quantized(activation) and _dequantizes(weight)):
+        if not (self.is_quantized(activation) and _dequantizes(weight)) or (
+                attribute(weight, "block_size") is not None):
             return False
         zeros = self.graph.constants[weight.input[2]].reshape(-1)
         return node.op_type == "MatMul" or (
             bool((zeros == zeros[0]).all()) and self.is_between_integers(node))
-
-    def is_blockwise(self, node):
-        """Return True if the weight is dequantized in blocks, which ONNX Runtime fuses."""
-        weight = self.producers.get(node.input[1])
-        return _dequantizes(weight) and attribute(weight, "block_size") is not None
 
     def is_between_integers(self, node):
         """Return True if a node is between dequantized values and one 8-bit quantizer."""
@@ -177,24 +174,53 @@ def _dequantize_at_load(graph):
 
 
 def _is_simple_weight(graph, node):
-    return (node.input[0] in graph.constants and node.input[0] not in graph.types
-            and attribute(node, "block_size") is None)
+    return node.input[0] in graph.constants and node.input[0] not in graph.types
 
 
 def _cast_and_multiply(graph, node, target):
     """Dequantize a constant with operators that ONNX Runtime folds."""
-    integers, scale, zero = (graph.constants[name] for name in node.input)
-    shape = [1] * integers.ndim
-    if scale.size != 1:
-        shape[attribute(node, "axis", 1)] = -1
+    scale, zero = (graph.constants[name].astype(np.float32) for name in node.input[1:])
     name = f"{node.output[0]}.number"
     steps = [make_node("Cast", [node.input[0]], graph.fresh(name), to=FLOAT)]
+
+    def broadcast(array, name):
+        array = array.reshape(_broadcast_shape(graph, node, array))
+        made = [graph.constant(name, array)]
+        for kind, *parameters in _repeat_blocks(graph, node):
+            inputs = [made[-1], *(graph.constant(f"{name}.{kind}", np.array(each, np.int64))
+                                  for each in parameters)]
+            made.append(graph.fresh(f"{name}.repeated"))
+            steps.append(make_node(kind, inputs, made[-1]))
+        return made[-1]
+
+    result = steps[-1].output[0]
     if zero.any():
-        zeros = graph.constant(f"{name}.zero", zero.astype(np.float32).reshape(shape))
-        steps.append(make_node("Sub", [steps[-1].output[0], zeros],
-                               graph.fresh(f"{name}.shifted")))
-    factor = graph.constant(f"{name}.factor", scale.reshape(shape))
-    return [*steps, make_node("Mul", [steps[-1].output[0], factor], target)]
+        zeros = broadcast(zero, f"{name}.zero")
+        steps.append(make_node("Sub", [result, zeros], graph.fresh(f"{name}.shifted")))
+        result = steps[-1].output[0]
+    factor = broadcast(scale, f"{name}.factor")
+    return [*steps, make_node("Mul", [result, factor], target)]
+
+
+def _broadcast_shape(graph, node, array):
+    """Return the shape in which a scale or zero point broadcasts to the weight, or to blocks."""
+    if attribute(node, "block_size") is not None:
+        return [len(array), 1, -1]
+    shape = [1] * graph.constants[node.input[0]].ndim
+    if array.size != 1:
+        shape[attribute(node, "axis", 1)] = -1
+    return shape
+
+
+def _repeat_blocks(graph, node):
+    """Return (operator, parameters) that repeat a row for each block of rows of a weight."""
+    size = attribute(node, "block_size")
+    if size is None:
+        return []
+    rows, columns = graph.constants[node.input[0]].shape
+    blocks = -(-rows // size)
+    return [("Expand", [blocks, size, columns]), ("Reshape", [blocks * size, columns]),
+            *([("Slice", [0], [rows], [0])] if blocks * size > rows else [])]
 
 
 def _quantize_biases(graph):
@@ -234,8 +260,7 @@ def _subtract_biases(graph):
     for node in graph.nodes:
         x, bias = graph.addends(node)
         product = kernels.producers.get(x)
-        if product is not None and product.op_type == "MatMul" and (
-                kernels.is_integer(product) or kernels.is_blockwise(product)):
+        if product is not None and product.op_type == "MatMul" and kernels.is_integer(product):
             negative = graph.constant(f"{bias}.negative", -graph.constants[bias])
             node.op_type = "Sub"
             node.input[:] = [x, negative]
