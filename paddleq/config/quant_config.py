@@ -103,7 +103,7 @@ class QuantConfig:
         self.rules.append((scope, config))
 
     def add_type(self, cls: type, config: Optional[LayerConfig]) -> None:
-        """Assign ``config`` to layers of class ``cls``. It is no error if there are none."""
+        """Assign ``config`` to layers of class ``cls``. If there are none, it is a warning."""
         self.add(Scope(types=[cls], contents=False, required=False), config)
 
     def add_name(self, name: str, config: Optional[LayerConfig]) -> None:
@@ -129,6 +129,10 @@ class QuantConfig:
             if not found:
                 _logger.warning("%s has %r, which no layer's name contains", argument, part)
             self.add(Scope(names=found, contents=False, label=f"{argument} {part!r}"), None)
+
+    def types(self) -> List[type]:
+        """Return the classes of the rules that are not required to match a layer."""
+        return [cls for scope, _ in self.rules if not scope.required for cls in scope.types]
 
     def resolve(self, model: nn.Layer) -> Dict[str, Rule]:
         """Return layer name -> :class:`Rule` for every layer that a rule matches.

@@ -6,6 +6,7 @@ from .fuse_blocks import blocks_of, find_block_structure, fuse_blocks
 from .hooks import collect_inputs, eager_evaluation
 from .prepare import check_model, prepare, quantize
 from .provenance import set_provenance
+from .select import warn_unmatched_types
 from .state import (
     check_initialized,
     check_quantized,
@@ -34,5 +35,5 @@ __all__ = [
     "forward_arguments", "freeze", "fuse_blocks", "is_left_float", "iter_batches",
     "leave_uncalled_float", "prepare", "quantization_off", "quantize", "quantized_layers",
     "quantizing_only", "restore_float", "run_batches", "set_fake_quantize", "set_provenance",
-    "set_state", "summary", "summary_rows",
+    "set_state", "summary", "summary_rows", "warn_unmatched_types",
 ]

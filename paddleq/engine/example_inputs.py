@@ -1,5 +1,6 @@
 """Structural changes that need a forward pass: on example inputs, or on the first batch."""
 
+import logging
 from functools import partial
 
 import paddle
@@ -12,6 +13,8 @@ from ..graph import check_fuse_list, fuse
 from .calibration import forward_arguments
 from .hooks import eager_evaluation
 from .state import quantization_off
+
+_logger = logging.getLogger("paddleq")
 
 
 def run_on_first_inputs(model, inputs, action):
@@ -63,7 +66,13 @@ def fold_batch_norms(model, inputs, fuse_list=None):
     """Fold batch norms on example inputs, or on the first batch if ``inputs`` is None."""
     if fuse_list is not None:
         check_fuse_list(model, fuse_list)
-    run_on_first_inputs(model, inputs, partial(fuse, fuse_list=fuse_list))
+    run_on_first_inputs(model, inputs, partial(_fold, fuse_list=fuse_list))
+
+
+def _fold(model, run, fuse_list):
+    if not fuse(model, run, fuse_list) and fuse_list is None:
+        _logger.warning("no batch norm was folded: in the data flow of %s none follows a layer "
+                        "that it can be folded into", type(model).__name__)
 
 
 def record_input_spec(model, inputs):

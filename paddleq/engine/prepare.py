@@ -15,7 +15,14 @@ from ..nn.quantized_layer import QuantizedLayer, build_parts, make_quantized
 from .example_inputs import record_input_spec
 from .freeze import copy_of
 from .provenance import set_provenance
-from .select import JIT_LOADED, nothing_selected, record_reasons, select
+from .select import (
+    JIT_LOADED,
+    nothing_selected,
+    record_reasons,
+    select,
+    warn_idle_rules,
+    warn_unmatched_types,
+)
 
 _logger = logging.getLogger("paddleq")
 
@@ -71,6 +78,7 @@ def quantize(model: nn.Layer, config: QuantConfig, inplace: bool = False) -> nn.
     if not isinstance(config, QuantConfig):
         raise wrong_type("config", config, "a QuantConfig")
     model = model if check_bool("inplace", inplace) else copy_of(model)
+    warn_unmatched_types(model, config.types(), "the configuration")
     prepare(model, config)
     set_provenance(model, "quantize", rules=config.rules)
     return model
@@ -86,6 +94,7 @@ def prepare(model, config, before=None):
     selection, shared = select(model, config), {}
     if not selection.selected:
         raise nothing_selected(model, selection)
+    warn_idle_rules(model, config, selection)
     double = [name for name, parameter in model.named_parameters()
               if parameter.dtype == paddle.float64]
     if double:

@@ -2,14 +2,14 @@
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Optional, Sequence
 
 from paddle import nn
 
 from .._checks import wrong_type
 from .._layer_state import state_of
 from .._paddle_compat import dtype_name, is_jit_loaded, own_sublayers
-from ..config import LayerConfig, QuantConfig, SkipKind, SkipReason
+from ..config import LayerConfig, QuantConfig, Scope, SkipKind, SkipReason
 from ..errors import ModelError
 from ..nn.layer_types import has_own_forward, kind_of
 
@@ -77,6 +77,43 @@ def select(model: nn.Layer, rules: Optional[QuantConfig],
             _check_dtype(name, layer, dtypes)
             found.selected[name] = SelectedLayer(layer, config, rule.entry)
     return found
+
+
+def warn_idle_rules(model: nn.Layer, rules: QuantConfig, selection: Selection,
+                    reason_of: Callable[[nn.Layer, Optional[LayerConfig]],
+                                        Optional[SkipReason]] = class_skip_reason) -> None:
+    """Warn of entries of rules without effect; the arguments are those of :func:`select`.
+
+    Such an entry excludes only layers that would stay float without it, or configures no layer that
+    can be quantized. Type rules without a layer are left to :func:`warn_unmatched_types`.
+    """
+    layers = dict(model.named_sublayers(include_self=True))
+    wanted = QuantConfig()
+    wanted.rules = [(scope, config) for scope, config in rules.rules if config is not None]
+    selectable = {name for name, rule in wanted.resolve(model).items()
+                  if reason_of(layers[name], rule.config) is None}
+    marked = {name for name, reason in selection.skipped.items()
+              if reason.kind is SkipKind.SKIP_ATTRIBUTE}
+    for scope, config in rules.rules:
+        if config is not None and (scope.label or not scope.required):
+            continue
+        matched: Dict[str, set] = {}
+        for name, entry in scope.find(model).items():
+            matched.setdefault(entry, set()).add(name)
+        for entry, names in matched.items():
+            # A layer that another rule decides about, or that skip_quant excludes, counts.
+            if names.isdisjoint(selectable | marked):
+                _logger.warning("%s has no effect: it matches no layer that %s", entry,
+                                "would be quantized without it" if config is None else
+                                "can be quantized (paddleq.summary gives the reasons)")
+
+
+def warn_unmatched_types(model: nn.Layer, types: Iterable[type], argument: str) -> None:
+    """Warn of layer classes in the ``argument`` of a user of which the model has no layer."""
+    for cls in types:
+        if not Scope(types=[cls], contents=False, required=False).find(model):
+            _logger.warning("%s has %s, but the model has no layer of this class", argument,
+                            cls.__name__)
 
 
 def nothing_selected(model: nn.Layer, selection: Selection) -> ModelError:

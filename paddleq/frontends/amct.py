@@ -22,7 +22,13 @@ from .._checks import (
 from ..algorithms import ALGORITHMS, Smoother, own_loop
 from ..config import LayerConfig, QuantConfig
 from ..config.layer_config import check_activation_observer, static_activation
-from ..engine.select import FLOAT_DTYPES, nothing_selected, record_reasons, select
+from ..engine.select import (
+    FLOAT_DTYPES,
+    nothing_selected,
+    record_reasons,
+    select,
+    warn_idle_rules,
+)
 from ..errors import ConfigError
 from ..nn.integer_linear import linear_skip_reason
 from ..spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
@@ -136,11 +142,13 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
     """
     parsed = AmctConfig.parse(config)
     engine.check_model(model)
-    selection = select(model, parsed.rules(model), linear_skip_reason, FLOAT_DTYPES)
+    rules = parsed.rules(model)
+    selection = select(model, rules, linear_skip_reason, FLOAT_DTYPES)
     if not selection.selected:
         raise nothing_selected(model, selection)
     for name, each in selection.selected.items():
         parsed.check_group_size(name, each.layer.weight.shape[0])
+    warn_idle_rules(model, rules, selection, linear_skip_reason)
     record_reasons(model, selection)
     own_loop.start(model, {name: each.config for name, each in selection.selected.items()},
                    parsed.batch_num)

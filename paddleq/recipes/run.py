@@ -146,6 +146,7 @@ def quantized_by_ptq(recipe, net):
         except ConfigError as error:
             key = "pattern" if rule.name is None else "name"
             raise recipe.error(("quantize", "rules", number, key), str(error)) from error
+        engine.warn_unmatched_types(net, scope.types, f"quantize.rules[{number}].type")
         rules.add(scope, None if rule.skip else _layer_config(ptq, rule))
     rules.add(Scope.parse(quantize.skip, net), None)
     net = engine.copy_of(net, "let the function of model.build return a model that can")

@@ -37,6 +37,7 @@ from .schedule import (
     decoder_layers,
     select_layers,
     split_kinds,
+    warn_idle,
 )
 from .shared_inputs import check_reached, collect_stats, find_groups, split
 
@@ -99,6 +100,7 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
     layers = decoder_layers(model, helper)
     inputs = [] if data is None else list(iter_batches(model, data, allow_empty=True))
     selection = select_layers(model, helper, config)
+    warn_idle(model, helper, config, selection)
     _skip_outside_reads(model, selection, inputs)
     selected = selection.selected
     reading = ScheduleEntry(None, "", None, selected).reading

@@ -1,6 +1,8 @@
 """Order of work of the layer-by-layer driver: decoder layers in order, then all other layers."""
 
+import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from paddle import nn
@@ -14,6 +16,8 @@ from ...engine.select import (
     Selection,
     nothing_selected,
     select,
+    warn_idle_rules,
+    warn_unmatched_types,
 )
 from ...errors import ModelError
 from ...nn import Int8KVCache, KVCache
@@ -23,6 +27,7 @@ from ..linear import check_linear_config
 from .network_helper import NetworkHelper
 
 Selected = Dict[str, SelectedLayer]
+_logger = logging.getLogger("paddleq")
 
 
 def split_kinds(selected: Selected) -> Tuple[Selected, Selected]:
@@ -75,15 +80,9 @@ def select_layers(model: nn.Layer, helper: NetworkHelper,
                               "its own keys and values, or of paddleq.nn.KVCache")
         holders.add(id(layer))
 
-    def skip_reason(layer, config):
-        if id(layer) not in holders:
-            return linear_skip_reason(layer, config)
-        if config is None or config.kv_cache is not None:
-            return None
-        return SkipReason(SkipKind.NOT_CONFIGURED, "kv_cache")
-
-    selection = select(model, config, skip_reason, FLOAT_DTYPES)
+    selection = select(model, config, partial(_skip_reason, holders), FLOAT_DTYPES)
     if not selection.selected:
+        warn_idle(model, helper, config, selection)
         raise nothing_selected(model, selection)
     linears, caches = split_kinds(selection.selected)
     for name, each in linears.items():
@@ -92,6 +91,33 @@ def select_layers(model: nn.Layer, helper: NetworkHelper,
         if isinstance(getattr(each.layer, "kv_cache", each.layer), Int8KVCache):
             raise ModelError(f"the KV cache of {name} is already quantized")
     return selection
+
+
+def _skip_reason(holders, layer, config=None):
+    if id(layer) not in holders:
+        return linear_skip_reason(layer, config)
+    if config is None or config.kv_cache is not None:
+        return None
+    return SkipReason(SkipKind.NOT_CONFIGURED, "kv_cache")
+
+
+def warn_idle(model: nn.Layer, helper: NetworkHelper, config: Any,
+              selection: Selection) -> None:
+    """Warn of entries of rules without effect, and of KV caches that were not found."""
+    caches = {id(layer): name for name, layer in helper.kv_caches(model)}
+    warn_unmatched_types(model, config.types(), "the configuration")
+    warn_idle_rules(model, config, selection, partial(_skip_reason, set(caches)))
+    for scope, each in config.rules:
+        if each is None or each.kv_cache is None:
+            continue
+        if not set(scope.find(model)) & set(caches.values()):
+            _logger.warning(
+                "an int8 KV cache is configured (%s), but no KV cache is found among the layers: "
+                "none is quantized. Caches are those of paddle.nn.MultiHeadAttention and of "
+                "paddleq.nn.KVCache; an attention that joins the past itself, such as one that "
+                "keeps it as a tuple, needs a KVCache (docs/layer_by_layer.md)",
+                scope.label or ", ".join(map(str, [*scope.names, *scope.patterns, *(
+                    cls.__name__ for cls in scope.types)])) or each.kv_cache)
 
 
 def containing_layers(model: nn.Layer,

@@ -15,7 +15,7 @@ from ... import engine
 from ..._checks import check_layer, wrong_type, wrong_value
 from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
 from ...algorithms.layerwise.driver import build_structure
-from ...algorithms.layerwise.schedule import select_layers
+from ...algorithms.layerwise.schedule import select_layers, warn_idle
 from ...checkpoint import load_checkpoint
 from ...config import QuantConfig, Scope, SkipKind, SkipReason
 from ...engine.select import record_reasons
@@ -134,6 +134,7 @@ class PTQ:
                 selection.skipped[name] = SkipReason(SkipKind.OUTSIDE_DECODER_LAYERS)
         record_reasons(network, selection)
         if deploy:
+            warn_idle(network, helper, rules, selection)
             build_structure(network, selection.selected)
         else:
             quantize_layer_by_layer(network, helper, rules, batches, resume_dir=resume_dir)

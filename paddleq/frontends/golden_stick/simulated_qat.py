@@ -1,5 +1,6 @@
 """``SimulatedQuantizationAwareTraining``: fake-quantizers, fusion and folded batch norms."""
 
+import logging
 import os
 from functools import partial
 from typing import Any, Dict, Optional
@@ -20,6 +21,8 @@ from ...nn.layer_types import QuantizableFunction
 from ...observers import CurrentMinMaxObserver, MovingAverageMinMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
 from .enums import QuantDtype
+
+_logger = logging.getLogger("paddleq")
 
 
 def _check_int8(name, value):
@@ -164,14 +167,18 @@ class SimulatedQuantizationAwareTraining:
         engine.check_model(network)
         _check_together(config)
         find = partial(engine.find_block_structure, blocks=config["enable_fusion"])
-        found = []
+        found, asked = [], {"fusion": config["enable_fusion"], "fold": config["bn_fold"]}
+        for key in ("freeze_bn", "one_conv_fold"):
+            if config[key] != _KEYS[key][0] and not config["bn_fold"]:
+                _logger.warning("%s=%s has no effect: it needs bn_fold, which is False", key,
+                                config[key])
         if inputs is not None:
             engine.prepare(network, _rules(config), lambda: run_on_first_inputs(
                 network, inputs, lambda model, run: found.append(find(model, run))))
-            engine.fuse_blocks(network, found[0])
+            _fuse_blocks(network, None, find=lambda model, run: found[0], **asked)
         else:
             engine.prepare(network, _rules(config))
-            run_on_first_inputs(network, None, partial(_fuse_blocks, find=find))
+            run_on_first_inputs(network, None, partial(_fuse_blocks, find=find, **asked))
         engine.set_provenance(network, "simulated_qat", config=self.config)
         return network
 
@@ -281,8 +288,16 @@ class SimulatedQuantizationAwareTraining:
         self._config[key] = tuple(pair)
 
 
-def _fuse_blocks(model, run, find):
-    engine.fuse_blocks(model, find(model, run))
+def _fuse_blocks(model, run, find, fusion, fold):
+    structure = find(model, run)
+    engine.fuse_blocks(model, structure)
+    name = type(model).__name__
+    if fusion and not structure.blocks:
+        _logger.warning("enable_fusion has no effect: no batch norm or nn.ReLU can be fused in the "
+                        "data flow of %s", name)
+    elif fold and not any(block.folded for block in engine.blocks_of(model)):
+        _logger.warning("bn_fold has no effect: no batch norm can be folded in the data flow of %s",
+                        name)
 
 
 def _rules(config):

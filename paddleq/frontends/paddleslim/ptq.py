@@ -12,7 +12,13 @@ from ...config import LayerConfig, Scope
 from ...engine.example_inputs import fold_batch_norms
 from ...errors import ConfigError
 from .quantizers import make_quantizer
-from .shared import insert_observers, layer_classes, rules_for, skip_rules
+from .shared import (
+    insert_observers,
+    layer_classes,
+    rules_for,
+    skip_rules,
+    warn_unused_inputs,
+)
 
 
 class PTQ:
@@ -83,6 +89,8 @@ class PTQ:
             raise ConfigError("fuse_list has an effect with fuse=True only, but fuse is False")
         classes = None if quantizable_layer_type is None else layer_classes(
             "quantizable_layer_type", quantizable_layer_type)
+        engine.warn_unmatched_types(model, classes or (), "quantizable_layer_type")
+        warn_unused_inputs(inputs, fuse, "fuse")
         config = LayerConfig(weight=self.weight_quantizer.weight(),
                              activation=self.activation_quantizer.activation())
         model = model if inplace else engine.copy_of(model)

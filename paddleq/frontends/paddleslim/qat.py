@@ -1,6 +1,7 @@
 """Quantization-aware training with PaddleSlim's interface."""
 
 import inspect
+import logging
 import os
 from functools import partial
 from typing import Any, Callable, Dict, Optional, Sequence, Union
@@ -24,9 +25,10 @@ from ...fake_quant import LSQ, PACT
 from ...fake_quant.lsq import LEARNED_QUANTIZERS
 from ...observers import OBSERVERS, CurrentAbsMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
-from .shared import layer_classes, rules_for, skip_rules
+from .shared import layer_classes, rules_for, skip_rules, warn_unused_inputs
 
 _CHANNEL_WISE = "channel_wise_"
+_logger = logging.getLogger("paddleq")
 
 
 def _check_type(name, value, weight):
@@ -136,6 +138,19 @@ class QAT:
                 fields[side], quantize = learned, None
             fields[f"{side}_quantize"] = quantize
         self._layer_config = LayerConfig(**fields)
+        self._given = set(config or ())
+        self._warn_unused_keys()
+
+    def _warn_unused_keys(self):
+        """Warn of keys that were given another value than the default and that nothing reads."""
+        for key in ("moving_rate", "window_size"):
+            kinds = [self.config[f"{side}_quantize_type"].removeprefix(_CHANNEL_WISE)
+                     for side in ("weight", "activation")]
+            taken = any(key in inspect.signature(OBSERVERS[kind]).parameters
+                        for kind in kinds if kind in OBSERVERS)
+            if self.config[key] != _KEYS[key][0] and not taken:
+                _logger.warning("config['%s'] has no effect: neither weight_quantize_type %r nor "
+                                "activation_quantize_type %r has that argument", key, *kinds)
 
     def quantize(self, model: nn.Layer, inplace: bool = True, inputs: Any = None,
                  skip: Any = None) -> nn.Layer:
@@ -161,6 +176,10 @@ class QAT:
         check_bool("inplace", inplace)
         engine.check_model(model)
         scope = Scope.parse(skip, model)
+        if "quantizable_layer_type" in self._given:
+            engine.warn_unmatched_types(model, self.config["quantizable_layer_type"],
+                                        "quantizable_layer_type")
+        warn_unused_inputs(inputs, self.config["fuse_conv_bn"], "fuse_conv_bn")
         model = model if inplace else engine.copy_of(model)
         fuse = (lambda: fold_batch_norms(model, inputs)) if self.config["fuse_conv_bn"] else None
         rules = rules_for(self.config["quantizable_layer_type"], self._layer_config, scope)

@@ -1,6 +1,7 @@
 """``quant_post_static`` and ``quant_post_dynamic``: quantization of saved models by the engine."""
 
 import inspect
+import logging
 import os
 from dataclasses import replace
 from itertools import chain, islice
@@ -30,6 +31,7 @@ from ...saved_model import SavedModel
 from ...saved_model.files import find_files
 from .quantizers import AbsmaxQuantizer, ObserverQuantizer, PerChannelAbsmaxQuantizer
 
+_logger = logging.getLogger("paddleq")
 LINEAR_OPS = ("mul", "matmul", "matmul_v2")
 OP_TYPES = ("conv2d", "depthwise_conv2d", "conv3d", "conv2d_transpose",
             "depthwise_conv2d_transpose", *LINEAR_OPS, "lookup_table_v2")
@@ -157,6 +159,7 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
         raise wrong_type("skip_tensor_list", skip_tensor_list, "a list of names")
     op_types = check_op_types(quantizable_op_type) - {"lookup_table_v2"}
     model = SavedModel(*files)
+    _warn_unmatched(model, quantizable_op_type)
     rules = operator_rules(model, op_types, config, skip)
     batches = engine.iter_batches(model, data_loader, batch_nums, "calibrating",
                                   argument="data_loader")
@@ -181,6 +184,9 @@ def _layer_config(algo="hist", hist_percent=HIST_PERCENT, weight_bits=8, activat
     check_float("hist_percent", hist_percent, 0.0, 1.0, open_low=True, open_high=True)
     check_choice("weight_quantize_type", weight_quantize_type, WEIGHT_QUANTIZERS)
     taken = "hist_percent" in inspect.signature(OBSERVERS[algo]).parameters
+    if not taken and hist_percent != HIST_PERCENT:
+        _logger.warning("hist_percent=%s has no effect: the observer %r does not take it",
+                        hist_percent, algo)
     arguments = {"hist_percent": hist_percent} if taken else {}
     return LayerConfig(
         weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight(),
@@ -247,6 +253,8 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
     else:
         files = find_files(os.fspath(model_dir), model_filename, params_filename)
         model_file, params_file = files
+    if generate_test_model and save_model_dir is None:
+        _logger.warning("generate_test_model has no effect: save_model_dir is None")
     options = {"weight_bits": weight_bits, "weight_quantize_type": weight_quantize_type,
                "quantizable_op_type": list(quantizable_op_type)}
     if save_model_dir is not None:
@@ -276,6 +284,7 @@ def weight_only_model(program, quantizable_op_type=DEFAULT_OPS, weight_bits=8,
                       weight_quantize_type="channel_wise_abs_max"):
     """Return the :class:`paddleq.SavedModel` that :func:`quant_post_dynamic` writes."""
     model = SavedModel.from_program(program)
+    _warn_unmatched(model, quantizable_op_type)
     engine.prepare(model, operator_rules(model, check_op_types(quantizable_op_type),
                                          _weight_only(weight_bits, weight_quantize_type)))
     return model
@@ -292,6 +301,15 @@ def check_op_types(given: Any) -> Set[str]:
     return set(chain.from_iterable(
         LINEAR_OPS if check_choice("quantizable_op_type", entry, OP_TYPES) == "mul" else (entry,)
         for entry in given))
+
+
+def _warn_unmatched(model, quantizable_op_type):
+    """Warn of operator types that a user gave and of which a saved model has no weight."""
+    known = {binding.operator.type for binding in model.bindings.values()}
+    for op in set(quantizable_op_type) - set(DEFAULT_OPS):
+        if known.isdisjoint(check_op_types([op])):
+            _logger.warning("quantizable_op_type has %r, but the model has no such operator with a "
+                            "weight", op)
 
 
 def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConfig,

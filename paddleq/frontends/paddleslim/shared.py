@@ -1,5 +1,6 @@
 """Parsing of arguments that ``QAT`` and ``PTQ`` share."""
 
+import logging
 from typing import Any, Callable, List, Optional, Sequence
 
 from paddle import nn
@@ -9,6 +10,8 @@ from ..._checks import check_choice, wrong_type
 from ...config import LayerConfig, QuantConfig, Scope
 from ...errors import ConfigError
 from ...nn.layer_types import QuantizableFunction, known_classes
+
+_logger = logging.getLogger("paddleq")
 
 
 def layer_classes(name: str, value: Any) -> List[type]:
@@ -44,6 +47,12 @@ def rules_for(classes: Optional[Sequence[type]], config: LayerConfig,
         rules.add_type(cls, config)
     rules.add(skip or Scope(), None)
     return rules
+
+
+def warn_unused_inputs(inputs: Any, fuse: bool, argument: str) -> None:
+    """Warn of example ``inputs`` that nothing reads, because no batch norms are folded."""
+    if inputs is not None and not fuse:
+        _logger.warning("inputs has no effect: it is for %s=True, which is False", argument)
 
 
 def insert_observers(model: nn.Layer, rules: QuantConfig, fold: Optional[Callable]) -> None:
