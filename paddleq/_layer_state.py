@@ -14,7 +14,7 @@ class QuantizationState:
     reason: Any = None  # config.SkipReason of a layer that stays float
     # On the root of a model:
     provenance: Optional[dict] = None  # method and configuration of quantization
-    input_spec: Optional[list] = None  # InputSpec of the last call
+    example_call: Optional[list] = None  # [args, kwargs] of the last call, InputSpec for tensors
     first_batch_action: Optional[Callable] = None  # run on the first batch
     calibration: Any = None  # calibration in forward passes that the user runs
     # On a quantized layer:

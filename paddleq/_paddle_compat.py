@@ -9,6 +9,7 @@ import copyreg
 import functools
 import inspect
 import pkgutil
+import re
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Type, TypeVar
 
 import paddle
@@ -176,6 +177,57 @@ def remove_hooks(layer: nn.Layer, chosen: Callable[[Callable], bool]) -> None:
     for hooks in (layer._forward_pre_hooks, layer._forward_post_hooks):
         for key in [key for key, hook in hooks.items() if chosen(hook)]:
             del hooks[key]
+
+
+class _CallHook:
+    """Forward pre-hook that passes the keyword arguments of a call as well.
+
+    Paddle 2.6 does not pass them to hooks, and Paddle 3 mistakes a hook for one that takes them
+    after unpickling, when it gets a number that another hook had.
+    """
+
+    def __init__(self, hook: Callable) -> None:
+        self.hook = hook
+
+    def __call__(self, layer: nn.Layer, args: Any) -> Any:
+        frame: Any = inspect.currentframe()
+        self.hook(layer, args, frame.f_back.f_locals.get("kwargs", {}))
+
+
+def register_call_hook(layer: nn.Layer, hook: Callable) -> None:
+    """Call ``hook(layer, args, kwargs)`` before each forward pass of ``layer``."""
+    layer.register_forward_pre_hook(_CallHook(hook))
+
+
+def remove_call_hook(layer: nn.Layer, hook: Callable) -> None:
+    """Remove the ``hook`` that :func:`register_call_hook` registered."""
+    remove_hooks(layer, lambda each: getattr(each, "hook", None) is hook)
+
+
+def own_input_spec(forward: Any) -> Optional[list]:
+    """Return the ``input_spec`` that ``to_static`` was given for a ``forward``, or None."""
+    spec = getattr(getattr(forward, "_function_spec", None), "input_spec", None)
+    return None if spec is None else list(spec)
+
+
+def raised_by_paddle(error: BaseException) -> bool:
+    """Return True if an operator of Paddle raised ``error``: for a data type or a shape, say."""
+    if re.match(r"\s*\((\w+)\) ", str(error)):  # the kind, such as "(InvalidArgument) "
+        return True
+    trace, name = error.__traceback__, ""
+    while trace is not None:
+        name, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    return name.partition(".")[0] == "paddle"
+
+
+def names_unused_input(error: Exception) -> bool:
+    """Return True if ``paddle.jit.save`` raised ``error`` for an input that no output depends on.
+
+    Paddle has no type of its own for it.
+    """
+    return any(text in str(error) for text in (
+        "is not involved in the target_vars calculation",  # Paddle 3
+        "doesn't exist in pruned inference program"))  # Paddle 2.6
 
 
 class BatchNormState(NamedTuple):

@@ -230,6 +230,65 @@ def test_is_traced_by_save(tmp_path):
     assert (layer.calls, traced.calls) == ([False, True], [False])
 
 
+CALLS = []
+
+
+def record(layer, args, kwargs):
+    CALLS.append((args, kwargs))
+
+
+class Keywords(nn.Layer):
+    def forward(self, x, *, mask=None):
+        return x if mask is None else x * mask
+
+
+def test_call_hook_gets_the_keyword_arguments():
+    x, mask = paddle.rand([2, 2]), paddle.rand([2, 2])
+    layer = Keywords()
+    compat.register_call_hook(layer, record)
+    CALLS.clear()
+    pickle.loads(pickle.dumps(layer))(x, mask=mask)
+    layer(x)
+    (first, second) = CALLS
+    assert first[0][0] is x and first[1]["mask"] is mask and second[1] == {}
+    compat.remove_call_hook(layer, record)
+    layer(x)
+    assert len(CALLS) == 2
+
+
+def test_own_input_spec():
+    spec, net = paddle.static.InputSpec([None, 2], "float32"), nn.Linear(2, 2)
+    assert compat.own_input_spec(net.forward) is None
+    assert compat.own_input_spec(paddle.jit.to_static(nn.Linear(2, 2)).forward) is None
+    (found,) = compat.own_input_spec(paddle.jit.to_static(net, input_spec=[spec]).forward)
+    assert list(found.shape) == [-1, 2]
+
+
+class FirstOnly(nn.Layer):
+    def forward(self, x, y):
+        return x * 2.0
+
+
+def test_names_unused_input(tmp_path):
+    spec, other = (paddle.static.InputSpec([None, 2], "float32", name) for name in "xy")
+    with pytest.raises(ValueError, match="(?s).") as error:
+        paddle.jit.save(FirstOnly(), str(tmp_path / "net"), [spec, other])
+    assert compat.names_unused_input(error.value)
+    assert not compat.names_unused_input(ValueError("x"))
+
+
+@pytest.mark.parametrize("call, of_paddle", [
+    (lambda: nn.Linear(2, 2)(paddle.ones([2, 3])), True),
+    (lambda: nn.Linear(2, 2)(paddle.ones([2, 2], "float64")), True),
+    (lambda: paddle.ones([2, 3]) + paddle.ones([2, 2]), True),
+    (lambda: {}["x"], False), (lambda: int("x"), False),
+])
+def test_raised_by_paddle(call, of_paddle):
+    with pytest.raises(Exception, match="(?s).") as error:
+        call()
+    assert compat.raised_by_paddle(error.value) is of_paddle
+
+
 def test_is_jit_loaded(tmp_path):
     net = nn.Sequential(nn.Linear(2, 2))
     paddle.jit.save(net, str(tmp_path / "net"), [paddle.static.InputSpec([None, 2], "float32")])

@@ -4,7 +4,7 @@ import inspect
 import itertools
 import logging
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sized, Tuple
 
 import numpy as np
@@ -12,8 +12,10 @@ import paddle
 from paddle import nn
 
 from .._checks import check_int, wrong_type
+from .._paddle_compat import unwrapped
 from ..errors import CalibrationError, ConfigError, NonFiniteError
 from ..fake_quant.fake_quantize import State
+from .batch import Batch
 from .state import (
     check_quantized,
     evaluation,
@@ -45,7 +47,8 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
         model: a quantized model.
         data: an iterable of batches. A batch is a tensor or array; a list or tuple that starts
             with the arguments of ``model.forward`` (further entries, e.g. labels, are ignored);
-            or a dict of keyword arguments.
+            a dict of keyword arguments, or of the values of the only argument; or a list or tuple
+            that starts with such a dict.
         num_batches: stop after this many batches. Default: all.
         desc: label of the progress bar, which is shown on terminals only.
 
@@ -55,7 +58,8 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
     Raises:
         CalibrationError: ``data`` is empty, or no layer received data.
         NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
-        ConfigError, ConfigTypeError: a batch does not fit the model's ``forward``.
+        ConfigError, ConfigTypeError: a batch is empty or does not fit the model's ``forward``;
+            names the batch, its inputs, and what the model takes.
         ModelError: the model is not quantized.
 
     Examples:
@@ -100,7 +104,8 @@ def run_batches(run: Callable[[Any], Any], batches: Iterable,
     count = 0
     for batch in batches:
         try:
-            run(batch)
+            with batch.errors_named() if isinstance(batch, Batch) else nullcontext():
+                run(batch)
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} (batch {count} of {data})") from None
         count += 1
@@ -109,7 +114,7 @@ def run_batches(run: Callable[[Any], Any], batches: Iterable,
 
 def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None,
                  desc: Optional[str] = None, allow_empty: bool = False,
-                 argument: str = "data") -> Iterator[Arguments]:
+                 argument: str = "data") -> Iterator[Batch]:
     """Iterate over the (args, kwargs) of a call of ``model`` for each batch of ``data``.
 
     The arguments are checked immediately, not when the first batch is taken.
@@ -132,9 +137,13 @@ def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = N
 
 
 def _forward_arguments(model, batches, allow_empty, argument):
-    count = 0
+    count, reference = 0, {}
+    names = [p.name for p in _positional(model)] or list(getattr(model, "input_names", ()))
     for batch in batches:
-        args, kwargs = forward_arguments(model, batch)
+        name = f"batch {count} of {argument}"
+        args, kwargs = forward_arguments(model, batch, name)
+        arguments = Batch.of(args, kwargs, names, name, reference)
+        arguments.check()
         if count == 0 and isinstance(batch, (list, tuple)):
             optional = _positional(model)[len(args):]
             if optional and len(batch) > len(args):
@@ -143,14 +152,15 @@ def _forward_arguments(model, batches, allow_empty, argument):
                     "arguments; to pass its argument %r as well, make each batch a dict of "
                     "arguments", type(model).__name__, len(args), len(batch), optional[0].name)
         count += 1
-        yield args, kwargs
+        yield arguments
     if not count and not allow_empty:
         raise CalibrationError(f"{argument} must yield at least one batch, but is empty")
 
 
 def _parameters(model):
     # The function that to_static substitutes for forward has no signature.
-    forward = getattr(model.forward, "dygraph_function", model.forward)
+    forward = unwrapped(model).forward
+    forward = getattr(forward, "dygraph_function", forward)
     return list(inspect.signature(forward).parameters.values())
 
 
@@ -159,33 +169,59 @@ def _positional(model):
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def forward_arguments(model: nn.Layer, batch: Any) -> Arguments:
-    """Convert one batch to the (args, kwargs) of a call of ``model``."""
-    parameters = _parameters(model)
+def forward_arguments(model: nn.Layer, batch: Any, name: str = "a batch") -> Arguments:
+    """Convert one batch to the (args, kwargs) of a call of ``model``.
+
+    Args:
+        name: of the batch, for messages.
+    """
     if isinstance(batch, Mapping):
-        names = {p.name for p in parameters}
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        unknown = [key for key in batch if key not in names and not takes_all]
-        missing = [p.name for p in parameters if p.default is p.empty and p.name not in batch
-                   and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        unknown, missing = _mismatched_keys(model, batch)
+        if (unknown or missing) and _takes_a_dict(model, batch):
+            return [_tensor(dict(batch))], {}
         for wrong, verb in ((unknown, "takes no"), (missing, "also needs")):
             if wrong:
-                raise ConfigError(f"a batch has the keys {', '.join(map(repr, batch))}, but "
+                raise ConfigError(f"{name} has the keys {', '.join(map(repr, batch))}, but "
                                   f"forward {verb} {', '.join(map(repr, wrong))}")
         return [], {key: _tensor(value) for key, value in batch.items()}
     if not isinstance(batch, (list, tuple)):
         x = paddle.to_tensor(batch) if isinstance(batch, (float, int)) else _tensor(batch)
         if not isinstance(x, paddle.Tensor):
-            raise wrong_type("a batch", batch, "a tensor, an array, a list of arguments or a dict")
+            raise wrong_type(name, batch, "a tensor, an array, a list of arguments or a dict")
         return [x], {}
+    if batch and isinstance(batch[0], Mapping) and not any(_mismatched_keys(model, batch[0])):
+        return forward_arguments(model, batch[0], name)  # labels after a dict of arguments
+    parameters = _parameters(model)
     required = sum(p.default is p.empty for p in _positional(model))
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         # A SavedModel names its inputs.
         required = max(required, len(getattr(model, "input_names", ())), 1)
     if len(batch) < required:
-        raise ConfigError(f"a batch must hold the {required} arguments of forward, but has "
+        raise ConfigError(f"{name} must hold the {required} arguments of forward, but has "
                           f"{len(batch)} entries")
     return [_tensor(value) for value in batch[:max(required, 1)]], {}
+
+
+def _mismatched_keys(model, batch):
+    """Return the keys of a dict that ``forward`` does not take, and arguments that it lacks."""
+    parameters = _parameters(model)
+    names = {p.name for p in parameters}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    unknown = [key for key in batch if key not in names and not takes_all]
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in batch
+               and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if takes_all:  # as a SavedModel does, which names its inputs
+        missing += [name for name in getattr(model, "input_names", ()) if name not in batch]
+    return unknown, missing
+
+
+def _takes_a_dict(model, batch):
+    """Return True if a dict can be the only argument that ``forward`` requires."""
+    parameters = [p for p in _parameters(model) if p.kind is not p.VAR_KEYWORD]
+    return (bool(parameters) and parameters[0] in _positional(model)
+            and all(p.default is not p.empty or p.kind is p.VAR_POSITIONAL
+                    for p in parameters[1:])
+            and not any(p.name in batch for p in parameters))
 
 
 def _tensor(structure):

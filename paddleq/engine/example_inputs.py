@@ -1,16 +1,19 @@
 """Structural changes that need a forward pass: on example inputs, or on the first batch."""
 
 import logging
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import paddle
 from paddle.static import InputSpec
 
 from .._layer_state import read_state, state_of
-from .._paddle_compat import dtype_name
+from .._paddle_compat import dtype_name, register_call_hook
 from ..errors import FusionError
 from ..graph import check_fuse_list, fuse
-from .calibration import forward_arguments
+from ..graph.calls import tensors_in
+from .calibration import forward_arguments, map_leaves
 from .hooks import eager_evaluation
 from .state import quantization_off
 
@@ -28,7 +31,7 @@ def run_on_first_inputs(model, inputs, action):
         _call(action, model, args, kwargs)
         return
     state_of(model).first_batch_action = action
-    model.register_forward_pre_hook(_run_on_first_batch)
+    register_call_hook(model, _run_on_first_batch)
 
 
 def awaits_first_batch(model):
@@ -41,14 +44,10 @@ def _call(action, model, args, kwargs):
         return action(model, lambda: model(*args, **kwargs))
 
 
-def _run_on_first_batch(model, args):
+def _run_on_first_batch(model, args, kwargs):
     # The hook stays, so that a copy of the model made before the first batch runs it too.
     if not awaits_first_batch(model):
         return
-    if not args:
-        raise FusionError("fusion looks at the first batch, but the model was called with "
-                          "keyword arguments only, which hooks do not see; pass example inputs "
-                          "(inputs=...) when the model is quantized")
     if not paddle.in_dynamic_mode():
         raise FusionError("fusion looks at the first batch, but the model is traced before there "
                           "was one; run a batch first, or pass example inputs (inputs=...) when "
@@ -56,7 +55,7 @@ def _run_on_first_batch(model, args):
     state = model._paddleq
     action, state.first_batch_action = state.first_batch_action, None
     try:
-        _call(action, model, args, {})
+        _call(action, model, args, kwargs)
     except BaseException:
         state.first_batch_action = action
         raise
@@ -75,8 +74,36 @@ def _fold(model, run, fuse_list):
                         "that it can be folded into", type(model).__name__)
 
 
-def record_input_spec(model, inputs):
-    """Forward pre-hook that records the inputs for exports without ``input_spec``."""
-    if paddle.in_dynamic_mode() and inputs and all(isinstance(x, paddle.Tensor) for x in inputs):
-        state_of(model).input_spec = [
-            InputSpec([None, *x.shape[1:]], dtype_name(x.dtype)) for x in inputs]
+def record_call(model, args, kwargs):
+    """Record the arguments of a call for exports without ``input_spec``."""
+    if paddle.in_dynamic_mode() and tensors_in([args, kwargs]):
+        state_of(model).example_call = map_leaves(_spec_of, [list(args), dict(kwargs)])
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Argument of a recorded call that is no tensor.
+
+    Attributes:
+        value: the value, or the name of its type if it is not ``plain``.
+        plain: True for None, numbers and strings.
+    """
+
+    value: Any
+    plain: bool
+
+    def equals(self, default: Any) -> bool:
+        return self.plain and type(default) is type(self.value) and default == self.value
+
+
+def _spec_of(leaf):
+    if isinstance(leaf, paddle.Tensor):
+        return InputSpec([None, *leaf.shape[1:]] if leaf.shape else [], dtype_name(leaf.dtype))
+    plain = leaf is None or isinstance(leaf, (bool, int, float, str))
+    return Constant(leaf if plain else type(leaf).__name__, plain)
+
+
+def shown_arguments(parameters):
+    """Return the text of the arguments of a function, such as "x, mask=None"."""
+    return ", ".join(str(parameter).partition(":")[0] if parameter.default is parameter.empty
+                     else f"{parameter.name}={parameter.default!r}" for parameter in parameters)

@@ -10,7 +10,7 @@ from .._paddle_compat import (
     is_jit_loaded,
     own_buffers,
     own_parameters,
-    remove_hooks,
+    remove_call_hook,
     unwrapped,
 )
 from ..errors import ModelError
@@ -19,7 +19,7 @@ from ..nn.block import Block
 from ..nn.class_swap import rollback_on_error
 from ..nn.integer_layer import freeze_quantized
 from ..nn.quantized_layer import make_float
-from .example_inputs import record_input_spec
+from .example_inputs import record_call
 from .fuse_blocks import blocks_of
 from .state import (
     check_quantized,
@@ -109,8 +109,8 @@ def freeze(model: nn.Layer) -> nn.Layer:
             else:
                 freeze_quantized(layer, shared)
     for layer in model.sublayers(include_self=True):
-        if read_state(layer).input_spec is not None:  # otherwise the next call records it
-            remove_hooks(layer, lambda hook: hook is record_input_spec)
+        if read_state(layer).example_call is not None:  # otherwise the next call records it
+            remove_call_hook(layer, record_call)
     return model
 
 

@@ -7,12 +7,12 @@ from paddle import nn
 
 from .._checks import check_bool, check_layer, wrong_type
 from .._layer_state import read_state, state_of
-from .._paddle_compat import is_jit_loaded
+from .._paddle_compat import is_jit_loaded, register_call_hook
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
 from ..nn.deployable import DeployableLayer
 from ..nn.quantized_layer import QuantizedLayer, build_parts, make_quantized
-from .example_inputs import record_input_spec
+from .example_inputs import record_call
 from .freeze import copy_of
 from .provenance import set_provenance
 from .select import (
@@ -118,6 +118,6 @@ def prepare(model, config, before=None):
         make_quantized(each.layer, name, parts[name])
         state_of(each.layer).note = f"quantized by {each.entry}"
     record_reasons(model, selection, keep_notes=True)
-    model.register_forward_pre_hook(record_input_spec)
+    register_call_hook(model, record_call)
     _logger.info("%d layers quantized", len(parts))
     return model

@@ -11,7 +11,7 @@ from ..errors import ConfigError, ModelError
 from ..nn.deployable import deployable_layers
 from .formats import FORMATS
 from .provenance_file import Provenance
-from .trace import input_spec_of, trace
+from .trace import trace
 from .trace_checks import warn_observing
 
 Path = Union[str, "os.PathLike[str]"]
@@ -49,9 +49,11 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
     Args:
         model: a quantized ``paddle.nn.Layer``. It is not changed.
         path: prefix of the files; folders are created.
-        input_spec: list of ``paddle.static.InputSpec`` or example tensors. Dimensions of None are
-            dynamic. Default: the inputs of the last call of a model with simulated layers, with a
-            dynamic batch dimension.
+        input_spec: list of ``paddle.static.InputSpec`` or example tensors, one of them, or a dict
+            by the names of arguments. Dimensions of None are dynamic. Inputs that no output
+            depends on are inputs of the file too. Default: the inputs of the last call of a model
+            with simulated layers, with a dynamic batch dimension; a tensor that was a keyword
+            argument or the value of a dict has that name in the file.
         format: a registered format: "pdmodel" (default): integers, for every runtime, on every
             Paddle. "pir": ``path.json`` and ``path.pdiparams`` (so each format needs another path),
             which ``paddle.jit.load`` and Paddle Inference of Paddle 3 load. PIR has no int8 path:
@@ -111,6 +113,6 @@ def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = No
     exporter.require()
     with finalized(model):
         provenance = Provenance.of_layer(format, model, made_by, **options)
-        program, marks = trace(model, input_spec_of(model, input_spec), exporter)
+        program, marks = trace(model, input_spec, exporter)
     exporter.write(program, marks, path, provenance, **options)
     warn_observing(model)

@@ -3,13 +3,11 @@
 import contextlib
 import logging
 import os
-import types
 
 import numpy as np
 import paddle
 
 from .._atomic_write import temporary_folder
-from .._checks import wrong_type
 from .._layer_state import read_state
 from .._paddle_compat import TRACE_ATTRIBUTES
 from ..engine.state import evaluation, is_left_float, quantized_layers
@@ -28,6 +26,7 @@ from .formats import FORMATS
 from .markers import ActivationMark, WeightMark, broadcast, simulated_weight
 from .pir_to_program import load_program
 from .trace_checks import check_lost, check_scales, warn_added
+from .traced_call import TracedCall, save_traced
 
 _logger = logging.getLogger("paddleq")
 
@@ -67,13 +66,15 @@ def trace_float(model, input_spec, read=load_program):
     """Trace ``model`` in evaluation mode, and read the files that Paddle writes with ``read``.
 
     Raises:
+        ConfigError, ConfigTypeError: see :class:`~paddleq.export.traced_call.TracedCall`.
         TraceError: Paddle could not trace the model.
         UnsupportedOperatorError: Paddle 3 traced an operator that the legacy format lacks.
     """
+    call = TracedCall.of(model, input_spec)
     with evaluation(model), _trace_attributes_restored(model), temporary_folder() as folder:
         path = os.path.join(folder, "model")
         try:
-            paddle.jit.save(model, path, input_spec=input_spec)
+            save_traced(model, path, call)
         except Exception as error:
             raise TraceError(f"Paddle {paddle.__version__} could not trace the model: "
                              f"{type(error).__name__}: {error}") from error
@@ -81,19 +82,6 @@ def trace_float(model, input_spec, read=load_program):
         ending = ".json" if os.path.exists(path + ".json") else ".pdmodel"
         params = path + ".pdiparams"
         return read(path + ending, params if os.path.exists(params) else None)
-
-
-def input_spec_of(model, input_spec):
-    """Return ``input_spec``, by default that of the last call of the quantized ``model``."""
-    if hasattr(model, "to_program"):
-        return None
-    if input_spec is None and isinstance(model.forward, types.MethodType):
-        # A forward that to_static wrapped has its own input_spec.
-        input_spec = read_state(model).input_spec
-        if input_spec is None:
-            raise wrong_type("input_spec", None, "a list of paddle.static.InputSpec or of example "
-                             "tensors: this model was not seen running")
-    return input_spec
 
 
 class _ExportRecorder:

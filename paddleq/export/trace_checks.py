@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from functools import partial
 
 import numpy as np
 import paddle
@@ -15,6 +16,7 @@ from ..engine.summary import layers_added_later
 from ..errors import ExportError
 from ..fake_quant.fake_quantize import State
 from ..nn.layer_types import kind_of
+from .traced_call import TracedCall
 
 _logger = logging.getLogger("paddleq")
 
@@ -91,20 +93,24 @@ def _needed_layers(model, lost, input_spec):
     example inputs of the specification.
     """
     names = {id(layer): name for name, layer in lost.items()}
+    call = TracedCall.of(model, input_spec)
+    if call is None:
+        return None
     with _undisturbed(model):
         for size in _SIZES:
             try:
-                inputs = _example_inputs(model, input_spec, size)
-                expected = model(*inputs)
+                arguments = _example_inputs(model, call, size)
+                run = partial(model, *arguments[0], **arguments[1])
+                expected = run()
             except Exception:  # another size may fit
                 continue
             return [name for layer, name in names.items()
-                    if _changes_output(model, inputs, expected, lost[name])]
+                    if _changes_output(run, expected, lost[name])]
     return None
 
 
-def _changes_output(model, inputs, expected, layer):
-    """Return True unless the layer runs on ``inputs`` and no output depends on its output."""
+def _changes_output(run, expected, layer):
+    """Return True unless the layer runs in ``run()`` and no output depends on its output."""
     ran = []
 
     def change(layer, args, y):
@@ -113,7 +119,7 @@ def _changes_output(model, inputs, expected, layer):
 
     hook = layer.register_forward_post_hook(change)
     try:
-        found = model(*inputs)
+        found = run()
     except Exception:  # the changed output was read
         return True
     finally:
@@ -121,9 +127,12 @@ def _changes_output(model, inputs, expected, layer):
     return not ran or not all(map(_equal, _tensors(found), _tensors(expected)))
 
 
-def _example_inputs(model, input_spec, size):
-    """Return random inputs that fit a specification; ``size`` replaces unknown dimensions."""
-    called = iter(read_state(model).input_spec or ())
+def _example_inputs(model, call, size):
+    """Return random (args, kwargs) that fit a call; ``size`` replaces unknown dimensions."""
+    seen = []
+    map_leaves(lambda x: seen.append(x) if isinstance(x, paddle.static.InputSpec) else None,
+               read_state(model).example_call or [])
+    called = iter(seen)
     random = np.random.RandomState(0)
 
     def example(spec):
@@ -139,20 +148,20 @@ def _example_inputs(model, input_spec, size):
                   random.randint(0, 2, dims))
         return paddle.to_tensor(values).astype(name)
 
-    return map_leaves(example, list(input_spec))
+    return map_leaves(example, [call.args, call.kwargs])
 
 
 @contextlib.contextmanager
 def _undisturbed(model):
     """Run forward passes in float without effect on the model and the random state."""
-    random, spec = paddle.get_rng_state(), read_state(model).input_spec
+    random, call = paddle.get_rng_state(), read_state(model).example_call
     with eager_evaluation(model), quantization_off(model):
         try:
             yield
         finally:
             paddle.set_rng_state(random)
-            if read_state(model).input_spec is not spec:
-                state_of(model).input_spec = spec
+            if read_state(model).example_call is not call:
+                state_of(model).example_call = call
 
 
 def _is_float(x):

@@ -262,7 +262,7 @@ def make_float(layer):
         layer.__dict__["forward"] = state.forward
     layer._paddleq = QuantizationState(
         note=state.note, reason=state.reason, provenance=state.provenance,
-        input_spec=state.input_spec, first_batch_action=state.first_batch_action)
+        example_call=state.example_call, first_batch_action=state.first_batch_action)
 
 
 def _build(config, quantize, preprocess, label, axis=None, channels=None):

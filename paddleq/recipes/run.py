@@ -104,18 +104,20 @@ def _built(recipe):
     """Return the Layer of a recipe after a forward pass on its calibration data."""
     model = recipe.values.model
     net = build_model(model.build, recipe.folder, model.arguments, model.weights)
-    for batch in islice(data_of(recipe, "calibration") or (), 1):
-        args, kwargs = engine.forward_arguments(net, batch)
-        try:
-            with paddle.no_grad():
-                net(*args, **kwargs)
-        except Exception as error:
-            shapes = [list(getattr(each, "shape", ())) for each in (*args, *kwargs.values())]
-            message = " ".join(str(error).split())
-            raise recipe.error(
-                ("data", "calibration"),
-                f"does not fit the model, which fails on its first batch, of the shapes {shapes}: "
-                f"{type(error).__name__}: {message[:300]}") from error
+    first = islice(data_of(recipe, "calibration") or (), 1)
+
+    def run(batch):
+        args, kwargs = batch
+        net(*args, **kwargs)
+
+    try:
+        with paddle.no_grad():
+            engine.run_batches(run, engine.iter_batches(net, first, allow_empty=True))
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise recipe.error(
+            ("data", "calibration"), "does not fit the model, which fails on its first batch: "
+            f"{type(error).__name__}: {message[:600]}") from error
     return net
 
 

@@ -6,6 +6,7 @@ from typing import Any, Optional, Tuple
 import numpy as np
 
 from .._checks import hint, wrong_type
+from ..engine.batch import layout_advice
 from ..errors import ConfigError, ConfigTypeError
 from ..export.program.op_desc import dtype_of, shape_of
 
@@ -74,5 +75,8 @@ def _check_input(value, info, takes):
     if info.shape is not None and (len(shape) != len(info.shape) or any(
             size not in (None, found) for size, found in zip(info.shape, shape))):
         raise ConfigError(f"the input {info.name!r} must have the shape {_shape_text(info.shape)}, "
-                          f"but has {shape}{takes}")
+                          f"but has {shape}{layout_advice(info.shape, shape)}{takes}")
+    if shape and shape[0] == 0:
+        raise ConfigError(f"the input {info.name!r} must hold at least one item, but has the shape "
+                          f"{shape}{takes}")
     return value

@@ -280,10 +280,10 @@ def test_failing_example_inputs_leave_the_model_float():
     assert type(net.fc1) is nn.Linear
 
 
-def test_keyword_only_first_batch_is_an_error_with_a_remedy():
+def test_first_batch_of_keyword_arguments_shows_the_data_flow():
     net = SimQAT({"enable_fusion": True}).apply(OneRelu())
-    with pytest.raises(paddleq.errors.FusionError, match="pass example inputs"):
-        net(x=paddle.randn(ROW))
+    net(x=paddle.randn(ROW))
+    assert blocks(net) == [("fc1", "relu"), ("fc2", "relu")]
 
 
 # Redundant quantizers

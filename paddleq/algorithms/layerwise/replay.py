@@ -55,7 +55,8 @@ class LayerReplay:
 
     def _call(self, batch):
         args, kwargs = self.inputs[batch]
-        return self.model(*args, **kwargs)
+        with self.inputs[batch].errors_named():
+            return self.model(*args, **kwargs)
 
     def check_dependencies(self, number, readers):
         """Disable the replay if layer ``number`` depends on more than the stored outputs.

@@ -14,7 +14,7 @@ from ..paddle.markers_from_program import raise_to_markers
 from ..pir_to_program import load_program
 from ..program.passes.channels_first import to_channels_first
 from ..provenance_file import Provenance, write_export
-from ..trace import input_spec_of, trace
+from ..trace import trace
 from ..trace_checks import warn_observing
 from .float_graph import find_converter, float_graph, require_onnx
 from .fold_into_convolution import enlarge_scales, fold_batch_norms, fold_biases
@@ -110,7 +110,7 @@ def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optiona
         marks = raise_to_markers(program)
     elif hasattr(model, "sublayers"):
         with finalized(model):
-            program, marks = trace(model, input_spec_of(model, input_spec), OnnxFormat())
+            program, marks = trace(model, input_spec, OnnxFormat())
             provenance = Provenance.of_layer("onnx", model, **options)
     else:
         raise wrong_type("model", model, "a paddle.nn.Layer or the prefix of a saved model")

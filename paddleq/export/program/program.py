@@ -10,7 +10,7 @@ from ...errors import FormatError
 from ..provenance_file import write_export
 from . import pdiparams as params
 from .graph_view import GraphView
-from .op_desc import DENSE_TENSOR, TENSOR_ARRAY, dtype_of, tensor_of
+from .op_desc import DENSE_TENSOR, TENSOR_ARRAY, attribute, dtype_of, replace_ops, tensor_of
 from .passes.runtime_workarounds import apply_runtime_workarounds
 
 _KINDS = {"tensor": DENSE_TENSOR, "array": TENSOR_ARRAY, "feeds": 9, "fetches": 10, "scopes": 11}
@@ -44,6 +44,7 @@ class Program:
             raise FormatError(f"{model_path} is no ProgramDesc: {error}") from error
         if not desc.blocks:
             raise FormatError(f"{model_path} is no ProgramDesc: it has no block")
+        _sort_feeds(desc.blocks[0])
         wanted = {var.name: dtype_of(var) for var in desc.blocks[0].vars
                   if var.persistable and var.type.type == DENSE_TENSOR}
         if params_path is None:
@@ -141,6 +142,18 @@ class Program:
         del main.vars[:]
         main.vars.extend(kept)
         self._variables.clear()
+
+
+def _sort_feeds(block):
+    """Write the inputs in order: Paddle 2.6 saves the last one first, and OpenVINO goes by that."""
+    def column(op):
+        found = attribute(op, "col", 0)
+        return found if isinstance(found, int) else 0
+
+    feeds = [op for op in block.ops if op.type == "feed"]
+    if feeds != sorted(feeds, key=column):
+        rest = [op for op in block.ops if op.type != "feed"]
+        replace_ops(block, [*sorted(feeds, key=column), *rest])
 
 
 def _set_type(var, dtype, shape):

@@ -169,8 +169,11 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
         args, kwargs = inputs
         return model(*args, **kwargs)
 
-    engine.prepare(model, rules,
-                   (lambda: fuse(model, lambda: run(first))) if optimize_model else None)
+    def run_first():
+        with first.errors_named():
+            run(first)
+
+    engine.prepare(model, rules, (lambda: fuse(model, run_first)) if optimize_model else None)
     with engine.calibrating(model):
         engine.run_batches(run, chain([first], batches))
     return model
