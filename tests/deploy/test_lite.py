@@ -13,6 +13,7 @@ from paddle_lite import calibrated
 from runtimes import paddle_inference, relative_error
 
 import paddleq
+from paddleq.deploy import to_lite
 
 pytestmark = [pytest.mark.slow, pytest.mark.lite]
 
@@ -102,12 +103,16 @@ def kernels(path):
     (lambda: nn.Conv1D(4, 6, 3), [4, 9], b"conv2d/fp32_out"),
     (lambda: nn.Conv1DTranspose(4, 6, 3), [4, 9], b"conv2d_transpose/fp32_out"),
     (lambda: nn.Conv2DTranspose(4, 6, 3), [4, 9, 9], b"conv2d_transpose/fp32_out"),
+    (lambda: nn.Conv2DTranspose(4, 6, 3, 2, 1, output_padding=1), [4, 9, 9],
+     b"conv2d_transpose/fp32_out"),
 ])
-def test_opt_chooses_int8_kernels_for_arm(lite, prefix, make, shape, kernel):
+def test_to_lite_chooses_int8_kernels_for_arm(lite, prefix, make, shape, kernel, monkeypatch):
     x = paddle.randn([2, *shape])
     ptq, quantized = calibrated(nn.Sequential(make()), [x])
     save(ptq, quantized, prefix, shape)
-    lite.convert(prefix)
+    lite.convert(prefix)  # the file itself: transposed convolutions in float
+    monkeypatch.setenv("PADDLEQ_LITE_PYTHON", str(lite.python))
+    to_lite(prefix)
     assert kernel in kernels(prefix) and b"calib_once/int8_to_fp32" not in kernels(prefix)
 
 

@@ -89,8 +89,8 @@ def to_paddle_int8(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.Pat
     directly, e.g. in C++, make it once. Paddle Inference's int8 kernels apply the step of one
     column of a Linear's weight to another column, which loses up to a third of an output of a
     transformer. The copy multiplies by the steps after the products
-    (:mod:`~paddleq.deploy.runtimes.paddle_int8_fixes`), and has float weights for transposed
-    convolutions, which that mode does not support. Without the int8 switch it cannot run.
+    (:mod:`~paddleq.deploy.runtimes.paddle_int8_fixes`), and has float weights where other tools
+    stored integers for layers that the mode does not support. It needs the int8 switch.
 
     On x86 processors without VNNI, int8 kernels may saturate
     (:mod:`~paddleq.deploy.saturation`). A copy for them of a model in which a layer may saturate

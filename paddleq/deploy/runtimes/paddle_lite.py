@@ -10,8 +10,16 @@ import threading
 from pathlib import Path
 from typing import Union
 
+import numpy as np
+
 from ..._atomic_write import write_together
 from ...errors import InferenceError
+from ...export.paddle.lower import linear_op
+from ...export.pir_to_program import load_program
+from ...export.program.graph_view import GraphView
+from ...export.program.op_builder import OpBuilder
+from ...export.program.op_desc import replace_ops
+from ...export.program.passes.stored_weights import stored_weights
 from ..model_file import model_files, pdmodel_prefix
 from . import lite_child
 from .base import Runtime, Session, register_runtime
@@ -114,6 +122,31 @@ class _Session(Session):
         return arrays
 
 
+def _with_integers(program):
+    """Let the transposed convolutions of ``program`` compute with integers, in place.
+
+    Paddle Inference's int8 mode refuses a program changed in this way; Paddle-Lite has int8 kernels
+    for ARM.
+    """
+    builder = OpBuilder(program)
+    for block in program.desc.blocks:
+        ops, replaced = list(block.ops), {}
+        view = GraphView(ops)
+        for weight in stored_weights(program, ops).values():
+            op = view.sole_consumer(weight.target)
+            if op is None or weight.linear or not op.type.endswith("conv2d_transpose") or (
+                    view.source(op, "Input", "dequantize_linear") is None):
+                continue
+            zero = builder.parameter(f"{weight.target}.zero_point",
+                                     np.zeros_like(program.arrays[weight.scale]))
+            replaced.update((id(each), []) for each in weight.ops[:-1])
+            replaced[id(weight.ops[-1])] = [linear_op(
+                "dequantize_linear", weight.name, weight.scale, zero, weight.target, weight.bits,
+                weight.axis)]
+        replace_ops(block, [new for op in ops for new in replaced.get(id(op), [op])])
+    program.remove_unused_parameters()
+
+
 def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[str]", None] = None,
             places: str = "arm") -> str:
     """Convert a ``.pdmodel`` to Paddle-Lite's ``.nb``.
@@ -149,8 +182,16 @@ def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[s
     target = (prefix if out is None else os.fspath(out)) + ".nb"
 
     def convert(new):  # opt appends .nb
-        done = _run(lite.command("opt", file.path, file.params or "", places, new),
-                    lite.environment(), subprocess.STDOUT)
+        with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+            model, params = file.path, file.params or ""
+            if places == "arm":
+                model, params = (os.path.join(folder, name) for name in ("m.pdmodel",
+                                                                         "m.pdiparams"))
+                program = load_program(file.path, file.params)
+                _with_integers(program)
+                program.save(model, params, workarounds=False)
+            done = _run(lite.command("opt", model, params, places, new), lite.environment(),
+                        subprocess.STDOUT)
         if done.returncode != 0 or not os.path.exists(new + ".nb"):
             message = " ".join(done.stdout.strip().splitlines()[-3:])[-500:]
             raise InferenceError(f"Paddle-Lite's opt ended with {done.returncode} on {file}: "

@@ -8,6 +8,7 @@ from ..._checks import check_path
 from ...errors import ConfigError, ExportError, FormatError
 from ..program import pdiparams as params
 from ..program.passes.runtime_workarounds import apply_runtime_workarounds
+from ..program.passes.transposed_convolutions import resolve_output_sizes
 from ..program.program import Program
 from ..provenance_file import Provenance, check_files
 from .convert import CONTRADICTIONS, Converter, damaged
@@ -33,8 +34,10 @@ def from_pir(model_path: Path, params_path: Optional[Path] = None) -> Program:
         arrays = params.read(params_path, dtypes,
                              {name: value.shape for name, value in stored.items()})
     with _damage_reported(model_path):
-        return Converter({name: (array, dtypes[name])
-                          for name, array in arrays.items()}).run(block)
+        program = Converter({name: (array, dtypes[name]) for name, array in arrays.items()}).run(
+            block)
+        resolve_output_sizes(program)
+    return program
 
 
 @contextmanager
@@ -65,7 +68,9 @@ def load_program(model_path: Path, params_path: Optional[Path]) -> Program:
     if os.fspath(model_path).endswith(".json"):
         return from_pir(model_path, params_path)
     check_files(model_path, params_path)
-    return Program.load(model_path, params_path)
+    program = Program.load(model_path, params_path)
+    resolve_output_sizes(program)
+    return program
 
 
 def to_program_desc(model: Path, output: Path, params_file: Optional[Path] = None) -> None:

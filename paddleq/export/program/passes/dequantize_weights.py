@@ -22,8 +22,6 @@ from .stored_weights import stored_weights
 # Slots in which Paddle Inference's int8 pass looks for a weight.
 INFERENCE_WEIGHTS = {"conv2d": "Filter", "depthwise_conv2d": "Filter",
                      "mul": "Y", "matmul": "Y", "matmul_v2": "Y"}
-# Paddle-Lite has int8 kernels for these too if their input is quantized.
-_LITE_WEIGHTS = {"conv2d_transpose": "Filter", "depthwise_conv2d_transpose": "Filter"}
 
 
 def multiply_unused_integers(builder, block):
@@ -64,8 +62,6 @@ def _unused_integers(program, ops, lite):
 def _uses_integers(program, weight, op, view, lite):
     """Return True if a runtime passes the integers to ``op`` and has a kernel for them."""
     slot = INFERENCE_WEIGHTS.get(op.type)
-    if lite and op.type in _LITE_WEIGHTS and view.source(op, "Input", "dequantize_linear"):
-        slot = _LITE_WEIGHTS[op.type]
     slots = [entry.parameter for entry in op.inputs if weight.target in entry.arguments]
     array, channels = program.arrays[weight.name], program.arrays[weight.scale].size
     # Paddle Inference supports channels along the first two axes.

@@ -27,6 +27,7 @@ from .blocked_layouts import BlockedLayouts
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
 from .move_unsqueeze import move_unsqueeze
 from .scale_propagation import ScalePropagation
+from .transposed_convolutions import write_output_paddings
 
 _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
 
@@ -43,6 +44,7 @@ def apply_runtime_workarounds(program):
                 set_attribute(op, "threshold", 6.0)
         move_unsqueeze(builder, block)
         multiply_unused_integers(builder, block)
+        write_output_paddings(program, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
         ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
         ops = _insert_assign(builder, block, ops, BlockedLayouts(ops).slots_to_assign)
