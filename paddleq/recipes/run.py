@@ -218,7 +218,8 @@ def _write_program(program, path, format, made_by):
     if format == "onnx":
         require_onnx()
         marked = program.copy()
-        write_program(marked, raise_to_markers(marked), path + ".onnx", provenance=record)
+        write_program(marked, raise_to_markers(marked), path + ".onnx", provenance=record,
+                      verify=True)
     else:
         program.save(path + ".pdmodel", path + ".pdiparams", record)
 

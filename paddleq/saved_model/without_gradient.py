@@ -5,14 +5,12 @@ operator, or abort; those operators run in Paddle Inference as programs of one o
 """
 
 import functools
-import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
-from .._atomic_write import temporary_folder
 from .._paddle_compat import (
     framework_proto,
     legacy_operator,
@@ -20,7 +18,12 @@ from .._paddle_compat import (
 )
 from ..engine.calibration import map_leaves
 from ..errors import DependencyError, ModelError
-from ..export.program.op_desc import dtype_of, make_op, replace_ops
+from ..export.program.inference import (
+    load_as_it_stands,
+    run_predictor,
+    set_feeds_and_fetches,
+)
+from ..export.program.op_desc import dtype_of
 from ..export.program.program import Program
 from .operators import Arguments, Operator
 
@@ -113,39 +116,16 @@ def _run_program(a):
     return {slot: [found[name] for name in op.outputs[slot]] for slot in a.read}
 
 
-def run_predictor(predictor: Any, arrays: Dict[str, np.ndarray]) -> List[np.ndarray]:
-    """Return the outputs of a predictor of Paddle Inference for arrays by name."""
-    for name, array in arrays.items():
-        handle = predictor.get_input_handle(name)
-        handle.reshape(list(array.shape))
-        handle.copy_from_cpu(np.ascontiguousarray(array))
-    predictor.run()
-    return [predictor.get_output_handle(name).copy_to_cpu()
-            for name in predictor.get_output_names()]
-
-
 @functools.lru_cache(maxsize=128)
 def _predictor(alone, inputs, fetched):
     """Return the predictor of a program of one operator; inputs are (name, (dtype, rank))."""
-    import paddle.inference as inference
-
     program = Program(framework_proto().ProgramDesc.FromString(alone), {})
     block = program.desc.blocks[0]
     for name, (dtype, rank) in inputs:
         program.add_variable(block, name, dtype, [-1] * rank)
-    feeds = [make_op("feed", {"X": "feed"}, {"Out": name}, col=i)
-             for i, (name, _) in enumerate(inputs)]
-    fetches = [make_op("fetch", {"X": name}, {"Out": "fetch"}, col=i)
-               for i, name in enumerate(fetched)]
     program.add_parameter("paddleq.unused", np.zeros([1], np.float32))  # Paddle 2.6 needs one
-    replace_ops(block, [*feeds, *block.ops, *fetches])
-    with temporary_folder() as folder:
-        paths = [os.path.join(folder, name) for name in ("m.pdmodel", "m.pdiparams")]
-        program.save(*paths, workarounds=False)
-        config = inference.Config(*paths)
-        config.disable_glog_info()
-        config.switch_ir_optim(False)
-        return inference.create_predictor(config)
+    set_feeds_and_fetches(program, list(block.ops), [name for name, _ in inputs], list(fetched))
+    return load_as_it_stands(program)
 
 
 class _Refusal(PyLayer):

@@ -9,8 +9,8 @@ from ..._atomic_write import temporary_folder
 from ..._checks import check_bool
 from ...errors import ConfigError, ExportError
 from ...export.pir_to_program import load_program
+from ...export.program.inference import run_predictor
 from ...export.provenance_file import Provenance
-from ...saved_model.without_gradient import run_predictor
 from ..model_file import TensorInfo, model_files, pdmodel_prefix
 from ..saturation import explain, has_vnni
 from .base import Runtime, Session, convert_errors, register_runtime

@@ -6,20 +6,22 @@ from typing import Optional, Union
 import paddle
 
 from ..._atomic_write import write_bytes
-from ..._checks import check_choice, check_int, check_prefix, wrong_type
+from ..._checks import check_bool, check_choice, check_int, check_prefix, wrong_type
 from ...engine import finalized
 from ...errors import ExportError, FormatError
 from ..formats import Format, register_format
+from ..paddle.lower import MarkerRemoval
 from ..paddle.markers_from_program import raise_to_markers
 from ..pir_to_program import load_program
 from ..program.passes.channels_first import to_channels_first
 from ..provenance_file import Provenance, write_export
 from ..trace import trace
 from ..trace_checks import warn_observing
+from .compare import check_final, compare
 from .float_graph import find_converter, float_graph, require_onnx
 from .fold_into_convolution import enlarge_scales, fold_batch_norms, fold_biases
 from .graph import OnnxGraph
-from .lower import OnnxLowering
+from .lower import FloatLowering, OnnxLowering
 from .opset import CONVERTER_HIGHEST, HIGHEST, LOWEST, raise_opset, resolve_opset
 from .products_of_blocks import FLOAT_PRODUCTS, has_products_to_fuse, use_matmul_nbits
 from .qdq_placement import place_quantizers
@@ -44,11 +46,12 @@ class OnnxFormat(Format):
         require_onnx()
 
     def write(self, program, marks, path, provenance=None, opset=None, target="onnxruntime"):
-        write_program(program, marks, path + ".onnx", opset, target, provenance)
+        write_program(program, marks, path + ".onnx", opset, target, provenance, verify=True)
 
 
 def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optional[list] = None,
-            opset: Optional[int] = None, target: str = "onnxruntime") -> str:
+            opset: Optional[int] = None, target: str = "onnxruntime",
+            verify: bool = True) -> str:
     """Export a model to ONNX with QuantizeLinear and DequantizeLinear operators.
 
     The file has integer weights, with a scale for each channel where the model has them, and zero
@@ -68,6 +71,9 @@ def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optiona
             (unsigned activations, a relu as a clip of integers, biases in convolutions), with the
             same numbers. "plain": signed integers and quantizers where training had them, for
             compilers that expect that form, such as TensorRT's.
+        verify: compare the float form of the graph, in ONNX Runtime, with the model in Paddle
+            Inference on random inputs, and run the file. Without onnxruntime, or where the model
+            cannot run on random inputs, a warning says so.
 
     Returns:
         The path of the file.
@@ -78,7 +84,7 @@ def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optiona
         FormatError: the saved model is missing or damaged.
         CalibrationError: the model was not calibrated.
         ExportError: quantizers without a scale; a setting that the opset cannot represent; the
-            target cannot be written.
+            target cannot be written; the comparison found an operator that is wrong in ONNX.
         UnsupportedOperatorError: paddle2onnx does not support an operator of the model.
         TraceError: Paddle could not trace the model.
 
@@ -96,6 +102,7 @@ def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optiona
         ('int8.onnx', True)
     """
     check_choice("target", target, TARGETS)
+    check_bool("verify", verify)
     if opset is not None:
         check_int("opset", opset, LOWEST, HIGHEST)
     path = check_prefix("path", path)
@@ -114,21 +121,24 @@ def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optiona
             provenance = Provenance.of_layer("onnx", model, **options)
     else:
         raise wrong_type("model", model, "a paddle.nn.Layer or the prefix of a saved model")
-    write_program(program, marks, path, opset, target, provenance)
+    write_program(program, marks, path, opset, target, provenance, verify)
     if hasattr(model, "sublayers"):
         warn_observing(model)
     return path
 
 
-def write_program(program, marks, path, opset=None, target="onnxruntime", provenance=None):
+def write_program(program, marks, path, opset=None, target="onnxruntime", provenance=None,
+                  verify=False):
     """Write a program with markers as an ONNX file; see :func:`to_onnx`."""
     opset = resolve_opset(marks, opset)
+    reference = program.copy() if verify else None
     to_channels_first(program)
     parameters = set(program.arrays)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))
     if opset > CONVERTER_HIGHEST:
         raise_opset(model)
     opset = max(opset, model.opset_import[0].version)
+    arrays = _compare(reference, marks, model, opset, parameters, path) if verify else None
     graph = OnnxGraph(model)
     simplify(graph)
     OnnxLowering(graph, marks, opset, parameters).run()
@@ -145,7 +155,22 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
                           f"most {_MOST_BYTES}; write format='pdmodel'")
     content = model.SerializeToString()
     _check(content)
+    if arrays is not None:
+        check_final(content, arrays)
     write_export(path, {path: write_bytes(content)}, provenance)
+
+
+def _compare(program, marks, model, opset, parameters, path):
+    """Compare the float form of a model with markers; see :func:`~.compare.compare`."""
+    def float_form(simplified=False):
+        graph = OnnxGraph(type(model).FromString(model.SerializeToString()))
+        if simplified:
+            simplify(graph)
+        FloatLowering(graph, marks, opset, parameters).run()
+        return graph.finish(opset)
+
+    MarkerRemoval(program, marks).run()
+    return compare(program, float_form(), float_form(simplified=True), path)
 
 
 def _check(content):

@@ -7,9 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from ..._atomic_write import temporary_folder
 from ...errors import DependencyError, ExportError, UnsupportedOperatorError
+from ..program.inference import feed_names, fetch_names
+from ..program.op_builder import OpBuilder
+from ..program.op_desc import attribute, dtype_of, inputs, outputs
+from . import exact_detection, exact_operators  # noqa: F401  (they register forms)
+from .concatenations import correct_concatenations
 from .paddle2onnx_child import find
+from .splice import cut, splice
 
 INTERPRETER = "PADDLEQ_PADDLE2ONNX_PYTHON"
 """Environment variable that names another Python interpreter, which has paddle2onnx."""
@@ -29,9 +37,14 @@ def require_onnx():
 
 
 def float_graph(program, opset):
-    """Convert a float program to ``onnx.ModelProto``; operators may need a higher opset."""
+    """Convert a float program to ``onnx.ModelProto``; operators may need a higher opset.
+
+    The program is changed: it loses the operators of :mod:`.exact_operators`.
+    """
     onnx = require_onnx()
     python, module, version = find_converter()
+    _assign_tensors(program)
+    operators = cut(program)
     with temporary_folder() as folder:
         model, params, out = (os.path.join(folder, name)
                               for name in ("m.pdmodel", "m.pdiparams", "m.onnx"))
@@ -42,13 +55,39 @@ def float_graph(program, opset):
         if done.returncode != 0 or not os.path.exists(out) or not os.path.getsize(out):
             raise _failure(done, version)
         model = onnx.load(out)
-    for node in model.graph.node:
-        if any(each.name == "strides" and 0 in each.ints for each in node.attribute):
-            raise ExportError(
-                f"paddle2onnx {version} wrote a {node.op_type} of stride 0: an adaptive pool "
-                "makes its input larger, which it cannot express; give the pool, or the "
-                "whole model, a larger input")
+    _name_ends(model.graph, feed_names(program), fetch_names(program))
+    splice(model, operators)
+    correct_concatenations(model.graph)
     return model
+
+
+def _name_ends(graph, feeds, fetches):
+    """Give inputs and outputs the names that they have in the program, which 2.x changes."""
+    renamed = {value.name: name for values, names in ((graph.input, feeds), (graph.output, fetches))
+               for value, name in zip(values, names) if value.name != name}
+    for value in [*graph.input, *graph.output]:
+        value.name = renamed.get(value.name, value.name)
+    for node in graph.node if renamed else ():
+        for field in (node.input, node.output):
+            field[:] = [renamed.get(name, name) for name in field]
+
+
+def _assign_tensors(program):
+    """Make the numbers that ``set_value`` assigns constants: an attribute of another type that
+    paddle2onnx expects holds them.
+    """
+    builder = OpBuilder(program)
+    for block in program.desc.blocks:
+        for op in block.ops:
+            values = attribute(op, "values") if op.type == "set_value" else None
+            if not values or inputs(op, "ValueTensor"):
+                continue
+            dtype = dtype_of(program.variable(inputs(op, "Input")[0], block))
+            array = np.array(values).astype(dtype).reshape(attribute(op, "shape"))
+            name = builder.parameter(f"{outputs(op, 'Out')[0]}.value", array)
+            entry = next((each for each in op.inputs if each.parameter == "ValueTensor"), None)
+            entry = op.inputs.add(parameter="ValueTensor") if entry is None else entry
+            entry.arguments.append(name)
 
 
 def find_converter():

@@ -118,7 +118,7 @@ class OnnxGraph:
         for field in (graph.node, graph.initializer, graph.value_info):
             del field[:]
         graph.node.extend(nodes)
-        graph.initializer.extend(self._tensor(name, array)
+        graph.initializer.extend(self.tensor(name, array)
                                  for name, array in self.constants.items())
         del self.model.opset_import[1:]
         self.model.opset_import[0].domain, self.model.opset_import[0].version = "", opset
@@ -128,7 +128,8 @@ class OnnxGraph:
             self.model.opset_import[:1]))
         return self.model
 
-    def _tensor(self, name, array):
+    def tensor(self, name, array):
+        """Return the message of a constant."""
         from onnx import TensorProto, numpy_helper
 
         if name not in self.types:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...nn.tracing import MARKER_FACTOR
 from ...spec import PerGroup
-from ..markers import MarkerLowering, marker_number
+from ..markers import MarkerLowering, marker_number, simulated_weight
 from ..program.graph_view import GraphView
 from .graph import all_subgraphs, captured, make_node, set_nodes
 from .opset import integer_type
@@ -138,6 +138,18 @@ class OnnxLowering(MarkerLowering):
 
     def set_parameter(self, source, array):
         self.graph.constants[source] = array
+
+
+class FloatLowering(OnnxLowering):
+    """Restore the float graph, like :class:`~..paddle.lower.MarkerRemoval`."""
+
+    def activation(self, marker):
+        return self.repeated(marker.target, marker.source)
+
+    def weight(self, marker):
+        mark = marker.mark
+        return self.float_weight(marker,
+                                 simulated_weight(mark) if mark.value is None else mark.value)
 
 
 def _inputs_of(node):

@@ -35,11 +35,12 @@ def _convert(module, model, params, opset, out):
 
         export: Any = paddle2onnx.export  # its arguments depend on the version
         export(model, params, out, opset_version=int(opset), optimize_tool="None",
-               enable_onnx_checker=False, enable_experimental_op=False)
+               enable_onnx_checker=False, enable_experimental_op=True)
         return
-    # The parameters have no names: upgrade raises the opset where an operator needs it;
-    # operators outside of ONNX's own domain stay off.
-    upgrade, verbose, check, experimental, optimize, half = True, False, False, False, False, False
+    # The parameters have no names: upgrade raises the opset where an operator needs it. The
+    # operators that paddle2onnx calls experimental are those that it converts for some arguments
+    # only: recurrent layers, NMS, assignment to slices.
+    upgrade, verbose, check, experimental, optimize, half = True, False, False, True, False, False
     content = converter.export(model, params, int(opset), upgrade, verbose, check, experimental,
                                optimize, {}, "onnxruntime", "", "", half)
     with open(out, "wb") as file:
