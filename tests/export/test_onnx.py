@@ -12,6 +12,7 @@ from deployed import ACTIVATIONS, WEIGHTS, deploy
 from layer_cases import LAYER_TYPES, LAYERS
 from nets import SmallNet, train_steps, warmed
 from paddle import nn
+from paddle.nn import functional as F
 from runtimes import onnx_graph, onnxruntime, openvino, paddle_inference, relative_error
 
 import paddleq
@@ -235,6 +236,42 @@ def test_openvino_runs_both_targets(stack, tmp_path):
         paddleq.export.to_onnx(net, tmp_path / "m.onnx", specs([x]), target=target)
         found = openvino(tmp_path / "m", [x.numpy()], ending="onnx")[0]
         assert relative_error(found, simulated(net, [x])[0]) <= tolerance
+
+
+class Branching(nn.Layer):
+    """A convolution without a norm, with or without a bias of zeros, and ``join`` behind it."""
+
+    def __init__(self, join, bias):
+        super().__init__()
+        self.first = nn.Conv2D(3, 8, 3, padding=1, bias_attr=None if bias else False)
+        self.layers = nn.LayerDict({"dense": nn.Conv2D(8, 8, 3, padding=1, bias_attr=False)}
+                                   if join is BRANCHES["convolution"] else {})
+        self.join = join
+
+    def forward(self, x):
+        return self.join(self.layers, self.first(x))
+
+
+BRANCHES = {
+    "relu": lambda layers, y: y + F.relu(y), "two outputs": lambda layers, y: (y, F.tanh(y)),
+    "pool": lambda layers, y: y - F.avg_pool2d(y, 3, 1, 1),
+    "concat": lambda layers, y: paddle.concat([y, F.sigmoid(y)], axis=1),
+    "gate": lambda layers, y: y * F.sigmoid(y) + y,
+    "convolution": lambda layers, y: y + layers["dense"](y),
+}
+
+
+@pytest.mark.parametrize("branches, bias, target", [
+    *((name, False, "onnxruntime") for name in BRANCHES),
+    ("relu", True, "onnxruntime"), ("relu", False, "plain"), ("concat", True, "plain")])
+def test_openvino_scales_each_branch_behind_a_convolution(branches, bias, target, tmp_path):
+    x = paddle.randn([2, 3, 8, 8])
+    net = calibrated(Branching(BRANCHES[branches], bias), [x])
+    paddleq.export.to_onnx(net, tmp_path / "m.onnx", specs([x]), target=target)
+    for as_is in (True, False):
+        found = openvino(tmp_path / "m", [x.numpy()], as_is, ending="onnx")
+        for output, expected in zip(found, simulated(net, [x])):
+            assert relative_error(output, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("limits", [(0.0, 6.0), (-1.0, 1.0), (0.31, 0.33), (2.0, 9.0),

@@ -19,7 +19,12 @@ from ..trace import trace
 from ..trace_checks import warn_observing
 from .compare import check_final, compare
 from .float_graph import find_converter, float_graph, require_onnx
-from .fold_into_convolution import enlarge_scales, fold_batch_norms, fold_biases
+from .fold_into_convolution import (
+    add_smallest_biases,
+    enlarge_scales,
+    fold_batch_norms,
+    fold_biases,
+)
 from .graph import OnnxGraph
 from .lower import FloatLowering, OnnxLowering
 from .opset import CONVERTER_HIGHEST, HIGHEST, LOWEST, raise_opset, resolve_opset
@@ -142,7 +147,8 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
     graph = OnnxGraph(model)
     simplify(graph)
     OnnxLowering(graph, marks, opset, parameters).run()
-    for fold in (fold_weight_views, fold_biases, fold_batch_norms, enlarge_scales):
+    for fold in (fold_weight_views, fold_biases, fold_batch_norms, enlarge_scales,
+                 add_smallest_biases):
         fold(graph)
     if target == "onnxruntime":
         place_quantizers(graph)

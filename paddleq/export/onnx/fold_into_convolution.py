@@ -1,4 +1,4 @@
-"""Passes that fold biases and batch norms into convolutions with an integer weight.
+"""Passes that fold biases and batch norms into convolutions with an integer weight, and add biases.
 
 The function stays the same; the order in which the same factors are multiplied changes.
 """
@@ -137,3 +137,26 @@ def _enlarge(graph, input_scale, weight, bias):
     values = np.rint((integers - offsets) * (old / new).reshape(shape)) + offsets
     graph.constants.update(zip(weight.input, (values.astype(integers.dtype), new, zero.copy())))
     set_attribute(weight, "axis", 0)
+
+
+def add_smallest_biases(graph):
+    """Give convolutions whose output has several readers a bias that is not zero, in place.
+
+    OpenVINO (2026.4) computes a quantized convolution without a bias, or with one of zeros, in
+    integers, and passes its output to some of several readers without the scale. The smallest
+    normal number changes no sum except zero.
+    """
+    view = graph.view()
+    for node in graph.nodes:
+        if node.op_type != "Conv" or len(view.consumers[node.output[0]]) < 2:
+            continue
+        activation, weight = (view.producers.get(name) for name in node.input[:2])
+        if any(each is None or each.op_type != "DequantizeLinear"
+               for each in (activation, weight)) or weight.input[0] not in graph.constants:
+            continue
+        if len(node.input) == 3 and (node.input[2] not in graph.constants
+                                     or graph.constants[node.input[2]].any()):
+            continue
+        smallest = np.full(graph.constants[weight.input[0]].shape[0], np.finfo(np.float32).tiny,
+                           np.float32)
+        node.input[2:] = [graph.constant(f"{node.output[0]}.smallest_bias", smallest)]
