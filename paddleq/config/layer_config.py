@@ -5,6 +5,7 @@ from typing import Any, Callable, FrozenSet, List, Optional, Union
 
 from .._checks import check_choice, wrong_type, wrong_value
 from .._registry import Registry
+from ..errors import ConfigError
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..observers import (
     AbsMaxObserver,
@@ -182,6 +183,11 @@ class LayerConfig:
             if value is not None and (isinstance(value, type) or not hasattr(value, method)):
                 raise wrong_type(name, value, expected)
         check_choice("kv_cache", self.kv_cache, (None, "per_channel", "per_token"))
+        for side in ("weight", "activation"):
+            for part in ("preprocess", "quantize"):
+                if getattr(self, side) is None and getattr(self, f"{side}_{part}") is not None:
+                    raise ConfigError(f"{side}_{part} needs {side}, which is None: the {side} "
+                                      "stays float")
         weight, activation = self.weight_spec, self.activation_spec
         if (weight is not None and getattr(self.smoother, "clip", False)
                 and self.rounder is not None and not self.rounder.accepts_clips(weight)):

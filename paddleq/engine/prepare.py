@@ -107,6 +107,11 @@ def prepare(model, config, before=None):
                 f"the configuration of {name!r} must have no smoother and no rounder to simulate "
                 f"quantization, but has {each.config.algorithm or each.config.rounder}; "
                 "paddleq.algorithms.quantize_layer_by_layer runs these algorithms")
+        if each.config.kv_cache is not None:
+            raise ConfigError(
+                f"the configuration of {name!r} must have kv_cache=None to simulate quantization, "
+                f"but has {each.config.kv_cache!r}; "
+                "paddleq.algorithms.quantize_layer_by_layer quantizes KV caches")
     parts = {name: build_parts(each.layer, each.config, name, shared)
              for name, each in selection.selected.items()}
     for layer in model.sublayers(include_self=True):

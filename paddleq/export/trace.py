@@ -10,7 +10,7 @@ import paddle
 from .._atomic_write import temporary_folder
 from .._layer_state import read_state
 from .._paddle_compat import TRACE_ATTRIBUTES
-from ..engine.state import evaluation, is_left_float, quantized_layers
+from ..engine.state import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
@@ -19,13 +19,13 @@ from ..functional import quantize
 from ..nn.deployable import deployable_layers
 from ..nn.integer_layer import IntegerLayer
 from ..nn.kv_cache import SPEC, Int8KVCache
-from ..nn.quantized_layer import QuantizedLayer, quantizer_name, slot_name
+from ..nn.quantized_layer import quantizer_name, slot_name
 from ..nn.tracing import MARKER_FACTOR, recording
 from ..spec import PerChannel, PerTensor, QuantSpec
 from .formats import FORMATS
 from .markers import ActivationMark, WeightMark, broadcast, simulated_weight
 from .pir_to_program import load_program
-from .trace_checks import check_lost, check_scales, warn_added
+from .trace_checks import Refusals, check_lost, check_ready, left_layers_recorded, warn_added
 from .traced_call import TracedCall, save_traced
 
 _logger = logging.getLogger("paddleq")
@@ -50,14 +50,15 @@ def trace(model, input_spec, format=None):
             if format.read is not None:
                 raise ExportError("a SavedModel can be exported as pdmodel and onnx, not as pir")
             program = model.to_program(recorder)
-            check_scales(recorder.missing)
+            recorder.refusals.check()
         else:
-            with recording(recorder), _left_layers_recorded(model, recorder):
+            with recording(recorder), left_layers_recorded(model, recorder):
                 program = trace_float(model, input_spec, format.read or load_program)
-            check_scales(recorder.missing)
             lowering = format.lowering(program, recorder.marks)
-            if lowering is not None:
-                check_lost(model, recorder, lowering.marker_numbers(), program.arrays, input_spec)
+            numbers = None if lowering is None else lowering.marker_numbers()
+            recorder.refusals.check(numbers)
+            if numbers is not None:
+                check_lost(model, recorder, numbers, program.arrays, input_spec)
             warn_added(model)
     return program, recorder.marks
 
@@ -91,12 +92,11 @@ class _ExportRecorder:
     """
 
     def __init__(self, model, format):
-        _check_ready(model)
+        check_ready(model)
         self.marks, self._format = [], format
         self._inputs, self._weights, self._outputs = {}, {}, {}
-        self._shared = {}  # id of a weight -> its mark
-        self._unscaled = {}  # (id of a layer, attribute of a quantizer) -> its full name
-        self._missing = {}  # those that the trace met, as keys in their order
+        self._shared = {}  # id of a weight -> (its mark, the cause for which there is none)
+        self.refusals = Refusals()
         self.called = {}  # id of a layer that the trace met -> (name, layer, its marker numbers)
         self._names = {id(layer): name for name, layer in deployable_layers(model)}
         with paddle.no_grad():
@@ -109,15 +109,6 @@ class _ExportRecorder:
                     for slot in (0, 1):  # keys and values, which are integers already
                         mark = ActivationMark(name, np.array([SPEC.quant_max], np.float32), SPEC)
                         self._inputs[id(layer), slot] = [], mark
-
-    @property
-    def missing(self):
-        """Names of the quantizers without a scale that the trace met."""
-        return list(self._missing)
-
-    def note_missing(self, name):
-        """Record that the trace met a quantizer or layer that was not calibrated."""
-        self._missing[name] = None
 
     def lost_layers(self, numbers, parameters):
         """Return name -> layer that the trace met, but the program does not contain.
@@ -148,21 +139,27 @@ class _ExportRecorder:
     def _mark_weight(self, layer, name, make, *args):
         weight = getattr(layer, name)
         if id(weight) not in self._shared:
-            self._shared[id(weight)] = make(*args)
-        self._weights[id(layer), name] = self._shared[id(weight)]
+            self._shared[id(weight)] = (
+                self.refusals.attempt(layer, quantizer_name(name), make, *args),
+                self.refusals.cause(layer, quantizer_name(name)))
+        self._weights[id(layer), name], cause = self._shared[id(weight)]
+        if cause is not None:
+            self.refusals.add(layer, quantizer_name(name), cause)
 
     def _mark_quantized(self, name, layer):
         for slot in range(len(layer._paddleq.kind.inputs)):
-            self._inputs[id(layer), slot] = self._hooks_and_mark(name, layer, slot)
+            self._inputs[id(layer), slot] = self.refusals.attempt(
+                layer, slot_name("activation_quantizer", slot),
+                self._hooks_and_mark, name, layer, slot) or ([], None)
         output = getattr(layer, "output_quantizer", None)
         if output is not None and self._has_scale(name, layer, "output_quantizer", output):
-            self._outputs[id(layer)] = self._activation_mark(name, "output", output.spec,
-                                                             output.abs_max, output.zero_point)
+            self._outputs[id(layer)] = self.refusals.attempt(
+                layer, "output_quantizer", self._activation_mark, name, "output", output.spec,
+                output.abs_max, output.zero_point)
         for weight in layer._paddleq.kind.weights:
             quantizer = layer.weight_parts(weight)[1]
             if quantizer is not None and self._has_scale(
                     name, layer, quantizer_name(weight), quantizer):
-                _check_finite(f"{name}.{weight}", getattr(layer, weight))
                 self._mark_weight(layer, weight, _weight_mark, self._format, layer, weight)
 
     def _hooks_and_mark(self, name, layer, slot):
@@ -190,56 +187,78 @@ class _ExportRecorder:
         if not isinstance(quantizer, FakeQuantize) or quantizer.initialized:
             return True
         full = f"{name}.{attribute}" if name else attribute
-        self._unscaled[id(layer), attribute] = full + _skipped(quantizer)
+        self.refusals.add(layer, attribute, full + _skipped(quantizer))
         return False
 
-    def _call(self, layer, attribute=None):
-        """Record that the trace met a layer (and one of its quantizers); return its markers."""
-        missing = self._unscaled.get((id(layer), attribute))
-        if missing is not None:
-            self.note_missing(missing)
+    def _call(self, layer):
+        """Record that the trace met a layer and return the numbers of its markers."""
         name = read_state(layer).name or self._names.get(id(layer), "")
         return self.called.setdefault(id(layer), (name or "(model)", layer, []))[2]
+
+    def _refused(self, x, layer, attribute):
+        """Return ``x`` behind a marker if a part of the layer cannot be exported, else None."""
+        cause = self.refusals.cause(layer, attribute)
+        return None if cause is None else self.mark_refused(x, layer, cause)
+
+    def mark_refused(self, x, layer, cause):
+        """Return ``x`` behind a marker that shows if the program contains a refused part."""
+        x = self.mark(x, WeightMark("", None, None, None, None), layer)
+        self.refusals.meet(cause, len(self.marks))
+        return x
 
     def _mark_integer_layer(self, name, layer):
         for slot, spec in enumerate(layer.input_specs):
             if spec is not None:
-                self._inputs[id(layer), slot] = [], self._activation_mark(
-                    name, "input", spec, *layer.qparams(slot_name("activation", slot), spec))
+                self._inputs[id(layer), slot] = [], self.refusals.attempt(
+                    layer, slot_name("activation_quantizer", slot), self._activation_mark, name,
+                    "input", spec, *layer.qparams(slot_name("activation", slot), spec))
         if layer.output_spec is not None:
-            self._outputs[id(layer)] = self._activation_mark(
-                name, "output", layer.output_spec, *layer.qparams("output", layer.output_spec))
+            self._outputs[id(layer)] = self.refusals.attempt(
+                layer, "output_quantizer", self._activation_mark, name, "output",
+                layer.output_spec, *layer.qparams("output", layer.output_spec))
         if self._format.stores_integers_of(layer):
             for weight, spec in layer.weight_specs.items():
-                self._format.check_spec(f"{name}.{weight}", spec, True)
-                self._mark_weight(layer, weight, _integer_weight_mark, name, layer, weight, spec)
+                self._mark_weight(layer, weight, _integer_weight_mark, self._format, name, layer,
+                                  weight, spec)
 
     def input_mark(self, layer, slot):
         """Return (callables that stay in the graph, mark or None) of an input of a layer."""
-        self._call(layer, slot_name("activation_quantizer", slot))
+        self._call(layer)
+        self.refusals.meet(self.refusals.cause(layer, slot_name("activation_quantizer", slot)))
         return self._inputs.get((id(layer), slot), ([], None))
 
     def weight_mark(self, layer, name):
         """Return the mark of a weight, None if the weight stays float."""
-        self._call(layer, quantizer_name(name))
+        self._call(layer)
+        self.refusals.meet(self.refusals.cause(layer, quantizer_name(name)))
         return self._weights.get((id(layer), name))
 
     def output_mark(self, layer):
         """Return the mark of the output of a layer, None if it stays float."""
-        self._call(layer, "output_quantizer")
+        self._call(layer)
+        self.refusals.meet(self.refusals.cause(layer, "output_quantizer"))
         return self._outputs.get(id(layer))
 
     def activation(self, x, layer, slot):
+        refused = self._refused(x, layer, slot_name("activation_quantizer", slot))
+        if refused is not None:
+            return refused
         hooks, mark = self.input_mark(layer, slot)
         for hook in hooks:
             x = hook(x)
         return x if mark is None else self.mark(x, mark, layer)
 
     def output(self, y, layer):
+        refused = self._refused(y, layer, "output_quantizer")
+        if refused is not None:
+            return refused
         mark = self.output_mark(layer)
         return y if mark is None else self.mark(y, mark, layer)
 
     def weight(self, weight, layer, name):
+        refused = self._refused(weight, layer, quantizer_name(name))
+        if refused is not None:
+            return refused
         mark = self.weight_mark(layer, name)
         return weight if mark is None else self.mark(weight, mark, layer)
 
@@ -249,38 +268,6 @@ class _ExportRecorder:
             return None
         # A placeholder that the lowering replaces by the integers.
         return self.mark(paddle.zeros(list(mark.integers.shape)), mark, layer)
-
-
-@contextlib.contextmanager
-def _left_layers_recorded(model, recorder):
-    """Let the recorder meet the layers that calibration never called."""
-    with contextlib.ExitStack() as stack:
-        for name, layer in model.named_sublayers(include_self=True):
-            if not is_left_float(layer):
-                continue
-            if not isinstance(layer, QuantizedLayer):  # converted since
-                hook = layer.register_forward_pre_hook(
-                    lambda layer, args, name=name: recorder.note_missing(name or "(model)"))
-                stack.callback(hook.remove)
-            elif layer._paddleq.compute_float:
-                layer._paddleq.compute_float = False
-                stack.callback(setattr, layer._paddleq, "compute_float", True)
-        yield
-
-
-def _check_ready(model):
-    """Raise ExportError for float64 parameters and unfinished folding."""
-    layers = list(quantized_layers(model))
-    double = [name for name, parameter in model.named_parameters()
-              if parameter.dtype == paddle.float64]
-    training = [name for name, layer in layers if getattr(layer, "norm_folding", None) is not None]
-    for names, problem, advice in (
-            (double, "parameters are float64, which runtimes do not take",
-             "call model.to(dtype='float32') before the model is quantized"),
-            (training, "layers are still trained with a folded batch norm",
-             "export what convert() returns")):
-        if names:
-            raise ExportError(f"{len(names)} {problem}: {', '.join(names)}; {advice}")
 
 
 def _skipped(quantizer):
@@ -319,6 +306,7 @@ def _is_redundant(preprocess, quantizer):
 
 def _weight_mark(format, layer, name):
     layer_name, parameter = layer._paddleq.name, getattr(layer, name)
+    _check_finite(f"{layer_name}.{name}", parameter)
     preprocess, quantizer = layer.weight_parts(name)
     value = parameter if preprocess is None else preprocess(parameter)
     if isinstance(quantizer, FakeQuantize):
@@ -346,8 +334,9 @@ def _weight_mark(format, layer, name):
     return WeightMark(layer_name, floats, None, None, None)
 
 
-def _integer_weight_mark(name, layer, weight, spec):
+def _integer_weight_mark(format, name, layer, weight, spec):
     """Mark of a weight that a layer stores as integers, without a float value."""
+    format.check_spec(f"{name}.{weight}", spec, True)
     abs_max, zero_point = layer.qparams(weight, spec)
     return WeightMark(name, None, _integers(layer.integers(weight), spec), _float32(abs_max), spec,
                       dynamic=False, zero_point=_zero_point(zero_point, spec))

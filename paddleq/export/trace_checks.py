@@ -11,11 +11,17 @@ from .._layer_state import read_state, state_of
 from .._paddle_compat import dtype_name
 from ..engine.calibration import map_leaves
 from ..engine.hooks import eager_evaluation
-from ..engine.state import fake_quantizers, quantization_off
+from ..engine.state import (
+    fake_quantizers,
+    is_left_float,
+    quantization_off,
+    quantized_layers,
+)
 from ..engine.summary import layers_added_later
 from ..errors import ExportError
 from ..fake_quant.fake_quantize import State
 from ..nn.layer_types import kind_of
+from ..nn.quantized_layer import QuantizedLayer, is_float_tensor
 from .traced_call import TracedCall
 
 _logger = logging.getLogger("paddleq")
@@ -24,13 +30,92 @@ _logger = logging.getLogger("paddleq")
 _SIZES = (8, 32, 64, 224)
 
 
-def check_scales(names):
-    """Raise ExportError if quantizers in the traced program have no scale; ``names`` are theirs."""
-    if names:
-        raise ExportError(
-            f"the exported graph contains {len(names)} quantizers or layers that have no scale "
-            f"yet: {', '.join(names)}; run training steps (QAT) or calibration (PTQ) that reach "
-            "these layers, or leave them out (skip, skip_quant)")
+class Refusals:
+    """Quantizers and layers that cannot be exported: an error if the traced program has them.
+
+    A cause is an ExportError, or the name of a quantizer or layer without a scale.
+    """
+
+    def __init__(self):
+        self._causes = {}  # (id of a layer, attribute of a quantizer) -> cause
+        self._met = []  # (cause, number of its marker in the trace, None if it has none)
+
+    def add(self, layer, attribute, cause):
+        """Register the cause for which a part of a layer cannot be exported."""
+        self._causes[id(layer), attribute] = cause
+
+    def attempt(self, layer, attribute, make, *args):
+        """Return ``make(*args)``, or None if that raises an ExportError, which is kept."""
+        try:
+            return make(*args)
+        except ExportError as error:
+            self.add(layer, attribute, error)
+            return None
+
+    def cause(self, layer, attribute):
+        """Return the cause that was registered for a part of a layer, or None."""
+        return self._causes.get((id(layer), attribute))
+
+    def meet(self, cause, number=None):
+        """Record that the trace met a part with this cause, if it is not None."""
+        if cause is not None:
+            self._met.append((cause, number))
+
+    def check(self, numbers=None):
+        """Raise if the program contains a part that was met.
+
+        Args:
+            numbers: of the markers in the program; None: it contains all parts.
+        """
+        causes = dict.fromkeys(cause for cause, number in self._met
+                               if None in (number, numbers) or number in numbers)
+        for cause in causes:
+            if isinstance(cause, ExportError):
+                raise cause
+        if causes:
+            raise ExportError(
+                f"the exported graph contains {len(causes)} quantizers or layers that have no "
+                f"scale yet: {', '.join(causes)}; run training steps (QAT) or calibration (PTQ) "
+                "that reach these layers, or leave them out (skip, skip_quant)")
+
+
+def check_ready(model):
+    """Raise ExportError for float64 parameters and unfinished folding."""
+    double = [name for name, parameter in model.named_parameters()
+              if parameter.dtype == paddle.float64]
+    training = [name for name, layer in quantized_layers(model)
+                if getattr(layer, "norm_folding", None) is not None]
+    for names, problem, advice in (
+            (double, "parameters are float64, which runtimes do not take",
+             "call model.to(dtype='float32') before the model is quantized"),
+            (training, "layers are still trained with a folded batch norm",
+             "export what convert() returns")):
+        if names:
+            raise ExportError(f"{len(names)} {problem}: {', '.join(names)}; {advice}")
+
+
+@contextlib.contextmanager
+def left_layers_recorded(model, recorder):
+    """Let a recorder meet the layers that calibration never called."""
+    with contextlib.ExitStack() as stack:
+        for name, layer in model.named_sublayers(include_self=True):
+            if not is_left_float(layer):
+                continue
+            if not isinstance(layer, QuantizedLayer):  # converted since
+                hook = layer.register_forward_pre_hook(
+                    lambda layer, args, name=name: _meet(recorder, name, layer, args))
+                stack.callback(hook.remove)
+            elif layer._paddleq.compute_float:
+                layer._paddleq.compute_float = False
+                stack.callback(setattr, layer._paddleq, "compute_float", True)
+        yield
+
+
+def _meet(recorder, name, layer, args):
+    if not args or not is_float_tensor(args[0]):
+        recorder.refusals.meet(name or "(model)")
+        return None
+    return (recorder.mark_refused(args[0], layer, name or "(model)"), *args[1:])
 
 
 def warn_added(model):

@@ -260,3 +260,67 @@ def test_a_model_that_simulates_is_exported_without_the_warning(quantize, tmp_pa
     net = quantize(nn.Sequential(nn.Linear(32, 4)))
     paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
     assert state_warnings(caplog) == []
+
+
+class Diagnosis(nn.Layer):
+    """Evaluation computes a value that it does not return, with a layer that has no scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.main, self.extra = nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        y = self.main(x)
+        if not self.training:
+            self.extra(y)
+        return y
+
+
+def test_a_quantizer_without_a_scale_that_the_program_does_not_contain_is_no_error(tmp_path):
+    net = QAT().quantize(Diagnosis())
+    net(batch())
+    paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
+    net.eval()
+    x = batch()
+    assert relative_error(paddle_inference(str(tmp_path / "m"), [x.numpy()])[0],
+                          net(x).numpy()) < 1e-6
+
+
+class TrainingHead(nn.Layer):
+    """A head of training beside the layers that are exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.main, self.head = nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        y = self.main(x)
+        return (y, self.head(y)) if self.training else y
+
+
+def affine_head():
+    """A head with zero points, which no .pdmodel can hold."""
+    config, symmetric = paddleq.QuantConfig(), paddleq.QuantSpec()
+    config.add_type(nn.Linear, paddleq.LayerConfig(symmetric, symmetric))
+    affine = paddleq.QuantSpec(signed=False, symmetric=False)
+    config.add_name("head", paddleq.LayerConfig(symmetric, affine))
+    net = paddleq.quantize(TrainingHead(), config)
+    net(batch())
+    return net
+
+
+def head_with_infinite_weight():
+    net = QAT().quantize(TrainingHead())
+    net(batch())
+    with paddle.no_grad():
+        net.head.weight[0, 0] = float("inf")
+    return net
+
+
+@pytest.mark.parametrize("make", [affine_head, head_with_infinite_weight])
+def test_a_layer_that_cannot_be_exported_is_refused_only_where_the_program_has_it(make, tmp_path):
+    net = make()
+    paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
+    with pytest.raises(ExportError, match="head"):
+        paddleq.save_quantized_model(nn.Sequential(net.main, net.head), str(tmp_path / "n"), SPEC)
+    assert not (tmp_path / "n.pdmodel").exists()

@@ -15,7 +15,7 @@ from paddle import nn
 import paddleq
 from paddleq import PTQ, QAT, LayerConfig, QuantConfig, QuantSpec, golden_stick
 from paddleq.algorithms import StackHelper, quantize_layer_by_layer
-from paddleq.errors import ModelError
+from paddleq.errors import ConfigError, ModelError
 from paddleq.golden_stick import SimulatedQuantizationAwareTraining
 from paddleq.nn import KVCache
 
@@ -215,6 +215,17 @@ def test_a_kv_cache_alone_that_is_not_found_is_named_before_the_error(caplog):
     with pytest.raises(ModelError, match="no layer to quantize"):
         gs(False, weight_quant_dtype=None, kvcache_quant_dtype=INT8)
     assert "int8 KV cache is configured" in caplog.text
+
+
+def test_configurations_that_nothing_would_apply_are_refused():
+    config = QuantConfig()
+    config.add_type(nn.Conv2D, LayerConfig(QuantSpec(), kv_cache="per_token"))
+    with pytest.raises(ConfigError, match="kv_cache"):
+        paddleq.quantize(convolutions(), config)
+    for side in ("weight", "activation"):
+        for part in ("preprocess", "quantize"):
+            with pytest.raises(ConfigError, match=f"{side}_{part} needs {side}"):
+                LayerConfig(**{f"{side}_{part}": nn.ReLU})
 
 
 def test_skip_entries_that_skip_quant_covers_are_silent(caplog):
