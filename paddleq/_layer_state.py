@@ -25,8 +25,12 @@ class QuantizationState:
     parts: Tuple[str, ...] = ()  # attributes under which it has quantizers and preprocesses
     forward: Optional[Callable] = None  # set on the instance before it was quantized
     compute_float: bool = False  # compute as the float layer
+    thread: Optional[int] = None  # the only one that may call it: it calibrates or analyses
     block: Any = None  # the nn.block.Block that begins with it
     member_of: List[Any] = field(default_factory=list)  # blocks that a norm or ReLU is part of
+
+    def __getstate__(self):
+        return {**self.__dict__, "thread": None}  # a copy is not calibrated
 
     def copy(self) -> "QuantizationState":
         """Return a copy that shares the values but not the list of blocks."""

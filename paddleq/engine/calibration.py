@@ -12,15 +12,19 @@ import paddle
 from paddle import nn
 
 from .._checks import check_int, wrong_type
+from .._layer_state import read_state
 from .._paddle_compat import unwrapped
 from ..errors import CalibrationError, ConfigError, NonFiniteError
 from ..fake_quant.fake_quantize import State
+from ..graph.fold_batch_norm import folded_tensors
+from ..nn.class_swap import rollback_on_error
 from .batch import Batch
 from .state import (
     check_quantized,
     evaluation,
     fake_quantizers,
     finalize,
+    in_one_thread,
     leave_uncalled_float,
     restored_states,
     set_state,
@@ -37,7 +41,9 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
     Quantizers in state ``CALIBRATION`` are in state ``VALIDATION`` afterwards: the model simulates
     the quantized one. All other quantizers (of a model in training) return to the state that they
     had, and so does everything if an error occurs. Quantizers whose observer is disabled keep
-    their scale. A second call continues with the statistics of the first one.
+    their scale. A second call continues with the statistics of the first one, also if an error
+    ended it; an interrupt (``KeyboardInterrupt``, ``MemoryError``) restores the statistics too.
+    Other threads must not call the model meanwhile.
 
     Layers that no batch reached, such as auxiliary heads that only training runs, are left float,
     with a warning; :func:`summary` shows them as "not called during calibration". An export whose
@@ -60,7 +66,7 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
         NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
         ConfigError, ConfigTypeError: a batch is empty or does not fit the model's ``forward``;
             names the batch, its inputs, and what the model takes.
-        ModelError: the model is not quantized.
+        ModelError: the model is not quantized, or another thread calibrates or analyses it.
 
     Examples:
         >>> import paddle, paddleq
@@ -87,15 +93,19 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
     quantizers = [quantizer for _, quantizer in fake_quantizers(model)]
     finished = [q for q in quantizers if q.state is State.CALIBRATION]
     disabled = [q for q in quantizers if q.state is not State.VALIDATION and not q.observer_enabled]
-    with restored_states(model), evaluation(model), paddle.no_grad():
-        set_state(model, State.CALIBRATION)
-        for quantizer in disabled:
-            quantizer.observer_enabled = False
-        yield
-        finalize(model)
-    for quantizer in finished:
-        quantizer.set_state(State.VALIDATION)
-    leave_uncalled_float(model)
+    tensors = [tensor for q in quantizers for tensor in [*q.parameters(), *q.buffers()]]
+    if read_state(model).first_batch_action is not None:
+        tensors += folded_tensors(model)
+    with in_one_thread(model), rollback_on_error(model, tensors, only_interrupts=True):
+        with restored_states(model), evaluation(model), paddle.no_grad():
+            set_state(model, State.CALIBRATION)
+            for quantizer in disabled:
+                quantizer.observer_enabled = False
+            yield
+            finalize(model)
+        for quantizer in finished:
+            quantizer.set_state(State.VALIDATION)
+        leave_uncalled_float(model)
 
 
 def run_batches(run: Callable[[Any], Any], batches: Iterable,

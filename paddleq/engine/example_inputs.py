@@ -13,6 +13,8 @@ from .._paddle_compat import dtype_name, register_call_hook
 from ..errors import FusionError
 from ..graph import check_fuse_list, fuse
 from ..graph.calls import tensors_in
+from ..graph.fold_batch_norm import folded_tensors
+from ..nn.class_swap import rollback_on_error
 from .calibration import forward_arguments, map_leaves
 from .hooks import eager_evaluation
 from .state import quantization_off
@@ -55,9 +57,10 @@ def _run_on_first_batch(model, args, kwargs):
     state = model._paddleq
     action, state.first_batch_action = state.first_batch_action, None
     try:
-        _call(action, model, args, kwargs)
+        with rollback_on_error(model, folded_tensors(model)):
+            _call(action, model, args, kwargs)
     except BaseException:
-        state.first_batch_action = action
+        state_of(model).first_batch_action = action
         raise
 
 

@@ -10,6 +10,7 @@ from .._layer_state import read_state, state_of
 from .._paddle_compat import is_jit_loaded, register_call_hook
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
+from ..nn.class_swap import rollback_on_error
 from ..nn.deployable import DeployableLayer
 from ..nn.quantized_layer import QuantizedLayer, build_parts, make_quantized
 from .example_inputs import record_call
@@ -53,7 +54,7 @@ def quantize(model: nn.Layer, config: QuantConfig, inplace: bool = False) -> nn.
         inplace: change ``model`` itself. Default False: a copy.
 
     Returns:
-        The quantized model.
+        The quantized model. If an error or an interrupt ends the call, ``model`` is as before.
 
     Raises:
         ConfigTypeError: ``config`` is no QuantConfig.
@@ -79,8 +80,9 @@ def quantize(model: nn.Layer, config: QuantConfig, inplace: bool = False) -> nn.
         raise wrong_type("config", config, "a QuantConfig")
     model = model if check_bool("inplace", inplace) else copy_of(model)
     warn_unmatched_types(model, config.types(), "the configuration")
-    prepare(model, config)
-    set_provenance(model, "quantize", rules=config.rules)
+    with rollback_on_error(model):
+        prepare(model, config)
+        set_provenance(model, "quantize", rules=config.rules)
     return model
 
 

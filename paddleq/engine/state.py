@@ -1,6 +1,7 @@
 """States and switches of the fake quantizers of a model."""
 
 import logging
+import threading
 from contextlib import ExitStack, contextmanager
 
 from .._checks import check_layer, hint
@@ -9,7 +10,7 @@ from ..config import SkipKind, SkipReason
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
 from ..nn.deployable import deployable_layers
-from ..nn.quantized_layer import QuantizedLayer, quantizer_name
+from ..nn.quantized_layer import QuantizedLayer, busy_error, quantizer_name
 
 _logger = logging.getLogger("paddleq")
 
@@ -138,20 +139,42 @@ def set_fake_quantize(model, state):
 
 
 @contextmanager
+def in_one_thread(model):
+    """While open, only the current thread may call the quantized layers of ``model``.
+
+    Raises:
+        ModelError: another thread has opened it. Calls of other threads raise it too.
+    """
+    layers = [(layer, layer._paddleq.thread) for _, layer in quantized_layers(model)]
+    current = threading.get_ident()
+    for layer, thread in layers:
+        if thread not in (None, current):
+            raise busy_error(layer._paddleq.name)
+    try:
+        for layer, _ in layers:
+            layer._paddleq.thread = current
+        yield
+    finally:
+        for layer, thread in layers:
+            layer._paddleq.thread = thread
+
+
+@contextmanager
 def restored_states(model):
     """Restore the states and switches of all fake quantizers on exit."""
     saved = [(q, q.state, q.observer_enabled, q.fake_quant_enabled)
              for _, q in fake_quantizers(model)]
     left = [(layer, is_left_float(layer)) for _, layer in quantized_layers(model)]
-    try:
-        yield
-    finally:
-        for quantizer, state, observer_enabled, fake_quant_enabled in saved:
-            quantizer.set_state(state)
-            quantizer.observer_enabled = observer_enabled
-            quantizer.fake_quant_enabled = fake_quant_enabled
-        for layer, value in left:
-            _set_left_float(layer, value)
+    with in_one_thread(model):
+        try:
+            yield
+        finally:
+            for quantizer, state, observer_enabled, fake_quant_enabled in saved:
+                quantizer.set_state(state)
+                quantizer.observer_enabled = observer_enabled
+                quantizer.fake_quant_enabled = fake_quant_enabled
+            for layer, value in left:
+                _set_left_float(layer, value)
 
 
 @contextmanager
@@ -175,13 +198,14 @@ def quantizing_only(model, names):
     for name in names:
         check_quantized_name(name, layers)
     kept = {name: layer._paddleq.compute_float for name, layer in layers.items()}
-    for name, layer in layers.items():
-        layer._paddleq.compute_float = name not in names
-    try:
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer._paddleq.compute_float = kept[name]
+    with in_one_thread(model):
+        try:
+            for name, layer in layers.items():
+                layer._paddleq.compute_float = name not in names
+            yield
+        finally:
+            for name, layer in layers.items():
+                layer._paddleq.compute_float = kept[name]
 
 
 @contextmanager

@@ -108,6 +108,14 @@ def fold(producer, norm, name):
     state_of(norm).note = f"folded into {name}"
 
 
+def folded_tensors(model):
+    """Return the tensors of ``model`` that :func:`fuse` may change."""
+    return [tensor for layer in model.sublayers(include_self=True)
+            if isinstance(layer, PRODUCERS + NORMS)
+            for tensor in [*layer.parameters(include_sublayers=False),
+                           *layer.buffers(include_sublayers=False)]]
+
+
 def scaled_weight(producer, factor):
     """Return the weight of ``producer`` with output channels multiplied by ``factor``."""
     weight = producer.weight

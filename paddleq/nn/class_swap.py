@@ -92,13 +92,25 @@ def _become(layer, cls, attributes):
 
 
 @contextmanager
-def rollback_on_error(model: nn.Layer) -> Iterator[None]:
-    """Roll back structural changes of ``model``, not those of tensor values, on an exception."""
+def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
+                      only_interrupts: bool = False) -> Iterator[None]:
+    """Roll back changes of ``model`` on any exception, ``KeyboardInterrupt`` too.
+
+    Classes, attributes and hooks of the layers are restored, of tensor values those of ``tensors``.
+
+    Args:
+        only_interrupts: nothing is restored for errors other than ``MemoryError``.
+    """
+    with paddle.no_grad():
+        values = [(tensor, tensor.clone()) for tensor in tensors]
     before = [(layer, type(layer), dict(layer.__dict__), copied_attributes(layer))
               for layer in model.sublayers(include_self=True)]
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if (only_interrupts and isinstance(error, Exception)
+                and not isinstance(error, MemoryError)):
+            raise
         for layer, cls, attributes, copied in before:
             for name in set(LAYER_CONTAINERS) & set(copied):
                 # Not replaced, because the handle of a hook refers to its container.
@@ -106,6 +118,9 @@ def rollback_on_error(model: nn.Layer) -> Iterator[None]:
                 attributes[name].update(copied[name])
                 copied[name] = attributes[name]
             _become(layer, cls, copied)
+        with paddle.no_grad():
+            for tensor, value in values:
+                paddle.assign(value, tensor)
         raise
 
 

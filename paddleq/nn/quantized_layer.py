@@ -5,6 +5,7 @@ The layer stays the same object with the same parameters under the same names. S
 shared, and a float checkpoint loads.
 """
 
+import threading
 from typing import Any, Type
 
 import paddle
@@ -12,6 +13,7 @@ from paddle import nn
 
 from .._layer_state import QuantizationState, state_of
 from .._paddle_compat import is_traced, own_sublayers
+from ..errors import ModelError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..graph.calls import argument_names
@@ -43,6 +45,8 @@ class QuantizedLayer(nn.Layer):
 
     def swapped_forward(self, args, kwargs):
         """Compute the layer's forward with quantized inputs, weights and output."""
+        if self._paddleq.thread not in (None, threading.get_ident()):
+            raise busy_error(self._paddleq.name)
         args, kwargs = self.quantize_inputs(args, kwargs)
         folding = getattr(self, "norm_folding", None)
         if folding is not None and folding.norm is not None:
@@ -153,6 +157,13 @@ class QuantizedLayer(nn.Layer):
         parts = [f"{n.replace('_quantizer', '')}={getattr(q, 'spec', type(q).__name__)}"
                  for n, q in self.quantizers()]
         return ", ".join([inner] * bool(inner) + parts)
+
+
+def busy_error(name):
+    """Return the error of a call from a thread other than that which calibrates or analyses."""
+    return ModelError(
+        f"{name or 'the model'} is being calibrated or analysed in another thread, in which it "
+        "computes other values; wait until that ends, or run it on a copy (copy.deepcopy)")
 
 
 def _run(x, preprocess, quantizer):

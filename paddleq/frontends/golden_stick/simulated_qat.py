@@ -17,6 +17,7 @@ from ...engine.example_inputs import awaits_first_batch, run_on_first_inputs
 from ...errors import ConfigError, FormatError, ModelError
 from ...fake_quant import FakeQuantize, State
 from ...graph.dataflow import PRODUCERS
+from ...nn.class_swap import rollback_on_error
 from ...nn.layer_types import QuantizableFunction
 from ...observers import CurrentMinMaxObserver, MovingAverageMinMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
@@ -172,14 +173,15 @@ class SimulatedQuantizationAwareTraining:
             if config[key] != _KEYS[key][0] and not config["bn_fold"]:
                 _logger.warning("%s=%s has no effect: it needs bn_fold, which is False", key,
                                 config[key])
-        if inputs is not None:
-            engine.prepare(network, _rules(config), lambda: run_on_first_inputs(
-                network, inputs, lambda model, run: found.append(find(model, run))))
-            _fuse_blocks(network, None, find=lambda model, run: found[0], **asked)
-        else:
-            engine.prepare(network, _rules(config))
-            run_on_first_inputs(network, None, partial(_fuse_blocks, find=find, **asked))
-        engine.set_provenance(network, "simulated_qat", config=self.config)
+        with rollback_on_error(network):
+            if inputs is not None:
+                engine.prepare(network, _rules(config), lambda: run_on_first_inputs(
+                    network, inputs, lambda model, run: found.append(find(model, run))))
+                _fuse_blocks(network, None, find=lambda model, run: found[0], **asked)
+            else:
+                engine.prepare(network, _rules(config))
+                run_on_first_inputs(network, None, partial(_fuse_blocks, find=find, **asked))
+            engine.set_provenance(network, "simulated_qat", config=self.config)
         return network
 
     def convert(self, net_opt: nn.Layer, ckpt_path: str = "") -> nn.Layer:

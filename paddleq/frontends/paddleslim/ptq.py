@@ -11,6 +11,8 @@ from ...analysis.accuracy import AccuracySearch
 from ...config import LayerConfig, Scope
 from ...engine.example_inputs import fold_batch_norms
 from ...errors import ConfigError
+from ...graph.fold_batch_norm import folded_tensors
+from ...nn.class_swap import rollback_on_error
 from .quantizers import make_quantizer
 from .shared import (
     insert_observers,
@@ -94,12 +96,13 @@ class PTQ:
         config = LayerConfig(weight=self.weight_quantizer.weight(),
                              activation=self.activation_quantizer.activation())
         model = model if inplace else engine.copy_of(model)
-        insert_observers(model, rules_for(classes, config, scope),
-                         (lambda: fold_batch_norms(model, inputs, fuse_list)) if fuse else None)
-        engine.set_provenance(
-            model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
-            weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
-            rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type)
+        with rollback_on_error(model, folded_tensors(model) if fuse else ()):
+            insert_observers(model, rules_for(classes, config, scope),
+                             (lambda: fold_batch_norms(model, inputs, fuse_list)) if fuse else None)
+            engine.set_provenance(
+                model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
+                weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
+                rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type)
         return model
 
     def calibrate(self, model, data, num_batches=None):

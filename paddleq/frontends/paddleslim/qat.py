@@ -23,6 +23,8 @@ from ...config.layer_config import activation_observers
 from ...engine.example_inputs import fold_batch_norms
 from ...fake_quant import LSQ, PACT
 from ...fake_quant.lsq import LEARNED_QUANTIZERS
+from ...graph.fold_batch_norm import folded_tensors
+from ...nn.class_swap import rollback_on_error
 from ...observers import OBSERVERS, CurrentAbsMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
 from .shared import layer_classes, rules_for, skip_rules, warn_unused_inputs
@@ -183,9 +185,10 @@ class QAT:
         model = model if inplace else engine.copy_of(model)
         fuse = (lambda: fold_batch_norms(model, inputs)) if self.config["fuse_conv_bn"] else None
         rules = rules_for(self.config["quantizable_layer_type"], self._layer_config, scope)
-        engine.prepare(model, rules, fuse)
-        engine.set_provenance(model, "qat", config=self.config, rules=skip_rules(scope),
-                          **self._hooks)
+        with rollback_on_error(model, folded_tensors(model) if fuse else ()):
+            engine.prepare(model, rules, fuse)
+            engine.set_provenance(model, "qat", config=self.config, rules=skip_rules(scope),
+                                  **self._hooks)
         return model
 
     def save_quantized_model(self, model: nn.Layer, path: Union[str, os.PathLike],
