@@ -8,6 +8,7 @@ import paddle.nn.functional as F
 
 from .._checks import check_bool, check_float, check_int, wrong_type
 from .._paddle_compat import scalar
+from ..errors import NonFiniteError
 from ..functional import compute_weight_qparams
 from ..functional.weight_qparams import group_rows, group_size
 from ..spec import PerTensor
@@ -74,6 +75,7 @@ class AWQ(Smoother):
         weights = [checked_weight(weight, spec) for weight in weights]
         hessian = checked_statistics(stats.hessian, weights[0], "the Hessian")
         with paddle.no_grad():
+            hessian = hessian / paddle.diagonal(hessian).max().clip(min=1e-30)  # no overflow
             magnitude = stats.mean_abs
             magnitude = (magnitude / magnitude.mean().clip(min=1e-30)).clip(min=_MIN_MAGNITUDE)
             best, least = None, float("inf")
@@ -86,6 +88,12 @@ class AWQ(Smoother):
                     loss += scalar(paddle.matmul(hessian, change).multiply_(change).sum())
                 if loss < least:
                     best, least = s, loss
+        if best is None:
+            raise NonFiniteError(
+                f"the error of no smoothing factor is finite in float32: inputs have magnitudes "
+                f"up to {scalar(stats.mean_abs.max()):.3g} and weights up to "
+                f"{max(scalar(weight.abs().max()) for weight in weights):.3g}; leave the layer "
+                "float, or use another algorithm")
         return best
 
     def _candidates(self, magnitude, weights, spec):

@@ -106,6 +106,8 @@ class Rounder(ABC):
     Attributes:
         name: name in a summary.
         needs: kinds of :class:`~paddleq.observers.ChannelStats` of the input that it uses.
+        tokens_per_feature: number of input vectors per input feature below which it may be worse
+            than rounding to nearest. Default 0.
 
     Examples:
         >>> import paddle
@@ -120,6 +122,7 @@ class Rounder(ABC):
 
     name = ""
     needs = frozenset()
+    tokens_per_feature = 0
 
     @abstractmethod
     def quantize_all(self, weights: List[paddle.Tensor], spec: QuantSpec,

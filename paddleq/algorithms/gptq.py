@@ -77,6 +77,7 @@ class GPTQ(Rounder):
 
     name = "GPTQ"
     needs = frozenset({"hessian"})
+    tokens_per_feature = 4  # worse than rounding with 4096 input vectors of 1536 features
 
     def __post_init__(self):
         check_int("block_size", self.block_size, 1)

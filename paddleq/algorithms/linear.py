@@ -1,7 +1,8 @@
 """Quantization of Linear layers with the same input: smooth, clip and round the weights."""
 
+import logging
 from dataclasses import dataclass
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import paddle
 
@@ -12,6 +13,8 @@ from ..functional.qparams import EPS, affine_scale_zero_point
 from ..functional.weight_qparams import check_weight_spec
 from ..observers import ChannelStats, Observer
 from .base import QuantizedWeight, Rounder, checked_weight, register_algorithm
+
+_logger = logging.getLogger("paddleq")
 
 
 @register_algorithm("rtn")
@@ -40,6 +43,36 @@ class RoundToNearest(Rounder):
 def rounder_of(config: LayerConfig) -> Rounder:
     """Return the rounder of a configuration. Default: :class:`RoundToNearest`."""
     return RoundToNearest() if config.rounder is None else config.rounder
+
+
+UNCALIBRATED = ("round", "error")
+"""Ways to treat a Linear layer that needs calibration data and that none reached."""
+
+
+def warn_of_few_tokens(layers: Dict[str, Tuple[LayerConfig, int, int]]) -> None:
+    """Warn of layers with too little data for their rounder.
+
+    ``layers`` maps names to (configuration, number of input vectors, number of features).
+    """
+    few = {name: values for name, values in layers.items()
+           if 0 < values[1] < values[2] * rounder_of(values[0]).tokens_per_feature}
+    if few:
+        name = min(few, key=lambda name: few[name][1] / few[name][2])
+        config, tokens, features = few[name]
+        rounder = rounder_of(config)
+        _logger.warning(
+            "%d layers were calibrated on fewer than %d input vectors per feature, such as %s: %d "
+            "for %d features. %s may then be worse than rounding to nearest on other data; "
+            "calibrate on more tokens", len(few), rounder.tokens_per_feature, name, tokens,
+            features, rounder.name)
+
+
+def warn_of_uncalibrated(names: List[str]) -> None:
+    """Warn of layers that are rounded to nearest because no calibration data reached them."""
+    if names:
+        _logger.warning("no calibration data reached %d layers, whose weights are rounded to "
+                        "nearest: %s; calibrate on data that uses them, or make this an error "
+                        "with uncalibrated='error'", len(names), ", ".join(names))
 
 
 def check_linear_config(config: LayerConfig, name: str = "") -> None:

@@ -22,7 +22,7 @@ from ..errors import CalibrationError, ModelError, PaddleqError
 from ..nn.class_swap import float_class, replace_layers, swapped_class
 from ..nn.integer_linear import IntegerLinear
 from ..observers import ChannelStats
-from .linear import quantize_linears
+from .linear import quantize_linears, warn_of_few_tokens, warn_of_uncalibrated
 
 _logger = logging.getLogger("paddleq")
 
@@ -51,10 +51,12 @@ def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) ->
     model.register_forward_post_hook(calibration.end_batch)
 
 
-def finish(model: nn.Layer) -> None:
+def finish(model: nn.Layer, uncalibrated: str = "float") -> None:
     """Replace the calibrated layers by the quantized ones, in place.
 
-    Layers that no batch reached become float layers again, with a warning.
+    Layers that no batch reached become float layers again, with a warning. With ``uncalibrated``
+    "round", layers that fewer batches reached than the model ran are quantized on those, or
+    rounded to nearest if there were none.
     """
     calibration = read_state(model).calibration
     if calibration is None:
@@ -65,12 +67,19 @@ def finish(model: nn.Layer) -> None:
         raise ModelError(f"no layer is left to quantize: {calibration.layers[0].name}: {reason}")
     missing = [layer for layer in layers if layer.quantized is None]
     uncalled = [layer for layer in missing if not layer.batches]
-    if len(uncalled) < len(missing) or len(missing) == len(layers):
+    if uncalibrated == "round" and calibration.batches >= layers[0].num_batches:
+        for layer in missing:
+            layer.quantize()
+        warn_of_uncalibrated([layer.name for layer in uncalled])
+        missing, uncalled = [], []
+    if len(uncalled) < len(missing) or len(uncalled) == len(layers):
         listed = ", ".join(f"{layer.name} ({layer.batches})" for layer in missing)
         raise CalibrationError(
             f"calibration needs {missing[0].num_batches} batches, but {len(missing)} of "
             f"{len(layers)} layers saw fewer: {listed}; run the model on more batches, "
-            "or call quantize() on the float model with another batch_num or without these layers")
+            "call quantize() on the float model with another batch_num or without these layers, or "
+            "convert with uncalibrated='round' if the model ran often enough")
+    warn_of_few_tokens({layer.name: layer.data for layer in layers if layer.data})
     state_of(model).calibration = None
     remove_hooks(model, lambda hook: getattr(hook, "__self__", None) is calibration)
     for each in calibration.layers:
@@ -117,6 +126,7 @@ class _Calibration:
     def __init__(self):
         self.layers = []
         self.in_model = False
+        self.batches = 0  # forward passes of the model
 
     def begin_batch(self, model, inputs) -> Any:
         self.in_model = True
@@ -125,6 +135,7 @@ class _Calibration:
 
     def end_batch(self, model, inputs, outputs) -> Any:
         self.in_model = False
+        self.batches += 1
         self._count(self.layers)
 
     def end_call(self, layer):
@@ -152,6 +163,7 @@ class _Calibrator:
         self.config, self.num_batches = config, num_batches
         # saw_batch: in the current batch data reached the layer; quantized: the IntegerLinear
         self.batches, self.saw_batch, self.quantized = 0, False, None
+        self.data = None  # (config, input vectors, features) once the layer is quantized
         self.read_outside = False  # the forward of another layer read the weight
         self._runs = False
         self._stats: Any = ChannelStats(config.needs)  # None once the layer is quantized
@@ -192,14 +204,18 @@ class _Calibrator:
 
     def quantize(self):
         """Create the quantized layer from the statistics."""
+        config, stats = self.config, self._stats
+        self.data = config, stats.tokens, self.layer.weight.shape[0]
+        if config.needs_data and not stats.tokens:
+            config, stats = config.without_data(), None
         try:
-            result = quantize_linears([self.layer.weight], self.config, self._stats,
+            result = quantize_linears([self.layer.weight], config, stats,
                                       lambda _: self._observer)
         except PaddleqError as error:
             raise type(error)(f"{error}; layer: {self.name}") from error
         self.quantized = IntegerLinear.from_linear(
-            self.layer, result.weights[0], self.config.activation_spec, result.activation,
-            result.input_scale, self.config.algorithm)
+            self.layer, result.weights[0], config.activation_spec, result.activation,
+            result.input_scale, config.algorithm)
         self._stats = self._observer = None  # a Hessian is at least as large as the weight
 
     def __str__(self):

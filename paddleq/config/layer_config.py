@@ -240,6 +240,14 @@ class LayerConfig:
         """True if a Linear layer cannot be quantized without calibration data."""
         return self.static_activation or bool(self.needs)
 
+    def without_data(self) -> "LayerConfig":
+        """Return the configuration for a Linear layer that no calibration data reached.
+
+        The weight is rounded to nearest, and activations with a fixed scale stay float.
+        """
+        return replace(self, smoother=None, rounder=None,
+                       activation=None if self.static_activation else self.activation)
+
     def activation_observer(self) -> Optional[Observer]:
         """Create the observer of a static activation of a Linear layer.
 

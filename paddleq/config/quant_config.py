@@ -36,6 +36,7 @@ class SkipKind(enum.Enum):
     ADDED_LATER = "added or replaced after the model was quantized"
     WEIGHT_FROM_HOOK = ("its weight is computed by a hook (weight_norm, spectral_norm); remove "
                         "that first")
+    ROUTER = "it chooses experts: {detail}"
     WEIGHT_READ_OUTSIDE = ("its weight is read outside of its forward, where it would be integers; "
                            "call the layer instead")
 

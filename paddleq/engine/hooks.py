@@ -2,7 +2,7 @@
 
 import weakref
 from contextlib import ExitStack, contextmanager
-from typing import Any, Dict, Hashable, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import paddle
 from paddle import nn
@@ -37,6 +37,27 @@ def update_collector(collector: Any, inputs: Sequence[Any], name: str) -> None:
         raise NonFiniteError(f"{error}; layer: {name}") from None
 
 
+def without_padding(x: paddle.Tensor, mask: paddle.Tensor,
+                    token_axis: Optional[int] = None) -> paddle.Tensor:
+    """Remove the padding of an input [batch, tokens, ...] or [batch * tokens, ...].
+
+    Keys and values have four axes: with their ``token_axis``, padding becomes zero instead. An
+    input of another shape is returned as it is.
+    """
+    sizes = list(mask.shape)
+    if token_axis is not None:
+        shape = [sizes[0], 1, 1, 1]
+        shape[token_axis] = sizes[1]
+        known = [x.shape[0], x.shape[token_axis]] == sizes
+        return x * mask.reshape(shape).astype(x.dtype) if known else x
+    if len(x.shape) > 2 and list(x.shape[:2]) == sizes:
+        x = x.flatten(0, 1)
+    elif len(x.shape) != 2 or x.shape[0] != sizes[0] * sizes[1]:
+        return x
+    kept = paddle.nonzero(mask.flatten()).flatten()
+    return x[:0] if 0 in kept.shape else paddle.gather(x, kept)
+
+
 class TensorKeys:
     """Keys that identify tensors while they exist, without keeping them in memory."""
 
@@ -55,12 +76,14 @@ class TensorKeys:
 
 
 @contextmanager
-def collect_inputs(layers: Mapping[str, nn.Layer],
-                   collectors: Mapping[str, Any]) -> Iterator[Dict[str, List[Hashable]]]:
+def collect_inputs(layers: Mapping[str, nn.Layer], collectors: Mapping[str, Any],
+                   mask: Optional[paddle.Tensor] = None
+                   ) -> Iterator[Dict[str, List[Hashable]]]:
     """Update collectors with the inputs of layers while open.
 
     A tensor that several layers with one collector read is collected once. The yielded dict, name
-    -> list of the keys of the first argument of each call, is filled while open.
+    -> list of the keys of the first argument of each call, is filled while open. ``mask``, bool
+    [batch, tokens], is False for padding, which is not collected.
     """
     keys = TensorKeys()
     read: Dict[str, List[Hashable]] = {}
@@ -73,6 +96,9 @@ def collect_inputs(layers: Mapping[str, nn.Layer],
         if (id(collector), key) in collected:
             return
         collected.add((id(collector), key))
+        if mask is not None:
+            inputs = [without_padding(x, mask, getattr(collector, "token_axis", None))
+                      for x in inputs]
         update_collector(collector, inputs, name)
 
     with ExitStack() as stack:

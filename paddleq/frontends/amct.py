@@ -20,7 +20,8 @@ from .._checks import (
     wrong_value,
 )
 from ..algorithms import ALGORITHMS, Smoother, own_loop
-from ..config import LayerConfig, QuantConfig
+from ..algorithms.layerwise.network_helper import routers
+from ..config import LayerConfig, QuantConfig, Scope
 from ..config.layer_config import check_activation_observer, static_activation
 from ..engine.select import (
     FLOAT_DTYPES,
@@ -66,7 +67,9 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
     :func:`convert` replaces it with. Layers are calibrated independently of each other: each
     observes its input in the float model.
 
-    ``paddle.nn.Linear`` and its subclasses that keep its ``forward`` are quantized. Other layers
+    ``paddle.nn.Linear`` and its subclasses that keep its ``forward`` are quantized, except those
+    that choose the experts of a mixture (named gate, router, switch or wg, with an output for each
+    member of the list of experts beside them). Other layers
     stay float; :func:`paddleq.summary` shows the reasons.
 
     Args:
@@ -156,7 +159,7 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
         **config, "algorithm": {parsed.algorithm: parsed.options}})
 
 
-def convert(model: nn.Layer) -> None:
+def convert(model: nn.Layer, uncalibrated: str = "float") -> None:
     """Replace the layers that :func:`quantize` calibrated with integer layers, in place.
 
     The outputs are those after the last batch of calibration. Layers that no batch reached, such
@@ -165,6 +168,10 @@ def convert(model: nn.Layer) -> None:
 
     Args:
         model: the model that was given to :func:`quantize`, run on ``batch_num`` batches.
+        uncalibrated: for layers that fewer of these batches reached, such as experts that few
+            tokens choose. "float" (default): a layer that none reached stays float, with a warning,
+            and one that some reached is an error. "round": they are quantized on the batches that
+            reached them, or their weights rounded to nearest, with a warning. (Not in AMCT.)
 
     Returns:
         None.
@@ -188,7 +195,7 @@ def convert(model: nn.Layer) -> None:
         paddleq.errors.CalibrationError: calibration needs 2 batches, but 1 of 1 layers saw ...
     """
     check_layer("model", model)
-    own_loop.finish(model)
+    own_loop.finish(model, check_choice("uncalibrated", uncalibrated, ("float", "round")))
 
 
 @dataclass(frozen=True)
@@ -234,6 +241,8 @@ class AmctConfig:
         rules.add_type(nn.Linear, self.layer_config())
         names = [name for name, _ in model.named_sublayers(include_self=True)]
         rules.exclude_substrings(self.skip_layers, names, "skip_layers")
+        rules.add(Scope(names=sorted(routers(model)), contents=False,
+                        label="the rule that layers which choose experts stay float"), None)
         return rules
 
     def check_group_size(self, name: str, in_features: int) -> None:

@@ -65,11 +65,11 @@ def capture_inputs(layers: Mapping[Any, nn.Layer],
     return patched_forwards(layers, forward)
 
 
-def find_outside_reads(layers: Mapping[Any, nn.Layer],
-                       runs: Iterable[Callable[[], Any]]) -> List[Any]:
-    """Return names of layers whose ``weight`` is read outside of their forward methods.
+def find_uses(layers: Mapping[Any, nn.Layer],
+              runs: Iterable[Callable[[], Any]]) -> Tuple[List[Any], List[Any]]:
+    """Return names of layers whose ``weight`` is read outside of their forward, and of unused ones.
 
-    The runs end when each layer was called or read.
+    A call with an empty tensor does not count. The runs end when each layer was called or read.
     """
     inside: Set[int] = set()
     called: Set[Any] = set()
@@ -78,7 +78,9 @@ def find_outside_reads(layers: Mapping[Any, nn.Layer],
     classes = {name: type(layer) for name, layer in layers.items()}
 
     def forward(name, original, *args, **kwargs):
-        called.add(name)
+        (x, *_) = [*_by_position(layers[name], args, kwargs), None]
+        if not isinstance(x, paddle.Tensor) or 0 not in x.shape:
+            called.add(name)
         inside.add(id(layers[name]))
         try:
             return original(*args, **kwargs)
@@ -101,7 +103,7 @@ def find_outside_reads(layers: Mapping[Any, nn.Layer],
     finally:
         for name, layer in layers.items():
             layer.__class__ = classes[name]
-    return list(read)
+    return list(read), [name for name in layers if name not in called and name not in read]
 
 
 def _watched_class(cls, on_read):

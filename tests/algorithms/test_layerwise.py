@@ -507,7 +507,7 @@ def test_layers_sharing_an_input_in_some_batches():
 def test_unused_experts_are_named():
     batches = [batch % 20 for batch in sentences()]  # no token for the last expert
     with pytest.raises(CalibrationError) as error:
-        quantized("mixture", STATIC, batches=batches)
+        quantized("mixture", STATIC, batches=batches, uncalibrated="error")
     for name in ("gate", "up", "down"):
         assert f"layers.0.experts.2.{name}" in str(error.value)
     assert "experts.1" not in str(error.value) and "3 batches" in str(error.value)

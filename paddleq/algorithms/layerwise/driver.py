@@ -8,23 +8,29 @@ of the next one. The statistics of one decoder layer and the outputs of one are 
 import os
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Dict, Iterable, Optional, Union
+from typing import Any, Dict, Iterable, List, Optional, Union
 
 import paddle
 from paddle import nn
 
-from ..._checks import check_layer
+from ..._checks import check_choice, check_layer
 from ...config import LayerConfig, QuantConfig, SkipKind, SkipReason
 from ...engine import collect_inputs, eager_evaluation, iter_batches, run_batches
 from ...engine.select import leave_float, nothing_selected
 from ...errors import CalibrationError, PaddleqError
 from ...functional.qparams import as_dtype
-from ...graph.calls import find_outside_reads
+from ...graph.calls import argument_names, find_uses
 from ...nn import Int8KVCache, IntegerLinear
 from ...nn.class_swap import replace_layers
 from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN, insert_cache
 from ...observers import KVRange
-from ..linear import quantize_linears, rounder_of
+from ..linear import (
+    UNCALIBRATED,
+    quantize_linears,
+    rounder_of,
+    warn_of_few_tokens,
+    warn_of_uncalibrated,
+)
 from .fold_smoothing import divide_output, find_norm
 from .network_helper import NetworkHelper, StackHelper
 from .replay import LayerReplay
@@ -45,7 +51,8 @@ from .shared_inputs import check_reached, collect_stats, find_groups, split
 def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = None,
                             config: Optional[QuantConfig] = None, data: Optional[Iterable] = None,
                             resume_dir: Union[str, "os.PathLike[str]", None] = None,
-                            progress: bool = True) -> "LayerwiseResult":
+                            progress: bool = True,
+                            uncalibrated: str = "round") -> "LayerwiseResult":
     """Quantize Linear layers and KV caches of a model, in place, decoder layer by decoder layer.
 
     Linear layers that read the same tensor and have the same configuration share statistics and
@@ -67,12 +74,21 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
         resume_dir: folder for finished decoder layers, created if it does not exist. An interrupted
             run continues after the last layer in it, with identical results. Default None.
         progress: show a progress bar, on terminals only. Default True.
+        uncalibrated: for Linear layers that need data and that none reached, such as experts that
+            no token chose. "round" (default): round their weights to nearest, with one warning
+            that names them; activations with a fixed scale stay float. "error": raise before any
+            layer is changed.
+
+    A tensor or array ``attention_mask`` [batch, tokens] among the arguments of a batch marks
+    padding with 0. Padding is left out of the statistics of layers whose input is
+    [batch, tokens, ...] or [batch * tokens, features].
 
     Returns:
         A :class:`LayerwiseResult`.
 
     Raises:
-        CalibrationError: a layer needs data and no data reached it; names the layer.
+        CalibrationError: no data reached any layer that needs it, or, with ``uncalibrated``
+            "error", some of them; names all. A KV cache received no data.
         NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
         ModelError: there are no decoder layers, or nothing to quantize.
         ConfigError, ConfigTypeError: an argument is wrong, or ``resume_dir`` belongs to another
@@ -99,34 +115,39 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
     helper = StackHelper() if helper is None else helper
     layers = decoder_layers(model, helper)
     inputs = [] if data is None else list(iter_batches(model, data, allow_empty=True))
+    check_choice("uncalibrated", uncalibrated, UNCALIBRATED)
     selection = select_layers(model, helper, config)
     warn_idle(model, helper, config, selection)
-    _skip_outside_reads(model, selection, inputs)
+    unused = _find_uses(model, selection, inputs)
     selected = selection.selected
     reading = ScheduleEntry(None, "", None, selected).reading
     if reading and not inputs:
         raise CalibrationError(f"data must hold at least one batch, for {', '.join(reading)}, but "
                                f"{'is' if data is None else 'holds'} none")
+    unused = [name for name in unused if name in reading]
+    if uncalibrated == "error" or len(unused) == len(reading):
+        check_reached(unused, len(inputs))
     with eager_evaluation(model):
         replay = LayerReplay(model, layers, inputs if reading else [])
         containing = containing_layers(model, replay.layers)
         driver = _Driver(model, replay, containing,
-                         build_schedule(replay.layers, containing, selected))
+                         build_schedule(replay.layers, containing, selected), uncalibrated)
         resume = None if resume_dir is None else Resume(resume_dir, fingerprint(
             model, [name for name, _ in replay.layers], *split_kinds(selected), inputs))
         return driver.run(resume, progress)
 
 
-def _skip_outside_reads(model, selection, inputs):
-    """Leave Linear layers float whose weight another layer reads in a forward pass."""
+def _find_uses(model, selection, inputs):
+    """Leave layers float whose weight another layer reads; return the names of unused layers."""
     linears = {name: each.layer for name, each in split_kinds(selection.selected)[0].items()}
     with eager_evaluation(model):
-        found = find_outside_reads(linears, [
+        found, unused = find_uses(linears, [
             partial(model, *args, **kwargs) for args, kwargs in inputs])
     for name in found:
         leave_float(selection, name, SkipReason(SkipKind.WEIGHT_READ_OUTSIDE))
     if not selection.selected:
         raise nothing_selected(model, selection)
+    return unused
 
 
 @dataclass
@@ -138,6 +159,8 @@ class LayerwiseResult:
         kv_caches: name -> "per_channel" or "per_token".
         folded: name of a Linear -> name of the norm into which its smoothing factor was folded.
             Decoder layers that were loaded from ``resume_dir`` are omitted.
+        uncalibrated: names of Linear layers that were rounded to nearest because no data reached
+            them, with the same omission.
 
     Examples:
         >>> from paddleq.algorithms import LayerwiseResult
@@ -148,13 +171,16 @@ class LayerwiseResult:
     linears: Dict[str, LayerConfig] = field(default_factory=dict)
     kv_caches: Dict[str, str] = field(default_factory=dict)
     folded: Dict[str, str] = field(default_factory=dict)
+    uncalibrated: List[str] = field(default_factory=list)
 
 
 class _Driver:
-    def __init__(self, model, replay, containing, schedule):
+    def __init__(self, model, replay, containing, schedule, uncalibrated):
         self.model, self.replay = model, replay
         self.containing, self.schedule = containing, schedule
+        self.uncalibrated, self.tokens = uncalibrated, {}
         self.batches = range(len(replay.inputs))
+        self.masks = [_padding_mask(model, *each) for each in replay.inputs]
         self.names = {id(layer): name
                       for name, layer in model.named_sublayers(include_self=True)}
         self.result = LayerwiseResult(
@@ -178,6 +204,8 @@ class _Driver:
                         stored.save(entry.number, entry.layer)
                 if any(later.reading for later in self.schedule[position + 1:]):
                     run_batches(partial(self.replay.advance, entry.number), self.batches)
+        warn_of_few_tokens(self.tokens)
+        warn_of_uncalibrated(self.result.uncalibrated)
         return self.result
 
     def quantize(self, entry):
@@ -201,7 +229,10 @@ class _Driver:
             groups = split(find_groups(layers, [partial(run, batch) for batch in self.batches]),
                            configs.get)
             found = collect_stats(layers, groups, lambda name: configs[name].needs, run,
-                                  len(self.batches))
+                                  self.masks)
+            if self.uncalibrated == "error":
+                check_reached([name for names, stats in found if not stats.tokens
+                               for name in names], len(self.batches))
         while found:
             yield found.pop(0)
         for name in configs:
@@ -211,11 +242,17 @@ class _Driver:
     def quantize_group(self, entry, names, stats, run):
         layers = {name: entry.linears[name].layer for name in names}
         config, linears = entry.linears[names[0]].config, list(layers.values())
+        if stats is not None:
+            self.tokens.update({name: (config, stats.tokens, layer.weight.shape[0])
+                                for name, layer in layers.items()})
+            if not stats.tokens:
+                config, stats = config.without_data(), None
+                self.result.linears.update(dict.fromkeys(names, config))
+                self.result.uncalibrated += names
 
         def observe(input_scale):
             collector = _SmoothedInput(config.activation_observer(), input_scale)
-            with collect_inputs(layers, dict.fromkeys(names, collector)):
-                run_batches(run, self.batches)
+            self.collect(layers, dict.fromkeys(names, collector), run)
             return collector.observer
 
         try:
@@ -237,14 +274,21 @@ class _Driver:
                                                result.activation, input_scale, config.algorithm))
             for linear, weight in zip(linears, result.weights)])
 
+    def collect(self, layers, collectors, run):
+        """Update collectors with the inputs of layers on all batches."""
+        def collect(batch):
+            with collect_inputs(layers, collectors, self.masks[batch]):
+                run(batch)
+
+        run_batches(collect, self.batches)
+
     def quantize_caches(self, selected, run):
         """Replace float KV caches by int8 ones, in place."""
         caches = {name: _float_cache(each.layer) for name, each in selected.items()}
         collectors = {name: KVRange(cache.token_axis) for name, cache in caches.items()
                       if selected[name].config.kv_cache == PER_CHANNEL}
         if collectors:
-            with collect_inputs({name: caches[name] for name in collectors}, collectors):
-                run_batches(run, self.batches)
+            self.collect({name: caches[name] for name in collectors}, collectors, run)
             check_reached([name for name, each in collectors.items() if each.result() is None],
                           len(self.batches))
         replace_layers(self.model, [
@@ -267,6 +311,15 @@ class _SmoothedInput:
             return
         x = as_dtype(x.detach(), paddle.float32)
         self.observer.update(x if self.input_scale is None else x / self.input_scale)
+
+
+def _padding_mask(model, args, kwargs):
+    """Return the ``attention_mask`` [batch, tokens] of a batch as bool; None if all are tokens."""
+    mask = {**dict(zip(argument_names(model), args)), **kwargs}.get("attention_mask")
+    if not isinstance(mask, paddle.Tensor) or len(mask.shape) != 2:
+        return None
+    mask = mask.astype("bool")
+    return None if bool(mask.all()) else mask
 
 
 def _float_cache(layer):

@@ -1,7 +1,8 @@
 """Description of the architecture of a network for the layer-by-layer algorithms."""
 
 import abc
-from typing import Sequence, Tuple
+import re
+from typing import Sequence, Set, Tuple
 
 from paddle import nn
 
@@ -10,6 +11,9 @@ from ...errors import ModelError
 from ...nn import KVCache
 from ...nn.integer_linear import linear_skip_reason
 from ...nn.kv_cache import supports_cache
+
+ROUTER = re.compile("gat(e|ing)|router|switch|wg")
+"""Matches names of layers that choose experts."""
 
 
 class NetworkHelper(abc.ABC):
@@ -87,6 +91,27 @@ class StackHelper(NetworkHelper):
                 "Sequential whose layers are of one class and hold paddle.nn.Linear; pass a "
                 "NetworkHelper whose decoder_layers() returns them")
         return found
+
+
+def routers(network: nn.Layer) -> Set[str]:
+    """Return the names of Linear layers that choose the experts of a mixture.
+
+    A router has as many outputs as a list of layers with Linear layers beside it has members, and
+    :data:`ROUTER` matches its name.
+    """
+    found = set()
+    for name, layer in network.named_sublayers(include_self=True):
+        lists = [child for child in layer.children()
+                 if isinstance(child, (nn.LayerList, nn.Sequential)) and len(child) > 1
+                 and all(any(map(is_linear, each.sublayers(include_self=True)))
+                         for each in child)]
+        sizes, inside = {len(each) for each in lists}, {
+            id(part) for each in lists for part in each.sublayers()}
+        for part, each in layer.named_sublayers() if sizes else ():
+            if (id(each) not in inside and is_linear(each) and ROUTER.search(part)
+                    and each.weight.shape[1] in sizes):
+                found.add(f"{name}.{part}" if name else part)
+    return found
 
 
 def is_linear(layer):

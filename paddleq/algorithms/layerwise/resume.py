@@ -12,6 +12,7 @@ from ..._checks import check_path
 from ...checkpoint import load_checkpoint, save_checkpoint
 from ...errors import ConfigError, FormatError
 
+_PARTS = ("policy", "KV cache")
 _RUN, _LAYER = "run.json", "layer-"
 
 
@@ -23,8 +24,8 @@ def fingerprint(model, layers, linears, caches, inputs):
         "versions": {"paddle": paddle.__version__, "paddleq": __version__},
         "configuration": {
             "decoder layers": list(layers),
-            **{f"the policy of {name}": repr(each.config) for name, each in linears.items()},
-            **{f"the KV cache of {name}": each.config.kv_cache
+            **{f"the {_PARTS[0]} of {name}": repr(each.config) for name, each in linears.items()},
+            **{f"the {_PARTS[1]} of {name}": each.config.kv_cache
                for name, each in caches.items()}},
         "model": {name: _digest(value) for name, value in model.state_dict().items()},
         "data": {"batches": len(inputs),
@@ -43,16 +44,17 @@ class Resume:
                 if name.startswith(LEFT_OVER):  # from a process that was killed
                     shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
             stored = self._stored_run()
-            if stored is None:
+            self.finished = 0
+            while os.path.exists(self._path(self.finished) + ".json"):
+                self.finished += 1
+            if stored is not None:
+                names = run["configuration"]["decoder layers"]
+                _check_same(self.folder, stored, run, names[:self.finished])
+            if stored != run:
                 content = json.dumps(run, indent=1).encode()
                 write_together({os.path.join(self.folder, _RUN): write_bytes(content)})
         except OSError as error:
             raise FormatError(f"cannot use resume_dir {self.folder}: {error}") from error
-        if stored is not None:
-            _check_same(self.folder, stored, run)
-        self.finished = 0
-        while os.path.exists(self._path(self.finished) + ".json"):
-            self.finished += 1
 
     def _stored_run(self):
         """Return the fingerprint in the folder, None for a new folder."""
@@ -82,7 +84,10 @@ class Resume:
         load_checkpoint(layer, self._path(number))
 
 
-def _check_same(folder, old, new):
+def _check_same(folder, old, new, finished):
+    """Raise unless two runs agree, but for the configuration outside of finished decoder layers."""
+    free = tuple(f"the {part} of " for part in _PARTS)
+    fixed = tuple(f"{start}{name}." for start in free for name in finished)
     for part, now in new.items():
         before = old.get(part) if isinstance(old, dict) else None
         if before == now:
@@ -90,6 +95,8 @@ def _check_same(folder, old, new):
         if not isinstance(before, dict):
             raise FormatError(f"{folder}/{_RUN} does not describe a run: it has no {part!r}")
         names = [name for name in [*now, *before] if now.get(name) != before.get(name)]
+        if not any(name.startswith(fixed) or not name.startswith(free) for name in names):
+            continue
         change = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r} now"
                            for name in names[:1])
         more = f" (and {len(set(names)) - 1} more)" if len(set(names)) > 1 else ""

@@ -46,34 +46,33 @@ def find_groups(layers: Dict[str, nn.Layer],
 
 def collect_stats(layers: Dict[str, nn.Layer], groups: Sequence[List[str]],
                   needs: Callable[[str], FrozenSet[str]], run: Callable[[int], Any],
-                  num_batches: int) -> List[Tuple[List[str], ChannelStats]]:
+                  masks: Sequence[Any]) -> List[Tuple[List[str], ChannelStats]]:
     """Collect statistics of the input of each group of layers.
 
     If a batch shows that the layers of a group do not read the same tensors, the groups are split
-    and the collection restarts.
+    and the collection restarts. ``masks`` has the padding mask of each batch, or None. Statistics
+    of layers that no data reached are empty.
     """
     parts, stats = groups, []
     while not stats or parts != groups:
         groups = parts
         stats = [ChannelStats(frozenset().union(*map(needs, group))) for group in groups]
-        parts = _collect(layers, groups, stats, run, num_batches)
-    check_reached([name for group, each in zip(groups, stats) if not each.tokens
-                   for name in group], num_batches)
+        parts = _collect(layers, groups, stats, run, masks)
     return list(zip(groups, stats))
 
 
-def _collect(layers, groups, stats, run, num_batches):
+def _collect(layers, groups, stats, run, masks):
     """Collect on all batches, or until a batch splits the groups; return the groups."""
     collectors = {name: each for group, each in zip(groups, stats) for name in group}
     parts = groups
 
     def collect(batch):
         nonlocal parts
-        with collect_inputs(layers, collectors) as read:
+        with collect_inputs(layers, collectors, masks[batch]) as read:
             run(batch)
         parts = split(groups, lambda name: tuple(read.get(name, ())))
 
-    run_batches(collect, takewhile(lambda _: len(parts) == len(groups), range(num_batches)))
+    run_batches(collect, takewhile(lambda _: len(parts) == len(groups), range(len(masks))))
     return parts
 
 
@@ -82,4 +81,5 @@ def check_reached(unseen: List[str], num_batches: int) -> None:
     if unseen:
         raise CalibrationError(
             f"no calibration data reached {', '.join(unseen)} in {num_batches} batches; "
-            "calibrate on data that uses them, or skip them")
+            "calibrate on data that uses them, skip them, or round them to nearest with "
+            "uncalibrated='round'")

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections import OrderedDict
-from typing import Any, Dict, Iterable, Optional, Sequence, Union
+from typing import Any, Collection, Dict, Iterable, Optional, Sequence, Union
 
 import paddle
 from paddle import nn
@@ -15,6 +15,7 @@ from ... import engine
 from ..._checks import check_layer, wrong_type, wrong_value
 from ...algorithms import NetworkHelper, StackHelper, quantize_layer_by_layer
 from ...algorithms.layerwise.driver import build_structure
+from ...algorithms.layerwise.network_helper import ROUTER, routers
 from ...algorithms.layerwise.schedule import select_layers, warn_idle
 from ...checkpoint import load_checkpoint
 from ...config import QuantConfig, Scope, SkipKind, SkipReason
@@ -34,7 +35,9 @@ class PTQ:
 
     ``config`` applies to ``paddle.nn.Linear`` in the decoder layers of a network and to its KV
     caches; ``layer_policies`` overrides it by layer name. Linears outside of the decoder layers,
-    such as a ``lm_head``, are quantized only if a pattern matches them.
+    such as a ``lm_head``, are quantized only if a pattern matches them. Linears that choose the
+    experts of a mixture (named gate, router, switch or wg, with an output for each member of the
+    list of experts beside them) are quantized only if a pattern that contains such a name does.
 
     Args:
         config: a :class:`PTQConfig`, a dict with its fields, or None (default) for its defaults.
@@ -82,7 +85,8 @@ class PTQ:
 
     def apply(self, network: nn.Layer, network_helper: Optional[NetworkHelper] = None,
               datasets: Optional[Iterable] = None,
-              resume_dir: Union[str, os.PathLike, None] = None) -> nn.Layer:
+              resume_dir: Union[str, os.PathLike, None] = None,
+              uncalibrated: str = "round") -> nn.Layer:
         """Quantize ``network``, or build the structure of the quantized one, in place.
 
         ``PTQMode.QUANTIZE`` processes one decoder layer at a time: it suppresses outliers, rounds
@@ -100,6 +104,12 @@ class PTQ:
                 dict of arguments. Not used in DEPLOY mode.
             resume_dir: folder for finished decoder layers; an interrupted run resumes after the
                 last of them, with bit-identical results. Default None. (Not in Golden Stick.)
+            uncalibrated: for Linears that need data and that none reached, such as experts that no
+                token chose: "round" (default) rounds their weights to nearest, with one warning
+                that names them; "error" raises before any layer is changed. (Not in Golden Stick.)
+
+        A tensor ``attention_mask`` [batch, tokens] among the arguments of a batch marks padding,
+        which does not count in statistics.
 
         Returns:
             The network, which computes the outputs of the deployed network.
@@ -126,18 +136,21 @@ class PTQ:
             raise wrong_type("network_helper", helper, "a NetworkHelper or None")
         batches = None if deploy else _not_empty(datasets)
         rules = policies.rules(network, helper)
-        selection = select_layers(network, helper, rules)
+        selection, choosing = select_layers(network, helper, rules), routers(network)
         for name, layer in network.named_sublayers(include_self=True):
             reason = selection.skipped.get(name)
             if (reason is not None and reason.kind is SkipKind.NO_RULE
                     and linear_skip_reason(layer) is None):
-                selection.skipped[name] = SkipReason(SkipKind.OUTSIDE_DECODER_LAYERS)
+                selection.skipped[name] = (
+                    SkipReason(SkipKind.ROUTER, "a pattern with its own name would quantize it")
+                    if name in choosing else SkipReason(SkipKind.OUTSIDE_DECODER_LAYERS))
         record_reasons(network, selection)
         if deploy:
             warn_idle(network, helper, rules, selection)
             build_structure(network, selection.selected)
         else:
-            quantize_layer_by_layer(network, helper, rules, batches, resume_dir=resume_dir)
+            quantize_layer_by_layer(network, helper, rules, batches, resume_dir=resume_dir,
+                                    uncalibrated=uncalibrated)
         engine.set_provenance(network, "golden_stick", config=policies.config,
                           layer_policies=policies.policies or None)
         return network
@@ -262,18 +275,25 @@ class LayerPolicies:
     def rules(self, network: nn.Layer, helper: NetworkHelper) -> QuantConfig:
         """Return the rules for the Linears and KV caches of ``network``.
 
-        Linears outside of the decoder layers are quantized only where a pattern matches them.
+        Linears outside of the decoder layers are quantized only where a pattern matches them, and
+        those that choose experts only where a pattern has a part that names such layers.
         """
         caches = {id(layer) for _, layer in helper.kv_caches(network)}
         inside = caches | {id(part) for _, layer in helper.decoder_layers(network)
                            for part in layer.sublayers(include_self=True)}
         found = {name: layer for name, layer in network.named_sublayers(include_self=True)
                  if id(layer) in caches or linear_skip_reason(layer) is None}
-        return self.rules_of(list(found), [name for name, layer in found.items()
-                                           if id(layer) in inside])
+        choosing = routers(network)
+        return self.rules_of(
+            list(found), [name for name, layer in found.items()
+                          if id(layer) in inside and name not in choosing], choosing)
 
-    def rules_of(self, names: Sequence[str], general: Sequence[str]) -> QuantConfig:
-        """Return the rules for the layers ``names``; ``config`` is for ``general`` of them."""
+    def rules_of(self, names: Sequence[str], general: Sequence[str],
+                 choosing: Collection[str] = ()) -> QuantConfig:
+        """Return the rules for the layers ``names``; ``config`` is for ``general`` of them.
+
+        Those that choose experts are ``choosing``.
+        """
         matches = {name: [pattern for pattern in self.policies if re.match(pattern, name)]
                    for name in names}
         for name, patterns in matches.items():
@@ -287,6 +307,8 @@ class LayerPolicies:
             found = [name for name in names if pattern in matches[name]]
             if not found:
                 _logger.warning("%s matches no layer that can be quantized", label)
+            if not ROUTER.search(pattern):
+                found = [name for name in found if name not in choosing]
             rules.add(_exactly(found, label), None if policy is None else policy.layer_config())
             if policy is not None:
                 rules.exclude_substrings(policy.opname_blacklist, found, "opname_blacklist")
