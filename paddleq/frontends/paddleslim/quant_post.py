@@ -30,6 +30,13 @@ from ...observers.histogram import HIST_PERCENT
 from ...saved_model import SavedModel
 from ...saved_model.files import find_files
 from .quantizers import AbsmaxQuantizer, ObserverQuantizer, PerChannelAbsmaxQuantizer
+from .static_arguments import (
+    SampleBatches,
+    calibration_data,
+    check_unneeded,
+    dynamic_mode,
+    paddleslim_positions,
+)
 
 _logger = logging.getLogger("paddleq")
 LINEAR_OPS = ("mul", "matmul", "matmul_v2")
@@ -51,12 +58,15 @@ _LAYERS = {
 }
 
 
-def quant_post_static(model_dir, quantize_model_path, data_loader, model_filename=None,
+@paddleslim_positions
+def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_filename=None,
                       params_filename=None, save_model_filename="model.pdmodel",
                       save_params_filename="model.pdiparams", batch_nums=None, algo="hist",
                       hist_percent=HIST_PERCENT, quantizable_op_type=DEFAULT_OPS, weight_bits=8,
                       activation_bits=8, weight_quantize_type="channel_wise_abs_max",
-                      optimize_model=True, skip_tensor_list=None):
+                      optimize_model=True, skip_tensor_list=None, batch_generator=None,
+                      sample_generator=None, batch_size=1, is_full_quantize=False,
+                      onnx_format=True, **unneeded):
     """Quantize a saved model with calibration data; its Python class is not needed.
 
     The model is loaded as a :class:`paddleq.SavedModel`, quantized by the engine as
@@ -83,6 +93,20 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
         weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
         optimize_model: fold batch norms into the weights before them. Default True.
         skip_tensor_list: names of weights, inputs or outputs whose operators stay float.
+        batch_generator, sample_generator: in place of ``data_loader``, functions that return an
+            iterator over batches, or over samples without the batch axis: lists of the inputs,
+            which are cast to their data types. ``batch_size`` samples are a batch; a last one
+            that is not full is dropped.
+        is_full_quantize: quantize the operators of all supported types. Default False.
+        onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with integer
+            weights; False: ``fake_*`` operators with float weights.
+        **unneeded: other arguments of PaddleSlim's: ``executor``, which may also be the first
+            positional argument, followed by PaddleSlim's others in its order, ``scope``,
+            ``activation_quantize_type``, ``is_use_cache_file``, ``cache_dir`` and
+            ``deploy_backend`` have no effect, of which a warning is logged; ``round_type`` must be
+            "round" and ``bias_correction`` False.
+
+    The model runs in dynamic mode, also after ``paddle.enable_static()``.
 
     Returns:
         Names of the weights that are written as integers.
@@ -111,17 +135,25 @@ def quant_post_static(model_dir, quantize_model_path, data_loader, model_filenam
     for name, path in (("model_dir", model_dir), ("quantize_model_path", quantize_model_path)):
         if not isinstance(path, (str, os.PathLike)):
             raise wrong_type(name, path, "a folder")
+    check_unneeded(unneeded)
+    check_bool("onnx_format", onnx_format)
     files = find_files(os.fspath(model_dir), model_filename, params_filename)
     options = {
         "batch_nums": batch_nums, "algo": algo, "hist_percent": hist_percent,
-        "quantizable_op_type": quantizable_op_type, "weight_bits": weight_bits,
-        "activation_bits": activation_bits, "weight_quantize_type": weight_quantize_type,
-        "optimize_model": optimize_model, "skip_tensor_list": skip_tensor_list}
-    program, names = quantized_program(calibrated_model(files, data_loader, **options))
+        "quantizable_op_type": (OP_TYPES if check_bool("is_full_quantize", is_full_quantize)
+                                else quantizable_op_type),
+        "weight_bits": weight_bits, "activation_bits": activation_bits,
+        "weight_quantize_type": weight_quantize_type, "optimize_model": optimize_model,
+        "skip_tensor_list": skip_tensor_list}
+    with dynamic_mode() as wrap:
+        data = calibration_data(data_loader, batch_generator, sample_generator, batch_size, wrap)
+        program, names = quantized_program(calibrated_model(files, data, **options),
+                                           onnx_format=onnx_format)
+    form = {} if onnx_format else {"onnx_format": False}
     save_program(
-        program, os.fspath(quantize_model_path), save_model_filename, save_params_filename,
-        made_from=file_digests(files),
-        quantize={"method": "quant_post_static", **plain_value(options)})
+        program, os.fspath(quantize_model_path), save_model_filename or "model.pdmodel",
+        save_params_filename or "model.pdiparams", made_from=file_digests(files),
+        quantize={"method": "quant_post_static", **plain_value(options)}, **form)
     return names
 
 
@@ -161,8 +193,11 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     model = SavedModel(*files)
     _warn_unmatched(model, quantizable_op_type)
     rules = operator_rules(model, op_types, config, skip)
+    argument = "data_loader"
+    if isinstance(data_loader, SampleBatches):
+        data_loader, argument = data_loader.of(model), "sample_generator"
     batches = engine.iter_batches(model, data_loader, batch_nums, "calibrating",
-                                  argument="data_loader")
+                                  argument=argument)
     first = next(batches)
 
     def run(inputs):
@@ -309,6 +344,8 @@ def check_op_types(given: Any) -> Set[str]:
 def _warn_unmatched(model, quantizable_op_type):
     """Warn of operator types that a user gave and of which a saved model has no weight."""
     known = {binding.operator.type for binding in model.bindings.values()}
+    if quantizable_op_type is OP_TYPES:
+        return
     for op in set(quantizable_op_type) - set(DEFAULT_OPS):
         if known.isdisjoint(check_op_types([op])):
             _logger.warning("quantizable_op_type has %r, but the model has no such operator with a "
@@ -340,16 +377,18 @@ def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConf
     return rules
 
 
-def quantized_program(model: SavedModel, as_float: bool = False) -> Tuple[Program, List[str]]:
+def quantized_program(model: SavedModel, as_float: bool = False,
+                      onnx_format: bool = True) -> Tuple[Program, List[str]]:
     """Return the program of a quantized model, and the names of its quantized weights.
 
-    With ``as_float`` it holds the dequantized weights.
+    With ``as_float`` it holds the dequantized weights. ``onnx_format`` is that of
+    :func:`paddleq.export.save`.
     """
     weights = sorted({model.weight_names[name] for name, _ in engine.quantized_layers(model)})
     program, marks = trace(model, None)
     if as_float:
         marks = [replace(mark, value=simulated_weight(mark), integers=None) for mark in marks]
-    ProgramLowering(program, marks).run()
+    ProgramLowering(program, marks, onnx_format).run()
     return program, weights
 
 
