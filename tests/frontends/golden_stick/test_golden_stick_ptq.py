@@ -651,7 +651,7 @@ def test_apply_calibration_error_names_a_layer_without_data():
     network = decoder()
     network.layers[0].spare = nn.Linear(WIDTH, WIDTH)
     with raises(CalibrationError, "layers.0.spare"):
-        applied(W8A8, network=network)
+        applied(W8A8, network=network, uncalibrated="error")
 
 
 def test_apply_resumes_after_the_last_finished_layer(tmp_path):
