@@ -10,7 +10,7 @@ import functools
 import inspect
 import pkgutil
 import re
-from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Type, TypeVar
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import paddle
 from paddle import nn
@@ -115,6 +115,32 @@ def unwrapped(model: nn.Layer) -> nn.Layer:
     """Return the model inside ``paddle.DataParallel`` or its like, or ``model`` itself."""
     inner = getattr(model, "_layers", None)
     return inner if isinstance(inner, nn.Layer) else model
+
+
+# Functions of Paddle's modules of recompute -> (local variable with an object of each call of
+# recompute, True if the function repeats the forward pass).
+_RECOMPUTE_MODULES = frozenset({"paddle.distributed.fleet.recompute.recompute",
+                                "paddle.distributed.fleet.recompute.recompute_hybrid"})
+_RECOMPUTE_FUNCTIONS = {"forward": ("ctx", False), "backward": ("ctx", True),
+                        "_recompute_without_reentrant": ("storage", False),
+                        "unpack": ("storage", True)}
+
+
+def recompute_calls() -> List[Tuple[Any, bool]]:
+    """Return the calls of Paddle's ``recompute`` that run now, innermost first.
+
+    Each is a pair: an object that exists once for each call and takes attributes, and True if the
+    forward pass is repeated during backward.
+    """
+    calls = []
+    frame: Any = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _RECOMPUTE_MODULES:
+            variable, repeated = _RECOMPUTE_FUNCTIONS.get(frame.f_code.co_name, ("", False))
+            if variable:
+                calls.append((frame.f_locals[variable], repeated))
+        frame = frame.f_back
+    return calls
 
 
 def skip_bytecode_translation(cls: L) -> L:

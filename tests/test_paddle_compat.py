@@ -208,6 +208,25 @@ def test_is_traced():
     assert compat.is_traced(paddle.jit.to_static(layer))
 
 
+def test_recompute_calls():
+    from paddle.distributed.fleet.utils import recompute
+
+    for arguments in ({}, {"use_reentrant": False, "preserve_rng_state": False}):
+        linear, calls = nn.Linear(2, 2), []
+
+        def block(x, linear=linear, calls=calls):
+            calls.extend(compat.recompute_calls())
+            return linear(x)
+
+        x = paddle.rand([1, 2])
+        x.stop_gradient = False
+        recompute(block, x, **arguments).sum().backward()
+        (first, repeated), (second, again) = calls
+        assert first is second and (repeated, again) == (False, True)
+        first.anything = 1
+    assert compat.recompute_calls() == []
+
+
 class Saved(nn.Layer):
     """Record is_traced_by_save() of each call."""
 

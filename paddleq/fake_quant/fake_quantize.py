@@ -8,7 +8,6 @@ import paddle
 
 from .._checks import check_bool, wrong_type, wrong_value
 from .._paddle_compat import (
-    is_traced_by_save,
     own_buffers,
     own_parameters,
     skip_bytecode_translation,
@@ -20,6 +19,7 @@ from ..observers import MovingAverageMinMaxObserver
 from ..observers.base import WithArgs, assign_buffer
 from ..spec import HALF_EVEN
 from .observation import Observation, State
+from .recompute import in_first_pass
 
 __all__ = ["FakeQuantize", "State"]
 
@@ -195,18 +195,12 @@ class FakeQuantize(Observation, WithArgs):
                 is at most this bound, or that of ``clipping``, as in :meth:`clipped`. So training
                 is not coarser than evaluation if the observer has seen a wider range.
         """
-        calibrating = self.state is State.CALIBRATION
-        observing = (self.observer_enabled and (self.training or calibrating)
-                     and not is_traced_by_save())
         if self.observer.dynamic:
             return self._fake_quantize(x, self.qparams_of(x)) if self.fake_quant_enabled else x
-        if observing and calibrating:
-            self._refuse_non_finite(x)
-        elif observing and self._is_skipped(x):
-            observing = False
-        qparams = self._observe(x, clipping) if observing else self._qparams()
-        # A scale computed in this pass is not read, which would synchronize with a GPU.
-        usable = observing and self.observer.online or self._usable()
+        if self.training:
+            qparams, usable = self._qparams_in_training(x, clipping)
+        else:
+            qparams, usable = self._update(x, clipping)
         if not self.fake_quant_enabled or not usable:
             return x
         bound = bound if clipping is None else clipping.bound
@@ -228,6 +222,9 @@ class FakeQuantize(Observation, WithArgs):
             x, abs_max, self.spec, self.saturate, exact=not fast, zero_point=zero_point,
             idle=None if clipping is None else clipping.alpha, pack=self.compat_mask,
             in_place=self.in_place)
+
+    def _qparams_in_training(self, x, clipping):
+        return in_first_pass((id(self), "qparams"), lambda: self._update(x, clipping))
 
     def clipped(self, x, bound):
         """Quantize as in evaluation, with abs_max of at most ``bound``."""

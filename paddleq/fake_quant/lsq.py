@@ -162,7 +162,9 @@ class LSQ(FakeQuantize):
         """True if the step was set by a training batch, by calibration or by loading."""
         # Reading synchronizes with a GPU, so it is done until there is a step.
         if self._known_version is None:
-            if _is_zero(self._qparams()[0]).all().item():
+            with paddle.no_grad():  # nothing is saved for backward, which recompute counts
+                uninitialized = _is_zero(self._qparams()[0]).all().item()
+            if uninitialized:
                 return False
             self._known_version = 0
         return True
@@ -201,6 +203,10 @@ class LSQ(FakeQuantize):
             self._refuse_non_finite(x, "the batch that sets the step")
             super()._observe(x, None)
         return self._qparams()
+
+    def _qparams_in_training(self, x, clipping):
+        # A repeated pass computes the same from the parameters, with gradients.
+        return self._update(x, clipping)
 
     def _is_skipped(self, x):
         # Only the first batch is observed. It raises an error.

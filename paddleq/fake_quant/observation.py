@@ -7,7 +7,7 @@ import logging
 import paddle
 
 from .._checks import check_choice, check_int, check_known_keys, wrong_type
-from .._paddle_compat import StateDictNotice
+from .._paddle_compat import StateDictNotice, is_traced_by_save
 from ..errors import CalibrationError, ConfigError, NonFiniteError
 from ..functional.qparams import as_dtype, constant
 from ..observers import Observer
@@ -49,6 +49,19 @@ class Observation(StateDictNotice):
         self._known_version = None
         self._qparams_when_observed = None
 
+    def _update(self, x, clipping):
+        """Observe ``x`` if the state requires it; return the qparams and True if there are any."""
+        calibrating = self.state is State.CALIBRATION
+        observing = (self.observer_enabled and (self.training or calibrating)
+                     and not is_traced_by_save())
+        if observing and calibrating:
+            self._refuse_non_finite(x)
+        elif observing and self._is_skipped(x):
+            observing = False
+        qparams = self._observe(x, clipping) if observing else self._qparams()
+        # A scale computed in this pass is not read, which would synchronize with a GPU.
+        return qparams, observing and self.observer.online or self._usable()
+
     def _observe(self, x, clipping):
         observed = x
         if clipping is not None and self.observer.accepts_abs_max:
@@ -82,6 +95,7 @@ class Observation(StateDictNotice):
 
     def _is_skipped(self, x):
         """Return True, and count and report it, if a training batch on the CPU is not finite."""
+        x = constant(x)
         if not _is_on_host(x) or paddle.isfinite(x.sum()).item():
             return False
         finite = self._all_finite(x)  # the sum of finite values may overflow

@@ -302,7 +302,8 @@ def fake_quantize(x, abs_max, spec, saturate=False, idle=None, exact=True, zero_
             nothing = nothing * inside_range(x, abs_max, spec, zero_point).astype("float32")
         y = constant(y) + nothing
     elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
-        y = _simulate(x, abs_max, spec, zero, in_place=in_place)
+        # As with a gradient, so that recompute, whose first pass has none, gives the same values.
+        y = _simulate(x, abs_max, spec, zero, exact, in_place)
     else:
         # Closures: PyLayer treats every tensor argument, even inside a tuple, as a differentiable
         # input.

@@ -16,12 +16,14 @@ before the step.
 import paddle
 from paddle import nn
 
-from .._paddle_compat import batch_norm_state, is_traced_by_save
+from .._paddle_compat import RUNNING_STATISTICS, batch_norm_state, is_traced_by_save
 from ..errors import ModelError
+from ..fake_quant.recompute import in_first_pass, is_repeated_pass
 from ..functional import EPS
 from ..functional.fake_quant import as_dtype
 from ..graph.dataflow import channel_axis
 from ..graph.fold_batch_norm import scaled_weight
+from .class_swap import substituted
 
 
 class NormFolding(nn.Layer):
@@ -58,13 +60,18 @@ class NormFolding(nn.Layer):
             raise ModelError(
                 f"{layer._paddleq.name} is trained with a folded batch norm, which needs dynamic "
                 "mode: train without paddle.jit.to_static, or set bn_fold to False")
+        frozen, sigma = in_first_pass((id(self), "step"), self._count)
+        if frozen:
+            return self._with_running_statistics(layer, args, kwargs)
+        formula = self._one_conv if self.one_conv else self._two_conv
+        return formula(layer, args, kwargs, sigma)
+
+    def _count(self):
+        """Count a step; return True if the statistics are fixed, and the sigma from before it."""
         before = self.step.item()  # read each time, because set_state_dict changes the buffer
         with paddle.no_grad():
             paddle.assign(self.step + 1, self.step)
-        if before >= self.freeze_at:
-            return self._with_running_statistics(layer, args, kwargs)
-        formula = self._one_conv if self.one_conv else self._two_conv
-        return formula(layer, args, kwargs)
+        return before >= self.freeze_at, self._sigma()
 
     def folded_weight(self, layer):
         """Return the folded weight of ``layer`` before quantization."""
@@ -73,35 +80,41 @@ class NormFolding(nn.Layer):
     def extra_repr(self):
         return f"{'one' if self.one_conv else 'two'} conv, freeze_at={self.freeze_at}"
 
-    def _one_conv(self, layer, args, kwargs):
+    def _one_conv(self, layer, args, kwargs, sigma):
         # gamma cancels out here; its gradient comes from the norm. The gradient through the weight
         # is rounding noise divided by gamma, which is large for a small gamma.
-        gamma, sigma = self._gamma().detach(), self._sigma()
+        gamma = self._gamma().detach()
         gamma = paddle.where(gamma.abs() < EPS, paddle.ones_like(gamma), gamma)
         c = self._run(layer, args, kwargs, gamma / sigma, None)
         aligned = _aligner(layer, c)
         z = _full(c) * aligned(sigma / gamma)
         if layer.bias is not None:
             z = z + aligned(layer.bias)
-        return self.norm.float_forward(as_dtype(z, c.dtype))
+        if not is_repeated_pass():
+            return self.norm.float_forward(as_dtype(z, c.dtype))
+        # The norm updates copies, because the first pass has updated its statistics.
+        copies = {name: getattr(self.norm, name).clone() for name in RUNNING_STATISTICS}
+        with substituted(self.norm, copies):
+            return self.norm.float_forward(as_dtype(z, c.dtype))
 
-    def _two_conv(self, layer, args, kwargs):
+    def _two_conv(self, layer, args, kwargs, sigma):
         running = batch_norm_state(self.norm)
         u = _full(layer.float_forward({}, args, kwargs))
         aligned = _aligner(layer, u)
         others = [i for i in range(len(u.shape)) if i != channel_axis(layer) % len(u.shape)]
         mean = u.mean(axis=others)
         variance = (u - aligned(mean)).square().mean(axis=others)
-        gamma, sigma = self._gamma(), self._sigma()
+        gamma = self._gamma()
         c = self._run(layer, args, kwargs, gamma / sigma, None)
         batch_sigma = paddle.sqrt(variance + running.epsilon)
         # The mean of u includes b.
         centre = -mean if layer.bias is None else layer.bias - mean
         shift = self._beta() + gamma * centre / batch_sigma
         y = _full(c) * aligned(sigma / batch_sigma) + aligned(shift)
-        with paddle.no_grad():
-            for old, new in ((running.mean, mean), (running.variance, variance)):
-                paddle.assign(old * running.momentum + new * (1.0 - running.momentum), old)
+        if not is_repeated_pass():
+            with paddle.no_grad():
+                for old, new in ((running.mean, mean), (running.variance, variance)):
+                    paddle.assign(old * running.momentum + new * (1.0 - running.momentum), old)
         return as_dtype(y, c.dtype)
 
     def _with_running_statistics(self, layer, args, kwargs):

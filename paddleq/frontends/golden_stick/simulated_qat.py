@@ -16,6 +16,7 @@ from ...config import LayerConfig, NormFold, QuantConfig, QuantizerConfig
 from ...engine.example_inputs import awaits_first_batch, run_on_first_inputs
 from ...errors import ConfigError, FormatError, ModelError
 from ...fake_quant import FakeQuantize, State
+from ...fake_quant.recompute import in_first_pass
 from ...graph.dataflow import PRODUCERS
 from ...nn.class_swap import rollback_on_error
 from ...nn.layer_types import QuantizableFunction
@@ -345,9 +346,7 @@ class DelayedFakeQuantize(FakeQuantize):
         """Quantize and dequantize ``x`` after the delay."""
         if not (self.training and self.state is State.QAT) or is_traced_by_save():
             return super().forward(x, *args, **kwargs)
-        before = self.step + 0
-        with paddle.no_grad():
-            paddle.assign(self.step + 1, self.step)
+        before = in_first_pass((id(self), "step"), self._count)
         waits = bool(self.delay) and self.fake_quant_enabled
         if waits and not paddle.in_dynamic_mode():
             y = super().forward(x, *args, **kwargs)
@@ -359,6 +358,12 @@ class DelayedFakeQuantize(FakeQuantize):
             return super().forward(x, *args, **kwargs)
         finally:
             self.fake_quant_enabled = True
+
+    def _count(self):
+        before = self.step + 0
+        with paddle.no_grad():
+            paddle.assign(self.step + 1, self.step)
+        return before
 
     def extra_repr(self):
         return f"{super().extra_repr()}, delay={self.delay}"
