@@ -5,7 +5,7 @@ import numpy as np
 from .graph_view import Names
 from .op_desc import make_op, shape_of
 
-BOOL, INT16, FLOAT32, INT8 = 0, 1, 5, 21  # VarType.Type of framework.proto, for cast
+BOOL, INT16, INT32, FLOAT32, INT8 = 0, 1, 2, 5, 21  # VarType.Type of framework.proto, for cast
 
 
 class OpBuilder:

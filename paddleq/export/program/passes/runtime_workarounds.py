@@ -26,6 +26,7 @@ from ..op_desc import (
 from .blocked_layouts import BlockedLayouts
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
 from .move_unsqueeze import move_unsqueeze
+from .nearest_interpolation import gather_nearest
 from .scale_propagation import ScalePropagation
 from .transposed_convolutions import write_output_paddings
 
@@ -45,6 +46,7 @@ def apply_runtime_workarounds(program):
         move_unsqueeze(builder, block)
         multiply_unused_integers(builder, block)
         write_output_paddings(program, block)
+        gather_nearest(builder, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
         ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
         ops = _insert_assign(builder, block, ops, BlockedLayouts(ops).slots_to_assign)
