@@ -48,9 +48,12 @@ _MAX_BIAS = 2.0 ** 30
 
 
 def fix_int8_layers(program):
-    """Change ``program`` in place to run with int8 kernels only; return the number of layers."""
+    """Change ``program`` in place to run with int8 kernels only; return the number of layers.
+
+    Paddle Inference computes the blocks of ``if`` and ``while`` as they are.
+    """
     builder, changed = OpBuilder(program), set()
-    for block in program.desc.blocks:
+    for block in program.desc.blocks[:1]:
         _restore_dequantize_linear(builder, block)
         changed |= float_weights(program, block) | _scale_to_8_bits(builder, block)
         graph, replaced = GraphView(block.ops), {}
@@ -184,7 +187,7 @@ def saturating_layers(program):
     """
     found = []
     builder = OpBuilder(program)
-    for block in program.desc.blocks:
+    for block in program.desc.blocks[:1]:
         _restore_dequantize_linear(builder, block)
         ops = list(block.ops)
         view, weights = GraphView(ops), stored_weights(program, ops)

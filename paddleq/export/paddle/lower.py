@@ -8,9 +8,9 @@ from ..formats import Format, register_format
 from ..markers import MarkerLowering, marker_number, simulated_weight
 from ..program.op_builder import BOOL, FLOAT32, OpBuilder
 from ..program.op_desc import (
-    all_inputs,
     all_outputs,
     attribute,
+    direct_inputs,
     inputs,
     make_op,
     outputs,
@@ -55,7 +55,7 @@ class ProgramLowering(MarkerLowering):
     """
 
     def __init__(self, program, marks, onnx_format=True):
-        super().__init__(marks, all_inputs, all_outputs)
+        super().__init__(marks, direct_inputs, all_outputs)
         self.program, self.onnx_format = program, onnx_format
         self.builder = OpBuilder(program)
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from .op_desc import all_inputs, all_outputs, inputs, outputs
+from .op_desc import all_inputs, all_outputs, direct_inputs, inputs, outputs
 
 
 class GraphView:
@@ -33,7 +33,7 @@ class GraphView:
     @classmethod
     def of_program(cls, program):
         """View of all blocks of a :class:`~.program.Program`."""
-        return cls([op for block in program.desc.blocks for op in block.ops])
+        return cls([op for block in program.desc.blocks for op in block.ops], direct_inputs)
 
     def source(self, op, slot, kind=None):
         """The operator, of type ``kind`` if given, that writes the first variable of a slot."""

@@ -38,7 +38,8 @@ def inspect(program):
         var = program.variable(name)
         return {"name": name, "shape": shape_of(var), "dtype": dtype_of(var)}
 
-    weights, activations = _quantizers(program, block)
+    weights, activations = (sum(found, []) for found in zip(*(
+        _quantizers(program, each) for each in program.desc.blocks)))
     return {
         "inputs": [described(name) for _, name in feeds],
         "outputs": [described(name) for _, name in fetches],

@@ -67,6 +67,13 @@ def all_inputs(op):
     return [name for entry in op.inputs for name in entry.arguments]
 
 
+def direct_inputs(op):
+    """Names of the variables that an operator reads itself, not only its sub-blocks."""
+    if attribute(op, "sub_block") is None:
+        return all_inputs(op)
+    return [name for slot in ("Cond", "Condition") for name in inputs(op, slot)]
+
+
 def all_outputs(op):
     """Names of the variables in all output slots, in order."""
     return [name for entry in op.outputs for name in entry.arguments]

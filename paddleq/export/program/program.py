@@ -10,7 +10,15 @@ from ...errors import FormatError
 from ..provenance_file import write_export
 from . import pdiparams as params
 from .graph_view import GraphView
-from .op_desc import DENSE_TENSOR, TENSOR_ARRAY, attribute, dtype_of, replace_ops, tensor_of
+from .op_desc import (
+    DENSE_TENSOR,
+    TENSOR_ARRAY,
+    all_inputs,
+    attribute,
+    dtype_of,
+    replace_ops,
+    tensor_of,
+)
 from .passes.runtime_workarounds import apply_runtime_workarounds
 
 _KINDS = {"tensor": DENSE_TENSOR, "array": TENSOR_ARRAY, "feeds": 9, "fetches": 10, "scopes": 11}
@@ -137,6 +145,9 @@ class Program:
         unused = set(self.arrays) - view.producers.keys() - view.consumers.keys()
         for name in unused:
             del self.arrays[name]
+        for op in (op for block in self.desc.blocks for op in block.ops):
+            for entry in op.inputs if unused.intersection(all_inputs(op)) else ():
+                entry.arguments[:] = [name for name in entry.arguments if name not in unused]
         main = self.desc.blocks[0]
         kept = [var for var in main.vars if var.name not in unused]
         del main.vars[:]

@@ -8,6 +8,7 @@ output.
 import numpy as np
 
 from ....errors import UnsupportedOperatorError
+from ..graph_view import GraphView
 from ..op_builder import OpBuilder
 from ..op_desc import (
     attribute,
@@ -118,10 +119,9 @@ def _append_zeros(program, block, stored, op, rows):
     (name,) = inputs(op, "Filter")
     weight = stored.get(name)
     parameter = name if weight is None else weight.name
-    users = [each for some in program.desc.blocks for each in some.ops for entry in each.inputs
-             if parameter in entry.arguments or name in entry.arguments]
-    expected = [op] if weight is None else [weight.ops[0], op]
-    if parameter not in program.arrays or len(users) != len(expected):
+    view = GraphView.of_program(program)
+    if parameter not in program.arrays or any(
+            view.sole_consumer(each) is None for each in (parameter, name)):
         return False
     array = np.pad(program.arrays[parameter], [(0, 0), (0, 0), *((0, row) for row in rows)])
     program.set_parameter(parameter, array)
