@@ -141,7 +141,7 @@ def _plain_quantizers(layer):
         specs = {"weight": getattr(layer, "weight_spec", None),
                  "activation": getattr(layer, "activation_spec", None)}
         return {name: plain_spec(spec) for name, spec in specs.items() if spec is not None}
-    if not isinstance(layer, QuantizedLayer):
+    if not isinstance(layer, QuantizedLayer) or is_left_float(layer):
         return {}
     return {attribute.replace("_quantizer", ""): _plain_quantizer(quantizer, layer, attribute)
             for attribute, quantizer in layer.quantizers()}

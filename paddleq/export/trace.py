@@ -59,7 +59,7 @@ def trace(model, input_spec, format=None):
             recorder.refusals.check(numbers)
             if numbers is not None:
                 check_lost(model, recorder, numbers, program.arrays, input_spec)
-            warn_added(model)
+            warn_added(recorder.added)
     return program, recorder.marks
 
 
@@ -97,6 +97,7 @@ class _ExportRecorder:
         self._inputs, self._weights, self._outputs = {}, {}, {}
         self._shared = {}  # id of a weight -> (its mark, the cause for which there is none)
         self.refusals = Refusals()
+        self.added = {}  # names of layers that were added after quantization and that it met
         self.called = {}  # id of a layer that the trace met -> (name, layer, its marker numbers)
         self._names = {id(layer): name for name, layer in deployable_layers(model)}
         with paddle.no_grad():
@@ -109,6 +110,10 @@ class _ExportRecorder:
                     for slot in (0, 1):  # keys and values, which are integers already
                         mark = ActivationMark(name, np.array([SPEC.quant_max], np.float32), SPEC)
                         self._inputs[id(layer), slot] = [], mark
+
+    def meet_added(self, name):
+        """Record that the trace met a layer that was added after quantization."""
+        self.added[name] = None
 
     def lost_layers(self, numbers, parameters):
         """Return name -> layer that the trace met, but the program does not contain.

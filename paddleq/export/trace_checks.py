@@ -96,8 +96,14 @@ def check_ready(model):
 
 @contextlib.contextmanager
 def left_layers_recorded(model, recorder):
-    """Let a recorder meet the layers that calibration never called."""
+    """Let a recorder meet layers that calibration never called or that were added later."""
     with contextlib.ExitStack() as stack:
+        for name, layer in layers_added_later(model):
+            kind = kind_of(layer)
+            if kind is not None and kind.weights:
+                hook = layer.register_forward_pre_hook(
+                    lambda layer, args, name=name: recorder.meet_added(name))
+                stack.callback(hook.remove)
         for name, layer in model.named_sublayers(include_self=True):
             if not is_left_float(layer):
                 continue
@@ -118,10 +124,8 @@ def _meet(recorder, name, layer, args):
     return (recorder.mark_refused(args[0], layer, name or "(model)"), *args[1:])
 
 
-def warn_added(model):
+def warn_added(names):
     """Warn of layers that were added or replaced after quantization and are exported as float."""
-    names = [name for name, layer in layers_added_later(model)
-             if (kind := kind_of(layer)) is not None and kind.weights]
     if names:
         _logger.warning(
             "%d layers were added or replaced after the model was quantized and are exported as "

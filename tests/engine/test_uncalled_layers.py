@@ -16,6 +16,7 @@ import paddleq
 from paddleq import PTQ, QAT, LayerConfig, QuantConfig, QuantSpec, State
 from paddleq.config import QuantizerConfig, SkipKind
 from paddleq.engine import summary_rows
+from paddleq.engine.summary import layer_rows
 from paddleq.errors import CalibrationError, ExportError
 from paddleq.golden_stick import SimulatedQuantizationAwareTraining
 from paddleq.observers import MSEObserver
@@ -116,6 +117,7 @@ def test_layers_that_calibration_never_called_are_left_float(cls, quantize, capl
         ("left", "not called during calibration")}
     (warning,) = [r.message for r in caplog.records if "no data reached them" in r.message]
     assert all(name in warning for name in names)
+    assert not any("quantizers" in row for row in layer_rows(net) if row["name"] in names)
     layer = dict(net.named_sublayers())[names[0]]
     x = paddle.randn([1, layer.weight.shape[1], 8, 8])
     assert (layer(x) == nn.functional.conv2d(x, layer.weight, layer.bias)).all()

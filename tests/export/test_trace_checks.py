@@ -226,6 +226,36 @@ def test_layers_are_named_where_the_model_runs_on_no_example_input(tmp_path, cap
     assert "1 quantized layers" in warning and ": lost." in warning
 
 
+class TrainingHead(nn.Layer):
+    """A head of training beside the layers that are exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.main, self.head = nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        y = self.main(x)
+        return (y, self.head(y)) if self.training else y
+
+
+@pytest.mark.parametrize("change, names", [
+    (lambda net: setattr(net, "main", nn.Linear(32, 32)), ["main"]),
+    (lambda net: setattr(net, "main", nn.Sequential(net.main, nn.Linear(32, 32))), ["main.1"]),
+    (lambda net: setattr(net, "head", nn.Linear(32, 8)), []),  # that only training runs
+    (lambda net: net.add_sublayer("norm", nn.BatchNorm1D(32)), []),
+], ids=["replaced", "wrapped", "not exported", "not a layer to quantize"])
+@pytest.mark.parametrize("format", ["pdmodel", "onnx"])
+def test_added_layers_are_named_where_the_program_has_them(change, names, format, tmp_path, caplog):
+    if format == "onnx":
+        pytest.importorskip("onnx")
+    net = QAT().quantize(nn.Sequential(TrainingHead()))
+    change(net[0])
+    net(batch())
+    paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC, format=format)
+    found = [r.message for r in caplog.records if "added or replaced" in r.message]
+    assert len(found) == len(names) and all(f": 0.{name}." in found[0] for name in names)
+
+
 def state_warnings(caplog):
     found = [r.message for r in caplog.records if "still computes in float" in r.message]
     caplog.clear()
@@ -284,18 +314,6 @@ def test_a_quantizer_without_a_scale_that_the_program_does_not_contain_is_no_err
     x = batch()
     assert relative_error(paddle_inference(str(tmp_path / "m"), [x.numpy()])[0],
                           net(x).numpy()) < 1e-6
-
-
-class TrainingHead(nn.Layer):
-    """A head of training beside the layers that are exported."""
-
-    def __init__(self):
-        super().__init__()
-        self.main, self.head = nn.Linear(32, 32), nn.Linear(32, 4)
-
-    def forward(self, x):
-        y = self.main(x)
-        return (y, self.head(y)) if self.training else y
 
 
 def affine_head():
