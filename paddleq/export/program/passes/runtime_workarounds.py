@@ -23,6 +23,7 @@ from ..op_desc import (
     set_input,
     shape_of,
 )
+from .adaptive_pools import write_partly_global_pools
 from .blocked_layouts import BlockedLayouts
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
 from .move_unsqueeze import move_unsqueeze
@@ -47,6 +48,7 @@ def apply_runtime_workarounds(program):
         multiply_unused_integers(builder, block)
         write_output_paddings(program, block)
         gather_nearest(builder, block)
+        write_partly_global_pools(builder, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
         ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
         ops = _insert_assign(builder, block, ops, BlockedLayouts(ops).slots_to_assign)
