@@ -52,3 +52,8 @@ def latencies(sessions, inputs, seconds):
                 times.append(time.perf_counter() - start)
             best[name] = min(best[name], 1e3 * float(np.median(times)))
     return best
+
+
+def output_shapes(outputs):
+    """Return the shapes of the outputs of each batch."""
+    return [[list(np.shape(array)) for array in batch] for batch in outputs]

@@ -21,11 +21,12 @@ from ..export.onnx import write_program
 from ..export.paddle.lower import MarkerRemoval
 from ..export.trace import trace
 from ..saved_model.inputs import as_numpy, check_inputs
-from .metrics import latencies, relative_error, top1_agreement
+from .float_model import cause, without_quantizers
+from .metrics import latencies, output_shapes, relative_error, top1_agreement
 from .model_file import ModelFile, model_files, most_readable
 from .runtimes import RUNTIMES
 from .runtimes.base import load_reference
-from .worst_layer import worst_layer
+from .worst_layer import worst_layer, worst_operator
 
 _logger = logging.getLogger("paddleq")
 
@@ -45,8 +46,11 @@ class RuntimeResult:
         size, float_size: size of the files in bytes.
         worst_layer: (name, error before it, error after it) of the layer at which the error of the
             runtime increases most; None if not searched.
+        float_error: where ``ok`` is False: error of the float model in this runtime, relative to
+            its own operators one by one; None if it was not computed.
         fallback: reason why float kernels computed a quantized model; "" where int8 kernels did.
-        problem: reason why ``ok`` is False, or None.
+        problem: reason why ``ok`` is False, or None. It says whether the float model has the same
+            problem in this runtime, which then is not due to quantization.
 
     Examples:
         >>> from paddleq.deploy import RuntimeResult
@@ -64,6 +68,7 @@ class RuntimeResult:
     size: Optional[int] = None
     float_size: Optional[int] = None
     worst_layer: Optional[Tuple[str, float, float]] = None
+    float_error: Optional[float] = None
     fallback: str = ""
     problem: Optional[str] = None
 
@@ -302,18 +307,29 @@ class _Check:
                 result.worst_layer = self.worst_layer(runtime, file)
         except PaddleqError as refusal:
             result.problem = str(refusal)
+        if runtime is not None and not result.ok:
+            result.problem = f"{result.problem}; {self.cause(result, runtime, file)}"
         return result
 
+    def cause(self, result, runtime, file):
+        with temporary_folder() as folder:
+            float_model = self.float_models(file) or without_quantizers(file, folder)
+            operator = functools.partial(self.searched, worst_operator, runtime)
+            return cause(result, runtime, file, float_model, self.batches, self.threads, operator)
+
     def worst_layer(self, runtime, file):
+        return self.searched(worst_layer, runtime, file)
+
+    def searched(self, search, runtime, file):
         try:
-            return worst_layer(file, runtime, self.threads, self.batches[0])
+            return search(file, runtime, self.threads, self.batches[0])
         except PaddleqError as error:  # a part of the model may be refused
             _logger.warning("%s: search of the worst layer failed: %s", file, error)
             return None
 
     def compare(self, result, session):
         found = [session.run(batch) for batch in self.batches]
-        shapes, expected = _shapes(found), _shapes(self.expected)
+        shapes, expected = output_shapes(found), output_shapes(self.expected)
         if shapes != expected:
             raise ConfigError(f"it returns {', '.join(map(str, shapes[0]))}, the reference "
                               f"{', '.join(map(str, expected[0]))}")
@@ -339,10 +355,6 @@ class _Check:
                else array for info, array in zip(session.inputs, self.batches[0])]
         times = latencies(sessions, few, self.seconds)
         result.ms, result.float_ms = times["this"], times.get("float")
-
-
-def _shapes(outputs):
-    return [[list(np.shape(array)) for array in batch] for batch in outputs]
 
 
 def _export_float_model(model, folder, file):

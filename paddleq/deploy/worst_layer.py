@@ -11,8 +11,10 @@ import numpy as np
 from .._atomic_write import temporary_folder
 from ..export.onnx.graph import OnnxGraph
 from ..export.program.op_desc import (
+    DENSE_TENSOR,
     all_inputs,
     all_outputs,
+    dtype_of,
     replace_ops,
     set_attribute,
     set_input,
@@ -30,6 +32,30 @@ _FUSED = {"QuantizeLinear", "DequantizeLinear", "Clip", "MaxPool", "Relu", "Add"
 def worst_layer(file, runtime, threads, batch):
     """Return (name of the layer's weight, error before, error after); None without layers."""
     places = (_onnx_layer_outputs if file.kind == ".onnx" else _paddle_layer_outputs)(file)
+    return _search(places, file, runtime, threads, batch)
+
+
+def worst_operator(file, runtime, threads, batch):
+    """Return (type of an operator and its output, error before, error after), or None."""
+    if file.kind == ".onnx":
+        ops = [(node.op_type, node.input, node.output)
+               for node in OnnxGraph(file.onnx_model()).nodes]
+    else:
+        block = file.program.desc.blocks[0]
+        floats = {var.name for var in block.vars if var.type.type == DENSE_TENSOR
+                  and dtype_of(var) == "float32"}
+        ops = [(op.type, all_inputs(op), [name for name in all_outputs(op) if name in floats])
+               for op in block.ops if op.type not in ("feed", "fetch")]
+    varying, places = {info.name for info in file.inputs}, []
+    for kind, read, made in ops:
+        if made and not varying.isdisjoint(read):
+            varying.update(made)
+            places.append((f"{kind} ({made[0]})", made[0]))
+    return _search(places, file, runtime, threads, batch)
+
+
+def _search(places, file, runtime, threads, batch):
+    """Find the place, of (name, tensor) in order, at which the error increases most."""
     if not places:
         return None
     errors, before, after = {}, 0, len(places) - 1

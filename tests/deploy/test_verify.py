@@ -1,6 +1,7 @@
 """``paddleq.deploy.verify`` on correct and on faulty models."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import paddle
 import pytest
@@ -17,7 +18,13 @@ from paddleq.deploy.model_file import ModelFile
 from paddleq.deploy.runtimes import RUNTIMES
 from paddleq.deploy.runtimes.onnx_runtime import OnnxRuntime
 from paddleq.deploy.worst_layer import worst_layer
-from paddleq.errors import ConfigError, ConfigTypeError, DependencyError, FormatError
+from paddleq.errors import (
+    ConfigError,
+    ConfigTypeError,
+    DependencyError,
+    FormatError,
+    InferenceError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +196,99 @@ def test_worst_layer_behind_an_embedding_of_positions(runtime, format, tmp_path)
     assert layer and before <= behind < 0.1
 
 
+class OnnxRuntimeWithWrongTanh(OnnxRuntime):
+    """ONNX Runtime with another function in the place of tanh."""
+
+    def load(self, file, threads, as_is=False):
+        if as_is:
+            return super().load(file, threads, as_is)
+        changed = onnx.load(file.path)
+        for node in changed.graph.node:
+            node.op_type = "Softsign" if node.op_type == "Tanh" else node.op_type
+        path = file.path.replace(".onnx", ".changed.onnx")
+        onnx.save(changed, path)
+        return super().load(ModelFile(path, trusted=True), threads)
+
+
+class Curves(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return self.last(paddle.tanh(nn.functional.relu(self.first(x)) * 2.0)) + x
+
+
+@pytest.fixture
+def curves(tmp_path):
+    x = np.random.RandomState(0).rand(32, 8).astype("float32")
+    ptq, net = calibrated(Curves(), paddle.to_tensor(x))
+    for format in ("pdmodel", "onnx"):
+        ptq.save_quantized_model(net, str(tmp_path / "net"),
+                                 [InputSpec([None, 8], "float32", "x")], format=format)
+    return str(tmp_path / "net"), net, x
+
+
+def test_operator_that_a_runtime_computes_wrongly_is_not_due_to_quantization(curves, monkeypatch):
+    path, net, x = curves
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", OnnxRuntimeWithWrongTanh())
+    row = verify(path + ".onnx", net, x, runtimes=["onnxruntime"], error=1e-2, seconds=0).rows[1]
+    assert not row.ok and row.float_error > 1e-2
+    assert "most at Tanh" in row.problem and "not due to quantization" in row.problem
+    assert "another runtime" in row.problem
+
+
+@pytest.mark.parametrize("reference", ["layer", "itself"])
+def test_difference_of_int8_kernels_is_due_to_quantization(model, reference):
+    path, net, batches = model
+    row = verify(path + ".pdmodel", net if reference == "layer" else None, batches,
+                 runtimes=["paddle"], error=1e-6, top1=0.0, seconds=0).rows[1]
+    assert not row.ok and row.float_error < 1e-5
+    assert "the float model is right in Paddle Inference" in row.problem
+
+
+class Unfolded(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2D(3, 4, 3)
+
+    def forward(self, x):
+        return nn.functional.unfold(self.conv(x), 2)
+
+
+def test_operator_that_a_runtime_cannot_read_is_named_with_the_way_out(tmp_path):
+    x = paddle.rand([2, 3, 6, 6])
+    ptq, net = calibrated(Unfolded(), x)
+    spec = [InputSpec([2, 3, 6, 6], "float32", "x")]
+    for format in ("pdmodel", "onnx"):
+        ptq.save_quantized_model(net, str(tmp_path / "net"), spec, format=format)
+    with pytest.raises(InferenceError, match="OpenVINO.*operator unfold.*format='onnx'.*'paddle'"):
+        paddleq.deploy.Predictor(tmp_path / "net.pdmodel", runtime="openvino")
+    report = verify(tmp_path / "net", net, x.numpy(), runtimes=["openvino"], seconds=0)
+    onnx_row, pdmodel_row = report.rows[2:]
+    assert onnx_row.ok and not pdmodel_row.ok
+    assert "the float model does not run there either" in pdmodel_row.problem
+
+
+@pytest.mark.parametrize("axis, dtype", [(-1, "int32"), (-3, "int64"), (1, "int64")])
+@pytest.mark.parametrize("function", [paddle.argmax, paddle.argmin])
+def test_places_of_extrema_run_in_openvino(function, axis, dtype, tmp_path):
+    """OpenVINO refuses the negative axes that Paddle writes."""
+    class Places(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2D(3, 4, 3)
+
+        def forward(self, x):
+            return function(self.conv(x), axis=axis, dtype=dtype)
+
+    x = paddle.rand([2, 3, 6, 7])
+    ptq, net = calibrated(Places(), x)
+    ptq.save_quantized_model(net, str(tmp_path / "net"), [InputSpec([None, 3, 6, 7], name="x")])
+    report = verify(tmp_path / "net", net, x.numpy(), runtimes=["openvino"], seconds=0)
+    assert report.ok, report
+
+
 @pytest.mark.parametrize("arguments, error, words", [
     ({"path": "no/model"}, FormatError, ["no model at no/model"]),
     ({"path": 1}, ConfigTypeError, ["path"]),
@@ -196,7 +296,7 @@ def test_worst_layer_behind_an_embedding_of_positions(runtime, format, tmp_path)
     ({"reference": "no/model"}, FormatError, ["no/model"]),
     ({"data": []}, ConfigError, ["data", "at least one batch"]),
     ({"data": 3}, ConfigTypeError, ["data", "iterable of batches"]),
-    ({"data": np.zeros([0, 1, 8, 8], "float32")}, ConfigError, ["data", "at least one sample"]),
+    ({"data": np.zeros([0, 1, 8, 8], "float32")}, ConfigError, ["'x'", "at least one item"]),
     ({"data": np.zeros([2, 1, 8, 8])}, ConfigTypeError, ["'x'", "must be float32"]),
     ({"data": np.zeros([2, 1, 8, 9], "float32")}, ConfigError, ["'x'", "[2, 1, 8, 9]"]),
     ({"runtimes": "paddle"}, ConfigTypeError, ["runtimes", "a list"]),

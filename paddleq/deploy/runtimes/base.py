@@ -139,6 +139,7 @@ def convert_errors(what, file, damaged=(), refused=()):
 
 def _summary(error):
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Paddle puts a C++ stack trace first.
-    message = [line for line in lines if "Error:" in line or "[Hint:" in line] or lines
+    # Paddle puts a C++ stack trace first, OpenVINO the places in its sources.
+    message = [line for line in lines if "Error:" in line or "[Hint:" in line] or [
+        line for line in lines if not line.startswith(("Exception from ", "Check '"))] or lines
     return " ".join(message[:3])[:500] or type(error).__name__

@@ -1,9 +1,12 @@
 """OpenVINO."""
 
+import contextlib
 import importlib
+import re
 
 import numpy as np
 
+from ...errors import InferenceError
 from ..model_file import TensorInfo
 from ..saturation import can_saturate, explain, has_vnni
 from .base import Runtime, Session, convert_errors, register_runtime
@@ -36,7 +39,7 @@ class OpenVino(Runtime):
             settings["EXECUTION_MODE_HINT"] = "ACCURACY"
         file.check()
         core = _api().Core()
-        with convert_errors(self.title, file):
+        with convert_errors(self.title, file), _named_operators(file):
             model = core.read_model(file.path)
         layers = [] if has_vnni() else saturating_layers(model)
         if layers:
@@ -51,6 +54,23 @@ class OpenVino(Runtime):
         with convert_errors(self.title, file):
             return _Session(core.compile_model(model, "CPU", settings), file,
                             explain(self.title, layers))
+
+
+@contextlib.contextmanager
+def _named_operators(file):
+    """Convert the errors of OpenVINO's frontends that name an operator."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"No creator found for (\w+) node|Fail to convert (\w+)", str(error))
+        if found is None:
+            raise
+        name, last = found[1] or found[2], str(error).strip().splitlines()[-1].strip()
+        other = ("write format='onnx' (paddleq.export.to_onnx), which has another form of it, or "
+                 if file.kind != ".onnx" else "")
+        raise InferenceError(
+            f"OpenVINO refuses {file}: it cannot read the operator {name} ({last}); {other}use "
+            "runtime='paddle'") from error
 
 
 def _api():

@@ -41,6 +41,10 @@ def apply_runtime_workarounds(program):
         for op in block.ops:
             for attr in [attr for attr in op.attrs if attr.name == "op_callstack"]:
                 op.attrs.remove(attr)
+            if op.type in ("arg_max", "arg_min") and attribute(op, "axis", 0) < 0:
+                # OpenVINO refuses negative axes.
+                rank = len(shape_of(program.variable(inputs(op, "X")[0], block)))
+                set_attribute(op, "axis", attribute(op, "axis") + rank, "long")
             if op.type == "relu6" and attribute(op, "threshold") is None:
                 # Paddle-Lite aborts without it. Paddle removed it in 2.5.
                 set_attribute(op, "threshold", 6.0)
