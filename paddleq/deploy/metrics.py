@@ -38,17 +38,19 @@ def top1_agreement(found, expected):
 def latencies(sessions, inputs, seconds):
     """Return the latency of each session in milliseconds: the median of its best round.
 
-    Sessions alternate, so that other load on the machine affects all of them. Each round begins
-    with a run that is not measured and brings the weights back into the caches.
+    ``inputs``: those of all sessions, or a dict with those of each. Sessions alternate, so that
+    other load on the machine affects all of them. Each round begins with a run that is not measured
+    and brings the weights back into the caches.
     """
     best = dict.fromkeys(sessions, float("inf"))
     for _ in range(_ROUNDS):
         for name, session in sessions.items():
-            session.run(inputs)
+            arrays = inputs[name] if isinstance(inputs, dict) else inputs
+            session.run(arrays)
             end, times = time.perf_counter() + seconds / _ROUNDS, []
             while len(times) < _MIN_RUNS or time.perf_counter() < end:
                 start = time.perf_counter()
-                session.run(inputs)
+                session.run(arrays)
                 times.append(time.perf_counter() - start)
             best[name] = min(best[name], 1e3 * float(np.median(times)))
     return best

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import queue
+import threading
 from typing import Any, List, Optional, Union
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from .._checks import check_choice, check_int
 from ..errors import ConfigError, DependencyError, InferenceError
 from ..saved_model.inputs import check_inputs
+from .agreement import agreeing, in_order
 from .metrics import latencies
 from .model_file import model_files
 from .runtimes import RUNTIMES
@@ -18,6 +20,7 @@ from .runtimes import RUNTIMES
 _logger = logging.getLogger("paddleq")
 
 _SECONDS = 0.2  # of measurement for each runtime
+_SHAPES = 4  # of dynamic inputs for which runtimes are compared
 
 
 class Predictor:
@@ -39,8 +42,10 @@ class Predictor:
             (``.onnx``), "paddle" (``.pdmodel``, ``.json``) or "paddlelite" (``.pdmodel``, in the
             interpreter that the environment variable ``PADDLEQ_LITE_PYTHON`` names; x86). "auto"
             measures a batch of one in each of the first three that is installed and takes the
-            fastest; if other dimensions than the batch are dynamic, the first in this order. Names
-            of runtimes that were registered are accepted as well.
+            fastest; if other dimensions than the batch are dynamic, the first in this order.
+            Outputs of the runtimes are compared, with dynamic dimensions on the first inputs: one
+            that differs from the operators of the file, computed one by one, is not used. Names of
+            runtimes that were registered are accepted as well.
         threads: number of threads of one run. Default: the processors of this process.
 
     Attributes:
@@ -55,7 +60,7 @@ class Predictor:
         FormatError: a file is missing or damaged.
         DependencyError: the runtime is not installed; says how to.
         ConfigError, ConfigTypeError: a wrong argument, or a file that the runtime does not read.
-        InferenceError: the runtime refuses the model.
+        InferenceError: the runtime refuses the model; none computes it correctly.
 
     Examples:
         >>> import tempfile, numpy, paddle, paddleq
@@ -76,19 +81,53 @@ class Predictor:
                  threads: Optional[int] = None):
         files = model_files(path)
         threads = _processors() if threads is None else check_int("threads", threads, 1)
+        # Sessions and files by runtime, until they are compared; sets of shapes compared.
+        self._candidates, self._files, self._compared = {}, {}, set()
+        self._lock, self._sessions, self._original = threading.Lock(), [], None
         if runtime == "auto":
-            chosen, file, session, self.reason = _fastest(files, threads)
+            sessions, self._files = _loaded(files, threads)
+            name, self.reason, self._candidates = _choose(sessions, self._files)
+            session = sessions[name]
+            if self._candidates:  # the comparison needs its own session of the chosen runtime
+                self._candidates[name] = session.clone()
+            for other in set(sessions) - {name, *self._candidates}:
+                sessions[other].close()
+            _logger.info("%s: %s, %s", files[0], name, self.reason)
         else:
             chosen, file = _named(runtime, files)
+            name, self._files = chosen.name, {chosen.name: file}
             session, self.reason = chosen.load(file, threads), "requested"
-        self.runtime, self.file = chosen.name, file.path
+        self._use(name, session)
+
+    def _use(self, name, session):
+        self.runtime, self.file = name, self._files[name].path
         if session.fallback:
             self.reason += f"; {session.fallback}"
-            _logger.warning("%s: %s", file, session.fallback)
+            _logger.warning("%s: %s", self.file, session.fallback)
         self.inputs, self.outputs = session.inputs, session.outputs
-        self._original, self._sessions = session, [session]
-        self._idle = queue.LifoQueue()
+        self._original, self._idle = session, queue.LifoQueue()
+        self._sessions.append(session)
         self._idle.put(session)
+
+    def _compare(self, arrays):
+        """Compare the candidates on the first inputs of new shapes; return the arrays in order."""
+        names, shapes = [info.name for info in self.inputs], tuple(map(np.shape, arrays))
+        with self._lock:
+            if self._candidates and shapes not in self._compared:
+                self._compared.add(shapes)
+                right, chosen = agreeing(
+                    self._candidates, self._files, names, arrays), self.runtime
+                if chosen not in right:
+                    name = next(iter(right))
+                    self.reason = (f"the first that computes the model correctly, which "
+                                   f"{chosen} does not")
+                    self._use(name, self._candidates.pop(name))
+                done = self.runtime != chosen or (
+                    len(right) == 1 or len(self._compared) == _SHAPES)
+                for name in list(self._candidates):
+                    if done or name not in right:
+                        self._candidates.pop(name).close()
+        return in_order(self._original, names, arrays)
 
     def run(self, inputs: Any) -> List[np.ndarray]:
         """Compute the outputs for ``inputs``.
@@ -103,9 +142,12 @@ class Predictor:
         Raises:
             ConfigError, ConfigTypeError: wrong number of inputs, unknown name, wrong shape or
                 dtype; the message lists the inputs of the model.
-            InferenceError: the predictor is closed, or the runtime failed.
+            InferenceError: the predictor is closed, the runtime failed, or no runtime computes the
+                model correctly.
         """
         arrays = check_inputs(inputs, self.inputs)
+        if self._candidates:
+            arrays = self._compare(arrays)
         with self._session() as session:
             return session.run(arrays)
 
@@ -114,19 +156,21 @@ class Predictor:
         """Context of a session for the exclusive use of this thread."""
         if self._original is None:
             raise InferenceError(f"the predictor of {self.file} is closed")
+        idle = self._idle
         try:
-            session = self._idle.get_nowait()
+            session = idle.get_nowait()
         except queue.Empty:
             session = self._original.clone()
             self._sessions.append(session)
         try:
             yield session
         finally:
-            self._idle.put(session)
+            idle.put(session)
 
     def close(self) -> None:
         """Release the resources of the runtime. A second call has no effect."""
-        made, self._sessions, self._original = self._sessions, [], None
+        made = [*self._sessions, *self._candidates.values()]
+        self._sessions, self._candidates, self._original = [], {}, None
         for session in {id(each): each for each in made}.values():
             session.close()
         self._idle = queue.LifoQueue()
@@ -162,12 +206,8 @@ def _named(name, files):
     return runtime, file
 
 
-def _fastest(files, threads):
-    """Return (runtime, file, session, reason) of the runtime that is fastest on this machine.
-
-    Measured on a batch of one of random numbers, or the first registered one if an input has
-    dynamic dimensions other than the first.
-    """
+def _loaded(files, threads):
+    """Return (sessions, files) of the candidates: runtimes by name in their order."""
     sessions, chosen, refused = {}, {}, []
     for name, runtime in RUNTIMES.items():
         if not runtime.automatic:
@@ -185,33 +225,29 @@ def _fastest(files, threads):
     if not sessions:
         error = InferenceError if any(": " in each for each in refused) else DependencyError
         raise error(f"no runtime runs {', '.join(map(str, files))}: {'; '.join(refused)}")
-    name, reason = _choose(sessions)
-    for each in set(sessions) - {name}:
-        sessions[each].close()
-    _logger.info("%s: %s, %s", files[0], name, reason)
-    return RUNTIMES[name], chosen[name], sessions[name], reason
+    return sessions, chosen
 
 
-def _choose(sessions):
+def _choose(sessions, files):
+    """Return (name, reason, candidates to compare later) of the fastest runtime that is right.
+
+    Measured on a batch of one of random numbers. If an input has other dynamic dimensions, the
+    first registered one is taken, and compared with the others on the first inputs.
+    """
     if len(sessions) == 1:
         (name,) = sessions
-        return name, "the only installed runtime that runs this model"
-    inputs = _sample(next(iter(sessions.values())).inputs)
+        return name, "the only installed runtime that runs this model", {}
+    first = next(iter(sessions.values()))
+    inputs, names = _sample(first.inputs), [info.name for info in first.inputs]
     if inputs is None:
         return next(iter(sessions)), ("the first of " + ", ".join(sessions) + ": dimensions of "
-                                      "inputs are dynamic, so nothing was measured")
-    able = {}
-    for name, session in sessions.items():
-        try:
-            session.run(inputs)
-            able[name] = session
-        except InferenceError as error:
-            _logger.warning("%s", error)
-    if not able:
-        raise InferenceError(f"none of {', '.join(sessions)} runs the model on random numbers")
-    times = latencies(able, inputs, _SECONDS)
+                                      "inputs are dynamic, so nothing was measured"), dict(sessions)
+    able = agreeing(sessions, files, names, inputs)
+    times = latencies(able, {name: in_order(session, names, inputs)
+                             for name, session in able.items()}, _SECONDS)
     listed = ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
-    return min(times, key=lambda name: times[name]), f"the fastest on a batch of one: {listed}"
+    return (min(times, key=lambda name: times[name]),
+            f"the fastest on a batch of one: {listed}", {})
 
 
 def _sample(inputs):
