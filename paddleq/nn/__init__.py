@@ -5,6 +5,7 @@ from .integer_linear import IntegerLinear
 from .kv_cache import Int8KVCache, KVCache
 from .layer_types import QuantizableFunction, register_layer
 from .quantized_layer import QuantizedLayer, is_quantized
+from .tuple_cache import adapt_tuple_cache
 
 __all__ = ["DeployableLayer", "Int8KVCache", "IntegerLinear", "KVCache", "QuantizableFunction",
-           "QuantizedLayer", "is_quantized", "register_layer"]
+           "QuantizedLayer", "adapt_tuple_cache", "is_quantized", "register_layer"]

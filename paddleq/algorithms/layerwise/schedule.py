@@ -114,8 +114,9 @@ def warn_idle(model: nn.Layer, helper: NetworkHelper, config: Any,
             _logger.warning(
                 "an int8 KV cache is configured (%s), but no KV cache is found among the layers: "
                 "none is quantized. Caches are those of paddle.nn.MultiHeadAttention and of "
-                "paddleq.nn.KVCache; an attention that joins the past itself, such as one that "
-                "keeps it as a tuple, needs a KVCache (docs/layer_by_layer.md)",
+                "paddleq.nn.KVCache; an attention that joins the past itself needs a KVCache, and "
+                "paddleq.nn.adapt_tuple_cache() gives one to an attention that keeps the past as "
+                "a tuple (docs/layer_by_layer.md)",
                 scope.label or ", ".join(map(str, [*scope.names, *scope.patterns, *(
                     cls.__name__ for cls in scope.types)])) or each.kv_cache)
 
