@@ -85,9 +85,21 @@ def check_layer(name: str, value: Any, expected: str = "a paddle.nn.Layer") -> N
 
 def check_path(name: str, path: Any, expected: str) -> str:
     """Return ``path`` as a str if it is a str or ``os.PathLike`` that is not empty."""
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str) or (
+            not os.fspath(path)):
         raise wrong_type(name, path, expected)
+    if not is_path(os.fspath(path)):
+        raise wrong_value(name, path, f"{expected}; the system has no names with NUL or characters "
+                          "that it cannot encode")
     return os.fspath(path)
+
+
+def is_path(text: str) -> bool:
+    """Return True if the system can have a file of that name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def check_prefix(name: str, path: Any) -> str:

@@ -10,7 +10,7 @@ import functools
 import inspect
 import pkgutil
 import re
-from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import paddle
 from paddle import nn
@@ -69,14 +69,18 @@ def operator_slots(table: str) -> Dict[str, List[str]]:
 
 
 @functools.lru_cache(maxsize=None)
-def known_operators() -> FrozenSet[str]:
-    """Return the types of all legacy operators of the installed Paddle."""
-    proto, names = framework_proto(), set()
+def operator_descriptions() -> Dict[str, Any]:
+    """Return the type of each legacy operator of the installed Paddle -> its OpProto message.
+
+    It has the slots of inputs and outputs (name, duplicable, dispensable, intermediate, extra) and
+    the names and types of attributes.
+    """
+    proto, found = framework_proto(), {}
     for text in _private("paddle.base.core.get_all_op_protos", "check the operators of a model")():
         message = proto.OpProto()
         message.ParseFromString(text)
-        names.add(message.type)
-    return frozenset(names)
+        found[message.type] = message
+    return found
 
 
 def is_to_static_enabled() -> bool:

@@ -130,9 +130,13 @@ def test_legacy_operators_take_and_return_the_slots_that_the_tables_name():
         compat.legacy_operator("no_such_operator")
 
 
-def test_known_operators_include_control_flow_and_no_public_names():
-    assert {"conv2d", "while", "rnn", "fetch"} <= compat.known_operators()
-    assert "no_such_operator" not in compat.known_operators()
+def test_operator_descriptions_have_control_flow_slots_and_attributes():
+    found = compat.operator_descriptions()
+    assert {"conv2d", "while", "rnn", "fetch"} <= found.keys()
+    assert "no_such_operator" not in found
+    slots = {slot.name: slot for slot in found["concat"].inputs}
+    assert slots["X"].duplicable and not slots["X"].dispensable and slots["AxisTensor"].dispensable
+    assert {attr.name: attr.type for attr in found["conv2d"].attrs}["strides"] == 3
 
 
 def test_is_to_static_enabled():

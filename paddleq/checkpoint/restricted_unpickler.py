@@ -12,11 +12,13 @@ from typing import Any, Dict, Union
 import numpy as np
 from paddle import nn
 
+from .._checks import check_path
 from .._paddle_compat import dtype_name
 from ..errors import FormatError, ModelError
 from .safetensors_io import map_file, parse_tensors
 
 _NAMES_KEY = "StructuredToParameterName@@"  # Paddle's own entry beside the tensors
+_MOST_ENTRIES = 10_000  # of a tuple, with those of the tuples in it
 _SIMPLE_TYPES = "biufc"  # kinds of numpy dtypes that hold numbers only
 
 
@@ -28,7 +30,8 @@ def read_state(path: Union[str, os.PathLike]) -> Dict[str, np.ndarray]:
     Raises:
         FormatError: the file cannot be read, is damaged or holds more than arrays.
     """
-    if os.fspath(path).endswith(".safetensors"):
+    path = check_path("path", path, "a .pdparams or .safetensors file")
+    if path.endswith(".safetensors"):
         return parse_tensors(map_file(path), path)
     try:
         with open(path, "rb") as file:
@@ -36,7 +39,7 @@ def read_state(path: Union[str, os.PathLike]) -> Dict[str, np.ndarray]:
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}") from error
     except (pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError,
-            ArithmeticError, EOFError, RecursionError, struct.error) as error:
+            ArithmeticError, EOFError, RecursionError, MemoryError, struct.error) as error:
         raise FormatError(f"{path} is no checkpoint of arrays only, as "
                           f"paddle.save(net.state_dict(), path) writes it: {error}") from error
     if not isinstance(state, dict):
@@ -166,6 +169,37 @@ class _Unpickler(_PythonUnpickler):
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = _load_build
+
+    def _load_tuple(self):
+        super().load_tuple()
+        _check_tuple(self.stack[-1])
+
+    def _load_tuple1(self):
+        super().load_tuple1()
+        _check_tuple(self.stack[-1])
+
+    def _load_tuple2(self):
+        super().load_tuple2()
+        _check_tuple(self.stack[-1])
+
+    def _load_tuple3(self):
+        super().load_tuple3()
+        _check_tuple(self.stack[-1])
+
+    dispatch.update({pickle.TUPLE[0]: _load_tuple, pickle.TUPLE1[0]: _load_tuple1,
+                     pickle.TUPLE2[0]: _load_tuple2, pickle.TUPLE3[0]: _load_tuple3})
+
+
+def _check_tuple(value):
+    """Refuse tuples in tuples of any number: a small file repeats one, and hashing visits all."""
+    todo, count = [value], 0
+    while todo:
+        for each in todo.pop():
+            count += 1
+            if isinstance(each, tuple):
+                todo.append(each)
+        if count > _MOST_ENTRIES:
+            raise pickle.UnpicklingError(f"it has a tuple of more than {_MOST_ENTRIES} entries")
 
 
 def _plain(value):

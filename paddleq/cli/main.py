@@ -1,6 +1,9 @@
 """The ``paddleq`` command: its group, its errors and its exit status."""
 
+import ctypes
 import importlib
+import os
+import signal
 import sys
 from typing import List, Optional
 
@@ -12,6 +15,8 @@ from .._checks import hint
 from ..errors import ConfigError, PaddleqError
 from . import export, inspect
 
+_PR_SET_PDEATHSIG = 1  # of prctl(2): signal that a process gets when its parent ends
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS)
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {each.name: each for each in (
     export.ptq, export.dynamic, export.qat_export, export.run, export.export, export.to_pdmodel,
@@ -56,6 +61,13 @@ def paddleq(modules=()):
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run the command line, by default of the process, and return its exit status."""
+    if arguments is None and _can_crash(sys.argv[1:]):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child:
+            return _wait(child)
+        _prepare_child()
     try:
         return paddleq.main(arguments, prog_name="paddleq", standalone_mode=False) or DONE
     except click.exceptions.Exit as error:
@@ -70,6 +82,47 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return _report_error(str(error), WRONG_USE if isinstance(error, ConfigError) else FAILED)
     except (KeyboardInterrupt, click.Abort):
         return _report_error("interrupted", INTERRUPTED)
+
+
+def _can_crash(arguments):
+    """Return True for commands that give files to Paddle, which ends the process on some.
+
+    Only there, and not where Paddle has a device that a process loses when it forks.
+    """
+    return (sys.platform == "linux" and not paddle.is_compiled_with_cuda()
+            and not paddle.is_compiled_with_xpu() and not {"-h", "--help"} & set(arguments)
+            and any(name in arguments for name in COMMANDS.keys() - {"serve-vdl", "extensions"}))
+
+
+def _prepare_child():
+    """Let the child process end with its parent, and take a repeated interrupt as one."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    paddle.disable_signal_handler()  # the parent reports a crash
+
+    def interrupt(*_):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal and from the parent
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+
+
+def _wait(child):
+    """Return the exit status of a child process that runs a command."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda number, _: os.kill(child, number))
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        return os.WEXITSTATUS(status)
+    number = os.WTERMSIG(status)
+    if number in _CRASHES:
+        return _report_error(
+            f"the process was ended by {signal.Signals(number).name} inside Paddle or another "
+            "library: a file of the model is damaged, or has an operator that it cannot run",
+            FAILED)
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return FAILED
 
 
 def _report_error(message, status):

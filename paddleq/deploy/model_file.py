@@ -14,6 +14,7 @@ from ..export.program.op_desc import inputs, outputs
 from ..export.provenance_file import check_files
 from ..saved_model.inputs import TensorInfo
 
+_HIGHEST_OPSET = 1000  # versions of ONNX are far below
 _PREFIX = "the prefix of a saved model such as 'out/model'"
 
 
@@ -43,11 +44,21 @@ class ModelFile:
 
             try:
                 if not self._trusted:
+                    self._check_opsets(onnx)
                     onnx.checker.check_model(self.path)
+            except FormatError:
+                raise
             except Exception as error:  # of several unrelated classes
                 message = str(error).strip().splitlines() or [type(error).__name__]
                 raise FormatError(f"{self.path} is damaged: {message[0]}") from error
         return None
+
+    def _check_opsets(self, onnx):
+        # Runtimes visit all versions up to it.
+        model = onnx.load(self.path, load_external_data=False)
+        for each in model.opset_import:
+            if not 0 < each.version <= _HIGHEST_OPSET:
+                raise FormatError(f"{self.path} is damaged: its opset is {each.version}")
 
     @functools.cached_property
     def program(self):

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import threading
@@ -21,6 +22,7 @@ _logger = logging.getLogger("paddleq")
 
 _SECONDS = 0.2  # of measurement for each runtime
 _SHAPES = 4  # of dynamic inputs for which runtimes are compared
+_MOST_VALUES = 2 ** 26  # of an input that is measured
 
 
 class Predictor:
@@ -240,8 +242,9 @@ def _choose(sessions, files):
     first = next(iter(sessions.values()))
     inputs, names = _sample(first.inputs), [info.name for info in first.inputs]
     if inputs is None:
-        return next(iter(sessions)), ("the first of " + ", ".join(sessions) + ": dimensions of "
-                                      "inputs are dynamic, so nothing was measured"), dict(sessions)
+        reason = (f"the first of {', '.join(sessions)}: dimensions of inputs are dynamic or too "
+                  "large, so nothing was measured")
+        return next(iter(sessions)), reason, dict(sessions)
     able = agreeing(sessions, files, names, inputs)
     times = latencies(able, {name: in_order(session, names, inputs)
                              for name, session in able.items()}, _SECONDS)
@@ -251,12 +254,14 @@ def _choose(sessions, files):
 
 
 def _sample(inputs):
-    """Return random arrays, a batch of one; None if other dimensions are dynamic."""
+    """Return random arrays, a batch of one; None if other dimensions are dynamic or too large."""
     random, arrays = np.random.RandomState(0), []
     for info in inputs:
         if info.shape is None or None in info.shape[1:]:
             return None
         shape = [1 if size is None else size for size in info.shape]
+        if math.prod(shape) > _MOST_VALUES:
+            return None
         kind = np.dtype(info.dtype).kind
         # Integers may be indices; zero is always valid.
         arrays.append(random.randn(*shape).astype(info.dtype) if kind == "f"

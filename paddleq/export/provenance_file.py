@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 from functools import partial
+from typing import Any
 
 import yaml
 
@@ -27,6 +28,7 @@ _CHECKPOINT = (".safetensors", ".json")
 _LARGEST = 1 << 26  # bytes of a record that is read
 _DEEPEST = 50  # nested lists and dicts in it
 _ATTEMPTS = 3  # to find files that fit, while other processes write them
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _digests = {}  # path -> (state of the file, its SHA-256)
 
 
@@ -153,16 +155,21 @@ def _read_yaml(path):
         text = file.read(_LARGEST + 1)
     if len(text) > _LARGEST:
         raise ValueError(f"it is larger than {_LARGEST} bytes")
-    loader, depth = getattr(yaml, "CSafeLoader", yaml.SafeLoader), 0
-    for event in yaml.parse(text, loader):
-        # References make a small file describe any amount of data.
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("it has references")
+    # References make a small file describe any amount of data.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml_events(text)):
+        raise ValueError("it has references")
+    return yaml.load(text, _LOADER)  # noqa: S506  (one of the two safe loaders)
+
+
+def yaml_events(text):
+    """Yield the events of a YAML text; raise ValueError if it is nested too deeply."""
+    depth = 0
+    for event in yaml.parse(text, _LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            raise ValueError("it is nested too deeply")
-    return yaml.load(text, loader)  # noqa: S506  (one of the two safe loaders)
+            raise ValueError(f"it is nested more than {_DEEPEST} times")
+        yield event
 
 
 def check_files(model_path, params_path=None):

@@ -1,22 +1,28 @@
 """Reading of recipes: YAML text to checked values, with line numbers for mistakes."""
 
+import collections
+import contextlib
 import os
 import re
 import typing
 from dataclasses import dataclass
 from typing import Any, Dict, Tuple
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
-from .._checks import hint, wrong_value
+from .._checks import check_path, hint, is_path, wrong_value
 from ..errors import FormatError, RecipeError
+from ..export.provenance_file import yaml_events
 from .schema import RecipeSections
 
 Location = Tuple[Any, ...]  # keys and indices, such as ("quantize", "rules", 1, "type")
 _DOCUMENT = "the document"
+_LARGEST = 1 << 24  # characters of a recipe
+_MOST_VALUES = 100_000  # of a recipe, with each of those that references repeat
 _MESSAGES = {"missing": "is missing", "too_short": "must have an entry, but is empty"}
 _EXPECTED = {
     "int_type": "an int",
@@ -114,11 +120,15 @@ class Recipe:
 
 def load_yaml_file(path) -> Tuple[Any, Dict[Location, int]]:
     """Return :func:`load_yaml` of a file."""
+    path = check_path("path", path, "the path of a recipe")
     try:
         with open(path, encoding="utf-8") as file:
-            return load_yaml(file.read(), path)
+            text = file.read(_LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"cannot read {path}: {error}") from error
+    if len(text) > _LARGEST:
+        raise FormatError(f"cannot read {path}: it has more than {_LARGEST} characters")
+    return load_yaml(text, path)
 
 
 def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
@@ -132,7 +142,11 @@ def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
         if isinstance(node, SequenceNode):
             return [plain(item, (*location, index)) for index, item in enumerate(node.value)]
         if not isinstance(node, MappingNode):
-            return parser.constructor.construct_object(node, deep=True)
+            value = parser.constructor.construct_object(node, deep=True)
+            if isinstance(value, str) and not is_path(value):
+                problems.append((lines[location], _path(location) or _DOCUMENT,
+                                 "has NUL or a character that cannot be encoded"))
+            return value
         parser.constructor.flatten_mapping(node)  # of the merge key "<<"
         merged, result = getattr(node, "merge", None) or [], {}
         for pair in [*node.value[len(merged):], *merged]:
@@ -149,8 +163,14 @@ def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
         return result
 
     try:
+        # The parser below needs minutes for deep nesting; it reports mistakes.
+        with contextlib.suppress(yaml.YAMLError):
+            collections.deque(yaml_events(text), maxlen=0)
         document = parser.compose(text)
+        _check_count(document)
         values = None if document is None else plain(document, ())
+    except (RecursionError, ValueError) as error:
+        raise RecipeError([(1, _DOCUMENT, f"cannot be read as YAML: {error}")], source) from error
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error)
@@ -161,6 +181,27 @@ def load_yaml(text: str, source: str) -> Tuple[Any, Dict[Location, int]]:
     if problems:
         raise RecipeError(problems, source)
     return values, lines
+
+
+def _check_count(document):
+    """Raise ValueError for more values than a recipe has, counted where references repeat them."""
+    counts = {}  # id of a node -> values in it, None while they are being counted
+
+    def count(node):
+        children = node.value if isinstance(node, (MappingNode, SequenceNode)) else ()
+        if id(node) not in counts:
+            counts[id(node)] = None
+            counts[id(node)] = 1 + sum(count(part) for child in children for part in (
+                child if isinstance(child, tuple) else (child,)))
+        found = counts[id(node)]
+        if found is None:
+            raise ValueError("a value refers to itself")
+        if found > _MOST_VALUES:
+            raise ValueError(f"it has more than {_MOST_VALUES} values")
+        return found
+
+    if document is not None:
+        count(document)
 
 
 def _recipe_of_export(exports, lines, source):

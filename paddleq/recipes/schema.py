@@ -118,7 +118,7 @@ class Section(BaseModel):
         return self
 
     def _one_of(self, *keys):
-        given = [key for key in keys if key in self.model_fields_set]
+        given = [key for key in keys if getattr(self, key) is not None]
         if len(given) != 1:
             yield (f"must have one of {', '.join(keys)}, but has "
                    f"{' and '.join(given) or 'none of them'}"),

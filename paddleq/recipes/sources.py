@@ -5,7 +5,6 @@ import importlib.util
 import itertools
 import os
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, List, Optional
@@ -17,6 +16,7 @@ from .._checks import hint
 from ..checkpoint import load_state, read_state
 from ..errors import ConfigError, FormatError, ModelError
 
+_NUMBERS = "biufc"  # kinds of numpy dtypes
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 
@@ -126,14 +126,18 @@ def _arrays(path, keys, labels):
         with open(path, "rb") as file:
             found = (dict(np.lib.npyio.NpzFile(file, allow_pickle=False)) if path.endswith(".npz")
                      else {"x": np.lib.format.read_array(file, allow_pickle=False)})
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of many classes, from numpy, zipfile and zlib
         raise FormatError(f"{path} is no .npy or .npz of arrays: {error}") from error
     for key in [*(keys or ()), *([labels] if isinstance(labels, str) else ())]:
         if key not in found:
             raise ConfigError(f"{path} has no array {key!r}{hint(key, found)}; it has "
                               f"{', '.join(found)}")
     names = keys or [key for key in found if key != labels]
-    lengths = {name: len(found[name]) if found[name].ndim else 0 for name in names}
+    for name in names:
+        kind = getattr(found[name], "dtype", np.dtype("V"))  # bytes for a file that is no array
+        if kind.kind not in _NUMBERS:
+            raise FormatError(f"the array {name!r} of {path} must hold numbers, but is {kind}")
+    lengths = {name: len(found[name]) if found[name].size else 0 for name in names}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise FormatError(f"the arrays of {path} must hold the same number of items along their "
                           f"first axis, and at least one, but hold {lengths}")
@@ -146,7 +150,7 @@ def _images(path, labels, transform):
     if labels and not classes:
         raise ConfigError(f"labels of {path}: it must hold a folder for each class")
     found = [file for where in classes or [Path(path)] for file in sorted(where.iterdir())
-             if file.suffix.lower() in _IMAGES]
+             if file.suffix.lower() in _IMAGES and file.is_file()]
     if not found:
         raise FormatError(f"{path} holds no image ({', '.join(_IMAGES)})")
     # Shuffled, because calibration uses the first batches, which must contain all classes.
@@ -163,13 +167,13 @@ def _images(path, labels, transform):
 
 
 def _image(path, transform):
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             # As paddle.vision.datasets does, also for gray images.
             image = image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # of many classes, one for each format
         raise FormatError(f"{path} is no image: {error}") from error
     return np.ascontiguousarray(transform(image), dtype=np.float32)
 

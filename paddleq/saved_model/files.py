@@ -18,6 +18,11 @@ def find_files(folder: str, model: Optional[str] = None,
             ``.json``, else ``__model__``; and the ``.pdiparams`` of the same name, else
             ``__params__``, else the folder itself, which has one file for each parameter.
     """
+    folder = check_path("model_dir", folder, "the folder of a saved model")
+    if model is not None:
+        model = check_path("model_filename", model, "the name of a file")
+    if parameters is not None:
+        parameters = check_path("params_filename", parameters, "the name of a file")
     if not os.path.isdir(folder):
         raise FormatError(f"model_dir must be a folder, but there is none at {folder}")
     names = sorted(os.listdir(folder))

@@ -18,6 +18,7 @@ from ..export.program.op_desc import (
     set_output,
 )
 from ..export.program.program import Program
+from ..export.program.validate import contradictions_reported
 from ..graph.fold_batch_norm import FoldedNorm
 from ..nn.tracing import MARKER_FACTOR
 from ..spec import PerChannel
@@ -26,6 +27,7 @@ from .layers import transposed_to
 _LAST = ("NHWC", "NDHWC", "NLC")
 
 
+@contradictions_reported()
 def build_program(model, recorder=None) -> Program:
     """Return the program with current values; quantizers become markers of an export's recorder."""
     return _Writer(model, recorder).run()

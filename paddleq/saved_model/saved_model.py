@@ -9,11 +9,13 @@ import paddle
 from paddle import nn
 from paddle.nn.initializer import Constant
 
-from .._paddle_compat import framework_proto, known_operators
-from ..errors import ModelError
+from .._checks import check_path, check_prefix
+from .._paddle_compat import framework_proto, operator_descriptions
+from ..errors import ModelError, PaddleqError
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import dtype_of
 from ..export.program.program import Program
+from ..export.program.validate import CONTRADICTIONS, contradictions_reported
 from ..export.provenance_file import Provenance
 from .control_flow import CONTROL_FLOW
 from .files import locate
@@ -78,7 +80,9 @@ class SavedModel(nn.Layer):
                  params_path: Union[str, os.PathLike, None] = None):
         super().__init__()
         model_path, found = locate(path)
-        self._read(load_program(model_path, found if params_path is None else params_path))
+        if params_path is not None:
+            found = check_path("params_path", params_path, "a file or folder of parameters")
+        self._read(load_program(model_path, found))
 
     @classmethod
     def from_program(cls, program: Program) -> "SavedModel":
@@ -88,11 +92,12 @@ class SavedModel(nn.Layer):
         model._read(program)
         return model
 
+    @contradictions_reported("the saved model")
     def _read(self, program):
         desc = program.desc
         self._description = desc.SerializeToString()
         self._operators = [read_operators(block) for block in desc.blocks]
-        functions = {*FUNCTIONS, *known_operators()} - {*_INTERFACE, *CONTROL_FLOW}
+        functions = {*FUNCTIONS, *operator_descriptions()} - {*_INTERFACE, *CONTROL_FLOW}
         for op in chain.from_iterable(self._operators):
             if op.type in functions:
                 op.alone = program_of_operator(op, desc)
@@ -206,15 +211,25 @@ class SavedModel(nn.Layer):
         for position, op in enumerate(self._operators[index]):
             if op.type in _INTERFACE or (index, position) in self._merged:
                 continue
-            if op.layer is not None:
-                self._run_layer(op, values)
-            elif op.type in CONTROL_FLOW:
-                CONTROL_FLOW[op.type](self._run_block, op, values)
-            else:
-                self._run_function(op, values)
+            try:
+                self._run_operator(op, values)
+            except PaddleqError:
+                raise
+            except (*CONTRADICTIONS, RuntimeError, OSError) as error:
+                raise ModelError(f"Paddle {paddle.__version__} cannot run the operator {op.type}, "
+                                 f"number {position} of block {index} of the saved model: "
+                                 f"{type(error).__name__}: {error}") from error
             if index == 0:
                 for name in self._last_uses[position]:
                     values.pop(name, None)
+
+    def _run_operator(self, op, values):
+        if op.layer is not None:
+            self._run_layer(op, values)
+        elif op.type in CONTROL_FLOW:
+            CONTROL_FLOW[op.type](self._run_block, op, values)
+        else:
+            self._run_function(op, values)
 
     def _run_layer(self, op, values):
         binding, layer = self.bindings[op.layer], getattr(self, op.layer)
@@ -277,7 +292,7 @@ class SavedModel(nn.Layer):
         Raises:
             ExportError: the files cannot be written.
         """
-        path = os.fspath(path)
+        path = check_prefix("path", path)
         program = self.to_program()
         program.save(f"{path}.pdmodel", f"{path}.pdiparams", Provenance("pdmodel", program))
 

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -547,3 +548,35 @@ def test_ctrl_c_keeps_existing_files(folder):
     assert process.returncode == 130
     assert message.splitlines()[-1] == "paddleq: error: interrupted" and "Traceback" not in message
     assert content(folder / "out") == before
+
+
+CRASHES = {"SIGSEGV": "ctypes.string_at(0)", "SIGABRT": "os.abort()"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a command runs in one process")
+@pytest.mark.parametrize("name", CRASHES)
+def test_a_crash_of_a_library_is_an_error(name, tmp_path):
+    (tmp_path / "zoo.py").write_text(
+        f"import ctypes, os\n\n\ndef build():\n    {CRASHES[name]}\n")
+    done = run_process(tmp_path, "ptq", "zoo.py:build", "-d", "x.npy", "-o", "out/net")
+    assert name in error_line(done, 1) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a command runs in one process")
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_command_leaves_no_process(name, tmp_path):
+    (tmp_path / "zoo.py").write_text(
+        "import os, pathlib, time\n\n\ndef build():\n"
+        "    pathlib.Path('started').write_text(str(os.getpid()))\n    time.sleep(600)\n")
+    process = started(tmp_path, "ptq", "zoo.py:build", "-d", "x.npy", "-o", "out/net")
+    path = tmp_path / "started"
+    while not (path.exists() and path.read_text()):
+        time.sleep(0.1)
+    process.send_signal(name)
+    assert process.wait(60) == -name
+    child = pathlib.Path(f"/proc/{path.read_text()}/status")
+    for _ in range(100):
+        if not child.exists() or "State:\tZ" in child.read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the process that ran the command is still there")

@@ -21,6 +21,7 @@ import zlib  # noqa: F401  (before paddle: see paddleq/__init__.py)
 from collections import Counter
 from pathlib import Path
 
+_HERE, _ROOT = str(Path(__file__).parent), str(Path(__file__).parents[2])
 CPU_SECONDS, SECONDS, MEGABYTES = 10, 90, 2000
 GOOD = ("accepted", "refused")
 _INTEGERS = (0, 1, -1, 2, 3, 7, 127, 128, 255, 4096, 65536, 2 ** 31 - 1, -2 ** 31, 2 ** 40,
@@ -348,7 +349,8 @@ def actions(kind, path, out):
     if kind in ("pdmodel", "pdiparams", "record"):
         return {**program, "to_paddle_int8": lambda: to_paddle_int8(path, out + "/m"),
                 "save": lambda: paddleq.SavedModel(path).save(out + "/m"),
-                "worst": lambda: verify(path, None, x, runtimes=["paddle"], seconds=0)}
+                "verify": lambda: verify(path, None, x, runtimes=["paddle"], seconds=0),
+                "to_onnx": lambda: paddleq.export.to_onnx(path, out + "/m")}
     if kind == "pir":
         return {**program, "convert": lambda: paddleq.export.to_program_desc(path, out + "/m")}
     if kind == "onnx":
@@ -434,7 +436,8 @@ class Worker:
             self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
             self.process = subprocess.Popen(
                 [sys.executable, __file__, "work", self.source], text=True, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=self.log)
+                stdout=subprocess.PIPE, stderr=self.log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join((_HERE, _ROOT))})
         self.process.stdin.write(f"{kind} {number}\n")
         self.process.stdin.flush()
         action, start, base = "?", time.monotonic(), self._cpu()

@@ -33,6 +33,7 @@ from ...export.program.op_desc import (
 )
 from ...export.program.passes.dequantize_weights import INFERENCE_WEIGHTS, float_weights
 from ...export.program.passes.stored_weights import stored_weights
+from ...export.program.validate import contradictions_reported
 from ..saturation import can_saturate
 
 _PRODUCTS = ("matmul_v2", "matmul", "mul")
@@ -47,6 +48,7 @@ _LEVELS = np.float32(127.0)
 _MAX_BIAS = 2.0 ** 30
 
 
+@contradictions_reported()
 def fix_int8_layers(program):
     """Change ``program`` in place to run with int8 kernels only; return the number of layers.
 
@@ -179,6 +181,7 @@ def _last_axis(block, name):
     return len(shape_of(next(var for var in block.vars if var.name == name))) - 1
 
 
+@contradictions_reported()
 def saturating_layers(program):
     """Return names of the layers whose int8 kernels may saturate or lose bits without VNNI.
 
@@ -227,6 +230,7 @@ def _comes_from(view, name, kinds):
     return False
 
 
+@contradictions_reported()
 def make_float(program):
     """Replace quantized weights by float weights and remove quantization of activations, in place.
 

@@ -9,8 +9,10 @@ from ..markers import ActivationMark, simulated_weight
 from ..program.graph_view import GraphView
 from ..program.op_desc import attribute, inputs, make_op, outputs, replace_ops
 from ..program.passes.stored_weights import spec_of, stored_weights
+from ..program.validate import contradictions_reported
 
 
+@contradictions_reported()
 def raise_to_markers(program):
     """Replace the quantization of ``program`` by markers in place, and return the marks."""
     marks = []

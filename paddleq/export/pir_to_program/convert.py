@@ -1,14 +1,12 @@
 """Converter of a PIR program to a ProgramDesc, operation by operation."""
 
 from ...errors import ExportError, FormatError
+from ..program.validate import CONTRADICTIONS
 from .attributes import get
 from .convert_row import write_by_row
 from .operator_table import ROWS
 from .special_operators import SPECIALS
 from .values import Values
-
-# Errors that an inconsistent program causes.
-CONTRADICTIONS = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 class Converter(Values):

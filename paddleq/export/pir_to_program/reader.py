@@ -10,8 +10,9 @@ from ..program import pdiparams as params
 from ..program.passes.runtime_workarounds import apply_runtime_workarounds
 from ..program.passes.transposed_convolutions import resolve_output_sizes
 from ..program.program import Program
+from ..program.validate import CONTRADICTIONS
 from ..provenance_file import Provenance, check_files
-from .convert import CONTRADICTIONS, Converter, damaged
+from .convert import Converter, damaged
 from .pir_graph import read_pir
 
 Path = Union[str, "os.PathLike[str]"]
@@ -104,6 +105,8 @@ def to_program_desc(model: Path, output: Path, params_file: Optional[Path] = Non
         ...     assert os.path.exists(folder + "/old.pdmodel")
     """
     model, output = check_path("model", model, "a path"), check_path("output", output, "a path")
+    if params_file is not None:
+        params_file = check_path("params_file", params_file, "a file of parameters")
     if model.endswith(".pdmodel"):
         raise FormatError(f"{model} is no PIR program: it has the format to be written already")
     if not model.endswith(".json"):

@@ -8,6 +8,7 @@ from ...engine.summary import plain_spec
 from .graph_view import GraphView
 from .op_desc import all_inputs, attribute, dtype_of, inputs, outputs, shape_of
 from .passes.stored_weights import WEIGHTED_OPS, spec_of, stored_weights
+from .validate import contradictions_reported
 
 _FAKE_ACTIVATION = "fake_quantize_dequantize_moving_average_abs_max"
 _FAKE_WEIGHT = ("fake_quantize_dequantize_abs_max",
@@ -16,6 +17,7 @@ _BETWEEN = ("assign", "cast", "unsqueeze2")  # operators between a weight and it
 _BINS = 16
 
 
+@contradictions_reported()
 def inspect(program):
     """Describe a program by plain values.
 
@@ -97,6 +99,7 @@ def _consumer_type(view, op):
     return consumers[0].type if consumers else ""
 
 
+@contradictions_reported()
 def program_rows(program):
     """Rows as of :func:`paddleq.engine.summary.layer_rows`, one for each operator with a weight."""
     rows = []

@@ -5,6 +5,7 @@ unpickled.
 """
 
 import math
+import os
 import struct
 from typing import Any, Dict
 
@@ -28,6 +29,8 @@ def read(path, variables, shapes=None):
     ``shapes`` has the expected dimensions by name, -1 for any. Raises FormatError if the file is
     damaged or has other variables.
     """
+    if not os.path.isfile(path):
+        raise FormatError(f"cannot read the parameters at {path}: there is no such file")
     try:
         with open(path, "rb") as file:
             data = memoryview(file.read())

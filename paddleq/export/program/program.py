@@ -17,9 +17,11 @@ from .op_desc import (
     attribute,
     dtype_of,
     replace_ops,
+    shape_of,
     tensor_of,
 )
 from .passes.runtime_workarounds import apply_runtime_workarounds
+from .validate import validate
 
 _KINDS = {"tensor": DENSE_TENSOR, "array": TENSOR_ARRAY, "feeds": 9, "fetches": 10, "scopes": 11}
 _VERSION = 2006002  # Paddle version whose format new programs have
@@ -50,16 +52,18 @@ class Program:
             desc.ParseFromString(data)
         except DecodeError as error:
             raise FormatError(f"{model_path} is no ProgramDesc: {error}") from error
-        if not desc.blocks:
-            raise FormatError(f"{model_path} is no ProgramDesc: it has no block")
+        validate(desc, model_path)
         _sort_feeds(desc.blocks[0])
-        wanted = {var.name: dtype_of(var) for var in desc.blocks[0].vars
-                  if var.persistable and var.type.type == DENSE_TENSOR}
+        variables = [var for var in desc.blocks[0].vars
+                     if var.persistable and var.type.type == DENSE_TENSOR]
+        wanted = {var.name: dtype_of(var) for var in variables}
+        shapes = {var.name: shape_of(var) for var in variables}
         if params_path is None:
             return cls(desc, {})
         if not os.path.isdir(params_path):
-            return cls(desc, params.read(params_path, wanted))
-        return cls(desc, {name: params.read(os.path.join(params_path, name), {name: dtype})[name]
+            return cls(desc, params.read(params_path, wanted, shapes))
+        return cls(desc, {name: params.read(os.path.join(params_path, name), {name: dtype},
+                                            shapes)[name]
                           for name, dtype in wanted.items()})
 
     def save(self, model_path, params_path, provenance=None, workarounds=True):

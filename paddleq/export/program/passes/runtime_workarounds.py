@@ -23,6 +23,7 @@ from ..op_desc import (
     set_input,
     shape_of,
 )
+from ..validate import contradictions_reported
 from .adaptive_pools import write_partly_global_pools
 from .blocked_layouts import BlockedLayouts
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
@@ -34,6 +35,7 @@ from .transposed_convolutions import write_output_paddings
 _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
 
 
+@contradictions_reported()
 def apply_runtime_workarounds(program):
     """Apply all runtime workarounds to the program in place. A second time changes nothing."""
     builder = OpBuilder(program)

@@ -11,6 +11,7 @@ from ....spec import PerChannel, PerTensor, QuantSpec
 from ...markers import WeightMark
 from ..graph_view import GraphView
 from ..op_desc import attribute, inputs, outputs
+from ..validate import contradictions_reported
 
 _TYPES = ("int8", "int16")
 
@@ -55,6 +56,7 @@ def spec_of(bits, axis, abs_max):
     return QuantSpec(bits, granularity=PerChannel(axis) if per_channel else PerTensor())
 
 
+@contradictions_reported()
 def stored_weights(program, ops):
     """Find the weights that ``ops`` dequantize, name of the float weight -> StoredWeight."""
     view = GraphView(ops)
