@@ -11,6 +11,7 @@ from runtimes import onnxruntime
 import paddleq
 from paddleq.errors import ExportError
 from paddleq.export.onnx import splice
+from paddleq.export.onnx.concatenations import correct_concatenations
 
 F, ops, SPEC = nn.functional, paddle.vision.ops, paddle.static.InputSpec
 
@@ -172,6 +173,11 @@ def test_assignment_to_slices(case, tmp_path):
     written_equals_model(assigned(*SLICES[case]), [normal(2, 4, 6)], tmp_path)
 
 
+def test_input_that_only_forms_read_or_none(tmp_path):
+    written_equals_model(lambda x, y, z: F.gelu(z, approximate=True) + F.relu(x),
+                         [normal(2, 4), normal(2, 3), normal(2, 4)], tmp_path)
+
+
 def test_yolo_box(tmp_path):
     def decode(x, size):
         return list(ops.yolo_box(x, size, [10, 13, 16, 30, 33, 23], 2, 0.1, 32, scale_x_y=1.1))
@@ -305,3 +311,52 @@ def test_model_that_cannot_be_compared_is_written_with_a_warning(function, reaso
             SPEC([None if reason == "does not run" else 2, 4])], opset=17)
     assert "was not compared" in caplog.text and reason in caplog.text
     assert (tmp_path / "m.onnx").exists()
+
+
+def sizes_graph(nodes, constants=()):
+    """Model that reshapes ``x`` to the concatenated tensors "a" and "b"."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {"zero": [0], "one": [1], "first": 0, "b": [-1], **dict(constants)}
+    parts = [helper.make_node("Shape", ["x"], ["shape"]), *nodes,
+             helper.make_node("Concat", ["a", "b"], ["sizes"], axis=0),
+             helper.make_node("Reshape", ["x", "sizes"], ["y"])]
+    graph = helper.make_graph(
+        parts, "sizes", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array(value, np.int64), name)
+         for name, value in constants.items() if name not in {
+             out for node in parts for out in node.output}])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def scalar_cases():
+    from onnx import helper
+
+    node = helper.make_node
+    squeezed = [node("Slice", ["shape", "zero", "one", "zero"], ["part"]),
+                node("Squeeze", ["part", "zero"], ["scalar"])]
+    return {
+        "squeezed": [*squeezed, node("Cast", ["scalar"], ["a"], to=7)],
+        "gathered": [node("Gather", ["shape", "first"], ["scalar"]),
+                     node("Identity", ["scalar"], ["a"])],
+        "computed": [*squeezed, node("Add", ["scalar", "first"], ["a"])],
+        "constant": [node("Gather", ["shape", "first"], ["b"]), node("Constant", [], ["a"],
+                                                                      value_int=-1)],
+        "vector": [node("Slice", ["shape", "zero", "one", "zero"], ["a"])],
+    }
+
+
+@pytest.mark.parametrize("case", ["squeezed", "gathered", "computed", "constant", "vector"])
+def test_scalars_among_concatenated_sizes(case, tmp_path):
+    """paddle2onnx 2.x concatenates sizes without a dimension, which ONNX Runtime refuses."""
+    import onnx
+
+    model = sizes_graph(scalar_cases()[case])
+    count = len(model.graph.node)
+    correct_concatenations(model.graph)
+    assert (len(model.graph.node) == count) == (case == "vector")
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    x = normal(4, 3, 2)
+    (found,) = onnxruntime(tmp_path / "m", [x])
+    assert np.array_equal(found.reshape(x.shape), x) and found.ndim == 2

@@ -123,6 +123,7 @@ def _failure(done, version):
         return UnsupportedOperatorError(
             f"paddle2onnx {version} cannot convert the operators {names}; without them, or as "
             "format='pdmodel', the model can be exported", names)
-    last = "\n".join(output.splitlines()[-_LAST_LINES:])
+    lines = output.splitlines()
+    last = "\n".join([line for line in lines if "[ERROR]" in line] or lines[-_LAST_LINES:])
     return ExportError(f"paddle2onnx {version} could not convert the float model (exit code "
                        f"{done.returncode}): {last or 'without a message'}")

@@ -24,10 +24,14 @@ class OnnxGraph:
         self.nodes = []  # in topological order
         for node in model.graph.node:
             value = attribute(node, "value") if node.op_type == "Constant" else None
-            if value is None:
-                self.nodes.append(node)
-            else:
+            if value is not None:
                 self.constants[node.output[0]] = numpy_helper.to_array(value)
+            elif (node.op_type == "Identity" and node.output[0] not in self._results
+                    and self.scalar(node.input[0]) is not None):
+                # paddle2onnx 2.x copies numbers, such as the factor of a marker.
+                self.constants[node.output[0]] = self.constants[node.input[0]]
+            else:
+                self.nodes.append(node)
         inner = [graph for node in self.nodes for graph in all_subgraphs(node)]
         for graph in inner:
             self._move_constants(graph)

@@ -128,14 +128,17 @@ class OnnxBuilder:
 class Cut(NamedTuple):
     """Operators that were cut out of a program."""
 
-    feeds: List[str]  # inputs of the program before
+    feeds: List[Any]  # inputs of the program before: name, data type, dimensions
     outputs: int  # their number before
     renamed: Dict[str, str]  # name of an output in the converted program -> before
     found: List[Any]  # pairs (operator, writer)
 
 
 def cut(program: Any) -> Optional[Cut]:
-    """Cut operators out of the main block in place; None if there are none."""
+    """Cut operators and unused inputs out of the main block in place; None if there are none.
+
+    paddle2onnx 2.x refuses inputs that no operator reads.
+    """
     block, found, kept = program.desc.blocks[0], [], []
     view = GraphView.of_program(program)
     for op in block.ops:
@@ -148,13 +151,13 @@ def cut(program: Any) -> Optional[Cut]:
             found.append((operator, writer))
         elif op.type not in ("feed", "fetch"):
             kept.append(op)
-    if not found:
+    feeds, fetches, builder = feed_names(program), fetch_names(program), OpBuilder(program)
+    used = {name for op in kept for name in all_inputs(op)}.union(fetches)
+    if not found and used.issuperset(feeds):
         return None
     made = [name for operator, _ in found for name in all_outputs(operator.op)]
-    feeds, fetches, builder = feed_names(program), fetch_names(program), OpBuilder(program)
     read = dict.fromkeys(name for operator, _ in found for name in all_inputs(operator.op))
     wanted = [name for name in read if name not in {*made, *feeds, *fetches, *program.arrays}]
-    used = {name for op in kept for name in all_inputs(op)}.union(fetches)
     ends = []
     for name in fetches:  # an output that is an input has no node in ONNX
         if name in made:
@@ -163,9 +166,10 @@ def cut(program: Any) -> Optional[Cut]:
             kept.append(make_op("assign", {"X": name}, {"Out": ends[-1]}))
         else:
             ends.append(name)
-    set_feeds_and_fetches(program, kept, [*feeds, *(name for name in made if name in used)],
+    set_feeds_and_fetches(program, kept, [name for name in [*feeds, *made] if name in used],
                           [*ends, *wanted])
-    return Cut(feeds, len(fetches),
+    return Cut([(name, dtype_of(program.variable(name)), shape_of(program.variable(name)))
+                for name in feeds], len(fetches),
                {end: name for end, name in zip(ends, fetches) if end != name}, found)
 
 
@@ -176,7 +180,9 @@ def splice(model: Any, operators: Optional[Cut]) -> None:
     from onnx import numpy_helper
 
     graph = model.graph
-    _keep(graph.input, [each for each in graph.input if each.name in operators.feeds])
+    kept = {each.name: each for each in graph.input}
+    _keep(graph.input, [kept[name] if name in kept else _input(name, dtype, shape)
+                        for name, dtype, shape in operators.feeds])
     _keep(graph.output, list(graph.output)[:operators.outputs])
     known = {each.name for each in graph.initializer}
     known.update(name for node in graph.node for name in node.output)
@@ -196,6 +202,14 @@ def splice(model: Any, operators: Optional[Cut]) -> None:
                              for name, value in constants.items())
     _rename_outputs(graph, nodes, operators.renamed, names)
     _keep(graph.node, sorted_nodes(nodes))
+
+
+def _input(name, dtype, shape):
+    from onnx import helper
+
+    return helper.make_tensor_value_info(
+        name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)),
+        [f"{name}.{i}" if size < 0 else size for i, size in enumerate(shape)])
 
 
 def _keep(field, messages):
