@@ -1,7 +1,7 @@
 """State that quantization keeps on layers of a user's model: the attribute ``_paddleq``."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from paddle import nn
 
@@ -22,6 +22,9 @@ class QuantizationState:
     name: str = ""  # in the model, for messages
     kind: Any = None  # its nn.layer_types.LayerKind
     arguments: Sequence[str] = ()  # of its ``forward``
+    calls: int = 1  # in a forward pass for which it has quantizers; kind.inputs repeats as often
+    templates: Dict[str, Any] = field(default_factory=dict)  # quantizers of a call, without data
+    call_ranges: Dict[int, float] = field(default_factory=dict)  # largest magnitude of each call
     parts: Tuple[str, ...] = ()  # attributes under which it has quantizers and preprocesses
     forward: Optional[Callable] = None  # set on the instance before it was quantized
     compute_float: bool = False  # compute as the float layer

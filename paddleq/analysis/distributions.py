@@ -11,7 +11,8 @@ from ..engine import quantized_layers
 from ..errors import NonFiniteError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
-from ..nn.quantized_layer import quantizer_name, slot_name
+from ..nn.call_numbers import last_call
+from ..nn.quantized_layer import quantizer_name, slot_name, slots_of_call
 from .scale_history import current_qparams, full_name, split_quantizer_name
 from .sqnr import float_tensors
 
@@ -119,13 +120,15 @@ class Distributions:
     def add_call(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         """Add a call of the layer ``name``. Callback of :func:`paddleq.engine.capture_calls`."""
         state = self.layers[name]._paddleq
-        for slot, position in enumerate(state.kind.inputs):
+        call = 0 if state.kind.weights else last_call(self.layers[name])
+        for slot in slots_of_call(self.layers[name], call):
+            position = state.kind.inputs[slot]
             value = (args[position] if position < len(args)
                      else kwargs.get(state.arguments[position]))
             self._add(name, slot_name("activation_quantizer", slot), value)
         if state.block is None:
             # The output of a fused block is quantized by its last layer.
-            self._add(name, "output_quantizer", output)
+            self._add(name, slot_name("output_quantizer", call), output)
 
     def _add(self, name, attribute, value):
         layer = self.layers[name]

@@ -17,6 +17,7 @@ from ..engine import (
 from ..errors import ConfigError, ModelError
 from ..graph import FoldedNorm
 from ..graph.calls import capture_calls
+from ..nn.call_numbers import repeated_call
 from .layer_results import LayerResults, check_calibrated, frozen_layers, is_frozen
 from .sqnr import SQNR, float_tensors, format_db
 
@@ -192,15 +193,18 @@ class LayerComparison:
         expected = self._fused_output(name, output, self.reference_layers)
         # Copies, because a following operator may change its input in place.
         self._floats[name].append([tensor.clone() for tensor in float_tensors(expected)])
+        number = len(self._floats[name]) - 1
         if is_frozen(layer):
-            ratios["alone"].add(
-                expected, self._fused_output(name, layer.forward(*args, **kwargs)))
+            with repeated_call(layer, number):
+                found = layer.forward(*args, **kwargs)
+            ratios["alone"].add(expected, self._fused_output(name, found))
             return
         layer._paddleq.compute_float = False
         try:
-            ratios["alone"].add(
-                expected, self._fused_output(name, layer.swapped_forward(args, kwargs)))
-            for before, after in _quantized_inputs(layer, args, kwargs):
+            with repeated_call(layer, number):
+                found = layer.swapped_forward(args, kwargs)
+            ratios["alone"].add(expected, self._fused_output(name, found))
+            for before, after in _quantized_inputs(layer, args, kwargs, number):
                 ratios["input"].add(before, after)
         finally:
             layer._paddleq.compute_float = True
@@ -222,9 +226,9 @@ class LayerComparison:
         return output
 
 
-def _quantized_inputs(layer, args, kwargs):
+def _quantized_inputs(layer, args, kwargs, number):
     """Return (float, quantized) of each argument of a call that the layer quantizes."""
-    new_args, new_kwargs = layer.quantize_inputs(args, kwargs)
+    new_args, new_kwargs = layer.quantize_inputs(args, kwargs, number)
     pairs = [*zip(args, new_args), *((kwargs[name], new_kwargs[name]) for name in kwargs)]
     return [(before, after) for before, after in pairs if before is not after]
 

@@ -24,6 +24,7 @@ from .state import (
     evaluation,
     fake_quantizers,
     finalize,
+    follow_first_calls,
     in_one_thread,
     leave_uncalled_float,
     restored_states,
@@ -105,6 +106,7 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
             finalize(model)
         for quantizer in finished:
             quantizer.set_state(State.VALIDATION)
+        follow_first_calls(model, {id(quantizer) for quantizer in quantizers})
         leave_uncalled_float(model)
 
 

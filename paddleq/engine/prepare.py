@@ -10,6 +10,7 @@ from .._layer_state import read_state, state_of
 from .._paddle_compat import is_jit_loaded, register_call_hook
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
+from ..nn.call_numbers import count_calls
 from ..nn.class_swap import rollback_on_error
 from ..nn.deployable import DeployableLayer
 from ..nn.quantized_layer import QuantizedLayer, build_parts, make_quantized
@@ -126,5 +127,7 @@ def prepare(model, config, before=None):
         state_of(each.layer).note = f"quantized by {each.entry}"
     record_reasons(model, selection, keep_notes=True)
     register_call_hook(model, record_call)
+    count_calls(model, [each.layer for each in selection.selected.values()
+                        if not each.layer._paddleq.kind.weights])
     _logger.info("%d layers quantized", len(parts))
     return model

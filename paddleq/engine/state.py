@@ -10,9 +10,17 @@ from ..config import SkipKind, SkipReason
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
 from ..nn.deployable import deployable_layers
-from ..nn.quantized_layer import QuantizedLayer, busy_error, quantizer_name
+from ..nn.quantized_layer import (
+    QuantizedLayer,
+    busy_error,
+    follow,
+    later_calls,
+    quantizer_name,
+)
 
 _logger = logging.getLogger("paddleq")
+
+_FAR_APART = 10.0  # ratio of ranges at which a shared scale loses more than three bits
 
 
 def check_quantized(model):
@@ -159,6 +167,27 @@ def in_one_thread(model):
             layer._paddleq.thread = thread
 
 
+def follow_first_calls(model, known):
+    """Set the states of quantizers that calls added, other than the ids in ``known``."""
+    for _, layer in quantized_layers(model):
+        for quantizer, first in later_calls(layer):
+            if id(quantizer) not in known:
+                follow(quantizer, first)
+
+
+def warn_different_calls(model):
+    """Warn of layers whose calls in a forward pass share a quantizer but have other ranges."""
+    for name, layer in quantized_layers(model):
+        found = {call: value for call, value in layer._paddleq.call_ranges.items() if value > 0}
+        layer._paddleq.call_ranges = {}
+        if found and max(found.values()) > _FAR_APART * min(found.values()):
+            _logger.warning(
+                "%s is called %d times in a forward pass, on inputs of which the largest "
+                "magnitudes are %s; its calls share one scale, which is coarse for the smaller "
+                "ones. Use a layer for each call, or leave it float (skip)", name or "the model",
+                len(found), ", ".join(f"{value:.4g}" for value in found.values()))
+
+
 @contextmanager
 def restored_states(model):
     """Restore the states and switches of all fake quantizers on exit."""
@@ -173,6 +202,7 @@ def restored_states(model):
                 quantizer.set_state(state)
                 quantizer.observer_enabled = observer_enabled
                 quantizer.fake_quant_enabled = fake_quant_enabled
+            follow_first_calls(model, {id(each[0]) for each in saved})
             for layer, value in left:
                 _set_left_float(layer, value)
 
@@ -240,6 +270,7 @@ def finalize(model):
     for _, quantizer in waiting:
         if _observed(quantizer) or quantizer.observer.fixed:
             quantizer.finalize()
+    warn_different_calls(model)
 
 
 @contextmanager

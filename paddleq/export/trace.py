@@ -156,11 +156,13 @@ class _ExportRecorder:
             self._inputs[id(layer), slot] = self.refusals.attempt(
                 layer, slot_name("activation_quantizer", slot),
                 self._hooks_and_mark, name, layer, slot) or ([], None)
-        output = getattr(layer, "output_quantizer", None)
-        if output is not None and self._has_scale(name, layer, "output_quantizer", output):
-            self._outputs[id(layer)] = self.refusals.attempt(
-                layer, "output_quantizer", self._activation_mark, name, "output", output.spec,
-                output.abs_max, output.zero_point)
+        for call in range(layer._paddleq.calls):
+            attribute = slot_name("output_quantizer", call)
+            output = getattr(layer, attribute, None)
+            if output is not None and self._has_scale(name, layer, attribute, output):
+                self._outputs[id(layer), call] = self.refusals.attempt(
+                    layer, attribute, self._activation_mark, name, "output", output.spec,
+                    output.abs_max, output.zero_point)
         for weight in layer._paddleq.kind.weights:
             quantizer = layer.weight_parts(weight)[1]
             if quantizer is not None and self._has_scale(
@@ -218,7 +220,7 @@ class _ExportRecorder:
                     layer, slot_name("activation_quantizer", slot), self._activation_mark, name,
                     "input", spec, *layer.qparams(slot_name("activation", slot), spec))
         if layer.output_spec is not None:
-            self._outputs[id(layer)] = self.refusals.attempt(
+            self._outputs[id(layer), 0] = self.refusals.attempt(
                 layer, "output_quantizer", self._activation_mark, name, "output",
                 layer.output_spec, *layer.qparams("output", layer.output_spec))
         if self._format.stores_integers_of(layer):
@@ -238,11 +240,11 @@ class _ExportRecorder:
         self.refusals.meet(self.refusals.cause(layer, quantizer_name(name)))
         return self._weights.get((id(layer), name))
 
-    def output_mark(self, layer):
+    def output_mark(self, layer, call=0):
         """Return the mark of the output of a layer, None if it stays float."""
         self._call(layer)
-        self.refusals.meet(self.refusals.cause(layer, "output_quantizer"))
-        return self._outputs.get(id(layer))
+        self.refusals.meet(self.refusals.cause(layer, slot_name("output_quantizer", call)))
+        return self._outputs.get((id(layer), call))
 
     def activation(self, x, layer, slot):
         refused = self._refused(x, layer, slot_name("activation_quantizer", slot))
@@ -253,11 +255,11 @@ class _ExportRecorder:
             x = hook(x)
         return x if mark is None else self.mark(x, mark, layer)
 
-    def output(self, y, layer):
-        refused = self._refused(y, layer, "output_quantizer")
+    def output(self, y, layer, call=0):
+        refused = self._refused(y, layer, slot_name("output_quantizer", call))
         if refused is not None:
             return refused
-        mark = self.output_mark(layer)
+        mark = self.output_mark(layer, call)
         return y if mark is None else self.mark(y, mark, layer)
 
     def weight(self, weight, layer, name):

@@ -1,5 +1,6 @@
 """Frozen form of every layer type: integer weights and fixed activation scales."""
 
+import dataclasses
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import paddle
@@ -7,7 +8,7 @@ from paddle import nn
 
 from .._layer_state import state_of
 from .._paddle_compat import own_parameters
-from ..errors import FormatError, ModelError
+from ..errors import FormatError, ModelError, StateError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import dequantize, fake_quantize, quantize
@@ -16,6 +17,7 @@ from ..graph.calls import argument_names
 from ..spec import QuantSpec
 from . import tracing
 from .block import block_output
+from .call_numbers import next_call
 from .class_swap import copied_attributes, float_class, swapped_class
 from .deployable import DeployableLayer, check_fields, describe_spec, spec_from, spec_name
 from .layer_types import kind_of
@@ -51,7 +53,10 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         ``inputs`` (scale, zero point or None, spec), or None, of each input, as ``output``.
         """
         state = state_of(layer)
-        state.kind, state.arguments = kind_of(layer), argument_names(layer)
+        kind: Any = kind_of(layer)
+        state.calls = max(1, len(inputs) // max(1, len(kind.inputs)))
+        state.kind = dataclasses.replace(kind, inputs=kind.inputs * state.calls)
+        state.arguments = argument_names(layer)
         layer.__class__ = swapped_class(cls, type(layer))
         layer.weight_specs = {name: each[-1] for name, each in weights.items()}
         layer.input_specs = tuple(each and each[-1] for each in inputs)
@@ -73,7 +78,14 @@ class IntegerLayer(nn.Layer, DeployableLayer):
 
     def swapped_forward(self, args, kwargs):
         """Compute the layer's forward with dequantized weights and quantized activations."""
-        args, kwargs = map_inputs(self, args, kwargs, self._quantize_input)
+        call, state = next_call(self), self._paddleq
+        if state.kind.weights or not any(self.input_specs):
+            call = 0
+        elif call >= state.calls:
+            raise StateError(f"{state.name or 'the layer'} has fixed scales for {state.calls} "
+                             "calls in a forward pass, but is called more often; calibrate the "
+                             "model on batches with all calls before it is frozen")
+        args, kwargs = map_inputs(self, args, kwargs, self._quantize_input, call)
         weights = {name: self._weight(name) for name in self.weight_specs}
         return block_output(self, self.float_forward(weights, args, kwargs))
 
@@ -163,7 +175,7 @@ class IntegerLayer(nn.Layer, DeployableLayer):
             return new
         kind = kind_of(layer)
         if float_class(layer).__name__ != fields["layer"] or kind is None or not (
-                set(weights) <= set(kind.weights) and len(inputs) <= len(kind.inputs or ())):
+                set(weights) <= set(kind.weights) and _fit(inputs, kind)):
             raise ModelError(f"it must be a {fields['layer']}, but is a {type(layer).__name__}")
         cls.freeze(
             new,
@@ -176,6 +188,12 @@ class IntegerLayer(nn.Layer, DeployableLayer):
 
     def extra_repr(self):
         return ", ".join(filter(None, [super().extra_repr(), self.quant_type]))
+
+
+def _fit(inputs, kind):
+    """Return True if a layer of a kind can have these inputs, of several calls without weights."""
+    count = len(kind.inputs or ())
+    return len(inputs) <= count or not kind.weights and count and len(inputs) % count == 0
 
 
 def _described_inputs(specs):
@@ -210,6 +228,10 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
             weights[name] = shared[id(parameter)][1]
         inputs = [_fixed_input(layer, slot) for slot in range(len(state.kind.inputs))]
         quantizer = getattr(layer, "output_quantizer", None)
+        if quantizer is not None and state.calls > 1:
+            raise ModelError(f"{state.name} is called {state.calls} times in a forward pass and "
+                             "its outputs are quantized, which freeze() cannot keep; export the "
+                             "model instead")
         output = quantizer and _fixed(state.name, quantizer)
     make_float(layer)
     IntegerLayer.freeze(layer, weights, inputs, output)

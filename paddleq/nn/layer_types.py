@@ -157,9 +157,13 @@ class QuantizableFunction(nn.Layer):
     Args:
         function: a callable on tensors.
         inputs: number of quantized positional arguments. Default 2.
+        calls: number of calls in a forward pass. Each has quantizers, which calibration and
+            training also create when the calls occur; give the number to load a state_dict with
+            them, or for quantizers with parameters (LSQ, PACT). Default 1.
 
     Raises:
-        ConfigTypeError, ConfigError: ``function`` is not callable, ``inputs`` is below 1.
+        ConfigTypeError, ConfigError: ``function`` is not callable, ``inputs`` or ``calls`` is
+            below 1.
 
     Examples:
         >>> import paddle, paddleq
@@ -174,11 +178,12 @@ class QuantizableFunction(nn.Layer):
         [2, 3]
     """
 
-    def __init__(self, function, inputs=2):
+    def __init__(self, function, inputs=2, calls=1):
         super().__init__()
         if not callable(function):
             raise wrong_type("function", function, "a callable")
         self.inputs = check_int("inputs", inputs, 1)
+        self.calls = check_int("calls", calls, 1)
         self.function = function
 
     def forward(self, *args, **kwargs):

@@ -5,6 +5,8 @@ The layer stays the same object with the same parameters under the same names. S
 shared, and a float checkpoint loads.
 """
 
+import copy
+import dataclasses
 import threading
 from typing import Any, Type
 
@@ -13,14 +15,15 @@ from paddle import nn
 
 from .._layer_state import QuantizationState, state_of
 from .._paddle_compat import is_traced, own_sublayers
-from ..errors import ModelError
+from ..errors import ModelError, StateError
 from ..fake_quant import PACT
-from ..fake_quant.fake_quantize import FakeQuantize
+from ..fake_quant.fake_quantize import FakeQuantize, State
 from ..graph.calls import argument_names
 from ..graph.dataflow import PRODUCERS
 from . import tracing
 from .block import block_output
 from .bn_folding import NormFolding
+from .call_numbers import next_call
 from .class_swap import substituted, swapped_class
 from .layer_types import kind_of
 
@@ -47,14 +50,16 @@ class QuantizedLayer(nn.Layer):
         """Compute the layer's forward with quantized inputs, weights and output."""
         if self._paddleq.thread not in (None, threading.get_ident()):
             raise busy_error(self._paddleq.name)
-        args, kwargs = self.quantize_inputs(args, kwargs)
+        call = next_call(self)
+        args, kwargs = self.quantize_inputs(args, kwargs, call)
         folding = getattr(self, "norm_folding", None)
         if folding is not None and folding.norm is not None:
             y = folding.compute(self, args, kwargs)
         else:
             weights = {name: self.quantized_weight(name) for name in self._paddleq.kind.weights}
             y = self.float_forward(weights, args, kwargs)
-        return block_output(self, y)
+        return block_output(self, y) if self._paddleq.kind.weights else (
+            self.quantize_output(y, call))
 
     def float_forward(self, weights, args, kwargs):
         """Compute the float forward with ``weights`` (name -> tensor) as parameters."""
@@ -64,11 +69,61 @@ class QuantizedLayer(nn.Layer):
                 return inner(*args, **kwargs)
             return self._float_class.forward(self, *args, **kwargs)
 
-    def quantize_inputs(self, args, kwargs):
-        """Return the arguments of a call with the quantized inputs in place of the float ones."""
-        if self._paddleq.compute_float:
+    def quantize_inputs(self, args, kwargs, call=0):
+        """Return the arguments of a call with the quantized inputs in place of the float ones.
+
+        Args:
+            call: number of the call in the forward pass; see :mod:`.call_numbers`.
+        """
+        state = self._paddleq
+        if state.compute_float:
             return args, kwargs
-        return map_inputs(self, args, kwargs, self._quantize_input)
+        if state.kind.weights:  # its calls share the quantizers
+            self._watch_range(args, call)
+            call = 0
+        elif call >= state.calls and not self._takes_call(call):
+            return args, kwargs
+        return map_inputs(self, args, kwargs, self._quantize_input, call)
+
+    def _watch_range(self, args, call):
+        """Keep the largest magnitude of the first input of each call while calibrating."""
+        quantizer, ranges = self.input_parts(0)[1], self._paddleq.call_ranges
+        if not (isinstance(quantizer, FakeQuantize) and quantizer.state is State.CALIBRATION
+                and quantizer.observer_enabled and args and is_float_tensor(args[0])
+                and paddle.in_dynamic_mode() and 0 not in args[0].shape):
+            return
+        if call or len(ranges) != 1:  # of layers that are called once, on the first batch only
+            ranges[call] = max(ranges.get(call, 0.0), args[0].detach().abs().max().item())
+
+    def _takes_call(self, call):
+        """Add quantizers for a further call in a forward pass if they are observing.
+
+        Returns:
+            False if the inputs of the call are not to be quantized.
+
+        Raises:
+            StateError: the quantizers have been calibrated on fewer calls.
+        """
+        state, quantizers = self._paddleq, [q for _, q in self.quantizers()
+                                            if isinstance(q, FakeQuantize)]
+        if not state.templates or quantizers and not any(
+                q.fake_quant_enabled or q.state is not State.VALIDATION for q in quantizers):
+            return False
+        if tracing.recorder() is not None or not paddle.in_dynamic_mode() or not all(
+                q.state is State.CALIBRATION or q.state is State.QAT and (
+                    self.training or not q.initialized) for q in quantizers):
+            raise StateError(
+                f"{state.name or 'the model'} is called more often in a forward pass than it has "
+                f"quantizers for, which is {state.calls} times; run a batch with all calls in "
+                "calibration or training first, or create it with calls=...")
+        if any(not p.stop_gradient for part in state.templates.values() for p in part.parameters()):
+            raise StateError(
+                f"{state.name or 'the model'} is called {call + 1} times in a forward pass and its "
+                f"quantizers have parameters, which an optimizer must know: create the "
+                f"{self._float_class.__name__} with calls={call + 1}")
+        while state.calls <= call:
+            add_call(self)
+        return True
 
     def _quantize_input(self, slot, x):
         recorder = tracing.recorder()
@@ -86,17 +141,18 @@ class QuantizedLayer(nn.Layer):
             return quantizer(preprocess(x), bound=preprocess.bound())
         return _run(x, preprocess, quantizer)
 
-    def quantize_output(self, y):
+    def quantize_output(self, y, call=0):
         """Quantize the output of the layer, or of the block that begins with it."""
-        quantizer = getattr(self, "output_quantizer", None)
+        quantizer = getattr(self, slot_name("output_quantizer", call), None)
         if quantizer is None or self._paddleq.compute_float or not is_float_tensor(y):
             return y
         recorder = tracing.recorder()
-        return quantizer(y) if recorder is None else recorder.output(y, self)
+        return quantizer(y) if recorder is None else recorder.output(y, self, call)
 
     def drop_part(self, attribute):
         """Remove the quantizer or preprocess ``attribute``."""
         delattr(self, attribute)
+        self._paddleq.templates.pop(attribute, None)
         self._paddleq.parts = tuple(name for name in self._paddleq.parts if name != attribute)
 
     def input_parts(self, slot):
@@ -149,7 +205,8 @@ class QuantizedLayer(nn.Layer):
         """Return (attribute name, quantizer) pairs, including user-defined quantizers."""
         kind = self._paddleq.kind
         names = [slot_name("activation_quantizer", slot) for slot in range(len(kind.inputs))]
-        names += [quantizer_name(name) for name in kind.weights] + ["output_quantizer"]
+        names += [quantizer_name(name) for name in kind.weights]
+        names += [slot_name("output_quantizer", call) for call in range(self._paddleq.calls)]
         return [(n, getattr(self, n)) for n in names if getattr(self, n, None) is not None]
 
     def extra_repr(self):
@@ -191,18 +248,67 @@ def is_float_tensor(x):
                                          paddle.float64)
 
 
-def map_inputs(layer, args, kwargs, quantize):
+def map_inputs(layer, args, kwargs, quantize, call=0):
     """Return the arguments of a call of ``layer`` with ``quantize(slot, x)`` for each input ``x``.
 
-    Values that are not float tensors stay.
+    Values that are not float tensors stay. The slots of a call follow those of the call before it.
     """
     args, kwargs, names = list(args), dict(kwargs), layer._paddleq.arguments
-    for slot, position in enumerate(layer._paddleq.kind.inputs):
+    for slot in slots_of_call(layer, call):
+        position = layer._paddleq.kind.inputs[slot]
         if position < len(args):
             args[position] = _quantized(slot, args[position], quantize)
         elif position < len(names) and names[position] in kwargs:
             kwargs[names[position]] = _quantized(slot, kwargs[names[position]], quantize)
     return args, kwargs
+
+
+def slots_of_call(layer, call):
+    """Return the slots of the inputs of call number ``call`` in a forward pass."""
+    state = layer._paddleq
+    count = len(state.kind.inputs) // state.calls
+    return range(call * count, (call + 1) * count)
+
+
+def add_call(layer):
+    """Add quantizers for one more call in a forward pass to a layer without weights."""
+    state = layer._paddleq
+    count = len(state.kind.inputs) // state.calls
+    for first, template in state.templates.items():
+        stem, _, slot = first.rpartition("_")
+        stem, slot = (stem, int(slot)) if slot.isdigit() else (first, 0)
+        each_call = 1 if stem == "output_quantizer" else count
+        attribute = slot_name(stem, slot + state.calls * each_call)
+        part, before = copy.deepcopy(template), getattr(layer, first, None)
+        if isinstance(part, FakeQuantize):
+            part.label = f"{state.name}.{attribute}"
+        if isinstance(part, FakeQuantize) and isinstance(before, FakeQuantize):
+            follow(part, before)
+        for each in [part, *part.sublayers()]:
+            each.training = layer.training
+        setattr(layer, attribute, part)
+        state.parts += (attribute,)
+    inputs = state.kind.inputs[:count]
+    state.calls += 1
+    state.kind = dataclasses.replace(state.kind, inputs=inputs * state.calls)
+
+
+def later_calls(layer):
+    """Return (quantizer of a later call, quantizer of the first call) pairs of a layer."""
+    state = layer._paddleq
+    count = len(state.kind.inputs) // state.calls
+    pairs = [(layer.input_parts(slot)[1], layer.input_parts(slot % count)[1])
+             for slot in range(count, len(state.kind.inputs))]
+    pairs += [(getattr(layer, slot_name("output_quantizer", call), None),
+               getattr(layer, "output_quantizer", None)) for call in range(1, state.calls)]
+    return [pair for pair in pairs if all(isinstance(each, FakeQuantize) for each in pair)]
+
+
+def follow(quantizer, first):
+    """Set the state and switches of ``quantizer`` to those of ``first``."""
+    quantizer.set_state(first.state)
+    quantizer.observer_enabled = first.observer_enabled
+    quantizer.fake_quant_enabled = first.fake_quant_enabled
 
 
 # Not a function inside map_inputs: Paddle 2.6 traces no closure that calls itself.
@@ -261,6 +367,11 @@ def make_quantized(layer, name, parts):
             for each in [part, *part.sublayers()]:
                 each.training = layer.training
         setattr(layer, attribute, part)
+    if not state.kind.weights:
+        state.templates = {attribute: copy.deepcopy(part) for attribute, part in parts.items()
+                           if isinstance(part, nn.Layer) and attribute != "norm_folding"}
+        for _ in range(1, getattr(layer, "calls", 1) if state.templates else 1):
+            add_call(layer)
 
 
 def make_float(layer):
