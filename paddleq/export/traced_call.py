@@ -18,7 +18,7 @@ from .._layer_state import read_state
 from .._paddle_compat import framework_proto, names_unused_input, own_input_spec, unwrapped
 from ..engine.calibration import forward_arguments, map_leaves
 from ..engine.example_inputs import Constant, shown_arguments
-from ..errors import ConfigError
+from ..errors import ConfigError, ExportError
 from .program.op_desc import replace_ops
 
 _FETCH = "1.fetch"  # operation of a PIR program
@@ -150,6 +150,8 @@ def save_traced(model: nn.Layer, path: str, call: Optional[TracedCall]) -> None:
             _drop_outputs_of_pir(path + ".json", count)
         else:
             _drop_outputs_of_program(path + ".pdmodel", count)
+    if os.path.exists(path + ".json"):
+        _restore_sums_of_inputs(path + ".json")
 
 
 def _save_call(kind, model, path, call):
@@ -249,6 +251,39 @@ def _drop_outputs_of_pir(path, count):
             block["ops"] = [op for op in block["ops"] if id(op) not in dropped]
     with open(path, "w", encoding="utf-8") as file:
         json.dump(program, file)
+
+
+def _restore_sums_of_inputs(path):
+    """Restore outputs that are an input plus a number, for which Paddle 3 writes the input.
+
+    Paddle (``normalize_pir_program``) takes the ``scale`` by 1 for one that it added itself. It is
+    still in the program, and nothing reads its result.
+    """
+    with open(path, encoding="utf-8") as file:
+        program = json.load(file)
+    ops = program["program"]["regions"][0]["blocks"][0]["ops"]
+    fed = {op["O"][0]["%"] for op in ops if op["#"] == "1.data"}
+    read = {value["%"] for op in ops for value in op.get("I", ())}
+    text = None
+    for number in fed:
+        fetches = [op for op in ops if op["#"] == _FETCH and op["I"][0]["%"] == number]
+        sums = [op for op in ops if op["#"] == "1.scale" and op["I"][0]["%"] == number
+                and op["O"][0]["%"] not in read]
+        if not sums:
+            continue
+        if len(sums) != 1 or len(fetches) != 1:
+            raise ExportError(
+                "several outputs are the same input, or it plus a number, which Paddle "
+                f"{paddle.__version__} does not save: multiply the input by 1.0 before the sum")
+        fetches[0]["I"][0]["%"] = sums[0]["O"][0]["%"]
+        column = next(each["AT"]["D"] for each in fetches[0]["A"] if each["N"] == "col")
+        for each in fetches[0]["A"]:
+            if each["N"] == "name":
+                each["AT"]["D"] = f"fetch_name_{column}"
+        text = json.dumps(program)
+    if text is not None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _drop_outputs_of_program(path, count):

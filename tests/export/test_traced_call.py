@@ -9,7 +9,7 @@ from paddle import nn
 from runtimes import onnxruntime, openvino, paddle_inference
 
 import paddleq
-from paddleq.errors import ConfigError, ConfigTypeError
+from paddleq.errors import ConfigError, ConfigTypeError, TraceError
 
 Spec = paddle.static.InputSpec
 PIR = paddle.__version__ >= "3"
@@ -144,6 +144,34 @@ def test_an_unused_input_that_to_static_specified_is_kept(tmp_path):
     inputs = {"shape_in": bias.numpy(), "image_in": x.numpy()}
     assert paddleq.SavedModel(tmp_path / "net").input_names == list(inputs)
     close(paddle_inference(tmp_path / "net", inputs), expected)
+
+
+class Sums(Net):
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x, y):
+        return [self.fc(x), *self.outputs(x, y)]
+
+
+@pytest.mark.parametrize("outputs", [
+    lambda x, y: [y + 1], lambda x, y: [y - 0.5, x + 2], lambda x, y: [x + 1, y * 2 + 1],
+    lambda x, y: [y * 1.0], lambda x, y: [x, y + 1]])
+def test_outputs_that_are_an_input_plus_a_number(outputs, tmp_path):
+    """Paddle 3 saves the input in their place."""
+    net, expected = quantized(Sums(outputs), x, bias)
+    paddleq.save_quantized_model(net, tmp_path / "net", [
+        Spec([None, 8], "float32", "x"), Spec([None, 4], "float32", "y")])
+    close(paddle_inference(tmp_path / "net", [x.numpy(), bias.numpy()]), expected)
+
+
+@pytest.mark.skipif(not PIR, reason="Paddle 2.6 saves them")
+@pytest.mark.parametrize("outputs", [lambda x, y: [y + 1, y + 2], lambda x, y: [y, y + 1]])
+def test_several_sums_of_one_input_are_refused(outputs, tmp_path):
+    net, _ = quantized(Sums(outputs), x, bias)
+    with pytest.raises(TraceError, match="the same input, or it plus a number.* by 1.0"):
+        paddleq.save_quantized_model(net, tmp_path / "net")
 
 
 @pytest.mark.parametrize("spec, names", [
