@@ -1,0 +1,50 @@
+"""Architectures of all tasks in the stock runtimes, against their simulation."""
+
+import pytest
+from zoo_architectures import ARCHITECTURES, METHODS, RUNTIMES, measure
+
+from paddleq.deploy import has_vnni
+
+pytestmark = [pytest.mark.slow, pytest.mark.one_version, pytest.mark.skipif(
+    not has_vnni(), reason="without VNNI the stock kernels saturate")]
+
+# One of each kind, with the method that CI runs; nightly runs all of them by both.
+CI = {"MobileNetV2": "ptq", "ShuffleNetV2": "qat", "VGG": "ptq", "PoolFormer": "qat", "VAN": "ptq",
+      "U-Net transposed": "ptq", "BlazeFace": "qat", "SSDLite": "ptq", "direction": "qat",
+      "GPT": "ptq"}
+
+_LINEAR = "Paddle Inference rounds the weights of Linears with scales of other columns"
+# (architecture, runtime): reason of a wrong value. An entry that is right again has to be removed.
+KNOWN = {
+    **{(name, "paddle int8"): _LINEAR for name in (
+        "Xception", "DeiT", "Swin", "MobileViT", "SegFormer", "SVTR", "BERT", "GPT")},
+    ("ENet", "openvino onnx"): "low-precision transformations of OpenVINO",
+    ("CRNN", "openvino onnx"): "low-precision transformations of OpenVINO",
+    ("HRNet peaks", "openvino onnx"): "places of maxima that are nearly equal",
+}
+# (architecture, runtime): the operator that a runtime, or the writer of its format, names.
+REFUSED = {
+    **{(name, "paddle int8"): "concat" for name in ("PP-HGNetV2", "BiSeNetV2")},
+    **{(name, runtime): "channel_shuffle" for name in ("PP-HumanSeg-Lite", "TinyPose", "LiteHRNet")
+       for runtime in ("openvino", "onnxruntime", "openvino onnx")},
+    ("ENet", "openvino"): "prelu", ("HRNet peaks", "openvino"): "arg_max",
+    ("Conformer", "openvino"): "log_softmax", ("RT-DETR", "openvino onnx"): "Broadcast",
+}
+
+
+@pytest.mark.parametrize("name, method", [
+    pytest.param(name, method, marks=[] if CI.get(name) == method else [pytest.mark.nightly])
+    for name in ARCHITECTURES for method in METHODS])
+def test_stock_runtimes_compute_the_simulation(name, method):
+    result = measure(name, method)
+    assert {runtime: message for runtime, message in result.refusals.items()
+            if REFUSED.get((name, runtime), message + "?") not in message} == {}
+    assert {runtime for refused, runtime in REFUSED if refused == name} <= {*result.refusals}
+    known = {runtime for wrong, runtime in KNOWN if wrong == name}
+    wrong = {runtime for runtime in RUNTIMES if result.wrong(runtime)}
+    assert wrong == known if method == "ptq" else wrong <= known, result
+
+
+def test_the_zoo_has_forty_architectures():
+    assert len(ARCHITECTURES) >= 40
+    assert len(CI) >= 10
