@@ -14,6 +14,7 @@ from ..paddle.lower import MarkerRemoval
 from ..paddle.markers_from_program import raise_to_markers
 from ..pir_to_program import load_program
 from ..program.passes.channels_first import to_channels_first
+from ..program.passes.transposed_convolutions import resolve_output_sizes
 from ..provenance_file import Provenance, write_export
 from ..trace import trace
 from ..trace_checks import warn_observing
@@ -137,6 +138,7 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
     """Write a program with markers as an ONNX file; see :func:`to_onnx`."""
     opset = resolve_opset(marks, opset)
     reference = program.copy() if verify else None
+    resolve_output_sizes(program)
     to_channels_first(program)
     parameters = set(program.arrays)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))

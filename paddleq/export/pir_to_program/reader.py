@@ -37,7 +37,7 @@ def from_pir(model_path: Path, params_path: Optional[Path] = None) -> Program:
     with _damage_reported(model_path):
         program = Converter({name: (array, dtypes[name]) for name, array in arrays.items()}).run(
             block)
-        resolve_output_sizes(program)
+        resolve_output_sizes(program, computed=True)
     return program
 
 
@@ -70,7 +70,7 @@ def load_program(model_path: Path, params_path: Optional[Path]) -> Program:
         return from_pir(model_path, params_path)
     check_files(model_path, params_path)
     program = Program.load(model_path, params_path)
-    resolve_output_sizes(program)
+    resolve_output_sizes(program, computed=True)
     return program
 
 

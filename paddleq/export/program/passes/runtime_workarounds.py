@@ -30,7 +30,7 @@ from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
 from .move_unsqueeze import move_unsqueeze
 from .nearest_interpolation import gather_nearest
 from .scale_propagation import ScalePropagation
-from .transposed_convolutions import write_output_paddings
+from .transposed_convolutions import resolve_output_sizes, write_output_paddings
 
 _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
 
@@ -38,6 +38,7 @@ _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _tran
 @contradictions_reported()
 def apply_runtime_workarounds(program):
     """Apply all runtime workarounds to the program in place. A second time changes nothing."""
+    resolve_output_sizes(program)
     builder = OpBuilder(program)
     for block in program.desc.blocks:
         for op in block.ops:

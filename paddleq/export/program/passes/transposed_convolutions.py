@@ -24,12 +24,15 @@ from ..op_desc import (
 from .stored_weights import stored_weights
 
 _CONVOLUTIONS = ("conv2d_transpose", "depthwise_conv2d_transpose", "conv3d_transpose")
-_TENSORS = ("OutputSizeTensor", "OutputSizeTensorList")  # slots of a computed size
+COMPUTED_SIZES = ("OutputSizeTensor", "OutputSizeTensorList")  # slots of a computed size
 _VARIABLES = (13, 14)  # types of an attribute that names one or several variables
 
 
-def resolve_output_sizes(program):
-    """Replace ``output_size`` by ``output_padding`` in place; by a slice if it is computed."""
+def resolve_output_sizes(program, computed=False):
+    """Replace ``output_size`` by ``output_padding`` in place; by a slice if it is computed.
+
+    ``computed``: replace only those that the program computes.
+    """
     builder = None
     for block in program.desc.blocks:
         if not any(op.type in _CONVOLUTIONS for op in block.ops):
@@ -38,7 +41,7 @@ def resolve_output_sizes(program):
         kept = []
         for op in block.ops:
             kept.append(op)
-            if op.type in _CONVOLUTIONS:
+            if op.type in _CONVOLUTIONS and (_computed_sizes(op) or not computed):
                 kept.extend(_resolve(builder, block, op))
         replace_ops(block, kept)
 
@@ -65,7 +68,7 @@ def _resolve(builder, block, op):
             (size - span + sum(pair)) % stride
             for size, stride, span, pair in zip(known, strides, spans, paddings)])
         return
-    for entry in [entry for entry in op.inputs if entry.parameter in _TENSORS]:
+    for entry in [entry for entry in op.inputs if entry.parameter in COMPUTED_SIZES]:
         op.inputs.remove(entry)
     set_attribute(op, "output_padding", [stride - 1 for stride in strides])
     (result,) = outputs(op, "Output")
@@ -82,7 +85,7 @@ def _resolve(builder, block, op):
 
 def _computed_sizes(op):
     """Variables with the output size: one for all axes, or one for each."""
-    for slot in _TENSORS:
+    for slot in COMPUTED_SIZES:
         if inputs(op, slot):
             return inputs(op, slot)
     attr = next((attr for attr in op.attrs if attr.name == "output_size"
