@@ -16,6 +16,7 @@ from .._paddle_compat import (
 from ..errors import ModelError
 from ..graph.fold_batch_norm import fold
 from ..nn.block import Block
+from ..nn.call_numbers import stop_counting
 from ..nn.class_swap import rollback_on_error
 from ..nn.integer_layer import freeze_quantized
 from ..nn.quantized_layer import make_float
@@ -99,6 +100,7 @@ def freeze(model: nn.Layer) -> nn.Layer:
     """
     convert(model)
     shared = {}
+    counting = any(not layer._paddleq.kind.weights for _, layer in quantized_layers(model))
     with rollback_on_error(model):
         for _, layer in quantized_layers(model):
             if is_left_float(layer):
@@ -111,6 +113,8 @@ def freeze(model: nn.Layer) -> nn.Layer:
     for layer in model.sublayers(include_self=True):
         if read_state(layer).example_call is not None:  # otherwise the next call records it
             remove_call_hook(layer, record_call)
+    if not counting:
+        stop_counting(model)
     return model
 
 

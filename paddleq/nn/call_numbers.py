@@ -11,6 +11,8 @@ from typing import Any, Iterator
 
 from paddle import nn
 
+from .._paddle_compat import remove_hooks
+
 
 class _Forward(threading.local):
     """Forward pass of the current thread."""
@@ -34,6 +36,12 @@ def count_calls(model: nn.Layer, layers: Any) -> None:
         if each is model or members.intersection(map(id, each.sublayers())):
             each.register_forward_pre_hook(_begin)
             each.register_forward_post_hook(_end)
+
+
+def stop_counting(model: nn.Layer) -> None:
+    """Remove the hooks of :func:`count_calls`."""
+    for layer in model.sublayers(include_self=True):
+        remove_hooks(layer, lambda hook: hook in (_begin, _end))
 
 
 # The hooks are functions of a module, so that models with them can be pickled.
