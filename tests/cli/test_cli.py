@@ -494,8 +494,7 @@ def test_serve_vdl(folder):
     (["qat-export", "zoo.py:build", "--input", "x:?x1", "--weights", "no.pdparams", "-o", "o"], 1,
      "no.pdparams"),
     (["ptq", "zoo.py:build", "-d", "coloured.npy", "-o", "o"], 2,
-     "data.calibration: does not fit the model, which fails on its first batch, of the shapes "
-     "[[4, 3, 8, 8]]: ValueError: "),
+     "data.calibration: does not fit the model, which fails on its first batch: ConfigError"),
     (["run", "no.yaml"], 1, "no.yaml"),
     (["run", "zoo.py"], 2, "zoo.py:"),
     (["inspect", "nowhere"], 1, "nowhere"),
