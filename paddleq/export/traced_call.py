@@ -263,13 +263,13 @@ def _restore_sums_of_inputs(path):
         program = json.load(file)
     ops = program["program"]["regions"][0]["blocks"][0]["ops"]
     fed = {op["O"][0]["%"] for op in ops if op["#"] == "1.data"}
-    read = {value["%"] for op in ops for value in op.get("I", ())}
+    read = {value["%"] for op in _with_inner(ops) for value in op.get("I", ())}
     text = None
     for number in fed:
         fetches = [op for op in ops if op["#"] == _FETCH and op["I"][0]["%"] == number]
         sums = [op for op in ops if op["#"] == "1.scale" and op["I"][0]["%"] == number
                 and op["O"][0]["%"] not in read]
-        if not sums:
+        if not sums or not fetches:
             continue
         if len(sums) != 1 or len(fetches) != 1:
             raise ExportError(
@@ -284,6 +284,15 @@ def _restore_sums_of_inputs(path):
     if text is not None:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
+
+
+def _with_inner(ops):
+    """Yield operations and those in the blocks of their control flow."""
+    for op in ops:
+        yield op
+        for region in op.get("regions", ()):
+            for block in region["blocks"]:
+                yield from _with_inner(block["ops"])
 
 
 def _drop_outputs_of_program(path, count):

@@ -166,6 +166,25 @@ def test_outputs_that_are_an_input_plus_a_number(outputs, tmp_path):
     close(paddle_inference(tmp_path / "net", [x.numpy(), bias.numpy()]), expected)
 
 
+class SumInBranch(Net):
+    """The sum of an input and a number is read by a branch only."""
+
+    def forward(self, x):
+        y = x + 1.0
+        if x.mean() > 0:
+            out = self.fc(y)
+        else:
+            y = y * 2.0
+            out = self.fc(y)
+        return out, x
+
+
+def test_a_sum_that_a_branch_reads_is_no_lost_output(tmp_path):
+    net, expected = quantized(SumInBranch(), x)
+    paddleq.save_quantized_model(net, tmp_path / "net", [Spec([None, 8], "float32", "x")])
+    close(paddle_inference(tmp_path / "net", [x.numpy()]), expected)
+
+
 @pytest.mark.skipif(not PIR, reason="Paddle 2.6 saves them")
 @pytest.mark.parametrize("outputs", [lambda x, y: [y + 1, y + 2], lambda x, y: [y, y + 1]])
 def test_several_sums_of_one_input_are_refused(outputs, tmp_path):
