@@ -108,6 +108,47 @@ def test_attributes_of_activations(case, tmp_path):
     written_equals_model(lambda x: ACTIVATIONS[case](x + 0.1), [4 * normal(4, 50)], tmp_path)
 
 
+def special(x):
+    """``x`` with infinities and NaN."""
+    return paddle.sqrt(x + 1) + paddle.reciprocal(x - x[:, :1])
+
+
+FUNCTIONS = {
+    "celu": lambda x: F.celu(x, 2.5), "log_sigmoid": lambda x: F.log_sigmoid(30 * x),
+    "stanh": lambda x: paddle.stanh(x, 1.4, 0.2), "logit": lambda x: paddle.logit(F.sigmoid(x)),
+    "asinh": paddle.asinh, "acosh": lambda x: paddle.acosh(paddle.abs(x) + 1.1),
+    "atanh": lambda x: paddle.atanh(0.9 * paddle.tanh(x)), "expm1": paddle.expm1,
+    "trunc": lambda x: paddle.trunc(3 * x), "isnan": lambda x: paddle.isnan(special(x)) * 1.0,
+    "isinf": lambda x: paddle.isinf(special(x)) * 1.0,
+    "isfinite": lambda x: paddle.isfinite(special(x)) * 1.0,
+    "fmax": lambda x: paddle.fmax(paddle.sqrt(x - 0.5), x[:, :1]),
+    "fmin": lambda x: paddle.fmin(x, paddle.log(x + 0.3)),
+    "heaviside": lambda x: paddle.heaviside(F.relu(x), x[:, 1:2]),
+    "label_smooth": lambda x: F.label_smooth(x, epsilon=0.3),
+    "maxout": lambda x: F.maxout(x, 2, -1), "cumprod": lambda x: paddle.cumprod(x, -1),
+    "logcumsumexp": lambda x: paddle.logcumsumexp(40 * x, 1),
+    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 3),
+    "pixel_unshuffle last": lambda x: F.pixel_unshuffle(x, 2, "NHWC"),
+    "channel_shuffle": lambda x: F.channel_shuffle(x, 3),
+    "channel_shuffle last": lambda x: F.channel_shuffle(x, 2, "NHWC"),
+    "diagonal": lambda x: paddle.diagonal(x, -2, -1, 1),
+    "meshgrid": lambda x: paddle.meshgrid(x[0, 0, 0], x[0, :, 1, 1], x[:, 2, 2, 2]),
+    "fold": lambda x: F.fold(x.flatten(2), [13, 6], [3, 2], [2, 1], [0, 1], [1, 2]),
+    "affine_grid": lambda x: F.affine_grid(x[:, 0, :2, :3], [2, 1, 4, 7], align_corners=False),
+    "affine_grid 3-D": lambda x: F.affine_grid(x[:, 0, :3, :4], [2, 1, 3, 4, 5]),
+}
+
+
+@pytest.mark.parametrize("case", FUNCTIONS)
+def test_functions_that_the_converter_does_not_have(case, tmp_path):
+    written_equals_model(FUNCTIONS[case], [normal(2, 6, 6, 6)], tmp_path, dynamic=())
+
+
+@pytest.mark.parametrize("case", ["trunc", "meshgrid", "channel_shuffle"])
+def test_functions_of_dynamic_sizes(case, tmp_path):
+    written_equals_model(FUNCTIONS[case], [normal(2, 6, 6, 6)], tmp_path, dynamic=(0, 2, 3))
+
+
 POOLS = {
     "1d": (F.adaptive_avg_pool1d, (9,), 4), "2d": (F.adaptive_avg_pool2d, (7, 10), [3, 4]),
     "3d": (F.adaptive_avg_pool3d, (5, 6, 7), [3, 4, 2]),

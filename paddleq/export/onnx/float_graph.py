@@ -14,7 +14,12 @@ from ...errors import DependencyError, ExportError, UnsupportedOperatorError
 from ..program.inference import feed_names, fetch_names
 from ..program.op_builder import OpBuilder
 from ..program.op_desc import attribute, dtype_of, inputs, outputs
-from . import exact_detection, exact_operators  # noqa: F401  (they register forms)
+from . import (  # noqa: F401  (they register forms)
+    exact_detection,
+    exact_functions,
+    exact_layouts,
+    exact_operators,
+)
 from .concatenations import correct_concatenations
 from .paddle2onnx_child import find
 from .splice import cut, splice

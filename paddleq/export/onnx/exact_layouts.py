@@ -1,0 +1,120 @@
+"""ONNX forms of operators that move elements, which paddle2onnx does not have."""
+
+import numpy as np
+
+from .splice import exact_form
+
+
+@exact_form("pixel_unshuffle")
+def pixel_unshuffle(operator):
+    """``SpaceToDepth`` has another order of channels."""
+    x, size = operator.input("X"), operator.attribute("downscale_factor", 1)
+    last = operator.attribute("data_format", "NCHW") == "NHWC"
+    channels = operator.shape(x)[3 if last else 1]
+    if channels < 1:
+        return None
+
+    def write(to):
+        name = to.node("Transpose", x, perm=[0, 3, 1, 2]) if last else x
+        order = np.arange(size * size * channels).reshape(size * size, channels).T.reshape(-1)
+        name = to.node("Gather", to.node("SpaceToDepth", name, blocksize=size), order, axis=1)
+        to.node("Transpose", name, perm=[0, 2, 3, 1] if last else [0, 1, 2, 3],
+                output=operator.output())
+
+    return write
+
+
+@exact_form("channel_shuffle")
+def channel_shuffle(operator):
+    x, groups = operator.input("X"), operator.attribute("groups", 1)
+    axis = 3 if operator.attribute("data_format", "NCHW") == "NHWC" else 1
+    channels = operator.shape(x)[axis]
+    if channels < 1:
+        return None
+    order = np.arange(channels).reshape(groups, -1).T.reshape(-1)
+    return lambda to: to.node("Gather", x, order, axis=axis, output=operator.output())
+
+
+@exact_form("diagonal")
+def diagonal(operator):
+    x, offset = operator.input("Input"), operator.attribute("offset", 0)
+    shape = operator.shape(x)
+    rank = len(shape)
+    axes = [operator.attribute(name, default) % rank
+            for name, default in (("axis1", 0), ("axis2", 1))]
+    rows, columns = (shape[axis] for axis in axes)
+    if rows < 1 or columns < 1:
+        return None
+    index = np.arange(rows * columns).reshape(rows, columns).diagonal(offset)
+
+    def write(to):
+        order = [axis for axis in range(rank) if axis not in axes] + axes
+        flat = to.node("Reshape", to.node("Transpose", x, perm=order),
+                       np.array([0] * (rank - 2) + [-1]))
+        to.node("Gather", flat, index, axis=rank - 2, output=operator.output())
+
+    return write
+
+
+@exact_form("meshgrid")
+def meshgrid(operator):
+    names, ends = operator.inputs("X"), operator.outputs("Out")
+
+    def write(to):
+        shape = to.node("Concat", *[to.node("Shape", to.node("Reshape", name, np.array([-1])))
+                                    for name in names], axis=0)
+        for i, (name, end) in enumerate(zip(names, ends)):
+            view = to.node("Reshape", name, np.array(
+                [-1 if i == axis else 1 for axis in range(len(names))]))
+            to.node("Expand", view, shape, output=end)
+
+    return write
+
+
+@exact_form("fold")
+def fold(operator):
+    """A transposed convolution whose weight is one for each place in a block."""
+    x, output = operator.input("X"), operator.output("Y")
+    sizes, blocks, strides, dilations, pads = (operator.attribute(name) for name in (
+        "output_sizes", "kernel_sizes", "strides", "dilations", "paddings"))
+    pads = pads if len(pads) == 4 else [*pads, *pads]
+    channels = operator.shape(x)[1]
+    if channels < 1 or min(sizes) < 1 or pads[:2] != pads[2:]:
+        return None
+
+    def write(to):
+        area = blocks[0] * blocks[1]
+        rest = [sizes[i] + pads[i] + pads[i + 2] - dilations[i] * (blocks[i] - 1) - 1
+                for i in (0, 1)]
+        counts = [rest[i] // strides[i] + 1 for i in (0, 1)]
+        weight = np.tile(np.eye(area, dtype=np.float32), (channels // area, 1)).reshape(
+            channels, 1, *blocks)
+        to.node("ConvTranspose", to.node("Reshape", x, np.array([0, 0, *counts])), weight,
+                output=output, group=channels // area, strides=strides, dilations=dilations,
+                pads=pads, output_padding=[rest[i] % strides[i] for i in (0, 1)])
+
+    return write
+
+
+@exact_form("affine_grid")
+def affine_grid(operator):
+    """Multiply the places of the output, which are constant, by the matrices."""
+    sizes = operator.attribute("output_shape") or []
+    if operator.input("OutputShape"):
+        value = operator.value(operator.input("OutputShape"))
+        sizes = [] if value is None else value.tolist()
+    corners = operator.attribute("align_corners", True)
+    if len(sizes) not in (4, 5):
+        return None
+    spatial = [int(size) for size in sizes[2:]]
+    axes = [np.linspace(-1, 1, size, dtype=np.float64) * (1 if corners else (size - 1) / size)
+            for size in spatial]
+    places = np.stack([*np.meshgrid(*axes, indexing="ij")[::-1], np.ones(spatial)], -1)
+
+    def write(to):
+        rank = len(spatial)
+        matrix = to.node("Transpose", operator.input("Theta"), perm=[0, 2, 1])
+        flat = to.node("MatMul", places.reshape(1, -1, rank + 1).astype(np.float32), matrix)
+        to.node("Reshape", flat, np.array([-1, *spatial, rank]), output=operator.output("Output"))
+
+    return write
