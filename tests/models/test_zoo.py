@@ -27,7 +27,7 @@ REFUSED = {
     **{(name, "paddle int8"): "concat" for name in ("PP-HGNetV2", "BiSeNetV2")},
     **{(name, runtime): "channel_shuffle" for name in ("PP-HumanSeg-Lite", "TinyPose", "LiteHRNet")
        for runtime in ("openvino", "onnxruntime", "openvino onnx")},
-    ("ENet", "openvino"): "prelu", ("HRNet peaks", "openvino"): "arg_max",
+    ("ENet", "openvino"): "prelu",
     ("Conformer", "openvino"): "log_softmax", ("RT-DETR", "openvino onnx"): "Broadcast",
 }
 
