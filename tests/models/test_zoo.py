@@ -25,8 +25,8 @@ KNOWN = {
 # (architecture, runtime): the operator that a runtime, or the writer of its format, names.
 REFUSED = {
     **{(name, "paddle int8"): "concat" for name in ("PP-HGNetV2", "BiSeNetV2")},
-    **{(name, runtime): "channel_shuffle" for name in ("PP-HumanSeg-Lite", "TinyPose", "LiteHRNet")
-       for runtime in ("openvino", "onnxruntime", "openvino onnx")},
+    **{(name, "openvino"): "channel_shuffle"
+       for name in ("PP-HumanSeg-Lite", "TinyPose", "LiteHRNet")},
     ("ENet", "openvino"): "prelu",
     ("Conformer", "openvino"): "log_softmax", ("RT-DETR", "openvino onnx"): "Broadcast",
 }
