@@ -14,10 +14,11 @@ def paddle_inference(path, inputs, **how):
     return predictor(path, **how)(inputs)
 
 
-def predictor(path, ir_optim=False, int8=False, threads=1):
+def predictor(path, ir_optim=False, int8=False, threads=1, onednn=False):
     """``path.pdmodel`` in Paddle Inference, as a function from arrays to arrays.
 
-    As it stands unless ``ir_optim``. One thread, as in dygraph: with another number of them large
+    As it stands unless ``ir_optim``; ``onednn``: with its kernels in float, which are the default
+    from Paddle 3 on. One thread, as in dygraph: with another number of them large
     sums are added in another order.
     """
     config = inference.Config(f"{path}.pdmodel", f"{path}.pdiparams")
@@ -25,8 +26,9 @@ def predictor(path, ir_optim=False, int8=False, threads=1):
     config.disable_glog_info()
     config.switch_ir_optim(ir_optim)
     config.set_cpu_math_library_num_threads(threads)
-    if int8:
+    if int8 or onednn:
         config.enable_mkldnn()
+    if int8:
         config.enable_mkldnn_int8()
     made = inference.create_predictor(config)
 

@@ -30,12 +30,19 @@ _LAYOUTS = {
 }
 
 
-def to_channels_first(program):
-    """Convert all operators of ``program`` in place."""
+# Runtimes of a .pdmodel ignore their order: OpenVINO, for pools also Paddle Inference with oneDNN.
+IGNORED_BY_RUNTIMES = ("pool2d", "pool3d", *(each for each in _LAYOUTS if "interp" in each))
+
+
+def to_channels_first(program, types=tuple(_LAYOUTS)):
+    """Convert all operators of ``types`` in ``program`` in place."""
+    if not any(op.type in types for block in program.desc.blocks for op in block.ops):
+        return
     builder = OpBuilder(program)
     for block in program.desc.blocks:
         shapes = {var.name: shape_of(var) for var in block.vars if var.type.type == DENSE_TENSOR}
-        ops = [new for op in block.ops for new in _replaced(builder, block, op, shapes)]
+        ops = [new for op in block.ops for new in (
+            _replaced(builder, block, op, shapes) if op.type in types else [op])]
         replace_ops(block, ops)
 
 

@@ -26,7 +26,9 @@ from ..op_desc import (
 from ..validate import contradictions_reported
 from .adaptive_pools import write_partly_global_pools
 from .blocked_layouts import BlockedLayouts
+from .channels_first import IGNORED_BY_RUNTIMES, to_channels_first
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
+from .ignored_parts import write_ignored_parts
 from .move_unsqueeze import move_unsqueeze
 from .nearest_interpolation import gather_nearest
 from .scale_propagation import ScalePropagation
@@ -39,6 +41,7 @@ _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _tran
 def apply_runtime_workarounds(program):
     """Apply all runtime workarounds to the program in place. A second time changes nothing."""
     resolve_output_sizes(program)
+    to_channels_first(program, IGNORED_BY_RUNTIMES)
     builder = OpBuilder(program)
     for block in program.desc.blocks:
         for op in block.ops:
@@ -55,6 +58,7 @@ def apply_runtime_workarounds(program):
         multiply_unused_integers(builder, block)
         write_output_paddings(program, block)
         gather_nearest(builder, block)
+        write_ignored_parts(builder, block)
         write_partly_global_pools(builder, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
         ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
