@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import paddle
 import pytest
+from onnx_exports import Net, normal, written_equals_model
 from paddle import nn
 from runtimes import onnxruntime
 
@@ -14,24 +15,6 @@ from paddleq.export.onnx import splice
 from paddleq.export.onnx.concatenations import correct_concatenations
 
 F, ops, SPEC = nn.functional, paddle.vision.ops, paddle.static.InputSpec
-
-
-class Net(nn.Layer):
-    """A function of one to three inputs, with layers."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x, y=None, z=None):
-        given = [each for each in (x, y, z) if each is not None]
-        return self.function(*given, **dict(self.named_children()))
-
-
-def normal(*shape):
-    return np.random.randn(*shape).astype(np.float32)
 
 
 def boxes(*shape):
@@ -44,22 +27,6 @@ def boxes(*shape):
 def _seeded():
     np.random.seed(3)
     paddle.seed(3)
-
-
-def written_equals_model(function, arrays, path, dynamic=(0,), tolerance=2e-6, **layers):
-    """Export, and compare with the model in dygraph mode, on the given arrays."""
-    net = Net(function, **layers)
-    net.eval()
-    spec = [SPEC([None if i in dynamic else size for i, size in enumerate(array.shape)],
-                 str(array.dtype), f"x{number}") for number, array in enumerate(arrays)]
-    paddleq.export.to_onnx(net, path / "m", spec)
-    with paddle.no_grad():
-        expected = net(*map(paddle.to_tensor, arrays))
-    expected = expected if isinstance(expected, (list, tuple)) else [expected]
-    for found, wanted in zip(onnxruntime(path / "m", arrays), expected):
-        assert found.shape == tuple(wanted.shape)
-        bound = tolerance * max(1, np.abs(found).max(initial=0))
-        assert np.abs(found - wanted.numpy()).max(initial=0) <= bound
 
 
 def states(x, rnn):
@@ -106,47 +73,6 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("case", ACTIVATIONS)
 def test_attributes_of_activations(case, tmp_path):
     written_equals_model(lambda x: ACTIVATIONS[case](x + 0.1), [4 * normal(4, 50)], tmp_path)
-
-
-def special(x):
-    """``x`` with infinities and NaN."""
-    return paddle.sqrt(x + 1) + paddle.reciprocal(x - x[:, :1])
-
-
-FUNCTIONS = {
-    "celu": lambda x: F.celu(x, 2.5), "log_sigmoid": lambda x: F.log_sigmoid(30 * x),
-    "stanh": lambda x: paddle.stanh(x, 1.4, 0.2), "logit": lambda x: paddle.logit(F.sigmoid(x)),
-    "asinh": paddle.asinh, "acosh": lambda x: paddle.acosh(paddle.abs(x) + 1.1),
-    "atanh": lambda x: paddle.atanh(0.9 * paddle.tanh(x)), "expm1": paddle.expm1,
-    "trunc": lambda x: paddle.trunc(3 * x), "isnan": lambda x: paddle.isnan(special(x)) * 1.0,
-    "isinf": lambda x: paddle.isinf(special(x)) * 1.0,
-    "isfinite": lambda x: paddle.isfinite(special(x)) * 1.0,
-    "fmax": lambda x: paddle.fmax(paddle.sqrt(x - 0.5), x[:, :1]),
-    "fmin": lambda x: paddle.fmin(x, paddle.log(x + 0.3)),
-    "heaviside": lambda x: paddle.heaviside(F.relu(x), x[:, 1:2]),
-    "label_smooth": lambda x: F.label_smooth(x, epsilon=0.3),
-    "maxout": lambda x: F.maxout(x, 2, -1), "cumprod": lambda x: paddle.cumprod(x, -1),
-    "logcumsumexp": lambda x: paddle.logcumsumexp(40 * x, 1),
-    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 3),
-    "pixel_unshuffle last": lambda x: F.pixel_unshuffle(x, 2, "NHWC"),
-    "channel_shuffle": lambda x: F.channel_shuffle(x, 3),
-    "channel_shuffle last": lambda x: F.channel_shuffle(x, 2, "NHWC"),
-    "diagonal": lambda x: paddle.diagonal(x, -2, -1, 1),
-    "meshgrid": lambda x: paddle.meshgrid(x[0, 0, 0], x[0, :, 1, 1], x[:, 2, 2, 2]),
-    "fold": lambda x: F.fold(x.flatten(2), [13, 6], [3, 2], [2, 1], [0, 1], [1, 2]),
-    "affine_grid": lambda x: F.affine_grid(x[:, 0, :2, :3], [2, 1, 4, 7], align_corners=False),
-    "affine_grid 3-D": lambda x: F.affine_grid(x[:, 0, :3, :4], [2, 1, 3, 4, 5]),
-}
-
-
-@pytest.mark.parametrize("case", FUNCTIONS)
-def test_functions_that_the_converter_does_not_have(case, tmp_path):
-    written_equals_model(FUNCTIONS[case], [normal(2, 6, 6, 6)], tmp_path, dynamic=())
-
-
-@pytest.mark.parametrize("case", ["trunc", "meshgrid", "channel_shuffle"])
-def test_functions_of_dynamic_sizes(case, tmp_path):
-    written_equals_model(FUNCTIONS[case], [normal(2, 6, 6, 6)], tmp_path, dynamic=(0, 2, 3))
 
 
 POOLS = {

@@ -12,7 +12,6 @@ from paths import ROOT
 PAGE = runpy.run_path(str(ROOT / "docs/operator_runtimes.py"))
 PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in PAGE["PAGES"]}
 ROWS = PAGE["rows"](PAGES["operators.md"])
-FIRST = paddle.__version__.startswith("3.1.")  # the version of the page
 
 # One or two of each kind; the others run nightly.
 IN_CI = set(re.findall(r"\w[^;]*", """
@@ -24,25 +23,34 @@ IN_CI = set(re.findall(r"\w[^;]*", """
     interpolate nearest; interpolate bilinear align_corners; pixel_unshuffle; channel_shuffle;
     fold strides; affine_grid; pad reflect; group_norm; conv2d_transpose"""))
 
-# (operator, runtime) -> reason of wrong values, which are not mended yet.
+# (operator, runtime) -> versions of Paddle with wrong values that are not mended, and the reason.
 KNOWN_FAULTS = {
-    ("conv2d_transpose size", "OpenVINO"): "output_padding is ignored; its kernel is no parameter",
+    ("conv2d_transpose size", "OpenVINO"): (
+        ("2.6", "3.1", "3.3"), "output_padding is ignored; its kernel is no parameter"),
+    **dict.fromkeys([(name, runtime) for name in ("cov", "corrcoef") for runtime in RUNTIMES],
+                    (("2.6",), "conj of real numbers reads memory that is not set")),
 }
+# Paddle's own kernels end the process.
+ENDS_THE_PROCESS = {("nanmedian", "2.6"), ("psroi_pool", "2.6")}
 
 
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=[] if name in IN_CI else pytest.mark.nightly) for name in OPERATORS])
 def test_operator_is_right_or_refused(name, tmp_path):
+    version = paddle.__version__[:3]
+    if (name, version) in ENDS_THE_PROCESS:
+        pytest.skip(f"ends the process on Paddle {version}")
     found = measure(name, tmp_path)
     if found is None:
-        pytest.skip(f"Paddle {paddle.__version__} does not have it")
+        pytest.skip(f"Paddle {version} does not have it")
     wrong = {runtime for runtime, cell in found.items() if cell.verdict == "wrong"}
-    known = {runtime for operator, runtime in KNOWN_FAULTS if operator == name}
-    assert wrong == known if FIRST else wrong <= known, found
+    known = {runtime for (operator, runtime), (versions, _) in KNOWN_FAULTS.items()
+             if operator == name and version in versions}
+    assert wrong == known if version == "3.1" else wrong <= known, found
     stands = found["as it stands"]
     assert stands.verdict != "right" or stands.figure <= 1e-6
     assert all(cell.reason for cell in found.values() if cell.verdict == "refused")
-    if FIRST:
+    if version == "3.1":  # the version of the page
         assert [PAGE["entry"](found[each]) for each in RUNTIMES] == ROWS[name], (
             f"out of date: run python docs/operator_runtimes.py '{name}'")
 

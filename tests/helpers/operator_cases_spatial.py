@@ -71,7 +71,8 @@ _RESIZED = {"nearest": (lambda x: x, (13, 10)), "bilinear": (lambda x: x, (13, 1
 
 
 def _resize(view, options, x):
-    return F.interpolate(view(x), **options)
+    seen = view(x)
+    return F.interpolate(seen, **options, data_format={3: "NCW", 4: "NCHW", 5: "NCDHW"}[seen.ndim])
 
 
 RESAMPLING = {

@@ -110,7 +110,7 @@ def measure(name, folder):
 
     def float_file():
         paddle.jit.save(net, path + "_pir", input_spec=spec)
-        paddleq.export.to_program_desc(path + "_pir", path + "_float")
+        _load(path + "_pir").save(path + "_float.pdmodel", path + "_float.pdiparams")
         return runtimes.paddle_inference(path + "_float", [x], ir_optim=True, onednn=True)
 
     def onnx_file():
@@ -140,10 +140,15 @@ def _outputs(net, tensor):
         return [each.numpy() for each in net(tensor)]
 
 
+def _load(prefix):
+    model = next(each for each in (f"{prefix}.json", f"{prefix}.pdmodel") if os.path.exists(each))
+    params = f"{prefix}.pdiparams"
+    return load_program(model, params if os.path.exists(params) else None)
+
+
 def _other_forms(prefix):
     """Return if a float model has operators that are rewritten in a .pdmodel, in ONNX."""
-    model = next(each for each in (f"{prefix}.json", f"{prefix}.pdmodel") if os.path.exists(each))
-    program = load_program(model, f"{prefix}.pdiparams")
+    program = _load(prefix)
     written = program.copy()
     apply_runtime_workarounds(written)
     before, after = (Counter(op.type for block in each.desc.blocks for op in block.ops

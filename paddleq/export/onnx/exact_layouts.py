@@ -35,8 +35,8 @@ def channel_shuffle(operator):
     return lambda to: to.node("Gather", x, order, axis=axis, output=operator.output())
 
 
-@exact_form("diagonal")
-def diagonal(operator):
+def diagonal_of(operator):
+    """Return a function that adds the diagonals as the last axis, None for dynamic sizes."""
     x, offset = operator.input("Input"), operator.attribute("offset", 0)
     shape = operator.shape(x)
     rank = len(shape)
@@ -46,14 +46,20 @@ def diagonal(operator):
     if rows < 1 or columns < 1:
         return None
     index = np.arange(rows * columns).reshape(rows, columns).diagonal(offset)
+    order = [axis for axis in range(rank) if axis not in axes] + axes
 
-    def write(to):
-        order = [axis for axis in range(rank) if axis not in axes] + axes
+    def write(to, output=None):
         flat = to.node("Reshape", to.node("Transpose", x, perm=order),
                        np.array([0] * (rank - 2) + [-1]))
-        to.node("Gather", flat, index, axis=rank - 2, output=operator.output())
+        return to.node("Gather", flat, index, axis=rank - 2, output=output)
 
     return write
+
+
+@exact_form("diagonal")
+def diagonal(operator):
+    write = diagonal_of(operator)
+    return write and (lambda to: write(to, operator.output()))
 
 
 @exact_form("meshgrid")

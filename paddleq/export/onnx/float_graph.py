@@ -19,6 +19,7 @@ from . import (  # noqa: F401  (they register forms)
     exact_functions,
     exact_layouts,
     exact_operators,
+    exact_tensors,
 )
 from .concatenations import correct_concatenations
 from .paddle2onnx_child import find

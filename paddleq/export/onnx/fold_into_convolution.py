@@ -47,6 +47,8 @@ def fold_batch_norms(graph):
         conv = view.producers.get(norm.input[0])
         if conv is None or conv.op_type != "Conv" or not _is_foldable(graph, view, conv):
             continue
+        if any(name not in graph.constants for name in norm.input[1:]):
+            continue  # computed in the model
         weight = view.producers[conv.input[1]]
         gamma, beta, mean, variance = (graph.constants[name].astype(np.float64)
                                        for name in norm.input[1:])
