@@ -63,6 +63,21 @@ FUNCTIONS = {
     "unfold": lambda x: F.unfold(x, [2, 3], [1, 2], [0, 1, 2, 1], [2, 1]),
     "pad circular": lambda x: F.pad(x, [2, 0, 1, 6], "circular"),
     "pixel_shuffle last": lambda x: F.pixel_shuffle(x[..., :4], 2, "NHWC"),
+    "index_put": lambda x: paddle.index_put(
+        x, (paddle.to_tensor([1, 0]), paddle.to_tensor([5, 5])), x[0, 0, :1], False),
+    "index_put add": lambda x: paddle.index_put(
+        x, (paddle.to_tensor([1, 1, 1]),), x[:1], accumulate=True),
+    "sequence_mask": lambda x: F.sequence_mask(paddle.argmax(x, 1), 4, "float32"),
+    "bilinear": lambda x: F.bilinear(x[0, 0], x[1, :, 2], x[0, :2], x[0, 0, :1, :2]),
+    "places of maxima": lambda x: F.max_pool2d(x, 3, 2, 1, return_mask=True),
+    "places of maxima 3-D": lambda x: F.max_pool3d(x.reshape([2, 2, 3, 6, 6]), 2, 1,
+                                                   return_mask=True),
+    "max_unpool2d": lambda x: F.max_unpool2d(
+        x[:, :, :3, :3], 4 * paddle.argsort(x.flatten(2)[:, :, :9], 2).astype("int32").reshape(
+            [2, 6, 3, 3]), 2, output_size=[2, 6, 6, 6]),
+    "conv3d_transpose": lambda x: F.conv3d_transpose(
+        x.unsqueeze(0), x.reshape([2, 6, 6, 3, 2])[:, :, :2], None, 2, [1, 0, 1], [0, 1, 0], 1,
+        [1, 2, 1]),
     "affine_grid 3-D": lambda x: F.affine_grid(x[:, 0, :3, :4], [2, 1, 3, 4, 5]),
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from .splice import exact_form
 
-_BOOL, _FLOAT, _INT64 = 9, 1, 7  # onnx.TensorProto.DataType
+_BOOL, _FLOAT, _INT32, _INT64 = 9, 1, 6, 7  # onnx.TensorProto.DataType
 
 
 @exact_form("gelu")
@@ -52,6 +52,8 @@ def adaptive_pool(operator):
     """
     x, sizes = operator.input("X"), operator.attribute("ksize", [])
     spatial = operator.shape(x)[-len(sizes):]
+    if operator.used(operator.output("Mask")) and not operator.attribute("adaptive", False):
+        return _pool_with_places(operator, x, sizes, spatial)
     if (not operator.attribute("adaptive", False) or operator.attribute("global_pooling", False)
             or operator.used(operator.output("Mask")) or min(sizes, default=0) < 1
             or all(size == 1 for size in sizes)
@@ -67,6 +69,23 @@ def adaptive_pool(operator):
             if have != size:
                 name = (_average if average else _maximum)(to, name, axis, rank, have, size)
         to.node("Identity", name, output=operator.output())
+
+    return write
+
+
+def _pool_with_places(operator, x, sizes, spatial):
+    """Maximum and its place in the channel, which ONNX counts from the first image."""
+    pads = operator.attribute("paddings", [])
+    if min(spatial) < 1 or len(pads) != len(sizes) or operator.attribute("global_pooling", False):
+        return None
+
+    def write(to):
+        place = to.names.fresh("form.MaxPool")
+        to.several("MaxPool", x, outputs=[operator.output(), place], kernel_shape=sizes,
+                   strides=operator.attribute("strides"), pads=[*pads, *pads],
+                   ceil_mode=int(operator.attribute("ceil_mode", False)))
+        inner = to.node("Mod", place, np.array(math.prod(spatial)))
+        to.node("Cast", inner, to=_INT32, output=operator.output("Mask"))
 
     return write
 

@@ -17,6 +17,7 @@ from ..program.op_desc import attribute, dtype_of, inputs, outputs
 from . import (  # noqa: F401  (they register forms)
     exact_detection,
     exact_functions,
+    exact_indices,
     exact_layouts,
     exact_operators,
     exact_tensors,
