@@ -10,7 +10,7 @@ import functools
 import inspect
 import pkgutil
 import re
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import paddle
 from paddle import nn
@@ -101,12 +101,17 @@ def is_traced_by_save() -> bool:
     Paddle has no public flag for it. It sets batch norms and dropouts of a saved program to
     evaluation, also those of a model in training mode; layers of other kinds have to do that.
     """
-    frame: Any = None if paddle.in_dynamic_mode() else inspect.currentframe()
+    return not paddle.in_dynamic_mode() and any(
+        frame.f_code.co_name == "save" for frame in _callers("paddle.jit.api"))
+
+
+def _callers(*modules: str) -> Iterator[Any]:
+    """Return the frames of the functions of ``modules`` that run now, innermost first."""
+    frame: Any = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_name == "save" and frame.f_globals.get("__name__") == "paddle.jit.api":
-            return True
+        if frame.f_globals.get("__name__") in modules:
+            yield frame
         frame = frame.f_back
-    return False
 
 
 def is_jit_loaded(layer: nn.Layer) -> bool:
@@ -123,8 +128,8 @@ def unwrapped(model: nn.Layer) -> nn.Layer:
 
 # Functions of Paddle's modules of recompute -> (local variable with an object of each call of
 # recompute, True if the function repeats the forward pass).
-_RECOMPUTE_MODULES = frozenset({"paddle.distributed.fleet.recompute.recompute",
-                                "paddle.distributed.fleet.recompute.recompute_hybrid"})
+_RECOMPUTE_MODULES = ("paddle.distributed.fleet.recompute.recompute",
+                      "paddle.distributed.fleet.recompute.recompute_hybrid")
 _RECOMPUTE_FUNCTIONS = {"forward": ("ctx", False), "backward": ("ctx", True),
                         "_recompute_without_reentrant": ("storage", False),
                         "unpack": ("storage", True)}
@@ -137,13 +142,10 @@ def recompute_calls() -> List[Tuple[Any, bool]]:
     forward pass is repeated during backward.
     """
     calls = []
-    frame: Any = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") in _RECOMPUTE_MODULES:
-            variable, repeated = _RECOMPUTE_FUNCTIONS.get(frame.f_code.co_name, ("", False))
-            if variable:
-                calls.append((frame.f_locals[variable], repeated))
-        frame = frame.f_back
+    for frame in _callers(*_RECOMPUTE_MODULES):
+        variable, repeated = _RECOMPUTE_FUNCTIONS.get(frame.f_code.co_name, ("", False))
+        if variable:
+            calls.append((frame.f_locals[variable], repeated))
     return calls
 
 
@@ -302,11 +304,58 @@ class BuffersKeepDtype(nn.Layer):
 
 
 class StateDictNotice(nn.Layer):
-    """Mixin of layers whose ``_before_state_dict`` runs before a state_dict is read or loaded."""
+    """Mixin of layers that notice when a state_dict is read or loaded.
+
+    ``_before_state_dict()`` runs before both, ``_after_load(layer, name)`` after ``set_state_dict``
+    has set a tensor of the layer or of a sublayer. Values of another data type are cast:
+    averages of states are float32, where Paddle accepts equal types only.
+    """
+
+    def _before_state_dict(self):
+        pass
+
+    def _after_load(self, layer, name):
+        pass
 
     def _state_dict_impl(self, *args, **kwargs):
         self._before_state_dict()
-        return super()._state_dict_impl(*args, **kwargs)
+        found = super()._state_dict_impl(*args, **kwargs)
+        if not _is_set_state_dict():
+            return found
+        own = {id(held): (layer, name) for layer in self.sublayers(include_self=True)
+               for name, held in [*layer._parameters.items(), *layer._buffers.items()]}
+        loaded: Any = found
+        for key, value in found.items():  # in place: Paddle 3 ignores what sublayers return
+            if id(value) in own:
+                loaded[key] = _LoadedTensor(value, self._after_load, own[id(value)])
+        return found
+
+
+class _LoadedTensor:
+    """Tensor of which ``set_state_dict`` reads the shape and sets the value."""
+
+    def __init__(self, tensor, after, place):
+        self._tensor, self._after, self._place = tensor, after, place
+
+    def __getattr__(self, name):
+        return getattr(self._tensor, name)
+
+    def set_value(self, value):
+        value = value if isinstance(value, paddle.Tensor) else paddle.to_tensor(value)
+        dtype = self._tensor.dtype
+        if value.dtype != dtype:
+            if dtype == paddle.int64 and paddle.is_floating_point(value):
+                # A count whose average is between 0 and 1 is not 0; an average of equal integers
+                # may differ by rounding.
+                value = paddle.ceil(value - 1e-3)
+            value = value.astype(dtype)
+        self._tensor.set_value(value)
+        self._after(*self._place)
+
+
+def _is_set_state_dict() -> bool:
+    return paddle.in_dynamic_mode() and any(
+        frame.f_code.co_name == "set_state_dict" for frame in _callers("paddle.nn.layer.layers"))
 
 
 class KeyValueAttention(nn.MultiHeadAttention):

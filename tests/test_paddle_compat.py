@@ -212,6 +212,30 @@ def test_is_traced():
     assert compat.is_traced(paddle.jit.to_static(layer))
 
 
+def test_loaded_states_are_cast_and_reported():
+    class Noticing(compat.StateDictNotice):
+        def __init__(self):
+            super().__init__()
+            self.child = nn.Linear(2, 1)
+            self.register_buffer("count", paddle.zeros([1], dtype="int64"))
+            self.register_buffer("total", paddle.zeros([1], dtype="float64"))
+            self.__dict__["loaded"] = []
+
+        def _after_load(self, layer, name):
+            self.loaded.append((layer is self, name))
+
+    layer = Noticing()
+    net = nn.Sequential(nn.Linear(2, 2), layer)
+    state = {name: paddle.full_like(value, 0.25, dtype="float32")
+             for name, value in net.state_dict().items()}
+    assert layer.loaded == []
+    assert net.set_state_dict(state) == ([], [])
+    assert layer.loaded == [(True, "count"), (True, "total"), (False, "weight"), (False, "bias")]
+    assert (layer.count.item(), layer.total.item()) == (1, 0.25)
+    assert (layer.count.dtype, layer.total.dtype) == (paddle.int64, paddle.float64)
+    assert layer.child.bias.item() == 0.25
+
+
 def test_recompute_calls():
     from paddle.distributed.fleet.utils import recompute
 

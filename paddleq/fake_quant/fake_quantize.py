@@ -55,6 +55,9 @@ class FakeQuantize(Observation, WithArgs):
             returns its input unchanged.
         zero_point: buffer, int64, of the same shape.
         abs_max: buffer, float32: scale times ``spec.quant_max``, which Paddle calls the scale.
+        scale_weight: buffer, float32 [1]: 0 if there is no scale, 1 if it was observed, 2 if it was
+            set. Averages of states have the weight of those with a scale, by which
+            ``set_state_dict`` divides.
         skipped_batches: buffer, int64 [1], not in ``state_dict``: number of training batches with
             NaN or infinity. The observer skips them; the first one is logged as a warning.
         quant_min, quant_max: lowest and highest integer.
@@ -87,6 +90,7 @@ class FakeQuantize(Observation, WithArgs):
         self.channel_len = channel_len
         self.fast_training = check_bool("fast_training", fast_training)
         self._make_buffers([self.observer.channels])
+        self.register_buffer("scale_weight", paddle.zeros([1], dtype="float32"))
         self.set_state(State.QAT)
         if self.observer.fixed:
             self._store_observed()
@@ -247,6 +251,7 @@ class FakeQuantize(Observation, WithArgs):
                     paddle.assign(value, tensor)
                 owner[name] = tensor
             self._qparams_when_observed, self._known_version = observed, None
+            self._weighted = False
 
     def qparams_of(self, x):
         """Return (abs_max, zero point or None) that quantize ``x`` in evaluation."""
@@ -271,7 +276,11 @@ class FakeQuantize(Observation, WithArgs):
         # Values are unknown while to_static traces; the export detects missing scales.
         return not paddle.in_dynamic_mode() or self.initialized
 
+    def _divide(self, weight):
+        assign_buffer(self, "abs_max", self.abs_max / weight)
+
     def _store(self, abs_max, zero_point=None):
+        self._set_weight()
         assign_buffer(self, "abs_max", abs_max)
         if zero_point is not None:
             assign_buffer(self, "zero_point", zero_point)

@@ -227,10 +227,23 @@ class LSQ(FakeQuantize):
                      for value, (_, buffer) in zip(measured, held)]
             for value, (_, buffer) in zip(first, held):
                 paddle.assign(value, buffer)
+            self._set_weight()
         sums = [parameter + value for value, (parameter, _) in zip(first, held)]
         return (*sums, None)[:2]
 
+    def _divide(self, weight):
+        for parameter, first in self._parameters_and_buffers():
+            for tensor in (parameter, first):
+                paddle.assign(tensor / weight, tensor)
+
+    def _store_averaged(self):
+        pass  # the steps were trained
+
+    def _mark_set_scale(self):
+        pass
+
     def _store(self, abs_max, zero_point=None):
+        self._set_weight()
         if self.offset is not None and zero_point is None:
             zero_point = self.zero_point
         for value, (parameter, first) in zip(self._measured(abs_max, zero_point),

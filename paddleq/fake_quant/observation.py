@@ -16,6 +16,7 @@ from ..spec import SPEC_ARGUMENTS, pop_spec
 
 _logger = logging.getLogger("paddleq")
 
+_SET = 2.0  # scale_weight of a scale that is not that of the observer
 
 class State(enum.Enum):
     """State of a fake quantizer.
@@ -46,6 +47,8 @@ class Observation(StateDictNotice):
         self.register_buffer("skipped_batches", paddle.zeros([1], dtype="int64"),
                              persistable=False)
         self._reported = False
+        self._weighted = False  # scale_weight is known to be 1
+        self._averaged = None  # scale_weight of the average of states that is being loaded
         self._known_version = None
         self._qparams_when_observed = None
 
@@ -154,9 +157,44 @@ class Observation(StateDictNotice):
 
     def _before_state_dict(self):
         # Loading does not change a tensor's version.
-        self._known_version = None
+        self._known_version = self._averaged = None
+        self._weighted = False
         if paddle.in_dynamic_mode():
             self._report_skipped()
+            self._mark_set_scale()
+
+    def _after_load(self, layer, name):
+        # Tensors are loaded in the order of registration: those of the observer are the last.
+        with paddle.no_grad():
+            if layer is self and name == "scale_weight":
+                weight = self.scale_weight.item()
+                if weight not in (0.0, 1.0, _SET):
+                    self._averaged = weight
+                    self._divide(weight)
+                    self._set_weight()
+            elif layer is self.observer and layer.proportional is not None:
+                if self._averaged is not None and name in layer.proportional:
+                    assign_buffer(layer, name, getattr(layer, name) / self._averaged)
+                self._store_averaged()
+
+    def _store_averaged(self):
+        if self._averaged is not None or self._follows_ratio():
+            self._store_observed()
+
+    def _follows_ratio(self):
+        """Return True if abs_max is that of an observer whose statistics have a weight."""
+        return (self.observer.proportional == () and self.observer.state.item() > 0.0
+                and self.scale_weight.item() == 1.0)
+
+    def _mark_set_scale(self):
+        # A scale that differs from that of the statistics is kept when the state is loaded.
+        if self._follows_ratio() and not bool((self.abs_max == self.observer.abs_max()).all()):
+            assign_buffer(self, "scale_weight", paddle.full([1], _SET))
+
+    def _set_weight(self):
+        if not self._weighted:
+            assign_buffer(self, "scale_weight", paddle.ones([1]))
+            self._weighted = paddle.in_dynamic_mode()
 
     def _refuse_non_finite(self, x, source=None):
         # The sum propagates NaN and infinity. It may also overflow, so the elements are checked

@@ -16,7 +16,12 @@ before the step.
 import paddle
 from paddle import nn
 
-from .._paddle_compat import RUNNING_STATISTICS, batch_norm_state, is_traced_by_save
+from .._paddle_compat import (
+    RUNNING_STATISTICS,
+    StateDictNotice,
+    batch_norm_state,
+    is_traced_by_save,
+)
 from ..errors import ModelError
 from ..fake_quant.recompute import in_first_pass, is_repeated_pass
 from ..functional import EPS
@@ -26,7 +31,7 @@ from ..graph.fold_batch_norm import scaled_weight
 from .class_swap import substituted
 
 
-class NormFolding(nn.Layer):
+class NormFolding(StateDictNotice):
     """Forward of a quantized layer with a folded batch norm."""
 
     def __init__(self, one_conv, freeze_at):

@@ -5,7 +5,7 @@ from typing import Optional
 import paddle
 
 from .._checks import check_float, check_int
-from ..functional import abs_max
+from ..functional import EPS, abs_max
 from ..functional.qparams import as_dtype, reduce_channels
 from ..spec import QuantSpec
 from .base import Accumulator, register_observer
@@ -60,6 +60,7 @@ class AbsMaxObserver(_AbsMaxBase):
     """
 
     statistics = {"max": paddle.maximum}
+    proportional = ("max",)
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  track_batch: bool = False):
@@ -86,6 +87,8 @@ class RangeAbsMaxObserver(_AbsMaxBase):
         >>> observer.abs_max().tolist()
         [2.0]
     """
+
+    proportional = ("window",)
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  window_size: int = 10000):
@@ -131,8 +134,9 @@ class AverageObserver(_AbsMaxBase):
 class MovingAverageAbsMaxObserver(_AbsMaxBase):
     """Moving average of max|x| with bias correction.
 
-    state = rate * state + 1, accum = rate * accum + max|x|, abs_max = accum / state. Both
-    start at 1, as in PaddleSlim, which biases the first results towards 1.
+    state = rate * state + 1, accum = rate * accum + max|x|, abs_max = accum / state. The first
+    batch starts from 1 for both, as in PaddleSlim, which biases the first results towards 1. Both
+    are 0 before it, so that a state without data has no weight in an average of states.
 
     Args:
         moving_rate: weight of the past, in [0, 1). Default 0.9.
@@ -146,17 +150,21 @@ class MovingAverageAbsMaxObserver(_AbsMaxBase):
         [2.0]
     """
 
+    proportional = ()  # the weight of a state cancels out
+
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  moving_rate: float = 0.9):
         super().__init__(spec, channels)
         self.moving_rate = check_float("moving_rate", moving_rate, 0.0, 1.0, open_high=True)
-        self._float_buffer("state", [1], 1.0)
-        self._float_buffer("accum", value=1.0)
+        self._float_buffer("state", [1])
+        self._float_buffer("accum")
 
     def _update(self, x):
         (current,) = self._measure(x)
-        self._assign("state", self.state * self.moving_rate + 1.0)
-        self._assign("accum", self.accum * self.moving_rate + current)
+        # A tensor condition: to_static traces one program for the first batch and all others.
+        first = (self.state <= 0.0).astype("float32")
+        self._assign("accum", (self.accum + first) * self.moving_rate + current)
+        self._assign("state", (self.state + first) * self.moving_rate + 1.0)
 
     def _merge(self, other):
         share = self._share_of(other)
@@ -164,7 +172,7 @@ class MovingAverageAbsMaxObserver(_AbsMaxBase):
         self._assign("accum", merged * self.state)
 
     def abs_max(self):
-        return self._at_least_eps(self.accum / self.state)
+        return self._at_least_eps(self.accum / self.state.clip(min=EPS))
 
 
 @register_observer("mean_magnitude")

@@ -103,6 +103,8 @@ class Observer(nn.Layer, WithArgs, Collector):
         dynamic: nothing is accumulated; abs_max is computed from each tensor (weights).
         abs_max_only: the statistics depend on max|x| only.
         per_channel: the default spec is per channel.
+        proportional: names of the statistics that are proportional to abs_max, if averages of
+            statistics give the average abs_max; None if not.
 
     Examples:
         >>> import paddle
@@ -119,6 +121,7 @@ class Observer(nn.Layer, WithArgs, Collector):
     fixed = False
     abs_max_only = False
     per_channel = False
+    proportional: Optional[Tuple[str, ...]] = None
     _condition: Optional[paddle.Tensor] = None
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):

@@ -15,6 +15,7 @@ class _MinMaxBase(Accumulator):
     """Base of the observers of minimum and maximum."""
 
     statistics = {"min": paddle.minimum, "max": paddle.maximum}
+    proportional = ("min", "max")
 
     def _measure(self, x):
         if 0 in x.shape:
