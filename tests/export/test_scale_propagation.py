@@ -1,5 +1,7 @@
 """Operators that Paddle Inference computes with integers of wrong types, scales or layouts."""
 
+from functools import partial
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -86,6 +88,21 @@ def joined(first, partner):
 def test_concat_of_signed_and_unsigned_tensors(first, tmp_path):
     found = errors([joined(first, each) for each in PARTNERS.values()], tmp_path, 2 * CHANNELS)
     assert max(found) < EXACT, dict(zip(PARTNERS, found))
+
+
+def stem(pool):
+    """Join a pooled relu with a convolution that reads the relu too (PP-HGNetV2, BiSeNetV2)."""
+    def block(x, a, b, last):
+        x = F.relu(a(x))
+        return last(paddle.concat([pool(x), F.relu(b(x))], 1))
+    return block
+
+
+def test_concat_of_a_pooled_tensor_that_another_quantizer_reads(tmp_path):
+    pools = [partial(F.max_pool2d, kernel_size=3, stride=1, padding=1),
+             lambda x: F.max_pool2d(F.max_pool2d(x, 3, 1, 1), 3, 1, 1),
+             lambda x: F.max_pool2d(x, 3, 1, 1).transpose([0, 1, 3, 2])]
+    assert max(errors([stem(pool) for pool in pools], tmp_path, 2 * CHANNELS)) < ROUNDING
 
 
 def test_concat_through_a_channel_shuffle(tmp_path):

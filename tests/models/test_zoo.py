@@ -24,7 +24,6 @@ KNOWN = {
 }
 # (architecture, runtime): the operator that a runtime, or the writer of its format, names.
 REFUSED = {
-    **{(name, "paddle int8"): "concat" for name in ("PP-HGNetV2", "BiSeNetV2")},
     **{(name, "openvino"): "channel_shuffle"
        for name in ("PP-HumanSeg-Lite", "TinyPose", "LiteHRNet")},
     ("ENet", "openvino"): "prelu",

@@ -60,8 +60,9 @@ class ScalePropagation:
             return False
         sources = inputs(concat, "X")
         types = {self._type(name) for name in sources}
+        passed = [name for source in sources for name in self._behind(source)[0]]
         return (len(types) > 1 or None in types
-                or not self._are_read_once([*names, *sources], quantize))
+                or not self._are_read_once([*names, *passed], quantize))
 
     def _multiplies(self, quantize):
         """Return True if a product of two activations takes the output of a relu.
