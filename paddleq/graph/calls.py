@@ -39,7 +39,7 @@ def patched_forwards(layers: Mapping[Any, nn.Layer], forward: Callable) -> Itera
         yield
     finally:
         for layer, own in reversed(previous):
-            del layer.__dict__["forward"]
+            layer.__dict__.pop("forward", None)  # not there yet if an interrupt came before it
             if own is not None:
                 layer.__dict__["forward"] = own
 

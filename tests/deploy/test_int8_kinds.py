@@ -58,6 +58,7 @@ def test_every_layer_type_runs_in_int8(name, way, tmp_path, caplog):
     if bits == 8 and name not in NEEDS_A_COPY:  # fewer bits need a converted copy
         found = paddle_inference(path, [x], ir_optim=True, int8=True)[0]
         assert relative_error(found, expected) < LIMIT
+    caplog.clear()
     with Predictor(path, runtime="paddle") as runs:
         assert relative_error(runs.run([x])[0], expected) < LIMIT
     warnings = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]

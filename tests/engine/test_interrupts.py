@@ -31,7 +31,8 @@ def snapshot(net):
     found = {}
     for name, layer in net.named_sublayers(include_self=True):
         plain = {key: value for key, value in layer.__dict__.items()
-                 if isinstance(value, (bool, int, float, str, type(None)))}
+                 if isinstance(value, (bool, int, float, str, type(None)))
+                 and key not in ("_known_version", "_weighted")}  # of values that are cached
         state = layer.__dict__.get("_paddleq")
         found[name] = (type(layer), sorted(layer.__dict__), plain, layer.training,
                        len(layer._forward_pre_hooks), state and (state.note, state.thread))

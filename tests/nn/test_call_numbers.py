@@ -293,3 +293,27 @@ def test_calls_of_a_shared_layer_with_ranges_far_apart_are_a_warning(
     assert len(found) == warns
     if warns:
         assert found[0].startswith("fc is called 2 times") and "share one scale" in found[0]
+
+
+class Fails(nn.Layer):
+    def forward(self, x):
+        raise RuntimeError("of the user")
+
+
+def test_a_failed_forward_pass_does_not_number_the_calls_of_other_models():
+    def model(*after):
+        return paddleq.PTQ("AbsmaxQuantizer").quantize(
+            nn.Sequential(nn.Linear(6, 6), QuantizableFunction(paddle.tanh), *after))
+
+    failing, other = model(Fails()), model()
+    with pytest.raises(RuntimeError, match="of the user"):
+        failing(X)
+    paddleq.calibrate(other, [X])
+    expected = other(X).numpy()
+    for _ in range(3):
+        other[1](X)  # a part
+        np.testing.assert_array_equal(other(X).numpy(), expected)
+    assert other[1]._paddleq.calls == 1
+    failing[2] = nn.Identity()
+    assert paddleq.calibrate(failing, [X, X]) == 2
+    assert failing[1]._paddleq.calls == 1
