@@ -163,6 +163,27 @@ def skip_bytecode_translation(cls: L) -> L:
     return cls
 
 
+def run_untranslated(forward: Callable) -> Callable:
+    """Decorator of a method that the bytecode translator of Paddle 2.6 must not see.
+
+    It refuses functions that read the value of a tensor at some places. It passes over functions
+    that define a function with a name such as "<lambda>". Other versions are not concerned.
+    """
+    if hasattr(paddle.jit, "marker") or not hasattr(paddle.framework.core, "set_eval_frame"):
+        return forward
+    set_eval_frame = paddle.framework.core.set_eval_frame
+
+    @functools.wraps(forward)
+    def run(*args, **kwargs):
+        previous = set_eval_frame(None)
+        try:
+            return (lambda: forward(*args, **kwargs))()
+        finally:
+            set_eval_frame(previous)
+
+    return run
+
+
 def flops_counters() -> Dict[Type[nn.Layer], Callable]:
     """Return class -> function (layer, inputs, output) that ``paddle.flops`` calls."""
     return _private("paddle.hapi.dynamic_flops.register_hooks", "count operations")

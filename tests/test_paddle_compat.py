@@ -165,6 +165,18 @@ def test_skip_bytecode_translation():
     np.testing.assert_allclose(paddle.jit.to_static(net)(x).numpy(), expected, atol=1e-6)
 
 
+class Positive(nn.Layer):
+    @compat.run_untranslated
+    def forward(self, x):
+        return x if not x.size or (x.sum() > 0).item() else -x
+
+
+def test_run_untranslated():
+    net = paddle.jit.to_static(nn.Sequential(Positive()), full_graph=False)
+    x = paddle.full([2, 4], -3.0)
+    np.testing.assert_array_equal(net(x).numpy(), -x.numpy())
+
+
 def test_flops_counters():
     class Same(nn.Linear):
         pass

@@ -10,6 +10,7 @@ from .._checks import check_bool, wrong_type, wrong_value
 from .._paddle_compat import (
     own_buffers,
     own_parameters,
+    run_untranslated,
     skip_bytecode_translation,
 )
 from ..errors import ConfigError, ModelError
@@ -187,6 +188,7 @@ class FakeQuantize(Observation, WithArgs):
             and observer.online and not observer.dynamic and observer.accepts_abs_max
             and self.spec.rounding == HALF_EVEN))
 
+    @run_untranslated
     @paddle.jit.not_to_static
     def forward(self, x, clipping=None, bound=None):
         """Quantize and dequantize ``x``.
@@ -228,7 +230,7 @@ class FakeQuantize(Observation, WithArgs):
             in_place=self.in_place)
 
     def _qparams_in_training(self, x, clipping):
-        return in_first_pass((id(self), "qparams"), lambda: self._update(x, clipping))
+        return in_first_pass((id(self), "qparams"), self._update, x, clipping)
 
     def clipped(self, x, bound):
         """Quantize as in evaluation, with abs_max of at most ``bound``."""

@@ -99,7 +99,9 @@ class Observation(StateDictNotice):
     def _is_skipped(self, x):
         """Return True, and count and report it, if a training batch on the CPU is not finite."""
         x = constant(x)
-        if not _is_on_host(x) or paddle.isfinite(x.sum()).item():
+        if not _is_on_host(x) or not x.size:
+            return False
+        if paddle.isfinite(x.sum()).numpy():  # to_static of Paddle 2.6 cannot trace .item() here
             return False
         finite = self._all_finite(x)  # the sum of finite values may overflow
         if finite.item():
@@ -199,7 +201,7 @@ class Observation(StateDictNotice):
     def _refuse_non_finite(self, x, source=None):
         # The sum propagates NaN and infinity. It may also overflow, so the elements are checked
         # then. max() ignores NaN on Paddle 2.6.
-        if not paddle.in_dynamic_mode() or paddle.isfinite(x.sum()).item():
+        if not (paddle.in_dynamic_mode() and x.size) or paddle.isfinite(x.sum()).item():
             return
         wrong = (~paddle.isfinite(x)).sum().item()
         if wrong:

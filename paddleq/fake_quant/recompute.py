@@ -34,15 +34,15 @@ class _Values:
         return values[number]
 
 
-def in_first_pass(key: Hashable, compute: Callable[[], Any]) -> Any:
-    """Return ``compute()``, or its value in the first pass if ``recompute`` repeats that pass.
+def in_first_pass(key: Hashable, compute: Callable, *args: Any) -> Any:
+    """Return ``compute(*args)``, or its value in the first pass if ``recompute`` repeats that pass.
 
     Args:
         key: identifies the value, with the order of the calls.
         compute: returns a value, or a tuple, that may contain tensors without gradients.
     """
     if not paddle.in_dynamic_mode():
-        return compute()
+        return compute(*args)
     outer = []
     for call, repeated in recompute_calls():
         values = call.__dict__.setdefault(_ATTRIBUTE, _Values())
@@ -52,7 +52,7 @@ def in_first_pass(key: Hashable, compute: Callable[[], Any]) -> Any:
         if not repeated:
             outer.append(values)
     else:
-        value = compute()
+        value = compute(*args)
     for values in outer:  # calls inside of a repeated pass are repeated themselves
         values.append(key, _copied(value))
     return value

@@ -276,10 +276,11 @@ def test_places_of_extrema_run_in_openvino(function, axis, dtype, tmp_path):
     class Places(nn.Layer):
         def __init__(self):
             super().__init__()
-            self.conv = nn.Conv2D(3, 4, 3)
+            self.conv, self.function = nn.Conv2D(3, 4, 3), function
+            self.axis, self.dtype = axis, dtype
 
         def forward(self, x):
-            return function(self.conv(x), axis=axis, dtype=dtype)
+            return self.function(self.conv(x), axis=self.axis, dtype=self.dtype)
 
     x = paddle.rand([2, 3, 6, 7])
     ptq, net = calibrated(Places(), x)

@@ -30,6 +30,7 @@ _CONTAINERS = range(DENSE_TENSOR, 19)  # VarType.Type of framework.proto
 _INTERFACE = {"feed": ("X", "Out"), "fetch": ("X", "Out")}
 # Types of attributes that Paddle versions use in place of each other.
 _NUMBER, _NUMBERS = (0, 1, 6, 9, 15, 16), (3, 4, 7, 11, 12, 17)
+_VARIABLES = (13, 14)  # one that holds a list of numbers, or one for each number
 _KIND = {**dict.fromkeys(_NUMBER, "a number"), **dict.fromkeys(_NUMBERS, "a list of numbers"),
          2: "a text", 5: "a list of texts", 8: "a block", 10: "a list of blocks"}
 # Attributes of sizes that no tensor limits.
@@ -128,17 +129,21 @@ def _check_operator(desc, op, names):
             if not all(0 < number < len(desc.blocks) for number in blocks):
                 raise ValueError(f"the attribute {attr.name!r} is the block {list(blocks)}, but "
                                  f"there are {len(desc.blocks)}")
+        for name in ([attr.var_name] if attr.type == 13 else attr.vars_name):
+            if name not in names:  # a variable in place of a constant
+                raise ValueError(f"no variable is called {name!r}")
     known = operator_descriptions().get(op.type)
     if known is not None:
         _check_slots("input", op.inputs, known.inputs)
         _check_slots("output", op.outputs, known.outputs)
         for described in known.attrs:
             attr = attributes.get(described.name)
-            if attr is not None and _KIND.get(attr.type) != _KIND.get(described.type):
+            if attr is not None and attr.type not in _VARIABLES and (
+                    _KIND.get(attr.type) != _KIND.get(described.type)):
                 raise ValueError(f"the attribute {attr.name!r} is {_KIND.get(attr.type)}, not "
                                  f"{_KIND.get(described.type)}")
     for name in _SIZES:
-        if name in attributes:
+        if name in attributes and attributes[name].type not in _VARIABLES:
             _check_sizes(name, attribute_value(attributes[name]))
     shape = attribute(op, "shape")
     if isinstance(shape, list) and op.type not in _VIEWS and (
