@@ -605,6 +605,8 @@ def test_random_edits(saved, paths, data):
             parent[path[-1]]
         except (KeyError, IndexError, TypeError):
             continue  # an edit before this one took it away
+        if not isinstance(parent, (dict, list)):
+            continue  # or put a text in its place
         kind = data.draw(st.sampled_from(["delete", "replace", "copy", "swap", "twice"]))
         if kind == "delete":
             del parent[path[-1]]
