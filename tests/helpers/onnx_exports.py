@@ -41,4 +41,5 @@ def written_equals_model(function, arrays, path, dynamic=(0,), tolerance=2e-6, *
     for found, wanted in zip(onnxruntime(path / "m", arrays), expected):
         assert found.shape == tuple(wanted.shape)
         bound = tolerance * max(1, np.abs(found).max(initial=0))
-        assert np.abs(found - wanted.numpy()).max(initial=0) <= bound
+        distance = np.subtract(found, wanted.numpy(), dtype=np.float64)  # of booleans too
+        assert np.abs(distance).max(initial=0) <= bound

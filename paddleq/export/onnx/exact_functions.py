@@ -10,7 +10,7 @@ _FLOAT = 1  # onnx.TensorProto.DataType
 _SHIFT_FILL = {"cumprod": 1.0, "logcumsumexp": -np.inf}
 
 
-def _function(*types: str) -> Callable:
+def function(*types: str) -> Callable:
     """Function decorator: ``(builder, input, operator)`` that returns the result in float32."""
     def register(write_result):
         @exact_form(*types)
@@ -26,24 +26,24 @@ def _function(*types: str) -> Callable:
     return register
 
 
-@_function("logsigmoid")
+@function("logsigmoid")
 def log_sigmoid(to, x, operator):
     return to.node("Neg", to.node("Softplus", to.node("Neg", x)))
 
 
-@_function("celu")
+@function("celu")
 def celu(to, x, operator):
     return to.node("Celu", x, alpha=float(operator.attribute("alpha", 1.0)))
 
 
-@_function("stanh")
+@function("stanh")
 def stanh(to, x, operator):
     a, b = (np.float32(operator.attribute(name, default))
             for name, default in (("scale_a", 0.67), ("scale_b", 1.7159)))
     return to.node("Mul", to.node("Tanh", to.node("Mul", x, a)), b)
 
 
-@_function("logit")
+@function("logit")
 def logit(to, x, operator):
     eps = np.float32(operator.attribute("eps", 1e-6))
     if eps > 0:
@@ -51,22 +51,22 @@ def logit(to, x, operator):
     return to.node("Log", to.node("Div", x, to.node("Sub", np.float32(1), x)))
 
 
-@_function("asinh", "acosh", "atanh")
+@function("asinh", "acosh", "atanh")
 def inverse_hyperbolic(to, x, operator):
     return to.node(operator.type.capitalize(), x)
 
 
-@_function("expm1")
+@function("expm1")
 def expm1(to, x, operator):
     return to.node("Sub", to.node("Exp", x), np.float32(1))
 
 
-@_function("trunc")
+@function("trunc")
 def trunc(to, x, operator):
     return to.node("Mul", to.node("Sign", x), to.node("Floor", to.node("Abs", x)))
 
 
-@_function("isnan_v2", "isinf_v2", "isfinite_v2")
+@function("isnan_v2", "isinf_v2", "isfinite_v2")
 def is_finite(to, x, operator):
     nan = to.node("IsNaN", x) if operator.type != "isinf_v2" else None
     infinite = to.node("IsInf", x) if operator.type != "isnan_v2" else None
@@ -75,7 +75,7 @@ def is_finite(to, x, operator):
     return nan or infinite
 
 
-@_function("maxout")
+@function("maxout")
 def maxout(to, x, operator):
     groups, axis = operator.attribute("groups"), operator.attribute("axis", 1)
     return to.node("Max", *[

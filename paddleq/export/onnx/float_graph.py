@@ -13,13 +13,16 @@ from ..._atomic_write import temporary_folder
 from ...errors import DependencyError, ExportError, UnsupportedOperatorError
 from ..program.inference import feed_names, fetch_names
 from ..program.op_builder import OpBuilder
-from ..program.op_desc import attribute, dtype_of, inputs, outputs
+from ..program.op_desc import attribute, dtype_of, inputs, outputs, tensor_of
+from ..program.pdiparams import CODES, DTYPES
 from . import (  # noqa: F401  (they register forms)
+    exact_counts,
     exact_detection,
     exact_functions,
     exact_indices,
     exact_layouts,
     exact_operators,
+    exact_special_functions,
     exact_tensors,
 )
 from .concatenations import correct_concatenations
@@ -32,6 +35,8 @@ INTERPRETER = "PADDLEQ_PADDLE2ONNX_PYTHON"
 _INSTALL = "pip install 'paddleq[onnx]' (or paddle2onnx==1.3.1 and onnx)"
 _CHILD = str(Path(__file__).with_name("paddle2onnx_child.py"))
 _LAST_LINES = 5
+_SAME_TYPE = ("assign", "scale", "share_data", "reshape2", "squeeze2", "unsqueeze2", "transpose2",
+              "flatten_contiguous_range", "slice")  # of input and output
 
 
 def require_onnx():
@@ -51,6 +56,7 @@ def float_graph(program, opset):
     onnx = require_onnx()
     python, module, version = find_converter()
     _assign_tensors(program)
+    _correct_types(program)
     operators = cut(program)
     with temporary_folder() as folder:
         model, params, out = (os.path.join(folder, name)
@@ -95,6 +101,39 @@ def _assign_tensors(program):
             entry = next((each for each in op.inputs if each.parameter == "ValueTensor"), None)
             entry = op.inputs.add(parameter="ValueTensor") if entry is None else entry
             entry.arguments.append(name)
+
+
+def _correct_types(program):
+    """Declare the data types that operators return where Paddle declares others."""
+    corrected = {}
+    for block in program.desc.blocks:
+        for op in block.ops:
+            found = _returned_types(program, block, op)
+            if op.type in _SAME_TYPE:
+                source = next((inputs(op, slot)[0] for slot in ("X", "Input")
+                               if inputs(op, slot)), None)
+                found = {"Out": corrected[source]} if source in corrected else {}
+            for slot, dtype in found.items():
+                for name in outputs(op, slot):
+                    tensor = tensor_of(program.variable(name, block))
+                    if tensor.data_type != CODES[dtype]:
+                        corrected[name], tensor.data_type = dtype, CODES[dtype]
+
+
+def _returned_types(program, block, op):
+    """Return {slot: data type} of the outputs of an operator that Paddle declares wrongly."""
+    if op.type == "equal_all":
+        return {"Out": "bool"}
+    if op.type in ("mode", "kthvalue"):
+        return {"Indices": "int64"}
+    if op.type == "bincount":
+        weights = inputs(op, "Weights")
+        return {"Out": dtype_of(program.variable(weights[0], block)) if weights else "int64"}
+    if op.type == "unique":
+        counted = DTYPES[attribute(op, "dtype", 3)]
+        return {"Out": dtype_of(program.variable(inputs(op, "X")[0], block)),
+                **dict.fromkeys(("Index", "Indices", "Counts"), counted)}
+    return {}
 
 
 def find_converter():
