@@ -90,8 +90,9 @@ STATISTICS = {
                             [whole(20)]),
     "equal_all": (lambda x, y: paddle.equal_all(x * 1, y), [whole(3, 4), whole(3, 4)]),
     "equal_all of the same": (lambda x: paddle.equal_all(x * 2, x + x), [normal(3, 4)]),
-    "equal_all as a number": (lambda x: x + paddle.equal_all(x * 2, x + x).astype("int32").astype("float32"),
-                              [normal(3, 4)]),
+    "equal_all as a number": (
+        lambda x: x + paddle.equal_all(x * 2, x + x).astype("int32").astype("float32"),
+        [normal(3, 4)]),
     "inverse": (lambda x: paddle.inverse(x * 1), [normal(3, 6, 6)]),
     "inverse of one": (lambda x: paddle.inverse(x * 2), [normal(2, 1, 1)]),
     "inverse without batch": (lambda x: paddle.inverse(x * 1), [normal(5, 5)]),

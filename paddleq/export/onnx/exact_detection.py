@@ -1,4 +1,4 @@
-"""ONNX forms of operators of detection heads."""
+"""ONNX forms of the operators that select boxes."""
 
 import numpy as np
 
@@ -6,34 +6,6 @@ from .splice import exact_form
 
 _FLOAT, _INT32, _INT64 = 1, 6, 7  # onnx.TensorProto.DataType
 _LOWEST = np.float32(-3e38)  # score of a box that is left out
-
-
-@exact_form("roi_align")
-def roi_align(operator):
-    """Pool of regions; paddle2onnx ignores ``aligned`` and writes an invalid sampling ratio."""
-    rois, counts = operator.input("ROIs"), operator.input("RoisNum")
-    if counts is None:
-        return None
-
-    def write(to):
-        aligned = bool(operator.attribute("aligned", False))
-        if aligned:
-            to.require_opset(16, "roi_align with aligned=True")
-        shape = to.node("Shape", rois)
-        index = to.node("Range", np.array(0), to.node("Gather", shape, np.array(0)), np.array(1))
-        numbers = to.node("Cast", counts, to=_INT64)
-        ends = to.node("CumSum", numbers, np.array(0))
-        behind = to.node("GreaterOrEqual", to.node("Unsqueeze", index, np.array([1])), ends)
-        image = to.node("ReduceSum", to.node("Cast", behind, to=_INT64), np.array([1]), keepdims=0)
-        modes = {} if to.opset < 16 else {
-            "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel"}
-        to.node("RoiAlign", operator.input("X"), rois, image, output=operator.output(),
-                output_height=operator.attribute("pooled_height", 1),
-                output_width=operator.attribute("pooled_width", 1), mode="avg",
-                spatial_scale=float(operator.attribute("spatial_scale", 1.0)),
-                sampling_ratio=max(operator.attribute("sampling_ratio", -1), 0), **modes)
-
-    return write
 
 
 @exact_form("multiclass_nms3", "multiclass_nms2", "multiclass_nms")
@@ -230,3 +202,110 @@ def _write_detections(to, operator, boxes, chosen, values):
     if numbers:
         counts = to.node("ReduceSum", _images(to, chosen, boxes), np.array([0]), keepdims=0)
         to.node("Cast", counts, to=_INT32, output=numbers)
+
+
+@exact_form("box_coder")
+def box_coder(operator):
+    """Boxes as differences from prior boxes, or back."""
+    target, prior = operator.input("TargetBox"), operator.input("PriorBox")
+    encode = operator.attribute("code_type") == "encode_center_size"
+    pixel = np.float32(0.0 if operator.attribute("box_normalized", True) else 1.0)
+    # Targets are rows for encoding; for decoding, the axis of the prior boxes is chosen.
+    added = 0 if encode else operator.attribute("axis", 0)
+
+    def factors(to):
+        """Return the variances, None without any."""
+        if operator.input("PriorBoxVar"):
+            return to.node("Unsqueeze", operator.input("PriorBoxVar"), np.array([added]))
+        given = operator.attribute("variance") or []
+        return np.array(given, np.float32) if given else None
+
+    def write(to):
+        size, center = _extents(to, to.node("Unsqueeze", prior, np.array([added])), pixel)
+        variances, half = factors(to), np.float32(0.5)
+        if encode:
+            boxes = to.node("Unsqueeze", target, np.array([1]))
+            own, _ = _extents(to, boxes, pixel)
+            ends = [to.node("Gather", boxes, np.array(places), axis=2)
+                    for places in ([0, 1], [2, 3])]
+            middle = to.node("Mul", to.node("Add", *ends), half)
+            parts = [to.node("Div", to.node("Sub", middle, center), size),
+                     to.node("Log", to.node("Abs", to.node("Div", own, size)))]
+            found = to.node("Concat", *parts, axis=2)
+            to.node("Identity", found if variances is None else to.node("Div", found, variances),
+                    output=operator.output("OutputBox"))
+            return
+        boxes = target if variances is None else to.node("Mul", target, variances)
+        shift, growth = (to.node("Gather", boxes, np.array(places), axis=2)
+                         for places in ([0, 1], [2, 3]))
+        middle = to.node("Add", to.node("Mul", shift, size), center)
+        reach = to.node("Mul", to.node("Mul", to.node("Exp", growth), size), half)
+        to.node("Concat", to.node("Sub", middle, reach),
+                to.node("Sub", to.node("Add", middle, reach), pixel), axis=2,
+                output=operator.output("OutputBox"))
+
+    return write
+
+
+def _extents(to, boxes, pixel):
+    """Return the sizes (width, height) and centers of boxes, along the last axis."""
+    first, last = (to.node("Gather", boxes, np.array(places), axis=2)
+                   for places in ([0, 1], [2, 3]))
+    size = to.node("Add", to.node("Sub", last, first), pixel)
+    return size, to.node("Add", first, to.node("Mul", size, np.float32(0.5)))
+
+
+@exact_form("prior_box")
+def prior_box(operator):
+    """Boxes of given sizes around each place of a map; only the sizes of the inputs matter."""
+    halves = _prior_sizes(operator) / 2
+    variances = np.array(operator.attribute("variances"), np.float32)
+
+    def write(to):
+        sides = {slot: to.node("Gather", to.node("Shape", operator.input(slot)), np.array([3, 2]))
+                 for slot in ("Input", "Image")}  # width, height
+        image = to.node("Cast", sides["Image"], to=_FLOAT)
+        steps = np.array([operator.attribute("step_w", 0.0), operator.attribute("step_h", 0.0)],
+                         np.float32)
+        if not steps.all():
+            steps = to.node("Div", image, to.node("Cast", sides["Input"], to=_FLOAT))
+        grid = to.node("Concat", to.node("Gather", sides["Input"], np.array([1, 0])),
+                       np.array([1, 1]), axis=0)
+        centers = [to.node("Expand", _centers(to, operator, sides["Input"], steps, axis), grid)
+                   for axis in (0, 1)]
+        center = to.node("Concat", *centers, axis=3)
+        boxes = to.node("Concat", *(to.node("Div", to.node(kind, center, halves), image)
+                                    for kind in ("Sub", "Add")), axis=3)
+        if operator.attribute("clip", False):
+            boxes = to.node("Clip", boxes, np.float32(0), np.float32(1))
+        to.node("Identity", boxes, output=operator.output("Boxes"))
+        to.node("Expand", variances, to.node("Shape", boxes), output=operator.output("Variances"))
+
+    return write
+
+
+def _prior_sizes(operator):
+    """Return the sizes (width, height) of the boxes of a place, in the order of Paddle."""
+    ratios, found = [1.0], []
+    for ratio in operator.attribute("aspect_ratios") or []:
+        if all(abs(ratio - each) >= 1e-6 for each in ratios):
+            ratios += [ratio, 1 / ratio] if operator.attribute("flip", False) else [ratio]
+    largest = operator.attribute("max_sizes") or []
+    for number, size in enumerate(operator.attribute("min_sizes")):
+        boxes = [(size * np.sqrt(ratio), size / np.sqrt(ratio)) for ratio in ratios]
+        if largest:
+            at = 1 if operator.attribute("min_max_aspect_ratios_order", False) else len(boxes)
+            boxes.insert(at, (np.sqrt(size * largest[number]),) * 2)
+        found += boxes
+    return np.array(found, np.float32)
+
+
+def _centers(to, operator, sides, steps, axis):
+    """Return the coordinates of one axis, 0 for columns, in a tensor of rank 4."""
+    step = (np.float32(steps[axis]) if isinstance(steps, np.ndarray)
+            else to.node("Gather", steps, np.array(axis)))
+    count = to.node("Gather", sides, np.array(axis))
+    places = to.node("Cast", to.node("Range", np.array(0), count, np.array(1)), to=_FLOAT)
+    places = to.node("Add", places, np.float32(operator.attribute("offset", 0.5)))
+    return to.node("Unsqueeze", to.node("Mul", places, step),
+                   np.array([0, 2, 3] if axis == 0 else [1, 2, 3]))

@@ -22,6 +22,7 @@ from . import (  # noqa: F401  (they register forms)
     exact_indices,
     exact_layouts,
     exact_operators,
+    exact_regions,
     exact_special_functions,
     exact_tensors,
 )
