@@ -13,6 +13,8 @@ import paddleq
 from paddleq.errors import CalibrationError, ConfigError, ConfigTypeError
 from paddleq.export.program.program import Program
 
+pytestmark = pytest.mark.one_version
+
 Spec = paddle.static.InputSpec
 IMAGES = np.random.RandomState(0).randn(10, 1, 8, 8).astype("float32") * np.linspace(
     1.0, 2.0, 10, dtype="float32").reshape([10, 1, 1, 1])
