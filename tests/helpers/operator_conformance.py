@@ -20,6 +20,8 @@ from paddle import nn
 import paddleq
 from paddleq.export.onnx.splice import cut
 from paddleq.export.pir_to_program import load_program
+from paddleq.export.program.passes.channels_first import to_channels_first
+from paddleq.export.program.passes.layout_rules import has_channels_last
 from paddleq.export.program.passes.runtime_workarounds import apply_runtime_workarounds
 
 OPERATORS = {}
@@ -153,7 +155,9 @@ def _other_forms(prefix):
     apply_runtime_workarounds(written)
     before, after = (Counter(op.type for block in each.desc.blocks for op in block.ops
                              if op.type != "assign") for each in (program, written))
-    return bool(after - before), cut(program) is not None
+    last = any(has_channels_last(op) for block in program.desc.blocks for op in block.ops)
+    to_channels_first(program)
+    return bool(after - before) or last, cut(program) is not None or last
 
 
 def compared(found, wanted, steps=False):

@@ -29,11 +29,10 @@ class _Gathers:
         (self._source,), (self._target,) = inputs(op, "X"), outputs(op, "Out")
         shape = shape_of(builder.program.variable(self._source, block))
         rank = len(shape) - 2
-        first = 1 if (attribute(op, "data_layout") or "NCHW").endswith("C") else 2
         self._corners = attribute(op, "align_corners", True)
         tensors = inputs(op, "OutSize") or inputs(op, "SizeTensor")
         scales, sizes = self._scales(rank), [attribute(op, name, -1) for name in _SIZES][-rank:]
-        axes = [(first + i, -1 if tensors else size, None if tensors else scale)
+        axes = [(2 + i, -1 if tensors else size, None if tensors else scale)
                 for i, (size, scale) in enumerate(zip(sizes, scales))]
         if inputs(op, "Scale") and not tensors or not self._corners and all(
                 self._is_whole(shape[axis], size, scale) for axis, size, scale in axes):
