@@ -25,6 +25,8 @@ from ..spec import PerChannel, PerTensor, QuantSpec
 from .formats import FORMATS
 from .markers import ActivationMark, WeightMark, broadcast, simulated_weight
 from .pir_to_program import load_program
+from .program.passes.neutral_operators import remove_neutral_operators
+from .program.program import Program
 from .trace_checks import Refusals, check_lost, check_ready, left_layers_recorded, warn_added
 from .traced_call import TracedCall, save_traced
 
@@ -54,6 +56,8 @@ def trace(model, input_spec, format=None):
         else:
             with recording(recorder), left_layers_recorded(model, recorder):
                 program = trace_float(model, input_spec, format.read or load_program)
+            if isinstance(program, Program):
+                remove_neutral_operators(program, _neutral_parameters(model))
             lowering = format.lowering(program, recorder.marks)
             numbers = None if lowering is None else lowering.marker_numbers()
             recorder.refusals.check(numbers)
@@ -61,6 +65,11 @@ def trace(model, input_spec, format=None):
                 check_lost(model, recorder, numbers, program.arrays, input_spec)
             warn_added(recorder.added)
     return program, recorder.marks
+
+
+def _neutral_parameters(model):
+    return [getattr(layer, name).name for layer in model.sublayers(include_self=True)
+            for name in read_state(layer).neutral if getattr(layer, name, None) is not None]
 
 
 def trace_float(model, input_spec, read=load_program):

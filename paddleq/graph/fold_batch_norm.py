@@ -109,11 +109,8 @@ def fold(producer, norm, name):
 
 
 def folded_tensors(model):
-    """Return the tensors of ``model`` that :func:`fuse` may change."""
-    return [tensor for layer in model.sublayers(include_self=True)
-            if isinstance(layer, PRODUCERS + NORMS)
-            for tensor in [*layer.parameters(include_sublayers=False),
-                           *layer.buffers(include_sublayers=False)]]
+    """Return the tensors of ``model`` that folding of norms and affine operators may change."""
+    return [*model.parameters(), *model.buffers()]
 
 
 def scaled_weight(producer, factor):

@@ -16,7 +16,6 @@ from ..analysis import report, sensitivity
 from ..checkpoint import save_checkpoint
 from ..config import LayerConfig, Scope
 from ..deploy import Report, verify
-from ..engine.example_inputs import fold_batch_norms
 from ..errors import ConfigError
 from ..export.onnx import require_onnx, write_program
 from ..export.paddle.markers_from_program import raise_to_markers
@@ -32,7 +31,12 @@ from ..frontends.paddleslim.quant_post import (
     sensitivity_post_static,
     weight_only_model,
 )
-from ..frontends.paddleslim.shared import insert_observers, rules_for
+from ..frontends.paddleslim.shared import (
+    fold_in_programs,
+    fold_layers,
+    insert_observers,
+    rules_for,
+)
 from ..saved_model.files import locate
 from .recipe import Recipe
 from .sources import build_model, open_data
@@ -152,8 +156,10 @@ def quantized_by_ptq(recipe, net):
         rules.add(scope, None if rule.skip else _layer_config(ptq, rule))
     rules.add(Scope.parse(quantize.skip, net), None)
     net = engine.copy_of(net, "let the function of model.build return a model that can")
+    if quantize.fuse is not False:
+        fold_in_programs(net)
     insert_observers(net, rules,
-                     None if quantize.fuse is False else lambda: fold_batch_norms(net, None))
+                     None if quantize.fuse is False else lambda: fold_layers(net, None))
     engine.calibrate(net, data_of(recipe, "calibration"))
     return net
 

@@ -52,7 +52,7 @@ class LayerBinding:
         return next(iter(self.parameters.values()))
 
 
-class _Graph(GraphView):
+class ProgramGraph(GraphView):
     """View of a whole program with the shapes and values of its variables."""
 
     def __init__(self, program: Program, blocks: List[List[Operator]]):
@@ -73,7 +73,7 @@ class _Graph(GraphView):
 
 def plan_layers(program: Program, blocks: List[List[Operator]]) -> Dict[str, LayerBinding]:
     """Return the name of each sublayer -> its :class:`LayerBinding`, in the order of execution."""
-    graph, bindings = _Graph(program, blocks), {}
+    graph, bindings = ProgramGraph(program, blocks), {}
     for op in chain.from_iterable(blocks):
         binding = _BINDERS[op.type](graph, op) if op.type in _BINDERS else None
         if binding is not None:

@@ -10,7 +10,14 @@ from paddle import nn
 from paddle.nn.initializer import Constant
 
 from .._checks import check_path, check_prefix
-from .._paddle_compat import framework_proto, operator_descriptions
+from .._paddle_compat import (
+    FORWARD_HOOKS,
+    framework_proto,
+    operator_descriptions,
+    own_buffers,
+    own_parameters,
+)
+from ..engine.state import quantized_layers
 from ..errors import ModelError, PaddleqError
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import dtype_of
@@ -19,6 +26,7 @@ from ..export.program.validate import CONTRADICTIONS, contradictions_reported
 from ..export.provenance_file import Provenance
 from .control_flow import CONTROL_FLOW
 from .files import locate
+from .fold_affines import AffineFolding, fold_affines
 from .functions import FUNCTIONS
 from .inputs import TensorInfo, check_inputs
 from .layers import LayerBinding, make_layer, plan_layers, transposed_to
@@ -95,7 +103,7 @@ class SavedModel(nn.Layer):
     @contradictions_reported("the saved model")
     def _read(self, program):
         desc = program.desc
-        self._description = desc.SerializeToString()
+        self._description, self._constants = desc.SerializeToString(), set(program.constants)
         self._operators = [read_operators(block) for block in desc.blocks]
         functions = {*FUNCTIONS, *operator_descriptions()} - {*_INTERFACE, *CONTROL_FLOW}
         for op in chain.from_iterable(self._operators):
@@ -277,6 +285,78 @@ class SavedModel(nn.Layer):
             if list(value.shape) != self._shapes[name][0]:
                 value = value.reshape(self._shapes[name][0])
         return value
+
+    def fold_affines(self) -> AffineFolding:
+        """Fold multiplications and additions of constants into weighted operators, in place.
+
+        ``elementwise_mul``, ``_div``, ``_add``, ``_sub``, ``scale`` and ``affine_channel`` with
+        constants, one or one for each channel, become part of the weight and bias of the operator
+        before them, also across reshapes, poolings and concatenations where that is exact, or else
+        of the operators after them. Before a padded convolution an addition stays. The model
+        computes the same up to rounding. ``quant_post_static`` and ``PTQ.quantize(fuse=True)`` do
+        this first. Parameters and layers that remain stay the same objects.
+
+        Returns:
+            What was folded into which weights, and the reason for each chain that stays.
+
+        Raises:
+            ModelError: the model is quantized.
+
+        Examples:
+            >>> import tempfile
+            >>> import paddle, paddleq
+            >>> class Net(paddle.nn.Layer):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.fc = paddle.nn.Linear(8, 4)
+            ...     def forward(self, x):
+            ...         return self.fc(x) * 2.0 + 1.0
+            >>> prefix = tempfile.mkdtemp() + "/net"
+            >>> spec = paddle.static.InputSpec([None, 8], "float32", "x")
+            >>> paddle.jit.save(Net(), prefix, [spec])
+            >>> model = paddleq.SavedModel(prefix)
+            >>> [weights] = model.fold_affines().folded.values()
+            >>> weights == list(model.weight_names.values())
+            True
+        """
+        if quantized_layers(self):
+            raise ModelError("fold_affines must be called before the model is quantized: its "
+                             "layers are quantized already")
+        program, training = self.to_program(), self.training
+        program.constants = self._constants
+        result = fold_affines(program)
+        if result.folded:
+            containers = (self._sub_layers, self._parameters, self._buffers)
+            before = [dict(each) for each in containers]
+            for container in containers:
+                container.clear()
+            self._read(program)
+            self._keep_objects(*before)
+            (self.train if training else self.eval)()
+        return result
+
+    def _keep_objects(self, layers, parameters, buffers):
+        """Restore layers, parameters and buffers that remain, with their new values."""
+        for name, old in layers.items():
+            new = self._sub_layers.get(name)
+            if new is None:
+                continue
+            for attribute, value in new.named_parameters(include_sublayers=False):
+                kept = own_parameters(old).get(attribute)
+                if kept is not None:
+                    kept.set_value(value)
+                    setattr(new, attribute, kept)
+            if own_parameters(old).keys() == own_parameters(new).keys():
+                own_buffers(old).update(own_buffers(new))
+                self._sub_layers[name] = old
+            elif old._forward_pre_hooks or old._forward_post_hooks:
+                for hooks in FORWARD_HOOKS:
+                    new.__dict__[hooks] = old.__dict__[hooks]
+        for now, then in ((self._parameters, parameters), (self._buffers, buffers)):
+            for name in now.keys() & then.keys():
+                if now[name].shape == then[name].shape:
+                    then[name].set_value(now[name])
+                    now[name] = then[name]
 
     def to_program(self, recorder: Any = None) -> Program:
         """Return a new program with the current values of all parameters.

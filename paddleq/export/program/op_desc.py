@@ -83,11 +83,19 @@ def all_outputs(op):
 
 def rename_inputs(ops, names):
     """Replace input variables of operators by ``names[variable]``, in place."""
-    for op in ops:
-        for entry in op.inputs:
-            for i, name in enumerate(entry.arguments):
-                if name in names:
-                    entry.arguments[i] = names[name]
+    _rename([entry for op in ops for entry in op.inputs], names)
+
+
+def rename_outputs(ops, names):
+    """Replace output variables of operators by ``names[variable]``, in place."""
+    _rename([entry for op in ops for entry in op.outputs], names)
+
+
+def _rename(entries, names):
+    for entry in entries:
+        for i, name in enumerate(entry.arguments):
+            if name in names:
+                entry.arguments[i] = names[name]
 
 
 def replace_ops(block, ops):

@@ -9,12 +9,13 @@ from ... import engine, export
 from ..._checks import check_bool
 from ...analysis.accuracy import AccuracySearch
 from ...config import LayerConfig, Scope
-from ...engine.example_inputs import fold_batch_norms
 from ...errors import ConfigError
 from ...graph.fold_batch_norm import folded_tensors
 from ...nn.class_swap import rollback_on_error
 from .quantizers import make_quantizer
 from .shared import (
+    fold_in_programs,
+    fold_layers,
     insert_observers,
     layer_classes,
     rules_for,
@@ -65,9 +66,11 @@ class PTQ:
             model: a float ``paddle.nn.Layer``.
             inplace: change ``model`` itself. Default False: a copy. The result is in evaluation
                 mode.
-            fuse: fold batch norms into the convolutions and linear layers before them.
+            fuse: fold batch norms into the convolutions and linear layers before them, and
+                multiplications and additions of parameters (``self.scale * x + self.bias``) into
+                the weighted layers before or after them, along the data flow.
             fuse_list: names of the pairs to fold, ``[["conv1", "bn1"], ...]``. Default None: all
-                pairs in the data flow.
+                norms and affine operators in the data flow that can be.
             inputs: example inputs (a tensor, a list of arguments or a dict) from which the pairs
                 are found. Default None: the first calibration batch.
             skip: layers to leave float: a layer's name (the layer and all layers in it), a
@@ -97,8 +100,10 @@ class PTQ:
                              activation=self.activation_quantizer.activation())
         model = model if inplace else engine.copy_of(model)
         with rollback_on_error(model, folded_tensors(model) if fuse else ()):
+            if fuse and fuse_list is None:
+                fold_in_programs(model)
             insert_observers(model, rules_for(classes, config, scope),
-                             (lambda: fold_batch_norms(model, inputs, fuse_list)) if fuse else None)
+                             (lambda: fold_layers(model, inputs, fuse_list)) if fuse else None)
             engine.set_provenance(
                 model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
                 weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,

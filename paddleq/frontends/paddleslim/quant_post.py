@@ -91,7 +91,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             mul, matmul or matmul_v2.
         weight_bits, activation_bits: 2 to 8. Default 8.
         weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
-        optimize_model: fold batch norms into the weights before them. Default True.
+        optimize_model: fold batch norms into the weights before them, and multiplications and
+            additions of constants into the weights before or after them. Default True.
         skip_tensor_list: names of weights, inputs or outputs whose operators stay float.
         batch_generator, sample_generator: in place of ``data_loader``, functions that return an
             iterator over batches, or over samples without the batch axis: lists of the inputs,
@@ -193,6 +194,8 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     model = SavedModel(*files)
     _warn_unmatched(model, quantizable_op_type)
     rules = operator_rules(model, op_types, config, skip)
+    if optimize_model:  # after the rules, because variables in skip_tensor_list may be gone then
+        model.fold_affines()
     argument = "data_loader"
     if isinstance(data_loader, SampleBatches):
         data_loader, argument = data_loader.of(model), "sample_generator"
