@@ -96,8 +96,9 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         skip_tensor_list: names of weights, inputs or outputs whose operators stay float.
         batch_generator, sample_generator: in place of ``data_loader``, functions that return an
             iterator over batches, or over samples without the batch axis: lists of the inputs,
-            which are cast to their data types. ``batch_size`` samples are a batch; a last one
-            that is not full is dropped.
+            which are cast to their data types. An array of the only input may have the batch axis:
+            each row is a sample. ``batch_size`` samples are a batch; a last one that is not full is
+            dropped.
         is_full_quantize: quantize the operators of all supported types. Default False.
         onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with integer
             weights; False: ``fake_*`` operators with float weights.

@@ -71,6 +71,37 @@ def test_samples_are_the_same_as_their_batches(name, source, tmp_path):
     assert files(tmp_path / "found") == files(tmp_path / "expected")
 
 
+# Samples with the batch axis, as loaders yield them to PaddleOCR's quant_kl.py.
+ROWS = {
+    "batches": lambda: iter([IMAGES[:6], IMAGES[6:]]),
+    "single rows and batches": lambda: iter([IMAGES[:1], IMAGES[1:2], IMAGES[2:]]),
+    "tensors": lambda: map(paddle.to_tensor, [IMAGES[:3], IMAGES[3:]]),
+    "float64": lambda: iter([IMAGES.astype("float64")]),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_of_an_array_with_the_batch_axis_is_a_sample(name, source, tmp_path):
+    paddleq.quant_post_static(source, tmp_path / "expected", [IMAGES[:4], IMAGES[4:8]], algo="avg")
+    paddleq.quant_post_static(source, tmp_path / "found", sample_generator=ROWS[name],
+                              batch_size=4, algo="avg")
+    assert files(tmp_path / "found") == files(tmp_path / "expected")
+
+
+@pytest.mark.one_version
+def test_rows_of_inputs_with_open_dimensions_are_samples(tmp_path):
+    """A detector of open height and width, and batches of different sizes."""
+    paddle.seed(0)
+    source = save(nn.Sequential(nn.Conv2D(1, 4, 3), nn.ReLU()), tmp_path / "float",
+                  Spec([None, 1, None, None], "float32", "x"))
+    wide = np.random.RandomState(2).randn(3, 1, 8, 12).astype("float32")
+    rows = [*IMAGES[:4, np.newaxis], *wide[:, np.newaxis]]
+    paddleq.quant_post_static(source, tmp_path / "expected", rows, algo="avg")
+    paddleq.quant_post_static(source, tmp_path / "found",
+                              sample_generator=lambda: iter([IMAGES[:4], wide]), algo="avg")
+    assert files(tmp_path / "found") == files(tmp_path / "expected")
+
+
 @pytest.mark.parametrize("size, nums, used", [(1, None, range(10)), (1, 3, range(3)),
                                               (3, 2, range(6)), (10, None, range(10))])
 def test_batch_size_and_batch_nums_count_samples(size, nums, used, source, tmp_path):
