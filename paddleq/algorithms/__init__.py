@@ -6,9 +6,17 @@ from .gptq import GPTQ
 from .layerwise.driver import LayerwiseResult, quantize_layer_by_layer
 from .layerwise.network_helper import NetworkHelper, StackHelper
 from .linear import QuantizedLinears, RoundToNearest, quantize_linears
+from .reconstruction import (
+    ROUND_TYPES,
+    AdaRound,
+    ReconstructionReport,
+    reconstruct,
+    register_round_type,
+)
 from .smoothquant import SmoothQuant
 
-__all__ = ["ALGORITHMS", "AWQ", "GPTQ", "LayerwiseResult", "NetworkHelper",
-           "QuantizedLinears", "QuantizedWeight", "RoundToNearest", "Rounder", "SmoothQuant",
-           "Smoother", "StackHelper", "quantize_layer_by_layer", "quantize_linears",
-           "register_algorithm"]
+__all__ = ["ALGORITHMS", "AWQ", "GPTQ", "ROUND_TYPES", "AdaRound", "LayerwiseResult",
+           "NetworkHelper", "QuantizedLinears", "QuantizedWeight", "ReconstructionReport",
+           "RoundToNearest", "Rounder", "SmoothQuant", "Smoother", "StackHelper",
+           "quantize_layer_by_layer", "quantize_linears", "reconstruct", "register_algorithm",
+           "register_round_type"]

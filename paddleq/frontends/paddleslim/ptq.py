@@ -1,12 +1,21 @@
 """Static post-training quantization with PaddleSlim's interface."""
 
 import os
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Optional, Sequence, Union
 
 from paddle import nn
 
 from ... import engine, export
 from ..._checks import check_bool
+from ...algorithms.reconstruction import reconstruct
+from ...algorithms.reconstruction.settings import (
+    NEAREST,
+    has_learned_rounding,
+    parse_round_type,
+    recorded_round_type,
+)
 from ...analysis.accuracy import AccuracySearch
 from ...config import LayerConfig, Scope
 from ...errors import ConfigError
@@ -36,6 +45,9 @@ class PTQ:
             observer.
         weight_quantizer: "PerChannelAbsmaxQuantizer" (default) or "AbsmaxQuantizer", the class,
             a subclass, or an instance.
+        round_type: rounding of the weights, by :meth:`calibrate`: "round" (default) to nearest,
+            the name of a registered one ("adaround"), or its settings, such as
+            :class:`paddleq.algorithms.AdaRound`.
         **kwargs: arguments of the activation quantizer, unless it is an instance:
             ``quant_bits``, ``bins``, ``upsample_bins``, ``hist_percent``.
 
@@ -52,10 +64,12 @@ class PTQ:
     """
 
     def __init__(self, activation_quantizer: Any = "KLQuantizer",
-                 weight_quantizer: Any = "PerChannelAbsmaxQuantizer", **kwargs: Any) -> None:
+                 weight_quantizer: Any = "PerChannelAbsmaxQuantizer",
+                 round_type: Any = NEAREST, **kwargs: Any) -> None:
         self.activation_quantizer = make_quantizer(
             "activation_quantizer", activation_quantizer, "activation", kwargs)
         self.weight_quantizer = make_quantizer("weight_quantizer", weight_quantizer, "weight", {})
+        self.round_type = parse_round_type("round_type", round_type)
 
     def quantize(self, model: nn.Layer, inplace: bool = False, fuse: bool = False,
                  fuse_list: Optional[Sequence[Sequence[str]]] = None, inputs: Any = None,
@@ -107,18 +121,27 @@ class PTQ:
             engine.set_provenance(
                 model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
                 weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
-                rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type)
+                rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type,
+                round_type=recorded_round_type(self.round_type))
         return model
 
     def calibrate(self, model, data, num_batches=None):
         """Observe activations on batches of ``data``; see :func:`paddleq.calibrate`.
 
-        Afterwards the model simulates the quantized one.
+        With another ``round_type`` than "round" the batches are kept, and the rounding of the
+        weights is learned on them; see :func:`paddleq.algorithms.reconstruct`. Afterwards the model
+        simulates the quantized one.
 
         Returns:
             Number of batches used.
         """
-        return engine.calibrate(model, data, num_batches)
+        if self.round_type is None:
+            return engine.calibrate(model, data, num_batches)
+        if isinstance(data, Iterable):
+            data = list(islice(data, num_batches))  # read twice
+        count = engine.calibrate(model, data, num_batches)
+        reconstruct(model, data, self.round_type, num_batches)
+        return count
 
     def convert(self, model: nn.Layer) -> nn.Layer:
         """Compute the scales from the statistics of plain forward calls.
@@ -131,8 +154,13 @@ class PTQ:
 
         Raises:
             CalibrationError: no layer saw data.
+            ConfigError: ``round_type`` needs the data again, which :meth:`calibrate` has.
         """
         engine.check_quantized(model)
+        if self.round_type is not None and not has_learned_rounding(model):
+            raise ConfigError("round_type must be 'round' for forward calls and convert(), but is "
+                              f"{type(self.round_type).__name__}, which learns the rounding from "
+                              "batches: call calibrate(model, data)")
         engine.finalize(model)
         engine.set_state(model, "validation")
         engine.leave_uncalled_float(model)

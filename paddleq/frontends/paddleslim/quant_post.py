@@ -11,6 +11,12 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import check_bool, check_choice, check_float, check_int, hint, wrong_type
+from ...algorithms.reconstruction.driver import reconstruct_on
+from ...algorithms.reconstruction.settings import (
+    NEAREST,
+    parse_round_type,
+    recorded_round_type,
+)
 from ...analysis import Sensitivities, sensitivity
 from ...config import LayerConfig, QuantConfig, Scope
 from ...config.layer_config import check_activation_observer
@@ -66,7 +72,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
                       activation_bits=8, weight_quantize_type="channel_wise_abs_max",
                       optimize_model=True, skip_tensor_list=None, batch_generator=None,
                       sample_generator=None, batch_size=1, is_full_quantize=False,
-                      onnx_format=True, **unneeded):
+                      onnx_format=True, round_type=NEAREST, **unneeded):
     """Quantize a saved model with calibration data; its Python class is not needed.
 
     The model is loaded as a :class:`paddleq.SavedModel`, quantized by the engine as
@@ -102,11 +108,14 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         is_full_quantize: quantize the operators of all supported types. Default False.
         onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with integer
             weights; False: ``fake_*`` operators with float weights.
+        round_type: rounding of the weights, as for :class:`paddleq.PTQ`: "round" (default) to
+            nearest, "adaround", or an :class:`paddleq.algorithms.AdaRound`. Others than "round"
+            keep the batches in memory.
         **unneeded: other arguments of PaddleSlim's: ``executor``, which may also be the first
             positional argument, followed by PaddleSlim's others in its order, ``scope``,
             ``activation_quantize_type``, ``is_use_cache_file``, ``cache_dir`` and
-            ``deploy_backend`` have no effect, of which a warning is logged; ``round_type`` must be
-            "round" and ``bias_correction`` False.
+            ``deploy_backend`` have no effect, of which a warning is logged;
+            ``bias_correction`` must be False.
 
     The model runs in dynamic mode, also after ``paddle.enable_static()``.
 
@@ -140,6 +149,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
     check_unneeded(unneeded)
     check_bool("onnx_format", onnx_format)
     files = find_files(os.fspath(model_dir), model_filename, params_filename)
+    settings = parse_round_type("round_type", round_type)
     options = {
         "batch_nums": batch_nums, "algo": algo, "hist_percent": hist_percent,
         "quantizable_op_type": (OP_TYPES if check_bool("is_full_quantize", is_full_quantize)
@@ -149,8 +159,10 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         "skip_tensor_list": skip_tensor_list}
     with dynamic_mode() as wrap:
         data = calibration_data(data_loader, batch_generator, sample_generator, batch_size, wrap)
-        program, names = quantized_program(calibrated_model(files, data, **options),
-                                           onnx_format=onnx_format)
+        program, names = quantized_program(calibrated_model(files, data, round_type=settings,
+                                                            **options), onnx_format=onnx_format)
+    if settings is not None:
+        options["round_type"] = recorded_round_type(settings)
     form = {} if onnx_format else {"onnx_format": False}
     save_program(
         program, os.fspath(quantize_model_path), save_model_filename or "model.pdmodel",
@@ -175,11 +187,12 @@ def sensitivity_post_static(files, data_loader, **options):
 
 def calibrated_model(files, data_loader, config=None, batch_nums=None,
                      quantizable_op_type=DEFAULT_OPS, optimize_model=True, skip_tensor_list=None,
-                     **quantizers):
+                     round_type=None, **quantizers):
     """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
 
     The arguments are those of that function and the files of the model. A ``config`` replaces
     the ``quantizers``: the bits, ``algo``, ``hist_percent`` and ``weight_quantize_type``.
+    ``round_type`` is an :class:`paddleq.algorithms.AdaRound`, or None to round to nearest.
     """
     config = _layer_config(**quantizers) if config is None else config
     for name, spec in (("weight_bits", config.weight_spec),
@@ -203,6 +216,8 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     batches = engine.iter_batches(model, data_loader, batch_nums, "calibrating",
                                   argument=argument)
     first = next(batches)
+    if round_type is not None:
+        batches = list(batches)  # read again to learn the rounding
 
     def run(inputs):
         args, kwargs = inputs
@@ -215,6 +230,8 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     engine.prepare(model, rules, (lambda: fuse(model, run_first)) if optimize_model else None)
     with engine.calibrating(model):
         engine.run_batches(run, chain([first], batches))
+    if round_type is not None:
+        reconstruct_on(model, [first, *batches], round_type)
     return model
 
 
