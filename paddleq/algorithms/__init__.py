@@ -2,6 +2,7 @@
 
 from .awq import AWQ
 from .base import ALGORITHMS, QuantizedWeight, Rounder, Smoother, register_algorithm
+from .bias_correction import correct_biases
 from .gptq import GPTQ
 from .layerwise.driver import LayerwiseResult, quantize_layer_by_layer
 from .layerwise.network_helper import NetworkHelper, StackHelper
@@ -18,5 +19,5 @@ from .smoothquant import SmoothQuant
 __all__ = ["ALGORITHMS", "AWQ", "GPTQ", "ROUND_TYPES", "AdaRound", "LayerwiseResult",
            "NetworkHelper", "QuantizedLinears", "QuantizedWeight", "ReconstructionReport",
            "RoundToNearest", "Rounder", "SmoothQuant", "Smoother", "StackHelper",
-           "quantize_layer_by_layer", "quantize_linears", "reconstruct", "register_algorithm",
-           "register_round_type"]
+           "correct_biases", "quantize_layer_by_layer", "quantize_linears", "reconstruct",
+           "register_algorithm", "register_round_type"]

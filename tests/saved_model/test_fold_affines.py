@@ -8,11 +8,13 @@ import pytest
 from affine_cases import ADDITION_LEFT, FOLDED, KEPT, Affine
 from paddle import nn
 from paddle.static import InputSpec
+from random_affines import random_net
 from runtimes import paddle_inference, relative_error
 from saved_models import PPOCR, ppocr, run, save
 
 import paddleq
 from paddleq.errors import ModelError
+from paddleq.frontends.paddleslim.shared import fold_layers
 from paddleq.saved_model.operators import read_operators
 
 _AFFINES = ("elementwise_mul", "elementwise_div", "elementwise_sub", "scale")
@@ -207,6 +209,28 @@ def test_variables_that_folding_removes_can_be_skipped(tmp_path):
         str(folder), str(tmp_path / "int8"), [x], model_filename=f"{source}.pdmodel",
         params_filename=f"{source}.pdiparams", skip_tensor_list=[removed])
     assert len(names) == 1
+
+
+@pytest.mark.parametrize("seed", [
+    *range(6), *(pytest.param(seed, marks=[pytest.mark.nightly, pytest.mark.one_version])
+                 for seed in range(6, 120))])
+def test_random_nets_compute_the_same(seed, prefix):
+    net, double = random_net(seed), random_net(seed)
+    if net is None:
+        return
+
+    def assert_equal(found):
+        assert np.linalg.norm(found - expected) < 1e-5 * max(np.linalg.norm(expected), 1e-3)
+
+    x = np.random.RandomState(seed).randn(2, 4, 9, 9).astype(np.float32)
+    save(net, prefix, [InputSpec([None, 4, 9, 9], "float32", "x")])
+    with paddle.no_grad():
+        expected = double.to(dtype="float64")(paddle.to_tensor(x.astype(np.float64))).numpy()
+    model = paddleq.SavedModel(prefix)
+    model.fold_affines()
+    assert_equal(run(model, [x])[0])
+    fold_layers(net, paddle.to_tensor(x))
+    assert_equal(net(paddle.to_tensor(x)).numpy())
 
 
 _LEFT = {"ch_PP-OCRv4_det_infer": 10, "ch_PP-OCRv4_rec_infer": 2}  # products of two tensors

@@ -9,6 +9,7 @@ from paddle import nn
 
 from ... import engine, export
 from ..._checks import check_bool
+from ...algorithms.bias_correction import correct_biases, parse_bias_correction
 from ...algorithms.reconstruction import reconstruct
 from ...algorithms.reconstruction.settings import (
     NEAREST,
@@ -48,6 +49,9 @@ class PTQ:
         round_type: rounding of the weights, by :meth:`calibrate`: "round" (default) to nearest,
             the name of a registered one ("adaround"), or its settings, such as
             :class:`paddleq.algorithms.AdaRound`.
+        bias_correction: add the mean error of each output channel to the biases after
+            :meth:`calibrate`: True or "fast" in one more pass over the data, "full" in one for
+            each layer. See :func:`paddleq.algorithms.correct_biases`. Default False.
         **kwargs: arguments of the activation quantizer, unless it is an instance:
             ``quant_bits``, ``bins``, ``upsample_bins``, ``hist_percent``.
 
@@ -65,7 +69,9 @@ class PTQ:
 
     def __init__(self, activation_quantizer: Any = "KLQuantizer",
                  weight_quantizer: Any = "PerChannelAbsmaxQuantizer",
-                 round_type: Any = NEAREST, **kwargs: Any) -> None:
+                 round_type: Any = NEAREST, bias_correction: Union[bool, str] = False,
+                 **kwargs: Any) -> None:
+        self.bias_correction = parse_bias_correction(bias_correction)
         self.activation_quantizer = make_quantizer(
             "activation_quantizer", activation_quantizer, "activation", kwargs)
         self.weight_quantizer = make_quantizer("weight_quantizer", weight_quantizer, "weight", {})
@@ -122,25 +128,30 @@ class PTQ:
                 model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
                 weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
                 rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type,
-                round_type=recorded_round_type(self.round_type))
+                round_type=recorded_round_type(self.round_type),
+                bias_correction=self.bias_correction)
         return model
 
     def calibrate(self, model, data, num_batches=None):
         """Observe activations on batches of ``data``; see :func:`paddleq.calibrate`.
 
         With another ``round_type`` than "round" the batches are kept, and the rounding of the
-        weights is learned on them; see :func:`paddleq.algorithms.reconstruct`. Afterwards the model
-        simulates the quantized one.
+        weights is learned on them; see :func:`paddleq.algorithms.reconstruct`. With
+        ``bias_correction`` they are kept too, and the biases are corrected last. Afterwards the
+        model simulates the quantized one.
 
         Returns:
             Number of batches used.
         """
-        if self.round_type is None:
+        if self.round_type is None and self.bias_correction is None:
             return engine.calibrate(model, data, num_batches)
         if isinstance(data, Iterable):
-            data = list(islice(data, num_batches))  # read twice
+            data = list(islice(data, num_batches))  # read again
         count = engine.calibrate(model, data, num_batches)
-        reconstruct(model, data, self.round_type, num_batches)
+        if self.round_type is not None:
+            reconstruct(model, data, self.round_type, num_batches)
+        if self.bias_correction is not None:
+            correct_biases(model, data, self.bias_correction, num_batches)
         return count
 
     def convert(self, model: nn.Layer) -> nn.Layer:
@@ -154,13 +165,18 @@ class PTQ:
 
         Raises:
             CalibrationError: no layer saw data.
-            ConfigError: ``round_type`` needs the data again, which :meth:`calibrate` has.
+            ConfigError: ``round_type`` or ``bias_correction`` needs the data again, which
+                :meth:`calibrate` has.
         """
         engine.check_quantized(model)
         if self.round_type is not None and not has_learned_rounding(model):
             raise ConfigError("round_type must be 'round' for forward calls and convert(), but is "
                               f"{type(self.round_type).__name__}, which learns the rounding from "
                               "batches: call calibrate(model, data)")
+        if self.bias_correction is not None:
+            raise ConfigError("bias_correction must be False for forward calls and convert(), but "
+                              f"is {self.bias_correction!r}, which reads the batches again: call "
+                              "calibrate(model, data)")
         engine.finalize(model)
         engine.set_state(model, "validation")
         engine.leave_uncalled_float(model)

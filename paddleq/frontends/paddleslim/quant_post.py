@@ -11,6 +11,7 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import check_bool, check_choice, check_float, check_int, hint, wrong_type
+from ...algorithms.bias_correction import correct_on_batches, parse_bias_correction
 from ...algorithms.reconstruction.driver import reconstruct_on
 from ...algorithms.reconstruction.settings import (
     NEAREST,
@@ -72,7 +73,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
                       activation_bits=8, weight_quantize_type="channel_wise_abs_max",
                       optimize_model=True, skip_tensor_list=None, batch_generator=None,
                       sample_generator=None, batch_size=1, is_full_quantize=False,
-                      onnx_format=True, round_type=NEAREST, **unneeded):
+                      onnx_format=True, round_type=NEAREST, bias_correction=False, **unneeded):
     """Quantize a saved model with calibration data; its Python class is not needed.
 
     The model is loaded as a :class:`paddleq.SavedModel`, quantized by the engine as
@@ -111,11 +112,14 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         round_type: rounding of the weights, as for :class:`paddleq.PTQ`: "round" (default) to
             nearest, "adaround", or an :class:`paddleq.algorithms.AdaRound`. Others than "round"
             keep the batches in memory.
+        bias_correction: add the mean error of each output channel to the biases: True or "fast"
+            in one more pass over the batches, which are kept in memory, "full" in one for each
+            layer. See :func:`paddleq.algorithms.correct_biases`. The bias correction of PaddleSlim
+            moves the weights instead. Default False.
         **unneeded: other arguments of PaddleSlim's: ``executor``, which may also be the first
             positional argument, followed by PaddleSlim's others in its order, ``scope``,
             ``activation_quantize_type``, ``is_use_cache_file``, ``cache_dir`` and
-            ``deploy_backend`` have no effect, of which a warning is logged;
-            ``bias_correction`` must be False.
+            ``deploy_backend`` have no effect, of which a warning is logged.
 
     The model runs in dynamic mode, also after ``paddle.enable_static()``.
 
@@ -156,7 +160,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
                                 else quantizable_op_type),
         "weight_bits": weight_bits, "activation_bits": activation_bits,
         "weight_quantize_type": weight_quantize_type, "optimize_model": optimize_model,
-        "skip_tensor_list": skip_tensor_list}
+        "skip_tensor_list": skip_tensor_list, "bias_correction": bias_correction}
     with dynamic_mode() as wrap:
         data = calibration_data(data_loader, batch_generator, sample_generator, batch_size, wrap)
         program, names = quantized_program(calibrated_model(files, data, round_type=settings,
@@ -187,7 +191,7 @@ def sensitivity_post_static(files, data_loader, **options):
 
 def calibrated_model(files, data_loader, config=None, batch_nums=None,
                      quantizable_op_type=DEFAULT_OPS, optimize_model=True, skip_tensor_list=None,
-                     round_type=None, **quantizers):
+                     round_type=None, bias_correction=False, **quantizers):
     """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
 
     The arguments are those of that function and the files of the model. A ``config`` replaces
@@ -199,6 +203,7 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
                        ("activation_bits", config.activation_spec)):
         check_int(name, spec and spec.bits, 2, 8)
     check_bool("optimize_model", optimize_model)
+    correction = parse_bias_correction(bias_correction)
     if batch_nums is not None:
         check_int("batch_nums", batch_nums, 1)
     skip = [] if skip_tensor_list is None else skip_tensor_list
@@ -216,8 +221,8 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     batches = engine.iter_batches(model, data_loader, batch_nums, "calibrating",
                                   argument=argument)
     first = next(batches)
-    if round_type is not None:
-        batches = list(batches)  # read again to learn the rounding
+    if round_type is not None or correction is not None:
+        batches = list(batches)  # read again
 
     def run(inputs):
         args, kwargs = inputs
@@ -232,6 +237,8 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
         engine.run_batches(run, chain([first], batches))
     if round_type is not None:
         reconstruct_on(model, [first, *batches], round_type)
+    if correction is not None:
+        correct_on_batches(model, [first, *batches], correction)
     return model
 
 

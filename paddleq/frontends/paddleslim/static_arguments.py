@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, cast
 import numpy as np
 import paddle
 
-from ..._checks import check_bool, check_int, check_known_keys, wrong_type
+from ..._checks import check_int, check_known_keys, wrong_type
 from ...engine.calibration import map_leaves
 from ...errors import CalibrationError, ConfigError
 from ...saved_model import SavedModel
@@ -48,11 +48,8 @@ def paddleslim_positions(function: Callable) -> Callable:
 
 
 def check_unneeded(arguments: Dict[str, Any]) -> None:
-    """Warn once of arguments without effect; raise for unknown ones and for bias correction."""
+    """Warn once of arguments without effect; raise for unknown ones."""
     check_known_keys("quant_post_static", arguments, _ORDER)
-    if check_bool("bias_correction", arguments.pop("bias_correction", False)):
-        raise ConfigError("bias_correction must be False, but is True: weights are rounded to the "
-                          "nearest integers and are not corrected afterwards")
     arguments = {name: value for name, value in arguments.items() if value is not None}
     if arguments:
         _logger.warning("quant_post_static does not need %s, which %s no effect: the model runs "

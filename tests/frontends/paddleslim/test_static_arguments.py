@@ -231,7 +231,7 @@ def test_data_loader_of_a_static_graph(return_list, source, tmp_path):
      "one shape"),
     ({"sample_generator": lambda: [{"y": IMAGES[0]}]}, ConfigError, "sample 0 .* lacks x"),
     ({"data_loader": [IMAGES], "round_type": "adaronud"}, ConfigError, "round_type"),
-    ({"data_loader": [IMAGES], "bias_correction": True}, ConfigError, "bias_correction"),
+    ({"data_loader": [IMAGES], "bias_correction": "slow"}, ConfigError, "bias_correction"),
     ({"data_loader": [IMAGES], "skip_tensors": []}, ConfigError, "'skip_tensor_list'"),
     ({"data_loader": [IMAGES], "onnx_format": 1}, ConfigTypeError, "onnx_format"),
 ])
