@@ -56,7 +56,7 @@ def apply_runtime_workarounds(program):
                 set_attribute(op, "threshold", 6.0)
         move_unsqueeze(builder, block)
         multiply_unused_integers(builder, block)
-        write_output_paddings(program, block)
+        write_output_paddings(builder, block)
         gather_nearest(builder, block)
         write_ignored_parts(builder, block)
         write_partly_global_pools(builder, block)
