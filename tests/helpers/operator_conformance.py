@@ -104,23 +104,22 @@ def measure(name, folder):
         try:
             return compared(run(), wanted, steps)
         except Exception as error:  # of every runtime's class
-            return Cell("refused", reason=runtime + _reason(error))
+            return Cell("refused", reason=runtime + reason_of(error))
 
     def written():
         ptq.save_quantized_model(quantized, path, spec)
         return runtimes.paddle_inference(path, [x])
 
-    def float_file():
-        paddle.jit.save(net, path + "_pir", input_spec=spec)
-        _load(path + "_pir").save(path + "_float.pdmodel", path + "_float.pdiparams")
-        return runtimes.paddle_inference(path + "_float", [x], ir_optim=True, onednn=True)
+    def float_outputs():
+        return runtimes.paddle_inference(float_file(net, path, spec), [x], ir_optim=True,
+                                         onednn=True)
 
     def onnx_file():
         ptq.save_quantized_model(quantized, path, spec, format="onnx")
         return runtimes.onnxruntime(path, [x], as_is=False)
 
     stands = cell(written)
-    found = {"as it stands": stands, "Paddle float": cell(float_file, plain)}
+    found = {"as it stands": stands, "Paddle float": cell(float_outputs, plain)}
     if stands.verdict == "refused":
         found.update({"Paddle int8": stands, "OpenVINO": stands})
     else:
@@ -130,7 +129,7 @@ def measure(name, folder):
                                  runtime="OpenVINO: ")
     found["ONNX Runtime"] = cell(onnx_file)
     if found["Paddle float"].verdict != "refused":
-        in_program, in_onnx = _other_forms(path + "_pir")
+        in_program, in_onnx = other_forms(path + "_pir")
         for runtime, each in found.items():
             each.rewritten = each.verdict == "right" and (
                 in_onnx if runtime == "ONNX Runtime" else in_program)
@@ -142,13 +141,20 @@ def _outputs(net, tensor):
         return [each.numpy() for each in net(tensor)]
 
 
+def float_file(net, path, spec):
+    """Write a float model as ``path_float.pdmodel``; return its prefix."""
+    paddle.jit.save(net, path + "_pir", input_spec=spec)
+    _load(path + "_pir").save(path + "_float.pdmodel", path + "_float.pdiparams")
+    return path + "_float"
+
+
 def _load(prefix):
     model = next(each for each in (f"{prefix}.json", f"{prefix}.pdmodel") if os.path.exists(each))
     params = f"{prefix}.pdiparams"
     return load_program(model, params if os.path.exists(params) else None)
 
 
-def _other_forms(prefix):
+def other_forms(prefix):
     """Return if a float model has operators that are rewritten in a .pdmodel, in ONNX."""
     program = _load(prefix)
     written = program.copy()
@@ -178,7 +184,7 @@ def compared(found, wanted, steps=False):
     return Cell("right" if figure <= _TOLERANCE else "wrong", float(figure))
 
 
-def _reason(error):
+def reason_of(error):
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if re.search(
         r"Error:|operator|Hint|No translator|doesn't support|not support", line)]
