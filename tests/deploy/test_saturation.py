@@ -13,8 +13,8 @@ from runtimes import compiled, predictor, relative_error
 
 import paddleq
 from paddleq.deploy import Predictor, has_vnni, to_paddle_int8, verify
-from paddleq.deploy.runtimes import openvino, paddle_int8_fixes
-from paddleq.deploy.saturation import can_saturate, explain
+from paddleq.deploy.runtimes import openvino
+from paddleq.deploy.saturation import can_saturate, explain, saturating_layers
 from paddleq.export.pir_to_program import load_program
 
 RUNTIMES = ["openvino", "onnxruntime", "paddle"]
@@ -128,7 +128,7 @@ def test_saturating_layers_are_found_in_both_formats(kind, tmp_path):
         exported(kind, bits, path)
         program = load_program(path + ".pdmodel", path + ".pdiparams")
         counts[bits] = (len(openvino.saturating_layers(ov.Core().read_model(path + ".onnx"))),
-                        len(paddle_int8_fixes.saturating_layers(program)))
+                        len(saturating_layers(program)))
     # Paddle Inference quantizes weights of convolutions again, to 8 bits.
     assert counts == {8: (2, 2), 7: (0, int(kind == "conv after relu"))}
 

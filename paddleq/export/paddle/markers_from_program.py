@@ -8,6 +8,7 @@ from ...nn.tracing import MARKER_FACTOR
 from ..markers import ActivationMark, simulated_weight
 from ..program.graph_view import GraphView
 from ..program.op_desc import attribute, inputs, make_op, outputs, replace_ops
+from ..program.passes.activation_steps import restore_quantizers
 from ..program.passes.stored_weights import spec_of, stored_weights
 from ..program.validate import contradictions_reported
 
@@ -16,6 +17,7 @@ from ..program.validate import contradictions_reported
 def raise_to_markers(program):
     """Replace the quantization of ``program`` by markers in place, and return the marks."""
     marks = []
+    restore_quantizers(program)
     for block in program.desc.blocks:
         replace_ops(block, _with_markers(program, block, marks))
     program.remove_unused_parameters()

@@ -28,6 +28,7 @@ from .adaptive_pools import write_partly_global_pools
 from .blocked_layouts import BlockedLayouts
 from .channels_first import to_channels_first
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
+from .float_operators import round_float_inputs
 from .ignored_parts import write_ignored_parts
 from .move_unsqueeze import move_unsqueeze
 from .nearest_interpolation import gather_nearest
@@ -65,6 +66,7 @@ def apply_runtime_workarounds(program):
         ops = _insert_assign(builder, block, ops, BlockedLayouts(ops).slots_to_assign)
         replace_ops(block, _insert_assign(builder, block, ops,
                                           ScalePropagation(program, ops).slots_to_assign))
+        round_float_inputs(builder, block)
 
 
 def _add_biases_as_vectors(program, block, ops):
