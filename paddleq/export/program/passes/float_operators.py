@@ -3,7 +3,8 @@
 Paddle Inference (2.6 to 3.3) computes the scales of the columns of a Linear's weight wrongly: each
 is the absolute maximum of K consecutive values in memory of the [K, N] weight. A Linear is right
 only if it is computed in float, which the mode does if the input has no scale. It removes all
-quantization, so the input would not be rounded either.
+quantization, so the input would not be rounded either. Nor would that of convolutions without an
+int8 kernel, and of :mod:`.activation_steps`.
 
 A ``concat`` of one tensor in front of the quantizer rounds it: the mode computes that with integers
 of the scale of its output, and returns floats. ``assign`` in front of it ends the propagation of
@@ -28,10 +29,10 @@ PRODUCTS = ("matmul", "matmul_v2", "mul")
 _CONVOLUTIONS = ("conv2d_transpose", "depthwise_conv2d_transpose", "conv3d", "conv3d_transpose")
 
 
-def round_float_inputs(builder, block, integer_products=()):
-    """Round the quantized inputs of products that are computed in float, in place.
+def round_float_inputs(builder, block, integer_products=(), convolutions=_CONVOLUTIONS):
+    """Round the quantized inputs of operators that are computed in float, in place.
 
-    ``integer_products``: outputs of the products that are not.
+    ``integer_products``: outputs of the products that are not. ``convolutions``: types that are.
     """
     ops, added, kept = list(block.ops), {}, []
     view = GraphView(ops)
@@ -51,7 +52,7 @@ def round_float_inputs(builder, block, integer_products=()):
 
     for op in ops:
         if op.type == "quantize_linear" and not _is_rounded(view, op) and any(
-                slots(reader) or reader.type in _CONVOLUTIONS
+                slots(reader) or reader.type in convolutions
                 or _multiplies_by_parameter(builder.program, reader)
                 for reader in view.readers_of_quantized(op)):
             (source,), scale = inputs(op, "X"), builder.program.arrays.get(inputs(op, "Scale")[0])
