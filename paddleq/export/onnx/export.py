@@ -43,6 +43,7 @@ class OnnxFormat(Format):
     """``path.onnx``, which represents zero points, groups and ranges of any kind."""
 
     endings = (".onnx",)
+    targets = TARGETS
 
     def versions(self):
         # paddle2onnx may be installed in another interpreter.

@@ -18,6 +18,8 @@ from ..program.op_desc import (
     replace_ops,
 )
 from ..program.passes.activation_steps import quantize_in_steps
+from ..program.passes.runtime_workarounds import apply_runtime_workarounds
+from .int8_kernels import use_int8_kernels
 
 
 @register_format("pdmodel")
@@ -25,6 +27,7 @@ class PdmodelFormat(Format):
     """``path.pdmodel`` and ``path.pdiparams``, which every runtime of Paddle reads."""
 
     endings = (".pdmodel", ".pdiparams")
+    targets = ("any", "paddle_int8")
 
     def check_spec(self, name, spec, is_weight):
         if not spec.symmetric:
@@ -44,9 +47,17 @@ class PdmodelFormat(Format):
     def stores_integers_of(self, layer):
         return layer.quantized_linearly
 
-    def write(self, program, marks, path, provenance=None, onnx_format=True):
+    def write(self, program, marks, path, provenance=None, onnx_format=True, target="any"):
         ProgramLowering(program, marks, onnx_format).run()
-        program.save(path + ".pdmodel", path + ".pdiparams", provenance)
+        save_for(target, program, path + ".pdmodel", path + ".pdiparams", provenance)
+
+
+def save_for(target, program, model_path, params_path, provenance=None):
+    """Write a lowered program for a target of :class:`PdmodelFormat`."""
+    if target == "paddle_int8":
+        apply_runtime_workarounds(program)
+        use_int8_kernels(program)
+    program.save(model_path, params_path, provenance, workarounds=target != "paddle_int8")
 
 
 class ProgramLowering(MarkerLowering):

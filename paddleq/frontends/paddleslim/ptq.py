@@ -227,7 +227,7 @@ class PTQ:
 
     def save_quantized_model(self, model: nn.Layer, path: Union[str, os.PathLike],
                              input_spec: Optional[Sequence] = None, onnx_format: bool = True,
-                             format: str = "pdmodel") -> None:
+                             format: str = "pdmodel", target: Optional[str] = None) -> None:
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
 
         The model in memory keeps its state. After :meth:`calibrate` or :meth:`convert` it simulates
@@ -238,7 +238,7 @@ class PTQ:
             model: a calibrated model that :meth:`quantize` returned. It is not changed.
             onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with
                 integer weights; False: ``fake_*`` operators with float weights.
-            path, input_spec, format: as for :meth:`paddleq.QAT.save_quantized_model`.
+            path, input_spec, format, target: as for :meth:`paddleq.QAT.save_quantized_model`.
 
         Raises:
             CalibrationError: no layer saw calibration data.
@@ -247,4 +247,5 @@ class PTQ:
             TraceError: Paddle could not trace the model into a program.
         """
         check_bool("onnx_format", onnx_format)
-        export.save(model, path, input_spec, onnx_format=onnx_format, format=format)
+        export.save(model, path, input_spec, onnx_format=onnx_format, format=format,
+                    target=target)

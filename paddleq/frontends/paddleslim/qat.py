@@ -203,7 +203,7 @@ class QAT:
     def save_quantized_model(self, model: nn.Layer, path: Union[str, os.PathLike],
                              input_spec: Optional[Sequence] = None,
                              onnx_format: Optional[bool] = None,
-                             format: str = "pdmodel") -> None:
+                             format: str = "pdmodel", target: Optional[str] = None) -> None:
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
 
         ``path.paddleq.yaml`` beside them describes their origin. The model is not changed and
@@ -219,6 +219,8 @@ class QAT:
             format: "pdmodel" (default): integers, for all runtimes and versions of Paddle. "pir":
                 ``path.json``, a float simulation for Paddle 3; needs another ``path``.
                 See :func:`paddleq.export.save`.
+            target: the runtime that the file is for: "paddle_int8" for Paddle Inference with
+                ``enable_mkldnn_int8()`` only; see :func:`paddleq.save_quantized_model`.
 
         Raises:
             ExportError: names the layers of the exported graph whose quantizers were never trained,
@@ -227,7 +229,8 @@ class QAT:
         """
         as_onnx = self.config["onnx_format"] if onnx_format is None else check_bool(
             "onnx_format", onnx_format)
-        export.save(model, path, input_spec, onnx_format=as_onnx, format=format)
+        export.save(model, path, input_spec, onnx_format=as_onnx, format=format,
+                    target=target)
 
 
 def _parse_qat_config(config):

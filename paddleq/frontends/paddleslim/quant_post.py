@@ -25,10 +25,11 @@ from ...engine.provenance import plain_value
 from ...engine.select import select
 from ...errors import ConfigError, ModelError
 from ...export.markers import simulated_weight
-from ...export.paddle.lower import ProgramLowering
+from ...export.paddle.lower import ProgramLowering, save_for
 from ...export.pir_to_program import load_program
 from ...export.program.program import Program
 from ...export.provenance_file import Provenance, file_digests
+from ...export.save import check_target
 from ...export.trace import trace, trace_float
 from ...graph.fold_batch_norm import fuse
 from ...nn.layer_types import kind_of
@@ -73,7 +74,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
                       activation_bits=8, weight_quantize_type="channel_wise_abs_max",
                       optimize_model=True, skip_tensor_list=None, batch_generator=None,
                       sample_generator=None, batch_size=1, is_full_quantize=False,
-                      onnx_format=True, round_type=NEAREST, bias_correction=False, **unneeded):
+                      onnx_format=True, round_type=NEAREST, bias_correction=False, target="any",
+                      **unneeded):
     """Quantize a saved model with calibration data; its Python class is not needed.
 
     The model is loaded as a :class:`paddleq.SavedModel`, quantized by the engine as
@@ -116,6 +118,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             in one more pass over the batches, which are kept in memory, "full" in one for each
             layer. See :func:`paddleq.algorithms.correct_biases`. The bias correction of PaddleSlim
             moves the weights instead. Default False.
+        target: "any" (default), or "paddle_int8" for Paddle Inference with
+            ``enable_mkldnn_int8()`` only; see :func:`paddleq.save_quantized_model`.
         **unneeded: other arguments of PaddleSlim's: ``executor``, which may also be the first
             positional argument, followed by PaddleSlim's others in its order, ``scope``,
             ``activation_quantize_type``, ``is_use_cache_file``, ``cache_dir`` and
@@ -152,6 +156,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             raise wrong_type(name, path, "a folder")
     check_unneeded(unneeded)
     check_bool("onnx_format", onnx_format)
+    form = {**({} if onnx_format else {"onnx_format": False}),
+            **check_target("pdmodel", target, onnx_format)}
     files = find_files(os.fspath(model_dir), model_filename, params_filename)
     settings = parse_round_type("round_type", round_type)
     options = {
@@ -167,7 +173,6 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
                                                             **options), onnx_format=onnx_format)
     if settings is not None:
         options["round_type"] = recorded_round_type(settings)
-    form = {} if onnx_format else {"onnx_format": False}
     save_program(
         program, os.fspath(quantize_model_path), save_model_filename or "model.pdmodel",
         save_params_filename or "model.pdiparams", made_from=file_digests(files),
@@ -423,5 +428,5 @@ def quantized_program(model: SavedModel, as_float: bool = False,
 def save_program(program: Program, folder: str, model_filename: str, params_filename: str,
                  **made_by: Any) -> None:
     """Write a program with its parameters and provenance to ``folder``."""
-    program.save(os.path.join(folder, model_filename), os.path.join(folder, params_filename),
-                 Provenance("pdmodel", program, **made_by))
+    save_for(made_by.get("target", "any"), program, os.path.join(folder, model_filename),
+             os.path.join(folder, params_filename), Provenance("pdmodel", program, **made_by))

@@ -26,6 +26,9 @@ from ..op_desc import (
 )
 
 PRODUCTS = ("matmul", "matmul_v2", "mul")
+# Quantizer -> slot of its scale.
+_QUANTIZERS = {"quantize_linear": "Scale",
+               "fake_quantize_dequantize_moving_average_abs_max": "InScale"}
 _CONVOLUTIONS = ("conv2d_transpose", "depthwise_conv2d_transpose", "conv3d", "conv3d_transpose")
 
 
@@ -51,11 +54,12 @@ def round_float_inputs(builder, block, integer_products=(), convolutions=_CONVOL
             view, op)
 
     for op in ops:
-        if op.type == "quantize_linear" and not _is_rounded(view, op) and any(
+        if op.type in _QUANTIZERS and not _is_rounded(view, op) and any(
                 slots(reader) or reader.type in convolutions
                 or _multiplies_by_parameter(builder.program, reader)
-                for reader in view.readers_of_quantized(op)):
-            (source,), scale = inputs(op, "X"), builder.program.arrays.get(inputs(op, "Scale")[0])
+                for reader in _readers(view, op)):
+            (source,), scale = inputs(op, "X"), builder.program.arrays[
+                inputs(op, _QUANTIZERS[op.type])[0]]
             if view.source(op, "X", "assign") is None:
                 source = behind(source, "assign")
             set_input(op, "X", behind(source, "concat", scale.tobytes(), axis=0))
@@ -72,11 +76,11 @@ def remove_rounding(program):
         ops = list(block.ops)
         view, renamed = GraphView(ops), {}
         for op in ops:
-            if op.type == "assign" and view.source(op, "X", "dequantize_linear") and all(
+            if op.type == "assign" and _is_quantized_activation(view, op, "X") and all(
                     reader is not None and reader.type in PRODUCTS
                     for reader in view.consumers.get(outputs(op, "Out")[0], ())):
                 renamed[outputs(op, "Out")[0]] = inputs(op, "X")[0]
-            elif op.type == "quantize_linear" and _is_rounded(view, op):
+            elif op.type in _QUANTIZERS and _is_rounded(view, op):
                 concat = view.source(op, "X")
                 before = view.source(concat, "X")
                 renamed[outputs(concat, "Out")[0]] = inputs(before, "X")[0]
@@ -102,8 +106,17 @@ def _multiplies_by_parameter(program, op):
 
 
 def _is_quantized_activation(view, op, slot):
-    dequantize = view.source(op, slot, "dequantize_linear")
-    return dequantize is not None and view.source(dequantize, "X", "quantize_linear") is not None
+    source = view.source(op, slot)
+    if source is not None and source.type == "dequantize_linear":
+        source = view.source(source, "X")
+    return source is not None and source.type in _QUANTIZERS
+
+
+def _readers(view, quantizer):
+    """Operators that read the dequantized output of a quantizer."""
+    if quantizer.type == "quantize_linear":
+        return view.readers_of_quantized(quantizer)
+    return [op for op in view.consumers.get(outputs(quantizer, "Out")[0], ()) if op is not None]
 
 
 def _is_rounded(view, quantize):
