@@ -18,7 +18,7 @@ from paddleq.export.program.passes.runtime_workarounds import apply_runtime_work
 from paddleq.paddleslim import AbsmaxQuantizer, PerChannelAbsmaxQuantizer
 
 WIDTH = 24
-EXACT = 1e-5  # float kernels add in another order
+EXACT = 1e-4  # float kernels add in another order, which moves few values by a step of 16 bits
 ROUNDING = 0.05  # integer kernels of convolutions round further tensors
 
 
