@@ -42,9 +42,12 @@ class _Gathers:
                                  for axis, size, scale in axes):
             self.ops = [op]  # only old programs have it
             return
+        declared = shape_of(builder.program.variable(self._target, block))
         for i, (axis, size, scale) in enumerate(axes):
             before = shape[axis]
-            after = size if scale is None else int(before * scale)
+            # Paddle 3.3 computes the product with float64, older versions with float32.
+            after = (size if scale is None else declared[axis] if declared[axis] > 0
+                     else int(np.float32(before) * np.float32(scale)))
             if before > 0 and after > 0:
                 name = builder.parameter(f"{self._target}.index_{axis}",
                                          _indices(before, after, scale, self._corners))
