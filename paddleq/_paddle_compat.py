@@ -321,6 +321,17 @@ def names_unused_input(error: Exception) -> bool:
         "doesn't exist in pruned inference program"))  # Paddle 2.6
 
 
+@functools.lru_cache(maxsize=None)
+def trace_respects_order() -> bool:
+    """Return True if ``paddle.trace`` counts an offset along the columns of its first axis.
+
+    Paddle 2.6 counts it along the lower axis.
+    """
+    with paddle.base.dygraph.guard(paddle.CPUPlace()):
+        corner = paddle.to_tensor([[0.0, 1.0], [0.0, 0.0]])
+        return not paddle.trace(corner, 1, 1, 0).item()
+
+
 class BatchNormState(NamedTuple):
     """Running statistics and options of a batch norm."""
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..program.passes.ignored_parts import trace_offset
 from .splice import exact_form
 
 
@@ -38,6 +39,8 @@ def diagonal_of(operator):
     rank = len(shape)
     axes = [operator.attribute(name, default) % rank
             for name, default in (("axis1", 0), ("axis2", 1))]
+    if operator.type == "trace":
+        offset, *axes = trace_offset(operator.op, rank)
     rows, columns = (shape[axis] for axis in axes)
     if rows < 1 or columns < 1:
         return None

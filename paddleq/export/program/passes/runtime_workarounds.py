@@ -32,6 +32,7 @@ from .float_operators import round_float_inputs
 from .ignored_parts import write_ignored_parts
 from .move_unsqueeze import move_unsqueeze
 from .nearest_interpolation import gather_nearest
+from .pads import write_pads
 from .scale_propagation import ScalePropagation
 from .transposed_convolutions import resolve_output_sizes, write_output_paddings
 
@@ -60,6 +61,7 @@ def apply_runtime_workarounds(program):
         write_output_paddings(builder, block)
         gather_nearest(builder, block)
         write_ignored_parts(builder, block)
+        write_pads(builder, block)
         write_partly_global_pools(builder, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
         ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
