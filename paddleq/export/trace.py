@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from typing import Callable
 
 import numpy as np
 import paddle
@@ -10,6 +11,7 @@ import paddle
 from .._atomic_write import temporary_folder
 from .._layer_state import read_state
 from .._paddle_compat import TRACE_ATTRIBUTES
+from .._registry import Registry
 from ..engine.state import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
 from ..fake_quant import PACT
@@ -31,6 +33,9 @@ from .trace_checks import Refusals, check_lost, check_ready, left_layers_recorde
 from .traced_call import TracedCall, save_traced
 
 _logger = logging.getLogger("paddleq")
+# Functions (program, marks, model) that change a traced Program and the marks in it, in place.
+PROGRAM_PASSES: "Registry[Callable]" = Registry("pass over traced programs")
+register_program_pass = PROGRAM_PASSES.register
 
 
 def trace(model, input_spec, format=None):
@@ -64,6 +69,9 @@ def trace(model, input_spec, format=None):
             if numbers is not None:
                 check_lost(model, recorder, numbers, program.arrays, input_spec)
             warn_added(recorder.added)
+            if isinstance(program, Program):
+                for change in PROGRAM_PASSES.values():
+                    change(program, recorder.marks, model)
     return program, recorder.marks
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 
 from .functions import FUNCTIONS
-from .layers import ProgramGraph
+from .layers import ProgramGraph, is_marker
 from .operators import Arguments, Operator
 
 # Operators that are evaluated where all their inputs are constants.
@@ -128,7 +128,7 @@ class Constants:
 def affine_operator(graph: ProgramGraph, constants: Constants,
                     op: Operator) -> Optional[AffineOperator]:
     """Return the affine map with finite constants that an operator computes, else None."""
-    reader = _READERS.get(op.type)
+    reader = None if is_marker(op) else _READERS.get(op.type)
     found = None if reader is None else reader(graph, constants, op)
     if found is None or found.source not in graph.shapes or not (
             np.isfinite(found.affine.scale).all() and np.isfinite(found.affine.shift).all()):

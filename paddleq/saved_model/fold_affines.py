@@ -12,6 +12,7 @@ from typing import Collection, Dict, List, Optional
 
 import numpy as np
 
+from ..export.markers import WeightMark
 from ..export.program.op_builder import OpBuilder
 from ..export.program.op_desc import (
     DENSE_TENSOR,
@@ -54,7 +55,8 @@ class AffineFolding:
 
 
 def fold_affines(program: Program, neutral: Optional[Collection[str]] = None,
-                 without_bias: Collection[str] = ()) -> AffineFolding:
+                 without_bias: Collection[str] = (),
+                 marks: Optional[Dict[str, WeightMark]] = None) -> AffineFolding:
     """Fold affine operators of a float program, in place.
 
     Args:
@@ -62,12 +64,15 @@ def fold_affines(program: Program, neutral: Optional[Collection[str]] = None,
             of a Layer, whose operators cannot be removed); only operators with those are folded.
             Default None: operators with any constants, which are removed.
         without_bias: weights of operators that cannot get a bias.
+        marks: of quantized weights with markers in the program, by parameter; replaced by those of
+            the folded weights.
     """
-    return _Folder(program, neutral, without_bias).run()
+    return _Folder(program, neutral, without_bias, {} if marks is None else marks).run()
 
 
 class _Folder:
-    def __init__(self, program, neutral, without_bias):
+    def __init__(self, program, neutral, without_bias, marks):
+        self.marks = marks
         self.program, self.neutral, self.without_bias = program, neutral, set(without_bias)
         self.builder = OpBuilder(program)
         self.blocks = [read_operators(block) for block in program.desc.blocks]
@@ -232,7 +237,7 @@ class _Folder:
             binding = self.weighted.get(id(op))
             if binding is None:
                 found += self.after(*self.step_across(op, name, block, affine))
-            elif op.input(binding.source) != name:
+            elif op.input(binding.source) != name or binding.weight in self.marks:
                 raise Refused(f"{name} is no data of {op.type}")
             else:
                 found.append(WeightFolding(self.graph, binding, affine, of_input=True))
@@ -250,12 +255,15 @@ class _Folder:
         if len(set(names)) != len(names):
             raise Refused(f"{', '.join(names)} would take it twice")
         changes = [each.new_parameters(self.graph) for each in foldings]
+        marks = {name: each.scaled_mark(self.marks[name]) for each, name in zip(foldings, names)
+                 if name in self.marks}
         for each, name, (_, bias) in zip(foldings, names, changes):
             if bias is not None and name in self.without_bias:
                 raise Refused(f"the layer of {name} cannot get a bias")
             if bias is not None and not self.is_plain(each.binding.target,
                                                       each.binding.operator.block):
                 raise Refused(f"{each.binding.target} is written several times")
+        self.marks.update(marks)
         for each, (values, bias) in zip(foldings, changes):
             self.program.arrays.update(values)
             for name, value in values.items():

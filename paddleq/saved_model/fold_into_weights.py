@@ -1,9 +1,11 @@
 """Move affine maps into the parameters of weighted operators of a program."""
 
+from dataclasses import replace
 from typing import Dict, Optional, Tuple
 
 import numpy as np
 
+from ..export.markers import WeightMark
 from .affine import Affine, Refused
 from .affine_paths import dimensions, merged, moved_axis
 from .layers import LayerBinding, ProgramGraph
@@ -57,6 +59,37 @@ class WeightFolding:
         if not all(np.isfinite(each).all() for each in [*arrays.values(), bias.astype("f4")]):
             raise Refused(f"the parameters of {self.binding.weight} would overflow")
         return arrays, added
+
+    def scaled_mark(self, mark: WeightMark) -> WeightMark:
+        """Return the mark of the quantized weight with folded factors; its integers stay.
+
+        Raises:
+            Refused: the scales of the mark are not those of the output channels, or the integers
+                of a channel with a negative factor cannot change their sign.
+        """
+        scale, name = self.affine.scale, self.binding.weight
+        if self._type in _NORMS or mark.spec is None or mark.abs_max is None or not scale.all():
+            raise Refused(f"{name} has no scales that can take factors")
+        negative = (scale < 0).any()
+        if negative and (mark.zero_point is not None or mark.spec.binary or (
+                mark.integers is not None and mark.integers.min() < -mark.spec.quant_max)):
+            raise Refused(f"the integers of {name} cannot change their sign")
+        if scale.size > 1 and mark.abs_max.size != scale.size:
+            raise Refused(f"{name} has {mark.abs_max.size} scales, not one for each channel")
+        channels = scale.size if scale.size > 1 else 1
+        factor, sign = scale, np.sign(scale)
+        if channels == 1:
+            scaled = [each if each is None else each * value for each, value in (
+                (mark.value, factor[0]), (mark.integers, sign[0]))]
+        else:
+            scaled = [each if each is None else self._along_outputs(each, value)
+                      for each, value in ((mark.value, factor), (mark.integers, sign))]
+        value, integers = (new if old is None else new.astype(old.dtype)
+                           for new, old in zip(scaled, (mark.value, mark.integers)))
+        abs_max = mark.abs_max * np.abs(factor).reshape(
+            mark.abs_max.shape if channels > 1 else [1] * mark.abs_max.ndim)
+        return replace(mark, value=value, integers=integers,
+                       abs_max=abs_max.astype(mark.abs_max.dtype))
 
     def _check_parameters(self, graph):
         if self._type == "rnn" or self.of_input and self._type in (*_NORMS, "lookup_table_v2"):

@@ -219,3 +219,65 @@ def test_a_norm_of_buffers_stays_and_the_norm_before_it_is_folded():
     fold_layers(net, x)
     assert relative_error(net(x).numpy(), expected) < 2e-6
     assert paddleq.summary(net).count("folded") >= 1
+
+
+class Trained(nn.Layer):
+    """Affines behind layers of each kind, and one before a quantizer, which stays."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2D(3, 4, 3, bias_attr=False), nn.BatchNorm2D(4)
+        self.depthwise = nn.Conv2D(4, 4, 3, padding=1, groups=4, bias_attr=False)
+        self.up, self.fc = nn.Conv2DTranspose(4, 6, 2), nn.Linear(6, 5)
+        self.line = nn.Conv1D(6, 6, 1)
+        self.behind = nn.LayerList([Affine(), Affine(4, 1, 1, negative=True), Affine(1, 6, 1, 1),
+                                    Affine(6, 1), Affine(5)])
+        self.before = Affine()
+
+    def forward(self, x):
+        x = F.hardswish(self.behind[0](self.norm(self.first(x))))
+        x = F.hardswish(self.behind[1](self.depthwise(self.before(x))))
+        x = F.hardswish(self.behind[2](self.up(x))).flatten(2)
+        x = F.hardswish(self.behind[3](self.line(x))).mean(-1)
+        return F.softmax(self.behind[4](self.fc(x)))
+
+
+CONFIGURATIONS = {
+    "default": {}, "PACT": {"activation_preprocess_type": "PACT"},
+    "4 bits": {"weight_bits": 4}, "LSQ": {"weight_quantize_type": "channel_wise_lsq"},
+    "fake operators": {"onnx_format": False}}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_qat_folds_trained_affines_behind_layers_at_export(name, prefix):
+    net, x = Trained(), paddle.randn([4, 3, 9, 9])
+    quanter = paddleq.QAT({**CONFIGURATIONS[name], "quantizable_layer_type": [
+        "Conv2D", "Linear", "Conv1D", "Conv2DTranspose"]})
+    quanter.quantize(net)
+    adam = paddle.optimizer.Adam(1e-2, parameters=net.parameters())
+    for _ in range(3):
+        net(x).square().mean().backward()
+        adam.step()
+        adam.clear_grad()
+    net.eval()
+    expected, shift = net(x).numpy(), net.behind[1].shift.numpy()
+    quanter.save_quantized_model(net, prefix, [InputSpec([None, 3, 9, 9], "float32")])
+    assert_exported_without(net.behind.parameters(), prefix)
+    program = Program.load(f"{prefix}.pdmodel", f"{prefix}.pdiparams")
+    assert {each.name for each in net.before.parameters()} <= program.arrays.keys()
+    (found,) = paddle_inference(prefix, [x.numpy()])
+    assert relative_error(found, expected) < 1e-6
+    assert (net(x).numpy() == expected).all() and (net.behind[1].shift.numpy() == shift).all()
+
+
+def test_factors_of_channels_behind_one_scale_stay_at_export(prefix):
+    net, x = Trained(), paddle.randn([4, 3, 9, 9])
+    quanter = paddleq.QAT({"weight_quantize_type": "abs_max"})
+    quanter.quantize(net)
+    net(x)
+    net.eval()
+    quanter.save_quantized_model(net, prefix, [InputSpec([None, 3, 9, 9], "float32")])
+    program = Program.load(f"{prefix}.pdmodel", f"{prefix}.pdiparams")
+    kept = {each.name for each in net.behind[1].parameters()}
+    assert kept & program.arrays.keys()
+    assert relative_error(paddle_inference(prefix, [x.numpy()])[0], net(x).numpy()) < 1e-6
