@@ -1,8 +1,9 @@
 """A saved model as a ``paddle.nn.Layer``."""
 
 import os
+from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import paddle
@@ -83,6 +84,7 @@ class SavedModel(nn.Layer):
     output_names: List[str]
     bindings: Dict[str, LayerBinding]
     parameter_places: Dict[str, Tuple[str, str]]
+    _recorded: Optional[Tuple[FrozenSet[str], Dict[str, Any]]] = None  # of recording()
 
     def __init__(self, path: Union[str, os.PathLike],
                  params_path: Union[str, os.PathLike, None] = None):
@@ -183,6 +185,38 @@ class SavedModel(nn.Layer):
                 for info in self._inputs]
 
     @property
+    def tensor_names(self) -> List[str]:
+        """Names of the inputs and of the tensors that the main block of the program computes.
+
+        The product of an operator whose bias is added by the next one is not among them.
+        """
+        names = dict.fromkeys(self.input_names)
+        for position, op in enumerate(self._operators[0]):
+            if op.type not in _INTERFACE and (0, position) not in self._merged:
+                names.update(dict.fromkeys(self._results(op)))
+        return list(names)
+
+    def _results(self, op):
+        return op.all_outputs() if op.layer is None else [self.bindings[op.layer].target]
+
+    @contextmanager
+    def recording(self, names: Sequence[str]) -> Iterator[Dict[str, Any]]:
+        """Keep tensors of forward passes while open.
+
+        Args:
+            names: of :attr:`tensor_names`.
+
+        Yields:
+            A dict, name -> value in the last forward pass.
+        """
+        found: Dict[str, Any] = {}
+        outside, self._recorded = self._recorded, (frozenset(names), found)
+        try:
+            yield found
+        finally:
+            self._recorded = outside
+
+    @property
     def weight_names(self) -> Dict[str, str]:
         """Name of each sublayer -> name of its weight in the program."""
         return {name: binding.weight for name, binding in self.bindings.items()}
@@ -208,6 +242,7 @@ class SavedModel(nn.Layer):
             (inputs,) = inputs
         tensors = check_inputs(inputs or named, self._inputs, _as_tensor)
         values = _Values(self, zip(self.input_names, tensors))
+        self._record(self.input_names, values)
         self._run_block(0, values)
         outputs = [values[name] for name in self.output_names]
         return outputs[0] if len(outputs) == 1 else outputs
@@ -228,8 +263,14 @@ class SavedModel(nn.Layer):
                                  f"number {position} of block {index} of the saved model: "
                                  f"{type(error).__name__}: {error}") from error
             if index == 0:
+                self._record(self._results(op), values)
                 for name in self._last_uses[position]:
                     values.pop(name, None)
+
+    def _record(self, names, values):
+        if self._recorded is not None:
+            wanted, found = self._recorded
+            found.update((name, values[name]) for name in names if name in wanted)
 
     def _run_operator(self, op, values):
         if op.layer is not None:

@@ -150,6 +150,11 @@ class QAT:
         self._given = set(config or ())
         self._warn_unused_keys()
 
+    @property
+    def layer_config(self) -> LayerConfig:
+        """Configuration of each quantized layer."""
+        return self._layer_config
+
     def _warn_unused_keys(self):
         """Warn of keys that were given another value than the default and that nothing reads."""
         for key in ("moving_rate", "window_size"):
