@@ -110,7 +110,8 @@ def fold(producer, norm, name):
 
 def folded_tensors(model):
     """Return the tensors of ``model`` that folding of norms and affine operators may change."""
-    return [*model.parameters(), *model.buffers()]
+    # Paddle allocates the state of the dropout of recurrent layers in their first training step.
+    return [*model.parameters(), *(each for each in model.buffers() if each._is_initialized())]
 
 
 def scaled_weight(producer, factor):

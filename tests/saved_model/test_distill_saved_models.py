@@ -87,11 +87,37 @@ def test_a_tensor_that_folding_changes_is_refused(small):
                 if isinstance(layer, nn.BatchNorm2D))
     inner = model.bindings[norm].operator.input("X")
     loss = DistillLoss("l2", [inner])
-    with pytest.raises(ConfigError, match=f"{inner}.*another tensor since batch norms are folded"):
+    with pytest.raises(ConfigError, match=f"{inner}.*another tensor since operators are folded"):
         paddleq.distill(model, data, losses=loss)
     assert paddleq.distill(model, data, losses=loss, fuse=False, train_iter=1).steps == 1
     with pytest.raises(ConfigError, match=f"did you mean '{inner}'"):
         paddleq.distill(model, data, losses=DistillLoss("l2", [inner + "0"]))
+
+
+def test_a_tensor_that_folding_removes_is_refused(prefix):
+    class Net(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2D(1, 4, 3), nn.Conv2D(4, 2, 3)
+
+        def forward(self, x):
+            return self.second(paddle.nn.functional.relu(self.first(x) * 2.0 + 0.5))
+
+    net, data = Net(), [np.random.default_rng(0).normal(size=[4, 1, 8, 8]).astype("float32")]
+    save_float(net, prefix, [1, 8, 8])
+    model = paddleq.SavedModel(prefix)
+    gone = next(name for name in model.tensor_names
+                if name not in folded_names(prefix))
+    loss = DistillLoss("l2", [gone])
+    with pytest.raises(ConfigError, match=f"{gone}.*is not computed when multiplications"):
+        paddleq.distill(model, data, losses=loss)
+    assert paddleq.distill(model, data, losses=loss, fuse=False).steps == 1
+
+
+def folded_names(prefix):
+    model = paddleq.SavedModel(prefix)
+    assert model.fold_affines().folded
+    return model.tensor_names
 
 
 def test_another_teacher(small, digits):

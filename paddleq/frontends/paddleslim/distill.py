@@ -20,7 +20,6 @@ from ...algorithms.distillation import DistillLoss, DistillResult, TrainConfig, 
 from ...algorithms.distillation.tensors import NamedTensors
 from ...config import LayerConfig, QuantConfig, Scope
 from ...config.layer_config import check_activation_observer
-from ...engine.example_inputs import fold_batch_norms
 from ...engine.provenance import plain_value
 from ...errors import ConfigError
 from ...fake_quant import LSQ, PACT
@@ -29,7 +28,7 @@ from ...observers import OBSERVERS
 from ...saved_model import SavedModel
 from .qat import QAT
 from .quant_post import LINEAR_OPS, OP_TYPES, check_op_types, operator_rules
-from .shared import rules_for
+from .shared import fold_in_programs, fold_layers, rules_for
 
 CALIBRATION_BATCHES = 16
 _SAME_TENSOR = 1e-3  # relative distance of a tensor in the teacher and in the folded student
@@ -165,7 +164,8 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
         eval_data: in place of ``eval_callback``, batches whose mean loss is to become small.
         calibration_data: batches for the first scales. Default: those of ``data``.
         calibration_batches: their number. Default 16.
-        fuse: fold batch norms into the layers before them. Default True.
+        fuse: fold batch norms, and multiplications and additions of constants, into weights.
+            Default True.
         skip: layers to leave float, as for :meth:`paddleq.PTQ.quantize`; for a saved model, names
             of weights, inputs or outputs of operators.
         checkpoint_dir: folder for the state of the training. A call with the same arguments
@@ -207,13 +207,19 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
     source = _loaded("model", model)
     engine.check_model(source)
     master = source if teacher is None else _loaded("teacher", teacher)
+    for term in terms or ():  # before folding, which removes tensors
+        NamedTensors(master, term.names(0), "teacher")
+        NamedTensors(source, term.names(1), "student")
     student = engine.copy_of(source)
     rules = _rules(student, quantization, skip)
+    if fuse:  # after the rules, because variables in skip may be gone then
+        fold_in_programs(student)
+        _check_kept(student, terms)
     batches = Repeatable.of("data", data)
     examples = batches if calibration_data is None else Repeatable.of("calibration_data",
                                                                       calibration_data)
     engine.prepare(student, rules,
-                   (lambda: fold_batch_norms(student, None)) if fuse else None)
+                   (lambda: fold_layers(student, None)) if fuse else None)
     student.eval()
     engine.set_state(student, "calibration")
     engine.calibrate(student, examples, calibration_batches)
@@ -304,8 +310,18 @@ def _start_clipping(student):
                 preprocess.alpha.set_value(quantizer.abs_max)
 
 
+def _check_kept(student, terms):
+    """Raise for named tensors that a program does not compute since operators are folded."""
+    if isinstance(student, SavedModel):
+        known = set(student.tensor_names)
+        for name in [name for term in terms or () for name in term.names(1) if name not in known]:
+            raise ConfigError(f"node has {name!r}, which is not computed when multiplications and "
+                              "additions of constants are folded into weights; name a tensor "
+                              "after them, or use fuse=False")
+
+
 def _check_same_tensors(student, teacher, terms, data):
-    """Raise for named tensors that folding batch norms changed."""
+    """Raise for named tensors that folding changed."""
     names = [name for term in terms for name in term.names(1)
              if name in term.names(0)]
     if not names:
@@ -319,6 +335,6 @@ def _check_same_tensors(student, teacher, terms, data):
         distance = (found[name] - wanted[name]).norm() / wanted[name].norm().clip(1e-12)
         if float(distance) > _SAME_TENSOR:
             raise ConfigError(
-                f"node has {name!r}, which is another tensor since batch norms are folded "
+                f"node has {name!r}, which is another tensor since operators are folded "
                 f"(relative distance {float(distance):.2g} in float); name the output of the batch "
-                "norm, or use fuse=False")
+                "norm or of the last operator that is folded, or use fuse=False")
