@@ -1,8 +1,9 @@
-"""Weight algorithms for Linear layers, and the driver that applies them layer by layer."""
+"""Algorithms for weights with their drivers, and distillation."""
 
 from .awq import AWQ
 from .base import ALGORITHMS, QuantizedWeight, Rounder, Smoother, register_algorithm
 from .bias_correction import correct_biases
+from .distillation import DistillResult, TrainConfig, register_distill_loss
 from .gptq import GPTQ
 from .layerwise.driver import LayerwiseResult, quantize_layer_by_layer
 from .layerwise.network_helper import NetworkHelper, StackHelper
@@ -16,8 +17,9 @@ from .reconstruction import (
 )
 from .smoothquant import SmoothQuant
 
-__all__ = ["ALGORITHMS", "AWQ", "GPTQ", "ROUND_TYPES", "AdaRound", "LayerwiseResult",
-           "NetworkHelper", "QuantizedLinears", "QuantizedWeight", "ReconstructionReport",
-           "RoundToNearest", "Rounder", "SmoothQuant", "Smoother", "StackHelper",
-           "correct_biases", "quantize_layer_by_layer", "quantize_linears", "reconstruct",
-           "register_algorithm", "register_round_type"]
+__all__ = ["ALGORITHMS", "AWQ", "GPTQ", "ROUND_TYPES", "AdaRound", "DistillResult",
+           "LayerwiseResult", "NetworkHelper", "QuantizedLinears", "QuantizedWeight",
+           "ReconstructionReport", "RoundToNearest", "Rounder", "SmoothQuant", "Smoother",
+           "StackHelper", "TrainConfig", "correct_biases", "quantize_layer_by_layer",
+           "quantize_linears", "reconstruct", "register_algorithm", "register_distill_loss",
+           "register_round_type"]

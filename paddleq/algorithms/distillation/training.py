@@ -61,6 +61,14 @@ class TrainConfig:
         checkpoint_iter: steps between checkpoints. Default: ``eval_iter``.
         seed: of Python's, numpy's and Paddle's random generators, which are set before the data
             is iterated and restored at the end.
+
+    Raises:
+        ConfigError, ConfigTypeError: an argument is invalid.
+
+    Examples:
+        >>> from paddleq.algorithms import TrainConfig
+        >>> TrainConfig(epochs=3).steps(data=[1, 2])
+        6
     """
 
     epochs: Optional[int] = checked_field(None, _a_count)
@@ -102,6 +110,13 @@ class DistillResult:
             the training.
         best_step: step whose state ``model`` has: that of the best metric, or the last one.
         steps: number of steps.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(4, 2))
+        >>> result = paddleq.distill(net, [paddle.ones([2, 4])], train_iter=2)
+        >>> len(result.losses), result.metrics, result.best_step
+        (2, [], 2)
     """
 
     model: nn.Layer

@@ -41,6 +41,14 @@ class AutoCompression:
         quantization: the section ``QuantAware``.
         losses: list of dicts with the arguments of :class:`~paddleq.DistillLoss`, or None.
         train: the section ``TrainConfig``.
+
+    Examples:
+        >>> from paddleq.paddleslim import AutoCompression
+        >>> found = AutoCompression.parse({
+        ...     "Distillation": {"loss": "soft_label"}, "QuantAware": {"use_pact": True},
+        ...     "TrainConfig": {"train_iter": 500, "learning_rate": 3.0e-5}})
+        >>> found.losses, found.train["optimizer_builder"]
+        ([{'loss': 'soft_label', 'node': [], 'alpha': 1.0}], 'SGD')
     """
 
     model: Optional[Tuple[str, Optional[str]]] = None

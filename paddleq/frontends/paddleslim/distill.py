@@ -17,6 +17,7 @@ from ..._checks import (
     wrong_value,
 )
 from ...algorithms.distillation import DistillLoss, DistillResult, TrainConfig, train
+from ...algorithms.distillation.optimization import make_schedule
 from ...algorithms.distillation.tensors import NamedTensors
 from ...config import LayerConfig, QuantConfig, Scope
 from ...config.layer_config import check_activation_observer
@@ -77,6 +78,11 @@ class QuantAware:
 
     Raises:
         ConfigError, ConfigTypeError: an unknown key or an invalid value.
+
+    Examples:
+        >>> from paddleq.paddleslim import QuantAware
+        >>> QuantAware({"weight_bits": 4}).qat.layer_config.weight_spec.bits
+        4
     """
 
     def __init__(self, config: Optional[Dict[str, Any]] = None) -> None:
@@ -195,8 +201,7 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
         >>> result.steps, type(result.model[0]).__name__
         (8, 'QuantizedLinear')
     """
-    check_known_keys("distill", train_config, TrainConfig.__dataclass_fields__)
-    config = TrainConfig(**train_config)
+    config = check_train_config(train_config)
     terms = parse_losses(losses)
     check_int("calibration_batches", calibration_batches, 1)
     check_bool("fuse", fuse)
@@ -259,6 +264,14 @@ class Repeatable:
 
     def __iter__(self):
         return iter(self.make())
+
+
+def check_train_config(given: Dict[str, Any]) -> TrainConfig:
+    """Return the :class:`TrainConfig` of keyword arguments of :func:`distill`."""
+    check_known_keys("distill", given, TrainConfig.__dataclass_fields__)
+    config = TrainConfig(**given)
+    make_schedule(config.learning_rate, 1)
+    return config
 
 
 def parse_losses(losses: Any) -> Optional[List[DistillLoss]]:
