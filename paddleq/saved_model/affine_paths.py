@@ -14,6 +14,7 @@ from .layers import ProgramGraph
 from .operators import Operator
 
 Dimension = Union[int, str]  # a size, or the name of an unknown one
+_MOST_ELEMENTS = 1 << 20  # of a part of a shape that is looked at
 Move = Callable[[ProgramGraph, Operator, Affine], Affine]
 
 
@@ -21,30 +22,59 @@ def moved_axis(before: List[Dimension], after: List[Dimension], affine: Affine) 
     """Return an affine map of the elements of a shape for the same elements in another shape.
 
     Raises:
-        Refused: the channels cannot be followed.
+        Refused: the channels cannot be followed, or are not along one axis afterwards.
     """
     if affine.axis is None:
         return affine
-    axis, first = affine.axis, 0
-    while first < min(len(before), len(after)) and before[first] == after[first]:
-        first += 1
-    last = 0  # axes at the end that are equal
-    while last < min(len(before), len(after)) - first and before[-1 - last] == after[-1 - last]:
-        last += 1
-    if axis < first:
-        return affine
-    if axis >= len(before) - last:
-        return Affine.of(affine.scale, affine.shift, axis + len(after) - len(before))
-    old, new = before[first:len(before) - last], after[first:len(after) - last]
-    sizes = [size for size in old if isinstance(size, int)]
-    if len(new) == 1 and len(sizes) == len(old):
-        outer, inner = (int(np.prod(part)) for part in (old[:axis - first], old[axis - first + 1:]))
-        channels = old[axis - first]
-        scale, shift = (np.tile(np.repeat(each, inner), outer)
-                        for each in affine.per_channel(channels))
-        if new[0] in (scale.size, "?"):
-            return Affine.of(scale, shift, first)
+    old, new = next(each for each in _equal_parts(before, after) if affine.axis in each[0])
+    if [before[i] for i in old] == [after[i] for i in new]:
+        return Affine.of(affine.scale, affine.shift, new[old.index(affine.axis)])
+    sizes, moved = [before[i] for i in old], [after[i] for i in new]
+    if all(isinstance(size, int) for size in sizes) and moved == ["?"]:
+        moved = [int(np.prod(sizes))]
+    if all(isinstance(size, int) for size in [*sizes, *moved]) and (
+            np.prod(sizes) == np.prod(moved) <= _MOST_ELEMENTS):
+        ones = [1] * len(old)
+        ones[old.index(affine.axis)] = -1
+        arrays = [np.broadcast_to(each.reshape(ones), sizes).reshape(moved)
+                  for each in affine.per_channel(before[affine.axis])]
+        for place, axis in enumerate(new):
+            others = tuple(i for i in range(len(new)) if i != place)
+            if all((each == each.max(others, keepdims=True)).all() for each in arrays):
+                return Affine.of(*(each.max(others) for each in arrays), axis)
     raise Refused(f"its channels cannot be followed from the shape {before} to {after}")
+
+
+def _equal_parts(before, after):
+    """Return pairs of ranges of axes that hold the same elements, first from both ends."""
+    left = _parts_from_left(before, after)
+    first = sum(len(old) for old, _ in left), sum(len(new) for _, new in left)
+    rest = before[first[0]:], after[first[1]:]
+    right = [([len(before) - 1 - i for i in reversed(old)], [len(after) - 1 - i
+                                                             for i in reversed(new)])
+             for old, new in _parts_from_left(*(part[::-1] for part in rest))]
+    taken = sum(len(old) for old, _ in right), sum(len(new) for _, new in right)
+    middle = (list(range(first[0], len(before) - taken[0])),
+              list(range(first[1], len(after) - taken[1])))
+    return [*left, *right, middle]
+
+
+def _parts_from_left(before, after):
+    parts, i, j = [], 0, 0
+    while i < len(before) and j < len(after):
+        old, new, sizes = [i], [j], [before[i], after[j]]
+        while sizes[0] != sizes[1]:
+            # The part with fewer elements gets one more axis.
+            shape, axes = (before, old) if isinstance(sizes[0], int) and isinstance(
+                sizes[1], int) and sizes[0] < sizes[1] else (after, new)
+            if any(isinstance(size, str) for size in sizes) or axes[-1] + 1 >= len(shape) or (
+                    isinstance(shape[axes[-1] + 1], str)):
+                return parts
+            axes.append(axes[-1] + 1)
+            sizes[axes is new] *= shape[axes[-1]]
+        parts.append((old, new))
+        i, j = old[-1] + 1, new[-1] + 1
+    return parts
 
 
 def reshaped(graph: ProgramGraph, op: Operator) -> Tuple[List[Dimension], List[Dimension]]:
@@ -154,6 +184,77 @@ def _back_transpose(graph, op, affine):
     return Affine.of(affine.scale, affine.shift, op.get("axis")[affine.axis])
 
 
+def _part(graph, op):
+    """Return axis -> (start, stop) of a slice, and the axes that it removes."""
+    if len(op.all_inputs()) > 1:
+        raise Refused(f"the place of {op.type} is computed")
+    shape, found = dimensions(graph, op.input("Input")), {}
+    for axis, start, stop in zip(op.get("axes"), op.get("starts"), op.get("ends")):
+        size = shape[axis % len(shape)]
+        if not isinstance(size, int):
+            raise Refused(f"{op.type} is of an axis of unknown size")
+        found[axis % len(shape)] = slice(start, stop).indices(size)[:2]
+    return found, [axis % len(shape) for axis in op.get("decrease_axis") or []]
+
+
+def _across_slice(graph, op, affine):
+    found, removed = _part(graph, op)
+    if affine.axis is None:
+        return affine
+    scale, shift = affine.scale, affine.shift
+    if affine.axis in found:
+        size = dimensions(graph, op.input("Input"))[affine.axis]
+        scale, shift = (each[slice(*found[affine.axis])] for each in affine.per_channel(size))
+    return Affine.of(scale, shift, affine.axis - sum(axis < affine.axis for axis in removed))
+
+
+def _back_slice(graph, op, affine):
+    """Return the map of the sliced tensor; what other slices of it read stays as it is."""
+    found, removed = _part(graph, op)
+    name, shape = op.input("Input"), dimensions(graph, op.input("Input"))
+    axis = affine.axis
+    if axis is not None:
+        axis = [i for i in range(len(shape)) if i not in removed][axis]
+    others = [each for each in graph.consumers[name] if each is not op]
+    along = next(iter(found)) if axis is None else axis
+    if others and len(found) != 1:
+        raise Refused(f"{op.type} is of several axes")
+    for each in others:
+        theirs = _part(graph, each)[0] if each.type == "slice" else {}
+        start, stop = theirs.get(along, (0, shape[along]))
+        if start < found[along][1] and found[along][0] < stop:
+            raise Refused(f"{name} has several readers")
+    if not others and axis not in found:
+        return Affine.of(affine.scale, affine.shift, axis)
+    return _of_part(op, affine, axis, along, found[along], shape[along])
+
+
+def _of_part(op, affine, axis, along, part, size):
+    """Return the map that is ``affine`` in a part of an axis, and the identity beside it."""
+    if axis not in (None, along):
+        raise Refused(f"{op.type} is of another axis than that of its channels")
+    scale, shift, (start, stop) = np.ones(size), np.zeros(size), part
+    scale[start:stop], shift[start:stop] = affine.per_channel(stop - start)
+    return Affine.of(scale, shift, along)
+
+
+def _back_split(graph, op, name, affine):
+    """Return the map of a tensor of which ``name`` is one of several parts."""
+    if len(op.all_inputs()) > 1:
+        raise Refused(f"the sizes of {op.type} are computed")
+    shape, names = dimensions(graph, op.input("X")), op.all_outputs()
+    along = op.get("axis", 0) % len(shape)
+    if not isinstance(shape[along], int):
+        raise Refused(f"{op.type} is of an axis of unknown size")
+    sizes = op.get("sections") or [shape[along] // len(names)] * len(names)
+    start = sum(sizes[:names.index(name)])
+    axis = affine.axis
+    if op.type != "split" and axis is not None and axis >= along:
+        axis += 1
+    return _of_part(op, affine, axis, along, (start, start + sizes[names.index(name)]),
+                    shape[along])
+
+
 def _identity(graph, op, affine):
     return affine
 
@@ -257,6 +358,7 @@ _SAME = {
 _PATHS: Dict[str, Tuple[Move, Move]] = {
     **{kind: (rule, rule) for kind, rule in _SAME.items()},
     **dict.fromkeys(_RESHAPES, (_across_reshape, _back_reshape)),
+    "slice": (_across_slice, _back_slice),
     **dict.fromkeys(("transpose2", "transpose"), (_across_transpose, _back_transpose)),
     **dict.fromkeys(("reduce_mean", "reduce_max", "reduce_sum"),
                     (_across_reduction, _back_reduction))}
@@ -272,7 +374,7 @@ def across(graph: ProgramGraph, op: Operator, name: str, affine: Affine) -> Tupl
         return op.output("Out"), _across_concat(graph, op, name, affine)
     if op.type == "elementwise_mul":
         return op.output("Out"), _across_product(graph, op, name, affine)
-    if op.type not in _PATHS or op.input("X") != name or op.all_inputs().count(name) != 1:
+    if op.type not in _PATHS or _data(op) != name or op.all_inputs().count(name) != 1:
         raise Refused(f"{name} is read by {op.type}")
     return op.output("Out"), _PATHS[op.type][0](graph, op, affine)
 
@@ -286,9 +388,15 @@ def back(graph: ProgramGraph, op: Operator, name: str,
     """
     if op.type in _BACK_TO_SEVERAL:
         return _BACK_TO_SEVERAL[op.type](graph, op, affine)
+    if op.type in ("split", "unbind", "unstack") and min(op.get("sections") or [1]) > 0:
+        return [(op.input("X"), _back_split(graph, op, name, affine))]
     if op.type not in _PATHS or op.output("Out") != name:
         raise Refused(f"{name} is computed by {op.type}")
-    return [(op.input("X"), _PATHS[op.type][1](graph, op, affine))]
+    return [(_data(op), _PATHS[op.type][1](graph, op, affine))]
+
+
+def _data(op):
+    return op.input("Input" if op.type == "slice" else "X")
 
 
 def _check_full(graph, op, name, affine):

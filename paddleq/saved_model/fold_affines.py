@@ -216,17 +216,18 @@ class _Folder:
         self.change_parameters(taken)
         leave(taken)
 
-    def before(self, name, block, affine):
+    def before(self, name, block, affine, sliced=False):
         """Return the foldings of ``affine`` of a variable by operators that compute it."""
         op = self.graph.producers.get(name)
         if op is None or not self.is_plain(name, block):
             raise Refused(f"{name} is no result of one operator of its block")
-        if len(self.graph.consumers[name]) != 1:
+        # back() checks the other readers of what is sliced.
+        if len(self.graph.consumers[name]) != 1 and not sliced:
             raise Refused(f"{name} has several readers")
         if name in self.targets:
             return [WeightFolding(self.graph, self.targets[name], affine, of_input=False)]
         return [each for part, moved in back(self.graph, op, name, affine)
-                for each in self.before(part, block, moved)]
+                for each in self.before(part, block, moved, sliced=op.type == "slice")]
 
     def after(self, name, block, affine):
         """Return the foldings of ``affine`` of a variable by all operators that read it."""

@@ -108,6 +108,42 @@ class Joined(Branches):
         return F.hardswish(x)
 
 
+class Attention(nn.Layer):
+    """Attention whose queries, a part of one product, are scaled."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.qkv, self.last, self.part = nn.Linear(8, 24), nn.Linear(8, 8), part
+
+    def forward(self, x):
+        qkv = self.qkv(x)
+        if self.part == "chunk":
+            q, k, v = (each.reshape([-1, x.shape[1], 2, 4]).transpose([0, 2, 1, 3])
+                       for each in qkv.chunk(3, -1))
+        elif self.part == "slice":
+            q, k, v = (qkv[:, :, i:i + 8].reshape([-1, x.shape[1], 2, 4]).transpose([0, 2, 1, 3])
+                       for i in (0, 8, 16))
+        else:
+            qkv = qkv.reshape([-1, x.shape[1], 3, 2, 4]).transpose([2, 0, 3, 1, 4])
+            q, k, v = (qkv[0], qkv[1], qkv[2]) if self.part == "index" else qkv.unbind(0)
+        weights = F.softmax((q * 0.5) @ k.transpose([0, 1, 3, 2]))
+        return self.last((weights @ v).transpose([0, 2, 1, 3]).reshape([-1, x.shape[1], 8]))
+
+
+class Slices(nn.Layer):
+    """An affine behind one of two slices of channels."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.a, self.affine = nn.Conv2D(3, 4, 1), Affine(first[1] - first[0], 1, 1)
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        x = self.a(x)
+        left, right = x[:, slice(*self.first)], x[:, slice(*self.second)]
+        return paddle.concat([F.gelu(self.affine(left)), F.gelu(right)], axis=1)
+
+
 class Sum(nn.Layer):
     """An affine behind the sum of two convolutions, as in a block before re-parameterization."""
 
@@ -189,6 +225,13 @@ FOLDED = {
     "squeeze and excite, factors": (
         lambda: Net(lambda self, x: self.last(self.inner(x)), inner=NoShift(),
                     last=nn.Conv2D(4, 5, 1)), [2, 3, 7, 7]),
+    **{f"queries, {part}": (lambda part=part: Attention(part), [2, 5, 8])
+       for part in ("index", "unbind", "chunk", "slice")},
+    "back across a slice of channels": (lambda: Slices((1, 3), (0, 1)), [2, 3, 5, 5]),
+    "across a slice": (
+        lambda: Net(lambda self, x: self.b(self.s(F.gelu(self.a(x)))[:, 1:3, 2:]),
+                    a=nn.Conv2D(3, 4, 1), b=nn.Conv2D(2, 3, 3), s=Affine(4, 1, 1)),
+        [2, 3, 7, 7]),
     "back across a sum": (Sum, [2, 3, 7, 7]),
     "interpolated": (
         lambda: Net(lambda self, x: self.b(F.interpolate(
@@ -280,6 +323,10 @@ KEPT = {
         lambda: Net(lambda self, x: self.b(F.hardswish(self.a(x)) * paddle.to_tensor(
             [[[1e-3]], [[1.0]], [[0.5]], [[30.0]]])),
             a=nn.Conv2D(3, 4, 1), b=nn.Conv2D(4, 3, 1)), [2, 3, 6, 6], "ranges"),
+    "a part that two slices read": (lambda: Slices((1, 3), (2, 4)), [2, 3, 5, 5],
+                                    "several readers"),
+    "a part that two equal slices read": (lambda: Slices((1, 3), (1, 3)), [2, 3, 5, 5],
+                                          "several readers"),
     "an output of the model": (
         lambda: Net(lambda self, x: F.hardswish(self.a(x)) * 1.5, a=nn.Conv2D(3, 4, 1)),
         [2, 3, 6, 6], "fetch"),

@@ -83,9 +83,30 @@ class RandomNet(nn.Layer):
             self.parts.extend([conv, other])
             self.function(lambda x: conv(x) + other(x))
 
+        def parts():
+            affine, shared = Affine(), self.random.rand() < 0.2
+            self.parts.append(affine)
+            first = c // 2
+
+            def split(x):
+                left, right = paddle.split(x, [first, c - first], axis=1)
+                return paddle.concat([affine(left), right * 2.0], axis=1)
+
+            def slices(x):
+                left, right = x[:, :first], x[:, first - shared:]
+                return paddle.concat([affine(left), F.hardswish(right[:, -(c - first):])], axis=1)
+            self.function([split, slices][self.random.randint(2)])
+
+        def grouped():
+            affine = Affine()
+            self.parts.append(affine)
+            self.function(lambda x: affine(
+                x.reshape([x.shape[0], 2, c // 2, *x.shape[2:]])).flatten(1, 2))
+
         mode = ["constant", "reflect", "replicate"][self.random.randint(3)]
         return [
-            convolution, convolution, pointwise, transposed, concat, excite, residual,
+            convolution, convolution, pointwise, transposed, concat, excite, residual, parts,
+            grouped if c % 2 == 0 else parts,
             lambda: self.add(with_statistics(nn.BatchNorm2D(c))),
             lambda: self.function(F.hardswish), lambda: self.function(F.relu),
             lambda: self.function(lambda x: F.leaky_relu(x, 0.3)),

@@ -18,6 +18,8 @@ from paddleq.export.program.op_desc import (
     tensor_of,
 )
 from paddleq.export.program.program import Program
+from paddleq.saved_model.affine import Affine, Refused
+from paddleq.saved_model.affine_paths import moved_axis
 
 _C = 5
 _VECTOR, _OTHER = np.linspace(0.5, 1.5, _C, dtype="f4"), np.linspace(-1.0, 1.0, _C, dtype="f4")
@@ -140,3 +142,50 @@ def test_weights_of_other_types_stay(prefix):
             tensor_of(var).data_type = 4  # float16
     half = paddleq.SavedModel.from_program(program)
     assert not half.fold_affines().folded
+
+
+@pytest.mark.parametrize("before, after, axis", [
+    ([2, 6, 4], [2, 24], 1), ([2, 6, 4], [12, 4], 1), ([2, 6, 4], [12, 4], 2),
+    ([2, 6, 4], [2, 2, 3, 4], 2), ([2, 24], [2, 6, 4], 1), ([2, 5, 24], [2, 5, 3, 2, 4], 2),
+    ([2, 5, 3, 2, 4], [2, 5, 24], 2), ([2, 5, 3, 2, 4], [10, 24], 3), ([2, 6], [2, 6, 1, 1], 1),
+    ([2, 6, 1, 1], [2, 6], 1), ([1, 6, 4], [6, 4], 1), ([4, 6], [6, 4], 0), ([3, 4], [12], 0)])
+def test_maps_of_reshaped_tensors(before, after, axis):
+    """A map that is returned is that of the reshaped tensor; the others are refused."""
+    x, vector = np.random.randn(*before), np.random.rand(before[axis]) + 0.5
+    for values in (vector, np.repeat(vector[:1], before[axis]), np.repeat(
+            vector[:2], before[axis] // 2) if before[axis] % 2 == 0 else vector):
+        column = values.reshape([-1 if i == axis else 1 for i in range(len(before))])
+        affine = Affine(values, values + 1.0, axis)
+        expected = (x * column + column + 1.0).reshape(after)
+        try:
+            moved = moved_axis(list(before), list(after), affine)
+        except Refused:
+            assert not any(np.allclose(expected, x.reshape(after) * scale + scale + 1.0)
+                           for scale in _columns_of(expected, x, after))
+            continue
+        shape = [-1 if i == moved.axis else 1 for i in range(len(after))]
+        found = x.reshape(after) * moved.scale.reshape(shape) + moved.shift.reshape(shape)
+        np.testing.assert_allclose(found, expected)
+
+
+def _columns_of(expected, x, after):
+    """Scales of each axis of the shape ``after`` that its first elements have."""
+    scale = (expected - 1.0) / (x.reshape(after) + 1.0)
+    for axis in range(len(after)):
+        yield scale[tuple(slice(None) if i == axis else slice(1) for i in range(len(after)))]
+
+
+@pytest.mark.parametrize("before, after, axis, expected", [
+    (["n", "l", 24], ["a", "b", 3, 8], 2, None), (["n", 6, "h", "w"], ["n", 6, "hw"], 1, 1),
+    (["n", "c", 6], ["m", 6], 2, 1), (["n", 4, "h", "w"], ["m", 4, "k"], 1, None),
+    (["n", 6, 2], ["n", "?"], 1, None)])
+def test_maps_of_tensors_with_unknown_sizes(before, after, axis, expected):
+    affine = Affine(np.arange(1.0, before[axis] + 1), np.zeros(before[axis]), axis)
+    if expected is None and after[-1] != "?":
+        with pytest.raises(Refused, match="cannot be followed"):
+            moved_axis(before, after, affine)
+    elif after[-1] == "?":
+        assert moved_axis(before, after, affine).scale.tolist() == np.repeat(
+            affine.scale, 2).tolist()
+    else:
+        assert moved_axis(before, after, affine).axis == expected
