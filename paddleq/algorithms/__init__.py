@@ -9,16 +9,18 @@ from .layerwise.driver import LayerwiseResult, quantize_layer_by_layer
 from .layerwise.network_helper import NetworkHelper, StackHelper
 from .linear import QuantizedLinears, RoundToNearest, quantize_linears
 from .reconstruction import (
+    BRECQ,
     ROUND_TYPES,
     AdaRound,
+    QDrop,
     ReconstructionReport,
     reconstruct,
     register_round_type,
 )
 from .smoothquant import SmoothQuant
 
-__all__ = ["ALGORITHMS", "AWQ", "GPTQ", "ROUND_TYPES", "AdaRound", "DistillResult",
-           "LayerwiseResult", "NetworkHelper", "QuantizedLinears", "QuantizedWeight",
+__all__ = ["ALGORITHMS", "AWQ", "BRECQ", "GPTQ", "ROUND_TYPES", "AdaRound", "DistillResult",
+           "LayerwiseResult", "NetworkHelper", "QDrop", "QuantizedLinears", "QuantizedWeight",
            "ReconstructionReport", "RoundToNearest", "Rounder", "SmoothQuant", "Smoother",
            "StackHelper", "TrainConfig", "correct_biases", "quantize_layer_by_layer",
            "quantize_linears", "reconstruct", "register_algorithm", "register_distill_loss",

@@ -3,7 +3,18 @@
 import os
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Container,
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import paddle
@@ -33,6 +44,7 @@ from .inputs import TensorInfo, check_inputs
 from .layers import LayerBinding, make_layer, plan_layers, transposed_to
 from .lower import build_program
 from .operators import Arguments, read_operators
+from .stages import Stage, find_stages
 from .without_gradient import program_of_operator, run_without_gradient
 
 _INTERFACE = ("feed", "fetch")
@@ -238,10 +250,7 @@ class SavedModel(nn.Layer):
         if not paddle.in_dynamic_mode():
             raise ModelError("a SavedModel runs in dynamic mode only; export it with "
                              "paddleq.save_quantized_model or SavedModel.save")
-        if len(inputs) == 1 and isinstance(inputs[0], (dict, list, tuple)):
-            (inputs,) = inputs
-        tensors = check_inputs(inputs or named, self._inputs, _as_tensor)
-        values = _Values(self, zip(self.input_names, tensors))
+        values = self.begin(*inputs, **named)
         self._record(self.input_names, values)
         self._run_block(0, values)
         outputs = [values[name] for name in self.output_names]
@@ -251,7 +260,12 @@ class SavedModel(nn.Layer):
         if index:  # variables of a block do not survive from one run to the next
             for name in self._local[index]:
                 values.pop(name, None)
-        for position, op in enumerate(self._operators[index]):
+        self._run_range(index, 0, len(self._operators[index]), values)
+
+    def _run_range(self, index, start, stop, values):
+        """Run the operators of a block from ``start`` up to ``stop``."""
+        for position in range(start, stop):
+            op = self._operators[index][position]
             if op.type in _INTERFACE or (index, position) in self._merged:
                 continue
             try:
@@ -271,6 +285,28 @@ class SavedModel(nn.Layer):
         if self._recorded is not None:
             wanted, found = self._recorded
             found.update((name, values[name]) for name in names if name in wanted)
+
+    def begin(self, *inputs: Any, **named: Any) -> Dict[str, Any]:
+        """Return the variables of a run with these inputs, before the first operator."""
+        if len(inputs) == 1 and isinstance(inputs[0], (dict, list, tuple)):
+            (inputs,) = inputs
+        return _Values(self, zip(self.input_names, check_inputs(inputs or named, self._inputs,
+                                                                _as_tensor)))
+
+    def run_stage(self, stage: Stage, values: Dict[str, Any]) -> Dict[str, Any]:
+        """Return the variables behind a :class:`~.stages.Stage`, of those before it."""
+        found = _Values(self, values)
+        self._run_range(0, stage.start, stage.stop, found)
+        return found
+
+    def stages(self, values: Dict[str, Any], counted: Container[str], least: int) -> List[Stage]:
+        """Divide the operators into stages; see :func:`~.stages.find_stages`.
+
+        Args:
+            values: variables of :meth:`begin`.
+            counted: names of layers, of which a stage has at least ``least``.
+        """
+        return find_stages(self, self._operators[0], _Values(self, values), counted, least)
 
     def _run_operator(self, op, values):
         if op.layer is not None:

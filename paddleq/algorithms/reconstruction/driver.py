@@ -1,9 +1,10 @@
 """AdaRound and block reconstruction of a calibrated model."""
 
 import logging
+import re
 import time
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 import numpy as np
@@ -14,15 +15,16 @@ from ..._checks import wrong_value
 from ..._layer_state import state_of
 from ...engine import eager_evaluation, iter_batches, quantized_layers, quantizing_only
 from ...engine.state import check_quantized, is_left_float
-from ...errors import CalibrationError, NonFiniteError
+from ...errors import CalibrationError, ModelError, NonFiniteError
 from ...fake_quant.fake_quantize import FakeQuantize, State
 from ...graph.activations import find_activations
 from ...graph.calls import capture_calls, capture_inputs
 from ...nn.class_swap import rollback_on_error
 from ...nn.quantized_layer import replace_weight_parts
+from .blocks import BlockUnit, Reached, capture, find_blocks
 from .patches import product_of
 from .rounding import SoftRounding
-from .settings import ROUND_TYPES, AdaRound, ReconstructionReport, parse_round_type
+from .settings import BRECQ, ROUND_TYPES, AdaRound, ReconstructionReport, parse_round_type
 from .units import LayerSamples, LayerUnit
 
 _logger = logging.getLogger("paddleq")
@@ -80,11 +82,41 @@ def reconstruct_on(model: nn.Layer, batches: Sequence[Tuple[Any, Any]],
     _check_calibrated(model)
     begin = time.perf_counter()
     report = ReconstructionReport()
-    with rollback_on_error(model), eager_evaluation(model):
+    with rollback_on_error(model), eager_evaluation(model), _constant_parameters(model):
         _Reconstruction(model, batches, settings, report).run()
     report.seconds = time.perf_counter() - begin
     _logger.info("%s", report)
     return report
+
+
+@contextmanager
+def _constant_parameters(model):
+    """Compute no gradients of the parameters of ``model`` while open, and keep its random state."""
+    parameters = [(each, each.stop_gradient) for each in model.parameters()]
+    state = paddle.get_rng_state()
+    try:
+        for each, _ in parameters:
+            each.stop_gradient = True
+        yield
+    finally:
+        paddle.set_rng_state(state)
+        for each, stop in parameters:
+            each.stop_gradient = stop
+
+
+@contextmanager
+def _gradient_errors(name):
+    """Raise ModelError for an operator of a SavedModel that has no gradient."""
+    try:
+        yield
+    except OSError as error:  # Paddle's form of an exception in a backward pass
+        text = " ".join(str(error).split())
+        found = re.search(r"the operator \S+ of the saved model has no gradient", text)
+        if found is None:
+            raise
+        raise ModelError(f"the roundings of {name} cannot be learned together: {found.group()} in "
+                         "paddleq; use 'adaround', which needs none, or leave these layers out"
+                         ) from error
 
 
 def _check_calibrated(model):
@@ -97,10 +129,6 @@ def _check_calibrated(model):
                                f"not calibrated: {', '.join(waiting)}; run calibrate() first")
 
 
-class _Reached(BaseException):
-    """Ends a forward pass. Not an Exception, which models may handle."""
-
-
 class _Reconstruction:
     def __init__(self, model, batches, settings, report):
         self.model, self.batches, self.settings, self.report = model, batches, settings, report
@@ -108,8 +136,13 @@ class _Reconstruction:
 
     def run(self):
         samples = self.eligible()
-        self.collect_targets(samples)
-        self.run_layers(samples)
+        if not isinstance(self.settings, BRECQ):
+            self.collect_targets(samples)
+            self.run_layers(samples)
+        elif hasattr(self.model, "stages"):
+            self.run_stages({name: each.layer for name, each in samples.items()})
+        else:
+            self.run_blocks({name: each.layer for name, each in samples.items()})
 
     def eligible(self) -> Dict[str, LayerSamples]:
         """Return the layers that have a learned rounding, and record the others."""
@@ -169,13 +202,13 @@ class _Reconstruction:
             samples.add_input(x.astype("float32").numpy(), total)
             seen[0] += 1
             if seen[0] >= self.calls[name]:
-                raise _Reached
+                raise Reached
 
         float_only = nullcontext() if self.settings.asymmetric else quantizing_only(self.model, ())
         with float_only, capture_inputs({name: layer}, on_input):
             for args, kwargs in self.batches:
                 seen[0] = 0
-                with suppress(_Reached):
+                with suppress(Reached):
                     self.model(*args, **kwargs)
 
     def run_layers(self, samples):
@@ -189,13 +222,82 @@ class _Reconstruction:
                                     each.product.weight)
             self.learn(LayerUnit(name, each, rounding), {name: layer})
 
+    def run_stages(self, layers):
+        """Learn the roundings of a SavedModel stage by stage, each of which runs once."""
+        from tqdm import tqdm
+
+        model, settings = self.model, self.settings
+        values = [dict(model.begin(*args, **kwargs)) for args, kwargs in self.batches]
+        floats = list(values)
+        with quantizing_only(model, ()):
+            stages = model.stages(values[0], layers, settings.least_layers)
+        for stage in tqdm(stages, desc="learning the rounding", disable=None, leave=False):
+            def run(inputs, stage=stage):
+                return dict(model.run_stage(stage, inputs))
+
+            with quantizing_only(model, ()):
+                targets = [run(each) for each in floats]
+            if stage.layers:
+                inputs = values if settings.asymmetric else floats
+                self.learn_block(stage.name, run, {name: layers[name] for name in stage.layers},
+                                 inputs, floats, targets)
+            values, floats = [run(each) for each in values], targets
+
+    def run_blocks(self, layers):
+        """Learn the roundings of a Layer by its sublayers."""
+        from tqdm import tqdm
+
+        model, settings = self.model, self.settings
+        everything = dict(model.named_sublayers(include_self=True))
+        calls, order = Counter(), []
+
+        def on_call(name, *_):
+            calls[name] += 1
+            order.append(name)
+
+        args, kwargs = self.batches[0]
+        with quantizing_only(model, ()), capture_calls(everything, on_call):
+            model(*args, **kwargs)
+        # A layer that is called later is learned on the outputs of those before it.
+        place = {name: number for number, name in enumerate(order)}
+        blocks = find_blocks(model, list(layers), calls, settings.most_layers)
+        for names in [each for each in blocks if each[0] not in place]:
+            self.report.skipped.update(dict.fromkeys(names[1:], "no batch reached it"))
+            blocks.remove(names)
+        blocks.sort(key=lambda names: place[names[0]])
+        for name, *inside in tqdm(blocks, desc="learning the rounding", disable=None, leave=False):
+            block = everything[name]
+
+            def run(inputs, block=block):
+                return block(*inputs[0], **inputs[1])
+
+            with quantizing_only(model, ()):
+                floats = self.captured(block)
+                targets = [run(each) for each in floats]
+            inputs = self.captured(block) if settings.asymmetric else floats
+            self.learn_block(name, run, {each: layers[each] for each in inside}, inputs, floats,
+                             targets)
+
+    def captured(self, block):
+        """Return the inputs of the first call of a layer in each batch that reaches it."""
+        found = [capture(lambda args=args, kwargs=kwargs: self.model(*args, **kwargs), block)
+                 for args, kwargs in self.batches]
+        return [each for each in found if each is not None]
+
+    def learn_block(self, name, run, layers, inputs, floats, targets):
+        roundings = {each: SoftRounding(layer.weight, layer.weight_quantizer)
+                     for each, layer in layers.items()}
+        paddle.seed(self.settings.seed)
+        self.learn(BlockUnit(name, run, layers, roundings, inputs, floats, targets, self.settings),
+                   layers)
+
     def learn(self, unit, layers):
         """Optimize a unit and install the roundings that are better than the nearest."""
         roundings: Dict[str, SoftRounding] = unit.roundings
         settings = self.settings
         generator = np.random.default_rng([settings.seed, len(self.report.errors)])
         for step in range(settings.iterations):
-            with paddle.set_grad_enabled(True):
+            with paddle.set_grad_enabled(True), _gradient_errors(unit.name):
                 leaves = {name: each.leaf() for name, each in roundings.items()}
                 unit.loss(leaves, generator).backward()
             for each in roundings.values():

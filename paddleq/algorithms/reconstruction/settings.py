@@ -97,6 +97,67 @@ class AdaRound:
         return self.beta_start + (self.beta_end - self.beta_start) * done
 
 
+@register_round_type("brecq")
+@dataclass
+class BRECQ(AdaRound):
+    """BRECQ (arXiv:2102.05426): learn the roundings of all weights of a block together.
+
+    They minimize the squared error of the output of the block, in which activations are float while
+    the roundings are learned. The blocks of a :class:`paddleq.SavedModel` are the stages between
+    which one tensor passes; those of another Layer are its sublayers of at most ``most_layers``
+    quantized layers that are called once in a forward pass. A layer outside of them is a block of
+    its own.
+
+    Args:
+        least_layers: number of quantized layers in a block of a SavedModel, at least. Default 3.
+        most_layers: number of quantized layers in a sublayer that is one block, at most. Default 8.
+        images: entries of a batch of which a step uses the output. Default 8.
+        iterations, learning_rate, regularization, warm_start, beta_start, beta_end, asymmetric,
+            seed: as for :class:`AdaRound`.
+
+    Raises:
+        ConfigError, ConfigTypeError: a value is out of range or of the wrong type.
+
+    Examples:
+        >>> from paddleq.algorithms import BRECQ
+        >>> BRECQ(iterations=500).least_layers
+        3
+    """
+
+    least_layers: int = checked_field(3, partial(check_int, low=1))
+    most_layers: int = checked_field(8, partial(check_int, low=1))
+    images: int = checked_field(8, partial(check_int, low=1))
+
+    drop_probability = 1.0  # of the quantization of an activation in a step
+    mixed_inputs = False
+
+
+@register_round_type("qdrop")
+@dataclass
+class QDrop(BRECQ):
+    """QDrop (arXiv:2203.05740): BRECQ with the quantization of activations dropped at random.
+
+    In each step, each element of an activation in the block is quantized or float at random, and so
+    are those of its input, if ``asymmetric`` is True. For few bits of activations.
+
+    Args:
+        drop_probability: share of the elements that stay float. Default 0.5.
+        iterations, learning_rate, regularization, warm_start, beta_start, beta_end, asymmetric,
+            least_layers, most_layers, images, seed: as for :class:`BRECQ`.
+
+    Raises:
+        ConfigError, ConfigTypeError: a value is out of range or of the wrong type.
+
+    Examples:
+        >>> from paddleq.algorithms import QDrop
+        >>> QDrop(drop_probability=0.25).drop_probability
+        0.25
+    """
+
+    drop_probability: float = checked_field(0.5, _share)
+    mixed_inputs = True
+
+
 @dataclass
 class ReconstructionReport:
     """Result of :func:`~paddleq.algorithms.reconstruct`.

@@ -47,7 +47,7 @@ class PTQ:
         weight_quantizer: "PerChannelAbsmaxQuantizer" (default) or "AbsmaxQuantizer", the class,
             a subclass, or an instance.
         round_type: rounding of the weights, by :meth:`calibrate`: "round" (default) to nearest,
-            the name of a registered one ("adaround"), or its settings, such as
+            "adaround", "brecq", "qdrop" or another registered name, or its settings, such as
             :class:`paddleq.algorithms.AdaRound`.
         bias_correction: add the mean error of each output channel to the biases after
             :meth:`calibrate`: True or "fast" in one more pass over the data, "full" in one for

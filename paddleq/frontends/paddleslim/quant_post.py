@@ -112,8 +112,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with integer
             weights; False: ``fake_*`` operators with float weights.
         round_type: rounding of the weights, as for :class:`paddleq.PTQ`: "round" (default) to
-            nearest, "adaround", or an :class:`paddleq.algorithms.AdaRound`. Others than "round"
-            keep the batches in memory.
+            nearest, "adaround", "brecq", "qdrop", or settings such as
+            :class:`paddleq.algorithms.AdaRound`. Others than "round" keep the batches in memory.
         bias_correction: add the mean error of each output channel to the biases: True or "fast"
             in one more pass over the batches, which are kept in memory, "full" in one for each
             layer. See :func:`paddleq.algorithms.correct_biases`. The bias correction of PaddleSlim
