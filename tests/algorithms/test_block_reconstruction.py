@@ -4,10 +4,10 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from low_bits import distance, low_bits, smooth
 from nets import save_float
 from paddle import nn
 from runtimes import paddle_inference
-from test_reconstruction import distance, low_bits, smooth
 
 import paddleq
 from paddleq.algorithms import BRECQ, AdaRound, QDrop, reconstruct

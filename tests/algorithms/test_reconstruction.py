@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from low_bits import QUICK, correlated, distance, low_bits, smooth
 from nets import SmallNet, save_float, warmed
 from paddle import nn
 from runtimes import paddle_inference
@@ -20,23 +21,6 @@ from paddleq.fake_quant.learned_rounding import LearnedRounding
 from paddleq.functional import soft_rounding
 from paddleq.graph.activations import find_activations
 from paddleq.paddleslim import PerChannelAbsmaxQuantizer
-
-QUICK = AdaRound(iterations=300, seed=3)
-
-
-def correlated(rows, features, seed=0, rank=2):
-    """Rows with few independent directions, on which the nearest rounding is not the best."""
-    generator = np.random.default_rng(seed)
-    x = generator.normal(size=[rows, rank]) @ generator.normal(size=[rank, features])
-    return (x + 0.2 * generator.normal(size=x.shape)).astype("float32")
-
-
-def low_bits(net, data, bits=3, round_type=QUICK, activation="abs_max", **options):
-    ptq = paddleq.PTQ(activation, PerChannelAbsmaxQuantizer(bits), round_type=round_type)
-    model = ptq.quantize(net, **options)
-    ptq.calibrate(model, data)
-    return ptq, model
-
 
 # Formulas, in float64.
 
@@ -204,15 +188,6 @@ KINDS = {
 }
 
 
-def smooth(shape, seed):
-    """Images whose neighbouring elements are correlated."""
-    generator = np.random.default_rng(seed)
-    x = generator.normal(size=shape)
-    for axis in range(1, len(shape)):
-        x = np.cumsum(x, axis=axis) / np.sqrt(shape[axis])
-    return x.astype("float32")
-
-
 @pytest.mark.one_version
 @pytest.mark.parametrize("kind, granularity", [
     ("linear", "AbsmaxQuantizer"), ("grouped", "PerChannelAbsmaxQuantizer"),
@@ -254,11 +229,6 @@ def small_net():
 
 
 DATA = [smooth([8, 1, 12, 12], seed) for seed in range(1, 5)]
-
-
-def distance(model, net, x):
-    found, expected = model(x).numpy(), net(x).numpy()
-    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
 def test_whole_model_is_closer_to_float_and_keeps_the_float_weights(tmp_path):
