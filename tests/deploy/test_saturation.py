@@ -149,9 +149,12 @@ def test_stock_int8_kernels_saturate_without_vnni(tmp_path):
     """The reason for this module; with VNNI the kernels are accurate."""
     path = str(tmp_path / "net")
     x, expected = exported("linear", 8, path)
+    to_paddle_int8(path, path + "_int8", vnni=True)
     for run in (compiled(path, as_is=False, ending="onnx"),
-                predictor(path, ir_optim=True, int8=True)):
+                predictor(path + "_int8", ir_optim=True, int8=True)):
         assert (relative_error(run([x])[0], expected) < 0.05) == has_vnni()
+    found = predictor(path, ir_optim=True, int8=True)([x])[0]
+    assert relative_error(found, expected) < 1e-5
 
 
 def test_verify_reports_float_kernels(tmp_path):
