@@ -20,6 +20,7 @@ _LAYOUTS = {
                     ("X", "Out", "data_format")),
     **dict.fromkeys(("batch_norm", "group_norm"), ("X", "Y", "data_layout")),
     "affine_channel": ("X", "Out", "data_layout"),
+    "lp_pool2d": ("x", "out", "data_format"),
     **dict.fromkeys((f"{kind}_interp{version}" for version in ("", "_v2") for kind in (
         "linear", "bilinear", "nearest", "bicubic", "trilinear")), ("X", "Out", "data_layout")),
 }
