@@ -25,12 +25,12 @@ ROUNDS = 20
 
 
 def export(net, images):
-    """Quantize, calibrate and write ``net`` in two formats; returns the simulation."""
+    """Quantize, calibrate and write ``net`` in three formats; returns the simulation."""
     ptq = paddleq.PTQ()
     quantized = ptq.quantize(net, fuse=True)
     ptq.calibrate(quantized, batches(images[:512]))
     spec = [paddle.static.InputSpec([None, 1, 8, 8], "float32", "image")]
-    for format in ("pdmodel", "onnx"):
+    for format in ("pdmodel", "onnx", "openvino"):
         ptq.save_quantized_model(quantized, PATH, spec, format=format)
     return quantized
 

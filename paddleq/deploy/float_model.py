@@ -49,7 +49,7 @@ def cause(result, runtime, file, float_model, batches, threads, operator):
 
 def without_quantizers(file, folder):
     """Return the model of a quantized Paddle file without its quantizers, None for others."""
-    if file.kind == ".onnx" or not file.quantized:
+    if file.kind not in (".pdmodel", ".json") or not file.quantized:
         return None
     program = file.program.copy()
     with contextlib.suppress(PaddleqError):  # fake_* operators

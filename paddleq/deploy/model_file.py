@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -15,17 +16,21 @@ from ..export.provenance_file import check_files
 from ..saved_model.inputs import TensorInfo
 
 _HIGHEST_OPSET = 1000  # versions of ONNX are far below
+_PARAMETERS = {".pdmodel": ".pdiparams", ".json": ".pdiparams", ".xml": ".bin"}
 _PREFIX = "the prefix of a saved model such as 'out/model'"
 
 
 class ModelFile:
-    """A ``.pdmodel`` or ``.json`` with its ``.pdiparams``, or an ``.onnx``; ``kind`` says which."""
+    """File of a model, with its parameters beside it; ``kind`` is its ending.
+
+    ``.pdmodel`` and ``.json`` have a ``.pdiparams``, ``.xml`` has a ``.bin``.
+    """
 
     def __init__(self, path, trusted=False):
         self.path, self.kind = path, os.path.splitext(path)[1]
         self._trusted = trusted  # written by this process, perhaps without shapes
-        params = os.path.splitext(path)[0] + ".pdiparams"
-        self.params = params if self.kind != ".onnx" and os.path.exists(params) else None
+        params = os.path.splitext(path)[0] + _PARAMETERS.get(self.kind, "")
+        self.params = params if self.kind in _PARAMETERS and os.path.exists(params) else None
 
     @property
     def size(self):
@@ -36,9 +41,12 @@ class ModelFile:
         """Read the file, because runtimes may abort the process on a damaged one."""
         if not os.path.getsize(self.path):
             raise FormatError(f"{self.path} is empty")
-        if self.kind != ".onnx":
+        if self.kind in (".pdmodel", ".json"):
             return self.program
-        check_files(self.path)
+        check_files(self.path, self.params)
+        if self.kind == ".xml":
+            self._check_xml()
+            return None
         with contextlib.suppress(ImportError):  # without the package, the runtime checks
             import onnx
 
@@ -60,6 +68,30 @@ class ModelFile:
             if not 0 < each.version <= _HIGHEST_OPSET:
                 raise FormatError(f"{self.path} is damaged: its opset is {each.version}")
 
+    def _check_xml(self):
+        """Raise FormatError unless the ``.bin`` holds all constants of an ``.xml``."""
+        if self.params is None:
+            raise FormatError(f"{self.path} is incomplete: there is no "
+                              f"{os.path.splitext(self.path)[0]}.bin")
+        size = os.path.getsize(self.params)
+        for node in self._xml.iter("data"):
+            offset, length = node.get("offset"), node.get("size")
+            if offset and length and not (offset.isdigit() and length.isdigit()
+                                          and int(offset) + int(length) <= size):
+                raise FormatError(f"{self.path} is damaged: a constant of {length} bytes at "
+                                  f"{offset} is not in {self.params}, which has {size} bytes")
+
+    @functools.cached_property
+    def _xml(self):
+        try:
+            root = ElementTree.parse(self.path).getroot()
+        except ElementTree.ParseError as error:
+            raise FormatError(f"{self.path} is damaged: {error}") from error
+        if root.tag != "net":
+            raise FormatError(f"{self.path} is no model of OpenVINO: its element is {root.tag!r}, "
+                              "not 'net'")
+        return root
+
     @functools.cached_property
     def program(self):
         """The :class:`~paddleq.export.program.program.Program` of a Paddle file."""
@@ -80,6 +112,9 @@ class ModelFile:
         """List of the :class:`TensorInfo` of the inputs."""
         if self.kind == ".onnx":
             return [_onnx_input(value) for value in self.onnx_model().graph.input]
+        if self.kind == ".xml":
+            return [_xml_input(layer) for layer in self._xml.iter("layer")
+                    if layer.get("type") == "Parameter"]
         variables = [self.program.variable(outputs(op, "Out")[0])
                      for op in self.program.desc.blocks[0].ops if op.type == "feed"]
         return [TensorInfo.of_variable(var) for var in variables]
@@ -101,6 +136,20 @@ def _onnx_input(value):
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     return TensorInfo(value.name, np.dtype(dtype).name, tuple(dims))
+
+
+_XML_TYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "boolean": "bool",
+              **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("i", "int"), ("u", "uint"))
+                 for bits in (8, 16, 32, 64)}}
+
+
+def _xml_input(layer):
+    data, names = layer.find("data"), [port.get("names") or layer.get("name", "")
+                                       for port in layer.iter("port")]
+    sizes = [size for size in (data.get("shape") or "").split(",") if size]
+    dims = tuple(int(size) if size.isdigit() else None for size in sizes)
+    return TensorInfo(min(names[0].split(","), key=len) if names else layer.get("name", ""),
+                      _XML_TYPES.get(data.get("element_type"), "float32"), dims)
 
 
 def pdmodel_prefix(name, path):
@@ -128,5 +177,5 @@ def model_files(path, name="path"):
 
 def most_readable(files):
     """Return the file that can be read with the fewest packages: Paddle's own if there is one."""
-    order = [".pdmodel", ".json", ".onnx"]
+    order = [".pdmodel", ".json", ".xml", ".onnx"]
     return min(files, key=lambda file: (order + [file.kind]).index(file.kind))

@@ -38,9 +38,10 @@ class Predictor:
 
     Args:
         path: prefix of the files that ``save_quantized_model``, ``paddle.jit.save`` or
-            ``paddleq.export.to_onnx`` wrote, or one of them: ``.onnx``, ``.pdmodel`` (with its
-            ``.pdiparams``), ``.json``. Each runtime has a preferred file.
-        runtime: "auto" (default), "openvino" (``.onnx``, ``.pdmodel``), "onnxruntime"
+            ``paddleq.export.to_onnx`` wrote, or one of them: ``.xml`` (with its ``.bin``),
+            ``.onnx``, ``.pdmodel`` (with its ``.pdiparams``), ``.json``. Each runtime has a
+            preferred file.
+        runtime: "auto" (default), "openvino" (``.xml``, ``.onnx``, ``.pdmodel``), "onnxruntime"
             (``.onnx``), "paddle" (``.pdmodel``, ``.json``) or "paddlelite" (``.pdmodel``, in the
             interpreter that the environment variable ``PADDLEQ_LITE_PYTHON`` names; x86). "auto"
             measures a batch of one in each of the first three that is installed and takes the

@@ -18,6 +18,7 @@ from ..engine.state import evaluation
 from ..errors import ConfigError, PaddleqError
 from ..export.formats import FORMATS
 from ..export.onnx import write_program
+from ..export.openvino import OpenVinoFormat
 from ..export.paddle.lower import MarkerRemoval
 from ..export.trace import trace
 from ..saved_model.inputs import as_numpy, check_inputs
@@ -368,5 +369,8 @@ def _export_float_model(model, folder, file):
     if file.kind == ".onnx":
         write_program(program, [], path + ".onnx")
         return ModelFile(path + ".onnx")
+    if file.kind == ".xml":
+        OpenVinoFormat().write(program, [], path)
+        return ModelFile(path + ".xml")
     program.save(path + ".pdmodel", path + ".pdiparams")
     return ModelFile(path + ".pdmodel")

@@ -10,6 +10,7 @@ import numpy as np
 
 from .._atomic_write import temporary_folder
 from ..export.onnx.graph import OnnxGraph
+from ..export.openvino import require_openvino
 from ..export.program.op_desc import (
     DENSE_TENSOR,
     all_inputs,
@@ -31,13 +32,17 @@ _FUSED = {"QuantizeLinear", "DequantizeLinear", "Clip", "MaxPool", "Relu", "Add"
 
 def worst_layer(file, runtime, threads, batch):
     """Return (name of the layer's weight, error before, error after); None without layers."""
-    places = (_onnx_layer_outputs if file.kind == ".onnx" else _paddle_layer_outputs)(file)
+    places = {".onnx": _onnx_layer_outputs, ".xml": _openvino_layer_outputs}.get(
+        file.kind, _paddle_layer_outputs)(file)
     return _search(places, file, runtime, threads, batch)
 
 
 def worst_operator(file, runtime, threads, batch):
     """Return (type of an operator and its output, error before, error after), or None."""
-    if file.kind == ".onnx":
+    if file.kind == ".xml":
+        ops = [(node.get_type_name(), _sources(node), [node.get_friendly_name()])
+               for node in _openvino_nodes(file.path)]
+    elif file.kind == ".onnx":
         ops = [(node.op_type, node.input, node.output)
                for node in OnnxGraph(file.onnx_model()).nodes]
     else:
@@ -72,7 +77,8 @@ def _search(places, file, runtime, threads, batch):
 
 def _error(file, tensor, runtime, threads, batch):
     with temporary_folder() as folder:
-        part = (_cut_onnx if file.kind == ".onnx" else _cut_paddle)(file, tensor, folder)
+        part = {".onnx": _cut_onnx, ".xml": _cut_openvino}.get(file.kind, _cut_paddle)(
+            file, tensor, folder)
         found = []
         for session in (runtime.load(part, threads), load_reference(part)):
             given = {info.name: array for info, array in zip(file.inputs, batch)}
@@ -164,3 +170,45 @@ def _cut_onnx(file, tensor, folder):
     with open(path, "wb") as out:
         out.write(graph.finish(model.opset_import[0].version).SerializeToString())
     return ModelFile(path, trusted=True)
+
+
+def _openvino_nodes(path):
+    """Return the nodes of an ``.xml`` with one float output, constants left out, in order."""
+    openvino = require_openvino()
+    return [node for node in openvino.Core().read_model(path).get_ordered_ops()
+            if node.get_type_name() not in ("Constant", "Parameter", "Result")
+            and node.get_output_size() == 1 and node.get_output_element_type(0).is_real()]
+
+
+def _sources(node):
+    return [value.get_node().get_friendly_name() for value in node.input_values()]
+
+
+def _openvino_layer_outputs(file):
+    """Nodes stand for their outputs; weights are named after the constant of integers."""
+    nodes, weights = _openvino_nodes(file.path), {}
+    for node in nodes:
+        sources = [value.get_node() for value in node.input_values()]
+        constant = sources[0]
+        if node.get_type_name() == "Convert" and constant.get_type_name() == "Constant" and len(
+                constant.get_output_shape(0)) > 1:
+            weights[node.get_friendly_name()] = constant.get_friendly_name()
+    return _layer_outputs([(_sources(node), [node.get_friendly_name()]) for node in nodes], weights,
+                          [info.name for info in file.inputs])
+
+
+def _cut_openvino(file, tensor, folder):
+    openvino = require_openvino()
+    model = openvino.Core().read_model(file.path)
+    node = next(each for each in model.get_ops() if each.get_friendly_name() == tensor)
+    needed, stack = set(), [node]
+    while stack:
+        for value in stack.pop().input_values():
+            if value.get_node().get_friendly_name() not in needed:
+                needed.add(value.get_node().get_friendly_name())
+                stack.append(value.get_node())
+    part = openvino.Model([node.output(0)], [each for each in model.get_parameters()
+                                             if each.get_friendly_name() in needed])
+    path = os.path.join(folder, "part.xml")
+    openvino.serialize(part, path)
+    return ModelFile(path)

@@ -1,12 +1,13 @@
 """OpenVINO."""
 
-import contextlib
 import importlib
-import re
 
 import numpy as np
 
-from ...errors import InferenceError
+from ...errors import ExportError, InferenceError
+from ...export.openvino import openvino_model
+from ...export.openvino.reader import refusal_of
+from ...export.paddle.markers_from_program import raise_to_markers
 from ..model_file import TensorInfo
 from ..saturation import can_saturate, explain, has_vnni
 from .base import Runtime, Session, convert_errors, register_runtime
@@ -21,12 +22,16 @@ _DEQUANTIZING = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "Uns
 
 @register_runtime("openvino")
 class OpenVino(Runtime):
-    """OpenVINO on the CPU, for ``.onnx`` and ``.pdmodel``."""
+    """OpenVINO on the CPU, for ``.xml``, ``.onnx`` and ``.pdmodel``.
+
+    A ``.pdmodel`` is converted as for the format "openvino" when it is loaded.
+    """
 
     title, module = "OpenVINO", "openvino"
-    kinds = (".onnx", ".pdmodel")
+    kinds = (".xml", ".onnx", ".pdmodel")
     remedy = "pip install 'paddleq[openvino]' (or openvino)"
     automatic = True
+    references = (".xml",)
 
     def version(self):
         return _api().get_version().partition("-")[0]
@@ -39,10 +44,10 @@ class OpenVino(Runtime):
             settings["EXECUTION_MODE_HINT"] = "ACCURACY"
         file.check()
         core = _api().Core()
-        with convert_errors(self.title, file), _named_operators(file):
-            model = core.read_model(file.path)
+        with convert_errors(self.title, file):
+            model = _read(core, file)
         layers = [] if has_vnni() else saturating_layers(model)
-        if layers:
+        if layers or as_is:
             # Float kernels with the quantization of the file, bit for bit.
             settings[_LOW_PRECISION] = "NO"
         # Otherwise float inputs of products with integer weights are quantized dynamically.
@@ -56,21 +61,19 @@ class OpenVino(Runtime):
                             explain(self.title, layers))
 
 
-@contextlib.contextmanager
-def _named_operators(file):
-    """Convert the errors of OpenVINO's frontends that name an operator."""
+def _read(core, file):
+    """Read a file; a ``.pdmodel`` gets the form of quantization that int8 kernels need."""
     try:
-        yield
+        if file.kind != ".pdmodel":
+            return core.read_model(file.path)
+        program = file.program.copy()
+        return openvino_model(program, raise_to_markers(program, partly=True))
     except RuntimeError as error:
-        found = re.search(r"No creator found for (\w+) node|Fail to convert (\w+)", str(error))
-        if found is None:
-            raise
-        name, last = found[1] or found[2], str(error).strip().splitlines()[-1].strip()
-        other = ("write format='onnx' (paddleq.export.to_onnx), which has another form of it, or "
-                 if file.kind != ".onnx" else "")
-        raise InferenceError(
-            f"OpenVINO refuses {file}: it cannot read the operator {name} ({last}); {other}use "
-            "runtime='paddle'") from error
+        refusal = error if isinstance(error, ExportError) else refusal_of(error)
+        other = "" if file.kind == ".onnx" else (
+            "write format='onnx' (paddleq.export.to_onnx), which may have another form of it, or ")
+        raise InferenceError(f"OpenVINO refuses {file}: {refusal}; {other}use "
+                             "runtime='paddle'") from error
 
 
 def _api():

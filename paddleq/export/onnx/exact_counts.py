@@ -36,7 +36,6 @@ def mode(operator):
     if dtype not in ("float32", "int32", "int64") or not rank:
         return None
     axis %= rank
-    highest = np.inf if dtype == "float32" else np.iinfo(dtype).max
 
     def write(to):
         order = [each for each in range(rank) if each != axis] + [axis]
@@ -45,7 +44,9 @@ def mode(operator):
                                   for place in (-1, -2)))
         times = to.node("ReduceSum", to.node("Cast", same, to=_INT64), np.array([-1]), keepdims=0)
         often = to.node("Equal", times, reduced(to, "ReduceMax", times, [rank - 1], True))
-        candidates = to.node("Where", often, rows, np.array(highest, dtype))
+        # Not a constant: OpenVINO computes integers in float32, where the largest one overflows.
+        highest = reduced(to, "ReduceMax", rows, [rank - 1], True)
+        candidates = to.node("Where", often, rows, highest)
         value = reduced(to, "ReduceMin", candidates, [rank - 1], True)
         count = to.node("Gather", to.node("Shape", rows), np.array(rank - 1))
         places = to.node("Where", to.node("Equal", rows, value),

@@ -43,7 +43,6 @@ class OnnxFormat(Format):
     """``path.onnx``, which represents zero points, groups and ranges of any kind."""
 
     endings = (".onnx",)
-    targets = TARGETS
 
     def versions(self):
         # paddle2onnx may be installed in another interpreter.
@@ -118,7 +117,7 @@ def to_onnx(model: Union[paddle.nn.Layer, Path], path: Path, input_spec: Optiona
     options = {name: value for name, value in (("opset", opset), ("target", target))
                if value not in (None, TARGETS[0])}
     if isinstance(model, (str, os.PathLike)):
-        files = _files(os.fspath(model))
+        files = saved_files(os.fspath(model))
         program = load_program(*files)
         provenance = Provenance.of_saved("onnx", program, files, **options)
         marks = raise_to_markers(program)
@@ -139,8 +138,8 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
     """Write a program with markers as an ONNX file; see :func:`to_onnx`."""
     opset = resolve_opset(marks, opset)
     reference = program.copy() if verify else None
-    to_channels_first(program, marks)
     resolve_output_sizes(program)
+    to_channels_first(program)
     parameters = set(program.arrays)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))
     if opset > CONVERTER_HIGHEST:
@@ -194,7 +193,7 @@ def _check(content):
                           "write format='pdmodel'") from error
 
 
-def _files(prefix):
+def saved_files(prefix):
     """Return (model file, parameter file or None) of a saved model."""
     for ending in (".pdmodel", ".json"):
         prefix = prefix[:-len(ending)] if prefix.endswith(ending) else prefix

@@ -28,7 +28,7 @@ from . import (  # noqa: F401  (they register forms)
 )
 from .concatenations import correct_concatenations
 from .paddle2onnx_child import find
-from .splice import cut, splice
+from .splice import FORMS, cut, splice  # noqa: F401  (with the forms of the modules above)
 
 INTERPRETER = "PADDLEQ_PADDLE2ONNX_PYTHON"
 """Environment variable that names another Python interpreter, which has paddle2onnx."""

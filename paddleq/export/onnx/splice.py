@@ -40,10 +40,12 @@ def exact_form(*types: str) -> Callable:
 
 
 class PaddleOperator:
-    """Operator of the main block of a program, with access to its variables."""
+    """Operator of a block of a program (default: the main one), with access to its variables."""
 
-    def __init__(self, program: Any, op: Any, read: Container[Optional[str]] = ()):
+    def __init__(self, program: Any, op: Any, read: Container[Optional[str]] = (),
+                 block: Any = None):
         self.program, self.op, self.type, self._read = program, op, op.type, read
+        self._block = block
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Value of an attribute."""
@@ -71,11 +73,11 @@ class PaddleOperator:
 
     def shape(self, name: str) -> List[int]:
         """Dimensions of a variable, -1 for dynamic ones."""
-        return shape_of(self.program.variable(name))
+        return shape_of(self.program.variable(name, self._block))
 
     def dtype(self, name: str) -> str:
         """Name of the data type of a variable."""
-        return dtype_of(self.program.variable(name))
+        return dtype_of(self.program.variable(name, self._block))
 
     def value(self, name: str) -> Optional[np.ndarray]:
         """Value of a parameter, None for another variable."""

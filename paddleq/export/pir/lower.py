@@ -27,7 +27,6 @@ class PirFormat(PdmodelFormat):
     """``path.json`` and ``path.pdiparams``, which Paddle 3 loads itself."""
 
     endings = (".json", ".pdiparams")
-    targets = ()
 
     @staticmethod
     def read(model_path, params_path):

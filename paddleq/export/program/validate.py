@@ -144,19 +144,20 @@ def _check_operator(desc, op, names):
                                  f"{_KIND.get(described.type)}")
     for name in _SIZES:
         if name in attributes and attributes[name].type not in _VARIABLES:
-            _check_sizes(name, attribute_value(attributes[name]))
+            # A slice may go backwards.
+            _check_sizes(name, attribute_value(attributes[name]), op.type != "strided_slice")
     shape = attribute(op, "shape")
     if isinstance(shape, list) and op.type not in _VIEWS and (
             math.prod(max(size, 1) for size in shape) > _MOST_CREATED):
         raise ValueError(f"its shape {str(shape):.80} has more than {_MOST_CREATED} elements")
 
 
-def _check_sizes(name, value):
+def _check_sizes(name, value, positive):
     sizes = value if isinstance(value, list) else [value]
     if len(sizes) > 2 * MOST_DIMENSIONS or not all(
             isinstance(size, (int, float)) and abs(size) <= _LARGEST_SIZE for size in sizes):
         raise ValueError(f"the attribute {name!r} is {str(value):.80}")
-    if name in _POSITIVE and not all(size > 0 for size in sizes):
+    if positive and name in _POSITIVE and not all(size > 0 for size in sizes):
         raise ValueError(f"the attribute {name!r} must be positive, but is {str(value):.80}")
 
 

@@ -1,0 +1,111 @@
+"""Reading of a program by OpenVINO's Paddle frontend, with forms of operators that it refuses."""
+
+import importlib
+import os
+import re
+
+from ..._atomic_write import temporary_folder
+from ...errors import DependencyError, ExportError, UnsupportedOperatorError
+from ..onnx.splice import PaddleOperator
+from ..program.graph_view import GraphView
+from .builder import OpenVinoBuilder
+from .forms import FORMS
+
+_INSTALL = "pip install 'paddleq[openvino]' (or openvino)"
+_OPSET = 15
+
+
+def require_openvino():
+    """Return the module ``openvino``, or raise DependencyError."""
+    try:
+        openvino = importlib.import_module("openvino")
+        importlib.import_module(f"openvino.opset{_OPSET}")
+    except ImportError as error:
+        raise DependencyError("OpenVINO 2024.4 or later is needed, which is not installed: "
+                              f"{_INSTALL}") from error
+    return openvino
+
+
+def opset():
+    """Return the module of functions that create nodes."""
+    return importlib.import_module(f"openvino.opset{_OPSET}")
+
+
+def read_program(program, converters):
+    """Read a program, which is changed, and return the ``openvino.Model``.
+
+    Args:
+        converters: type of an operator that OpenVINO does not have -> function (opset, input) that
+            returns its output.
+
+    Raises:
+        UnsupportedOperatorError: there is no form of an operator; names it.
+    """
+    openvino = require_openvino()
+    functions = opset()
+    extension = importlib.import_module("openvino.frontend.paddle").ConversionExtension
+    core = openvino.Core()
+    for kind, convert in converters.items():
+        core.add_extension(extension(kind, _converter_of_one(functions, convert)))
+    types = {}  # of operators with a form, by their new types
+    for kind, operator, write in _forms(program):
+        core.add_extension(extension(kind, _converter_of_form(functions, operator, write)))
+        types[kind] = operator.type
+    with temporary_folder() as folder:
+        path = os.path.join(folder, "model.pdmodel")
+        program.save(path, os.path.join(folder, "model.pdiparams"), workarounds=False)
+        try:
+            return core.read_model(path)
+        except RuntimeError as error:
+            raise refusal_of(error, types) from error
+
+
+def refusal_of(error, types=None):
+    """Return the error for an exception of OpenVINO's frontend.
+
+    ``types`` are those of operators of Paddle by other types in the program.
+    """
+    found = re.search(r"No creator found for (\w+) node|Fail to convert (\w+)", str(error))
+    last = str(error).strip().splitlines()[-1].strip()
+    if found is None:
+        return ExportError(f"it cannot read the model: {last}")
+    name = found[1] or found[2]
+    name = (types or {}).get(name, name)
+    return UnsupportedOperatorError(f"it cannot read the operator {name} ({last})", name)
+
+
+def _forms(program):
+    """Yield (new type, operator, writer) of operators with a form, whose types are changed."""
+    view = GraphView.of_program(program)
+    number = 0
+    for block in program.desc.blocks:
+        for op in block.ops:
+            form = FORMS.get(op.type)
+            # A copy: the type of the operator is changed.
+            operator = form and PaddleOperator(
+                program, type(op).FromString(op.SerializeToString()), view.consumers, block)
+            write = form and form(operator)
+            if write is not None:
+                op.type, number = f"paddleq_form_{number}", number + 1
+                yield op.type, operator, write
+
+
+def _converter_of_one(opset, convert):
+    def converter(node):
+        made = convert(opset, node.get_input("X", 0))
+        return {"Out": [made.output(0)]}
+
+    return converter
+
+
+def _converter_of_form(opset, operator, write):
+    def converter(node):
+        values = {name: node.get_input(entry.parameter, i) for entry in operator.op.inputs
+                  for i, name in enumerate(entry.arguments)}
+        write(OpenVinoBuilder(opset, values))
+        # The frontend reads a value for each name of a slot that it finds.
+        return {entry.parameter: [values[name] for name in entry.arguments]
+                for entry in operator.op.outputs
+                if entry.arguments and values.keys() >= set(entry.arguments)}
+
+    return converter

@@ -1,3 +1,0 @@
-"""``paddleslim.dygraph``: quantization of models in dynamic mode."""
-
-from . import quant as quant
