@@ -259,6 +259,25 @@ BRANCHES = {
     "gate": lambda layers, y: y * F.sigmoid(y) + y,
     "convolution": lambda layers, y: y + layers["dense"](y),
 }
+RESHAPED = {  # the scales of the channels have to be applied before
+    "channels and height": lambda layers, y: y.reshape([-1, 8]),
+    "channels and batch": lambda layers, y: F.softmax(y.reshape([-1, 64]), axis=-1),
+    "maximum of pixels": lambda layers, y: y.flatten(2).max(axis=-1),
+    "mean of pixels": lambda layers, y: F.relu(y).flatten(2).mean(axis=-1),
+    "behind a pool": lambda layers, y: F.max_pool2d(y, 2).reshape([-1, 16]),
+    "behind a pad": lambda layers, y: F.pad(F.relu(y), [1, 0, 0, 0]).reshape([-1, 9]),
+    "columns": lambda layers, y: y.reshape([0, 64, 8]).max(axis=-1),
+}
+
+
+@pytest.mark.parametrize("case", RESHAPED)
+def test_openvino_scales_channels_before_they_are_joined(case, tmp_path):
+    x = paddle.randn([2, 3, 8, 8])
+    net = calibrated(Branching(RESHAPED[case], False), [x])
+    paddleq.export.to_onnx(net, tmp_path / "m.onnx", specs([x]))
+    for as_is in (True, False):
+        (found,) = openvino(tmp_path / "m", [x.numpy()], as_is, ending="onnx")
+        assert relative_error(found, simulated(net, [x])[0]) <= 1e-5
 
 
 @pytest.mark.parametrize("branches, bias, target", [

@@ -7,7 +7,7 @@ import paddle
 import pytest
 from onnx_exports import Net, normal, written_equals_model
 from paddle import nn
-from runtimes import onnxruntime
+from runtimes import onnxruntime, openvino, relative_error
 
 import paddleq
 from paddleq.errors import ExportError
@@ -47,6 +47,31 @@ RECURRENT = {
 def test_recurrent_layers_return_all_states(case, tmp_path):
     make, options = RECURRENT[case]
     written_equals_model(states, [normal(3, 5, 8)], tmp_path, rnn=make(8, 6, **options))
+
+
+class Reader(nn.Layer):
+    def __init__(self, case):
+        super().__init__()
+        make, options = RECURRENT[case]
+        self.first, self.last = nn.Conv2D(3, 8, 3), nn.Conv2D(8, 8, 3)
+        self.rnn, self.major = make(8, 6, **options), options.get("time_major", False)
+
+    def forward(self, x):
+        y = self.last(F.relu(self.first(x))).mean(axis=2)
+        return self.rnn(y.transpose([2, 0, 1] if self.major else [0, 2, 1]))[0]
+
+
+@pytest.mark.parametrize("case", RECURRENT)
+def test_recurrent_layers_behind_convolutions_in_openvino(case, tmp_path):
+    """Of an open number of samples, whose initial states are zeros."""
+    ptq, x = paddleq.PTQ("AbsmaxQuantizer"), paddle.randn([4, 3, 9, 12])
+    net = ptq.quantize(Reader(case), quantizable_layer_type=["Conv2D"])
+    net.eval()
+    ptq.calibrate(net, [x])
+    ptq.save_quantized_model(net, str(tmp_path / "m"), [SPEC([None, 3, 9, 12], "float32", "x")],
+                             format="onnx")
+    found = openvino(tmp_path / "m", [x.numpy()], as_is=False, ending="onnx")[0]
+    assert relative_error(found, net(x).numpy()) <= 5e-3
 
 
 @pytest.mark.parametrize("make", [nn.LSTM, nn.GRU])

@@ -18,9 +18,6 @@ _LINEAR = "Paddle Inference rounds the weights of Linears with scales of other c
 KNOWN = {
     **{(name, "paddle int8"): _LINEAR for name in (
         "Xception", "DeiT", "Swin", "MobileViT", "SegFormer", "SVTR", "BERT", "GPT")},
-    ("ENet", "openvino onnx"): "low-precision transformations of OpenVINO",
-    ("CRNN", "openvino onnx"): "low-precision transformations of OpenVINO",
-    ("HRNet peaks", "openvino onnx"): "places of maxima that are nearly equal",
 }
 # (architecture, runtime): the operator that a runtime, or the writer of its format, names.
 REFUSED = {

@@ -5,6 +5,7 @@ from typing import Any, Dict
 
 import numpy as np
 
+from ..program.op_desc import all_outputs, attribute, inputs
 from .splice import exact_form
 
 _BOOL, _FLOAT, _INT32, _INT64 = 9, 1, 6, 7  # onnx.TensorProto.DataType
@@ -149,6 +150,8 @@ def recurrent(operator):
             each is None or each.shape[0] != len(order) * hidden for each in weights):
         return None  # such as a projection
     states, lengths = operator.inputs("PreState"), operator.input("SequenceLength")
+    zero_states = operator.shape(operator.input("Input"))[1] < 0 and all(
+        _is_zero(operator, state) for state in states)
 
     def write(to):
         attributes: Dict[str, Any] = (
@@ -165,8 +168,11 @@ def recurrent(operator):
             biases = np.stack([np.concatenate([
                 _gates(weights[2 * (layers * sides + i) + part], order, hidden)
                 for part in (0, 1)]) for i in own])
-            first = [to.node("Slice", state, np.array([own[0]]), np.array([own[-1] + 1]),
-                             np.array([0])) for state in states]
+            if zero_states:
+                first = [_zeros_of(to, x, sides, matrices.shape[-1], hidden)] * len(states)
+            else:
+                first = [to.node("Slice", state, np.array([own[0]]), np.array([own[-1] + 1]),
+                                 np.array([0])) for state in states]
             made = [to.names.fresh(f"form.{kind}") for _ in range(1 + len(states))]
             to.several(kind, x, matrices, recurrences, biases, lengths32, *first, outputs=made,
                        hidden_size=hidden, direction="bidirectional" if sides == 2 else "forward",
@@ -180,6 +186,27 @@ def recurrent(operator):
             to.node("Concat", *end, output=name, axis=0)
 
     return write
+
+
+def _is_zero(operator, name):
+    """Return True for a variable that another operator fills with zeros."""
+    maker = next((op for op in operator.program.desc.blocks[0].ops
+                  if name in all_outputs(op)), None)
+    return maker is not None and maker.type == "fill_constant" and not inputs(
+        maker, "ValueTensor") and not float(attribute(maker, "str_value") or attribute(
+            maker, "value", 0.0))
+
+
+def _zeros_of(to, x, sides, width, hidden):
+    """Return zeros [sides, samples, hidden], computed from the values of ``x``.
+
+    If their size is computed from the shape of ``x``, OpenVINO (2026.4) adds the bias of the first
+    channel to all channels of a convolution that precedes a quantizer.
+    """
+    first = to.node("Slice", x, np.array([0]), np.array([1]), np.array([0]))
+    zeros = to.node("Cast", to.node("Less", first, first), to=_FLOAT)
+    zeros = to.node("MatMul", zeros, np.zeros((width, hidden), np.float32))
+    return to.node("Concat", *[zeros] * sides, axis=0)
 
 
 def _gates(weight, order, hidden):

@@ -141,16 +141,29 @@ def _enlarge(graph, input_scale, weight, bias):
     set_attribute(weight, "axis", 0)
 
 
+def _is_quantized(view, node):
+    """Return True if one operator reads the output, a quantizer or a Relu in front of one."""
+    for _ in range(2):
+        readers = view.consumers[node.output[0]]
+        if len(readers) != 1 or readers[0] is None:
+            return False
+        (node,) = readers
+        if node.op_type != "Relu":
+            return node.op_type == "QuantizeLinear"
+    return False
+
+
 def add_smallest_biases(graph):
-    """Give convolutions whose output has several readers a bias that is not zero, in place.
+    """Give convolutions whose output is not quantized at once a bias that is not zero, in place.
 
     OpenVINO (2026.4) computes a quantized convolution without a bias, or with one of zeros, in
-    integers, and passes its output to some of several readers without the scale. The smallest
-    normal number changes no sum except zero.
+    integers, and applies the scales of the channels later: to some of several readers not at all,
+    and behind a Reshape that joins channels with another axis, or a reduction behind any Reshape,
+    to the wrong elements. The smallest normal number changes no sum except zero.
     """
     view = graph.view()
     for node in graph.nodes:
-        if node.op_type != "Conv" or len(view.consumers[node.output[0]]) < 2:
+        if node.op_type != "Conv" or _is_quantized(view, node):
             continue
         activation, weight = (view.producers.get(name) for name in node.input[:2])
         if any(each is None or each.op_type != "DequantizeLinear"
