@@ -1,6 +1,7 @@
-"""Computes every operator in every runtime and writes both pages "Operators and runtimes".
+"""Computes operators and layers in every runtime and writes the pages "Operators and runtimes".
 
-python docs/operator_runtimes.py takes about ten minutes. Names of operators: only these rows.
+python docs/operator_runtimes.py takes about ten minutes. Names of operators or layers: only these
+rows.
 """
 
 import logging
@@ -11,7 +12,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 sys.path += [str(DOCS.parent), str(DOCS.parent / "tests/helpers")]
-START, END = "<!-- operators: start -->\n", "<!-- operators: end -->\n"
+TABLES = ("operators", "layers")
 PAGES = {"operators.md": {}, "operators.zh.md": {
     "right": "正确", "right, other form": "正确，改写", "refused by": "拒绝：", "wrong": "错误",
     "absent": "无此算子"}}
@@ -35,20 +36,27 @@ def _author(reason):
     return "Paddle"
 
 
-def rows(page):
-    """Return {operator: entries} of a page."""
-    table = page.partition(START)[2].partition(END)[0]
-    cells = [line.strip("| ").split(" | ") for line in table.splitlines()]
+def _parts(page, table):
+    """Return the text of a page before a table, the table, and the text behind it."""
+    before, _, rest = page.partition(f"<!-- {table}: start -->\n")
+    lines, _, after = rest.partition(f"<!-- {table}: end -->\n")
+    return before, lines, after
+
+
+def rows(page, table):
+    """Return {name: entries} of a table of a page."""
+    cells = [line.strip("| ").split(" | ") for line in _parts(page, table)[1].splitlines()]
     return {each[0].strip("`"): each[1:] for each in cells if each and each[0].startswith("`")}
 
 
-def written(page, found, words):
-    """Return the text of a page with the rows ``found``."""
-    before, rest = page.split(START)
-    head = re.search(r"(\| .+\n)(\|[-|]+\n)", rest).group(0)
+def written(page, table, found, words):
+    """Return the text of a page with the rows ``found`` in a table."""
+    before, lines, after = _parts(page, table)
+    head = re.search(r"(\| .+\n)(\|[-|]+\n)", lines).group(0)
     lines = [f"| `{name}` | {' | '.join(_said(each, words) for each in entries)} |\n"
              for name, entries in found.items()]
-    return before + START + head + "".join(lines) + END + rest.split(END)[1]
+    return (before + f"<!-- {table}: start -->\n" + head + "".join(lines)
+            + f"<!-- {table}: end -->\n" + after)
 
 
 def _said(text, words):
@@ -59,22 +67,25 @@ def _said(text, words):
 
 def main(names):
     """Measure and write."""
-    import operator_conformance as conformance
+    import layer_conformance as layers
+    import operator_conformance as operators
 
     logging.disable(logging.WARNING)
-    page = (DOCS / "operators.md").read_text(encoding="utf-8")
-    known = {name: value for name, value in rows(page).items() if names and name not in names}
-    found = {}
-    for name in conformance.OPERATORS:
-        if name not in known:
-            with tempfile.TemporaryDirectory() as folder:
-                cells = conformance.measure(name, Path(folder)) or {}
-            known[name] = [entry(cells.get(each)) for each in conformance.RUNTIMES]
-            print(name, known[name])
-        found[name] = known[name]
-    for each, words in PAGES.items():
-        path = DOCS / each
-        path.write_text(written(path.read_text(encoding="utf-8"), found, words), encoding="utf-8")
+    for table, measure, cases in (("operators", operators.measure, operators.OPERATORS),
+                                  ("layers", layers.measure, layers.LAYERS)):
+        page = (DOCS / "operators.md").read_text(encoding="utf-8")
+        known, found = rows(page, table), {}
+        for name in cases:
+            if name not in known or not names or name in names:
+                with tempfile.TemporaryDirectory() as folder:
+                    cells = measure(name, Path(folder)) or {}
+                known[name] = [entry(cells.get(each)) for each in operators.RUNTIMES]
+                print(name, known[name])
+            found[name] = known[name]
+        for each, words in PAGES.items():
+            path = DOCS / each
+            path.write_text(written(path.read_text(encoding="utf-8"), table, found, words),
+                            encoding="utf-8")
 
 
 if __name__ == "__main__":

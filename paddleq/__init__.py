@@ -23,6 +23,7 @@ from . import export as export
 from . import golden_stick as golden_stick
 from . import observers as observers
 from . import paddleslim as paddleslim
+from .algorithms.distillation import DistillLoss
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import LayerConfig, QuantConfig
 from .engine import (
@@ -42,6 +43,7 @@ from .export import save_quantized_model
 from .fake_quant import LSQ, PACT, LSQPlus
 from .fake_quant.fake_quantize import FakeQuantize, State
 from .frontends.paddleslim import PTQ, QAT
+from .frontends.paddleslim.distill import distill
 from .frontends.paddleslim.quant_post import quant_post_dynamic, quant_post_static
 from .nn import QuantizableFunction, register_layer
 from .saved_model import SavedModel
@@ -52,10 +54,11 @@ __version__ = "0.1.0"
 _logging.getLogger("paddleq").addHandler(_logging.NullHandler())
 
 __all__ = [
-    "LSQ", "PACT", "PTQ", "QAT", "FakeQuantize", "LSQPlus", "LayerConfig", "PerChannel", "PerGroup",
-    "PerTensor", "PerToken", "QuantConfig", "QuantSpec", "QuantizableFunction", "SavedModel",
-    "State", "calibrate", "convert", "disable_fake_quant", "disable_observer", "enable_fake_quant",
-    "enable_observer", "errors", "extra_state_keys", "freeze", "load_checkpoint",
-    "quant_post_dynamic", "quant_post_static", "quantize", "register_layer", "save_checkpoint",
-    "save_quantized_model", "set_fake_quantize", "summary",
+    "LSQ", "PACT", "PTQ", "QAT", "DistillLoss", "FakeQuantize", "LSQPlus", "LayerConfig",
+    "PerChannel", "PerGroup", "PerTensor", "PerToken", "QuantConfig", "QuantSpec",
+    "QuantizableFunction", "SavedModel", "State", "calibrate", "convert", "disable_fake_quant",
+    "disable_observer", "distill", "enable_fake_quant", "enable_observer", "errors",
+    "extra_state_keys", "freeze", "load_checkpoint", "quant_post_dynamic", "quant_post_static",
+    "quantize", "register_layer", "save_checkpoint", "save_quantized_model", "set_fake_quantize",
+    "summary",
 ]

@@ -31,6 +31,8 @@ class QuantizationState:
     thread: Optional[int] = None  # the only one that may call it: it calibrates or analyses
     block: Any = None  # the nn.block.Block that begins with it
     member_of: List[Any] = field(default_factory=list)  # blocks that a norm or ReLU is part of
+    # Of its own parameters, those whose multiplication or addition was folded into other layers.
+    neutral: Tuple[str, ...] = ()
 
     def __getstate__(self):
         return {**self.__dict__, "thread": None}  # a copy is not calibrated

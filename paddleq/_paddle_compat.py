@@ -10,7 +10,21 @@ import functools
 import inspect
 import pkgutil
 import re
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Type, TypeVar
+from contextlib import contextmanager
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+)
 
 import paddle
 from paddle import nn
@@ -54,6 +68,30 @@ def legacy_operator(name: str) -> Callable:
     turn. It computes no gradient for some operators.
     """
     return _private(f"paddle._legacy_C_ops.{name}", f"run the operator {name} of a saved model")
+
+
+@contextmanager
+def patched_operators(names: Iterable[str], call: Callable) -> Iterator[None]:
+    """Call ``call(operator, *args, **kwargs)`` instead of the dygraph operators ``names``.
+
+    Functions of ``paddle.nn.functional`` call these operators, or are these operators where a later
+    Paddle moved them to C++.
+    """
+    operators = _private("paddle._C_ops", "find activation functions")
+    modules = (operators, paddle, paddle.nn.functional,
+               _private("paddle.nn.functional.activation", "find activation functions"))
+    previous = []
+    try:
+        for name in names:
+            for module in modules:
+                operator = getattr(module, name, None)
+                if inspect.isbuiltin(operator):
+                    previous.append((module, name, operator))
+                    setattr(module, name, functools.partial(call, operator))
+        yield
+    finally:
+        for module, name, operator in reversed(previous):
+            setattr(module, name, operator)
 
 
 @functools.lru_cache(maxsize=None)
@@ -283,6 +321,17 @@ def names_unused_input(error: Exception) -> bool:
         "doesn't exist in pruned inference program"))  # Paddle 2.6
 
 
+@functools.lru_cache(maxsize=None)
+def trace_respects_order() -> bool:
+    """Return True if ``paddle.trace`` counts an offset along the columns of its first axis.
+
+    Paddle 2.6 counts it along the lower axis.
+    """
+    with paddle.base.dygraph.guard(paddle.CPUPlace()):
+        corner = paddle.to_tensor([[0.0, 1.0], [0.0, 0.0]])
+        return not paddle.trace(corner, 1, 1, 0).item()
+
+
 class BatchNormState(NamedTuple):
     """Running statistics and options of a batch norm."""
 
@@ -310,6 +359,48 @@ def data_format(layer: nn.Layer) -> str:
 def convolution_groups(layer: nn.Layer) -> int:
     """Return the number of groups of a convolution."""
     return layer._groups
+
+
+class ConvolutionGeometry(NamedTuple):
+    """Strides, dilations and padding of a convolution or transposed convolution."""
+
+    stride: List[int]
+    dilation: List[int]
+    padding: Any  # as the layer was created with
+    padding_mode: str
+    channel_last: bool
+
+    def padding_of(self, sizes: Sequence[int], kernel: Sequence[int]) -> List[Tuple[int, int]]:
+        """Return (before, after) for each spatial axis of an input with these ``sizes``."""
+        padding, rank = self.padding, len(sizes)
+        if isinstance(padding, str):
+            if padding.upper() == "VALID":
+                return [(0, 0)] * rank
+            totals = [max((-(-size // step) - 1) * step + length - size, 0)
+                      for size, step, length in zip(sizes, self.stride, kernel)]
+            return [(total // 2, total - total // 2) for total in totals]
+        if isinstance(padding, int):
+            return [(padding, padding)] * rank
+        pairs = list(padding)
+        if pairs and isinstance(pairs[0], (list, tuple)):
+            if len(pairs) == rank + 2:
+                pairs = pairs[1:-1] if self.channel_last else pairs[2:]
+            return [(before, after) for before, after in pairs]
+        if len(pairs) == 2 * rank:
+            return list(zip(pairs[::2], pairs[1::2]))
+        return [(each, each) for each in (pairs * rank if len(pairs) == 1 else pairs)]
+
+
+def convolution_geometry(layer: nn.Layer) -> ConvolutionGeometry:
+    """Return the :class:`ConvolutionGeometry` of a convolution layer."""
+    inner: Any = layer
+    rank = len(inner.weight.shape) - 2
+    stride, dilation = ([each] * rank if isinstance(each, int) else list(each)
+                        for each in (inner._stride, inner._dilation))
+    if isinstance(inner._padding, str) and inner._padding.upper() == "SAME":
+        dilation = [1] * rank  # Paddle ignores it then
+    return ConvolutionGeometry(stride, dilation, inner._padding, inner._padding_mode,
+                               data_format(layer).endswith("C"))
 
 
 class BuffersKeepDtype(nn.Layer):

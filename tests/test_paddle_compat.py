@@ -453,3 +453,30 @@ def test_parameters_are_picklable():
         assert copied.optimize_attr == parameter.optimize_attr
         assert np.array_equal(copied.numpy(), parameter.numpy())
     assert pickle.loads(pickle.dumps(weight)).regularizer is not None
+
+
+def test_patched_operators_receive_the_calls_of_functions_and_layers():
+    calls = []
+
+    def call(operator, x, *args, **kwargs):
+        calls.append(list(x.shape))
+        return operator(x, *args, **kwargs)
+
+    x = paddle.to_tensor([-1.0, 2.0])
+    functional = paddle.nn.functional
+    with compat.patched_operators(("relu", "gelu", "hardswish"), call):
+        functional.relu(x)
+        functional.hardswish(x)
+        paddle.nn.GELU()(x)
+        functional.sigmoid(x)
+    functional.relu(x)
+    assert calls == [[2]] * 3
+
+
+def test_geometry_of_convolutions():
+    layer = paddle.nn.Conv2D(1, 1, 3, stride=[1, 2], padding=[1, 2, 0, 3], dilation=2)
+    geometry = compat.convolution_geometry(layer)
+    assert (geometry.stride, geometry.dilation) == ([1, 2], [2, 2])
+    assert geometry.padding_of([5, 5], [3, 3]) == [(1, 2), (0, 3)]
+    same = compat.convolution_geometry(paddle.nn.Conv1D(1, 1, 4, stride=2, padding="same"))
+    assert same.padding_of([5], [4]) == [(1, 2)]

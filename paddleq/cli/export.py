@@ -1,5 +1,7 @@
 """Commands that write models."""
 
+import os
+
 import click
 
 from ..checkpoint import load_state, read_state
@@ -8,7 +10,7 @@ from ..export import FORMATS, save, to_onnx, to_openvino, to_program_desc
 from ..export.program.inspect import count_operators
 from ..export.program.program import Program
 from ..export.trace import trace_float
-from ..frontends.paddleslim import QAT
+from ..frontends.paddleslim import QAT, AutoCompression
 from ..recipes import Recipe
 from ..recipes import run as run_recipe
 from ..recipes.recipe import load_yaml_file
@@ -56,6 +58,67 @@ def ptq(model, data, quantize, output, formats, seed):
     """
     _run(recipe_of(seed=seed, model=model, data={"calibration": data}, quantize=quantize,
                    export=_exports(output, formats)))
+
+
+@command("distill", """
+  paddleq distill float/model -d images.npy --epochs 2 -o out/model
+  paddleq distill float/model -d images.npy --config act.yaml -o out/model
+      with the sections Distillation, QuantAware and TrainConfig of PaddleSlim
+  paddleq distill float/model -d train.npz --eval-data held_out.npz --weight-bits 4 \\
+      --loss relative_l2 --learning-rate 3e-5 --steps 500 -o out/model""")
+@model_options
+@data_options
+@output_option
+@_formats_option
+@click.option("--config", metavar="FILE",
+              help="configuration of PaddleSlim's auto compression (ACT) as YAML; other options "
+                   "take precedence")
+@click.option("--eval-data", metavar="SOURCE",
+              help="data like --data; the state with the smallest loss on it is written")
+@click.option("--loss", metavar="NAME", help="loss of the outputs: soft_label, l2, relative_l2, "
+                                             "cosine, l1 (default: by their values)")
+@click.option("--epochs", type=int, help="passes over the data (default: 1)")
+@click.option("--steps", type=int, help="number of batches to train on, in place of --epochs")
+@click.option("--learning-rate", type=float, help="highest rate of a cosine schedule with warm-up "
+                                                  "(default: 1e-4)")
+@click.option("--optimizer", metavar="NAME", help="class of paddle.optimizer (default: Adam)")
+@click.option("--weight-bits", type=int)
+@click.option("--activation-bits", type=int)
+@click.option("--skip", multiple=True, metavar="NAME",
+              help="do not quantize: a layer, or the name of a tensor of a saved model; may be "
+                   "repeated")
+@click.option("--seed", type=int, default=default_of(RecipeSections, "seed"), show_default=True)
+def distill(model, data, output, formats, config, eval_data, loss, epochs, steps, learning_rate,
+            optimizer, weight_bits, activation_bits, skip, seed):
+    """Train a quantized model towards the outputs of the float model, without labels (QAT).
+
+    MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
+    returns a paddle.nn.Layer.
+    """
+    act = AutoCompression()
+    if config is not None:
+        act = AutoCompression.parse(load_yaml_file(config)[0],
+                                    os.path.dirname(os.path.abspath(config)))
+        if act.model is not None and act.model != locate(model.get("path", "")):
+            raise ConfigError(f"Global of {config} names the model {act.model[0]}, but MODEL is "
+                              f"{model.get('path', model.get('build'))}; give one of them")
+    lengths = {"epochs": epochs, "train_iter": steps}
+    train = {key: value for key, value in act.train.items()
+             if key not in lengths or not any(lengths.values())}
+    train.update({key: value for key, value in (
+        *lengths.items(), ("learning_rate", learning_rate), ("optimizer_builder", optimizer))
+        if value is not None})
+    settings = {**act.quantization, **{key: value for key, value in (
+        ("weight_bits", weight_bits), ("activation_bits", activation_bits)) if value is not None}}
+    losses = act.losses if loss is None else [{"loss": loss}]
+    quantize = {"method": "distill", "config": settings, "losses": losses, "train": train,
+                "teacher": act.teacher and act.teacher[0], "skip": list(skip)}
+    sections = {"calibration": data, "training": {key: value for key, value in data.items()
+                                                  if key != "batches"}}
+    if eval_data is not None:
+        sections["evaluation"] = {**sections["training"], "source": eval_data}
+    _run(recipe_of(seed=seed, model=model, data=sections, export=_exports(output, formats),
+                   quantize={key: value for key, value in quantize.items() if value}))
 
 
 @command("dynamic", """

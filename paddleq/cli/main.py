@@ -19,9 +19,9 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2): signal that a process gets when its parent
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS)
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {each.name: each for each in (
-    export.ptq, export.dynamic, export.qat_export, export.run, export.export, export.to_pdmodel,
-    inspect.verify, inspect.inspect, inspect.sensitivity, inspect.report, inspect.serve_vdl,
-    inspect.extensions)}
+    export.ptq, export.distill, export.dynamic, export.qat_export, export.run, export.export,
+    export.to_pdmodel, inspect.verify, inspect.inspect, inspect.sensitivity, inspect.report,
+    inspect.serve_vdl, inspect.extensions)}
 
 
 class _Group(click.Group):

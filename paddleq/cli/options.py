@@ -154,7 +154,8 @@ ptq_options = _section(
     click.option("--weight-bits", type=int, default=8, show_default=True),
     click.option("--activation-bits", type=int, default=8, show_default=True),
     per_tensor_option,
-    click.option("--no-fuse", is_flag=True, help="do not fold batch norms"),
+    click.option("--no-fuse", is_flag=True,
+                 help="do not fold batch norms, nor multiplications and additions of constants"),
     click.option("--skip", multiple=True, metavar="NAME",
                  help="do not quantize: name of a layer (and all layers in it), a regular "
                       "expression, or the name of a tensor of a saved model; may be repeated"))

@@ -42,8 +42,14 @@ def awaits_first_batch(model):
 
 
 def _call(action, model, args, kwargs):
-    with eager_evaluation(model), quantization_off(model):
-        return action(model, lambda: model(*args, **kwargs))
+    state = state_of(model)
+    before = state.example_call
+    record_call(model, args, kwargs)  # the action may trace the model
+    try:
+        with eager_evaluation(model), quantization_off(model):
+            return action(model, lambda: model(*args, **kwargs))
+    finally:
+        state.example_call = before
 
 
 def _run_on_first_batch(model, args, kwargs):
@@ -64,15 +70,19 @@ def _run_on_first_batch(model, args, kwargs):
         raise
 
 
-def fold_batch_norms(model, inputs, fuse_list=None):
-    """Fold batch norms on example inputs, or on the first batch if ``inputs`` is None."""
+def fold_batch_norms(model, inputs, fuse_list=None, before=None):
+    """Fold batch norms on example inputs, or on the first batch if ``inputs`` is None.
+
+    ``before(model, run)`` folds other operators first and returns True if it found any.
+    """
     if fuse_list is not None:
         check_fuse_list(model, fuse_list)
-    run_on_first_inputs(model, inputs, partial(_fold, fuse_list=fuse_list))
+    run_on_first_inputs(model, inputs, partial(_fold, fuse_list=fuse_list, before=before))
 
 
-def _fold(model, run, fuse_list):
-    if not fuse(model, run, fuse_list) and fuse_list is None:
+def _fold(model, run, fuse_list, before):
+    found = before is not None and before(model, run)
+    if not fuse(model, run, fuse_list) and fuse_list is None and not found:
         _logger.warning("no batch norm was folded: in the data flow of %s none follows a layer "
                         "that it can be folded into", type(model).__name__)
 

@@ -14,15 +14,24 @@ from .state import evaluation
 
 
 @contextmanager
+def to_static_enabled(enabled: bool) -> Iterator[None]:
+    """Set ``paddle.jit.enable_to_static`` while open; tracing needs it."""
+    before = is_to_static_enabled()
+    paddle.jit.enable_to_static(enabled)
+    try:
+        yield
+    finally:
+        paddle.jit.enable_to_static(before)
+
+
+@contextmanager
 def eager_evaluation(*models: nn.Layer) -> Iterator[None]:
     """Run models in evaluation mode, without gradients and without ``to_static`` while open.
 
     Patched forward methods have no effect in a program that ``to_static`` compiled.
     """
-    enabled = is_to_static_enabled()
     with ExitStack() as stack:
-        stack.callback(paddle.jit.enable_to_static, enabled)
-        paddle.jit.enable_to_static(False)
+        stack.enter_context(to_static_enabled(False))
         for model in models:
             stack.enter_context(evaluation(model))
         stack.enter_context(paddle.no_grad())

@@ -22,10 +22,12 @@ class Format(abc.ABC):
         endings: of the files; the model is the first one.
         read: function (model_path, params_path) that reads the program that Paddle traced. None:
             as :class:`~paddleq.export.program.program.Program`.
+        targets: values of the option ``target`` of :meth:`write`, the default first.
     """
 
     endings: Tuple[str, ...] = ()
     read: Optional[Callable] = None
+    targets: Tuple[str, ...] = ()
 
     def versions(self):
         """Return versions that the provenance file records, by the name of a package."""

@@ -1,11 +1,11 @@
 """Export of a quantized model in memory to files."""
 
 import os
-from typing import Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 import paddle
 
-from .._checks import check_prefix, wrong_type
+from .._checks import check_choice, check_prefix, wrong_type
 from ..engine import check_initialized, finalized, quantized_layers
 from ..errors import ConfigError, ModelError
 from ..nn.deployable import deployable_layers
@@ -18,7 +18,7 @@ Path = Union[str, "os.PathLike[str]"]
 
 
 def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = None,
-                         format: str = "pdmodel") -> None:
+                         format: str = "pdmodel", target: Optional[str] = None) -> None:
     """Export any quantized model for deployment, as ``path.pdmodel`` and ``path.pdiparams``.
 
     ``path.paddleq.yaml`` beside them records how they were made: versions, SHA-256 of the files,
@@ -37,9 +37,10 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
     - Quantized activations: ``quantize_linear`` and ``dequantize_linear``; per token with the
       operators around them that compute and apply the scale of each token.
 
-    Paddle Inference in int8 mode runs int8 kernels where activations are static. OpenVINO keeps the
-    int8 weights. It rounds activations as the file specifies, in float, and by default quantizes
-    the inputs of products with int8 weights.
+    Paddle Inference in int8 mode runs int8 kernels for convolutions with static activations, and
+    for Linears with ``target="paddle_int8"``. OpenVINO keeps the int8 weights. It rounds
+    activations as the file specifies, in float, and by default quantizes the inputs of products
+    with int8 weights.
 
     The state of the model does not change. A model of :class:`paddleq.PTQ` that was calibrated by
     calling it still computes in float and observes after the export, which logs a warning. Call
@@ -59,10 +60,15 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
             which ``paddle.jit.load`` and Paddle Inference of Paddle 3 load. PIR has no int8 path:
             quantization is simulated in float, with float weights. "onnx": ``path.onnx``, which
             represents zero points too: see :func:`paddleq.export.to_onnx`.
+        target: the runtime that the file is for. For "pdmodel": "any" (default), right in every
+            runtime; "paddle_int8", faster and only for Paddle Inference with
+            ``enable_mkldnn_int8()``: its Linears have int8 kernels (see
+            :func:`paddleq.deploy.to_paddle_int8`). For "onnx": "onnxruntime" (default) or "plain",
+            as for :func:`paddleq.export.to_onnx`.
 
     Raises:
         ModelError: the model is not quantized.
-        ConfigError, ConfigTypeError: an invalid format, path or input_spec.
+        ConfigError, ConfigTypeError: an invalid format, target, path or input_spec.
         ExportError: activations with a zero point, or with fewer integers than their bits allow,
             which no runtime supports in a .pdmodel; layers of the exported graph without
             calibration data; quantized layers that the trace lost. Names the layers.
@@ -80,12 +86,33 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
         ...     sorted(os.listdir(folder))
         ['model.paddleq.yaml', 'model.pdiparams', 'model.pdmodel']
     """
-    save(model, path, input_spec, format=format)
+    save(model, path, input_spec, format=format, target=target)
+
+
+def check_target(format: str, target: Any, onnx_format: bool = True) -> Dict[str, str]:
+    """Return ``target`` as an option of the format, {} for its default.
+
+    Raises:
+        ConfigError, ConfigTypeError: not a target of the format.
+    """
+    known = FORMATS[format].targets
+    if not known:
+        raise ConfigError(f"target is for the formats {', '.join(_with_targets())}, not for "
+                          f"{format!r}; remove target={target!r}")
+    check_choice("target", target, known)
+    if target == "paddle_int8" and not onnx_format:
+        raise ConfigError("target='paddle_int8' needs weights of integers; remove "
+                          "onnx_format=False")
+    return {} if target == known[0] else {"target": target}
+
+
+def _with_targets():
+    return [name for name in FORMATS if FORMATS[name].targets]
 
 
 def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = None,
          onnx_format: bool = True, format: str = "pdmodel",
-         made_by: Optional[dict] = None) -> None:
+         made_by: Optional[dict] = None, target: Optional[str] = None) -> None:
     """Export a quantized model like :func:`save_quantized_model`, with two more options.
 
     Args:
@@ -110,6 +137,8 @@ def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = No
     if not onnx_format and format != "pdmodel":
         raise ConfigError(f"onnx_format=False is for the format 'pdmodel', not for {format!r}")
     options = {} if onnx_format else {"onnx_format": False}
+    if target is not None:
+        options.update(check_target(format, target, onnx_format))
     exporter.require()
     with finalized(model):
         provenance = Provenance.of_layer(format, model, made_by, **options)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from typing import Callable
 
 import numpy as np
 import paddle
@@ -10,6 +11,7 @@ import paddle
 from .._atomic_write import temporary_folder
 from .._layer_state import read_state
 from .._paddle_compat import TRACE_ATTRIBUTES
+from .._registry import Registry
 from ..engine.state import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
 from ..fake_quant import PACT
@@ -25,10 +27,15 @@ from ..spec import PerChannel, PerTensor, QuantSpec
 from .formats import FORMATS
 from .markers import ActivationMark, WeightMark, broadcast, simulated_weight
 from .pir_to_program import load_program
+from .program.passes.neutral_operators import remove_neutral_operators
+from .program.program import Program
 from .trace_checks import Refusals, check_lost, check_ready, left_layers_recorded, warn_added
 from .traced_call import TracedCall, save_traced
 
 _logger = logging.getLogger("paddleq")
+# Functions (program, marks, model) that change a traced Program and the marks in it, in place.
+PROGRAM_PASSES: "Registry[Callable]" = Registry("pass over traced programs")
+register_program_pass = PROGRAM_PASSES.register
 
 
 def trace(model, input_spec, format=None):
@@ -55,13 +62,23 @@ def trace(model, input_spec, format=None):
         else:
             with recording(recorder), left_layers_recorded(model, recorder):
                 program = trace_float(model, input_spec, format.read or load_program)
+            if isinstance(program, Program):
+                remove_neutral_operators(program, _neutral_parameters(model))
             lowering = format.lowering(program, recorder.marks)
             numbers = None if lowering is None else lowering.marker_numbers()
             recorder.refusals.check(numbers)
             if numbers is not None:
                 check_lost(model, recorder, numbers, program.arrays, input_spec)
             warn_added(recorder.added)
+            if isinstance(program, Program):
+                for change in PROGRAM_PASSES.values():
+                    change(program, recorder.marks, model)
     return program, recorder.marks
+
+
+def _neutral_parameters(model):
+    return [getattr(layer, name).name for layer in model.sublayers(include_self=True)
+            for name in read_state(layer).neutral if getattr(layer, name, None) is not None]
 
 
 def trace_float(model, input_spec, read=load_program):

@@ -53,7 +53,7 @@ def find_edges(run, producers, consumers, refusal_of=lambda *_: None, called_aga
     With ``called_again`` a consumer may be called several times in a forward pass.
     """
     calls, output = trace_calls(run, producers, consumers)
-    reference = _values(output)
+    reference = output_values(output)
     called = Counter(call.name for call in calls)
     edges = [(source, changed, call.name) for call in calls
              for source, changed in call.reads[:1] if source is not None]
@@ -130,7 +130,7 @@ def _exclusive(candidates, run, reference):
 def _unchanged(candidates, run, reference):
     # NaN propagates through most operators, but not through comparisons and maxima; a second run
     # uses finite values.
-    return all(_same(_values(_run_changed(candidates, run, change)), reference)
+    return all(same_values(output_values(_run_changed(candidates, run, change)), reference)
                for change in (lambda y: y * float("nan"), lambda y: 7.0 - 3.0 * y))
 
 
@@ -157,16 +157,18 @@ def _run_changed(candidates, run, change):
         return run()
 
 
-def _values(output):
+def output_values(output):
+    """Return copies of the tensors in the output of a model, as arrays."""
     return [tensor.numpy().copy() for tensor in tensors_in(output)]
 
 
 def only_read_by(run, producer, consumers):
     """Return True if the first arguments of ``consumers`` are all uses of the producer's output."""
-    return _unchanged([(producer, consumers, None)], run, _values(run()))
+    return _unchanged([(producer, consumers, None)], run, output_values(run()))
 
 
-def _same(a, b):
+def same_values(a, b):
+    """Return True if two lists of arrays are equal to the bit."""
     return len(a) == len(b) and all(
         x.shape == y.shape and np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
         for x, y in zip(a, b))

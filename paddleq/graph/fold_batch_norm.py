@@ -109,11 +109,9 @@ def fold(producer, norm, name):
 
 
 def folded_tensors(model):
-    """Return the tensors of ``model`` that :func:`fuse` may change."""
-    return [tensor for layer in model.sublayers(include_self=True)
-            if isinstance(layer, PRODUCERS + NORMS)
-            for tensor in [*layer.parameters(include_sublayers=False),
-                           *layer.buffers(include_sublayers=False)]]
+    """Return the tensors of ``model`` that folding of norms and affine operators may change."""
+    # Paddle allocates the state of the dropout of recurrent layers in their first training step.
+    return [*model.parameters(), *(each for each in model.buffers() if each._is_initialized())]
 
 
 def scaled_weight(producer, factor):

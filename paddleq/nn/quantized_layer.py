@@ -18,6 +18,7 @@ from .._paddle_compat import is_traced, own_sublayers
 from ..errors import ModelError, StateError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize, State
+from ..fake_quant.learned_rounding import LearnedRounding
 from ..graph.calls import argument_names
 from ..graph.dataflow import PRODUCERS
 from . import tracing
@@ -173,7 +174,10 @@ class QuantizedLayer(nn.Layer):
         recorder = tracing.recorder()
         if recorder is not None:
             return recorder.weight(weight, self, name)
-        return _run(weight, *self.weight_parts(name))
+        preprocess, quantizer = self.weight_parts(name)
+        if isinstance(preprocess, LearnedRounding) and not quantizer.fake_quant_enabled:
+            return weight  # the rounding is part of the quantization
+        return _run(weight, preprocess, quantizer)
 
     def weight_to_quantize(self, name):
         """Return the parameter ``name``, with the batch norm folded in if the layer trains so."""
@@ -372,6 +376,21 @@ def make_quantized(layer, name, parts):
                            if isinstance(part, nn.Layer) and attribute != "norm_folding"}
         for _ in range(1, getattr(layer, "calls", 1) if state.templates else 1):
             add_call(layer)
+
+
+def replace_weight_parts(model, layer, weight, preprocess, quantizer):
+    """Replace preprocess and quantizer of a parameter, in all layers of ``model`` that share it."""
+    parameter = getattr(layer, weight)
+    for other in model.sublayers(include_self=True):
+        if not isinstance(other, QuantizedLayer):
+            continue
+        for name in other._paddleq.kind.weights:
+            if getattr(other, name) is parameter and other.weight_parts(name)[1] is not None:
+                for attribute, part in ((preprocess_name(name), preprocess),
+                                        (quantizer_name(name), quantizer)):
+                    setattr(other, attribute, part)
+                    if attribute not in other._paddleq.parts:
+                        other._paddleq.parts += (attribute,)
 
 
 def make_float(layer):

@@ -1,10 +1,11 @@
 """Observers that compute abs_max: from max|x|, mean and deviation, or a given scale."""
 
-from typing import Optional
+from typing import Optional, Sequence, Union
 
+import numpy as np
 import paddle
 
-from .._checks import check_float, check_int
+from .._checks import check_float, check_int, wrong_value
 from ..functional import EPS, abs_max
 from ..functional.qparams import as_dtype, reduce_channels
 from ..spec import QuantSpec
@@ -243,10 +244,15 @@ class FixedScaleObserver(Accumulator):
     """Use a given scale and zero point, whatever the data.
 
     Args:
-        spec, channels: as for :class:`Observer`; all channels use the same scale.
-        scale: the step between two integers, positive. Default 1.
-        zero_point: the integer that represents 0. Default 0, the only value that a symmetric spec
-            accepts.
+        spec, channels: as for :class:`Observer`.
+        scale: the step between two integers, positive; a number for all channels, or a sequence
+            with one for each. Default 1.
+        zero_point: the integer that represents 0, or a sequence. Default 0, the only value that a
+            symmetric spec accepts.
+
+    Raises:
+        ConfigError, ConfigTypeError: a value is out of range, or there are more or fewer than
+            channels.
 
     Examples:
         >>> import paddle
@@ -258,22 +264,37 @@ class FixedScaleObserver(Accumulator):
     fixed = True
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
-                 scale: float = 1.0, zero_point: int = 0):
+                 scale: Union[float, Sequence[float]] = 1.0,
+                 zero_point: Union[int, Sequence[int]] = 0):
         super().__init__(spec, channels)
-        self.scale = check_float("scale", scale, 0.0, float("inf"), open_low=True, open_high=True)
         low, high = (0, 0) if self.spec.symmetric else (self.spec.quant_min, self.spec.quant_max)
-        self.zero_point = check_int("zero_point", zero_point, low, high)
+        self.scale = self._each("scale", scale, lambda value: check_float(
+            "scale", value, 0.0, float("inf"), open_low=True, open_high=True))
+        self.zero_point = self._each(
+            "zero_point", zero_point, lambda value: check_int("zero_point", value, low, high))
+
+    def _each(self, name, value, check):
+        if not isinstance(value, (list, tuple)):
+            return check(value)
+        if len(value) != self.channels:
+            raise wrong_value(name, f"{len(value)} numbers", f"one number or {self.channels}")
+        return list(map(check, value))
 
     def _measure(self, x):
         return []
 
+    def _of_channels(self, values):
+        return paddle.to_tensor(np.broadcast_to(values, [self.channels]).astype("float32"))
+
     def abs_max(self):
-        return paddle.full([self.channels], self.scale) * float(self.spec.quant_max)
+        return self._of_channels(np.float64(self.scale) * self.spec.quant_max)
 
     def range(self):
-        return (paddle.full([self.channels], self.scale * (limit - self.zero_point))
-                for limit in (self.spec.quant_min, self.spec.quant_max))
+        return tuple(self._of_channels(
+            np.float64(self.scale) * (limit - np.float64(self.zero_point)))
+            for limit in (self.spec.quant_min, self.spec.quant_max))
 
     def qparams(self):
-        zero = paddle.full([self.channels], self.zero_point, dtype="int64")
+        zero = paddle.to_tensor(np.broadcast_to(
+            np.asarray(self.zero_point, "int64"), [self.channels]).copy())
         return self.abs_max(), None if self.spec.symmetric else zero

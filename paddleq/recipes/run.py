@@ -16,7 +16,6 @@ from ..analysis import report, sensitivity
 from ..checkpoint import save_checkpoint
 from ..config import LayerConfig, Scope
 from ..deploy import Report, verify
-from ..engine.example_inputs import fold_batch_norms
 from ..errors import ConfigError
 from ..export.formats import FORMATS
 from ..export.paddle.markers_from_program import raise_to_markers
@@ -26,13 +25,20 @@ from ..export.trace import trace_float
 from ..frontends.amct import convert, quantize
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.paddleslim import PTQ
+from ..frontends.paddleslim.distill import distill
 from ..frontends.paddleslim.quant_post import (
     calibrated_model,
     quantized_program,
     sensitivity_post_static,
     weight_only_model,
 )
-from ..frontends.paddleslim.shared import insert_observers, rules_for
+from ..frontends.paddleslim.shared import (
+    fold_in_programs,
+    fold_layers,
+    insert_observers,
+    rules_for,
+)
+from ..saved_model import SavedModel
 from ..saved_model.files import locate
 from .recipe import Recipe
 from .sources import build_model, open_data
@@ -46,7 +52,7 @@ class RecipeResult:
 
     Attributes:
         files: paths of the written files.
-        model: quantized Layer. ``None`` if the model is a saved one.
+        model: quantized Layer. ``None`` if the model is a saved one that was not trained.
         reports: results of the checks, one :class:`~paddleq.deploy.Report` for each path.
     """
 
@@ -71,10 +77,13 @@ def run(recipe: Recipe) -> RecipeResult:
     # With a new name generator, parameters are named as in a new process: each run writes the
     # same bytes.
     with _seeded(values.seed), paddle.utils.unique_name.guard():
-        if values.model.path or values.quantize.method == "dynamic":
+        if values.quantize.method == "dynamic" or (
+                values.model.path and values.quantize.method == "ptq"):
             program = _quantized_program(recipe)
         else:
-            program, result.model = None, _METHODS[values.quantize.method](recipe, _built(recipe))
+            program, result.model = None, _METHODS[values.quantize.method](
+                recipe, _built(recipe) if values.model.build else
+                SavedModel(*locate(recipe.resolve(values.model.path))))
         for each in values.export:
             path = recipe.resolve(each.path)
             folder = os.path.dirname(os.path.abspath(path))
@@ -137,6 +146,17 @@ def _by_amct(recipe, net):
     return net
 
 
+def _by_distillation(recipe, net):
+    quantize = recipe.values.quantize
+    calibration, training = (data_of(recipe, name) for name in ("calibration", "training"))
+    return distill(
+        net, calibration if training is None else training, quantize.config, quantize.losses,
+        teacher=None if quantize.teacher is None else recipe.resolve(quantize.teacher),
+        calibration_data=calibration, eval_data=data_of(recipe, "evaluation"),
+        fuse=quantize.fuse is not False, skip=quantize.skip,
+        **{"seed": recipe.values.seed, **(quantize.train or {})}).model
+
+
 def quantized_by_ptq(recipe, net):
     """Return a quantized, calibrated copy of ``net``."""
     quantize, ptq = recipe.values.quantize, _ptq(recipe)
@@ -152,13 +172,16 @@ def quantized_by_ptq(recipe, net):
         rules.add(scope, None if rule.skip else _layer_config(ptq, rule))
     rules.add(Scope.parse(quantize.skip, net), None)
     net = engine.copy_of(net, "let the function of model.build return a model that can")
+    if quantize.fuse is not False:
+        fold_in_programs(net)
     insert_observers(net, rules,
-                     None if quantize.fuse is False else lambda: fold_batch_norms(net, None))
+                     None if quantize.fuse is False else lambda: fold_layers(net, None))
     engine.calibrate(net, data_of(recipe, "calibration"))
     return net
 
 
-_METHODS = {"ptq": quantized_by_ptq, "golden_stick": _by_golden_stick, "amct": _by_amct}
+_METHODS = {"ptq": quantized_by_ptq, "golden_stick": _by_golden_stick, "amct": _by_amct,
+            "distill": _by_distillation}
 
 
 def _ptq(recipe):

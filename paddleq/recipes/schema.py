@@ -26,6 +26,7 @@ from ..export.provenance_file import export_files
 from ..frontends.amct import AmctConfig
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
+from ..frontends.paddleslim.distill import QuantAware, check_train_config, parse_losses
 from ..frontends.paddleslim.quant_post import check_op_types
 from ..frontends.paddleslim.quantizers import make_quantizer
 from ..nn.layer_types import known_classes
@@ -196,13 +197,14 @@ _METHOD_KEYS = {
     "dynamic": ("weight_bits", "weight_quantize_type", "quantizable_op_type"),
     "golden_stick": ("config", "layer_policies"),
     "amct": ("config",),
+    "distill": ("config", "losses", "train", "teacher", "fuse", "skip"),
 }
 
 
 class QuantizeSection(Section):
     """Method of quantization with its arguments."""
 
-    method: Literal["ptq", "dynamic", "golden_stick", "amct"] = "ptq"
+    method: Literal["ptq", "dynamic", "golden_stick", "amct", "distill"] = "ptq"
     activation_quantizer: _ActivationQuantizer = None
     weight_quantizer: _WeightQuantizer = None
     fuse: Optional[bool] = None
@@ -213,6 +215,9 @@ class QuantizeSection(Section):
     quantizable_op_type: Annotated[Any, _checked(_op_types)] = None
     config: Optional[Dict[str, Any]] = None
     layer_policies: Optional[Dict[str, Any]] = None
+    losses: Optional[List[Dict[str, Any]]] = None
+    train: Optional[Dict[str, Any]] = None
+    teacher: Optional[Text] = None
 
     def problems(self):
         others = {key for keys in _METHOD_KEYS.values() for key in keys}
@@ -222,6 +227,9 @@ class QuantizeSection(Section):
         checks = {
             ("amct", "config"): lambda: AmctConfig.parse(self.config),
             ("golden_stick", "config"): lambda: PTQConfig.parse(self.config),
+            ("distill", "config"): lambda: QuantAware(self.config),
+            ("distill", "losses"): lambda: parse_losses(self.losses),
+            ("distill", "train"): lambda: check_train_config(self.train or {}),
             ("golden_stick", "layer_policies"): lambda: GoldenStickPTQ(None, self.policies()),
         }
         for (method, key), check in checks.items():
@@ -259,6 +267,7 @@ class DataSections(Section):
     """Data of a recipe by its purpose."""
 
     calibration: Optional[DataSection] = None
+    training: Optional[DataSection] = None
     evaluation: Optional[DataSection] = None
 
 
@@ -277,6 +286,8 @@ class RecipeSections(Section):
         method, saved = self.quantize.method, self.model.path
         if method != "dynamic" and self.data.calibration is None:
             yield f"must have calibration batches for the method {method}", "data"
+        if method != "distill" and self.data.training is not None:
+            yield f"has no effect with the method {method}", "data", "training"
         if method in ("golden_stick", "amct") and saved:
             yield f"the method {method} is for a Layer: use model.build", "quantize"
         if self.checks is not None and not (self.data.evaluation or self.data.calibration):
@@ -291,7 +302,7 @@ class RecipeSections(Section):
                 yield (f"must be pdmodel, onnx or openvino for "
                        f"{'a saved model' if saved else 'the method dynamic'}, "
                        f"but is {each.format}", "export", number, "format")
-            elif method == "ptq" and each.format == "checkpoint":
+            elif method in ("ptq", "distill") and each.format == "checkpoint":
                 yield ("checkpoint is for the methods golden_stick and amct, which leave integers "
                        "in the Layer", "export", number, "format")
         files = [path for export in self.export

@@ -17,6 +17,7 @@ from .._paddle_compat import RUNNING_STATISTICS
 from ..export.program.graph_view import GraphView
 from ..export.program.op_desc import DENSE_TENSOR, shape_of
 from ..export.program.program import Program
+from ..nn.tracing import MARKER_FACTOR
 from .functions import unless_minus_one
 from .nn_functions import convolution_options, norm_layout
 from .operators import Operator
@@ -52,7 +53,7 @@ class LayerBinding:
         return next(iter(self.parameters.values()))
 
 
-class _Graph(GraphView):
+class ProgramGraph(GraphView):
     """View of a whole program with the shapes and values of its variables."""
 
     def __init__(self, program: Program, blocks: List[List[Operator]]):
@@ -64,6 +65,14 @@ class _Graph(GraphView):
     def is_parameter(self, name):
         return name in self.arrays and name not in self.producers
 
+    def unmarked(self, name):
+        """Return the variable before the markers of an export, where each is read only once."""
+        maker = self.producers.get(name)
+        while maker is not None and is_marker(maker) and self.sole_consumer(name) is not None:
+            name = maker.input("X")
+            maker = self.producers.get(name)
+        return name
+
     def is_float_parameter(self, name):
         return self.is_parameter(name) and self.arrays[name].dtype.kind != "i"
 
@@ -71,9 +80,14 @@ class _Graph(GraphView):
         return None if name in self.rewritten else super().sole_consumer(name)
 
 
+def is_marker(op: Operator) -> bool:
+    """Return True for the operator that stands for a quantizer while an export is traced."""
+    return op.type == "scale" and op.get("scale") == MARKER_FACTOR
+
+
 def plan_layers(program: Program, blocks: List[List[Operator]]) -> Dict[str, LayerBinding]:
     """Return the name of each sublayer -> its :class:`LayerBinding`, in the order of execution."""
-    graph, bindings = _Graph(program, blocks), {}
+    graph, bindings = ProgramGraph(program, blocks), {}
     for op in chain.from_iterable(blocks):
         binding = _BINDERS[op.type](graph, op) if op.type in _BINDERS else None
         if binding is not None:
@@ -95,7 +109,7 @@ def _bind_convolution(graph, op):
     while True:
         weight = reader.input(slot)
         maker = graph.producers.get(weight)
-        if maker is None or maker.type not in ("unsqueeze2", "assign") or (
+        if maker is None or not (maker.type in ("unsqueeze2", "assign") or is_marker(maker)) or (
                 graph.sole_consumer(weight) is None or maker.block != op.block):
             break
         merged.append(maker.position)
@@ -114,7 +128,7 @@ def _bind_convolution(graph, op):
 
 
 def _bind_product(graph, op):
-    weight, shape = op.input("Y"), graph.shapes.get(op.input("X"))
+    weight, shape = graph.unmarked(op.input("Y")), graph.shapes.get(op.input("X"))
     if not graph.is_float_parameter(weight) or graph.arrays[weight].ndim != 2 or shape is None:
         return None
     rank, transposed = len(shape), False

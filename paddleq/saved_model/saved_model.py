@@ -1,8 +1,20 @@
 """A saved model as a ``paddle.nn.Layer``."""
 
 import os
+from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Dict, List, Tuple, Union
+from typing import (
+    Any,
+    Container,
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import paddle
@@ -10,7 +22,14 @@ from paddle import nn
 from paddle.nn.initializer import Constant
 
 from .._checks import check_path, check_prefix
-from .._paddle_compat import framework_proto, operator_descriptions
+from .._paddle_compat import (
+    FORWARD_HOOKS,
+    framework_proto,
+    operator_descriptions,
+    own_buffers,
+    own_parameters,
+)
+from ..engine.state import quantized_layers
 from ..errors import ModelError, PaddleqError
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import dtype_of
@@ -19,11 +38,13 @@ from ..export.program.validate import CONTRADICTIONS, contradictions_reported
 from ..export.provenance_file import Provenance
 from .control_flow import CONTROL_FLOW
 from .files import locate
+from .fold_affines import AffineFolding, fold_affines
 from .functions import FUNCTIONS
 from .inputs import TensorInfo, check_inputs
 from .layers import LayerBinding, make_layer, plan_layers, transposed_to
 from .lower import build_program
 from .operators import Arguments, read_operators
+from .stages import Stage, find_stages
 from .without_gradient import program_of_operator, run_without_gradient
 
 _INTERFACE = ("feed", "fetch")
@@ -75,6 +96,7 @@ class SavedModel(nn.Layer):
     output_names: List[str]
     bindings: Dict[str, LayerBinding]
     parameter_places: Dict[str, Tuple[str, str]]
+    _recorded: Optional[Tuple[FrozenSet[str], Dict[str, Any]]] = None  # of recording()
 
     def __init__(self, path: Union[str, os.PathLike],
                  params_path: Union[str, os.PathLike, None] = None):
@@ -95,7 +117,7 @@ class SavedModel(nn.Layer):
     @contradictions_reported("the saved model")
     def _read(self, program):
         desc = program.desc
-        self._description = desc.SerializeToString()
+        self._description, self._constants = desc.SerializeToString(), set(program.constants)
         self._operators = [read_operators(block) for block in desc.blocks]
         functions = {*FUNCTIONS, *operator_descriptions()} - {*_INTERFACE, *CONTROL_FLOW}
         for op in chain.from_iterable(self._operators):
@@ -175,6 +197,38 @@ class SavedModel(nn.Layer):
                 for info in self._inputs]
 
     @property
+    def tensor_names(self) -> List[str]:
+        """Names of the inputs and of the tensors that the main block of the program computes.
+
+        The product of an operator whose bias is added by the next one is not among them.
+        """
+        names = dict.fromkeys(self.input_names)
+        for position, op in enumerate(self._operators[0]):
+            if op.type not in _INTERFACE and (0, position) not in self._merged:
+                names.update(dict.fromkeys(self._results(op)))
+        return list(names)
+
+    def _results(self, op):
+        return op.all_outputs() if op.layer is None else [self.bindings[op.layer].target]
+
+    @contextmanager
+    def recording(self, names: Sequence[str]) -> Iterator[Dict[str, Any]]:
+        """Keep tensors of forward passes while open.
+
+        Args:
+            names: of :attr:`tensor_names`.
+
+        Yields:
+            A dict, name -> value in the last forward pass.
+        """
+        found: Dict[str, Any] = {}
+        outside, self._recorded = self._recorded, (frozenset(names), found)
+        try:
+            yield found
+        finally:
+            self._recorded = outside
+
+    @property
     def weight_names(self) -> Dict[str, str]:
         """Name of each sublayer -> name of its weight in the program."""
         return {name: binding.weight for name, binding in self.bindings.items()}
@@ -196,10 +250,8 @@ class SavedModel(nn.Layer):
         if not paddle.in_dynamic_mode():
             raise ModelError("a SavedModel runs in dynamic mode only; export it with "
                              "paddleq.save_quantized_model or SavedModel.save")
-        if len(inputs) == 1 and isinstance(inputs[0], (dict, list, tuple)):
-            (inputs,) = inputs
-        tensors = check_inputs(inputs or named, self._inputs, _as_tensor)
-        values = _Values(self, zip(self.input_names, tensors))
+        values = self.begin(*inputs, **named)
+        self._record(self.input_names, values)
         self._run_block(0, values)
         outputs = [values[name] for name in self.output_names]
         return outputs[0] if len(outputs) == 1 else outputs
@@ -208,7 +260,12 @@ class SavedModel(nn.Layer):
         if index:  # variables of a block do not survive from one run to the next
             for name in self._local[index]:
                 values.pop(name, None)
-        for position, op in enumerate(self._operators[index]):
+        self._run_range(index, 0, len(self._operators[index]), values)
+
+    def _run_range(self, index, start, stop, values):
+        """Run the operators of a block from ``start`` up to ``stop``."""
+        for position in range(start, stop):
+            op = self._operators[index][position]
             if op.type in _INTERFACE or (index, position) in self._merged:
                 continue
             try:
@@ -220,8 +277,36 @@ class SavedModel(nn.Layer):
                                  f"number {position} of block {index} of the saved model: "
                                  f"{type(error).__name__}: {error}") from error
             if index == 0:
+                self._record(self._results(op), values)
                 for name in self._last_uses[position]:
                     values.pop(name, None)
+
+    def _record(self, names, values):
+        if self._recorded is not None:
+            wanted, found = self._recorded
+            found.update((name, values[name]) for name in names if name in wanted)
+
+    def begin(self, *inputs: Any, **named: Any) -> Dict[str, Any]:
+        """Return the variables of a run with these inputs, before the first operator."""
+        if len(inputs) == 1 and isinstance(inputs[0], (dict, list, tuple)):
+            (inputs,) = inputs
+        return _Values(self, zip(self.input_names, check_inputs(inputs or named, self._inputs,
+                                                                _as_tensor)))
+
+    def run_stage(self, stage: Stage, values: Dict[str, Any]) -> Dict[str, Any]:
+        """Return the variables behind a :class:`~.stages.Stage`, of those before it."""
+        found = _Values(self, values)
+        self._run_range(0, stage.start, stage.stop, found)
+        return found
+
+    def stages(self, values: Dict[str, Any], counted: Container[str], least: int) -> List[Stage]:
+        """Divide the operators into stages; see :func:`~.stages.find_stages`.
+
+        Args:
+            values: variables of :meth:`begin`.
+            counted: names of layers, of which a stage has at least ``least``.
+        """
+        return find_stages(self, self._operators[0], _Values(self, values), counted, least)
 
     def _run_operator(self, op, values):
         if op.layer is not None:
@@ -277,6 +362,78 @@ class SavedModel(nn.Layer):
             if list(value.shape) != self._shapes[name][0]:
                 value = value.reshape(self._shapes[name][0])
         return value
+
+    def fold_affines(self) -> AffineFolding:
+        """Fold multiplications and additions of constants into weighted operators, in place.
+
+        ``elementwise_mul``, ``_div``, ``_add``, ``_sub``, ``scale`` and ``affine_channel`` with
+        constants, one or one for each channel, become part of the weight and bias of the operator
+        before them, also across reshapes, poolings and concatenations where that is exact, or else
+        of the operators after them. Before a padded convolution an addition stays. The model
+        computes the same up to rounding. ``quant_post_static`` and ``PTQ.quantize(fuse=True)`` do
+        this first. Parameters and layers that remain stay the same objects.
+
+        Returns:
+            What was folded into which weights, and the reason for each chain that stays.
+
+        Raises:
+            ModelError: the model is quantized.
+
+        Examples:
+            >>> import tempfile
+            >>> import paddle, paddleq
+            >>> class Net(paddle.nn.Layer):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.fc = paddle.nn.Linear(8, 4)
+            ...     def forward(self, x):
+            ...         return self.fc(x) * 2.0 + 1.0
+            >>> prefix = tempfile.mkdtemp() + "/net"
+            >>> spec = paddle.static.InputSpec([None, 8], "float32", "x")
+            >>> paddle.jit.save(Net(), prefix, [spec])
+            >>> model = paddleq.SavedModel(prefix)
+            >>> [weights] = model.fold_affines().folded.values()
+            >>> weights == list(model.weight_names.values())
+            True
+        """
+        if quantized_layers(self):
+            raise ModelError("fold_affines must be called before the model is quantized: its "
+                             "layers are quantized already")
+        program, training = self.to_program(), self.training
+        program.constants = self._constants
+        result = fold_affines(program)
+        if result.folded:
+            containers = (self._sub_layers, self._parameters, self._buffers)
+            before = [dict(each) for each in containers]
+            for container in containers:
+                container.clear()
+            self._read(program)
+            self._keep_objects(*before)
+            (self.train if training else self.eval)()
+        return result
+
+    def _keep_objects(self, layers, parameters, buffers):
+        """Restore layers, parameters and buffers that remain, with their new values."""
+        for name, old in layers.items():
+            new = self._sub_layers.get(name)
+            if new is None:
+                continue
+            for attribute, value in new.named_parameters(include_sublayers=False):
+                kept = own_parameters(old).get(attribute)
+                if kept is not None:
+                    kept.set_value(value)
+                    setattr(new, attribute, kept)
+            if own_parameters(old).keys() == own_parameters(new).keys():
+                own_buffers(old).update(own_buffers(new))
+                self._sub_layers[name] = old
+            elif old._forward_pre_hooks or old._forward_post_hooks:
+                for hooks in FORWARD_HOOKS:
+                    new.__dict__[hooks] = old.__dict__[hooks]
+        for now, then in ((self._parameters, parameters), (self._buffers, buffers)):
+            for name in now.keys() & then.keys():
+                if now[name].shape == then[name].shape:
+                    then[name].set_value(now[name])
+                    now[name] = then[name]
 
     def to_program(self, recorder: Any = None) -> Program:
         """Return a new program with the current values of all parameters.

@@ -475,9 +475,12 @@ def test_sensitivity_finds_an_outlier_channel_in_random_networks(name, make, siz
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantizer", ["AbsmaxQuantizer", "HistQuantizer"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name))
-                                  for name in ("ResNet18", "MobileNetV1")])
+@pytest.mark.parametrize("name, quantizer", [
+    pytest.param(name, quantizer, marks=[pytest.mark.xdist_group(name), *marks])
+    for name, quantizer, marks in (
+        ("ResNet18", "HistQuantizer", []), ("MobileNetV1", "AbsmaxQuantizer", []),
+        ("ResNet18", "AbsmaxQuantizer", [pytest.mark.nightly]),
+        ("MobileNetV1", "HistQuantizer", [pytest.mark.nightly]))])
 def test_sensitivity_finds_an_outlier_channel_in_trained_networks(name, quantizer):
     """KL is left out: its clipping of other layers costs these two networks more."""
     net, recipe = vision.network(name), vision.MODELS[name]

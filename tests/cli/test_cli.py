@@ -579,3 +579,49 @@ def test_a_killed_command_leaves_no_process(name, tmp_path):
             return
         time.sleep(0.1)
     raise AssertionError("the process that ran the command is still there")
+
+
+ACT = """\
+Global: {reader_config: reader.yml}
+Distillation: {alpha: 1.0, loss: l2}
+QuantAware:
+  use_pact: true
+  activation_quantize_type: moving_average_abs_max
+  quantize_op_types: [conv2d, matmul_v2]
+TrainConfig:
+  train_iter: 4
+  learning_rate: {type: CosineAnnealingDecay, learning_rate: 0.00003, T_max: 4}
+  optimizer_builder: {optimizer: {type: SGD}, weight_decay: 4.0e-05}
+"""
+
+
+def test_distill(saved, tmp_path):
+    net, x = saved
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=[32, 3, 8, 8]).astype("f4"))
+    write(tmp_path / "act.yaml", ACT)
+    for options in (["--config", "act.yaml"],
+                    ["--epochs", 2, "--loss", "cosine", "--weight-bits", 4, "--eval-data", "x.npy"],
+                    ["--config", "act.yaml", "--steps", 2, "--optimizer", "Adam"]):
+        done = run(tmp_path, "distill", "net", "-d", "x.npy", "--batch-size", 8, "-o", "out/net",
+                   "--format", "pdmodel", *options)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("wrote out/net.pdmodel")
+        (found,) = paddle_inference(tmp_path / "out/net", [x.numpy()])
+        assert 1e-5 < relative_error(found, net(x).numpy()) < 0.3
+
+
+@pytest.mark.parametrize("text, options, message", [
+    ("QuantPost: {batch_size: 8}\n", [], "QuantPost of ACT is not supported"),
+    ("ChannelPrune: {pruned_ratio: 0.2}\n", [], "does not prune"),
+    ("QuantAware: {use_pct: true}\n", [], "did you mean 'use_pact'"),
+    (ACT.replace("SGD", "SGDX"), [], "did you mean 'SGD'"),
+    (ACT.replace("loss: l2", "loss: fsp"), [], "must be one of"),
+    (ACT, ["--epochs", 1, "--steps", 2], "one of epochs and train_iter"),
+    (ACT, ["--loss", "l3"], "loss must be one of"),
+])
+def test_invalid_distillations(text, options, message, saved, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros([8, 3, 8, 8], "float32"))
+    write(tmp_path / "act.yaml", text)
+    done = run(tmp_path, "distill", "net", "-d", "x.npy", "--config", "act.yaml", "-o", "out/net",
+               *options)
+    assert message in error_line(done, 2)

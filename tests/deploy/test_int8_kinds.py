@@ -19,8 +19,6 @@ from paddleq.export.program.inspect import inspect, program_rows
 from paddleq.paddleslim import PerChannelAbsmaxQuantizer
 
 EVERY = {**LAYERS, "embedding": (lambda: nn.Embedding(11, 6), None)}
-# Paddle Inference's own kernels are inaccurate for these: see int8_products.
-NEEDS_A_COPY = {"linear"}
 LIMIT = 0.02
 
 
@@ -55,9 +53,8 @@ def test_every_layer_type_runs_in_int8(name, way, tmp_path, caplog):
     assert relative_error(paddle_inference(path, [x])[0], expected) < 1e-6
     saved = f"{path}.pdmodel", f"{path}.pdiparams"
     assert sum(array.dtype == np.int8 for array in load_program(*saved).arrays.values()) == 1
-    if bits == 8 and name not in NEEDS_A_COPY:  # fewer bits need a converted copy
-        found = paddle_inference(path, [x], ir_optim=True, int8=True)[0]
-        assert relative_error(found, expected) < LIMIT
+    found = paddle_inference(path, [x], ir_optim=True, int8=True)[0]
+    assert relative_error(found, expected) < LIMIT
     caplog.clear()
     with Predictor(path, runtime="paddle") as runs:
         assert relative_error(runs.run([x])[0], expected) < LIMIT
@@ -114,14 +111,13 @@ def test_other_weight_bits_and_shapes(tmp_path):
         ptq.save_quantized_model(net, path)
         found = paddle_inference(path, [x.numpy()])[0]
         np.testing.assert_array_equal(found, net(x).numpy())
-        if bits <= 8:
-            found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
-            assert relative_error(found, net(x).numpy()) < LIMIT
+        found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
+        assert relative_error(found, net(x).numpy()) < LIMIT
 
 
 @pytest.mark.parametrize("bits", [2, 4, 7])
 @pytest.mark.parametrize("name", ["conv2d", "conv1d", "conv2d_transpose", "linear"])
-def test_low_bit_weights_in_the_predictor(name, bits, tmp_path):
+def test_low_bit_weights(name, bits, tmp_path):
     make, shape = LAYERS[name]
     x = paddle.rand(shape)
     ptq = paddleq.PTQ("AbsmaxQuantizer", PerChannelAbsmaxQuantizer(quant_bits=bits))
@@ -129,6 +125,8 @@ def test_low_bit_weights_in_the_predictor(name, bits, tmp_path):
     ptq.calibrate(net, [x])
     path = str(tmp_path / "m")
     ptq.save_quantized_model(net, path)
+    found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
+    assert relative_error(found, net(x).numpy()) < LIMIT
     assert to_paddle_int8(path, path + "_int8") == (name != "conv2d_transpose")
     with Predictor(path, runtime="paddle") as runs:
         assert relative_error(runs.run([x.numpy()])[0], net(x).numpy()) < LIMIT

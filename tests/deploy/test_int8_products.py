@@ -1,4 +1,4 @@
-"""Linears in Paddle Inference's int8 mode, which derives wrong scales for them."""
+"""Linears in Paddle Inference's int8 mode, which derives wrong scales for their weights."""
 
 import numpy as np
 import paddle
@@ -10,6 +10,7 @@ import paddleq
 from paddleq.deploy import Predictor, to_paddle_int8
 from paddleq.errors import ConfigError, ConfigTypeError, FormatError
 from paddleq.export.pir_to_program import load_program
+from paddleq.export.program.passes.float_operators import remove_rounding
 from paddleq.golden_stick import PTQ, PTQConfig
 from paddleq.paddleslim import AbsmaxQuantizer
 from paddleq.spec import PerChannel, PerTensor
@@ -82,11 +83,25 @@ def test_predictor_equals_the_simulation(name, tmp_path):
     assert relative_error(paddle_inference(path, [x.numpy()])[0], expected) < 1e-6
 
 
-def test_unmodified_paddle_inference_is_inaccurate(tmp_path):
-    """The reason for ``int8_products``; once this fails it can be removed for that Paddle."""
+@pytest.mark.parametrize("name", NETS)
+def test_plain_paddle_inference_equals_the_simulation(name, tmp_path):
+    make, shape, quantizers = NETS[name]
+    x = paddle.to_tensor(np.random.RandomState(1).randn(*shape).astype("float32"))
+    path = str(tmp_path / "m")
+    _, expected = exported(make(), x, path, **quantizers)
+    found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_linears_without_rounding_are_wrong_in_paddle_inference(tmp_path):
+    """The reason for ``float_operators``; once this fails it can be removed for that Paddle."""
     x = paddle.to_tensor(np.random.RandomState(1).randn(40, WIDE).astype("float32"))
     path = str(tmp_path / "m")
     _, expected = exported(Layers(), x, path)
+    program = load_program(path + ".pdmodel", path + ".pdiparams")
+    assert remove_rounding(program) and not remove_rounding(program)
+    program.save(path + ".pdmodel", path + ".pdiparams", workarounds=False)
+    assert relative_error(paddle_inference(path, [x.numpy()])[0], expected) < 1e-6
     found = paddle_inference(path, [x.numpy()], ir_optim=True, int8=True)[0]
     assert relative_error(found, expected) > 0.05
 

@@ -33,6 +33,8 @@ MODELS = {
     "densenet121": ([3, 64, 64], 0.31),
     "googlenet": ([3, 224, 224], 0.27),
 }
+# One of each kind of layer; the others run nightly.
+QUICK = ("LeNet", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x1_0")
 
 
 def save(ptq, quantized, path, shape, onnx_format=True, batch=None):
@@ -51,7 +53,8 @@ def build(name):
     return net, x, shape, limit
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.nightly]) for name in MODELS])
 def test_opt_converts_every_model_for_arm(lite, prefix, name):
     net, x, shape, limit = build(name)
     ptq, quantized = calibrated(net, [x])

@@ -13,8 +13,8 @@ from runtimes import compiled, predictor, relative_error
 
 import paddleq
 from paddleq.deploy import Predictor, has_vnni, to_paddle_int8, verify
-from paddleq.deploy.runtimes import openvino, paddle_int8_fixes
-from paddleq.deploy.saturation import can_saturate, explain
+from paddleq.deploy.runtimes import openvino
+from paddleq.deploy.saturation import can_saturate, explain, saturating_layers
 from paddleq.export.pir_to_program import load_program
 
 RUNTIMES = ["openvino", "onnxruntime", "paddle"]
@@ -128,7 +128,7 @@ def test_saturating_layers_are_found_in_both_formats(kind, tmp_path):
         exported(kind, bits, path)
         program = load_program(path + ".pdmodel", path + ".pdiparams")
         counts[bits] = (len(openvino.saturating_layers(ov.Core().read_model(path + ".onnx"))),
-                        len(paddle_int8_fixes.saturating_layers(program)))
+                        len(saturating_layers(program)))
     # Paddle Inference quantizes weights of convolutions again, to 8 bits.
     assert counts == {8: (2, 2), 7: (0, int(kind == "conv after relu"))}
 
@@ -149,9 +149,12 @@ def test_stock_int8_kernels_saturate_without_vnni(tmp_path):
     """The reason for this module; with VNNI the kernels are accurate."""
     path = str(tmp_path / "net")
     x, expected = exported("linear", 8, path)
+    to_paddle_int8(path, path + "_int8", vnni=True)
     for run in (compiled(path, as_is=False, ending="onnx"),
-                predictor(path, ir_optim=True, int8=True)):
+                predictor(path + "_int8", ir_optim=True, int8=True)):
         assert (relative_error(run([x])[0], expected) < 0.05) == has_vnni()
+    found = predictor(path, ir_optim=True, int8=True)([x])[0]
+    assert relative_error(found, expected) < 1e-5
 
 
 def test_verify_reports_float_kernels(tmp_path):

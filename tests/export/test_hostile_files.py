@@ -24,6 +24,8 @@ from paddleq.recipes import Recipe
 from paddleq.recipes.recipe import load_yaml
 from paddleq.recipes.sources import open_data
 
+pytestmark = pytest.mark.one_version
+
 SPEC = [InputSpec([None, 3, 8, 8], "float32", "x")]
 X = np.ones([2, 3, 8, 8], "float32")
 

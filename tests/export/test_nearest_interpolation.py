@@ -88,3 +88,37 @@ def test_3d(tmp_path):
     expected = net(paddle.to_tensor(x)).numpy()
     np.testing.assert_array_equal(paddle_inference(path, [x])[0], expected)
     assert relative_error(paddle_inference(path, [x], ir_optim=True)[0], expected) < 2e-3
+
+
+class Scaled(nn.Layer):
+    def __init__(self, factors, mode):
+        super().__init__()
+        self.conv, self.factors, self.mode = nn.Conv2D(3, 2, 1), factors, mode
+
+    def forward(self, x):
+        return F.interpolate(self.conv(x), scale_factor=self.factors, mode=self.mode)
+
+
+# Factors that float32 does not represent: Paddle 3.3 computes sizes and ratios with float64.
+FACTORS = {
+    "size is whole": ([30, 20], 1.7), "size is not whole": ([31, 27], 1.7),
+    "below": ([50, 40], 1.9), "reduced": ([33, 47], 0.7), "two": ([33, 47], [1.3, 0.7]),
+    "tenth": ([40, 70], 1.1), "fifth": ([61, 55], 1.2),
+}
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("case", FACTORS)
+def test_factors_that_float32_does_not_represent(case, mode, tmp_path):
+    sides, factors = FACTORS[case]
+    x = np.random.RandomState(0).rand(1, 3, *sides).astype("float32")
+    net = Scaled(factors, mode)
+    net.eval()
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    net = ptq.quantize(net)
+    ptq.calibrate(net, [paddle.to_tensor(x)])
+    ptq.save_quantized_model(net, str(tmp_path / "m"), [paddle.static.InputSpec(x.shape)])
+    expected = net(paddle.to_tensor(x)).numpy()
+    found = paddle_inference(str(tmp_path / "m"), [x])[0]
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()

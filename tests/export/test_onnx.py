@@ -705,3 +705,20 @@ def test_grouped_weights_for_other_compilers(tmp_path):
         assert relative_error(runs.run([x.numpy()])[0], expected) < 2e-6
     paddleq.export.to_onnx(net, path, specs([x]))
     assert not onnx.load(path + ".onnx").metadata_props
+
+
+@pytest.mark.parametrize("gain", [1.0, 30.0, 300.0])
+def test_rounding_that_large_channels_amplify_is_no_difference(gain, tmp_path):
+    """As in language models, where a few channels of the residual stream are large."""
+    paddle.seed(0)
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(
+        256, 4, 512, dropout=0.0, normalize_before=True), 2)
+    net.eval()
+    for layer in net.layers:
+        for norm in (layer.norm1, layer.norm2):
+            weight = norm.weight.numpy()
+            weight[[3, 77]] = gain
+            norm.weight.set_value(weight)
+    x = paddle.randn([2, 16, 256])
+    net = deploy(net, QuantSpec(4, granularity=PerGroup(64)), inputs=[(x,)])
+    written_equals_simulated(net, [x], tmp_path / "m")

@@ -18,7 +18,7 @@ LACKS = {"SSD, NMS": "nms"}
 # Without batch norm or activation behind a convolution its x86 kernels want the older form.
 OLDER_FORM = ("DenseNet121", "GoogLeNet")
 # These are trained for this test alone.
-NIGHTLY = set(vision.MODELS) - {"MobileNetV1", "ResNet18"}
+NIGHTLY = set(vision.MODELS) - {"MobileNetV1"}
 # Nothing to quantize there (Linear is broken on x86).
 NOT_ON_X86 = ("Transformer", *LACKS)
 

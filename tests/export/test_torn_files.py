@@ -19,6 +19,8 @@ from paddleq.errors import FormatError
 from paddleq.export import provenance_file, save, to_onnx, to_program_desc
 from paddleq.export.trace import trace_float
 
+pytestmark = pytest.mark.one_version
+
 X = np.ones([2, 4], "float32")
 SPEC = [InputSpec([None, 4], "float32", "x")]
 READERS = {

@@ -690,8 +690,10 @@ def test_amp_o1(kind):
         assert np.isfinite(quantizer.step.grad.numpy()).all()
 
 
-@EVERY
-@pytest.mark.parametrize("full_graph", [True, False])
+@pytest.mark.parametrize("full_graph", [True, pytest.param(False, marks=pytest.mark.one_version)])
+@pytest.mark.parametrize("kind", [
+    pytest.param(kind, marks=[] if kind in ("lsq", "channel_wise_lsq_plus") else [
+        pytest.mark.nightly]) for kind in LEARNED])
 def test_to_static_training_equals_dynamic_training(kind, full_graph):
     def make():
         paddle.seed(1)

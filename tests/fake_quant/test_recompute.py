@@ -119,6 +119,47 @@ def test_recompute_trains_as_without(kind, mode):
     assert_trained_alike(trained(kind, mode), plain, statistics=kind in FOLDED)
 
 
+class Cut(nn.Layer):
+    """A convolution, a norm and a ReLU, which ``run`` recomputes from ``begin`` to ``end``."""
+
+    def __init__(self, begin, end, norm):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2D(3, 4, 3), *([nn.BatchNorm2D(4)] if norm else []),
+                                    nn.ReLU(), nn.Conv2D(4, 4, 3), nn.ReLU())
+        self.begin, self.end, self.run = begin, end, None
+
+    def forward(self, x):
+        run = self.run or (lambda part, x: part(x))
+        x = self.layers[:self.begin](x) if self.begin else x
+        x = run(self.layers[self.begin:self.end], x)
+        return self.layers[self.end:](x) if self.end < len(self.layers) else x
+
+
+@pytest.mark.parametrize("begin, end, norm, mode", [
+    (1, 3, False, reentrant), (0, 1, False, reentrant), (1, 3, False, not_reentrant),
+    (0, 1, False, not_reentrant), (2, 4, True, reentrant), (0, 2, True, reentrant),
+    (1, 5, True, reentrant), (1, 4, False, nested)])
+def test_recompute_that_begins_or_ends_inside_a_fused_block(begin, end, norm, mode):
+    def gradients(run):
+        paddle.seed(1)
+        net = SimQAT({"enable_fusion": True}).apply(Cut(begin, end, norm), X[0])
+        net.run = run
+        net.train()
+        found = []
+        for x in X:
+            x = x.clone()
+            x.stop_gradient = False
+            net(x).square().mean().backward()
+            found.append(x.grad.numpy())
+        return net, found
+
+    (net, found), (plain, expected) = gradients(mode), gradients(None)
+    assert [q.observer.num_batches for _, q in fake_quantizers(net)] == [
+        q.observer.num_batches for _, q in fake_quantizers(plain)]
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
 def test_scales_that_change_between_the_passes():
     """Other batches run before backward, so that the observers have moved on."""
     def other_batch(net, x):

@@ -253,3 +253,23 @@ def test_qat_fuse_conv_bn_trains_the_folded_bias():
     output.square().mean().backward()
     optimizer.step()
     assert np.abs(net.conv1.bias.numpy() - bias).max() > 0
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU, nn.SimpleRNN])
+def test_models_with_recurrent_dropout_are_fused(cls):
+    class Net(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv1D(3, 4, 3), nn.BatchNorm1D(4)
+            self.cells = cls(6, 5, num_layers=2, dropout=0.3)
+
+        def forward(self, x):
+            return self.cells(self.norm(self.conv(x)))[0]
+
+    net, x = Net(), paddle.randn([2, 3, 8])
+    net.eval()
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    quantized = ptq.quantize(net, fuse=True)
+    ptq.calibrate(quantized, [x])
+    assert folded(quantized) == ["norm"]
+    assert relative_error(quantized(x).numpy(), net(x).numpy()) < 0.05

@@ -114,6 +114,8 @@ RESAMPLING = {
     "affine_grid corners": lambda x: F.affine_grid(x[:, 0, :2, :3], [2, 3, 5, 4]),
     "temporal_shift": lambda x: F.temporal_shift(x, 2, 0.25),
     "pad constant": lambda x: F.pad(x, [1, 2, 0, 3], value=0.7),
+    "pad all axes": lambda x: F.pad(x, [0, 1, 2, 0, 1, 2, 0, 3], value=0.7),
+    "pad channels": lambda x: F.pad(x, [0, 0, 1, 2, 0, 0, 0, 0]),
     "pad reflect": lambda x: F.pad(x, [1, 2, 0, 3], "reflect"),
     "pad replicate": lambda x: F.pad(x, [1, 2, 0, 3], "replicate"),
     "pad circular": lambda x: F.pad(x, [1, 2, 0, 3], "circular"),

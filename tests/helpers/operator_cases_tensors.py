@@ -70,6 +70,7 @@ REDUCTIONS = {
     "cov": lambda x: paddle.linalg.cov(x[0, 0]),
     "corrcoef": lambda x: paddle.linalg.corrcoef(x[0, 0]),
     "trace": lambda x: paddle.trace(x, 1, 2, 3),
+    "trace later axis first": lambda x: paddle.trace(x, -1, 3, 2),
     "det": lambda x: paddle.linalg.det(x[:, :, :3, :3]),
     "inverse": lambda x: paddle.inverse(unit(x[:, :, :3, :3]) + 4 * paddle.eye(3)),
     "matrix_power": lambda x: paddle.linalg.matrix_power(unit(x[:, :, :3, :3]), 3),

@@ -20,6 +20,8 @@ from paddle import nn
 import paddleq
 from paddleq.export.onnx.splice import cut
 from paddleq.export.pir_to_program import load_program
+from paddleq.export.program.passes.channels_first import to_channels_first
+from paddleq.export.program.passes.layout_rules import has_channels_last
 from paddleq.export.program.passes.runtime_workarounds import apply_runtime_workarounds
 
 OPERATORS = {}
@@ -102,23 +104,22 @@ def measure(name, folder):
         try:
             return compared(run(), wanted, steps)
         except Exception as error:  # of every runtime's class
-            return Cell("refused", reason=runtime + _reason(error))
+            return Cell("refused", reason=runtime + reason_of(error))
 
     def written():
         ptq.save_quantized_model(quantized, path, spec)
         return runtimes.paddle_inference(path, [x])
 
-    def float_file():
-        paddle.jit.save(net, path + "_pir", input_spec=spec)
-        _load(path + "_pir").save(path + "_float.pdmodel", path + "_float.pdiparams")
-        return runtimes.paddle_inference(path + "_float", [x], ir_optim=True, onednn=True)
+    def float_outputs():
+        return runtimes.paddle_inference(float_file(net, path, spec), [x], ir_optim=True,
+                                         onednn=True)
 
     def onnx_file():
         ptq.save_quantized_model(quantized, path, spec, format="onnx")
         return runtimes.onnxruntime(path, [x], as_is=False)
 
     stands = cell(written)
-    found = {"as it stands": stands, "Paddle float": cell(float_file, plain)}
+    found = {"as it stands": stands, "Paddle float": cell(float_outputs, plain)}
     if stands.verdict == "refused":
         found.update({"Paddle int8": stands, "OpenVINO": stands})
     else:
@@ -128,7 +129,7 @@ def measure(name, folder):
                                  runtime="OpenVINO: ")
     found["ONNX Runtime"] = cell(onnx_file)
     if found["Paddle float"].verdict != "refused":
-        in_program, in_onnx = _other_forms(path + "_pir")
+        in_program, in_onnx = other_forms(path + "_pir")
         for runtime, each in found.items():
             each.rewritten = each.verdict == "right" and (
                 in_onnx if runtime == "ONNX Runtime" else in_program)
@@ -140,20 +141,29 @@ def _outputs(net, tensor):
         return [each.numpy() for each in net(tensor)]
 
 
+def float_file(net, path, spec):
+    """Write a float model as ``path_float.pdmodel``; return its prefix."""
+    paddle.jit.save(net, path + "_pir", input_spec=spec)
+    _load(path + "_pir").save(path + "_float.pdmodel", path + "_float.pdiparams")
+    return path + "_float"
+
+
 def _load(prefix):
     model = next(each for each in (f"{prefix}.json", f"{prefix}.pdmodel") if os.path.exists(each))
     params = f"{prefix}.pdiparams"
     return load_program(model, params if os.path.exists(params) else None)
 
 
-def _other_forms(prefix):
+def other_forms(prefix):
     """Return if a float model has operators that are rewritten in a .pdmodel, in ONNX."""
     program = _load(prefix)
     written = program.copy()
     apply_runtime_workarounds(written)
     before, after = (Counter(op.type for block in each.desc.blocks for op in block.ops
                              if op.type != "assign") for each in (program, written))
-    return bool(after - before), cut(program) is not None
+    last = any(has_channels_last(op) for block in program.desc.blocks for op in block.ops)
+    to_channels_first(program)
+    return bool(after - before) or last, cut(program) is not None or last
 
 
 def compared(found, wanted, steps=False):
@@ -174,7 +184,7 @@ def compared(found, wanted, steps=False):
     return Cell("right" if figure <= _TOLERANCE else "wrong", float(figure))
 
 
-def _reason(error):
+def reason_of(error):
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if re.search(
         r"Error:|operator|Hint|No translator|doesn't support|not support", line)]

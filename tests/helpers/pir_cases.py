@@ -944,3 +944,64 @@ class _Bare(nn.Layer):
 
 
 layer("builtin.parameter fetch", _Bare, X)
+
+# Special functions and losses
+
+for _name in names("i0 i0e i1 i1e"):
+    case(_name, lambda x, name=_name: getattr(paddle, name)(x), X)
+for _name, _negative in (("angle", X), ("gammaln", POSITIVE)):
+    if hasattr(paddle, _name):
+        case(_name, lambda x, name=_name: getattr(paddle, name)(x), _negative)
+case("polygamma", lambda x: paddle.polygamma(x, 1), POSITIVE)
+case("polygamma", lambda x: paddle.polygamma(x, 3), POSITIVE)
+if hasattr(paddle, "copysign"):
+    case("copysign", paddle.copysign, UNIT, X)
+case("conj", paddle.conj, X)
+case("rrelu", lambda x: F.rrelu(x, 0.2, 0.5, training=False), X)
+case("multiplex builtin.combine", lambda x, y, index: paddle.multiplex([x, y, x * 2], index),
+     reals(4, 3), reals(4, 3), np.array([[2], [0], [1], [2]], "int32"))
+for _p in (0.0, 1.0, 2.0, 3.5, float("inf")):
+    case("dist", lambda x, y, p=_p: paddle.dist(x, y, p), reals(3, 4), reals(4))
+for _delta in (0.3, 1.0):
+    case("huber_loss", lambda x, y, d=_delta: F.smooth_l1_loss(x, y, "none", d), X, X[::-1].copy())
+for _how in names("none sum mean batchmean"):
+    case("kldiv_loss", lambda x, y, how=_how: F.kl_div(x, y, how), -POSITIVE, POSITIVE)
+case("log_loss", lambda x, y: F.log_loss(x, y, 1e-3), reals(5, 1, low=0.1, high=0.9),
+     reals(5, 1, low=0.0))
+case("bce_loss", lambda x, y: F.binary_cross_entropy(x, y, reduction="none"),
+     reals(3, 4, low=0.1, high=0.9), reals(3, 4, low=0.0))
+case("sigmoid_cross_entropy_with_logits", lambda x, y: F.binary_cross_entropy_with_logits(
+    x, y, reduction="none"), X, np.abs(X) / 4)
+case("sigmoid_cross_entropy_with_logits", lambda x, y, w: F.binary_cross_entropy_with_logits(
+    x, y, reduction="none", pos_weight=w), reals(3, 4), reals(3, 4, low=0.0), reals(4, low=0.5))
+case("matrix_power", lambda x: paddle.linalg.matrix_power(x, 3), reals(2, 4, 4))
+case("matrix_power", lambda x: paddle.linalg.matrix_power(x, 0), reals(3, 3))
+case("multi_dot builtin.combine", lambda x, y, z: paddle.linalg.multi_dot([x, y, z]),
+     reals(3, 5), reals(5, 2), reals(2, 4))
+_SYMMETRIC = reals(2, 4, 4)
+_SYMMETRIC = _SYMMETRIC @ _SYMMETRIC.transpose(0, 2, 1) + np.eye(4, dtype="float32")
+for _upper in (False, True):
+    case("cholesky", lambda x, upper=_upper: paddle.linalg.cholesky(x, upper), _SYMMETRIC)
+case("unpool3d max_pool3d_with_index", lambda x: F.max_unpool3d(*F.max_pool3d(
+    x, [1, 3, 2], return_mask=True), [1, 3, 2]), reals(1, 2, 3, 6, 4))
+case("unpool3d max_pool3d_with_index", lambda x: F.max_unpool3d(*F.max_pool3d(
+    x, 2, return_mask=True), 2, output_size=[4, 7, 5]), reals(1, 2, 4, 7, 5))
+if hasattr(F, "lp_pool2d"):
+    case("lp_pool2d", lambda x: F.lp_pool2d(x, 2.0, [2, 3], 2), IMAGE)
+    case("lp_pool2d", lambda x: F.lp_pool2d(x, 3.0, 3, 2, 1, True), np.abs(IMAGE))
+    case("lp_pool2d", lambda x: F.lp_pool2d(x, 1.0, 2, data_format="NHWC"), np.abs(IMAGE))
+for _p, _axis in ((1.0, 0), (2.0, 1), (3.0, -1)):
+    case("renorm", lambda x, p=_p, axis=_axis: paddle.renorm(x, p, axis, 0.8), reals(2, 3, 4))
+for _name in names("cummax cummin"):
+    for _axis, _dtype in ((0, "int64"), (-1, "int32"), (None, "int64")):
+        case(_name, lambda x, name=_name, axis=_axis, dtype=_dtype: getattr(paddle, name)(
+            x, axis, dtype), reals(3, 4))
+_WITH_NAN = reals(4, 5)
+_WITH_NAN[1, 2] = _WITH_NAN[3, 0] = np.nan
+for _axis, _keeps in ((1, False), (0, True)):
+    case("nanmedian", lambda x, axis=_axis, keeps=_keeps: paddle.nanmedian(x, axis, keeps),
+         _WITH_NAN)
+case("histogram", lambda x: paddle.histogram(x, 5, -1, 1), X)
+case("histogram", lambda x: paddle.histogram(x, 4), X)
+case("broadcast_tensors builtin.combine builtin.split", lambda x, y: paddle.broadcast_tensors(
+    [x, y]), reals(3, 1, 4), reals(2, 1))

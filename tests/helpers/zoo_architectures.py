@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import paddle
 from paddle import nn
-from runtimes import onnxruntime, openvino, paddle_inference, relative_error
+from runtimes import (
+    INT8_WEIGHT_BITS,
+    onnxruntime,
+    openvino,
+    paddle_inference,
+    relative_error,
+)
 from zoo_classification import CLASSIFICATION
 from zoo_detection import DETECTION
 from zoo_segmentation import SEGMENTATION
@@ -16,6 +22,7 @@ from zoo_tokens import TOKENS
 
 import paddleq
 from paddleq.fake_quant.fake_quantize import FakeQuantize
+from paddleq.paddleslim import PerChannelAbsmaxQuantizer
 
 # (function that makes the network, shapes of its inputs; integers below WORDS if two-dimensional)
 ARCHITECTURES = {**CLASSIFICATION, **TOKENS, **SEGMENTATION, **DETECTION, **TEXT}
@@ -91,13 +98,13 @@ def quantized(name, method, seed=0):
     """Return (the quantizer, the quantized network, the float network of the same weights)."""
     net, rng = network(name, seed), np.random.RandomState(seed + 1)
     if method == "ptq":
-        quanter = paddleq.PTQ("AbsmaxQuantizer")
+        quanter = paddleq.PTQ("AbsmaxQuantizer", PerChannelAbsmaxQuantizer(INT8_WEIGHT_BITS))
         result = quanter.quantize(net, fuse=True)
         compared = inputs(name, COMPARED, np.random.RandomState(seed + 2))  # nothing is clipped
         quanter.calibrate(result, [[*map(paddle.to_tensor, arrays)]
                                    for arrays in (inputs(name, 4, rng), compared)])
         return quanter, result, net
-    quanter = paddleq.QAT()
+    quanter = paddleq.QAT({"weight_bits": INT8_WEIGHT_BITS})
     quanter.quantize(net)
     net.train()
     for layer in net.sublayers():

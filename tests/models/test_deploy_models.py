@@ -12,9 +12,10 @@ from paddleq.deploy.runtimes import RUNTIMES, paddle_inference
 pytestmark = pytest.mark.slow
 
 
+# The zoo (test_zoo.py) covers more architectures, untrained; the others run nightly.
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.one_version] * (name not in ("demo", "GPT")))
-    for name in CASES])
+    pytest.param(name, marks=[] if name == "demo" else [
+        pytest.mark.one_version if name == "GPT" else pytest.mark.nightly]) for name in CASES])
 def test_every_runtime_agrees_with_the_simulation(name, tmp_path):
     case, quantized, path = export(name, tmp_path)
     found = compare(case, quantized, path)

@@ -13,10 +13,11 @@ from trained import first
 
 pytestmark = pytest.mark.slow
 
-# Each model is run on one version, the small ones on all and by both methods; the rest is nightly.
+# Small models run by both methods, the others by QAT on one version; the rest is nightly.
 ONE_VERSION = paddle.__version__.startswith("3.1")
 CASES = [pytest.param(name, method, marks=(
-    [] if name in vision.SMALL or (ONE_VERSION and method == "qat") else [pytest.mark.nightly]))
+    [] if method == "qat" and (name in vision.SMALL or ONE_VERSION)
+    else [pytest.mark.one_version] if name in vision.SMALL else [pytest.mark.nightly]))
     for name in vision.MODELS for method in ("qat", "ptq")]
 
 

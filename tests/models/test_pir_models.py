@@ -14,15 +14,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs_pir]
 OPENVINO_LACKS = {"CRNN, log_softmax": "log_softmax", "SSD, NMS": "argsort"}
 
 
-
-def _marks(name):
-    nightly = name in vision.MODELS and name not in vision.SMALL
+def _marks(name, method):
+    nightly = name in vision.MODELS and (name not in vision.SMALL or method == "qat")
     # The cases of a model run in one process (--dist loadgroup), because they share its training.
     return [pytest.mark.xdist_group(zoo.ZOO[name].family or name),
             *([pytest.mark.nightly] if nightly else [])]
 
 
-CASES = [pytest.param(name, method, marks=_marks(name)) for name in zoo.ZOO for method in METHODS]
+CASES = [pytest.param(name, method, marks=_marks(name, method))
+         for name in zoo.ZOO for method in METHODS]
 
 
 @pytest.mark.parametrize("name, method", CASES)

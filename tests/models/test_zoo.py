@@ -3,21 +3,15 @@
 import pytest
 from zoo_architectures import ARCHITECTURES, METHODS, RUNTIMES, measure
 
-from paddleq.deploy import has_vnni
-
-pytestmark = [pytest.mark.slow, pytest.mark.one_version, pytest.mark.skipif(
-    not has_vnni(), reason="without VNNI the stock kernels saturate")]
+pytestmark = [pytest.mark.slow, pytest.mark.one_version]
 
 # One of each kind, with the method that CI runs; nightly runs all of them by both.
 CI = {"MobileNetV2": "ptq", "ShuffleNetV2": "qat", "VGG": "ptq", "PoolFormer": "qat", "VAN": "ptq",
       "U-Net transposed": "ptq", "BlazeFace": "qat", "SSDLite": "ptq", "direction": "qat",
       "GPT": "ptq"}
 
-_LINEAR = "Paddle Inference rounds the weights of Linears with scales of other columns"
 # (architecture, runtime): reason of a wrong value. An entry that is right again has to be removed.
 KNOWN = {
-    **{(name, "paddle int8"): _LINEAR for name in (
-        "Xception", "DeiT", "Swin", "MobileViT", "SegFormer", "SVTR", "BERT", "GPT")},
 }
 # (architecture, runtime): the operator that a runtime, or the writer of its format, names.
 REFUSED = {

@@ -148,6 +148,7 @@ def check(found, function):
 
 
 @pytest.mark.parametrize("quantize", [by_calibrate, by_own_loop, by_training])
+@pytest.mark.one_version
 @pytest.mark.parametrize("name", NETS)
 def test_each_call_is_quantized_with_its_own_range(name, quantize, tmp_path):
     make, function = NETS[name]
@@ -159,6 +160,7 @@ def test_each_call_is_quantized_with_its_own_range(name, quantize, tmp_path):
         assert (found == simulated.numpy()).all()
 
 
+@pytest.mark.one_version
 @pytest.mark.parametrize("name", NETS)
 def test_copies_frozen_layers_and_other_formats_equal_the_simulation(name, tmp_path):
     make, function = NETS[name]

@@ -48,8 +48,8 @@ def test_qat_export_of_every_layer_type(name, onnx_format, tmp_path):
     assert 1e-5 < error < 0.2
 
 
-# OpenVINO's Paddle frontend has no converter for these, float or quantized.
-NOT_IN_OPENVINO = {"conv1d_nlc", "conv2d_nhwc", "conv3d"}
+# OpenVINO's Paddle frontend has no converter for it, float or quantized.
+NOT_IN_OPENVINO = {"conv3d"}
 
 
 @pytest.mark.parametrize("name", sorted(set(LAYERS) - NOT_IN_OPENVINO))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from runtimes import onnxruntime, paddle_inference, relative_error
 import paddleq
 from paddleq.errors import ConfigError, FormatError, ModelError, RecipeError
 from paddleq.recipes import Recipe, run
-from paddleq.recipes.sources import image_transform, open_data
+from paddleq.recipes.sources import find_function, image_transform, open_data
 
 GOOD = """\
 paddleq: 1
@@ -119,6 +120,8 @@ MISTAKES = {
     "key of another method": ("  method: ptq\n", "  method: dynamic\n", 16,
                               "quantize.activation_quantizer", ["no effect", "dynamic"]),
     "no data": ("  calibration:\n", "  evaluation:\n", 8, "data", ["calibration"]),
+    "training data": ("quantize:\n", "  training: {source: digits.npz}\nquantize:\n", 14,
+                      "data.training", ["no effect", "ptq"]),
     "a key twice": ("seed: 5", "seed: 5\nseed: 6", 3, "seed", ["second time", "line 2"]),
     "an unknown check": ("export:", "checks: {top1_agrement: 0.9}\nexport:", 23,
                          "checks.top1_agrement", ["'top1_agreement'"]),
@@ -530,3 +533,57 @@ def test_unknown_transforms():
         image_transform(["Resise"])
     with pytest.raises(ConfigError, match="CenterCrop"):
         image_transform([{"CenterCrop": {"sizes": 3}}])
+
+
+DISTILL = """\
+paddleq: 1
+model: {build: zoo.py:build}
+data:
+  calibration: {source: digits.npz, labels: y, batch_size: 32, batches: 4}
+  training: {source: digits.npz, labels: y, batch_size: 32}
+  evaluation: {source: digits.npz, labels: y, batch_size: 64}
+quantize:
+  method: distill
+  config: {weight_bits: 4}
+  losses: [{loss: relative_l2}, {loss: cosine, node: ["3"], alpha: 0.5}]
+  train: {epochs: 1, learning_rate: 0.001, eval_iter: 4}
+  skip: ["^6$"]
+export: {path: out/net}
+"""
+
+
+def test_distillation_of_a_layer_and_of_a_saved_model(folder, digits):
+    (folder / "recipe.yaml").write_text(DISTILL)
+    result = run(Recipe.load(str(folder / "recipe.yaml")))
+    images = digits.test[0][:64]
+    (found,) = paddle_inference(str(folder / "out/net"), [images])
+    with paddle.no_grad():
+        simulated = result.model(paddle.to_tensor(images)).numpy()
+    assert relative_error(found, simulated) < 1e-6
+    assert type(result.model[6]) is paddle.nn.Linear
+    net = find_function("zoo.py:build", str(folder))()
+    net.eval()
+    paddle.jit.save(net, str(folder / "float/net"),
+                    [paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    text = DISTILL.replace("build: zoo.py:build", "path: float/net").replace(
+        ', {loss: cosine, node: ["3"], alpha: 0.5}', "").replace('  skip: ["^6$"]\n', "")
+    files = []
+    for _ in range(2):
+        result = run(Recipe.parse(text, str(folder)))
+        files.append([pathlib.Path(each).read_bytes() for each in result.files])
+    assert isinstance(result.model, paddleq.SavedModel)
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("old, new, line, key, word", [
+    ("weight_bits: 4", "weight_bit: 4", 9, "quantize.config", "weight_bits"),
+    ("loss: cosine", "loss: cosines", 10, "quantize.losses", "'cosine'"),
+    ("epochs: 1", "epoch: 1", 11, "quantize.train", "'epochs'"),
+    ("learning_rate: 0.001", "learning_rate: {type: Cosine}", 11, "quantize.train",
+     "CosineAnnealingDecay"),
+])
+def test_mistakes_of_distillation(old, new, line, key, word):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(DISTILL.replace(old, new), source="recipe.yaml")
+    assert any(text.startswith(f"recipe.yaml:{line}: {key}: ") and word in text
+               for text in str(caught.value).splitlines()), caught.value

@@ -27,3 +27,20 @@ def test_front_ends_are_modules_of_the_package(name):
     assert module.__all__ == front_end.__all__
     for each in module.__all__:
         assert getattr(module, each) is getattr(front_end, each)
+
+
+# Names of PaddleSlim that the scripts of PaddleOCR, PaddleDetection, PaddleSeg and PaddleClas use.
+@pytest.mark.parametrize("module, name, target", [
+    ("paddleslim", "QAT", "QAT"), ("paddleslim", "PTQ", "PTQ"),
+    ("paddleslim.dygraph.quant", "QAT", "QAT"), ("paddleslim.dygraph.quant", "PTQ", "PTQ"),
+    ("paddleslim.quant", "quant_post_static", "quant_post_static"),
+    ("paddleslim.quant", "quant_post_dynamic", "quant_post_dynamic"),
+])
+def test_names_of_paddleslim_are_below_paddleq(module, name, target):
+    paddleq = importlib.import_module("paddleq")
+    expected = getattr(paddleq, target)
+    assert getattr(importlib.import_module(f"paddleq.{module}"), name) is expected
+    found = paddleq
+    for part in [*module.split("."), name]:  # without an import of its own
+        found = getattr(found, part)
+    assert found is expected

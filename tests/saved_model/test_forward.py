@@ -36,7 +36,7 @@ def test_ppocr_models(name):
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)
+    pytest.param(name, marks=[pytest.mark.slow, pytest.mark.one_version] * (name not in FAST)
                  # written with operations of PIR
                  + [pytest.mark.needs_pir] * name.startswith("SSD, ")) for name in zoo.ZOO])
 def test_float_models_of_the_zoo(name, prefix):

@@ -3,7 +3,6 @@
 import numpy as np
 import paddle
 import pytest
-import vision
 import zoo
 from paddle import nn
 from paddle.static import InputSpec
@@ -17,10 +16,9 @@ FAST = ("LeNet", "U-Net", "ViT")
 
 
 def _marks(name):
-    """Large models run on one version of Paddle, and nightly on all; VGG11 has AlexNet's layers."""
-    large = name in vision.MODELS and name not in vision.SMALL
-    return [pytest.mark.slow] * (name not in FAST) + [pytest.mark.nightly] * (
-        name == "VGG11" or large and not paddle.__version__.startswith("3.1"))
+    """Most models run on one version of Paddle, and nightly on all; VGG11 has AlexNet's layers."""
+    return [pytest.mark.slow, pytest.mark.one_version] * (name not in FAST) + [
+        pytest.mark.nightly] * (name == "VGG11")
 
 
 def weighted_sum(result):

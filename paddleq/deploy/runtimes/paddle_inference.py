@@ -8,13 +8,16 @@ from typing import Optional, Union
 from ..._atomic_write import temporary_folder
 from ..._checks import check_bool
 from ...errors import ConfigError, ExportError
+from ...export.paddle.int8_kernels import use_int8_kernels
+from ...export.paddle.lower import MarkerRemoval
+from ...export.paddle.markers_from_program import raise_to_markers
 from ...export.pir_to_program import load_program
 from ...export.program.inference import run_predictor
+from ...export.program.validate import contradictions_reported
 from ...export.provenance_file import Provenance
 from ..model_file import TensorInfo, model_files, pdmodel_prefix
-from ..saturation import explain, has_vnni
+from ..saturation import explain, has_vnni, saturating_layers
 from .base import Runtime, Session, convert_errors, register_runtime
-from .paddle_int8_fixes import fix_int8_layers, make_float, saturating_layers
 
 _logger = logging.getLogger("paddleq")
 
@@ -75,10 +78,19 @@ def _prepare(program, vnni):
     """Change a quantized program in place; return (reason for float kernels or "", changed)."""
     layers = [] if vnni else saturating_layers(program)
     if not layers:
-        return "", bool(fix_int8_layers(program))
+        return "", bool(use_int8_kernels(program))
     with contextlib.suppress(ExportError):  # fake_* operators: computed in float as they are
-        make_float(program)
+        _make_float(program)
     return explain("Paddle Inference", layers), True
+
+
+@contradictions_reported()
+def _make_float(program):
+    """Replace quantized weights by float weights and remove quantization of activations, in place.
+
+    A program that keeps its weights in float (``fake_*`` operators) raises ``ExportError``.
+    """
+    MarkerRemoval(program, raise_to_markers(program)).run()
 
 
 def to_paddle_int8(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[str]"],
@@ -89,7 +101,7 @@ def to_paddle_int8(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.Pat
     directly, e.g. in C++, make it once. Paddle Inference's int8 kernels apply the step of one
     column of a Linear's weight to another column, which loses up to a third of an output of a
     transformer. The copy multiplies by the steps after the products
-    (:mod:`~paddleq.deploy.runtimes.paddle_int8_fixes`), and has float weights where other tools
+    (:mod:`~paddleq.export.paddle.int8_kernels`), and has float weights where other tools
     stored integers for layers that the mode does not support. It needs the int8 switch.
 
     On x86 processors without VNNI, int8 kernels may saturate
@@ -132,8 +144,8 @@ def to_paddle_int8(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.Pat
     layers = [] if vnni else saturating_layers(program)
     if layers:
         _logger.warning("%s: %s", target, explain("Paddle Inference", layers))
-        make_float(program)
-    count = len(layers) or fix_int8_layers(program)
+        _make_float(program)
+    count = len(layers) or use_int8_kernels(program)
     program.save(target + ".pdmodel", target + ".pdiparams", provenance, workarounds=False)
     return count
 

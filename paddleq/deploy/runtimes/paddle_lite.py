@@ -10,22 +10,22 @@ import threading
 from pathlib import Path
 from typing import Union
 
-import numpy as np
-
 from ..._atomic_write import write_together
 from ...errors import InferenceError
-from ...export.paddle.lower import linear_op
 from ...export.pir_to_program import load_program
-from ...export.program.graph_view import GraphView
 from ...export.program.op_builder import OpBuilder
-from ...export.program.op_desc import replace_ops
-from ...export.program.passes.stored_weights import stored_weights
+from ...export.program.passes.activation_steps import restore_quantizers
+from ...export.program.passes.dequantize_weights import (
+    INFERENCE_WEIGHTS,
+    restore_dequantize_linear,
+)
 from ..model_file import model_files, pdmodel_prefix
 from . import lite_child
 from .base import Runtime, Session, register_runtime
 
 INTERPRETER = "PADDLEQ_LITE_PYTHON"  # environment variable with the path of the interpreter
 _CHILD = str(Path(__file__).with_name("lite_child.py"))
+_TRANSPOSED = {"conv2d_transpose": "Filter", "depthwise_conv2d_transpose": "Filter"}
 _LAST_BYTES = 2000  # of its output, for error messages
 _PROBE = ("import importlib.util, os, sysconfig; print(importlib.util.find_spec('paddlelite') and "
           "os.path.join(sysconfig.get_path('platlib'), 'paddlelite', 'libs'))")
@@ -123,28 +123,16 @@ class _Session(Session):
 
 
 def _with_integers(program):
-    """Let the transposed convolutions of ``program`` compute with integers, in place.
+    """Let all weighted operators of quantized inputs compute with integers, in place.
 
-    Paddle Inference's int8 mode refuses a program changed in this way; Paddle-Lite has int8 kernels
-    for ARM.
+    Paddle Inference's int8 mode refuses that for transposed convolutions, and computes others
+    wrongly; Paddle-Lite has int8 kernels for ARM.
     """
+    restore_quantizers(program)
     builder = OpBuilder(program)
     for block in program.desc.blocks:
-        ops, replaced = list(block.ops), {}
-        view = GraphView(ops)
-        for weight in stored_weights(program, ops).values():
-            op = view.sole_consumer(weight.target)
-            if op is None or weight.linear or not op.type.endswith("conv2d_transpose") or (
-                    view.source(op, "Input", "dequantize_linear") is None):
-                continue
-            zero = builder.parameter(f"{weight.target}.zero_point",
-                                     np.zeros_like(program.arrays[weight.scale]))
-            replaced.update((id(each), []) for each in weight.ops[:-1])
-            replaced[id(weight.ops[-1])] = [linear_op(
-                "dequantize_linear", weight.name, weight.scale, zero, weight.target, weight.bits,
-                weight.axis)]
-        replace_ops(block, [new for op in ops for new in replaced.get(id(op), [op])])
-    program.remove_unused_parameters()
+        restore_dequantize_linear(builder, block, {**INFERENCE_WEIGHTS, **_TRANSPOSED},
+                                  per_token=False)
 
 
 def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[str]", None] = None,

@@ -79,7 +79,6 @@ def max_unpool(operator):
 def transposed_convolution(operator):
     pads = operator.attribute("paddings") or [0, 0, 0]
     if (operator.attribute("padding_algorithm", "EXPLICIT") != "EXPLICIT"
-            or operator.attribute("data_format", "NCDHW") == "NDHWC"
             or operator.attribute("output_size") or operator.inputs("OutputSizeTensor")):
         return None
     pads = [*pads, *pads] if len(pads) == 3 else [*pads[::2], *pads[1::2]]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..program.passes.ignored_parts import trace_offset
 from .splice import exact_form
 
 
@@ -9,16 +10,13 @@ from .splice import exact_form
 def pixel_unshuffle(operator):
     """``SpaceToDepth`` has another order of channels."""
     x, size = operator.input("X"), operator.attribute("downscale_factor", 1)
-    last = operator.attribute("data_format", "NCHW") == "NHWC"
-    channels = operator.shape(x)[3 if last else 1]
+    channels = operator.shape(x)[1]
     if channels < 1:
         return None
 
     def write(to):
-        name = to.node("Transpose", x, perm=[0, 3, 1, 2]) if last else x
         order = np.arange(size * size * channels).reshape(size * size, channels).T.reshape(-1)
-        name = to.node("Gather", to.node("SpaceToDepth", name, blocksize=size), order, axis=1)
-        to.node("Transpose", name, perm=[0, 2, 3, 1] if last else [0, 1, 2, 3],
+        to.node("Gather", to.node("SpaceToDepth", x, blocksize=size), order, axis=1,
                 output=operator.output())
 
     return write
@@ -27,12 +25,11 @@ def pixel_unshuffle(operator):
 @exact_form("channel_shuffle")
 def channel_shuffle(operator):
     x, groups = operator.input("X"), operator.attribute("groups", 1)
-    axis = 3 if operator.attribute("data_format", "NCHW") == "NHWC" else 1
-    channels = operator.shape(x)[axis]
+    channels = operator.shape(x)[1]
     if channels < 1:
         return None
     order = np.arange(channels).reshape(groups, -1).T.reshape(-1)
-    return lambda to: to.node("Gather", x, order, axis=axis, output=operator.output())
+    return lambda to: to.node("Gather", x, order, axis=1, output=operator.output())
 
 
 def diagonal_of(operator):
@@ -42,6 +39,8 @@ def diagonal_of(operator):
     rank = len(shape)
     axes = [operator.attribute(name, default) % rank
             for name, default in (("axis1", 0), ("axis2", 1))]
+    if operator.type == "trace":
+        offset, *axes = trace_offset(operator.op, rank)
     rows, columns = (shape[axis] for axis in axes)
     if rows < 1 or columns < 1:
         return None

@@ -43,6 +43,7 @@ class OnnxFormat(Format):
     """``path.onnx``, which represents zero points, groups and ranges of any kind."""
 
     endings = (".onnx",)
+    targets = TARGETS
 
     def versions(self):
         # paddle2onnx may be installed in another interpreter.
@@ -138,8 +139,8 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
     """Write a program with markers as an ONNX file; see :func:`to_onnx`."""
     opset = resolve_opset(marks, opset)
     reference = program.copy() if verify else None
+    to_channels_first(program, marks)
     resolve_output_sizes(program)
-    to_channels_first(program)
     parameters = set(program.arrays)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))
     if opset > CONVERTER_HIGHEST:

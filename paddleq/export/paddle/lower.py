@@ -6,7 +6,7 @@ from ...errors import ExportError
 from ...spec import QuantSpec
 from ..formats import Format, register_format
 from ..markers import MarkerLowering, marker_number, simulated_weight
-from ..program.op_builder import BOOL, FLOAT32, OpBuilder
+from ..program.op_builder import BOOL, FLOAT32, OpBuilder, linear_op
 from ..program.op_desc import (
     all_outputs,
     attribute,
@@ -17,6 +17,9 @@ from ..program.op_desc import (
     rename_inputs,
     replace_ops,
 )
+from ..program.passes.activation_steps import quantize_in_steps
+from ..program.passes.runtime_workarounds import apply_runtime_workarounds
+from .int8_kernels import use_int8_kernels
 
 
 @register_format("pdmodel")
@@ -24,6 +27,7 @@ class PdmodelFormat(Format):
     """``path.pdmodel`` and ``path.pdiparams``, which every runtime of Paddle reads."""
 
     endings = (".pdmodel", ".pdiparams")
+    targets = ("any", "paddle_int8")
 
     def check_spec(self, name, spec, is_weight):
         if not spec.symmetric:
@@ -43,9 +47,17 @@ class PdmodelFormat(Format):
     def stores_integers_of(self, layer):
         return layer.quantized_linearly
 
-    def write(self, program, marks, path, provenance=None, onnx_format=True):
+    def write(self, program, marks, path, provenance=None, onnx_format=True, target="any"):
         ProgramLowering(program, marks, onnx_format).run()
-        program.save(path + ".pdmodel", path + ".pdiparams", provenance)
+        save_for(target, program, path + ".pdmodel", path + ".pdiparams", provenance)
+
+
+def save_for(target, program, model_path, params_path, provenance=None):
+    """Write a lowered program for a target of :class:`PdmodelFormat`."""
+    if target == "paddle_int8":
+        apply_runtime_workarounds(program)
+        use_int8_kernels(program)
+    program.save(model_path, params_path, provenance, workarounds=target != "paddle_int8")
 
 
 class ProgramLowering(MarkerLowering):
@@ -67,6 +79,8 @@ class ProgramLowering(MarkerLowering):
                             {"X": source, "InScale": scale}, {"Out": target, "OutScale": scale},
                             bit_length=mark.spec.bits, moving_rate=0.9, is_test=True,
                             round_type=0)]
+        if mark.spec.bits != 8:
+            return quantize_in_steps(self.builder, block, source, target, scale, mark.spec.bits)
         quantized = self.builder.variable_like(block, target, f"{target}.quantized")
         zero = self._zero()
         return [linear_op("quantize_linear", source, scale, zero, quantized, mark.spec.bits),
@@ -143,15 +157,6 @@ class ProgramLowering(MarkerLowering):
     def run(self):
         super().run()
         self.program.remove_unused_parameters()
-
-
-def linear_op(kind, source, scale, zero, target, bits, axis=-1):
-    """Create the operator ``quantize_linear`` or ``dequantize_linear``."""
-    # Paddle 3 clips to qmin and qmax and ignores bit_length; Paddle 2.6 the opposite.
-    top = 2 ** (bits - 1) - 1
-    return make_op(kind, {"X": source, "Scale": scale, "ZeroPoint": zero}, {"Y": target},
-                   quant_axis=axis, bit_length=bits, qmin=-top - 1, qmax=top, round_type=0,
-                   is_test=True, only_observer=False)
 
 
 class MarkerRemoval(ProgramLowering):

@@ -8,6 +8,7 @@ from ...nn.tracing import MARKER_FACTOR
 from ..markers import ActivationMark, simulated_weight
 from ..program.graph_view import GraphView
 from ..program.op_desc import attribute, inputs, make_op, outputs, replace_ops
+from ..program.passes.activation_steps import restore_quantizers
 from ..program.passes.stored_weights import spec_of, stored_weights
 from ..program.validate import contradictions_reported
 
@@ -20,6 +21,7 @@ def raise_to_markers(program, partly=False):
         partly: leave operators that markers do not represent, which otherwise raise ExportError.
     """
     marks = []
+    restore_quantizers(program)
     for block in program.desc.blocks:
         left = _not_represented(program, block) if partly else ()
         replace_ops(block, _with_markers(program, block, marks, left))

@@ -27,6 +27,7 @@ class PirFormat(PdmodelFormat):
     """``path.json`` and ``path.pdiparams``, which Paddle 3 loads itself."""
 
     endings = (".json", ".pdiparams")
+    targets = ()
 
     @staticmethod
     def read(model_path, params_path):

@@ -4,6 +4,8 @@ import math
 import struct
 from typing import Any
 
+import numpy as np
+
 from ...errors import FormatError
 from ..program.op_desc import TYPES, make_op, set_attribute
 from ..program.pdiparams import CODES
@@ -141,7 +143,48 @@ def _counted_axis(converter, operation, values):
     values["dim"] = "int", axis + rank if axis < 0 else axis
 
 
+def _scale_factors(converter, operation, values):
+    """Choose scale factors of float32 with the sizes and the ratios of those of float64.
+
+    Paddle 3.3 computes with float64, 3.1 with float32; 1 / 1.7 differs by a digit from the
+    reciprocal of the float32 next to 1.7, which moves each interpolated value.
+    """
+    factors = values["scale"][1]
+    before, after = (each.shape or [] for each in (converter.types[operation.operands[0]],
+                                                   operation.results[0]))
+    axes = slice(1, -1) if values["data_layout"][1].endswith("C") else slice(2, None)
+    sides = list(zip(factors, before[axes], after[axes]))
+    if not len(factors) == len(before[axes]) == len(after[axes]):
+        return
+    gathered = values["interp_method"][1] == "nearest"  # by passes/nearest_interpolation.py
+    found = [_float32_factor(*each, gathered) for each in sides]
+    if None not in found:
+        values["scale"] = "floats", found
+    elif all(min(side, size) > 0 and np.float32(side / size) == np.float32(1 / factor)
+             for factor, side, size in sides):
+        values["scale"] = "floats", []
+        names = ("out_d", "out_h", "out_w")[-len(sides):]
+        values.update((name, ("int", size)) for name, (_, _, size) in zip(names, sides))
+
+
+def _float32_factor(factor, side, size, gathered):
+    """Return a float32 with the ratio of ``factor`` that gives a side its size, None without one.
+
+    A dynamic side is scaled by the float32 next to ``factor``, or by any one if ``gathered``.
+    """
+    nearest = np.float32(factor)
+    for each in (nearest, np.nextafter(nearest, np.float32(0)),
+                 np.nextafter(nearest, np.float32(np.inf))):
+        sizes = int(side * float(each)), int(np.float32(side) * each)
+        fits = (sizes == (size, size) if min(side, size) > 0 else gathered or each == nearest)
+        if factor > 0 and fits and np.float32(1 / float(each)) == np.float32(1 / factor):
+            return float(each)
+    return None
+
+
 HOOKS = {
+    **dict.fromkeys((f"{kind}_interp" for kind in ("linear", "bilinear", "trilinear", "bicubic",
+                                                   "nearest")), _scale_factors),
     **dict.fromkeys(("sum", "mean", "max", "min", "prod", "all", "any", "amax", "amin",
                      "frobenius_norm"), _reduction),
     **dict.fromkeys(("repeat_interleave", "repeat_interleave_with_tensor_index"),

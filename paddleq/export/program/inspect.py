@@ -7,6 +7,7 @@ import numpy as np
 from ...engine.summary import plain_spec
 from .graph_view import GraphView
 from .op_desc import all_inputs, attribute, dtype_of, inputs, outputs, shape_of
+from .passes.activation_steps import restore_quantizers
 from .passes.stored_weights import WEIGHTED_OPS, spec_of, stored_weights
 from .validate import contradictions_reported
 
@@ -40,8 +41,10 @@ def inspect(program):
         var = program.variable(name)
         return {"name": name, "shape": shape_of(var), "dtype": dtype_of(var)}
 
+    plain = program.copy()
+    restore_quantizers(plain)
     weights, activations = (sum(found, []) for found in zip(*(
-        _quantizers(program, each) for each in program.desc.blocks)))
+        _quantizers(plain, each) for each in plain.desc.blocks)))
     return {
         "inputs": [described(name) for _, name in feeds],
         "outputs": [described(name) for _, name in fetches],
@@ -102,7 +105,8 @@ def _consumer_type(view, op):
 @contradictions_reported()
 def program_rows(program):
     """Rows as of :func:`paddleq.engine.summary.layer_rows`, one for each operator with a weight."""
-    rows = []
+    rows, program = [], program.copy()
+    restore_quantizers(program)
     for block in program.desc.blocks:
         view = GraphView(block.ops)
         weights = stored_weights(program, list(block.ops))

@@ -49,3 +49,12 @@ class OpBuilder:
                     {"X": product, "Y": self.constant(f"paddleq.levels_{levels}", levels)},
                     {"Out": target}, axis=-1),
         ]
+
+
+def linear_op(kind, source, scale, zero, target, bits, axis=-1):
+    """Create the operator ``quantize_linear`` or ``dequantize_linear``."""
+    # Paddle 3 clips to qmin and qmax and ignores bit_length; Paddle 2.6 the opposite.
+    top = 2 ** (bits - 1) - 1
+    return make_op(kind, {"X": source, "Scale": scale, "ZeroPoint": zero}, {"Y": target},
+                   quant_axis=axis, bit_length=bits, qmin=-top - 1, qmax=top, round_type=0,
+                   is_test=True, only_observer=False)

@@ -12,6 +12,8 @@ _FIELDS = {"int": (0, "i"), "float": (1, "f"), "str": (2, "s"), "ints": (3, "int
            "longs": (11, "longs"), "float64s": (12, "float64s"), "blocks": (10, "blocks_idx"),
            "float64": (15, "float64"), "scalar": (16, "scalar"), "scalars": (17, "scalars")}
 _FIELD_OF = dict(_FIELDS.values())
+ATTRIBUTE_TYPES = frozenset(_FIELD_OF)
+"""Numbers of the types of attributes with constant values; others hold names of variables."""
 _SCALAR_FIELDS = {bool: (1, "b"), int: (2, "i"), float: (3, "r")}
 _SCALAR_FIELD_OF = dict(_SCALAR_FIELDS.values())
 TYPES = {bool: "bool", int: "int", float: "float", str: "str", list: "ints", tuple: "strs"}
@@ -81,11 +83,19 @@ def all_outputs(op):
 
 def rename_inputs(ops, names):
     """Replace input variables of operators by ``names[variable]``, in place."""
-    for op in ops:
-        for entry in op.inputs:
-            for i, name in enumerate(entry.arguments):
-                if name in names:
-                    entry.arguments[i] = names[name]
+    _rename([entry for op in ops for entry in op.inputs], names)
+
+
+def rename_outputs(ops, names):
+    """Replace output variables of operators by ``names[variable]``, in place."""
+    _rename([entry for op in ops for entry in op.outputs], names)
+
+
+def _rename(entries, names):
+    for entry in entries:
+        for i, name in enumerate(entry.arguments):
+            if name in names:
+                entry.arguments[i] = names[name]
 
 
 def replace_ops(block, ops):
@@ -130,6 +140,13 @@ def set_attribute(op, name, value, kind=None):
         getattr(attr, field).extend(value)
     else:
         setattr(attr, field, value)
+
+
+def change_attribute(op, name, value):
+    """Set an attribute, of the type that it has if the operator has it."""
+    number = next((attr.type for attr in op.attrs if attr.name == name), None)
+    set_attribute(op, name, value, next(
+        (kind for kind, (code, _) in _FIELDS.items() if code == number), None))
 
 
 def make_op(kind, ins, outs, **attributes):

@@ -152,10 +152,15 @@ class Program:
         for op in (op for block in self.desc.blocks for op in block.ops):
             for entry in op.inputs if unused.intersection(all_inputs(op)) else ():
                 entry.arguments[:] = [name for name in entry.arguments if name not in unused]
-        main = self.desc.blocks[0]
-        kept = [var for var in main.vars if var.name not in unused]
-        del main.vars[:]
-        main.vars.extend(kept)
+        self.remove_variables(self.desc.blocks[0], unused)
+
+    def remove_variables(self, block, names):
+        """Remove the variables ``names`` from a block, to which no operator refers."""
+        # extend() copies, and its source must outlive the emptying of the block.
+        kept = [type(var).FromString(var.SerializeToString()) for var in block.vars
+                if var.name not in names]
+        del block.vars[:]
+        block.vars.extend(kept)
         self._variables.clear()
 
 

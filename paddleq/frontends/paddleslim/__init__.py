@@ -4,6 +4,8 @@ The front ends parse and validate their arguments and pass a :class:`~paddleq.co
 to the engine.
 """
 
+from .auto_compression import AutoCompression
+from .distill import QuantAware
 from .ptq import PTQ
 from .qat import QAT
 from .quantizers import (
@@ -14,5 +16,5 @@ from .quantizers import (
     PerChannelAbsmaxQuantizer,
 )
 
-__all__ = ["PTQ", "QAT", "AbsmaxQuantizer", "HistQuantizer", "KLQuantizer", "ObserverQuantizer",
-           "PerChannelAbsmaxQuantizer"]
+__all__ = ["PTQ", "QAT", "AbsmaxQuantizer", "AutoCompression", "HistQuantizer", "KLQuantizer",
+           "ObserverQuantizer", "PerChannelAbsmaxQuantizer", "QuantAware"]

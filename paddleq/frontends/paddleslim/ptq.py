@@ -1,20 +1,31 @@
 """Static post-training quantization with PaddleSlim's interface."""
 
 import os
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Optional, Sequence, Union
 
 from paddle import nn
 
 from ... import engine, export
 from ..._checks import check_bool
+from ...algorithms.bias_correction import correct_biases, parse_bias_correction
+from ...algorithms.reconstruction import reconstruct
+from ...algorithms.reconstruction.settings import (
+    NEAREST,
+    has_learned_rounding,
+    parse_round_type,
+    recorded_round_type,
+)
 from ...analysis.accuracy import AccuracySearch
 from ...config import LayerConfig, Scope
-from ...engine.example_inputs import fold_batch_norms
 from ...errors import ConfigError
 from ...graph.fold_batch_norm import folded_tensors
 from ...nn.class_swap import rollback_on_error
 from .quantizers import make_quantizer
 from .shared import (
+    fold_in_programs,
+    fold_layers,
     insert_observers,
     layer_classes,
     rules_for,
@@ -35,6 +46,12 @@ class PTQ:
             observer.
         weight_quantizer: "PerChannelAbsmaxQuantizer" (default) or "AbsmaxQuantizer", the class,
             a subclass, or an instance.
+        round_type: rounding of the weights, by :meth:`calibrate`: "round" (default) to nearest,
+            "adaround", "brecq", "qdrop" or another registered name, or its settings, such as
+            :class:`paddleq.algorithms.AdaRound`.
+        bias_correction: add the mean error of each output channel to the biases after
+            :meth:`calibrate`: True or "fast" in one more pass over the data, "full" in one for
+            each layer. See :func:`paddleq.algorithms.correct_biases`. Default False.
         **kwargs: arguments of the activation quantizer, unless it is an instance:
             ``quant_bits``, ``bins``, ``upsample_bins``, ``hist_percent``.
 
@@ -51,10 +68,14 @@ class PTQ:
     """
 
     def __init__(self, activation_quantizer: Any = "KLQuantizer",
-                 weight_quantizer: Any = "PerChannelAbsmaxQuantizer", **kwargs: Any) -> None:
+                 weight_quantizer: Any = "PerChannelAbsmaxQuantizer",
+                 round_type: Any = NEAREST, bias_correction: Union[bool, str] = False,
+                 **kwargs: Any) -> None:
+        self.bias_correction = parse_bias_correction(bias_correction)
         self.activation_quantizer = make_quantizer(
             "activation_quantizer", activation_quantizer, "activation", kwargs)
         self.weight_quantizer = make_quantizer("weight_quantizer", weight_quantizer, "weight", {})
+        self.round_type = parse_round_type("round_type", round_type)
 
     def quantize(self, model: nn.Layer, inplace: bool = False, fuse: bool = False,
                  fuse_list: Optional[Sequence[Sequence[str]]] = None, inputs: Any = None,
@@ -65,9 +86,11 @@ class PTQ:
             model: a float ``paddle.nn.Layer``.
             inplace: change ``model`` itself. Default False: a copy. The result is in evaluation
                 mode.
-            fuse: fold batch norms into the convolutions and linear layers before them.
+            fuse: fold batch norms into the convolutions and linear layers before them, and
+                multiplications and additions of parameters (``self.scale * x + self.bias``) into
+                the weighted layers before or after them, along the data flow.
             fuse_list: names of the pairs to fold, ``[["conv1", "bn1"], ...]``. Default None: all
-                pairs in the data flow.
+                norms and affine operators in the data flow that can be.
             inputs: example inputs (a tensor, a list of arguments or a dict) from which the pairs
                 are found. Default None: the first calibration batch.
             skip: layers to leave float: a layer's name (the layer and all layers in it), a
@@ -97,23 +120,39 @@ class PTQ:
                              activation=self.activation_quantizer.activation())
         model = model if inplace else engine.copy_of(model)
         with rollback_on_error(model, folded_tensors(model) if fuse else ()):
+            if fuse and fuse_list is None:
+                fold_in_programs(model)
             insert_observers(model, rules_for(classes, config, scope),
-                             (lambda: fold_batch_norms(model, inputs, fuse_list)) if fuse else None)
+                             (lambda: fold_layers(model, inputs, fuse_list)) if fuse else None)
             engine.set_provenance(
                 model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
                 weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
-                rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type)
+                rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type,
+                round_type=recorded_round_type(self.round_type),
+                bias_correction=self.bias_correction)
         return model
 
     def calibrate(self, model, data, num_batches=None):
         """Observe activations on batches of ``data``; see :func:`paddleq.calibrate`.
 
-        Afterwards the model simulates the quantized one.
+        With another ``round_type`` than "round" the batches are kept, and the rounding of the
+        weights is learned on them; see :func:`paddleq.algorithms.reconstruct`. With
+        ``bias_correction`` they are kept too, and the biases are corrected last. Afterwards the
+        model simulates the quantized one.
 
         Returns:
             Number of batches used.
         """
-        return engine.calibrate(model, data, num_batches)
+        if self.round_type is None and self.bias_correction is None:
+            return engine.calibrate(model, data, num_batches)
+        if isinstance(data, Iterable):
+            data = list(islice(data, num_batches))  # read again
+        count = engine.calibrate(model, data, num_batches)
+        if self.round_type is not None:
+            reconstruct(model, data, self.round_type, num_batches)
+        if self.bias_correction is not None:
+            correct_biases(model, data, self.bias_correction, num_batches)
+        return count
 
     def convert(self, model: nn.Layer) -> nn.Layer:
         """Compute the scales from the statistics of plain forward calls.
@@ -126,8 +165,18 @@ class PTQ:
 
         Raises:
             CalibrationError: no layer saw data.
+            ConfigError: ``round_type`` or ``bias_correction`` needs the data again, which
+                :meth:`calibrate` has.
         """
         engine.check_quantized(model)
+        if self.round_type is not None and not has_learned_rounding(model):
+            raise ConfigError("round_type must be 'round' for forward calls and convert(), but is "
+                              f"{type(self.round_type).__name__}, which learns the rounding from "
+                              "batches: call calibrate(model, data)")
+        if self.bias_correction is not None:
+            raise ConfigError("bias_correction must be False for forward calls and convert(), but "
+                              f"is {self.bias_correction!r}, which reads the batches again: call "
+                              "calibrate(model, data)")
         engine.finalize(model)
         engine.set_state(model, "validation")
         engine.leave_uncalled_float(model)
@@ -178,7 +227,7 @@ class PTQ:
 
     def save_quantized_model(self, model: nn.Layer, path: Union[str, os.PathLike],
                              input_spec: Optional[Sequence] = None, onnx_format: bool = True,
-                             format: str = "pdmodel") -> None:
+                             format: str = "pdmodel", target: Optional[str] = None) -> None:
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
 
         The model in memory keeps its state. After :meth:`calibrate` or :meth:`convert` it simulates
@@ -189,7 +238,7 @@ class PTQ:
             model: a calibrated model that :meth:`quantize` returned. It is not changed.
             onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with
                 integer weights; False: ``fake_*`` operators with float weights.
-            path, input_spec, format: as for :meth:`paddleq.QAT.save_quantized_model`.
+            path, input_spec, format, target: as for :meth:`paddleq.QAT.save_quantized_model`.
 
         Raises:
             CalibrationError: no layer saw calibration data.
@@ -198,4 +247,5 @@ class PTQ:
             TraceError: Paddle could not trace the model into a program.
         """
         check_bool("onnx_format", onnx_format)
-        export.save(model, path, input_spec, onnx_format=onnx_format, format=format)
+        export.save(model, path, input_spec, onnx_format=onnx_format, format=format,
+                    target=target)

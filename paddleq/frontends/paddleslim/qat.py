@@ -20,14 +20,20 @@ from ..._checks import (
 )
 from ...config import LayerConfig, QuantizerConfig, Scope
 from ...config.layer_config import activation_observers
-from ...engine.example_inputs import fold_batch_norms
 from ...fake_quant import LSQ, PACT
 from ...fake_quant.lsq import LEARNED_QUANTIZERS
 from ...graph.fold_batch_norm import folded_tensors
 from ...nn.class_swap import rollback_on_error
 from ...observers import OBSERVERS, CurrentAbsMaxObserver
 from ...spec import PerChannel, PerTensor, QuantSpec
-from .shared import layer_classes, rules_for, skip_rules, warn_unused_inputs
+from .shared import (
+    fold_in_programs,
+    fold_layers,
+    layer_classes,
+    rules_for,
+    skip_rules,
+    warn_unused_inputs,
+)
 
 _CHANNEL_WISE = "channel_wise_"
 _logger = logging.getLogger("paddleq")
@@ -89,7 +95,8 @@ class QAT:
             - ``window_size`` (10000): number of batches in the window of "range_abs_max".
             - ``moving_rate`` (0.9): in [0, 1), for "moving_average_abs_max".
             - ``quantizable_layer_type`` (["Conv2D", "Linear"]): layer classes or their names.
-            - ``fuse_conv_bn`` (False): fold batch norms before training.
+            - ``fuse_conv_bn`` (False): fold batch norms, and multiplications and additions of
+              parameters, into weighted layers before training.
             - ``onnx_format`` (True): export ``quantize_linear`` / ``dequantize_linear`` with
               integer weights; False: ``fake_*`` operators with float weights.
         weight_preprocess, act_preprocess: classes (usually ``paddle.nn.Layer`` subclasses) built
@@ -143,6 +150,11 @@ class QAT:
         self._given = set(config or ())
         self._warn_unused_keys()
 
+    @property
+    def layer_config(self) -> LayerConfig:
+        """Configuration of each quantized layer."""
+        return self._layer_config
+
     def _warn_unused_keys(self):
         """Warn of keys that were given another value than the default and that nothing reads."""
         for key in ("moving_rate", "window_size"):
@@ -183,9 +195,11 @@ class QAT:
                                         "quantizable_layer_type")
         warn_unused_inputs(inputs, self.config["fuse_conv_bn"], "fuse_conv_bn")
         model = model if inplace else engine.copy_of(model)
-        fuse = (lambda: fold_batch_norms(model, inputs)) if self.config["fuse_conv_bn"] else None
+        fuse = (lambda: fold_layers(model, inputs)) if self.config["fuse_conv_bn"] else None
         rules = rules_for(self.config["quantizable_layer_type"], self._layer_config, scope)
         with rollback_on_error(model, folded_tensors(model) if fuse else ()):
+            if fuse is not None:
+                fold_in_programs(model)
             engine.prepare(model, rules, fuse)
             engine.set_provenance(model, "qat", config=self.config, rules=skip_rules(scope),
                                   **self._hooks)
@@ -194,7 +208,7 @@ class QAT:
     def save_quantized_model(self, model: nn.Layer, path: Union[str, os.PathLike],
                              input_spec: Optional[Sequence] = None,
                              onnx_format: Optional[bool] = None,
-                             format: str = "pdmodel") -> None:
+                             format: str = "pdmodel", target: Optional[str] = None) -> None:
         """Export for deployment: writes ``path.pdmodel`` and ``path.pdiparams``.
 
         ``path.paddleq.yaml`` beside them describes their origin. The model is not changed and
@@ -210,6 +224,8 @@ class QAT:
             format: "pdmodel" (default): integers, for all runtimes and versions of Paddle. "pir":
                 ``path.json``, a float simulation for Paddle 3; needs another ``path``.
                 See :func:`paddleq.export.save`.
+            target: the runtime that the file is for: "paddle_int8" for Paddle Inference with
+                ``enable_mkldnn_int8()`` only; see :func:`paddleq.save_quantized_model`.
 
         Raises:
             ExportError: names the layers of the exported graph whose quantizers were never trained,
@@ -218,7 +234,8 @@ class QAT:
         """
         as_onnx = self.config["onnx_format"] if onnx_format is None else check_bool(
             "onnx_format", onnx_format)
-        export.save(model, path, input_spec, onnx_format=as_onnx, format=format)
+        export.save(model, path, input_spec, onnx_format=as_onnx, format=format,
+                    target=target)
 
 
 def _parse_qat_config(config):

@@ -11,6 +11,13 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import check_bool, check_choice, check_float, check_int, hint, wrong_type
+from ...algorithms.bias_correction import correct_on_batches, parse_bias_correction
+from ...algorithms.reconstruction.driver import reconstruct_on
+from ...algorithms.reconstruction.settings import (
+    NEAREST,
+    parse_round_type,
+    recorded_round_type,
+)
 from ...analysis import Sensitivities, sensitivity
 from ...config import LayerConfig, QuantConfig, Scope
 from ...config.layer_config import check_activation_observer
@@ -18,10 +25,11 @@ from ...engine.provenance import plain_value
 from ...engine.select import select
 from ...errors import ConfigError, ModelError
 from ...export.markers import simulated_weight
-from ...export.paddle.lower import ProgramLowering
+from ...export.paddle.lower import ProgramLowering, save_for
 from ...export.pir_to_program import load_program
 from ...export.program.program import Program
 from ...export.provenance_file import Provenance, file_digests
+from ...export.save import check_target
 from ...export.trace import trace, trace_float
 from ...graph.fold_batch_norm import fuse
 from ...nn.layer_types import kind_of
@@ -66,7 +74,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
                       activation_bits=8, weight_quantize_type="channel_wise_abs_max",
                       optimize_model=True, skip_tensor_list=None, batch_generator=None,
                       sample_generator=None, batch_size=1, is_full_quantize=False,
-                      onnx_format=True, **unneeded):
+                      onnx_format=True, round_type=NEAREST, bias_correction=False, target="any",
+                      **unneeded):
     """Quantize a saved model with calibration data; its Python class is not needed.
 
     The model is loaded as a :class:`paddleq.SavedModel`, quantized by the engine as
@@ -91,20 +100,30 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             mul, matmul or matmul_v2.
         weight_bits, activation_bits: 2 to 8. Default 8.
         weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
-        optimize_model: fold batch norms into the weights before them. Default True.
+        optimize_model: fold batch norms into the weights before them, and multiplications and
+            additions of constants into the weights before or after them. Default True.
         skip_tensor_list: names of weights, inputs or outputs whose operators stay float.
         batch_generator, sample_generator: in place of ``data_loader``, functions that return an
             iterator over batches, or over samples without the batch axis: lists of the inputs,
-            which are cast to their data types. ``batch_size`` samples are a batch; a last one
-            that is not full is dropped.
+            which are cast to their data types. An array of the only input may have the batch axis:
+            each row is a sample. ``batch_size`` samples are a batch; a last one that is not full is
+            dropped.
         is_full_quantize: quantize the operators of all supported types. Default False.
         onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with integer
             weights; False: ``fake_*`` operators with float weights.
+        round_type: rounding of the weights, as for :class:`paddleq.PTQ`: "round" (default) to
+            nearest, "adaround", "brecq", "qdrop", or settings such as
+            :class:`paddleq.algorithms.AdaRound`. Others than "round" keep the batches in memory.
+        bias_correction: add the mean error of each output channel to the biases: True or "fast"
+            in one more pass over the batches, which are kept in memory, "full" in one for each
+            layer. See :func:`paddleq.algorithms.correct_biases`. The bias correction of PaddleSlim
+            moves the weights instead. Default False.
+        target: "any" (default), or "paddle_int8" for Paddle Inference with
+            ``enable_mkldnn_int8()`` only; see :func:`paddleq.save_quantized_model`.
         **unneeded: other arguments of PaddleSlim's: ``executor``, which may also be the first
             positional argument, followed by PaddleSlim's others in its order, ``scope``,
             ``activation_quantize_type``, ``is_use_cache_file``, ``cache_dir`` and
-            ``deploy_backend`` have no effect, of which a warning is logged; ``round_type`` must be
-            "round" and ``bias_correction`` False.
+            ``deploy_backend`` have no effect, of which a warning is logged.
 
     The model runs in dynamic mode, also after ``paddle.enable_static()``.
 
@@ -137,19 +156,23 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             raise wrong_type(name, path, "a folder")
     check_unneeded(unneeded)
     check_bool("onnx_format", onnx_format)
+    form = {**({} if onnx_format else {"onnx_format": False}),
+            **check_target("pdmodel", target, onnx_format)}
     files = find_files(os.fspath(model_dir), model_filename, params_filename)
+    settings = parse_round_type("round_type", round_type)
     options = {
         "batch_nums": batch_nums, "algo": algo, "hist_percent": hist_percent,
         "quantizable_op_type": (OP_TYPES if check_bool("is_full_quantize", is_full_quantize)
                                 else quantizable_op_type),
         "weight_bits": weight_bits, "activation_bits": activation_bits,
         "weight_quantize_type": weight_quantize_type, "optimize_model": optimize_model,
-        "skip_tensor_list": skip_tensor_list}
+        "skip_tensor_list": skip_tensor_list, "bias_correction": bias_correction}
     with dynamic_mode() as wrap:
         data = calibration_data(data_loader, batch_generator, sample_generator, batch_size, wrap)
-        program, names = quantized_program(calibrated_model(files, data, **options),
-                                           onnx_format=onnx_format)
-    form = {} if onnx_format else {"onnx_format": False}
+        program, names = quantized_program(calibrated_model(files, data, round_type=settings,
+                                                            **options), onnx_format=onnx_format)
+    if settings is not None:
+        options["round_type"] = recorded_round_type(settings)
     save_program(
         program, os.fspath(quantize_model_path), save_model_filename or "model.pdmodel",
         save_params_filename or "model.pdiparams", made_from=file_digests(files),
@@ -173,17 +196,19 @@ def sensitivity_post_static(files, data_loader, **options):
 
 def calibrated_model(files, data_loader, config=None, batch_nums=None,
                      quantizable_op_type=DEFAULT_OPS, optimize_model=True, skip_tensor_list=None,
-                     **quantizers):
+                     round_type=None, bias_correction=False, **quantizers):
     """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
 
     The arguments are those of that function and the files of the model. A ``config`` replaces
     the ``quantizers``: the bits, ``algo``, ``hist_percent`` and ``weight_quantize_type``.
+    ``round_type`` is an :class:`paddleq.algorithms.AdaRound`, or None to round to nearest.
     """
     config = _layer_config(**quantizers) if config is None else config
     for name, spec in (("weight_bits", config.weight_spec),
                        ("activation_bits", config.activation_spec)):
         check_int(name, spec and spec.bits, 2, 8)
     check_bool("optimize_model", optimize_model)
+    correction = parse_bias_correction(bias_correction)
     if batch_nums is not None:
         check_int("batch_nums", batch_nums, 1)
     skip = [] if skip_tensor_list is None else skip_tensor_list
@@ -193,12 +218,16 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     model = SavedModel(*files)
     _warn_unmatched(model, quantizable_op_type)
     rules = operator_rules(model, op_types, config, skip)
+    if optimize_model:  # after the rules, because variables in skip_tensor_list may be gone then
+        model.fold_affines()
     argument = "data_loader"
     if isinstance(data_loader, SampleBatches):
         data_loader, argument = data_loader.of(model), "sample_generator"
     batches = engine.iter_batches(model, data_loader, batch_nums, "calibrating",
                                   argument=argument)
     first = next(batches)
+    if round_type is not None or correction is not None:
+        batches = list(batches)  # read again
 
     def run(inputs):
         args, kwargs = inputs
@@ -211,6 +240,10 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     engine.prepare(model, rules, (lambda: fuse(model, run_first)) if optimize_model else None)
     with engine.calibrating(model):
         engine.run_batches(run, chain([first], batches))
+    if round_type is not None:
+        reconstruct_on(model, [first, *batches], round_type)
+    if correction is not None:
+        correct_on_batches(model, [first, *batches], correction)
     return model
 
 
@@ -395,5 +428,5 @@ def quantized_program(model: SavedModel, as_float: bool = False,
 def save_program(program: Program, folder: str, model_filename: str, params_filename: str,
                  **made_by: Any) -> None:
     """Write a program with its parameters and provenance to ``folder``."""
-    program.save(os.path.join(folder, model_filename), os.path.join(folder, params_filename),
-                 Provenance("pdmodel", program, **made_by))
+    save_for(made_by.get("target", "any"), program, os.path.join(folder, model_filename),
+             os.path.join(folder, params_filename), Provenance("pdmodel", program, **made_by))

@@ -8,8 +8,11 @@ from paddle import nn
 from ... import engine
 from ..._checks import check_choice, wrong_type
 from ...config import LayerConfig, QuantConfig, Scope
+from ...engine.example_inputs import fold_batch_norms
 from ...errors import ConfigError
 from ...nn.layer_types import QuantizableFunction, known_classes
+from ...saved_model import SavedModel
+from ...saved_model.fold_layer_affines import fold_layer_affines
 
 _logger = logging.getLogger("paddleq")
 
@@ -53,6 +56,22 @@ def warn_unused_inputs(inputs: Any, fuse: bool, argument: str) -> None:
     """Warn of example ``inputs`` that nothing reads, because no batch norms are folded."""
     if inputs is not None and not fuse:
         _logger.warning("inputs has no effect: it is for %s=True, which is False", argument)
+
+
+def fold_in_programs(model: nn.Layer) -> None:
+    """Fold affine operators of saved models in ``model``, in place, before it is prepared."""
+    for layer in model.sublayers(include_self=True):
+        if isinstance(layer, SavedModel):
+            layer.fold_affines()
+
+
+def fold_layers(model: nn.Layer, inputs: Any, fuse_list: Optional[Sequence] = None) -> None:
+    """Fold affine operators and batch norms into weights, or only the norms of ``fuse_list``.
+
+    That happens on example inputs, or on the first batch if ``inputs`` is None.
+    """
+    fold_batch_norms(model, inputs, fuse_list,
+                     fold_layer_affines if fuse_list is None else None)
 
 
 def insert_observers(model: nn.Layer, rules: QuantConfig, fold: Optional[Callable]) -> None:

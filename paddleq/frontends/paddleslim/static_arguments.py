@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, cast
 import numpy as np
 import paddle
 
-from ..._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type
+from ..._checks import check_int, check_known_keys, wrong_type
 from ...engine.calibration import map_leaves
 from ...errors import CalibrationError, ConfigError
 from ...saved_model import SavedModel
@@ -48,12 +48,8 @@ def paddleslim_positions(function: Callable) -> Callable:
 
 
 def check_unneeded(arguments: Dict[str, Any]) -> None:
-    """Warn once of arguments without effect; raise for unknown ones and for other roundings."""
+    """Warn once of arguments without effect; raise for unknown ones."""
     check_known_keys("quant_post_static", arguments, _ORDER)
-    check_choice("round_type", arguments.pop("round_type", "round"), ["round"])
-    if check_bool("bias_correction", arguments.pop("bias_correction", False)):
-        raise ConfigError("bias_correction must be False, but is True: weights are rounded to the "
-                          "nearest integers and are not corrected afterwards")
     arguments = {name: value for name, value in arguments.items() if value is not None}
     if arguments:
         _logger.warning("quant_post_static does not need %s, which %s no effect: the model runs "
@@ -99,7 +95,8 @@ class SampleBatches:
 
     A sample is a list or tuple of the inputs without the batch axis, an array that holds them
     along its first axis (PaddleSlim's form), the array of the only input, or a dict by the names
-    of the inputs. A last batch that is not full is dropped.
+    of the inputs. An array of the only input with the batch axis holds a sample in each row;
+    PaddleSlim uses its first row only. A last batch that is not full is dropped.
     """
 
     def __init__(self, sample_generator: Any, batch_size: int,
@@ -111,19 +108,34 @@ class SampleBatches:
         """Return the batches for ``model``."""
         rows: List[list] = []
         count = number = 0
-        for number, sample in enumerate(self.samples):
-            rows.append([_shaped(value, spec) for value, spec in zip(
-                _entries(sample, model.input_spec, number), model.input_spec)])
+        for number, entries in self._entries(model.input_spec):
+            rows.append([_shaped(value, spec) for value, spec in zip(entries, model.input_spec)])
             if len(rows) == self.batch_size:
                 yield [_stacked(column, spec.name, number)
                        for column, spec in zip(zip(*rows), model.input_spec)]
                 count, rows = count + 1, []
         if rows and not count:
             raise CalibrationError(
-                f"sample_generator yields {number + 1} samples, fewer than one batch of "
+                f"sample_generator yields {len(rows)} samples, fewer than one batch of "
                 f"batch_size={self.batch_size}; a batch that is not full is dropped")
         if rows:
             _logger.info("the last %d samples are dropped: they are no full batch", len(rows))
+
+    def _entries(self, specs):
+        """Yield (number of the value of the generator, one value for each input) per sample."""
+        for number, sample in enumerate(self.samples):
+            if len(specs) == 1 and not isinstance(sample, (Mapping, list, tuple)):
+                sample = as_numpy(sample)
+                if _is_batch(sample, specs[0].shape):
+                    yield from ((number, [row]) for row in sample)
+                    continue
+            yield number, _entries(sample, specs, number)
+
+
+def _is_batch(array, shape):
+    """Return True if ``array`` has the batch axis and all other dimensions of ``shape``."""
+    return array.ndim == len(shape) and all(
+        want in (-1, have) for want, have in zip(shape[1:], array.shape[1:]))
 
 
 def _entries(sample, specs, number):
@@ -136,7 +148,7 @@ def _entries(sample, specs, number):
         return [sample[spec.name] for spec in specs]
     if not isinstance(sample, (list, tuple)):
         sample = as_numpy(sample)
-        if len(specs) == 1 and not (len(sample) == 1 and sample.ndim == len(specs[0].shape)):
+        if len(specs) == 1:
             return [sample]
     if len(sample) < len(specs):
         raise ConfigError(f"sample {number} of sample_generator must hold the {len(specs)} inputs "

@@ -13,6 +13,8 @@ import paddleq
 from paddleq.errors import CalibrationError, ConfigError, ConfigTypeError
 from paddleq.export.program.program import Program
 
+pytestmark = pytest.mark.one_version
+
 Spec = paddle.static.InputSpec
 IMAGES = np.random.RandomState(0).randn(10, 1, 8, 8).astype("float32") * np.linspace(
     1.0, 2.0, 10, dtype="float32").reshape([10, 1, 1, 1])
@@ -66,6 +68,37 @@ def test_samples_are_the_same_as_their_batches(name, source, tmp_path):
     paddleq.quant_post_static(source, tmp_path / "expected", batches, algo="avg")
     paddleq.quant_post_static(source, tmp_path / "found", sample_generator=SAMPLES[name],
                               batch_size=4, algo="avg")
+    assert files(tmp_path / "found") == files(tmp_path / "expected")
+
+
+# Samples with the batch axis, as loaders yield them to PaddleOCR's quant_kl.py.
+ROWS = {
+    "batches": lambda: iter([IMAGES[:6], IMAGES[6:]]),
+    "single rows and batches": lambda: iter([IMAGES[:1], IMAGES[1:2], IMAGES[2:]]),
+    "tensors": lambda: map(paddle.to_tensor, [IMAGES[:3], IMAGES[3:]]),
+    "float64": lambda: iter([IMAGES.astype("float64")]),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_of_an_array_with_the_batch_axis_is_a_sample(name, source, tmp_path):
+    paddleq.quant_post_static(source, tmp_path / "expected", [IMAGES[:4], IMAGES[4:8]], algo="avg")
+    paddleq.quant_post_static(source, tmp_path / "found", sample_generator=ROWS[name],
+                              batch_size=4, algo="avg")
+    assert files(tmp_path / "found") == files(tmp_path / "expected")
+
+
+@pytest.mark.one_version
+def test_rows_of_inputs_with_open_dimensions_are_samples(tmp_path):
+    """A detector of open height and width, and batches of different sizes."""
+    paddle.seed(0)
+    source = save(nn.Sequential(nn.Conv2D(1, 4, 3), nn.ReLU()), tmp_path / "float",
+                  Spec([None, 1, None, None], "float32", "x"))
+    wide = np.random.RandomState(2).randn(3, 1, 8, 12).astype("float32")
+    rows = [*IMAGES[:4, np.newaxis], *wide[:, np.newaxis]]
+    paddleq.quant_post_static(source, tmp_path / "expected", rows, algo="avg")
+    paddleq.quant_post_static(source, tmp_path / "found",
+                              sample_generator=lambda: iter([IMAGES[:4], wide]), algo="avg")
     assert files(tmp_path / "found") == files(tmp_path / "expected")
 
 
@@ -197,8 +230,8 @@ def test_data_loader_of_a_static_graph(return_list, source, tmp_path):
     ({"sample_generator": lambda: [[IMAGES[0]], [IMAGES[0, :, 1:]]], "batch_size": 2}, ConfigError,
      "one shape"),
     ({"sample_generator": lambda: [{"y": IMAGES[0]}]}, ConfigError, "sample 0 .* lacks x"),
-    ({"data_loader": [IMAGES], "round_type": "adaround"}, ConfigError, "round_type"),
-    ({"data_loader": [IMAGES], "bias_correction": True}, ConfigError, "bias_correction"),
+    ({"data_loader": [IMAGES], "round_type": "adaronud"}, ConfigError, "round_type"),
+    ({"data_loader": [IMAGES], "bias_correction": "slow"}, ConfigError, "bias_correction"),
     ({"data_loader": [IMAGES], "skip_tensors": []}, ConfigError, "'skip_tensor_list'"),
     ({"data_loader": [IMAGES], "onnx_format": 1}, ConfigTypeError, "onnx_format"),
 ])

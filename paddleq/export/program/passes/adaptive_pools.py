@@ -35,11 +35,10 @@ def _is_partly_global(view, op):
 def _exact(builder, block, op):
     """Return the operators to write for a pool."""
     sizes = list(attribute(op, "ksize"))
-    first = 1 if attribute(op, "data_format", "NCHW") == "NHWC" else 2
     (x,) = inputs(op, "X")
     shape = shape_of(builder.program.variable(x, block))
     window = [size // count if size > 0 and size % count == 0 else 0
-              for size, count in zip(shape[first:first + 2], sizes)]
+              for size, count in zip(shape[2:4], sizes)]
     if all(window):
         if op.type == "max_pool2d_with_index":
             op = make_op("pool2d", {"X": x}, {"Out": outputs(op, "Out")}, pooling_type="max",
@@ -51,8 +50,8 @@ def _exact(builder, block, op):
         set_attribute(op, "padding_algorithm", "EXPLICIT")
         return [op]
     # The pool of two copies along that axis, of which one is kept.
-    axis, (result,) = first + sizes.index(1), outputs(op, "Out")
-    sizes[axis - first] = 2
+    axis, (result,) = 2 + sizes.index(1), outputs(op, "Out")
+    sizes[axis - 2] = 2
     doubled, pooled = (
         builder.variable(block, f"{result}.{word}", [*shape[:axis], length, *shape[axis + 1:]])
         for word, shape, length in (

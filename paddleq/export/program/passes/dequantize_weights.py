@@ -7,28 +7,30 @@ use the integers as the float weight. So ``dequantize_linear`` is kept only wher
 with the integers.
 
 Paddle Inference's int8 mode also takes the first axis of the size of the scale for the axis of the
-channels, which is wrong for a Linear with as many inputs as outputs. Its ``dequantize_linear`` is
-kept only for inputs with a fixed scale: the product computes with integers in other runtimes, and
-in Paddle Inference with :mod:`~paddleq.deploy.runtimes.paddle_int8_fixes`.
+channels, which is wrong for a Linear with as many inputs as outputs, and takes the absolute maximum
+of any weight for that of 8 bits. Such weights are dequantized by multiplication too;
+:func:`restore_dequantize_linear` undoes that for runtimes without these defects.
 """
 
 import numpy as np
 
 from ...markers import simulated_weight
 from ..graph_view import GraphView
+from ..op_builder import linear_op
 from ..op_desc import attribute, inputs, rename_inputs, replace_ops
 from .stored_weights import stored_weights
 
 # Slots in which Paddle Inference's int8 pass looks for a weight.
 INFERENCE_WEIGHTS = {"conv2d": "Filter", "depthwise_conv2d": "Filter",
                      "mul": "Y", "matmul": "Y", "matmul_v2": "Y"}
+_DATA = {"Filter": "Input", "Y": "X"}  # slot of a weight -> slot of the data
 
 
 def multiply_unused_integers(builder, block):
     """Dequantize by multiplication where no runtime computes with the integers, in place."""
     program, ops = builder.program, list(block.ops)
     replaced = {}
-    for weight in _unused_integers(program, ops, lite=True):
+    for weight in _unused_integers(program, ops, _is_right_in_paddle_inference):
         replaced.update((id(op), []) for op in weight.ops[:-1])
         replaced[id(weight.ops[-1])] = builder.multiply_weight(
             block, weight.name, weight.scale, weight.target, weight.bits,
@@ -36,10 +38,42 @@ def multiply_unused_integers(builder, block):
     replace_ops(block, [new for op in ops for new in replaced.get(id(op), [op])])
 
 
-def float_weights(program, block):
-    """Store weights as floats that Paddle Inference does not compute with; return their names."""
+def restore_dequantize_linear(builder, block, slots, per_token=True):
+    """Undo :func:`multiply_unused_integers` where operators read quantized inputs, in place.
+
+    ``slots``: type of the operators -> slot of their weight. ``per_token``: also for inputs with a
+    scale for each token, which are divided by it and quantized with a step of 1.
+    """
+    program, ops, replaced = builder.program, list(block.ops), {}
+    view = GraphView(ops)
+    for weight in stored_weights(program, ops).values():
+        op = view.sole_consumer(weight.target)
+        if weight.linear or op is None or weight.target not in inputs(op, slots.get(op.type)) or (
+                program.arrays[weight.name].dtype != np.int8):
+            continue
+        dequantize = view.source(op, _DATA[slots[op.type]], "dequantize_linear")
+        abs_max = None if dequantize is None else program.arrays.get(inputs(dequantize, "Scale")[0])
+        levels = 2 ** (attribute(dequantize, "bit_length", 8) - 1) - 1 if dequantize else 0
+        if abs_max is None or not per_token and (abs_max == levels).all():
+            continue
+        zero = builder.parameter(f"{weight.target}.zero_point",
+                                 np.zeros([program.arrays[weight.scale].size], np.float32))
+        replaced.update((id(each), []) for each in weight.ops[:-1])
+        replaced[id(weight.ops[-1])] = [linear_op(
+            "dequantize_linear", weight.name, weight.scale, zero, weight.target, weight.bits,
+            weight.axis)]
+    replace_ops(block, [new for op in ops for new in replaced.get(id(op), [op])])
+    program.remove_unused_parameters()
+
+
+def float_weights(program, block, integer_products):
+    """Store weights as floats that Paddle Inference cannot dequantize; return their names.
+
+    ``integer_products``: float weights of products that do not need them.
+    """
     ops = list(block.ops)
-    weights = _unused_integers(program, ops, lite=False)
+    weights = _unused_integers(program, ops, lambda program, weight, op: (
+        weight.target in integer_products or _has_clear_axis(program, weight, op)))
     stored = {weight.target: program.add_parameter(f"{weight.target}.float", simulated_weight(
         weight.mark(program.arrays))) for weight in weights}
     rename_inputs(ops, stored)
@@ -49,39 +83,34 @@ def float_weights(program, block):
     return {weight.name for weight in weights}
 
 
-def _unused_integers(program, ops, lite):
-    """Weights whose integers neither Paddle Inference nor, if ``lite``, Paddle-Lite uses."""
+def _unused_integers(program, ops, uses):
+    """Weights with an operator for which ``uses(program, weight, op)`` is False."""
     view = GraphView(ops)
     return [weight for weight in stored_weights(program, ops).values()
             if weight.linear and _is_constant(program, weight)
             and not (weight.target in view.consumers
-                     and all(_uses_integers(program, weight, op, view, lite)
+                     and all(_is_weight_of(program, weight, op) and uses(program, weight, op)
                              for op in view.consumers[weight.target]))]
 
 
-def _uses_integers(program, weight, op, view, lite):
-    """Return True if a runtime passes the integers to ``op`` and has a kernel for them."""
-    slot = INFERENCE_WEIGHTS.get(op.type)
+def _is_weight_of(program, weight, op):
+    """Return True if Paddle Inference's int8 pass finds the weight of ``op``."""
     slots = [entry.parameter for entry in op.inputs if weight.target in entry.arguments]
-    array, channels = program.arrays[weight.name], program.arrays[weight.scale].size
-    # Paddle Inference supports channels along the first two axes.
-    if slots != [slot] or weight.axis >= 2 or array.dtype != np.int8:
-        return False
-    return (slot != "Y" or channels == 1 or array.shape.index(channels) == weight.axis
-            or _is_product_of_integers(program, view, op, lite))
+    # It supports channels along the first two axes.
+    return slots == [INFERENCE_WEIGHTS.get(op.type)] and weight.axis < 2 and (
+        program.arrays[weight.name].dtype == np.int8)
 
 
-def _is_product_of_integers(program, view, op, lite):
-    """Return True if the input of a product is quantized; for ``lite`` not with a scale per token.
+def _is_right_in_paddle_inference(program, weight, op):
+    """Return True if Paddle Inference converts the integers to the right floats."""
+    return weight.bits == 8 and _has_clear_axis(program, weight, op)
 
-    A tensor with a scale per token is divided by it, and then quantized with a step of 1.
-    """
-    dequantize = view.source(op, "X", "dequantize_linear")
-    if dequantize is None:
-        return False
-    abs_max = program.arrays.get(inputs(dequantize, "Scale")[0])
-    levels = 2 ** (attribute(dequantize, "bit_length", 8) - 1) - 1
-    return abs_max is not None and not (lite and (abs_max == levels).all())
+
+def _has_clear_axis(program, weight, op):
+    """Return True if Paddle Inference finds the axis of the channels by their number."""
+    channels, shape = program.arrays[weight.scale].size, program.arrays[weight.name].shape
+    return INFERENCE_WEIGHTS[op.type] != "Y" or channels == 1 or (
+        shape.index(channels) == weight.axis)
 
 
 def _is_constant(program, weight):

@@ -4,10 +4,12 @@
   difference is below the last digit.
 - OpenVINO divides floats without rounding for ``floor_divide``, and removes the axis of an argmax
   that keeps it. It overwrites where ``scatter`` adds.
+- Paddle 2.6 ignores which axis of ``trace`` is the first, for which an offset counts columns.
 """
 
 import numpy as np
 
+from ...._paddle_compat import trace_respects_order
 from ..graph_view import GraphView
 from ..op_builder import FLOAT32
 from ..op_desc import (
@@ -29,11 +31,27 @@ _HIGH_THRESHOLD = 15.0
 def write_ignored_parts(builder, block):
     """Write the parts that runtimes ignore as operators, in place."""
     forms = {"softplus": _softplus, "elementwise_floordiv": _floor_divide, "arg_max": _keep_axis,
-             "arg_min": _keep_axis, "scatter": _scatter}
+             "arg_min": _keep_axis, "scatter": _scatter, "trace": _trace}
     if any(op.type in forms for op in block.ops):
         view = GraphView(block.ops)
         replace_ops(block, [new for op in block.ops for new in (
             forms[op.type](builder, block, op, view) if op.type in forms else [op])])
+
+
+def trace_offset(op, rank):
+    """Return (offset, axis, later axis) of the diagonals that the installed Paddle adds up."""
+    offset, *axes = (attribute(op, name, default)
+                     for name, default in (("offset", 0), ("axis1", 0), ("axis2", 1)))
+    axes = [axis % rank for axis in axes]
+    swapped = axes[0] > axes[1] and trace_respects_order()
+    return -offset if swapped else offset, *sorted(axes)
+
+
+def _trace(builder, block, op, view):
+    rank = len(shape_of(builder.program.variable(inputs(op, "Input")[0], block)))
+    for name, value in zip(("offset", "axis1", "axis2"), trace_offset(op, rank)):
+        set_attribute(op, name, value)
+    return [op]
 
 
 def _softplus(builder, block, op, view):

@@ -29,11 +29,10 @@ class _Gathers:
         (self._source,), (self._target,) = inputs(op, "X"), outputs(op, "Out")
         shape = shape_of(builder.program.variable(self._source, block))
         rank = len(shape) - 2
-        first = 1 if (attribute(op, "data_layout") or "NCHW").endswith("C") else 2
         self._corners = attribute(op, "align_corners", True)
         tensors = inputs(op, "OutSize") or inputs(op, "SizeTensor")
         scales, sizes = self._scales(rank), [attribute(op, name, -1) for name in _SIZES][-rank:]
-        axes = [(first + i, -1 if tensors else size, None if tensors else scale)
+        axes = [(2 + i, -1 if tensors else size, None if tensors else scale)
                 for i, (size, scale) in enumerate(zip(sizes, scales))]
         if inputs(op, "Scale") and not tensors or not self._corners and all(
                 self._is_whole(shape[axis], size, scale) for axis, size, scale in axes):
@@ -43,9 +42,12 @@ class _Gathers:
                                  for axis, size, scale in axes):
             self.ops = [op]  # only old programs have it
             return
+        declared = shape_of(builder.program.variable(self._target, block))
         for i, (axis, size, scale) in enumerate(axes):
             before = shape[axis]
-            after = size if scale is None else int(before * scale)
+            # Paddle 3.3 computes the product with float64, older versions with float32.
+            after = (size if scale is None else declared[axis] if declared[axis] > 0
+                     else int(np.float32(before) * np.float32(scale)))
             if before > 0 and after > 0:
                 name = builder.parameter(f"{self._target}.index_{axis}",
                                          _indices(before, after, scale, self._corners))

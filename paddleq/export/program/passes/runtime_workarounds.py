@@ -26,11 +26,13 @@ from ..op_desc import (
 from ..validate import contradictions_reported
 from .adaptive_pools import write_partly_global_pools
 from .blocked_layouts import BlockedLayouts
-from .channels_first import IGNORED_BY_RUNTIMES, to_channels_first
+from .channels_first import to_channels_first
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
+from .float_operators import round_float_inputs
 from .ignored_parts import write_ignored_parts
 from .move_unsqueeze import move_unsqueeze
 from .nearest_interpolation import gather_nearest
+from .pads import write_pads
 from .scale_propagation import ScalePropagation
 from .transposed_convolutions import resolve_output_sizes, write_output_paddings
 
@@ -40,8 +42,8 @@ _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _tran
 @contradictions_reported()
 def apply_runtime_workarounds(program):
     """Apply all runtime workarounds to the program in place. A second time changes nothing."""
+    to_channels_first(program)
     resolve_output_sizes(program)
-    to_channels_first(program, IGNORED_BY_RUNTIMES)
     builder = OpBuilder(program)
     for block in program.desc.blocks:
         for op in block.ops:
@@ -56,15 +58,17 @@ def apply_runtime_workarounds(program):
                 set_attribute(op, "threshold", 6.0)
         move_unsqueeze(builder, block)
         multiply_unused_integers(builder, block)
-        write_output_paddings(program, block)
+        write_output_paddings(builder, block)
         gather_nearest(builder, block)
         write_ignored_parts(builder, block)
+        write_pads(builder, block)
         write_partly_global_pools(builder, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
         ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
         ops = _insert_assign(builder, block, ops, BlockedLayouts(ops).slots_to_assign)
         replace_ops(block, _insert_assign(builder, block, ops,
                                           ScalePropagation(program, ops).slots_to_assign))
+        round_float_inputs(builder, block)
 
 
 def _add_biases_as_vectors(program, block, ops):
@@ -82,23 +86,16 @@ def _add_biases_as_vectors(program, block, ops):
         conv, reshape = view.source(op, "X"), view.source(op, "Y", "reshape2")
         if conv is None or not conv.type.startswith(_CONVOLUTIONS):
             continue
-        last = attribute(conv, "data_format") in ("NHWC", "NDHWC")
-        if last and y in program.arrays and program.arrays[y].ndim == 1:
-            # The same axis. oneDNN transposes the data and takes -1 for the last axis of the
-            # result.
-            set_attribute(op, "axis", len(shapes[x]) - 1)
-            continue
         if reshape is None or view.source(conv, "Filter", "elementwise_div") is not None:
             # oneDNN does not fuse a bias with a computed weight, but fuses the activation with the
             # bias, and then ignores the axis.
             continue
         (bias,) = inputs(reshape, "X")
-        axis = len(shapes[y]) - 1 if last else 1
         if bias not in program.arrays or len(shapes[y]) != len(shapes[x]) or (
-                shapes[y][axis] != program.arrays[bias].size):
+                shapes[y][1] != program.arrays[bias].size):
             continue
         set_input(op, "Y", bias)
-        set_attribute(op, "axis", axis)
+        set_attribute(op, "axis", 1)
         replaced.add(y)
     unused = replaced.difference(*(all_inputs(op) for op in ops))
     return [op for op in ops

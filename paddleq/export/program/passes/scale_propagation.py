@@ -33,6 +33,10 @@ class ScalePropagation:
         """Return the slots of ``op`` whose variables must not get or pass on a scale."""
         if op.type == "elementwise_add":
             return self._convolutions_of_another_type(op)
+        if op.type in _PRODUCTS:
+            # It is not quantized, but would be by the scale of another layer's quantizer: the mark
+            # that excludes such operators is lost with the operator that replaces a product.
+            return ("X",) if inputs(op, "X")[0] in self._scaled else ()
         producer = self._view.source(op, "X") if op.type == "quantize_linear" else None
         found = producer is not None and (
             self._changes_range(producer) or self._mixes_types(op) or self._multiplies(op)

@@ -2,7 +2,7 @@
 
 A stride gives several outputs of different sizes; ``output_size`` or ``output_padding`` selects
 one. paddle2onnx ignores ``output_size``, OpenVINO both. Smaller paddings at the end give the same
-output.
+output. For the padding "SAME" both compute another one than Paddle, from the size of the output.
 """
 
 import numpy as np
@@ -12,11 +12,13 @@ from ..graph_view import GraphView
 from ..op_builder import OpBuilder
 from ..op_desc import (
     attribute,
+    dtype_of,
     inputs,
     make_op,
     outputs,
     replace_ops,
     set_attribute,
+    set_input,
     set_output,
     shape_of,
     tensor_of,
@@ -42,6 +44,8 @@ def resolve_output_sizes(program, computed=False):
         for op in block.ops:
             kept.append(op)
             if op.type in _CONVOLUTIONS and (_computed_sizes(op) or not computed):
+                if not computed:
+                    _write_same_padding(program, block, op)
                 kept.extend(_resolve(builder, block, op))
         replace_ops(block, kept)
 
@@ -83,6 +87,27 @@ def _resolve(builder, block, op):
                   decrease_axis=[])
 
 
+def _write_same_padding(program, block, op):
+    """Write the padding "SAME" in numbers. Paddle ignores dilations then."""
+    if attribute(op, "padding_algorithm", "EXPLICIT") != "SAME":
+        return
+    axes, strides = _spatial_axes(op), list(attribute(op, "strides"))
+    shape = shape_of(program.variable(inputs(op, "Input")[0], block))
+    sizes = [shape[axis] for axis in axes]
+    kernel = shape_of(program.variable(inputs(op, "Filter")[0], block))[2:]
+    if any(size < 1 < stride for size, stride in zip(sizes, strides)):
+        raise UnsupportedOperatorError(
+            f"{op.type} has the padding 'SAME' and an input of the open size {sizes}, for which "
+            "OpenVINO and ONNX compute another padding; give the padding in numbers or the size "
+            "in input_spec", op.type)
+    totals = [max((-(-size // stride) - 1) * stride + extent - size, 0)
+              for size, stride, extent in zip(sizes, strides, kernel)]
+    set_attribute(op, "paddings", [part for total in totals
+                                   for part in (total // 2, total - total // 2)])
+    set_attribute(op, "padding_algorithm", "EXPLICIT")
+    set_attribute(op, "dilations", [1] * len(axes))
+
+
 def _computed_sizes(op):
     """Variables with the output size: one for all axes, or one for each."""
     for slot in COMPUTED_SIZES:
@@ -93,10 +118,11 @@ def _computed_sizes(op):
     return [] if attr is None else list(attr.vars_name) or [attr.var_name]
 
 
-def write_output_paddings(program, block):
+def write_output_paddings(builder, block):
     """Write ``output_padding`` as smaller paddings, in place."""
-    stored = None
-    for op in block.ops:
+    program, ops, added = builder.program, list(block.ops), {}
+    stored = view = None  # before any change
+    for op in ops:
         extra = op.type in _CONVOLUTIONS and attribute(op, "output_padding") or []
         geometry = _geometry(program, block, op) if any(extra) else None
         if geometry is None:
@@ -107,22 +133,24 @@ def write_output_paddings(program, block):
         missing = [max(more - end, 0) for more, (_, end) in zip(extra, paddings)]
         rows = [-(-size // dilation) for size, dilation in zip(missing, dilations)]
         if any(rows):
-            stored = stored_weights(program, block.ops) if stored is None else stored
-            if not _append_zeros(program, block, stored, op, rows):
-                continue
+            if view is None:
+                stored, view = stored_weights(program, ops), GraphView.of_program(program)
+            if not _append_zeros(program, block, stored, view, op, rows):
+                added[id(op)] = _concatenate_zeros(builder, block, op, rows)
         set_attribute(op, "paddings", [value for (start, end), more, count, dilation in zip(
             paddings, extra, rows, dilations)
             for value in (start, end - more + count * dilation)])
         set_attribute(op, "padding_algorithm", "EXPLICIT")
         set_attribute(op, "output_padding", [])
+    if added:
+        replace_ops(block, [new for op in ops for new in (*added.get(id(op), ()), op)])
 
 
-def _append_zeros(program, block, stored, op, rows):
-    """Enlarge the kernel of ``op``; return False if another operator uses it too."""
+def _append_zeros(program, block, stored, view, op, rows):
+    """Enlarge the stored kernel of ``op``; return False if it is computed or used twice."""
     (name,) = inputs(op, "Filter")
     weight = stored.get(name)
     parameter = name if weight is None else weight.name
-    view = GraphView.of_program(program)
     if parameter not in program.arrays or any(
             view.sole_consumer(each) is None for each in (parameter, name)):
         return False
@@ -135,6 +163,23 @@ def _append_zeros(program, block, stored, op, rows):
                 if len(shape_of(var)) == array.ndim:
                     tensor_of(var).dims[:] = array.shape
     return True
+
+
+def _concatenate_zeros(builder, block, op, rows):
+    """Return the operators that enlarge the kernel of ``op`` when it is computed."""
+    (name,) = inputs(op, "Filter")
+    var, ops = builder.program.variable(name, block), []
+    shape, dtype = shape_of(var), dtype_of(var)
+    for axis, count in enumerate(rows, 2):
+        if count:
+            zeros = builder.parameter(f"{name}.zeros", np.zeros(
+                [*shape[:axis], count, *shape[axis + 1:]], dtype))
+            shape[axis] += count
+            longer = builder.variable(block, f"{name}.longer", shape, dtype)
+            ops.append(make_op("concat", {"X": [name, zeros]}, {"Out": longer}, axis=axis))
+            name = longer
+    set_input(op, "Filter", name)
+    return ops
 
 
 def _spatial_axes(op):

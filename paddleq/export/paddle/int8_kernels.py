@@ -1,11 +1,12 @@
-"""Workarounds for Paddle Inference's int8 mode, for Linear layers above all.
+"""Operators of a ``.pdmodel`` for the int8 kernels of Paddle Inference's oneDNN only.
 
 Paddle Inference (2.6 to 3.3) quantizes the weight of a Linear again. Its scales are meant to be the
 absolute maxima of the columns of the [K, N] weight, but each is computed over K consecutive values
-in memory: columns larger than that are clipped, smaller ones are rounded coarsely. In a trained
-transformer a Linear loses up to a third of its output.
+in memory: columns larger than that are clipped, smaller ones are rounded coarsely. So files for
+every runtime have Linears that it computes in float
+(:mod:`~paddleq.export.program.passes.float_operators`).
 
-:func:`fix_int8_layers` replaces such a weight by its integers with one scale for all columns, and
+:func:`use_int8_kernels` replaces such a weight by its integers with one scale for all columns, and
 multiplies by the scales of the columns after the product. A ``quantize_linear`` of the weight
 passes the one scale: Paddle Inference takes scales from such operators and removes them.
 
@@ -15,12 +16,9 @@ absolute maximum of any weight for that of 8 bits; weights of fewer bits are sca
 
 import numpy as np
 
-from ...export.paddle.lower import MarkerRemoval, linear_op
-from ...export.paddle.markers_from_program import raise_to_markers
-from ...export.program.graph_view import GraphView
-from ...export.program.op_builder import OpBuilder
-from ...export.program.op_desc import (
-    all_inputs,
+from ..program.graph_view import GraphView
+from ..program.op_builder import OpBuilder
+from ..program.op_desc import (
     attribute,
     inputs,
     make_op,
@@ -31,36 +29,38 @@ from ...export.program.op_desc import (
     set_output,
     shape_of,
 )
-from ...export.program.passes.dequantize_weights import INFERENCE_WEIGHTS, float_weights
-from ...export.program.passes.stored_weights import stored_weights
-from ...export.program.validate import contradictions_reported
-from ..saturation import can_saturate
+from ..program.passes.dequantize_weights import (
+    INFERENCE_WEIGHTS,
+    float_weights,
+    restore_dequantize_linear,
+)
+from ..program.passes.float_operators import PRODUCTS, remove_rounding, round_float_inputs
+from ..program.passes.stored_weights import stored_weights
+from ..program.validate import contradictions_reported
 
-_PRODUCTS = ("matmul_v2", "matmul", "mul")
 _TRANSPOSED = ("trans_x", "trans_y", "transpose_X", "transpose_Y")
-# Activations are unsigned after _UNSIGNED operators, also through _PASSING operators.
-_UNSIGNED = ("relu", "relu6")
-_PASSING = ("quantize_linear", "dequantize_linear", "transpose2", "reshape2", "pool2d", "slice",
-            "nearest_interp", "nearest_interp_v2", "flatten_contiguous_range", "squeeze2",
-            "unsqueeze2", "dropout", "assign", "concat", "split")
 _LAST_AXIS = 2  # products of tensors with more axes are computed in float
 _LEVELS = np.float32(127.0)
 _MAX_BIAS = 2.0 ** 30
 
 
 @contradictions_reported()
-def fix_int8_layers(program):
+def use_int8_kernels(program):
     """Change ``program`` in place to run with int8 kernels only; return the number of layers.
 
     Paddle Inference computes the blocks of ``if`` and ``while`` as they are.
     """
     builder, changed = OpBuilder(program), set()
+    remove_rounding(program)
     for block in program.desc.blocks[:1]:
-        _restore_dequantize_linear(builder, block)
-        changed |= float_weights(program, block) | _scale_to_8_bits(builder, block)
-        graph, replaced = GraphView(block.ops), {}
+        restore_dequantize_linear(builder, block, INFERENCE_WEIGHTS)
+        graph = GraphView(block.ops)
+        changed |= float_weights(program, block, {
+            name for op in block.ops if product_of(program, graph, block, op) is not None
+            for name in outputs(op, "Y")}) | _scale_to_8_bits(builder, block)
+        graph, replaced, products = GraphView(block.ops), {}, set()
         for op in block.ops:
-            product = _product_of(program, graph, block, op)
+            product = product_of(program, graph, block, op)
             if product is None:
                 continue
             steps = _use_integers(builder, op)
@@ -72,26 +72,10 @@ def fix_int8_layers(program):
             replaced[id(kept[0])] = [*kept, _insert_after(builder, block, kept[-1], "mul", steps)]
             replaced[id(op)] = [_scale_operator(builder, op), op]
             changed.update(inputs(op, "X"))
+            products.update(outputs(product, "Out"))
         replace_ops(block, [new for op in block.ops for new in replaced.get(id(op), [op])])
+        round_float_inputs(builder, block, products, convolutions=())
     return len(changed)
-
-
-def _restore_dequantize_linear(builder, block):
-    """Let ``dequantize_linear`` dequantize the multiplied weights of integer products, in place."""
-    program, ops, replaced = builder.program, list(block.ops), {}
-    graph = GraphView(ops)
-    for weight in stored_weights(program, ops).values():
-        if weight.linear:
-            continue
-        zero = builder.parameter(f"{weight.target}.zero_point",
-                                 np.zeros([program.arrays[weight.scale].size], np.float32))
-        restored = linear_op("dequantize_linear", weight.name, weight.scale, zero, weight.target,
-                             weight.bits, weight.axis)
-        if _product_of(program, graph, block, restored) is not None:
-            replaced.update((id(op), []) for op in weight.ops[:-1])
-            replaced[id(weight.ops[-1])] = [restored]
-    replace_ops(block, [new for op in ops for new in replaced.get(id(op), [op])])
-    program.remove_unused_parameters()
 
 
 def _scale_to_8_bits(builder, block):
@@ -108,7 +92,7 @@ def _scale_to_8_bits(builder, block):
     return changed
 
 
-def _product_of(program, graph, block, op):
+def product_of(program, graph, block, op):
     """Return the integer product whose weight ``op`` dequantizes, or None."""
     if op.type != "dequantize_linear":
         return None
@@ -116,7 +100,7 @@ def _product_of(program, graph, block, op):
     product = graph.sole_consumer(made)
     if weight is None or weight.ndim != 2 or weight.dtype != np.int8 or product is None:
         return None
-    if attribute(op, "quant_axis") not in (1, -1) or product.type not in _PRODUCTS or (
+    if attribute(op, "quant_axis") not in (1, -1) or product.type not in PRODUCTS or (
             inputs(product, "Y")[0] != made or attribute(product, "alpha", 1.0) != 1.0
             or any(attribute(product, name, False) for name in _TRANSPOSED)):
         return None
@@ -179,61 +163,3 @@ def _insert_after(builder, block, op, kind, value):
 
 def _last_axis(block, name):
     return len(shape_of(next(var for var in block.vars if var.name == name))) - 1
-
-
-@contradictions_reported()
-def saturating_layers(program):
-    """Return names of the layers whose int8 kernels may saturate or lose bits without VNNI.
-
-    Weights are dequantized by ``dequantize_linear`` afterwards where :func:`fix_int8_layers` can
-    use that.
-    """
-    found = []
-    builder = OpBuilder(program)
-    for block in program.desc.blocks[:1]:
-        _restore_dequantize_linear(builder, block)
-        ops = list(block.ops)
-        view, weights = GraphView(ops), stored_weights(program, ops)
-        scaled = {name for op in ops for product in [_product_of(program, view, block, op)]
-                if product is not None for name in inputs(product, "Y")}
-        for op in ops:
-            slot = INFERENCE_WEIGHTS.get(op.type)
-            if slot is None:
-                continue
-            (name,) = inputs(op, slot)
-            (data,) = inputs(op, "Input" if slot == "Filter" else "X")
-            if not _comes_from(view, data, ("dequantize_linear",)):
-                continue  # computed in float without a scale of its input
-            if name not in weights:
-                # Float weights, which are quantized to 8 bits, or a product of two activations.
-                found.append(name)
-            elif can_saturate(program.arrays[weights[name].name]) or (
-                    _comes_from(view, data, _UNSIGNED) if slot == "Filter"
-                    else name not in scaled):
-                found.append(weights[name].name)
-    return found
-
-
-def _comes_from(view, name, kinds):
-    """Return True if ``name`` is an output of ``kinds``, also through _PASSING operators."""
-    todo, seen = [name], set()
-    while todo:
-        name = todo.pop()
-        producer = view.producers.get(name)
-        if producer is None or name in seen:
-            continue
-        seen.add(name)
-        if producer.type in kinds:
-            return True
-        if producer.type in _PASSING:
-            todo += all_inputs(producer)
-    return False
-
-
-@contradictions_reported()
-def make_float(program):
-    """Replace quantized weights by float weights and remove quantization of activations, in place.
-
-    A program that keeps its weights in float (``fake_*`` operators) raises ``ExportError``.
-    """
-    MarkerRemoval(program, raise_to_markers(program)).run()

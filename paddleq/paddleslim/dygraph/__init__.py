@@ -1,0 +1,3 @@
+"""``paddleslim.dygraph``: quantization of models in dynamic mode."""
+
+from . import quant as quant

@@ -1,0 +1,5 @@
+"""``paddleslim.dygraph.quant``: ``QAT`` and ``PTQ``."""
+
+from ...frontends.paddleslim import PTQ, QAT
+
+__all__ = ["PTQ", "QAT"]
