@@ -86,6 +86,7 @@ def _owners(model):
         if module in ("paddle", "paddleq") or id(layer) in inside:
             continue
         for tensor in [*own_parameters(layer).values(), *own_buffers(layer).values()]:
-            if tensor is not None and paddle.is_floating_point(tensor):
+            if tensor is not None and paddle.is_floating_point(tensor) and sum(
+                    size != 1 for size in tensor.shape) <= 1:
                 found[tensor.name] = layer
     return found

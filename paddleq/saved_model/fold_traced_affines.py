@@ -1,7 +1,8 @@
-"""Fold affine operators behind quantized weights when a trained model is exported.
+"""Fold affine operators behind quantized weights when a model is exported.
 
-In training, ``self.scale * x + self.bias`` behind a layer has parameters of its own. The exported
-integers stay; their scales and the bias take the map.
+In training, ``self.scale * x + self.bias`` behind a layer has parameters of its own, and numbers in
+the code cannot be changed before. The exported integers stay; their scales and the bias take the
+map.
 """
 
 from paddle import nn
@@ -17,9 +18,13 @@ from .operators import read_operators
 
 @register_program_pass("affines")
 def fold_traced_affines(program: Program, marks: list, model: nn.Layer) -> None:
-    """Fold affine operators of a traced model that :class:`paddleq.QAT` trained, in place."""
+    """Fold affine operators of a model of QAT, or of PTQ with ``fuse=True``, in place.
+
+    Those of PTQ are the ones whose constants are numbers in the code.
+    """
     record = provenance_of(model)
-    if not isinstance(record, dict) or record["method"] != "qat":
+    if not isinstance(record, dict) or not (record["method"] == "qat" or (
+            record["method"] == "ptq" and record.get("fuse") and not record.get("fuse_list"))):
         return
     places = _weight_markers(program, marks)
     found = {name: marks[place] for name, place in places.items()}

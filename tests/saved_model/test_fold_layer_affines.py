@@ -16,8 +16,10 @@ from runtimes import paddle_inference, relative_error
 
 import paddleq
 from paddleq import engine
+from paddleq.engine.hooks import to_static_enabled
 from paddleq.export.program.program import Program
 from paddleq.frontends.paddleslim.shared import fold_layers
+from paddleq.saved_model.operators import read_operators
 
 
 class LCNetBlock(nn.Layer):
@@ -281,3 +283,34 @@ def test_factors_of_channels_behind_one_scale_stay_at_export(prefix):
     kept = {each.name for each in net.behind[1].parameters()}
     assert kept & program.arrays.keys()
     assert relative_error(paddle_inference(prefix, [x.numpy()])[0], net(x).numpy()) < 1e-6
+
+
+class Numbers(nn.Layer):
+    """Numbers in the code."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.affine = nn.Conv2D(3, 4, 3), nn.Linear(4, 5), Affine()
+
+    def forward(self, x):
+        x = F.hardswish(self.affine(self.a(x)) * 1.5 - 0.25).mean([2, 3])
+        return F.softmax((1.0 - self.b(x)) / 0.5)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_numbers_in_the_code_are_folded_at_export(static, prefix):
+    net, x, expected = float_copy(Numbers, [4, 3, 7, 7])
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    quantized = ptq.quantize(paddle.jit.to_static(net) if static else net, fuse=True,
+                             inputs={"x": x})
+    ptq.calibrate(quantized, [{"x": x}])
+    assert quantized.affine.scale.item() == 1.0
+    with to_static_enabled(False):
+        simulated = quantized(x).numpy()
+    assert relative_error(simulated, expected) < 0.1
+    paddleq.save_quantized_model(quantized, prefix, [InputSpec([None, 3, 7, 7], "float32")])
+    program = Program.load(f"{prefix}.pdmodel", f"{prefix}.pdiparams")
+    kinds = [op.type for op in read_operators(program.desc.blocks[0])
+             if op.get("scale", 1.0) != 1.0 or op.type != "scale"]  # Paddle 2.6 ends with it
+    assert not {"scale", "elementwise_sub", "elementwise_div", "elementwise_mul"} & set(kinds)
+    assert relative_error(paddle_inference(prefix, [x.numpy()])[0], simulated) < 1e-6
