@@ -61,17 +61,56 @@ def percentile_threshold(hist, top, percent):
     return max(k - 0.5, 0.5) * top / len(hist)
 
 
-def mse_threshold(hist, top, levels, candidates=200):
+ALL_SHARES = np.arange(1, 201) / 200
+POWER_OF_TWO_SHARES = np.array([0.125, 0.25, 0.5, 1.0])
+EMD_SHARES = np.arange(15, 51) / 50
+
+
+def mse_threshold(hist, top, levels, shares=ALL_SHARES):
     """Return the threshold with the smallest squared error of rounding and clipping.
 
     Every value is assumed to lie at the centre of its bin. The threshold maps to the integer
-    ``levels``; ``candidates`` thresholds in (0, top] are compared.
+    ``levels``; the thresholds top * ``shares`` are compared.
     """
     hist = np.asarray(hist, dtype=np.float64)
     used = hist > 0
-    centres = ((np.arange(len(hist)) + 0.5) * (top / len(hist)))[used]
-    thresholds = top * np.arange(1, candidates + 1) / candidates
-    step = (thresholds / levels)[:, None]
-    rounded = np.minimum(np.rint(centres[None, :] / step), levels) * step
-    error = ((rounded - centres[None, :]) ** 2 * hist[used][None, :]).sum(axis=1)
+    thresholds, centres, rounded = _rounded(used, top, levels, shares)
+    error = ((rounded - centres) ** 2 * hist[used][None, :]).sum(axis=1)
     return float(thresholds[int(np.argmin(error))])
+
+
+def emd_threshold(hist, negative, top, levels, shares=EMD_SHARES):
+    """Return the threshold that changes mean and standard deviation least.
+
+    Args:
+        hist: counts of the magnitudes.
+        negative: counts of those of the negative values.
+        top, levels, shares: as for :func:`mse_threshold`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from paddleq.functional.histogram import emd_threshold
+        >>> emd_threshold(np.array([1000.0, 0.0, 0.0, 0.0, 1.0]), np.zeros(5), 5.0, 3)
+        1.5
+    """
+    hist, negative = (np.asarray(each, dtype=np.float64) for each in (hist, negative))
+    used = hist > 0
+    thresholds, centres, rounded = _rounded(used, top, levels, shares)
+    count, signed = hist[used], (hist - 2.0 * negative)[used]
+
+    def moments(values):
+        mean = (values * signed).sum(axis=1) / count.sum()
+        squares = (values ** 2 * count).sum(axis=1) / count.sum()
+        return mean, np.sqrt(np.maximum(squares - mean ** 2, 0.0))
+
+    distance = sum(np.abs(before - after)
+                   for before, after in zip(moments(centres), moments(rounded)))
+    return float(thresholds[int(np.argmin(distance))])
+
+
+def _rounded(used, top, levels, shares):
+    """Return thresholds, centres of the bins [1, N], and these quantized [thresholds, N]."""
+    centres = ((np.arange(len(used)) + 0.5) * (top / len(used)))[used][None, :]
+    thresholds = top * np.asarray(shares)
+    step = (thresholds / levels)[:, None]
+    return thresholds, centres, np.minimum(np.rint(centres / step), levels) * step

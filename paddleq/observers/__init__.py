@@ -12,7 +12,7 @@ from .abs_max import (
 )
 from .base import OBSERVERS, Collector, Observer, register_observer
 from .channel_stats import ChannelStats, HessianCollector, KVRange
-from .histogram import HistogramObserver, KLObserver, MSEObserver
+from .histogram import EMDObserver, HistogramObserver, KLObserver, MSEObserver, PTFObserver
 from .min_max import (
     CurrentMinMaxObserver,
     MinMaxObserver,
@@ -23,9 +23,9 @@ from .min_max import (
 
 __all__ = [
     "OBSERVERS", "AbsMaxObserver", "AverageObserver", "ChannelStats", "Collector",
-    "CurrentAbsMaxObserver", "CurrentMinMaxObserver", "DeviationObserver", "FixedScaleObserver",
-    "HessianCollector", "HistogramObserver", "KLObserver", "KVRange", "MSEObserver",
-    "MeanMagnitudeObserver", "MinMaxObserver", "MovingAverageAbsMaxObserver",
+    "CurrentAbsMaxObserver", "CurrentMinMaxObserver", "DeviationObserver", "EMDObserver",
+    "FixedScaleObserver", "HessianCollector", "HistogramObserver", "KLObserver", "KVRange",
+    "MSEObserver", "MeanMagnitudeObserver", "MinMaxObserver", "MovingAverageAbsMaxObserver",
     "MovingAverageMinMaxObserver", "MovingAveragePerChannelMinMaxObserver", "Observer",
-    "PerChannelMinMaxObserver", "RangeAbsMaxObserver", "register_observer",
+    "PTFObserver", "PerChannelMinMaxObserver", "RangeAbsMaxObserver", "register_observer",
 ]

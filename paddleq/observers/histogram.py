@@ -64,23 +64,30 @@ class HistogramObserver(Observer):
         if top == 0.0:
             new_top = largest
         elif largest > top:
-            hist, new_top = histogram.respread(self.hist, top, largest, self.upsample_bins)
-            self._assign("hist", hist)
+            new_top = self._move(top, largest)
         else:
             return
         self._assign("top", paddle.full([1], new_top, dtype="float64"))
+
+    def _move(self, top, largest):
+        """Widen the range to contain ``largest`` and return its end."""
+        hist, new_top = histogram.respread(self.hist, top, largest, self.upsample_bins)
+        self._assign("hist", hist)
+        return new_top
+
+    def _stretched(self, hist, top):
+        """Return a histogram over [0, top] as one over the range of this observer."""
+        # Rounding to upsample_bins may give the two ranges different ends: stretch the other
+        # histogram to exactly this range.
+        own = self.top.item()
+        return histogram.stretch(hist, own / top) if own > top else hist
 
     def _merge(self, other):
         top = other.top.item()
         if top == 0.0:
             return
         self._extend_range(top)
-        hist = other.hist
-        if self.top.item() > top:
-            # Rounding to upsample_bins may give the two ranges different ends: stretch the other
-            # histogram to exactly this range.
-            hist = histogram.stretch(hist, self.top.item() / top)
-        self._assign("hist", self.hist + hist)
+        self._assign("hist", self.hist + self._stretched(other.hist, top))
 
     def abs_max(self):
         top = self.top.item()
@@ -141,3 +148,87 @@ class MSEObserver(HistogramObserver):
 
     def _search(self, hist, top):
         return histogram.mse_threshold(hist, top, self.spec.quant_max)
+
+
+@register_observer("ptf")
+class PTFObserver(HistogramObserver):
+    """Power-of-two factor (FQ-ViT, arXiv:2111.13824): 1, 1/2, 1/4 or 1/8 of max|x|.
+
+    The one with the smallest mean squared error over all batches. PaddleSlim's takes that of the
+    last batch.
+
+    Args:
+        bins, upsample_bins: as for :class:`HistogramObserver`.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.observers import PTFObserver
+        >>> observer = PTFObserver()
+        >>> observer.update(paddle.concat([paddle.full([99999], 0.3), paddle.to_tensor([8.0])]))
+        >>> observer.abs_max().tolist()
+        [8.0]
+    """
+
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 bins: int = 2048, upsample_bins: int = 64):
+        super().__init__(spec, channels, bins, upsample_bins)
+
+    def _search(self, hist, top):
+        return histogram.mse_threshold(hist, top, self.spec.quant_max,
+                                       histogram.POWER_OF_TWO_SHARES)
+
+
+@register_observer("emd")
+class EMDObserver(HistogramObserver):
+    """Share of max|x| that changes mean and standard deviation least by quantization.
+
+    PaddleSlim's "emd": shares from 0.3 to 1 in steps of 0.02. Here the statistics are those of all
+    batches; PaddleSlim's takes the best share of any one batch.
+
+    Args:
+        bins, upsample_bins: as for :class:`HistogramObserver`.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.observers import EMDObserver
+        >>> _ = paddle.seed(0)
+        >>> observer = EMDObserver(QuantSpec(bits=3))
+        >>> x = paddle.randn([10000])
+        >>> observer.update(x)
+        >>> bool(observer.abs_max() < x.abs().max())
+        True
+    """
+
+    def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
+                 bins: int = 2048, upsample_bins: int = 64):
+        super().__init__(spec, channels, bins, upsample_bins)
+        self._float_buffer("negative", [self.bins], dtype="float64")
+
+    def _update(self, x):
+        super()._update(x)
+        top = self.top.item()
+        if top > 0.0 and 0 not in x.shape:
+            below = as_dtype(x, paddle.float32)
+            below = below.masked_select(below < 0.0)
+            if below.shape[0]:
+                self._assign("negative",
+                             self.negative + histogram.count(below, top, self.bins))
+
+    def _move(self, top, largest):
+        negative, _ = histogram.respread(self.negative, top, largest, self.upsample_bins)
+        self._assign("negative", negative)
+        return super()._move(top, largest)
+
+    def _merge(self, other):
+        super()._merge(other)
+        top = other.top.item()
+        if top > 0.0:
+            self._assign("negative", self.negative + self._stretched(other.negative, top))
+
+    def abs_max(self):
+        top = self.top.item()
+        found = histogram.emd_threshold(
+            self.hist.numpy(), self.negative.numpy(), top,
+            self.spec.quant_max) if top > 0.0 else 0.0
+        return self._at_least_eps(paddle.full([1], found, dtype="float32"))

@@ -19,18 +19,20 @@ from paddleq.observers import (
     AbsMaxObserver,
     AverageObserver,
     CurrentAbsMaxObserver,
+    EMDObserver,
     HistogramObserver,
     KLObserver,
     MinMaxObserver,
     MovingAverageAbsMaxObserver,
     MSEObserver,
     Observer,
+    PTFObserver,
     RangeAbsMaxObserver,
 )
 
 ONLINE = [AbsMaxObserver, AverageObserver, CurrentAbsMaxObserver, MinMaxObserver,
           MovingAverageAbsMaxObserver, RangeAbsMaxObserver]
-HISTOGRAMS = [HistogramObserver, KLObserver, MSEObserver]
+HISTOGRAMS = [HistogramObserver, KLObserver, MSEObserver, PTFObserver, EMDObserver]
 # The observers that support all arguments of FakeQuantize.
 IN_TEST_FAKE_QUANTIZE = {
     "CurrentMinMaxObserver", "FixedScaleObserver", "MovingAverageMinMaxObserver",
@@ -98,6 +100,48 @@ def test_abs_max_matches_float64_reference(cls, axis):
     np.testing.assert_allclose(abs_max.numpy(), expected, rtol=1e-6)
     if not observer.dynamic:
         assert observer.num_batches == len(batches)
+
+
+def quantized64(x, threshold, levels):
+    step = threshold / levels
+    return np.clip(np.rint(x / step), -levels, levels) * step
+
+
+def skewed(seed, count=5):
+    """Batches with a long tail on one side, of growing range."""
+    rng = np.random.default_rng(seed)
+    return [(rng.gamma(2.0, 1.0 + 0.2 * i, size=3000) - 1.0).astype("float32")
+            for i in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_ptf_is_the_best_power_of_two(bits, seed):
+    batches, levels = skewed(seed), 2 ** (bits - 1) - 1
+    x = np.float64(np.concatenate(batches))
+    top = np.abs(x).max()
+    errors = [np.mean((quantized64(x, top * share, levels) - x) ** 2)
+              for share in (0.125, 0.25, 0.5, 1.0)]
+    found = watch(PTFObserver(QuantSpec(bits)), batches).abs_max().item()
+    share = (0.125, 0.25, 0.5, 1.0)[int(np.argmin(errors))]
+    assert found == pytest.approx(top * share, rel=0.02)  # the range is rounded up
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("bits", [3, 4, 6])
+def test_emd_keeps_mean_and_deviation(bits, seed):
+    batches, levels = skewed(seed), 2 ** (bits - 1) - 1
+    x = np.float64(np.concatenate(batches))
+    top = np.abs(x).max()
+
+    def distance(threshold):
+        y = quantized64(x, threshold, levels)
+        return abs(y.mean() - x.mean()) + abs(y.std() - x.std())
+
+    least = min(distance(top * share) for share in np.arange(15, 51) / 50)
+    found = watch(EMDObserver(QuantSpec(bits)), batches).abs_max().item()
+    assert distance(found) <= least + 0.02 * x.std()
+    assert distance(found) <= distance(top)
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, -1])
@@ -458,7 +502,7 @@ def test_memory_does_not_grow_with_the_range(cls):
     finally:
         tracemalloc.stop()
     assert {name: buffer.size for name, buffer in observer.named_buffers()} == size
-    assert sum(size.values()) == 1024 + 2
+    assert sum(size.values()) == (2 if cls is EMDObserver else 1) * 1024 + 2
     assert peak < 8e6, peak
     assert observer.hist.sum().item() == pytest.approx(32.0)
     # The 16 small values share the first bin now, the 16 large ones the last.

@@ -93,7 +93,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         save_model_filename, save_params_filename: names of the files to write.
         batch_nums: stop after this many batches. Default: all.
         algo: observer of the activations: "hist" (default), "KL", "abs_max", "mse", "avg",
-            "min_max", or another registered one.
+            "emd", "ptf", "min_max", or another registered one.
         hist_percent: share of the magnitudes inside the range, for "hist" and observers with that
             argument. Default 0.99999.
         quantizable_op_type: operators to quantize. "mul" means Linear, saved as

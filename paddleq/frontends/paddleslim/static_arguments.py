@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, cast
 import numpy as np
 import paddle
 
-from ..._checks import check_int, check_known_keys, wrong_type
+from ..._checks import check_choice, check_int, check_known_keys, wrong_type
 from ...engine.calibration import map_leaves
 from ...errors import CalibrationError, ConfigError
 from ...saved_model import SavedModel
@@ -26,6 +26,10 @@ _ORDER = ("executor", "model_dir", "quantize_model_path", "batch_generator", "sa
           "weight_bits", "activation_bits", "activation_quantize_type", "weight_quantize_type",
           "optimize_model", "onnx_format", "skip_tensor_list", "is_use_cache_file", "cache_dir",
           "deploy_backend")
+# Values of PaddleSlim's arguments that have no effect here.
+_CHOICES = {"activation_quantize_type": ("range_abs_max", "moving_average_abs_max", "abs_max"),
+            "is_use_cache_file": (False, True),
+            "deploy_backend": ("tensorrt", "mkldnn", "onednn", "arm", "onnxruntime")}
 
 
 def paddleslim_positions(function: Callable) -> Callable:
@@ -50,6 +54,8 @@ def paddleslim_positions(function: Callable) -> Callable:
 def check_unneeded(arguments: Dict[str, Any]) -> None:
     """Warn once of arguments without effect; raise for unknown ones."""
     check_known_keys("quant_post_static", arguments, _ORDER)
+    for name, choices in _CHOICES.items():
+        check_choice(name, arguments.get(name), (None, *choices))
     arguments = {name: value for name, value in arguments.items() if value is not None}
     if arguments:
         _logger.warning("quant_post_static does not need %s, which %s no effect: the model runs "
