@@ -60,9 +60,8 @@ def round_float_inputs(builder, block, integer_products=(), convolutions=_CONVOL
                 for reader in _readers(view, op)):
             (source,), scale = inputs(op, "X"), builder.program.arrays[
                 inputs(op, _QUANTIZERS[op.type])[0]]
-            if view.source(op, "X", "assign") is None:
-                source = behind(source, "assign")
-            set_input(op, "X", behind(source, "concat", scale.tobytes(), axis=0))
+            # It is added behind an assign of another pass too, which remove_rounding() has to keep.
+            set_input(op, "X", behind(behind(source, "assign"), "concat", scale.tobytes(), axis=0))
         for slot in slots(op):
             set_input(op, slot, behind(inputs(op, slot)[0], "assign"))
         kept.append(op)
