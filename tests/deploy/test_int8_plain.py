@@ -103,6 +103,9 @@ NETS = {
     "transposed": (Upsampling, [2, 4, 6, 6], EXACT),
     "Conv3D": (chain(lambda: nn.Conv3D(2, 4, 3), nn.ReLU, lambda: nn.Conv3D(4, 3, 1)),
                [2, 2, 5, 5, 5], EXACT),
+    "convolution and classifier": (
+        chain(lambda: nn.Conv2D(4, 8, 3), nn.Hardswish, nn.Flatten, linear(8 * 16, 5)),
+        [2, 4, 6, 6], ROUNDING),
     "mixer": (Mixer, [2, 4, 9, 9], ROUNDING),
 }
 BITS = [(INT8_WEIGHT_BITS, 8), (4, 8), (2, 8), (7, 6), (INT8_WEIGHT_BITS, 3), (7, 16), (3, 11)]
@@ -257,13 +260,14 @@ def test_unquantized_layers_stay_float(tmp_path):
     assert relative_error(found[0], expected[0]) < ROUNDING
 
 
-@pytest.mark.parametrize("name", ["square of tokens", "wide", "attention", "transposed"])
+@pytest.mark.parametrize("name", ["square of tokens", "wide", "attention", "transposed",
+                                  "convolution and classifier"])
 def test_target_paddle_int8(name, tmp_path):
     path, copy = str(tmp_path / "m"), str(tmp_path / "copy")
     x, expected = exported(name, path, target="paddle_int8")
     exported(name, copy)
     count = to_paddle_int8(copy, copy + "_int8", vnni=True)
-    assert count == {"attention": 4, "transposed": 0}.get(name, 2)
+    assert count == {"attention": 4, "transposed": 0, "convolution and classifier": 1}.get(name, 2)
     kinds = [[op.type for op in load_program(each + ".pdmodel", each + ".pdiparams")
               .desc.blocks[0].ops] for each in (path, copy + "_int8")]
     assert kinds[0] == kinds[1]

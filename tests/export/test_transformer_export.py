@@ -204,14 +204,19 @@ runtimes.predictor(sys.argv[3], ir_optim=True, int8=True)
 
 def test_paddle_inference_runs_its_int8_kernels(tmp_path):
     """Paddle Inference logs their number to standard error when it builds the predictor."""
-    path = saved(quantized(Encoder, **SCHEMES["W8 channel, A8"]), tmp_path / "model")
+    path = saved(quantized(Encoder, **SCHEMES["W8 channel, A8"]), tmp_path / "model",
+                 target="paddle_int8")
     told = subprocess.run([sys.executable, "-c", INT8, str(HELPERS), str(ROOT), path],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
     assert b"quantized 13 fc ops" in told.stdout  # all: 6 in each of 2 layers, and the head
 
 
 def test_openvino_keeps_the_integers(tmp_path):
-    """It computes with the int8 weights of the file and float inputs."""
+    """It computes with the int8 weights of the file and float inputs.
+
+    Weights with as many inputs as outputs are multiplied by their scales in the file, since Paddle
+    Inference mistakes their axis: OpenVINO makes floats of them when it reads it.
+    """
     import openvino as ov
 
     path = saved(quantized(Encoder, **SCHEMES["W8 channel, A8"]), tmp_path / "model")
@@ -220,7 +225,7 @@ def test_openvino_keeps_the_integers(tmp_path):
     weights = [op.inputs()[1].get_element_type().get_type_name()
                for op in made.get_runtime_model().get_ops()
                if op.get_rt_info()["layerType"].astype(str) == "FullyConnected"]
-    assert weights == ["i8"] * 13
+    assert sorted(weights) == ["f32"] * 8 + ["i8"] * 5
 
 
 def parameters(path):
