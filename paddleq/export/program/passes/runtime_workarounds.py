@@ -28,7 +28,7 @@ from .adaptive_pools import write_partly_global_pools
 from .blocked_layouts import BlockedLayouts
 from .channels_first import to_channels_first
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
-from .float_operators import round_float_inputs
+from .float_operators import PRODUCTS, round_float_inputs
 from .ignored_parts import write_ignored_parts
 from .move_unsqueeze import move_unsqueeze
 from .nearest_interpolation import gather_nearest
@@ -65,6 +65,8 @@ def apply_runtime_workarounds(program):
         write_partly_global_pools(builder, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
         ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
+        ops = _insert_assign(builder, block, ops, partial(_slots_of_large_products, program, block,
+                                                          GraphView(ops)))
         ops = _insert_assign(builder, block, ops, BlockedLayouts(ops).slots_to_assign)
         replace_ops(block, _insert_assign(builder, block, ops,
                                           ScalePropagation(program, ops).slots_to_assign))
@@ -115,6 +117,17 @@ def _insert_assign(builder, block, ops, slots_of):
             set_input(op, slot, assigned[source])
         kept.append(op)
     return kept
+
+
+def _slots_of_large_products(program, block, view, op):
+    """Slot of the product in the addition of a bias, if it has more than four dimensions.
+
+    oneDNN's fused operator in Paddle 2.6 refuses more.
+    """
+    product = view.source(op, "X") if op.type == "elementwise_add" else None
+    large = product is not None and product.type in PRODUCTS and len(
+        shape_of(program.variable(inputs(op, "X")[0], block))) > 4
+    return ("X",) if large and inputs(op, "Y")[0] in program.arrays else ()
 
 
 def _slots_of_whole_floats(program, op):
