@@ -21,6 +21,8 @@ from . import (  # noqa: F401  (they register forms)
     exact_functions,
     exact_indices,
     exact_layouts,
+    exact_losses,
+    exact_matrices,
     exact_operators,
     exact_regions,
     exact_special_functions,
