@@ -74,11 +74,13 @@ OTHERS = {
 
 
 def _installed(names):
-    missing = {"copysign", "signbit", "lp_pool2d", "lp_pool1d"} if paddle.__version__ < "3" else ()
+    # Paddle 2.6 does not have them; its own traced loss with pos_weight differs from dygraph.
+    missing = {"copysign", "signbit", "lp_pool2d", "lp_pool1d", "with_logits pos_weight"} if (
+        paddle.__version__ < "3") else ()
     return [name for name in names if name not in missing]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", _installed(LOSSES))
 def test_losses(name, tmp_path):
     def flat(x, y):
         return LOSSES[name](x, y).reshape([-1])
