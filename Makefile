@@ -23,18 +23,29 @@ VERSIONED := tests/checkpoint tests/deploy tests/engine tests/export tests/fake_
 	tests/frontends/paddleslim tests/graph tests/models tests/nn tests/saved_model \
 	tests/test_paddle_compat.py
 
-.PHONY: help docs demo demo-text demo-deploy demo-images test test-slow test-lite test-2.6 \
-	test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser test-nightly lint types \
+.PHONY: help docs demo demo-ocr demo-text demo-deploy demo-images test test-slow test-lite \
+	test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser test-nightly lint types \
 	wheel smoke bench bench-2.6 env env-2.6 env-3.3 lite-env clean
 
 help:
-	@echo "make demo | demo-text | demo-deploy | demo-images | test | test-nightly | lint | types |" \
-		"docs | smoke | bench | lite-env | clean"
+	@echo "make demo | demo-ocr | demo-text | demo-deploy | demo-images | test | test-nightly |" \
+		"lint | types | docs | smoke | bench | lite-env | clean"
 	@echo "(README.md and demo/README.md describe them)"
 
 demo: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/digits.py
+
+# Text is rendered in Debian's fonts, which root installs with apt-get if they are missing. Options:
+# make demo-ocr OCR='--lines 1000 --distill 200'
+OCR ?=
+demo-ocr: env .venv/ocr.stamp
+	OMP_NUM_THREADS=2 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
+		$(BIN)/python demo/ocr.py $(OCR)
+
+.venv/ocr.stamp: requirements-ocr.txt .venv/$(STAMP)
+	$(BIN)/python -m pip install -q --no-compile --no-deps -r requirements-ocr.txt
+	touch $@
 
 # The first run trains the model, which takes minutes, and keeps it in .test-cache.
 demo-text: env
