@@ -15,6 +15,7 @@ from .._paddle_compat import (
 )
 from ..errors import ConfigError, ModelError
 from ..functional import clip_and_fake_quantize, fake_quantize, representable_range
+from ..functional.pact import clip_symmetric
 from ..functional.qparams import as_dtype
 from ..observers import MovingAverageMinMaxObserver
 from ..observers.base import WithArgs, assign_buffer
@@ -235,7 +236,7 @@ class FakeQuantize(Observation, WithArgs):
     def clipped(self, x, bound):
         """Quantize as in evaluation, with abs_max of at most ``bound``."""
         if not self.fake_quant_enabled or not self._usable():
-            return self(x.clip(-bound.item(), bound.item()))
+            return self(clip_symmetric(x, bound.item()))
         return fake_quantize(x, paddle.minimum(self.abs_max, bound), self.spec, self.saturate)
 
     @contextmanager

@@ -1,5 +1,7 @@
 """Learned clipping range of PACT (arXiv:1805.06085), alone and fused with fake quantization."""
 
+import math
+
 import paddle
 from paddle.autograd import PyLayer
 
@@ -11,6 +13,14 @@ from .qparams import EPS
 def clipping_bound(alpha):
     """Return the clipping bound of a trained alpha, which may be negative: at least EPS."""
     return constant(alpha).abs().clip(min=EPS)
+
+
+def clip_symmetric(x, limit):
+    """Clip ``x`` to [-limit, limit], a number. NaN for a limit of NaN, which Paddle refuses.
+
+    A training that diverged goes on with NaN, as it does without quantization.
+    """
+    return x * limit if math.isnan(limit) else x.clip(-limit, limit)
 
 
 class _Clip(PyLayer):
@@ -29,7 +39,7 @@ class _Clip(PyLayer):
         # -1 or +1 at clipped values, 0 elsewhere. Paddle replaces division by a number with
         # multiplication, and limit * (1 / limit) may be below 1; hence a tensor. In place because
         # allocating a tensor of this size costs more than the arithmetic.
-        side = x.clip(-ctx.limit, ctx.limit).divide_(paddle.full([1], ctx.limit)).trunc_()
+        side = clip_symmetric(x, ctx.limit).divide_(paddle.full([1], ctx.limit)).trunc_()
         x_constant, alpha_constant = ctx.constant
         d_alpha = None if alpha_constant else sum_of_products(grad, side) * ctx.sign
         return None if x_constant else side.abs_().scale_(-1.0, 1.0).multiply_(grad), d_alpha
@@ -56,7 +66,7 @@ def clip(x, alpha):
     if not paddle.in_dynamic_mode():
         relu, alpha = paddle.nn.functional.relu, alpha.abs()
         return x - relu(x - alpha) + relu(-alpha - x)
-    return _Clip.apply(x, alpha, lambda x, limit: x.clip(-limit, limit))
+    return _Clip.apply(x, alpha, clip_symmetric)
 
 
 def clip_and_fake_quantize(x, alpha, abs_max, spec):

@@ -376,3 +376,34 @@ def test_model_save_for_inference_after_fit(tmp_path):
     loaded = paddle.jit.load(str(tmp_path / "net"))
     loaded.eval()
     np.testing.assert_allclose(loaded(x * 3).numpy(), net(x * 3).numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config, part", [
+    ({"activation_preprocess_type": "PACT"}, "0.weight"),
+    ({"weight_preprocess_type": "PACT"}, "0.weight"),
+    ({"activation_preprocess_type": "PACT", "activation_quantize_type": "abs_max"}, "0.weight"),
+    ({"activation_preprocess_type": "PACT", "activation_quantize_type": "range_abs_max"},
+     "0.weight"),
+    ({"activation_quantize_type": "lsq", "weight_quantize_type": "channel_wise_lsq"},
+     "the input of 0"),
+    ({}, "0.weight")], ids=["PACT", "PACT of weights", "batch maximum", "window", "LSQ", "plain"])
+def test_training_that_diverged_goes_on_with_nan_and_is_not_exported(config, part, tmp_path):
+    """As a float model does; a loop that checks its loss or a GradScaler needs no exception."""
+    paddle.seed(0)
+    net = paddle.nn.Sequential(paddle.nn.Conv2D(1, 4, 3), paddle.nn.ReLU(), paddle.nn.Flatten(),
+                               paddle.nn.Linear(144, 3))
+    quanter = paddleq.QAT(config)
+    quanter.quantize(net)
+    optimizer = paddle.optimizer.SGD(0.1, parameters=net.parameters())
+    x = paddle.rand([2, 1, 8, 8])
+    for factor in (1.0, float("nan"), 1.0, 1.0):
+        loss = (net(x) * factor).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    net.eval()
+    assert np.isnan(loss.item()) and np.isnan(net(x).numpy()).all()
+    with pytest.raises(paddleq.errors.ExportError, match=f"^{part} has a value .* not finite"):
+        quanter.save_quantized_model(net, str(tmp_path / "net"),
+                                     [paddle.static.InputSpec([None, 1, 8, 8], "float32")])
+    assert not list(tmp_path.iterdir())
