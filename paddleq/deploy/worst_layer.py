@@ -122,7 +122,8 @@ def _cut_paddle(file, tensor, folder):
     set_attribute(fetch, "col", 0)
     needed, kept = {tensor}, [fetch]
     for op in reversed(block.ops):
-        if op.type != "fetch" and not needed.isdisjoint(all_outputs(op)):
+        # Every feed operator stays: without one the places of the others have gaps.
+        if op.type == "feed" or (op.type != "fetch" and not needed.isdisjoint(all_outputs(op))):
             needed.update(all_inputs(op))
             kept.append(op)
     replace_ops(block, kept[::-1])

@@ -196,6 +196,32 @@ def test_worst_layer_behind_an_embedding_of_positions(runtime, format, tmp_path)
     assert layer and before <= behind < 0.1
 
 
+class LateInputs(nn.Layer):
+    """Inputs that the first layers do not need, as the image sizes of a detector."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.order, self.first, self.last = order, nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, a, b, c):
+        given = [a, b, c]
+        x, late, last = (given[place] for place in self.order)
+        return self.last(nn.functional.relu(self.first(x)) + late.mean()) * last
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (0, 2, 1)])
+def test_worst_layer_of_a_model_whose_first_layers_need_some_inputs_only(order, tmp_path):
+    paddle.seed(0)
+    arrays = [np.random.RandomState(seed).rand(3, 4).astype("float32") for seed in range(3)]
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    net = ptq.quantize(LateInputs(order))
+    net(*map(paddle.to_tensor, arrays))
+    path = str(tmp_path / "net")
+    ptq.save_quantized_model(net, path, [InputSpec([None, 4], "float32", name) for name in "abc"])
+    layer, before, behind = worst_layer(ModelFile(path + ".pdmodel"), RUNTIMES["paddle"], 1, arrays)
+    assert layer and 0.0 <= before <= behind < 0.1
+
+
 class OnnxRuntimeWithWrongTanh(OnnxRuntime):
     """ONNX Runtime with another function in the place of tanh."""
 
