@@ -94,22 +94,20 @@ def binary_cross_entropy(operator):
 
 @exact_form("sigmoid_cross_entropy_with_logits")
 def binary_cross_entropy_with_logits(operator):
-    """Without normalization; labels of the ignored value give 0."""
-    weight = operator.input("pos_weight")
-    if not _floats(operator, "X", "Label") or operator.attribute("normalize", False):
+    """Without normalization; labels of the ignored value give 0.
+
+    Versions of Paddle give pos_weight different meanings: it is left to paddle2onnx, which refuses.
+    """
+    if (not _floats(operator, "X", "Label") or operator.attribute("normalize", False)
+            or operator.inputs("pos_weight")):
         return None
 
     def write(to):
         x, label = operator.input("X"), operator.input("Label")
         low = to.node("Log", to.node("Add", np.float32(1), to.node(
             "Exp", to.node("Neg", to.node("Abs", x)))))
-        if weight is None:
-            loss = to.node("Add", to.node("Sub", to.node("Max", x, np.float32(0)), to.node(
-                "Mul", x, label)), low)
-        else:
-            rest = to.node("Add", low, to.node("Max", to.node("Neg", x), np.float32(0)))
-            loss = to.node("Add", to.node("Mul", to.node("Sub", np.float32(1), label), x),
-                           to.node("Mul", weight, rest))
+        loss = to.node("Add", to.node("Sub", to.node("Max", x, np.float32(0)), to.node(
+            "Mul", x, label)), low)
         ignored = np.float32(operator.attribute("ignore_index", -100))
         to.node("Where", to.node("Equal", label, ignored), np.float32(0), loss,
                 output=operator.output())
