@@ -38,9 +38,9 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
       operators around them that compute and apply the scale of each token.
 
     Paddle Inference in int8 mode runs int8 kernels for convolutions with static activations, and
-    for Linears with ``target="paddle_int8"``. OpenVINO keeps the int8 weights. It rounds
-    activations as the file specifies, in float, and by default quantizes the inputs of products
-    with int8 weights.
+    for Linears with ``target="paddle_int8"``. OpenVINO runs them with
+    ``format="openvino"``; of a ``.pdmodel`` it keeps the int8 weights and rounds activations as the
+    file specifies, in float.
 
     The state of the model does not change. A model of :class:`paddleq.PTQ` that was calibrated by
     calling it still computes in float and observes after the export, which logs a warning. Call
@@ -59,7 +59,9 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
             Paddle. "pir": ``path.json`` and ``path.pdiparams`` (so each format needs another path),
             which ``paddle.jit.load`` and Paddle Inference of Paddle 3 load. PIR has no int8 path:
             quantization is simulated in float, with float weights. "onnx": ``path.onnx``, which
-            represents zero points too: see :func:`paddleq.export.to_onnx`.
+            represents zero points too: see :func:`paddleq.export.to_onnx`. "openvino":
+            ``path.xml`` and ``path.bin``, whose quantized convolutions and products OpenVINO
+            computes with int8 kernels: see :func:`paddleq.export.to_openvino`.
         target: the runtime that the file is for. For "pdmodel": "any" (default), right in every
             runtime; "paddle_int8", faster and only for Paddle Inference with
             ``enable_mkldnn_int8()``: its Linears have int8 kernels (see

@@ -418,6 +418,10 @@ def test_export(folder, monkeypatch):
     assert done.returncode == 0 and "wrote out/float.onnx" in done.stdout, done.stderr
     (found,) = paddleq.deploy.Predictor("out/float.onnx", "onnxruntime").run(x)
     assert relative_error(found, net(paddle.to_tensor(x)).numpy()) < 1e-5
+    done = run(folder, "export", "out/float", "--format", "openvino", "-o", "out/float")
+    assert done.returncode == 0 and "wrote out/float.xml" in done.stdout, done.stderr
+    (found,) = paddleq.deploy.Predictor("out/float.xml", "openvino").run(x)
+    assert relative_error(found, net(paddle.to_tensor(x)).numpy()) < 1e-5
 
 
 def test_verify(folder, monkeypatch):

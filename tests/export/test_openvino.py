@@ -87,6 +87,7 @@ CONVOLUTIONS = {
     "of one pixel": (nn.Conv2D, {"in_channels": 8, "out_channels": 12, "kernel_size": 1}),
     "SAME": (nn.Conv2D, {"in_channels": 8, "out_channels": 12, "kernel_size": 3, "stride": 2,
                          "padding": "SAME"}),
+    "of one axis": (nn.Conv1D, {"in_channels": 8, "out_channels": 12, "kernel_size": 3}),
     "channels last": (nn.Conv2D, {"in_channels": 8, "out_channels": 12, "kernel_size": 3,
                                   "data_format": "NHWC"}),
     "transposed": (nn.Conv2DTranspose, {"in_channels": 8, "out_channels": 12, "kernel_size": 3,
@@ -104,7 +105,8 @@ CONVOLUTIONS = {
 def test_convolutions_have_int8_kernels_and_the_simulated_values(name, activation, tmp_path):
     kind, arguments = CONVOLUTIONS[name]
     paddle.seed(1)
-    x = random_array(2, 10, 9, 8) if name == "channels last" else random_array(2, 8, 10, 9)
+    x = random_array(*{"channels last": (2, 10, 9, 8), "of one axis": (2, 8, 20)}.get(
+        name, (2, 8, 10, 9)))
 
     def function(x, conv):
         return conv(x if activation is None else activation(x))

@@ -18,6 +18,7 @@ from ..paddle.markers_from_program import raise_to_markers
 from ..pir_to_program import load_program
 from ..program.op_builder import OpBuilder
 from ..program.op_desc import attribute, inputs, set_attribute, shape_of
+from ..program.passes.adaptive_pools import write_partly_global_pools
 from ..program.passes.channels_first import to_channels_first
 from ..program.passes.ignored_parts import write_ignored_parts
 from ..program.passes.nearest_interpolation import gather_nearest
@@ -130,6 +131,7 @@ def openvino_model(program, marks):
         _write_positive_axes(program, block)
         gather_nearest(builder, block)
         write_ignored_parts(builder, block)
+        write_partly_global_pools(builder, block)
     lowering = OpenVinoLowering(program, marks)
     lowering.run()
     model = read_program(program, lowering.converters)

@@ -15,7 +15,8 @@ _KEEPING = ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "ReduceM
             "Split", "VariadicSplit", "Broadcast", "Tile")
 _COMBINING = ("Add", "Multiply", "Concat", "Maximum")
 # Operators that a convolution computes on its result.
-_FUSED = ("Relu", "Sigmoid", "HardSigmoid", "Tanh", "Abs", "Elu", "HSwish", "Swish", "Gelu", "Mish")
+_FUSED = ("BatchNormInference", "Relu", "Sigmoid", "HardSigmoid", "Tanh", "Abs", "Elu", "HSwish",
+          "Swish", "Gelu", "Mish")
 _WITH_CONSTANT = ("Add", "Subtract", "Multiply", "Divide")
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _TRANSPOSED = ("ConvolutionBackpropData", "GroupConvolutionBackpropData")

@@ -74,6 +74,11 @@ def refusal_of(error, types=None):
     return UnsupportedOperatorError(f"it cannot read the operator {name} ({last})", name)
 
 
+def has_forms(program):
+    """Return True if a program has operators that are written in another form."""
+    return any(True for _ in _forms(program.copy()))
+
+
 def _forms(program):
     """Yield (new type, operator, writer) of operators with a form, whose types are changed."""
     view = GraphView.of_program(program)
