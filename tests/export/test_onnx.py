@@ -270,6 +270,32 @@ RESHAPED = {  # the scales of the channels have to be applied before
 }
 
 
+class Tokens(nn.Layer):
+    """A Linear of the concatenated pixels of two maps."""
+
+    def __init__(self, axis, relu):
+        super().__init__()
+        self.axis, self.relu = axis, relu
+        self.first, self.second = nn.Conv2D(3, 8, 3), nn.Conv2D(8, 8, 3, 2)
+        self.linear = nn.Linear(16 if axis == 2 else 8, 5)
+
+    def forward(self, x):
+        a = self.first(x)
+        maps = (a, F.relu(a)) if self.axis == 2 else (a, self.second(a))
+        y = paddle.concat([each.flatten(2).transpose([0, 2, 1]) for each in maps], self.axis)
+        return self.linear(F.relu(y) if self.relu else y)
+
+
+@pytest.mark.parametrize("axis, relu", [(1, False), (1, True), (2, False), (-2, False)])
+def test_openvino_reads_products_of_concatenations(axis, relu, tmp_path):
+    x = paddle.randn([2, 3, 8, 8])
+    net = calibrated(Tokens(axis, relu), [x])
+    paddleq.export.to_onnx(net, tmp_path / "m.onnx", specs([x]))
+    for as_is in (True, False):
+        (found,) = openvino(tmp_path / "m", [x.numpy()], as_is, ending="onnx")
+        assert relative_error(found, simulated(net, [x])[0]) <= 5e-3
+
+
 @pytest.mark.parametrize("case", RESHAPED)
 def test_openvino_scales_channels_before_they_are_joined(case, tmp_path):
     x = paddle.randn([2, 3, 8, 8])

@@ -18,7 +18,7 @@ REFUSED = {
     **{(name, "openvino"): "channel_shuffle"
        for name in ("PP-HumanSeg-Lite", "TinyPose", "LiteHRNet")},
     ("ENet", "openvino"): "prelu",
-    ("Conformer", "openvino"): "log_softmax", ("RT-DETR", "openvino onnx"): "Broadcast",
+    ("Conformer", "openvino"): "log_softmax",
 }
 
 

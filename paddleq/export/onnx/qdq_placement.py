@@ -14,6 +14,7 @@ that: it then computes in float, with weights that it dequantizes in each run. S
    needs and later versions compute themselves.
 5. A bias behind an integer MatMul is negated and subtracted: ONNX Runtime fuses MatMul and Add into
    a Gemm before it looks for integers, and computes that in float.
+6. A concatenation is kept in front of the quantizer of a MatMul, for OpenVINO.
 """
 
 import numpy as np
@@ -31,6 +32,35 @@ def place_quantizers(graph):
     _dequantize_at_load(graph)
     _quantize_biases(graph)
     _subtract_biases(graph)
+    _keep_concatenations(graph)
+
+
+def _keep_concatenations(graph):
+    """Take the maximum of a concatenation and the lowest number in front of a MatMul's quantizer.
+
+    OpenVINO (2026.4) otherwise quantizes the parts, joins their zero points along the axis of the
+    concatenation, and refuses the model if that is not the axis that the product adds up
+    ("Broadcast ... Input shape dimension equal 20 cannot be broadcasted").
+    """
+    view, replaced = graph.view(), {}
+    for node in _quantizers(graph):
+        source = view.producers.get(node.input[0])
+        if source is not None and source.op_type == "Relu":
+            source = view.producers.get(source.input[0])
+        if source is None or source.op_type != "Concat" or not _is_multiplied(view, node):
+            continue
+        lowest = graph.constant(f"{node.output[0]}.lowest", np.float32(np.finfo(np.float32).min))
+        kept = f"{node.output[0]}.kept"
+        replaced[id(node)] = [make_node("Max", [node.input[0], lowest], kept), node]
+        node.input[0] = kept
+    graph.replace(replaced)
+
+
+def _is_multiplied(view, node):
+    """Return True if a MatMul reads the output of ``node``, also behind operators that move it."""
+    return any(each.op_type in ("MatMul", "Gemm") or each.op_type in (
+        "Clip", "DequantizeLinear", *_MOVES) and _is_multiplied(view, each)
+        for each in view.consumers[node.output[0]] if each is not None)
 
 
 def _quantizers(graph):
