@@ -283,6 +283,9 @@ DYNAMIC_FORMS = {
 
 @pytest.mark.parametrize("name", DYNAMIC_FORMS)
 def test_operators_that_the_frontend_refuses_have_forms_for_dynamic_sizes(name, tmp_path):
+    if paddle.__version__.startswith("2.") and name in (
+            "pixel_shuffle", "instance_norm", "repeat_interleave"):
+        pytest.skip("Paddle 2.6 declares negative sizes for it, which no reader accepts")
     function = DYNAMIC_FORMS[name]
     x = random_array(2, 8, 6, 6, seed=5)
     net = Net(lambda x, conv: function(conv(x)), conv=nn.Conv2D(8, 8, 1))
