@@ -80,7 +80,7 @@ def ptq(model, data, quantize, output, formats, seed):
 @click.option("--epochs", type=int, help="passes over the data (default: 1)")
 @click.option("--steps", type=int, help="number of batches to train on, in place of --epochs")
 @click.option("--learning-rate", type=float, help="highest rate of a cosine schedule with warm-up "
-                                                  "(default: 1e-4)")
+                                                  "(default: 1e-5)")
 @click.option("--optimizer", metavar="NAME", help="class of paddle.optimizer (default: Adam)")
 @click.option("--weight-bits", type=int)
 @click.option("--activation-bits", type=int)

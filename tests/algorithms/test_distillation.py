@@ -231,7 +231,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(net, data, digits, tmp_p
 def test_a_checkpoint_of_another_training_is_refused(net, data, tmp_path):
     folder = str(tmp_path)
     paddleq.distill(net, data, epochs=1, checkpoint_dir=folder)
-    for change, message in (({"learning_rate": 2e-4}, "learning_rate was '0.0001'"),
+    for change, message in (({"learning_rate": 2e-4}, "learning_rate was '1e-05'"),
                             ({"quantization": {"weight_bits": 4}}, "student|quantization"),
                             ({"losses": "l1"}, "losses"), ({"seed": 1}, "seed was '0'")):
         with pytest.raises(ConfigError, match=f"belongs to a training with another.*{message}"):

@@ -73,7 +73,7 @@ class TrainConfig:
 
     epochs: Optional[int] = checked_field(None, _a_count)
     train_iter: Optional[int] = checked_field(None, _a_count)
-    learning_rate: Union[float, Dict[str, Any]] = 1e-4
+    learning_rate: Union[float, Dict[str, Any]] = 1e-5
     optimizer_builder: Any = None
     eval_iter: Optional[int] = checked_field(None, _a_count)
     logging_iter: int = checked_field(10, lambda name, value: check_int(name, value, 1))

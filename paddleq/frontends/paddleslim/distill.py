@@ -176,7 +176,7 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
             of weights, inputs or outputs of operators.
         checkpoint_dir: folder for the state of the training. A call with the same arguments
             continues an interrupted training, and has the same result as an uninterrupted one.
-        **train_config: ``epochs`` (1) or ``train_iter``, ``learning_rate`` (1e-4),
+        **train_config: ``epochs`` (1) or ``train_iter``, ``learning_rate`` (1e-5),
             ``optimizer_builder`` (Adam), ``eval_iter``, ``logging_iter``, ``origin_metric``,
             ``target_metric``, ``checkpoint_iter`` and ``seed``, of
             :class:`~paddleq.algorithms.distillation.TrainConfig`.
