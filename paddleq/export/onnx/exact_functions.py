@@ -15,11 +15,11 @@ def function(*types: str) -> Callable:
     def register(write_result):
         @exact_form(*types)
         def form(operator):
-            x = operator.input("X")
+            x, out = (operator.input("X") or operator.input("x"),
+                      operator.output() or operator.output("out"))
             if operator.dtype(x) != "float32":
                 return None
-            return lambda to: to.node("Identity", write_result(to, x, operator),
-                                      output=operator.output())
+            return lambda to: to.node("Identity", write_result(to, x, operator), output=out)
 
         return write_result
 

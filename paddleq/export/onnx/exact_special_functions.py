@@ -53,7 +53,7 @@ def erfinv(to, x, operator):
     return _binary(to, "Mul", to.node("Where", ends, np.float32(np.inf), factor), x)
 
 
-@function("lgamma")
+@function("lgamma", "gammaln")
 def lgamma(to, x, operator):
     """Logarithm of the absolute value of the gamma function."""
     size = to.node("Abs", x)
