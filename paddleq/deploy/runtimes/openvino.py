@@ -6,7 +6,7 @@ import numpy as np
 
 from ...errors import ExportError, InferenceError
 from ...export.openvino import openvino_model
-from ...export.openvino.reader import refusal_of
+from ...export.openvino.reader import has_node_functions, refusal_of
 from ...export.paddle.markers_from_program import raise_to_markers
 from ..model_file import TensorInfo
 from ..saturation import can_saturate, explain, has_vnni
@@ -62,9 +62,12 @@ class OpenVino(Runtime):
 
 
 def _read(core, file):
-    """Read a file; a ``.pdmodel`` gets the form of quantization that int8 kernels need."""
+    """Read a file; a ``.pdmodel`` gets the form of quantization that int8 kernels need.
+
+    OpenVINO before 2024.4 reads it unchanged, and computes its layers in float.
+    """
     try:
-        if file.kind != ".pdmodel":
+        if file.kind != ".pdmodel" or not has_node_functions():
             return core.read_model(file.path)
         program = file.program.copy()
         return openvino_model(program, raise_to_markers(program, partly=True))

@@ -11,18 +11,35 @@ from ..program.graph_view import GraphView
 from .builder import OpenVinoBuilder
 from .forms import FORMS
 
-_INSTALL = "pip install 'paddleq[openvino]' (or openvino)"
+_INSTALL = "pip install 'openvino>=2024.4'"
 _OPSET = 15
 
 
+def has_node_functions():
+    """Return True if the installed OpenVINO has the functions that create nodes (2024.4)."""
+    try:
+        return bool(opset())
+    except ImportError:
+        return False
+
+
 def require_openvino():
-    """Return the module ``openvino``, or raise DependencyError."""
+    """Return the module ``openvino``.
+
+    Raises:
+        DependencyError: it is not installed, or older than 2024.4.
+    """
     try:
         openvino = importlib.import_module("openvino")
-        importlib.import_module(f"openvino.opset{_OPSET}")
     except ImportError as error:
         raise DependencyError("OpenVINO 2024.4 or later is needed, which is not installed: "
                               f"{_INSTALL}") from error
+    if not has_node_functions():
+        module = openvino if hasattr(openvino, "get_version") else importlib.import_module(
+            "openvino.runtime")
+        raise DependencyError("OpenVINO 2024.4 or later is needed, "
+                              f"{module.get_version()} is installed: "
+                              f"{_INSTALL}")
     return openvino
 
 
