@@ -45,7 +45,7 @@ class WeightFolding:
         Raises:
             Refused: a value is too large for float32.
         """
-        weight, bias = self._parameters(graph)
+        weight, bias = self._weight_and_bias(graph)
         weight, bias = (self._input_folded if self.of_input else self._output_folded)(weight, bias)
         name = self.binding.parameters.get("bias")
         values = {self.binding.weight: weight}
@@ -150,7 +150,7 @@ class WeightFolding:
         return (algorithm == "VALID" or algorithm == "SAME" and kernel_is_one
                 or algorithm == "EXPLICIT" and not any(op.get("paddings", [])))
 
-    def _parameters(self, graph):
+    def _weight_and_bias(self, graph):
         weight = graph.arrays[self.binding.weight].astype(np.float64)
         if self._type in _NORMS:
             channels = weight.size

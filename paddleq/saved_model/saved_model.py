@@ -28,6 +28,7 @@ from .._paddle_compat import (
     operator_descriptions,
     own_buffers,
     own_parameters,
+    own_sublayers,
 )
 from ..engine.state import quantized_layers
 from ..errors import ModelError, PaddleqError
@@ -403,7 +404,7 @@ class SavedModel(nn.Layer):
         program.constants = self._constants
         result = fold_affines(program)
         if result.folded:
-            containers = (self._sub_layers, self._parameters, self._buffers)
+            containers = (own_sublayers(self), own_parameters(self), own_buffers(self))
             before = [dict(each) for each in containers]
             for container in containers:
                 container.clear()
@@ -415,7 +416,7 @@ class SavedModel(nn.Layer):
     def _keep_objects(self, layers, parameters, buffers):
         """Restore layers, parameters and buffers that remain, with their new values."""
         for name, old in layers.items():
-            new = self._sub_layers.get(name)
+            new = own_sublayers(self).get(name)
             if new is None:
                 continue
             for attribute, value in new.named_parameters(include_sublayers=False):
@@ -425,11 +426,11 @@ class SavedModel(nn.Layer):
                     setattr(new, attribute, kept)
             if own_parameters(old).keys() == own_parameters(new).keys():
                 own_buffers(old).update(own_buffers(new))
-                self._sub_layers[name] = old
-            elif old._forward_pre_hooks or old._forward_post_hooks:
+                own_sublayers(self)[name] = old
+            else:
                 for hooks in FORWARD_HOOKS:
                     new.__dict__[hooks] = old.__dict__[hooks]
-        for now, then in ((self._parameters, parameters), (self._buffers, buffers)):
+        for now, then in ((own_parameters(self), parameters), (own_buffers(self), buffers)):
             for name in now.keys() & then.keys():
                 if now[name].shape == then[name].shape:
                     then[name].set_value(now[name])

@@ -32,7 +32,8 @@ _DENSE_TENSOR = 7  # paddle.framework.proto.VarType.Type
 _TYPES = {"int": "INT", "dtype": "INT", "long": "LONG", "float": "FLOAT", "str": "STRING",
           "bool": "BOOLEAN", "ints": "INTS", "longs": "LONGS", "floats": "FLOATS",
           "bools": "BOOLEANS"}
-_BY_HOOKS = {"_reduction": {"reduce_all"}, "_strided": {"infer_flags"}, "_counted_axis": set()}
+_BY_HOOKS = {"_reduction": {"reduce_all"}, "_strided": {"infer_flags"}, "_counted_axis": set(),
+             "_scale_factors": set()}
 # Attributes of any operator, and hints for oneDNN.
 _NEVER_SET = {"op_role", "op_role_var", "op_namescope", "op_callstack", "op_device",
               "with_quant_attr", "use_mkldnn", "use_onednn", "mkldnn_data_type", "use_quantizer"}
