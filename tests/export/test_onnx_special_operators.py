@@ -93,7 +93,7 @@ STATISTICS = {
     "equal_all as a number": (
         lambda x: x + paddle.equal_all(x * 2, x + x).astype("int32").astype("float32"),
         [normal(3, 4)]),
-    "inverse": (lambda x: paddle.inverse(x * 1), [normal(3, 6, 6)]),
+    "inverse": (lambda x: paddle.inverse(x + 4 * paddle.eye(6)), [normal(3, 6, 6)]),
     "inverse of one": (lambda x: paddle.inverse(x * 2), [normal(2, 1, 1)]),
     "inverse without batch": (lambda x: paddle.inverse(x * 1), [normal(5, 5)]),
     "inverse of a permutation": (

@@ -53,7 +53,7 @@ EFFECTIVE = [
     ("weight_quantize_type", {"weight_quantize_type": "abs_max"}, {}),
     ("optimize_model", {"optimize_model": False}, {}),
     ("onnx_format", {"onnx_format": False}, {}),
-    ("skip_tensor_list", {"skip_tensor_list": ["conv2d_0.w_0"]}, {}),
+    ("skip_tensor_list", {"skip_tensor_list": ["first"]}, {}),
 ]
 # No effect on the files: those of static graphs, of which a warning is logged.
 IDLE = {
@@ -81,8 +81,8 @@ REFUSED = [
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     paddle.seed(0)
-    net = nn.Sequential(nn.Conv2D(1, 4, 3), nn.BatchNorm2D(4), nn.ReLU(), nn.Flatten(),
-                        nn.Linear(144, 3))
+    net = nn.Sequential(nn.Conv2D(1, 4, 3, weight_attr=paddle.ParamAttr("first")),
+                        nn.BatchNorm2D(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     net(paddle.to_tensor(IMAGES))
     net.eval()
     folder = tmp_path_factory.mktemp("float")
