@@ -37,6 +37,7 @@ from .scale_propagation import ScalePropagation
 from .transposed_convolutions import resolve_output_sizes, write_output_paddings
 
 _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
+_ELEMENTWISE = ("elementwise_add", "elementwise_sub", "elementwise_mul", "elementwise_div")
 
 
 @contradictions_reported()
@@ -64,6 +65,7 @@ def apply_runtime_workarounds(program):
         write_pads(builder, block)
         write_partly_global_pools(builder, block)
         ops = _add_biases_as_vectors(program, block, list(block.ops))
+        ops = _write_all_axes(builder, block, ops)
         ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
         ops = _insert_assign(builder, block, ops, partial(_slots_of_large_products, program, block,
                                                           GraphView(ops)))
@@ -71,6 +73,7 @@ def apply_runtime_workarounds(program):
         replace_ops(block, _insert_assign(builder, block, ops,
                                           ScalePropagation(program, ops).slots_to_assign))
         round_float_inputs(builder, block)
+    program.remove_unused_parameters()
 
 
 def _add_biases_as_vectors(program, block, ops):
@@ -102,6 +105,54 @@ def _add_biases_as_vectors(program, block, ops):
     unused = replaced.difference(*(all_inputs(op) for op in ops))
     return [op for op in ops
             if not (op.type == "reshape2" and outputs(op, "Out")[0] in unused)]
+
+
+def _write_all_axes(builder, block, ops):
+    """Give operands that ``axis`` aligns with other axes than the last ones all axes.
+
+    oneDNN's fused elementwise operators ignore ``axis``, and refuse the shapes. Biases that it
+    fuses with a convolution stay.
+    """
+    view, written, kept = GraphView(ops), {}, []
+    for op in ops:
+        shape = _aligned_shape(builder.program, block, view, op)
+        if shape is not None:
+            (y,) = inputs(op, "Y")
+            if (y, len(shape)) not in written:
+                if y in builder.program.arrays:
+                    array = builder.program.arrays[y]
+                    full = builder.parameter(f"{y}.all_axes", array.reshape(shape))
+                else:
+                    dtype = dtype_of(builder.program.variable(y, block))
+                    full, shadow = (builder.variable(block, f"{y}.{name}", sizes, kind)
+                                    for name, sizes, kind in (("all_axes", shape, dtype),
+                                                              ("all_axes.shape", [0], "float32")))
+                    rank = len(shape_of(builder.program.variable(y, block)))
+                    kept.append(make_op("unsqueeze2", {"X": y}, {"Out": full, "XShape": shadow},
+                                        axes=list(range(rank, len(shape)))))
+                written[y, len(shape)] = full
+            set_input(op, "Y", written[y, len(shape)])
+            set_attribute(op, "axis", -1)
+        kept.append(op)
+    return kept
+
+
+def _aligned_shape(program, block, view, op):
+    """Return the shape of ``Y`` with all axes behind its own, None if it needs no others."""
+    axis = attribute(op, "axis", -1)
+    if op.type not in _ELEMENTWISE or axis < 0:
+        return None
+    x, y = (shape_of(program.variable(inputs(op, slot)[0], block)) for slot in "XY")
+    if not y or axis + len(y) >= len(x):
+        return None
+    producer = view.source(op, "X")
+    if producer is not None and (
+            producer.type == "cast" and inputs(producer, "X")[0] in program.arrays  # a weight
+            or op.type == "elementwise_add" and inputs(op, "Y")[0] in program.arrays
+            and producer.type.startswith(_CONVOLUTIONS)
+            and view.source(producer, "Filter", "elementwise_div") is None):
+        return None
+    return y + [1] * (len(x) - axis - len(y))
 
 
 def _insert_assign(builder, block, ops, slots_of):
