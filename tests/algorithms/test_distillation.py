@@ -228,6 +228,18 @@ def test_a_resumed_training_equals_an_uninterrupted_one(net, data, digits, tmp_p
     assert again.losses == expected.losses and again.best_step == expected.best_step
 
 
+def test_a_training_that_calibrates_on_shuffled_data_continues(net, data, tmp_path):
+    source = Shuffled([each.numpy() for each in data])
+    arguments = {"calibration_batches": 2, "train_iter": 4, "checkpoint_iter": 2,
+                 "checkpoint_dir": str(tmp_path)}
+    expected = paddleq.distill(net, source, **arguments)
+    for seed in (1, 2):  # of another process
+        random.seed(seed)
+        np.random.seed(seed)
+        paddle.seed(seed)
+        assert paddleq.distill(net, source, **arguments).losses == expected.losses
+
+
 def test_a_checkpoint_of_another_training_is_refused(net, data, tmp_path):
     folder = str(tmp_path)
     paddleq.distill(net, data, epochs=1, checkpoint_dir=folder)

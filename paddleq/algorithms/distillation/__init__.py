@@ -1,7 +1,7 @@
 """Distillation: training of a quantized model towards the outputs of its float teacher."""
 
 from .losses import DISTILL_LOSSES, DistillLoss, register_distill_loss
-from .training import DistillResult, TrainConfig, train
+from .training import DistillResult, TrainConfig, seeded, train
 
 __all__ = ["DISTILL_LOSSES", "DistillLoss", "DistillResult", "TrainConfig",
-           "register_distill_loss", "train"]
+           "register_distill_loss", "seeded", "train"]

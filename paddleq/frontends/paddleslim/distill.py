@@ -16,7 +16,7 @@ from ..._checks import (
     wrong_type,
     wrong_value,
 )
-from ...algorithms.distillation import DistillLoss, DistillResult, TrainConfig, train
+from ...algorithms.distillation import DistillLoss, DistillResult, TrainConfig, seeded, train
 from ...algorithms.distillation.optimization import make_schedule
 from ...algorithms.distillation.tensors import NamedTensors
 from ...config import LayerConfig, QuantConfig, Scope
@@ -227,7 +227,8 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
                    (lambda: fold_layers(student, None)) if fuse else None)
     student.eval()
     engine.set_state(student, "calibration")
-    engine.calibrate(student, examples, calibration_batches)
+    with seeded(config.seed):  # a training that continues calibrates on the same batches
+        engine.calibrate(student, examples, calibration_batches)
     _start_clipping(student)
     if terms is not None and teacher is None:
         _check_same_tensors(student, master, terms, examples)
