@@ -47,7 +47,8 @@ def right_in_all_runtimes(function, folder, shape, in_openvino):
     np.testing.assert_array_equal(paddle_inference(path, [x])[0], expected)
     found = [paddle_inference(path, [x], ir_optim=True, onednn=True), onnxruntime(path, [x])]
     if in_openvino:
-        found.append(openvino(path, [x]))
+        ptq.save_quantized_model(net, path, spec, format="openvino")
+        found += [openvino(path, [x]), openvino(path, [x], ending="xml")]
     for (each,) in found:
         np.testing.assert_allclose(each, expected, rtol=1e-5, atol=1e-5)
 

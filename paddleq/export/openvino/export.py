@@ -22,6 +22,7 @@ from ..program.passes.adaptive_pools import write_partly_global_pools
 from ..program.passes.channels_first import to_channels_first
 from ..program.passes.ignored_parts import write_ignored_parts
 from ..program.passes.nearest_interpolation import gather_nearest
+from ..program.passes.pads import write_pads
 from ..program.passes.transposed_convolutions import resolve_output_sizes
 from ..provenance_file import Provenance, write_export
 from ..trace import trace
@@ -131,6 +132,7 @@ def openvino_model(program, marks):
         _write_positive_axes(program, block)
         gather_nearest(builder, block)
         write_ignored_parts(builder, block)
+        write_pads(builder, block)
         write_partly_global_pools(builder, block)
     lowering = OpenVinoLowering(program, marks)
     lowering.run()
