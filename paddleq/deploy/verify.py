@@ -10,21 +10,16 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 import numpy as np
 import paddle
 from paddle import nn
-from paddle.static import InputSpec
 
 from .._atomic_write import temporary_folder
 from .._checks import check_float, check_int, wrong_type
 from ..engine.state import evaluation
 from ..errors import ConfigError, PaddleqError
-from ..export.formats import FORMATS
-from ..export.onnx import write_program
-from ..export.openvino import OpenVinoFormat
-from ..export.paddle.lower import MarkerRemoval
-from ..export.trace import trace
 from ..saved_model.inputs import as_numpy, check_inputs
-from .float_model import cause, without_quantizers
+from .agreement import in_order
+from .float_model import arguments_of, cause, float_models, without_quantizers
 from .metrics import latencies, output_shapes, relative_error, top1_agreement
-from .model_file import ModelFile, model_files, most_readable
+from .model_file import model_files, most_readable
 from .runtimes import RUNTIMES
 from .runtimes.base import load_reference
 from .worst_layer import worst_layer, worst_operator
@@ -156,9 +151,10 @@ def verify(path: Union[str, "os.PathLike[str]"], reference: Any, data: Any,
 
     Args:
         path: prefix of the files, or one of them (as for :class:`Predictor`).
-        reference: source of the expected outputs: the quantized ``paddle.nn.Layer``; a function of
-            arrays; the path of a saved model, computed operator by operator; or None for the file
-            itself.
+        reference: source of the expected outputs: the quantized ``paddle.nn.Layer``, also one that
+            takes keyword arguments or a dict, by the names of the inputs; a function of arrays; the
+            path of a saved model, computed operator by operator; or None for the file itself.
+            Outputs in a dict are those of the file in the order of the keys.
         data: a batch or an iterable of batches, each as :meth:`Predictor.run` takes it.
         float_model: path of the float model, for comparison of speed and size. Default: the float
             model of a quantized Layer, else none.
@@ -207,8 +203,9 @@ def verify(path: Union[str, "os.PathLike[str]"], reference: Any, data: Any,
     expected = _reference_outputs(reference, readable, batches)
     report = Report(os.fspath(path), sum(len(batch[0]) for batch in batches))
     with temporary_folder() as folder:
-        check = _Check(batches, expected, _float_models(reference, float_model, folder), threads,
-                       top1, error, seconds, timed_samples)
+        check = _Check([info.name for info in readable.inputs], batches, expected,
+                       float_models(reference, float_model, folder), threads, top1, error, seconds,
+                       timed_samples)
         report.rows += [check.row(file) for file in files]
         report.rows += [check.row(file, RUNTIMES[name]) for name in names for file in files
                         if file.kind in RUNTIMES[name].kinds]
@@ -226,27 +223,22 @@ def _names(runtimes):
     return list(runtimes)
 
 
-def _float_models(reference, float_model, folder):
-    """Return a function file -> file of the float model in the same format, or None."""
-    if float_model is not None:
-        known = {each.kind: each for each in model_files(float_model, "float_model")}
-        return lambda file: known.get(file.kind)
-    if not hasattr(reference, "sublayers"):
-        return lambda file: None
-    return functools.lru_cache(maxsize=None)(
-        functools.partial(_export_float_model, reference, folder))
-
-
 def _reference_outputs(reference, file, batches):
     """Return the outputs of the reference of the model in ``file`` for each batch."""
     if reference is None or isinstance(reference, (str, os.PathLike)):
+        given = file
         if reference is not None:
             file = most_readable(model_files(reference))
         with contextlib.closing(load_reference(file)) as session:
-            return [session.run(batch) for batch in batches]
+            names = [info.name for info in given.inputs]
+            return [session.run(in_order(session, names, batch)) for batch in batches]
     if isinstance(reference, nn.Layer):
         with evaluation(reference), paddle.no_grad():
-            return [_flatten(reference(*map(paddle.to_tensor, batch))) for batch in batches]
+            found = []
+            for batch in batches:
+                args, kwargs = arguments_of(reference, file, map(paddle.to_tensor, batch))
+                found.append(_flatten(reference(*args, **kwargs)))
+            return found
     if callable(reference):
         return [_flatten(reference(*batch)) for batch in batches]
     raise wrong_type("reference", reference, "a paddle.nn.Layer, a function of arrays, the path "
@@ -254,9 +246,9 @@ def _reference_outputs(reference, file, batches):
 
 
 def _flatten(value):
-    """Return the arrays of a nested output."""
+    """Return the arrays of a nested output; those of a dict by its keys, as in a file of Paddle."""
     if isinstance(value, dict):
-        value = list(value.values())
+        value = [value[key] for key in sorted(value)]
     if isinstance(value, (list, tuple)):
         return [array for each in value for array in _flatten(each)]
     return [] if value is None else [as_numpy(value)]
@@ -282,6 +274,7 @@ def _check_batches(data, expected):
 class _Check:
     """Options and reference outputs that all rows of one report share."""
 
+    names: List[str]  # of the inputs, in the order of the arrays of a batch
     batches: list
     expected: list
     float_models: Callable
@@ -316,20 +309,25 @@ class _Check:
         with temporary_folder() as folder:
             float_model = self.float_models(file) or without_quantizers(file, folder)
             operator = functools.partial(self.searched, worst_operator, runtime)
-            return cause(result, runtime, file, float_model, self.batches, self.threads, operator)
+            return cause(result, runtime, file, float_model, self.outputs, self.threads, operator)
 
     def worst_layer(self, runtime, file):
         return self.searched(worst_layer, runtime, file)
 
     def searched(self, search, runtime, file):
         try:
-            return search(file, runtime, self.threads, self.batches[0])
+            return search(file, runtime, self.threads,
+                          in_order(file, self.names, self.batches[0]))
         except PaddleqError as error:  # a part of the model may be refused
             _logger.warning("%s: search of the worst layer failed: %s", file, error)
             return None
 
+    def outputs(self, session):
+        """Return the outputs of a session for each batch."""
+        return [session.run(in_order(session, self.names, batch)) for batch in self.batches]
+
     def compare(self, result, session):
-        found = [session.run(batch) for batch in self.batches]
+        found = self.outputs(session)
         shapes, expected = output_shapes(found), output_shapes(self.expected)
         if shapes != expected:
             raise ConfigError(f"it returns {', '.join(map(str, shapes[0]))}, the reference "
@@ -352,25 +350,10 @@ class _Check:
             result.float_size = float_model.size
             sessions["float"] = runtime.load(float_model, self.threads)
             stack.callback(sessions["float"].close)
-        few = [array[:self.timed_samples] if info.shape is not None and info.shape[0] is None
-               else array for info, array in zip(session.inputs, self.batches[0])]
-        times = latencies(sessions, few, self.seconds)
+        few = {info.name: array[:self.timed_samples]
+               if info.shape is not None and info.shape[0] is None else array
+               for info, array in zip(session.inputs, in_order(session, self.names,
+                                                               self.batches[0]))}
+        times = latencies(sessions, {name: in_order(each, list(few), few.values())
+                                     for name, each in sessions.items()}, self.seconds)
         result.ms, result.float_ms = times["this"], times.get("float")
-
-
-def _export_float_model(model, folder, file):
-    """Return the float model of a Layer as a file of the same format; None if it is float."""
-    spec = [InputSpec(list(info.shape), info.dtype, info.name) for info in file.inputs]
-    program, marks = trace(model, spec, FORMATS["onnx"]())
-    if not marks:
-        return None
-    MarkerRemoval(program, marks).run()
-    path = os.path.join(folder, "float")
-    if file.kind == ".onnx":
-        write_program(program, [], path + ".onnx")
-        return ModelFile(path + ".onnx")
-    if file.kind == ".xml":
-        OpenVinoFormat().write(program, [], path)
-        return ModelFile(path + ".xml")
-    program.save(path + ".pdmodel", path + ".pdiparams")
-    return ModelFile(path + ".pdmodel")

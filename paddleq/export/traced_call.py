@@ -79,6 +79,9 @@ class TracedCall:
             value = bound.arguments.get(parameter.name, parameter.empty)
             if isinstance(value, Constant) and value.equals(parameter.default):
                 del bound.arguments[parameter.name]
+        for each in parameters:  # Paddle's translation of forward loses these defaults
+            if each.kind is each.KEYWORD_ONLY and each.default is not each.empty:
+                bound.arguments.setdefault(each.name, each.default)
         for name, value in bound.arguments.items():
             for leaf in _leaves(value):
                 if isinstance(leaf, Constant) and not leaf.plain:

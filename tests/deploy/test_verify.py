@@ -85,6 +85,48 @@ def test_references_of_other_types(kind, model):
     assert "FP32 ms" in str(report)
 
 
+class ByName(nn.Layer):
+    """Layers of two inputs; the keys of the outputs are not in their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.gate = nn.Linear(8, 4), nn.Linear(8, 3)
+
+    def outputs(self, x, mask):
+        return {"z": self.fc(x) * mask, "a": self.gate(x)}
+
+
+class TakesDict(ByName):
+    def forward(self, inputs):
+        return self.outputs(inputs["x"], inputs["mask"])
+
+
+class TakesKeyword(ByName):
+    def forward(self, x, *, mask):
+        return self.outputs(x, mask)
+
+
+class TakesSecond(ByName):
+    def forward(self, x, bias=None, mask=None):
+        return self.outputs(x, mask)
+
+
+@pytest.mark.parametrize("cls", [TakesDict, TakesKeyword, TakesSecond])
+def test_references_that_take_inputs_by_name(cls, tmp_path):
+    batch = {"x": np.random.rand(6, 8).astype("float32"),
+             "mask": np.random.rand(6, 1).astype("float32")}
+    net = cls()
+    quantized = paddleq.PTQ("AbsmaxQuantizer").quantize(net)
+    paddleq.calibrate(quantized, [batch])
+    paddleq.save_quantized_model(quantized, tmp_path / "m")
+    report = verify(tmp_path / "m", quantized, batch, top1=0.0, seconds=0.01)
+    assert report.ok and report.rows[0].error == 0.0
+    assert all(row.float_ms > 0 for row in report.rows[1:])
+    if cls is not TakesSecond:  # a float model has seen no call
+        found = verify(tmp_path / "m", net, batch, runtimes=[], top1=0.0, seconds=0)
+        assert 0 < found.rows[0].error < 0.05
+
+
 def test_float_model_baseline(model, tmp_path):
     path, _, batches = model
     paddleq.export.to_onnx(SmallNet(), tmp_path / "float",

@@ -36,6 +36,12 @@ class KeywordOnly(Net):
         return self.fc(x) * mask
 
 
+class KeywordDefault(Net):
+    def forward(self, x, *, bias=None, scale=2.0):
+        y = self.fc(x) * scale
+        return y if bias is None else y + bias
+
+
 class AnyKeyword(Net):
     def forward(self, **tensors):
         return self.fc(tensors["x"]) * tensors["mask"]
@@ -74,6 +80,8 @@ CALLS = {
     "a number as tensor": (Optional, (x, None, True), {"scale": paddle.to_tensor(2.0)},
                            {"x": x, "scale": paddle.to_tensor(2.0)}),
     "keyword only": (KeywordOnly, (x,), {"mask": mask}, {"x": x, "mask": mask}),
+    "keyword-only defaults": (KeywordDefault, (x,), {}, {"x": x}),
+    "a keyword-only default": (KeywordDefault, (x,), {"bias": bias}, {"x": x, "bias": bias}),
     "**kwargs": (AnyKeyword, (), {"x": x, "mask": mask}, {"x": x, "mask": mask}),
     "*args": (AnyNumber, (x, mask), {}, {"tensors_0": x, "tensors_1": mask}),
     "a dict": (OneDict, ({"image": x, "mask": mask},), {}, {"image": x, "mask": mask}),
