@@ -54,8 +54,10 @@ class PaddleLite(Runtime):
 
     def load(self, file, threads, as_is=False):
         file.check()
-        return _Session(file, self.command("run", file.path, file.params or "", threads),
-                        self.environment())
+        with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
+            paths = _with_integers(file, folder) if file.quantized else (
+                file.path, file.params or "")
+            return _Session(file, self.command("run", *paths, threads), self.environment())
 
     def command(self, *arguments):
         """Return the command line of a Paddle-Lite process."""
@@ -122,17 +124,24 @@ class _Session(Session):
         return arrays
 
 
-def _with_integers(program):
-    """Let all weighted operators of quantized inputs compute with integers, in place.
+def _with_integers(file, folder):
+    """Write a copy in which all weighted operators of quantized inputs compute with integers.
 
     Paddle Inference's int8 mode refuses that for transposed convolutions, and computes others
-    wrongly; Paddle-Lite has int8 kernels for ARM.
+    wrongly; Paddle-Lite has int8 kernels, and refuses weights that are computed otherwise.
+
+    Returns:
+        The paths of both files.
     """
+    program = load_program(file.path, file.params)
     restore_quantizers(program)
     builder = OpBuilder(program)
     for block in program.desc.blocks:
         restore_dequantize_linear(builder, block, {**INFERENCE_WEIGHTS, **_TRANSPOSED},
                                   per_token=False)
+    paths = os.path.join(folder, "m.pdmodel"), os.path.join(folder, "m.pdiparams")
+    program.save(*paths, workarounds=False)
+    return paths
 
 
 def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[str]", None] = None,
@@ -173,11 +182,7 @@ def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[s
         with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
             model, params = file.path, file.params or ""
             if places == "arm":
-                model, params = (os.path.join(folder, name) for name in ("m.pdmodel",
-                                                                         "m.pdiparams"))
-                program = load_program(file.path, file.params)
-                _with_integers(program)
-                program.save(model, params, workarounds=False)
+                model, params = _with_integers(file, folder)
             done = _run(lite.command("opt", model, params, places, new), lite.environment(),
                         subprocess.STDOUT)
         if done.returncode != 0 or not os.path.exists(new + ".nb"):
