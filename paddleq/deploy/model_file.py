@@ -81,6 +81,19 @@ class ModelFile:
                 raise FormatError(f"{self.path} is damaged: a constant of {length} bytes at "
                                   f"{offset} is not in {self.params}, which has {size} bytes")
 
+    def _xml_input(self, layer):
+        data, names = layer.find("data"), [port.get("names") or layer.get("name", "")
+                                           for port in layer.iter("port")]
+        name = min(names[0].split(","), key=len) if names else layer.get("name", "")
+        found = {} if data is None else data.attrib
+        if found.get("element_type") not in _XML_TYPES or "shape" not in found:
+            raise FormatError(f"{self.path} is damaged: its input {name!r} must have a shape and "
+                              f"an element_type of {', '.join(_XML_TYPES)}, but has "
+                              f"{found.get('shape')!r} and {found.get('element_type')!r}")
+        sizes = [size for size in found["shape"].split(",") if size]
+        dims = tuple(int(size) if size.isdigit() else None for size in sizes)
+        return TensorInfo(name, _XML_TYPES[found["element_type"]], dims)
+
     @functools.cached_property
     def _xml(self):
         try:
@@ -113,7 +126,7 @@ class ModelFile:
         if self.kind == ".onnx":
             return [_onnx_input(value) for value in self.onnx_model().graph.input]
         if self.kind == ".xml":
-            return [_xml_input(layer) for layer in self._xml.iter("layer")
+            return [self._xml_input(layer) for layer in self._xml.iter("layer")
                     if layer.get("type") == "Parameter"]
         variables = [self.program.variable(outputs(op, "Out")[0])
                      for op in self.program.desc.blocks[0].ops if op.type == "feed"]
@@ -141,15 +154,6 @@ def _onnx_input(value):
 _XML_TYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "boolean": "bool",
               **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("i", "int"), ("u", "uint"))
                  for bits in (8, 16, 32, 64)}}
-
-
-def _xml_input(layer):
-    data, names = layer.find("data"), [port.get("names") or layer.get("name", "")
-                                       for port in layer.iter("port")]
-    sizes = [size for size in (data.get("shape") or "").split(",") if size]
-    dims = tuple(int(size) if size.isdigit() else None for size in sizes)
-    return TensorInfo(min(names[0].split(","), key=len) if names else layer.get("name", ""),
-                      _XML_TYPES.get(data.get("element_type"), "float32"), dims)
 
 
 def pdmodel_prefix(name, path):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from xml.etree import ElementTree
 
 import numpy as np
 import openvino as ov
@@ -441,6 +442,21 @@ def test_damaged_files_are_refused(small, damage, tmp_path):
         xml.write_bytes(b"<net><layers>" if damage == "no xml inside" else b"<html/>")
     with pytest.raises(FormatError, match="net.xml is (torn|damaged|incomplete|no model)"):
         Predictor(xml, "openvino")
+
+
+@pytest.mark.parametrize("attribute", ["element_type", "shape", None])
+def test_inputs_without_description_are_refused(small, attribute, tmp_path):
+    for ending in (".xml", ".bin"):
+        shutil.copyfile(small[0] + ending, tmp_path / f"net{ending}")
+    tree = ElementTree.parse(tmp_path / "net.xml")
+    (layer,) = [each for each in tree.iter("layer") if each.get("type") == "Parameter"]
+    if attribute is None:
+        layer.remove(layer.find("data"))
+    else:
+        del layer.find("data").attrib[attribute]
+    tree.write(tmp_path / "net.xml")
+    with pytest.raises(FormatError, match="net.xml is damaged: its input"):
+        verify(tmp_path / "net.xml", None, small[2], seconds=0)
 
 
 @pytest.mark.one_version
