@@ -16,7 +16,7 @@ import pytest
 from deployed import ACTIVATIONS, WEIGHTS, deploy
 from onnx_exports import Net
 from paddle import nn
-from runtimes import INT8_WEIGHT_BITS, relative_error
+from runtimes import INT8_WEIGHT_BITS, openvino, relative_error
 
 import paddleq
 from paddleq.deploy import Predictor, verify
@@ -181,6 +181,10 @@ BETWEEN = {
     "round": lambda x: paddle.round(x * 3),
     "relu of a pool": lambda x: F.max_pool2d(F.relu(x), 3, 1, 1),
     "hardtanh": lambda x: F.hardtanh(x, -0.5, 0.6),
+    "shuffled channels": lambda x: F.channel_shuffle(x, 2),
+    "relu of permuted channels": lambda x: F.relu(paddle.index_select(
+        x, paddle.to_tensor([3, 0, 1, 2, 5, 6, 7, 4]), 1)),
+    "shuffled channels of a sum": lambda x: F.channel_shuffle(x + F.relu(x), 4) * 0.5,
 }
 
 
@@ -206,6 +210,19 @@ def test_faults_of_int8_graphs_are_avoided(name, last, bits, tmp_path):
     assert is_integer(model, 2), precisions(model)
     # A last digit selects another integer of the second layer, in few places.
     assert relative_error(outputs(model, x)[0], simulated(made, x)[0]) < 1e-2
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: F.channel_shuffle(x, 2), lambda x: F.relu(F.channel_shuffle(x, 4)),
+    lambda x: F.pixel_unshuffle(x[:, :2], 2)], ids=["shuffle", "relu", "pixel_unshuffle"])
+def test_permuted_channels_of_an_onnx_file(function, tmp_path):
+    net = Net(lambda x, conv, layer: layer(function(conv(x))), conv=nn.Conv2D(8, 8, 3, padding=1),
+              layer=nn.Conv2D(8, 5, 3))
+    x = random_array(2, 8, 8, 8)
+    net.eval()
+    paddleq.export.to_onnx(net, tmp_path / "m", spec_of(x))
+    found = openvino(tmp_path / "m", [x], ending="onnx")
+    assert relative_error(found[0], simulated(net, x)[0]) < 1e-5
 
 
 SCHEMES = [*((weight, "A16") for weight in WEIGHTS),

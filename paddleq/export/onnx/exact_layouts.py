@@ -5,6 +5,10 @@ import numpy as np
 from ..program.passes.ignored_parts import trace_offset
 from .splice import exact_form
 
+# Axis of images. OpenVINO 2026.4 moves a permutation along axis 1 into the weight of a convolution
+# behind it, in the order of the inverse permutation; it does not recognize a negative axis.
+_CHANNELS = -3
+
 
 @exact_form("pixel_unshuffle")
 def pixel_unshuffle(operator):
@@ -16,7 +20,7 @@ def pixel_unshuffle(operator):
 
     def write(to):
         order = np.arange(size * size * channels).reshape(size * size, channels).T.reshape(-1)
-        to.node("Gather", to.node("SpaceToDepth", x, blocksize=size), order, axis=1,
+        to.node("Gather", to.node("SpaceToDepth", x, blocksize=size), order, axis=_CHANNELS,
                 output=operator.output())
 
     return write
@@ -29,7 +33,7 @@ def channel_shuffle(operator):
     if channels < 1:
         return None
     order = np.arange(channels).reshape(groups, -1).T.reshape(-1)
-    return lambda to: to.node("Gather", x, order, axis=1, output=operator.output())
+    return lambda to: to.node("Gather", x, order, axis=_CHANNELS, output=operator.output())
 
 
 def diagonal_of(operator):

@@ -28,7 +28,7 @@ from ..provenance_file import Provenance, write_export
 from ..trace import trace
 from ..trace_checks import warn_observing
 from . import tensor_forms  # noqa: F401  (registers forms)
-from .graph_workarounds import add_smallest_biases, place_clips
+from .graph_workarounds import add_smallest_biases, count_axes_from_end, place_clips
 from .lower import OpenVinoLowering
 from .reader import opset, read_program, require_openvino
 
@@ -139,6 +139,7 @@ def openvino_model(program, marks):
     model = read_program(program, lowering.converters)
     place_clips(model, opset())
     add_smallest_biases(model, opset())
+    count_axes_from_end(model, opset())
     model.set_friendly_name("model")
     _name_nodes(model)
     return model

@@ -71,6 +71,21 @@ def add_smallest_biases(model, ov):
                 each.replace_source_output(biased.output(0))
 
 
+def count_axes_from_end(model, ov):
+    """Write the axes of gathers as negative numbers, in place.
+
+    OpenVINO 2026.4 moves a permutation of channels into the weight of a convolution behind it, in
+    the order of the inverse permutation. It does not recognize one with a negative axis.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Gather" or not _is_constant(node.input_value(2)):
+            continue
+        axis, rank = _values(node.input_value(2)), node.get_input_partial_shape(0).rank
+        if rank.is_static and (axis > 0).all():
+            node.input(2).replace_source_output(
+                ov.constant((axis - rank.get_length()).astype(np.int64)).output(0))
+
+
 def _values(x):
     node = x.get_node()
     while node.get_type_name() != "Constant":
