@@ -55,6 +55,11 @@ class Affine:
         """True unless the shift is 0."""
         return bool((self.shift != 0).any())
 
+    @property
+    def is_exact(self) -> bool:
+        """True if it multiplies by powers of two alone, which rounds nothing."""
+        return not self.adds and bool((np.abs(np.frexp(self.scale)[0]) == 0.5).all())
+
     def then(self, after: "Affine") -> Optional["Affine"]:
         """Return the map followed by ``after``; None if their channels are on different axes."""
         if None not in (self.axis, after.axis) and self.axis != after.axis:

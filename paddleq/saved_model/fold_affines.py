@@ -56,7 +56,8 @@ class AffineFolding:
 
 def fold_affines(program: Program, neutral: Optional[Collection[str]] = None,
                  without_bias: Collection[str] = (),
-                 marks: Optional[Dict[str, WeightMark]] = None) -> AffineFolding:
+                 marks: Optional[Dict[str, WeightMark]] = None,
+                 exact_numbers: bool = False) -> AffineFolding:
     """Fold affine operators of a float program, in place.
 
     Args:
@@ -66,13 +67,16 @@ def fold_affines(program: Program, neutral: Optional[Collection[str]] = None,
         without_bias: weights of operators that cannot get a bias.
         marks: of quantized weights with markers in the program, by parameter; replaced by those of
             the folded weights.
+        exact_numbers: fold operators whose constants are no parameters only where the result is
+            the same to the last bit, which is so for products with powers of two.
     """
-    return _Folder(program, neutral, without_bias, {} if marks is None else marks).run()
+    return _Folder(program, neutral, without_bias, {} if marks is None else marks,
+                   exact_numbers).run()
 
 
 class _Folder:
-    def __init__(self, program, neutral, without_bias, marks):
-        self.marks = marks
+    def __init__(self, program, neutral, without_bias, marks, exact_numbers):
+        self.marks, self.exact_numbers = marks, exact_numbers
         self.program, self.neutral, self.without_bias = program, neutral, set(without_bias)
         self.builder = OpBuilder(program)
         self.blocks = [read_operators(block) for block in program.desc.blocks]
@@ -165,6 +169,10 @@ class _Folder:
         affine, reasons = chain_affine(chain), []
         if not affine.multiplies and not affine.adds:
             return self.fold_identity(chain)
+        if self.exact_numbers and not affine.is_exact and all(
+                each.constant is None for each in chain):
+            self.result.kept[chain[-1].target] = "folding its numbers would round otherwise"
+            return False
         for attempt in (self.fold_back, self.fold_forward, self.fold_factors_forward,
                         self.fold_factors_back):
             try:

@@ -20,7 +20,8 @@ from .operators import read_operators
 def fold_traced_affines(program: Program, marks: list, model: nn.Layer) -> None:
     """Fold affine operators of a model of QAT, or of PTQ with ``fuse=True``, in place.
 
-    Those of PTQ are the ones whose constants are numbers in the code.
+    Those of PTQ are the ones whose constants are numbers in the code. Numbers are folded where that
+    rounds nothing, so that the file computes what the model was calibrated or trained with.
     """
     record = provenance_of(model)
     if not isinstance(record, dict) or not (record["method"] == "qat" or (
@@ -28,7 +29,7 @@ def fold_traced_affines(program: Program, marks: list, model: nn.Layer) -> None:
         return
     places = _weight_markers(program, marks)
     found = {name: marks[place] for name, place in places.items()}
-    fold_affines(program, marks=found)
+    fold_affines(program, marks=found, exact_numbers=True)
     for name, place in places.items():
         marks[place] = found[name]
 

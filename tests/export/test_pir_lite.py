@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.lite, pytest.mark.needs_pir]
 # Paddle-Lite 2.12 has no such operator. It refuses the files of Paddle 2.6.2 in the same words.
 LACKS = {"SSD, NMS": "nms"}
 # Without batch norm or activation behind a convolution its x86 kernels want the older form.
-OLDER_FORM = ("DenseNet121", "GoogLeNet")
+OLDER_FORM = ("DenseNet121", "GoogLeNet", "U-Net")
 # These are trained for this test alone.
 NIGHTLY = set(vision.MODELS) - {"MobileNetV1"}
 # Nothing to quantize there (Linear is broken on x86).

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from paths import HELPERS, ROOT
 
 import paddleq
+from paddleq.deploy.model_file import model_files
+from paddleq.deploy.runtimes.paddle_lite import with_integers
 
 
 class Lite:
@@ -42,10 +45,12 @@ class Lite:
         return os.path.getsize(f"{path}.nb")
 
     def outputs(self, path, inputs):
-        """Return the outputs of ``path.pdmodel`` on x86."""
+        """Return the outputs of ``path.pdmodel`` on x86, as Predictor loads it there."""
         source, target = f"{path}.in.npz", f"{path}.out.npz"
         np.savez(source, *inputs)
-        self._run("run_x86.py", f"{path}.pdmodel", f"{path}.pdiparams", source, target)
+        (file,) = model_files(f"{path}.pdmodel")
+        with tempfile.TemporaryDirectory() as folder:
+            self._run("run_x86.py", *with_integers(file, folder, "x86"), source, target)
         with np.load(target) as found:
             return [found[f"arr_{i}"] for i in range(len(found.files))]
 

@@ -55,8 +55,7 @@ class PaddleLite(Runtime):
     def load(self, file, threads, as_is=False):
         file.check()
         with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
-            paths = _with_integers(file, folder) if file.quantized else (
-                file.path, file.params or "")
+            paths = with_integers(file, folder, "x86")
             return _Session(file, self.command("run", *paths, threads), self.environment())
 
     def command(self, *arguments):
@@ -124,21 +123,29 @@ class _Session(Session):
         return arrays
 
 
-def _with_integers(file, folder):
-    """Write a copy in which all weighted operators of quantized inputs compute with integers.
+def with_integers(file, folder, places):
+    """Write a copy in which weighted operators of quantized inputs compute with integers.
 
-    Paddle Inference's int8 mode refuses that for transposed convolutions, and computes others
-    wrongly; Paddle-Lite has int8 kernels, and refuses weights that are computed otherwise.
+    Paddle Inference's int8 mode computes some wrongly and refuses transposed convolutions.
+    Paddle-Lite has int8 kernels for them, those of transposed convolutions for ARM alone, and
+    refuses weights that are computed otherwise.
+
+    Args:
+        file: the :class:`ModelFile`.
+        folder: of the copy.
+        places: as those of :func:`to_lite`.
 
     Returns:
-        The paths of both files.
+        The paths of both files, those of ``file`` if it is not quantized.
     """
+    if not file.quantized:
+        return file.path, file.params or ""
+    slots = {**INFERENCE_WEIGHTS, **_TRANSPOSED} if places == "arm" else INFERENCE_WEIGHTS
     program = load_program(file.path, file.params)
     restore_quantizers(program)
     builder = OpBuilder(program)
     for block in program.desc.blocks:
-        restore_dequantize_linear(builder, block, {**INFERENCE_WEIGHTS, **_TRANSPOSED},
-                                  per_token=False)
+        restore_dequantize_linear(builder, block, slots, per_token=False)
     paths = os.path.join(folder, "m.pdmodel"), os.path.join(folder, "m.pdiparams")
     program.save(*paths, workarounds=False)
     return paths
@@ -180,9 +187,7 @@ def to_lite(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[s
 
     def convert(new):  # opt appends .nb
         with tempfile.TemporaryDirectory(prefix="paddleq-") as folder:
-            model, params = file.path, file.params or ""
-            if places == "arm":
-                model, params = _with_integers(file, folder)
+            model, params = with_integers(file, folder, places)
             done = _run(lite.command("opt", model, params, places, new), lite.environment(),
                         subprocess.STDOUT)
         if done.returncode != 0 or not os.path.exists(new + ".nb"):
