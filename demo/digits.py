@@ -79,7 +79,9 @@ def export_all(net, data, suffix="", weight_bits=8, skip=None):
         else:
             quantizer, model = quantize_ptq(net, name, train_x, weight_bits, skip)
         simulated[name] = predict(model, test_x)
-        quantizer.save_quantized_model(model, OUT / f"{name}{suffix}", SPEC)
+        # Paddle-Lite on x86 reads weights of fewer than 8 bits in the older form alone.
+        quantizer.save_quantized_model(model, OUT / f"{name}{suffix}", SPEC,
+                                       onnx_format=weight_bits == 8)
     return simulated
 
 
