@@ -16,7 +16,13 @@ import pytest
 from deployed import ACTIVATIONS, WEIGHTS, deploy
 from onnx_exports import Net
 from paddle import nn
-from runtimes import INT8_WEIGHT_BITS, openvino, relative_error
+from runtimes import (
+    INT8_WEIGHT_BITS,
+    onnxruntime,
+    openvino,
+    paddle_inference,
+    relative_error,
+)
 
 import paddleq
 from paddleq.deploy import Predictor, verify
@@ -223,6 +229,23 @@ def test_permuted_channels_of_an_onnx_file(function, tmp_path):
     paddleq.export.to_onnx(net, tmp_path / "m", spec_of(x))
     found = openvino(tmp_path / "m", [x], ending="onnx")
     assert relative_error(found[0], simulated(net, x)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("select", [paddle.index_select, paddle.gather])
+def test_selected_channels_in_every_runtime(select, tmp_path):
+    net = Net(lambda x, conv, layer: layer(select(
+        conv(x), paddle.to_tensor([3, 0, 1, 2, 5, 6, 7, 4]), axis=1)),
+              conv=nn.Conv2D(8, 8, 3, padding=1), layer=nn.Conv2D(8, 5, 3))
+    path, x = tmp_path / "m", random_array(2, 8, 8, 8)
+    made = quantized(net, x)
+    (expected,) = simulated(made, x)
+    for format in ("pdmodel", "onnx"):
+        paddleq.save_quantized_model(made, path, spec_of(x), format=format)
+    np.testing.assert_array_equal(paddle_inference(path, [x])[0], expected)
+    for (found,) in (paddle_inference(path, [x], ir_optim=True, onednn=True),
+                     openvino(path, [x]), openvino(path, [x], ending="onnx"),
+                     onnxruntime(path, [x])):
+        assert relative_error(found, expected) < 1e-3
 
 
 SCHEMES = [*((weight, "A16") for weight in WEIGHTS),

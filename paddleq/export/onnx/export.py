@@ -14,6 +14,7 @@ from ..paddle.lower import MarkerRemoval
 from ..paddle.markers_from_program import raise_to_markers
 from ..pir_to_program import load_program
 from ..program.passes.channels_first import to_channels_first
+from ..program.passes.ignored_parts import count_axes_from_end
 from ..program.passes.transposed_convolutions import resolve_output_sizes
 from ..provenance_file import Provenance, write_export
 from ..trace import trace
@@ -141,6 +142,7 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
     reference = program.copy() if verify else None
     to_channels_first(program, marks)
     resolve_output_sizes(program)
+    count_axes_from_end(program)
     parameters = set(program.arrays)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))
     if opset > CONVERTER_HIGHEST:

@@ -38,6 +38,32 @@ def write_ignored_parts(builder, block):
             forms[op.type](builder, block, op, view) if op.type in forms else [op])])
 
 
+def count_axes_from_end(program):
+    """Write the axis of ``index_select`` as a negative number, in place.
+
+    OpenVINO 2026.4 moves a permutation along axis 1 into the weight of a convolution behind it, in
+    the order of the inverse permutation. It does not recognize one with a negative axis.
+    ``gather`` along that axis becomes ``index_select``: Paddle 2.6 has no negative axis there.
+    """
+    for block in program.desc.blocks:
+        for op in block.ops:
+            ranks = [len(shape_of(program.variable(inputs(op, slot)[0], block)))
+                     for slot in ("X", "Index")] if op.type == "gather" else [0, 0]
+            if (ranks[0] >= 3 and ranks[1] == 1 and attribute(op, "axis", 0) == 1
+                    and not inputs(op, "Axis")):
+                op.type = "index_select"
+                for field, unknown in ((op.attrs, [each for each in op.attrs
+                                                   if each.name in ("axis", "overwrite")]),
+                                       (op.inputs, [each for each in op.inputs
+                                                    if each.parameter == "Axis"])):
+                    for each in unknown:
+                        field.remove(each)
+                set_attribute(op, "dim", 1)
+            if op.type == "index_select" and attribute(op, "dim", 0) > 0:
+                rank = len(shape_of(program.variable(inputs(op, "X")[0], block)))
+                set_attribute(op, "dim", attribute(op, "dim") - rank)
+
+
 def trace_offset(op, rank):
     """Return (offset, axis, later axis) of the diagonals that the installed Paddle adds up."""
     offset, *axes = (attribute(op, name, default)

@@ -29,7 +29,7 @@ from .blocked_layouts import BlockedLayouts
 from .channels_first import to_channels_first
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
 from .float_operators import PRODUCTS, round_float_inputs
-from .ignored_parts import write_ignored_parts
+from .ignored_parts import count_axes_from_end, write_ignored_parts
 from .move_unsqueeze import move_unsqueeze
 from .nearest_interpolation import gather_nearest
 from .pads import write_pads
@@ -45,6 +45,7 @@ def apply_runtime_workarounds(program):
     """Apply all runtime workarounds to the program in place. A second time changes nothing."""
     to_channels_first(program)
     resolve_output_sizes(program)
+    count_axes_from_end(program)
     builder = OpBuilder(program)
     for block in program.desc.blocks:
         for op in block.ops:
