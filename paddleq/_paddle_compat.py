@@ -332,6 +332,14 @@ def trace_respects_order() -> bool:
         return not paddle.trace(corner, 1, 1, 0).item()
 
 
+def group_norm(x: paddle.Tensor, groups: int, epsilon: float, weight: Optional[paddle.Tensor],
+               bias: Optional[paddle.Tensor], layout: str) -> paddle.Tensor:
+    """``paddle.nn.functional.group_norm``, which Paddle 2.6 does not have."""
+    if hasattr(paddle.nn.functional, "group_norm"):
+        return paddle.nn.functional.group_norm(x, groups, epsilon, weight, bias, layout)
+    return paddle._C_ops.group_norm(x, weight, bias, epsilon, groups, layout)
+
+
 class BatchNormState(NamedTuple):
     """Running statistics and options of a batch norm."""
 

@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from .._paddle_compat import group_norm
 from ..export.pir_to_program.operator_table import ROWS
 from ..export.program.pdiparams import DTYPES
 from .operators import Arguments
@@ -156,7 +157,7 @@ FUNCTIONS.update({
     "clip": lambda a: paddle.clip(a.tensor("X"), _limit(a, "min", "Min"), _limit(a, "max", "Max")),
     "pow": lambda a: paddle.pow(a.tensor("X"), float(_either(a, "factor", "FactorTensor", 1.0))),
     "einsum": lambda a: paddle.einsum(a.get("equation"), *a.inputs["Operands"]),
-    "group_norm": lambda a: F.group_norm(
+    "group_norm": lambda a: group_norm(
         a.tensor("X"), a.get("groups"), a.get("epsilon", 1e-5), a.tensor("Scale"),
         a.tensor("Bias"), a.get("data_layout", "NCHW")),
     "instance_norm": lambda a: F.instance_norm(

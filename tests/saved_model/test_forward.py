@@ -283,3 +283,23 @@ def test_layers_are_named_after_their_weights(prefix):
         for key, value in source.state_dict().items():
             np.testing.assert_array_equal(layers[name].state_dict()[key].numpy(), value.numpy())
     assert len(layers) == 3
+
+
+@pytest.mark.parametrize("layer", [
+    lambda: nn.GroupNorm(2, 6), lambda: nn.GroupNorm(3, 6, epsilon=1e-2),
+    lambda: nn.GroupNorm(6, 6, weight_attr=False, bias_attr=False),
+    lambda: nn.GroupNorm(1, 6, bias_attr=False)], ids=["two", "epsilon", "plain", "no bias"])
+def test_group_norms_and_their_gradients(layer, tmp_path):
+    net, x = nn.Sequential(nn.Conv2D(3, 6, 3), layer()), paddle.randn([2, 3, 8, 8])
+    net.eval()
+    paddle.jit.save(net, str(tmp_path / "m"), [paddle.static.InputSpec([None, 3, 8, 8], "float32")])
+    model = paddleq.SavedModel(tmp_path / "m")
+    found, expected = [], []
+    for each, values in ((model, found), (net, expected)):
+        own = x.clone()
+        own.stop_gradient = False
+        y = each(own)
+        (y * y * y).sum().backward()
+        values += [y.numpy(), own.grad.numpy()]
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
