@@ -187,6 +187,9 @@ BETWEEN = {
     "round": lambda x: paddle.round(x * 3),
     "relu of a pool": lambda x: F.max_pool2d(F.relu(x), 3, 1, 1),
     "hardtanh": lambda x: F.hardtanh(x, -0.5, 0.6),
+    "one minus a relu": lambda x: 1.0 - F.relu(x),
+    "negative factor": lambda x: F.relu(x) * -1.5 + 0.2,
+    "negative factor of a pool": lambda x: -F.max_pool2d(F.relu(x), 3, 1, 1),
     "shuffled channels": lambda x: F.channel_shuffle(x, 2),
     "relu of permuted channels": lambda x: F.relu(paddle.index_select(
         x, paddle.to_tensor([3, 0, 1, 2, 5, 6, 7, 4]), 1)),

@@ -28,7 +28,12 @@ from ..provenance_file import Provenance, write_export
 from ..trace import trace
 from ..trace_checks import warn_observing
 from . import tensor_forms  # noqa: F401  (registers forms)
-from .graph_workarounds import add_smallest_biases, count_axes_from_end, place_clips
+from .graph_workarounds import (
+    add_smallest_biases,
+    count_axes_from_end,
+    place_clips,
+    separate_negative_factors,
+)
 from .lower import OpenVinoLowering
 from .reader import opset, read_program, require_openvino
 
@@ -137,6 +142,7 @@ def openvino_model(program, marks):
     lowering = OpenVinoLowering(program, marks)
     lowering.run()
     model = read_program(program, lowering.converters)
+    separate_negative_factors(model, opset())
     place_clips(model, opset())
     add_smallest_biases(model, opset())
     count_axes_from_end(model, opset())

@@ -43,6 +43,35 @@ def place_clips(model, ov):
             node.input(0).replace_source_output(_maxima(ov, clamp).output(0))
 
 
+def separate_negative_factors(model, ov):
+    """Put a maximum with the lowest number behind products that change the sign, in place.
+
+    OpenVINO 2026.4 computes other values for a FakeQuantize of a relu times a negative constant,
+    which its low-precision transformations take into the scales.
+    """
+    lowest = np.finfo(np.float32).min
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "FakeQuantize" and _changes_sign(node.input_value(0)):
+            separate = ov.maximum(node.input_value(0), ov.constant(lowest))
+            node.input(0).replace_source_output(separate.output(0))
+
+
+def _changes_sign(x):
+    """Return True if arithmetic with constants, of which a factor is negative, gives an output."""
+    while True:
+        node = x.get_node()
+        kind, values = node.get_type_name(), node.input_values()
+        if kind == "Negative":
+            return True
+        varying = [i for i, each in enumerate(values) if not _is_constant(each)]
+        if kind not in _WITH_CONSTANT or len(varying) != 1:
+            return False
+        if kind == "Subtract" and varying == [1] or kind in ("Multiply", "Divide") and (
+                _values(values[1 - varying[0]]) < 0).any():
+            return True
+        x = values[varying[0]]
+
+
 def add_smallest_biases(model, ov):
     """Add a bias to convolutions without one whose results several operators read, in place.
 
