@@ -138,7 +138,7 @@ def save(model: paddle.nn.Layer, path: Path, input_spec: Optional[Sequence] = No
                          "quantized layer; call quantize() first")
     if not onnx_format and format != "pdmodel":
         raise ConfigError(f"onnx_format=False is for the format 'pdmodel', not for {format!r}")
-    options = {} if onnx_format else {"onnx_format": False}
+    options: Dict[str, Any] = {} if onnx_format else {"onnx_format": False}
     if target is not None:
         options.update(check_target(format, target, onnx_format))
     exporter.require()

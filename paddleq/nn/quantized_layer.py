@@ -8,7 +8,7 @@ shared, and a float checkpoint loads.
 import copy
 import dataclasses
 import threading
-from typing import Any, Type
+from typing import Any, Tuple, Type
 
 import paddle
 from paddle import nn
@@ -156,7 +156,7 @@ class QuantizedLayer(nn.Layer):
         self._paddleq.templates.pop(attribute, None)
         self._paddleq.parts = tuple(name for name in self._paddleq.parts if name != attribute)
 
-    def input_parts(self, slot):
+    def input_parts(self, slot) -> Tuple[Any, Any]:
         """Return (preprocess or None, quantizer or None) of input number ``slot``."""
         return (getattr(self, slot_name("activation_preprocess", slot), None),
                 getattr(self, slot_name("activation_quantizer", slot), None))
@@ -186,7 +186,7 @@ class QuantizedLayer(nn.Layer):
             return folding.folded_weight(self)
         return getattr(self, name)
 
-    def weight_parts(self, name):
+    def weight_parts(self, name) -> Tuple[Any, Any]:
         """Return (preprocess or None, quantizer or None) of the parameter ``name``."""
         return (getattr(self, preprocess_name(name), None),
                 getattr(self, quantizer_name(name), None))

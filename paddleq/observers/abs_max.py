@@ -287,11 +287,11 @@ class FixedScaleObserver(Accumulator):
         return paddle.to_tensor(np.broadcast_to(values, [self.channels]).astype("float32"))
 
     def abs_max(self):
-        return self._of_channels(np.float64(self.scale) * self.spec.quant_max)
+        return self._of_channels(np.asarray(self.scale, "float64") * self.spec.quant_max)
 
     def range(self):
         return tuple(self._of_channels(
-            np.float64(self.scale) * (limit - np.float64(self.zero_point)))
+            np.asarray(self.scale, "float64") * (limit - np.asarray(self.zero_point, "float64")))
             for limit in (self.spec.quant_min, self.spec.quant_max))
 
     def qparams(self):

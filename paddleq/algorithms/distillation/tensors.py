@@ -66,7 +66,7 @@ class NamedTensors:
         layers, found = dict(self.model.named_sublayers()), {}
 
         def keep(name):
-            def hook(_layer, _inputs, output):
+            def hook(_layer, _inputs, output) -> Any:  # None leaves the output as it is
                 found[name] = output
             return hook
 

@@ -5,7 +5,19 @@ import math
 import random
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+    cast,
+)
 
 import numpy as np
 import paddle
@@ -194,7 +206,7 @@ class _Training:
         """Train on one batch."""
         number, (terms, values) = self.result.steps, self._loss(batch)
         for term, value in zip(terms, values):
-            if not math.isfinite(value.item()):
+            if not math.isfinite(cast(float, value.item())):
                 raise NonFiniteError(f"the loss {term} is {value.item()} in step {number} "
                                      f"({batch.name}); use a smaller learning_rate, a grad_clip in "
                                      "optimizer_builder, or remove that batch")
@@ -208,7 +220,7 @@ class _Training:
         self.optimizer.step()
         self.optimizer.clear_grad()
         self.schedule.step()
-        self.result.losses.append(loss.item())
+        self.result.losses.append(cast(float, loss.item()))
         self.result.steps += 1
 
     def _loss(self, batch):
@@ -223,6 +235,7 @@ class _Training:
 
     def _negative_loss(self, model):
         """Return the mean loss of ``eval_data``, negative."""
+        assert self.eval_data is not None
         found = []
         with paddle.no_grad():
             for batch in iter_batches(model, self.eval_data, argument="eval_data"):

@@ -4,7 +4,7 @@ The coefficients are of polynomials that interpolate the functions at Chebyshev 
 """
 
 import math
-from typing import Sequence
+from typing import Sequence, cast
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def _polynomial(to: OnnxBuilder, coefficients: Sequence[float], x: str) -> str:
     for each in coefficients:
         found = np.float32(each) if found is None else to.node(
             "Add", to.node("Mul", found, x), np.float32(each))
-    return found
+    return cast(str, found)  # there are two coefficients or more
 
 
 def _binary(to: OnnxBuilder, kind: str, a, b) -> str:

@@ -96,7 +96,7 @@ class OpenVinoBuilder:
 
 
 def _kind(*names: str) -> Callable:
-    def register(function):
+    def register(function: Callable) -> Callable:
         _KINDS.update(dict.fromkeys(names, function))
         return function
 

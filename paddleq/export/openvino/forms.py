@@ -29,7 +29,7 @@ _FLOAT, _INT64 = 1, 7  # onnx.TensorProto.DataType
 
 def openvino_form(*types: str) -> Callable:
     """Function decorator that registers the form of operators."""
-    def register(form):
+    def register(form: Callable) -> Callable:
         FORMS.update(dict.fromkeys(types, form))
         return form
 

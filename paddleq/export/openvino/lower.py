@@ -146,6 +146,7 @@ def dequantized(ov, x, mark, packed):
         scale, zero = (None if each is None else np.expand_dims(each, 1) for each in (scale, zero))
     else:
         scale, zero = (None if each is None else broadcast(each, mark) for each in (scale, zero))
+    assert scale is not None
     value = ov.convert(x, "f32")
     if zero is not None and np.any(zero):
         zero = _integers(ov, zero.astype(integers.dtype), packed)

@@ -103,10 +103,12 @@ def _forms(program):
     for block in program.desc.blocks:
         for op in block.ops:
             form = FORMS.get(op.type)
+            if form is None:
+                continue
             # A copy: the type of the operator is changed.
-            operator = form and PaddleOperator(
+            operator = PaddleOperator(
                 program, type(op).FromString(op.SerializeToString()), view.consumers, block)
-            write = form and form(operator)
+            write = form(operator)
             if write is not None:
                 op.type, number = f"paddleq_form_{number}", number + 1
                 yield op.type, operator, write

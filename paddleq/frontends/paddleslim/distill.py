@@ -3,7 +3,7 @@
 import copy
 import os
 from functools import partial
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union, cast
 
 from paddle import nn
 
@@ -260,7 +260,7 @@ class Repeatable:
             raise wrong_type(name, data, "a list, a DataLoader or a function that returns an "
                                          "iterator; an iterator ends after one pass")
         if callable(data) and not hasattr(data, "__iter__"):
-            return cls(data)
+            return cls(cast(Callable[[], Iterable], data))
         return data
 
     def __iter__(self):

@@ -147,7 +147,8 @@ class _Rewrite:
     def _operand(self, op, name, axes):
         """Return a smaller operand of ``op`` with channels first, after ``axes`` were added."""
         if name in self._orders.constants:
-            return self._constant(op, *self._orders.constants[name], axes)
+            parameter, shape = self._orders.constants[name]
+            return self._constant(op, parameter, shape, axes)
         full = found = self._form(name, LAST)
         if axes:
             shape = self._expanded(self._orders.shapes[name], axes)

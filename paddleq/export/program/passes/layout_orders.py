@@ -4,6 +4,7 @@
 """
 
 from collections import defaultdict
+from typing import Any, Dict
 
 from ..graph_view import GraphView
 from ..op_desc import (
@@ -209,7 +210,8 @@ def _side_of_sink(edges):
             reverse[end].add(node)
     while True:
         # Search backwards, so that the last search finds the nodes that reach the sink.
-        after, pending = {_SINK: None}, [_SINK]
+        after: Dict[Any, Any] = {_SINK: None}
+        pending = [_SINK]
         for node in pending:
             for start in reverse[node]:
                 if start not in after and edges[start].get(node, 0) > 0:
