@@ -99,8 +99,10 @@ class Constants:
     def __init__(self) -> None:
         self._values: Dict[str, Optional[np.ndarray]] = {}
 
-    def value(self, graph: ProgramGraph, name: str) -> Optional[np.ndarray]:
+    def value(self, graph: ProgramGraph, name: Optional[str]) -> Optional[np.ndarray]:
         """Return the value of a variable, None if it is no constant of at most 2^20 elements."""
+        if name is None:
+            return None
         if graph.is_parameter(name):
             array = graph.arrays[name]
             return array if array.size <= _LARGEST_CONSTANT else None
@@ -118,8 +120,9 @@ class Constants:
             return None
         inputs = {}
         for slot, names in op.inputs.items():
-            values = [self.value(graph, each) for each in names]
-            if any(value is None for value in values):
+            given = [self.value(graph, each) for each in names]
+            values = [value for value in given if value is not None]
+            if len(values) < len(given):
                 return None
             inputs[slot] = [paddle.to_tensor(np.ascontiguousarray(value)).reshape(value.shape)
                             for value in values]
@@ -227,5 +230,7 @@ def chain_affine(chain: List[AffineOperator]) -> Affine:
     """Return the map that operators compute one after the other."""
     affine = chain[0].affine
     for each in chain[1:]:
-        affine = affine.then(each.affine)
+        both = affine.then(each.affine)
+        assert both is not None, each.target
+        affine = both
     return affine

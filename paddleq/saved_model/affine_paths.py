@@ -5,7 +5,7 @@
 ``affine(op(x)) == op(result(x))``.
 """
 
-from typing import Callable, Dict, List, Optional, Tuple, Union
+from typing import Callable, Dict, List, Optional, Tuple, Union, cast
 
 import numpy as np
 
@@ -37,11 +37,12 @@ def moved_axis(before: List[Dimension], after: List[Dimension], affine: Affine) 
         ones = [1] * len(old)
         ones[old.index(affine.axis)] = -1
         arrays = [np.broadcast_to(each.reshape(ones), sizes).reshape(moved)
-                  for each in affine.per_channel(before[affine.axis])]
+                  for each in affine.per_channel(cast(int, before[affine.axis]))]
         for place, axis in enumerate(new):
             others = tuple(i for i in range(len(new)) if i != place)
             if all((each == each.max(others, keepdims=True)).all() for each in arrays):
-                return Affine.of(*(each.max(others) for each in arrays), axis)
+                scale, shift = (each.max(others) for each in arrays)
+                return Affine.of(scale, shift, axis)
     raise Refused(f"its channels cannot be followed from the shape {before} to {after}")
 
 
@@ -83,7 +84,7 @@ def reshaped(graph: ProgramGraph, op: Operator) -> Tuple[List[Dimension], List[D
     return before, _RESHAPES[op.type](graph, op, before)
 
 
-def dimensions(graph: ProgramGraph, name: str) -> List[Dimension]:
+def dimensions(graph: ProgramGraph, name: Optional[str]) -> List[Dimension]:
     """Return the shape of a variable; unknown sizes have names that are unique in it."""
     if name not in graph.shapes:
         raise Refused(f"{name} has no known shape")
@@ -94,7 +95,7 @@ def merged(dims: List[Dimension]) -> Dimension:
     """Return the size of axes that are merged into one, "?" if it is unknown."""
     if any(isinstance(size, str) for size in dims):
         return dims[0] if len(dims) == 1 else "?"
-    return int(np.prod(dims))
+    return int(np.prod(cast(List[int], dims)))
 
 
 def _reshape(graph, op, before):
@@ -370,13 +371,14 @@ def across(graph: ProgramGraph, op: Operator, name: str, affine: Affine) -> Tupl
     Raises:
         Refused: there is none.
     """
+    target = cast(str, op.output("Out"))
     if op.type == "concat":
-        return op.output("Out"), _across_concat(graph, op, name, affine)
+        return target, _across_concat(graph, op, name, affine)
     if op.type == "elementwise_mul":
-        return op.output("Out"), _across_product(graph, op, name, affine)
+        return target, _across_product(graph, op, name, affine)
     if op.type not in _PATHS or _data(op) != name or op.all_inputs().count(name) != 1:
         raise Refused(f"{name} is read by {op.type}")
-    return op.output("Out"), _PATHS[op.type][0](graph, op, affine)
+    return target, _PATHS[op.type][0](graph, op, affine)
 
 
 def back(graph: ProgramGraph, op: Operator, name: str,
@@ -389,14 +391,14 @@ def back(graph: ProgramGraph, op: Operator, name: str,
     if op.type in _BACK_TO_SEVERAL:
         return _BACK_TO_SEVERAL[op.type](graph, op, affine)
     if op.type in ("split", "unbind", "unstack") and min(op.get("sections") or [1]) > 0:
-        return [(op.input("X"), _back_split(graph, op, name, affine))]
+        return [(_data(op), _back_split(graph, op, name, affine))]
     if op.type not in _PATHS or op.output("Out") != name:
         raise Refused(f"{name} is computed by {op.type}")
     return [(_data(op), _PATHS[op.type][1](graph, op, affine))]
 
 
-def _data(op):
-    return op.input("Input" if op.type == "slice" else "X")
+def _data(op: Operator) -> str:
+    return cast(str, op.input("Input" if op.type == "slice" else "X"))
 
 
 def _check_full(graph, op, name, affine):

@@ -84,7 +84,7 @@ class WeightFolding:
         else:
             scaled = [each if each is None else self._along_outputs(each, value)
                       for each, value in ((mark.value, factor), (mark.integers, sign))]
-        value, integers = (new if old is None else new.astype(old.dtype)
+        value, integers = (None if old is None or new is None else new.astype(old.dtype)
                            for new, old in zip(scaled, (mark.value, mark.integers)))
         abs_max = mark.abs_max * np.abs(factor).reshape(
             mark.abs_max.shape if channels > 1 else [1] * mark.abs_max.ndim)

@@ -1,7 +1,7 @@
 """Blocks as units of reconstruction: the roundings of several layers minimize one error."""
 
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, cast
 
 import numpy as np
 import paddle
@@ -66,7 +66,7 @@ class BlockUnit:
         for found, target, power in zip(outputs, targets, self._powers):
             channels = target.shape[1] if len(target.shape) > 3 else target.shape[-1]
             total = total + (found - target).square().mean() * (channels / power)
-        return total
+        return cast(paddle.Tensor, total)
 
     def _rows(self, targets, generator):
         """Return the entries of a batch that a step uses, None for all."""

@@ -159,6 +159,7 @@ class _Reconstruction:
                 if layer._paddleq.kind.weights and not is_left_float(layer):
                     self.report.skipped[name or "(model)"] = reason
                 continue
+            assert made is not None, name
             weights[id(layer.weight)] = name
             found[name] = LayerSamples(layer, made, number, self.settings)
         return found

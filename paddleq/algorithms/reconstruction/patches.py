@@ -6,7 +6,7 @@ enough to choose a rounding, and their product is cheaper than the convolution o
 """
 
 import math
-from typing import Any, List, Optional, Sequence
+from typing import Any, Dict, List, Literal, Optional, Sequence
 
 import numpy as np
 import paddle
@@ -20,7 +20,8 @@ from ..._paddle_compat import (
 
 _CONVOLUTIONS = (nn.Conv1D, nn.Conv2D, nn.Conv3D)
 _TRANSPOSED = (nn.Conv1DTranspose, nn.Conv2DTranspose, nn.Conv3DTranspose)
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+_PAD_MODES: Dict[str, Literal["constant", "reflect", "edge", "wrap"]] = {
+    "zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def product_of(layer: nn.Layer, cls: type) -> Optional["Product"]:

@@ -1,6 +1,6 @@
 """One layer as a unit of reconstruction: samples of its inputs and targets, loss and error."""
 
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, cast
 
 import numpy as np
 import paddle
@@ -95,7 +95,7 @@ class LayerUnit:
             first = 0
         with paddle.no_grad():
             found = self._error(weights, first, last).item()
-            power = self._targets[:, first:last].square().sum().item()
+            power = cast(float, self._targets[:, first:last].square().sum().item())
         return found / max(power, 1e-30)
 
     def _error(self, weights, first, last):
