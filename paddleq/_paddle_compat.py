@@ -333,11 +333,12 @@ def trace_respects_order() -> bool:
 
 
 def group_norm(x: paddle.Tensor, groups: int, epsilon: float, weight: Optional[paddle.Tensor],
-               bias: Optional[paddle.Tensor], layout: str) -> paddle.Tensor:
+               bias: Optional[paddle.Tensor], layout: Any) -> paddle.Tensor:
     """``paddle.nn.functional.group_norm``, which Paddle 2.6 does not have."""
     if hasattr(paddle.nn.functional, "group_norm"):
         return paddle.nn.functional.group_norm(x, groups, epsilon, weight, bias, layout)
-    return paddle._C_ops.group_norm(x, weight, bias, epsilon, groups, layout)
+    compute = _private("paddle._C_ops.group_norm", "normalize groups")
+    return compute(x, weight, bias, epsilon, groups, layout)
 
 
 class BatchNormState(NamedTuple):
