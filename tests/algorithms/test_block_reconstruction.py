@@ -10,10 +10,13 @@ from paddle import nn
 from runtimes import paddle_inference
 
 import paddleq
+from paddleq import FakeQuantize, QuantSpec
 from paddleq.algorithms import BRECQ, AdaRound, QDrop, reconstruct
+from paddleq.algorithms.reconstruction.activation_steps import LearnedStep
 from paddleq.algorithms.reconstruction.blocks import find_blocks, mixed
 from paddleq.engine import quantized_layers
-from paddleq.errors import ConfigError, ModelError
+from paddleq.errors import ConfigError, ConfigTypeError, ModelError
+from paddleq.observers import FixedScaleObserver
 
 
 class Residual(nn.Layer):
@@ -138,6 +141,77 @@ def test_dropped_quantization_helps_with_few_bits_of_activations(net, saved):
     assert error(METHODS["qdrop"]) < 0.9 * error(None)
 
 
+@pytest.mark.one_version
+def test_learned_steps_of_activations_mend_ranges_that_are_too_wide(net, saved):
+    """The ranges of abs_max are too wide for three bits."""
+    def error(learn_steps):
+        model = paddleq.PTQ("abs_max", paddleq.paddleslim.PerChannelAbsmaxQuantizer(3),
+                            quant_bits=3).quantize(paddleq.SavedModel(saved))
+        paddleq.calibrate(model, DATA)
+        before = scales(model)
+        reconstruct(model, DATA, QDrop(iterations=100, learn_steps=learn_steps))
+        assert (scales(model) != before) == learn_steps
+        return distance(model, net, paddle.to_tensor(np.concatenate(
+            [smooth(SHAPE, seed) for seed in range(30, 34)])))
+
+    assert error(True) < 0.8 * error(False)
+
+
+def scales(model):
+    return [layer.activation_quantizer.scale.item() for _, layer in quantized_layers(model)]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_step_follows_the_gradient_of_lsq(symmetric):
+    """Of a random linear loss, in float64: Adam's first update is the rate times the sign."""
+    generator = np.random.default_rng(2)
+    x, factors = generator.normal(0.0, 2.0, 200), generator.normal(size=200)
+    spec = QuantSpec(bits=3, signed=symmetric, symmetric=symmetric, rounding="half_even")
+    zero = 0 if symmetric else 3
+    learned = LearnedStep(FakeQuantize(FixedScaleObserver(spec, scale=0.7, zero_point=zero)))
+    learned.leaf()
+    y = learned.quantize(paddle.to_tensor(x.astype("float32")))
+    (y * paddle.to_tensor(factors.astype("float32"))).sum().backward()
+    learned.step(0.1)
+    position = np.float32(x).astype("float64") / np.float32(0.7)
+    low, high = spec.quant_min - zero, spec.quant_max - zero
+    slopes = np.where(position <= low, low, np.where(position >= high, high,
+                                                     np.round(position) - position))
+    outside = (position < low) | (position > high)
+    if not symmetric:  # the offset -0.7 * 3 is kept: beyond the range, the limit moves by its steps
+        slopes = slopes + zero * outside
+    expected = 0.7 * np.exp(-0.1 * np.sign(np.sum(factors * slopes)))
+    step, *offset = (each.item() for each in learned.tensors())
+    assert step == pytest.approx(expected, rel=1e-5)  # Adam's epsilon
+    if not symmetric:
+        assert offset == [pytest.approx(
+            -2.1 - 0.1 * 0.7 * 7 * np.sign(np.sum(factors * outside)), rel=1e-5)]
+
+
+class Branches(nn.Layer):
+    """Two layers read one tensor; a third one reads another with the same range."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        return self.third(-x) + self.first(x) * self.second(x)
+
+
+def test_quantizers_of_one_tensor_keep_one_step():
+    paddle.seed(1)
+    net, data = Branches(), [smooth([32, 6], seed) for seed in range(4)]
+    model = paddleq.PTQ("abs_max", paddleq.paddleslim.PerChannelAbsmaxQuantizer(3),
+                        quant_bits=3).quantize(net)
+    paddleq.calibrate(model, data)
+    before = scales(model)
+    assert len(set(before)) == 1
+    reconstruct(model, data, QDrop(iterations=50))
+    first, second, third = scales(model)
+    assert first == second != before[0] and third not in (first, before[0])
+
+
 def test_mixed_inputs_take_each_element_from_either():
     paddle.seed(0)
     ones, zeros = paddle.ones([1000]), paddle.zeros([1000])
@@ -151,11 +225,13 @@ def test_mixed_inputs_take_each_element_from_either():
 
 @pytest.mark.parametrize("make, words", [
     (lambda: QDrop(drop_probability=1.5), "drop_probability"),
+    (lambda: QDrop(learn_steps=1), "learn_steps"),
+    (lambda: QDrop(step_learning_rate=0.0), "step_learning_rate"),
     (lambda: BRECQ(least_layers=0), "least_layers"),
     (lambda: BRECQ(images=0), "images"),
 ])
 def test_wrong_settings_are_refused(make, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises((ConfigError, ConfigTypeError), match=words):
         make()
 
 

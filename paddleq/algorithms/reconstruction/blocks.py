@@ -1,4 +1,4 @@
-"""Blocks as units of reconstruction: the roundings of several layers minimize one error."""
+"""Blocks as units of reconstruction: what several layers learn minimizes one error."""
 
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, cast
@@ -11,6 +11,7 @@ from ...engine.calibration import map_leaves
 from ...fake_quant.fake_quantize import FakeQuantize
 from ...functional import fake_quantize
 from ...graph.calls import patched_forwards, tensors_in
+from .activation_steps import learnable_steps
 from .rounding import SoftRounding
 from .settings import BRECQ
 
@@ -34,7 +35,8 @@ class BlockUnit:
 
     def __init__(self, name: str, run: Callable[[Any], Any], layers: Dict[str, Any],
                  roundings: Dict[str, SoftRounding], inputs: Sequence[Any],
-                 float_inputs: Sequence[Any], targets: Sequence[Any], settings: BRECQ) -> None:
+                 float_inputs: Sequence[Any], targets: Sequence[Any], settings: BRECQ,
+                 model: nn.Layer) -> None:
         self.name, self.layers, self.roundings, self.settings = name, layers, roundings, settings
         self._run, self._inputs, self._float_inputs = run, inputs, float_inputs
         self._targets = [float_tensors(each) for each in targets]
@@ -48,6 +50,19 @@ class BlockUnit:
             (name, part): quantizer for name, layer in layers.items()
             for part, quantizer in layer.quantizers()
             if isinstance(quantizer, FakeQuantize) and part != "weight_quantizer"}
+        self.steps = learnable_steps(model, self._readers()) if settings.learn_steps else {}
+
+    def _readers(self):
+        """Return (key, quantizer, tensor that it quantizes) in the order of execution."""
+        found: List[tuple] = []
+
+        def record(key, original, x):
+            found.append((key, self._quantizers[key], x))
+            return original(x)
+
+        with paddle.no_grad(), patched_forwards(self._quantizers, record):
+            self._run(self._inputs[0])
+        return found
 
     def loss(self, weights: Dict[str, paddle.Tensor],
              generator: np.random.Generator) -> paddle.Tensor:
@@ -60,7 +75,7 @@ class BlockUnit:
         if rows is not None:
             inputs, targets = (_chosen(each, rows, targets[0].shape[0])
                                for each in (inputs, targets))
-        with self._substituted(weights, self.settings.drop_probability):
+        with self._substituted(weights, self.settings.drop_probability, self.steps):
             outputs = float_tensors(self._run(inputs))
         total = 0.0
         for found, target, power in zip(outputs, targets, self._powers):
@@ -76,11 +91,12 @@ class BlockUnit:
             return None
         return np.sort(generator.choice(count, self.settings.images, replace=False))
 
-    def error(self, weights: Dict[str, paddle.Tensor]) -> float:
+    def error(self, weights: Dict[str, paddle.Tensor], learned_steps: bool = False) -> float:
         """Return the error on batches that are not optimized on, with quantized activations."""
+        steps = self.steps if learned_steps else {}
         first = self._train if len(self._inputs) > self._train else 0
         errors = []
-        with paddle.no_grad(), self._substituted(weights, 0.0):
+        with paddle.no_grad(), self._substituted(weights, 0.0, steps):
             for inputs, targets in zip(self._inputs[first:], self._targets[first:]):
                 outputs = float_tensors(self._run(inputs))
                 errors.append(np.mean([
@@ -89,8 +105,13 @@ class BlockUnit:
         return float(np.mean(errors))
 
     @contextmanager
-    def _substituted(self, weights, drop) -> Iterator[None]:
-        """Compute with these weights, and quantize each element of an activation or not."""
+    def _substituted(self, weights, drop, steps) -> Iterator[None]:
+        """Compute with these weights, and quantize each element of an activation or not.
+
+        Args:
+            drop: probability that it is not quantized.
+            steps: key of a quantizer -> learned step in place of its own.
+        """
         def weight_of(name, original, x):
             return weights[name]
 
@@ -98,9 +119,12 @@ class BlockUnit:
             if drop >= 1.0:
                 return x
             quantizer = self._quantizers[key]
-            abs_max, zero_point = quantizer.qparams_of(x)
-            quantized = fake_quantize(x, abs_max, quantizer.spec, saturate=True,
-                                      zero_point=zero_point)
+            if key in steps:
+                quantized = steps[key].quantize(x)
+            else:
+                abs_max, zero_point = quantizer.qparams_of(x)
+                quantized = fake_quantize(x, abs_max, quantizer.spec, saturate=True,
+                                          zero_point=zero_point)
             if drop <= 0.0:
                 return quantized
             return paddle.where(paddle.rand(x.shape) < drop, x, quantized)

@@ -36,7 +36,8 @@ def reconstruct(model: nn.Layer, data: Iterable, method: Any = "adaround",
 
     Each learned rounding is kept if its error on samples that were not optimized on is below that
     of rounding to nearest. The float weights are kept beside it, so that a layer can be restored to
-    float and analyses compare with the float model.
+    float and analyses compare with the float model. :class:`QDrop` also learns the scales of
+    activations.
 
     Args:
         model: a calibrated model, of :class:`paddleq.PTQ` or a quantized
@@ -289,32 +290,44 @@ class _Reconstruction:
         roundings = {each: SoftRounding(layer.weight, layer.weight_quantizer)
                      for each, layer in layers.items()}
         paddle.seed(self.settings.seed)
-        self.learn(BlockUnit(name, run, layers, roundings, inputs, floats, targets, self.settings),
-                   layers)
+        self.learn(BlockUnit(name, run, layers, roundings, inputs, floats, targets, self.settings,
+                             self.model), layers)
 
     def learn(self, unit, layers):
         """Optimize a unit and install the roundings that are better than the nearest."""
         roundings: Dict[str, SoftRounding] = unit.roundings
+        steps = list({id(each): each for each in unit.steps.values()}.values())
         settings = self.settings
         generator = np.random.default_rng([settings.seed, len(self.report.errors)])
         for step in range(settings.iterations):
             with paddle.set_grad_enabled(True), _gradient_errors(unit.name):
                 leaves = {name: each.leaf() for name, each in roundings.items()}
+                for each in steps:
+                    each.leaf()
                 unit.loss(leaves, generator).backward()
             for each in roundings.values():
                 each.step(settings.rate, settings.regularization, settings.beta(step))
+            for each in steps:
+                each.step(settings.step_rate_at(step))
+        for each in steps:
+            each.leaf()
         nearest = unit.error({name: each.nearest() for name, each in roundings.items()})
-        learned = unit.error({name: each.hard() for name, each in roundings.items()})
+        hard = {name: each.hard() for name, each in roundings.items()}
+        learned, with_steps = min((unit.error(hard, each), each) for each in (
+            (False, True) if steps else (False,)))
         better = learned < nearest
         self.report.errors[unit.name or "(model)"] = nearest, learned if better else nearest
+        if not better:
+            return
         for name, layer in layers.items():
+            label = f"{name}.weight_quantizer" if name else "weight_quantizer"
+            replace_weight_parts(self.model, layer, "weight", *roundings[name].make_parts(label))
             state = state_of(layer)
-            if better:
-                label = f"{name}.weight_quantizer" if name else "weight_quantizer"
-                replace_weight_parts(self.model, layer, "weight",
-                                     *roundings[name].make_parts(label))
-                state.note = (f"{state.note}; rounding learned, error {learned:.3g} instead of "
-                              f"{nearest:.3g}")
+            state.note = (f"{state.note}; rounding{' and steps' * with_steps} learned, error "
+                          f"{learned:.3g} instead of {nearest:.3g}")
+        if with_steps:
+            for each in steps:
+                each.install()
 
 
 def _unsupported(layer) -> Optional[str]:

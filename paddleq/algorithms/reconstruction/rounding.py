@@ -1,4 +1,4 @@
-"""Optimization of the rounding of one weight, by hand-written Adam steps."""
+"""Optimization of the rounding of one weight by Adam."""
 
 from typing import Any, Callable, Optional
 
@@ -16,6 +16,7 @@ from ...functional.soft_rounding import (
     slope,
 )
 from ...observers import FixedScaleObserver
+from .adam import Adam
 
 # Weights this close to the end of the range, in steps, define it and keep their integers.
 _AT_END = 1e-3
@@ -69,8 +70,7 @@ class SoftRounding:
             self._free = 1.0 - fixed.astype("float32")
             self._v = paddle.where(fixed, sure, inverse_rectified_sigmoid(share))
             self._nearest = matrix(self._nearest_integers(positions, zero))
-            self._moments = [paddle.zeros_like(self._v) for _ in range(2)]
-            self._steps = 0
+            self._adam = Adam(self._v)
             self._leaf: Any = None
 
     def _nearest_integers(self, positions, zero):
@@ -101,12 +101,7 @@ class SoftRounding:
             if beta is not None:
                 gradient = gradient + regularization * regularizer_slope(h, beta)
             gradient = gradient * slope(self._v) * self._free
-            self._steps += 1
-            first, second = self._moments
-            first.scale_(0.9).add_(gradient.scale(0.1))
-            second.scale_(0.999).add_(gradient.square().scale_(0.001))
-            correction = (1.0 - 0.999 ** self._steps) ** 0.5 / (1.0 - 0.9 ** self._steps)
-            self._v.subtract_((first / (second.sqrt() + 1e-8)).scale_(learning_rate * correction))
+            self._adam.step(gradient, learning_rate)
 
     def hard(self) -> paddle.Tensor:
         """Return the weight with each h rounded to 0 or 1, in the layout of :meth:`leaf`."""

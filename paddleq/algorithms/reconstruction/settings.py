@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from math import cos, pi
 from typing import Any, Dict, List, Optional, Tuple
 
 from paddle import nn
@@ -130,6 +131,7 @@ class BRECQ(AdaRound):
 
     drop_probability = 1.0  # of the quantization of an activation in a step
     mixed_inputs = False
+    learn_steps = False
 
 
 @register_round_type("qdrop")
@@ -138,10 +140,15 @@ class QDrop(BRECQ):
     """QDrop (arXiv:2203.05740): BRECQ with the quantization of activations dropped at random.
 
     In each step, each element of an activation in the block is quantized or float at random, and so
-    are those of its input, if ``asymmetric`` is True. For few bits of activations.
+    are those of its input, if ``asymmetric`` is True. The steps of the activations are learned with
+    the roundings, with the gradient of LSQ. For few bits of activations.
 
     Args:
         drop_probability: share of the elements that stay float. Default 0.5.
+        learn_steps: learn the steps of the activations too, and the offsets of affine ones.
+            Quantizers of one tensor keep one step. Default True.
+        step_learning_rate: of Adam for the logarithm of a step; it falls to zero as a cosine.
+            Default: 4 / iterations, at most 0.02.
         iterations, learning_rate, regularization, warm_start, beta_start, beta_end, asymmetric,
             least_layers, most_layers, images, seed: as for :class:`BRECQ`.
 
@@ -155,7 +162,15 @@ class QDrop(BRECQ):
     """
 
     drop_probability: float = checked_field(0.5, _share)
+    learn_steps: bool = checked_field(True, check_bool)
+    step_learning_rate: Optional[float] = checked_field(None, lambda name, value: (
+        None if value is None else _positive(name, value)))
     mixed_inputs = True
+
+    def step_rate_at(self, iteration: int) -> float:
+        """Return the learning rate of the steps of activations."""
+        rate = self.step_learning_rate or min(0.02, 4.0 / self.iterations)
+        return 0.5 * rate * (1.0 + cos(pi * iteration / self.iterations))
 
 
 @dataclass

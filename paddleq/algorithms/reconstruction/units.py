@@ -60,6 +60,8 @@ class LayerSamples:
 class LayerUnit:
     """Rounding of the weight of one layer that minimizes the error of its output."""
 
+    steps: Dict[Any, Any] = {}  # only blocks learn those of activations
+
     def __init__(self, name: str, samples: LayerSamples, rounding: SoftRounding) -> None:
         self.name, self.roundings = name, {name: rounding}
         generator = np.random.default_rng([samples.settings.seed, samples.number])
@@ -88,7 +90,7 @@ class LayerUnit:
         start = int(generator.integers(self._train - self._batch + 1))
         return self._error(weights, start, start + self._batch) / (self._batch * self._power)
 
-    def error(self, weights: Dict[str, paddle.Tensor]) -> float:
+    def error(self, weights: Dict[str, paddle.Tensor], learned_steps: bool = False) -> float:
         """Return the error on samples that are not optimized on, relative to the targets."""
         first, last = self._train, self._inputs.shape[1]
         if first == last:
