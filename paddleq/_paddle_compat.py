@@ -475,8 +475,16 @@ class _LoadedTensor:
 
 
 def _is_set_state_dict() -> bool:
-    return paddle.in_dynamic_mode() and any(
-        frame.f_code.co_name == "set_state_dict" for frame in _callers("paddle.nn.layer.layers"))
+    return state_being_loaded() is not None
+
+
+def state_being_loaded() -> Optional[Tuple[nn.Layer, Any]]:
+    """Return (layer, state) of the ``set_state_dict`` that runs now in dynamic mode, or None."""
+    if paddle.in_dynamic_mode():
+        for frame in _callers("paddle.nn.layer.layers"):
+            if frame.f_code.co_name == "set_state_dict":
+                return frame.f_locals["self"], frame.f_locals["state_dict"]
+    return None
 
 
 class KeyValueAttention(nn.MultiHeadAttention):

@@ -15,6 +15,8 @@ from paddle import nn
 from .._checks import check_path
 from .._paddle_compat import dtype_name
 from ..errors import FormatError, ModelError
+from ..nn.class_swap import rollback_on_error
+from ..nn.weight_parts import adopt_all_roundings
 from .safetensors_io import map_file, parse_tensors
 
 _NAMES_KEY = "StructuredToParameterName@@"  # Paddle's own entry beside the tensors
@@ -58,6 +60,8 @@ def load_state(model: nn.Layer, state: Dict[str, np.ndarray], path: Any,
                            "with the same configuration") -> None:
     """Copy the arrays of ``state`` into the parameters and buffers of ``model``.
 
+    Layers get the learned roundings of weights that ``state`` has.
+
     Args:
         path: file of ``state``, for messages.
         hint: advice at the end of the error message.
@@ -66,6 +70,12 @@ def load_state(model: nn.Layer, state: Dict[str, np.ndarray], path: Any,
         ModelError: a tensor is missing, left over, or of another shape or dtype; names all of
             them. Nothing is changed then.
     """
+    with rollback_on_error(model):
+        adopt_all_roundings(model, state)
+        _load(model, state, path, hint)
+
+
+def _load(model, state, path, hint):
     own = model.state_dict()
     wrong = [f"{_listed(keys)} {problem}" for keys, problem in (
         ([key for key in own if key not in state], "missing in it"),

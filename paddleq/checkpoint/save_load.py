@@ -14,6 +14,7 @@ from ..nn.class_swap import replace_layers, rollback_on_error
 from ..nn.deployable import check_fields, deployable_layers
 from ..nn.integer_layer import IntegerLayer
 from ..nn.layer_types import frozen_classes
+from ..nn.weight_parts import adopt_all_roundings
 from .restricted_unpickler import load_state
 from .safetensors_io import file_digest, map_file, parse_tensors, write_tensors
 
@@ -125,6 +126,7 @@ def load_checkpoint(model, path):
     arrays.update({name: arrays[other] for name, other in shared.items()})
     with rollback_on_error(model):
         _apply_structure(model, content["layers"])
+        adopt_all_roundings(model, arrays)  # before the check, which sees the model's tensors
         _check_shared(model.state_dict(), shared, path)
         load_state(model, arrays, f"{path}.safetensors", hint=_hint(model, arrays))
     return model

@@ -1,12 +1,17 @@
 """Weight preprocess that rounds each weight up or down as an algorithm decided."""
 
+from typing import Any, Optional
+
+import numpy as np
 import paddle
 from paddle import nn
 
 from ..functional import dequantize
 from ..functional.fake_quant import aligned
 from ..functional.qparams import as_dtype
+from ..observers import FixedScaleObserver
 from ..spec import QuantSpec
+from .fake_quantize import FakeQuantize
 
 
 class LearnedRounding(nn.Layer):
@@ -20,6 +25,10 @@ class LearnedRounding(nn.Layer):
         abs_max: float32 [1] or [channels], scale * ``spec.quant_max``.
         spec: the :class:`~paddleq.QuantSpec` of the weight.
         zero_point: integers of the shape of ``abs_max``; None (default) for a symmetric spec.
+
+    Attributes:
+        up, abs_max, zero_point: buffers.
+        limits: buffer, int64 [2]: lowest and highest integer, by which a loaded state is checked.
 
     Examples:
         >>> import paddle
@@ -39,6 +48,8 @@ class LearnedRounding(nn.Layer):
         self.register_buffer("abs_max", abs_max.detach().clone())
         zero = paddle.zeros_like(abs_max, "int64") if zero_point is None else zero_point
         self.register_buffer("zero_point", zero.detach().clone())
+        self.register_buffer("limits", paddle.to_tensor([spec.quant_min, spec.quant_max],
+                                                        dtype="int64"))
 
     def forward(self, weight):
         """Return ``weight`` on the grid; the gradient passes straight through."""
@@ -67,3 +78,20 @@ def grid_positions(weight, abs_max, spec):
 def lower_integers(weight, abs_max, spec):
     """Return the integers below ``weight``, from the zero point, as float32."""
     return paddle.floor(grid_positions(weight, abs_max, spec))
+
+
+def fixed_observer(abs_max: paddle.Tensor, spec: QuantSpec, zero_point: Optional[paddle.Tensor]
+                   ) -> FixedScaleObserver:
+    """Return an observer with the given qparams, [1] or [channels]."""
+    scales = (np.asarray(abs_max.numpy(), np.float64).reshape(-1) / spec.quant_max).tolist()
+    zeros: Any = 0 if zero_point is None else zero_point.numpy().reshape(-1).tolist()
+    return FixedScaleObserver(spec, len(scales), scale=scales, zero_point=zeros)
+
+
+def fixed_quantizer(abs_max: paddle.Tensor, spec: QuantSpec, zero_point: Optional[paddle.Tensor],
+                    label: str) -> FakeQuantize:
+    """Return a FakeQuantize whose scale does not follow the weight."""
+    quantizer = FakeQuantize(fixed_observer(abs_max, spec, zero_point), saturate=False,
+                             label=label)
+    quantizer.set_state("validation")
+    return quantizer

@@ -14,7 +14,7 @@ import paddle
 from paddle import nn
 
 from .._layer_state import QuantizationState, state_of
-from .._paddle_compat import is_traced, own_sublayers
+from .._paddle_compat import is_traced, own_sublayers, state_being_loaded
 from ..errors import ModelError, StateError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize, State
@@ -27,6 +27,7 @@ from .bn_folding import NormFolding
 from .call_numbers import next_call
 from .class_swap import substituted, swapped_class
 from .layer_types import kind_of
+from .weight_parts import adopt_roundings, preprocess_name, quantizer_name
 
 
 class QuantizedLayer(nn.Layer):
@@ -191,6 +192,14 @@ class QuantizedLayer(nn.Layer):
         return (getattr(self, preprocess_name(name), None),
                 getattr(self, quantizer_name(name), None))
 
+    def _state_dict_impl(self, destination=None, include_sublayers=True,
+                         structured_name_prefix="", *args, **kwargs):
+        loading = state_being_loaded()
+        if loading is not None:
+            adopt_roundings(self, structured_name_prefix, *loading)
+        return super()._state_dict_impl(destination, include_sublayers, structured_name_prefix,
+                                        *args, **kwargs)
+
     def children(self):
         # paddle.flops counts layers without children only. apply(), train() and state_dict() do not
         # call children() and reach the quantizers.
@@ -235,16 +244,6 @@ def _run(x, preprocess, quantizer):
 def slot_name(stem, slot):
     """Return the attribute name of the quantizer or preprocess of input number ``slot``."""
     return stem if slot == 0 else f"{stem}_{slot}"
-
-
-def quantizer_name(weight):
-    """Return the attribute name of the quantizer of the parameter ``weight``."""
-    return f"{weight}_quantizer"
-
-
-def preprocess_name(weight):
-    """Return the attribute name of the preprocess of the parameter ``weight``."""
-    return f"{weight}_preprocess"
 
 
 def is_float_tensor(x):
@@ -376,21 +375,6 @@ def make_quantized(layer, name, parts):
                            if isinstance(part, nn.Layer) and attribute != "norm_folding"}
         for _ in range(1, getattr(layer, "calls", 1) if state.templates else 1):
             add_call(layer)
-
-
-def replace_weight_parts(model, layer, weight, preprocess, quantizer):
-    """Replace preprocess and quantizer of a parameter, in all layers of ``model`` that share it."""
-    parameter = getattr(layer, weight)
-    for other in model.sublayers(include_self=True):
-        if not isinstance(other, QuantizedLayer):
-            continue
-        for name in other._paddleq.kind.weights:
-            if getattr(other, name) is parameter and other.weight_parts(name)[1] is not None:
-                for attribute, part in ((preprocess_name(name), preprocess),
-                                        (quantizer_name(name), quantizer)):
-                    setattr(other, attribute, part)
-                    if attribute not in other._paddleq.parts:
-                        other._paddleq.parts += (attribute,)
 
 
 def make_float(layer):

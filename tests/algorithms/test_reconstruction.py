@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import numpy as np
 import paddle
@@ -13,10 +14,11 @@ from paddle import nn
 from runtimes import paddle_inference
 
 import paddleq
+from paddleq import engine
 from paddleq.algorithms import ROUND_TYPES, AdaRound, reconstruct, register_round_type
 from paddleq.algorithms.reconstruction.patches import product, product_of
-from paddleq.engine import quantization_off
-from paddleq.errors import CalibrationError, ConfigError, ConfigTypeError
+from paddleq.engine import quantization_off, quantized_layers
+from paddleq.errors import CalibrationError, ConfigError, ConfigTypeError, ModelError
 from paddleq.fake_quant.learned_rounding import LearnedRounding
 from paddleq.functional import soft_rounding
 from paddleq.graph.activations import find_activations
@@ -275,6 +277,119 @@ def test_saved_model_and_layer_get_the_same_rounding(tmp_path):
             < 0.8 * distance(nearest, net, paddle.to_tensor(x)) * np.linalg.norm(float_output))
 
 
+# States.
+
+
+def by_state_dict(model, fresh, folder):
+    paddle.save(model.state_dict(), str(folder / "state.pdparams"))
+    missing, unexpected = fresh.set_state_dict(paddle.load(str(folder / "state.pdparams")))
+    assert not missing and not unexpected
+    return fresh
+
+
+def by_checkpoint(model, fresh, folder):
+    paddleq.save_checkpoint(model, folder / "checkpoint")
+    return paddleq.load_checkpoint(fresh, folder / "checkpoint")
+
+
+def by_pickle(model, fresh, folder):
+    return pickle.loads(pickle.dumps(model))
+
+
+def by_copy(model, fresh, folder):
+    return copy.deepcopy(model)
+
+
+STATE_NETS = {
+    "convolutions": (small_net, DATA[:2], True),
+    "shared": (lambda: shared_net(), [correlated(128, 8)], False),
+    "transposed": (lambda: nn.Sequential(nn.Conv2DTranspose(4, 6, 3, stride=2)),
+                   [smooth([4, 4, 5, 5], 0)], False),
+}
+QUANTIZERS = {"channel": PerChannelAbsmaxQuantizer(4),
+              "tensor": paddleq.paddleslim.AbsmaxQuantizer(4)}
+
+
+def shared_net():
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    net[2].weight = net[0].weight
+    return net
+
+
+@pytest.mark.parametrize("way", [by_state_dict, by_checkpoint, by_pickle, by_copy])
+@pytest.mark.parametrize("kind, granularity", [
+    ("convolutions", "channel"), ("shared", "tensor"), ("transposed", "channel")])
+def test_learned_rounding_survives(way, kind, granularity, tmp_path):
+    make, data, fuse = STATE_NETS[kind]
+    ptq = paddleq.PTQ("abs_max", QUANTIZERS[granularity], round_type=AdaRound(iterations=60))
+    inputs = paddle.to_tensor(data[0]) if fuse else None
+    paddle.seed(0)
+    model = ptq.quantize(make(), fuse=fuse, inputs=inputs)
+    ptq.calibrate(model, data)
+    x, nearest = paddle.to_tensor(data[0]), copy.deepcopy(model)
+    learned = [layer for _, layer in quantized_layers(nearest)
+               if layer.weight_parts("weight")[0] is not None]
+    for layer in learned:
+        layer.weight_preprocess.up.set_value(nearest_up(layer))
+    assert distance(model, nearest, x) > 1e-3  # the rounding matters
+    paddle.seed(9)
+    fresh = paddleq.PTQ("abs_max", QUANTIZERS[granularity]).quantize(
+        make(), fuse=fuse, inputs=inputs)
+    if way is by_checkpoint:
+        paddleq.calibrate(fresh, data)  # also folds the norms
+    elif fuse:
+        paddleq.calibrate(fresh, data[:1])
+    found = way(model, fresh, tmp_path)
+    engine.set_state(found, "validation")
+    np.testing.assert_array_equal(found(x).numpy(), model(x).numpy())
+    # A later computation of the scales keeps those of the state.
+    for _, quantizer in engine.fake_quantizers(found):
+        if quantizer.observer.fixed:
+            quantizer.finalize()
+    np.testing.assert_array_equal(found(x).numpy(), model(x).numpy())
+
+
+def nearest_up(layer):
+    """Return the rounding to nearest, in float64."""
+    rounding = layer.weight_preprocess
+    scale = rounding.abs_max.numpy().astype("float64") / rounding.spec.quant_max
+    if len(scale) > 1:
+        shape = [1] * layer.weight.ndim
+        shape[rounding.spec.channel_axis] = -1
+        scale = scale.reshape(shape)
+    position = np.float64(layer.weight.numpy()) / scale
+    return (position - np.floor(position) >= 0.5).astype("int8")
+
+
+def test_learned_rounding_of_a_saved_model_survives_a_state_dict(tmp_path):
+    net, x = small_net(), paddle.to_tensor(DATA[0])
+    save_float(net, str(tmp_path / "net"), [1, 12, 12])
+
+    def quantized():
+        model = ptq.quantize(paddleq.SavedModel(tmp_path))
+        paddleq.calibrate(model, DATA[:2])
+        return model
+
+    ptq = paddleq.PTQ("abs_max", PerChannelAbsmaxQuantizer(4))
+    model, fresh = quantized(), quantized()
+    reconstruct(model, DATA[:2], AdaRound(iterations=60))
+    assert distance(fresh, model, x) > 1e-3
+    fresh.set_state_dict(model.state_dict())
+    np.testing.assert_array_equal(fresh(x).numpy(), model(x).numpy())
+
+
+@pytest.mark.parametrize("quantizer", [PerChannelAbsmaxQuantizer(3),
+                                       paddleq.paddleslim.AbsmaxQuantizer(4)])
+@pytest.mark.parametrize("way", [by_state_dict, by_checkpoint])
+def test_learned_rounding_on_another_grid_is_refused(quantizer, way, tmp_path):
+    x = correlated(64, 8)
+    _, model = low_bits(nn.Sequential(nn.Linear(8, 8)), [x], 4, AdaRound(iterations=20))
+    other = paddleq.PTQ("abs_max", quantizer).quantize(nn.Sequential(nn.Linear(8, 8)))
+    paddleq.calibrate(other, [x])
+    with pytest.raises(ModelError, match="learned rounding of 0.weight .*-8, 7"):
+        way(model, other, tmp_path)
+
+
 @pytest.mark.one_version
 def test_same_seed_gives_the_same_rounding():
     net = small_net()
@@ -337,7 +452,7 @@ def test_symmetric_reconstruction_takes_float_inputs():
     (lambda: AdaRound(warm_start=1.0), ConfigError, "warm_start"),
     (lambda: AdaRound(asymmetric=1), ConfigTypeError, "asymmetric"),
     (lambda: AdaRound(samples=0), ConfigError, "samples"),
-    (lambda: reconstruct(small_net(), DATA), paddleq.errors.ModelError, "quantize"),
+    (lambda: reconstruct(small_net(), DATA), ModelError, "quantize"),
     (lambda: reconstruct(small_net(), DATA, "round"), ConfigError, "method"),
 ])
 def test_wrong_arguments_are_refused(make, error, words):

@@ -20,7 +20,7 @@ from ...fake_quant.fake_quantize import FakeQuantize, State
 from ...graph.activations import find_activations
 from ...graph.calls import capture_calls, capture_inputs
 from ...nn.class_swap import rollback_on_error
-from ...nn.quantized_layer import replace_weight_parts
+from ...nn.weight_parts import replace_weight_parts
 from .blocks import BlockUnit, Reached, capture, find_blocks
 from .patches import product_of
 from .rounding import SoftRounding

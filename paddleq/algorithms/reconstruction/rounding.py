@@ -6,7 +6,12 @@ import numpy as np
 import paddle
 
 from ...fake_quant.fake_quantize import FakeQuantize
-from ...fake_quant.learned_rounding import LearnedRounding, grid_positions, lower_integers
+from ...fake_quant.learned_rounding import (
+    LearnedRounding,
+    fixed_quantizer,
+    grid_positions,
+    lower_integers,
+)
 from ...functional.fake_quant import aligned, round_and_clip_
 from ...functional.qparams import as_dtype
 from ...functional.soft_rounding import (
@@ -15,7 +20,6 @@ from ...functional.soft_rounding import (
     regularizer_slope,
     slope,
 )
-from ...observers import FixedScaleObserver
 from .adam import Adam
 
 # Weights this close to the end of the range, in steps, define it and keep their integers.
@@ -119,14 +123,3 @@ class SoftRounding:
         rounding = LearnedRounding(paddle.to_tensor(up.astype("int8")), self.abs_max, self.spec,
                                    self.zero_point)
         return rounding, fixed_quantizer(self.abs_max, self.spec, self.zero_point, label)
-
-
-def fixed_quantizer(abs_max: paddle.Tensor, spec: Any, zero_point: Optional[paddle.Tensor],
-                    label: str) -> FakeQuantize:
-    """Return a FakeQuantize whose scale does not follow the weight."""
-    scales = (np.asarray(abs_max.numpy(), np.float64).reshape(-1) / spec.quant_max).tolist()
-    zeros = 0 if zero_point is None else zero_point.numpy().reshape(-1).tolist()
-    observer = FixedScaleObserver(spec, len(scales), scale=scales, zero_point=zeros)
-    quantizer = FakeQuantize(observer, saturate=False, label=label)
-    quantizer.set_state("validation")
-    return quantizer
