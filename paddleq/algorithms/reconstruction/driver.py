@@ -84,7 +84,7 @@ def reconstruct_on(model: nn.Layer, batches: Sequence[Tuple[Any, Any]],
     begin = time.perf_counter()
     report = ReconstructionReport()
     with rollback_on_error(model), eager_evaluation(model), _constant_parameters(model):
-        _Reconstruction(model, batches, settings, report).run()
+        _Reconstruction(model, batches, settings.for_batches(len(batches)), report).run()
     report.seconds = time.perf_counter() - begin
     _logger.info("%s", report)
     return report

@@ -1,6 +1,6 @@
 """Settings of AdaRound and block reconstruction, and their result."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import cos, pi
 from typing import Any, Dict, List, Optional, Tuple
@@ -57,6 +57,8 @@ class AdaRound:
         asymmetric: take the inputs of a layer from the quantized model. False: from the float
             model. Default True.
         seed: of the choice of positions and of batches. Default 0.
+        epochs: number of iterations for each batch of the data, in place of ``iterations``.
+            Default None.
 
     Raises:
         ConfigError, ConfigTypeError: a value is out of range or of the wrong type.
@@ -80,9 +82,16 @@ class AdaRound:
         None if value is None else check_int(name, value, 1)))
     asymmetric: bool = checked_field(True, check_bool)
     seed: int = checked_field(0, partial(check_int, low=0))
+    epochs: Optional[int] = checked_field(None, lambda name, value: (
+        None if value is None else check_int(name, value, 1)))
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def for_batches(self, count: int) -> "AdaRound":
+        """Return the settings for so many batches: ``iterations`` follow from ``epochs``."""
+        return self if self.epochs is None else replace(
+            self, iterations=self.epochs * count, epochs=None)
 
     @property
     def rate(self) -> float:
@@ -114,7 +123,7 @@ class BRECQ(AdaRound):
         most_layers: number of quantized layers in a sublayer that is one block, at most. Default 8.
         images: entries of a batch of which a step uses the output. Default 8.
         iterations, learning_rate, regularization, warm_start, beta_start, beta_end, asymmetric,
-            seed: as for :class:`AdaRound`.
+            seed, epochs: as for :class:`AdaRound`.
 
     Raises:
         ConfigError, ConfigTypeError: a value is out of range or of the wrong type.
@@ -150,7 +159,7 @@ class QDrop(BRECQ):
         step_learning_rate: of Adam for the logarithm of a step; it falls to zero as a cosine.
             Default: 4 / iterations, at most 0.02.
         iterations, learning_rate, regularization, warm_start, beta_start, beta_end, asymmetric,
-            least_layers, most_layers, images, seed: as for :class:`BRECQ`.
+            least_layers, most_layers, images, seed, epochs: as for :class:`BRECQ`.
 
     Raises:
         ConfigError, ConfigTypeError: a value is out of range or of the wrong type.

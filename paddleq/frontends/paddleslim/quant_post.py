@@ -39,6 +39,7 @@ from ...saved_model import SavedModel
 from ...saved_model.files import find_files
 from .quantizers import AbsmaxQuantizer, ObserverQuantizer, PerChannelAbsmaxQuantizer
 from .static_arguments import (
+    ORDER,
     SampleBatches,
     calibration_data,
     check_unneeded,
@@ -66,7 +67,7 @@ _LAYERS = {
 }
 
 
-@paddleslim_positions
+@paddleslim_positions(ORDER)
 def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_filename=None,
                       params_filename=None, save_model_filename="model.pdmodel",
                       save_params_filename="model.pdiparams", batch_nums=None, algo="hist",

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, Callable, Dict, Iterable, Iterator, List, cast
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, cast
 
 import numpy as np
 import paddle
@@ -19,7 +19,7 @@ from ...saved_model.inputs import as_numpy
 _logger = logging.getLogger("paddleq")
 
 # The order of PaddleSlim's arguments, whose first is the executor.
-_ORDER = ("executor", "model_dir", "quantize_model_path", "batch_generator", "sample_generator",
+ORDER = ("executor", "model_dir", "quantize_model_path", "batch_generator", "sample_generator",
           "data_loader", "model_filename", "params_filename", "save_model_filename",
           "save_params_filename", "batch_size", "batch_nums", "scope", "algo", "round_type",
           "hist_percent", "bias_correction", "quantizable_op_type", "is_full_quantize",
@@ -32,28 +32,31 @@ _CHOICES = {"activation_quantize_type": ("range_abs_max", "moving_average_abs_ma
             "deploy_backend": ("tensorrt", "mkldnn", "onednn", "arm", "onnxruntime")}
 
 
-def paddleslim_positions(function: Callable) -> Callable:
-    """Decorator that accepts positional arguments in PaddleSlim's order, after an executor."""
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not (args and isinstance(args[0], (paddle.static.Executor, type(None)))):
-            return function(*args, **kwargs)
-        if len(args) > len(_ORDER):
-            raise ConfigError(f"quant_post_static takes at most {len(_ORDER)} positional "
-                              f"arguments, but {len(args)} were given")
-        given = dict(zip(_ORDER, args))
-        twice = sorted(set(given) & set(kwargs))
-        if twice:
-            raise ConfigError(f"quant_post_static was given {', '.join(twice)} by position and by "
-                              "name")
-        return function(**given, **kwargs)
+def paddleslim_positions(order: Sequence[str]) -> Callable[[Callable], Callable]:
+    """Decorator that accepts positional arguments in PaddleSlim's ``order``, after an executor."""
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not (args and isinstance(args[0], (paddle.static.Executor, type(None)))):
+                return function(*args, **kwargs)
+            if len(args) > len(order):
+                raise ConfigError(f"{function.__name__} takes at most {len(order)} positional "
+                                  f"arguments, but {len(args)} were given")
+            given = dict(zip(order, args))
+            twice = sorted(set(given) & set(kwargs))
+            if twice:
+                raise ConfigError(f"{function.__name__} was given {', '.join(twice)} by position "
+                                  "and by name")
+            return function(**given, **kwargs)
 
-    return call
+        return call
+
+    return decorate
 
 
 def check_unneeded(arguments: Dict[str, Any]) -> None:
     """Warn once of arguments without effect; raise for unknown ones."""
-    check_known_keys("quant_post_static", arguments, _ORDER)
+    check_known_keys("quant_post_static", arguments, ORDER)
     for name, choices in _CHOICES.items():
         check_choice(name, arguments.get(name), (None, *choices))
     arguments = {name: value for name, value in arguments.items() if value is not None}
