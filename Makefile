@@ -25,11 +25,11 @@ VERSIONED := tests/checkpoint tests/deploy tests/engine tests/export tests/fake_
 
 .PHONY: help docs demo demo-ocr demo-text demo-deploy demo-images test test-slow test-lite \
 	test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser test-nightly lint types \
-	wheel smoke bench bench-2.6 env env-2.6 env-3.3 lite-env clean
+	wheel smoke bench bench-real bench-2.6 env env-2.6 env-3.3 lite-env clean
 
 help:
 	@echo "make demo | demo-ocr | demo-text | demo-deploy | demo-images | test | test-nightly |" \
-		"lint | types | docs | smoke | bench | lite-env | clean"
+		"lint | types | docs | smoke | bench | bench-real | lite-env | clean"
 	@echo "(README.md and demo/README.md describe them)"
 
 demo: env
@@ -151,6 +151,23 @@ BENCHMARKS := bench_qat bench_fake_quantize bench_calibration bench_deploy \
 
 bench: env
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# Accuracy of real models quantized by paddleq and others, in minutes to hours. Options:
+# make bench-real REAL='--models rec --peers ort', make bench-real REAL=--latency
+REAL ?=
+bench-real: .venv-peers/$(STAMP)
+	GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
+		.venv-peers/bin/python benchmarks/bench_real_models.py $(REAL)
+
+# Reads the packages of .venv and has others besides, which the core environment does without.
+.venv-peers/$(STAMP): requirements-peers.txt .venv/ocr.stamp
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	echo '*' > $(@D)/.gitignore
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$($(@D)/bin/python -c "import site; print(site.getsitepackages()[0])")/core.pth
+	$(@D)/bin/python -m pip install -q --no-compile -r requirements-peers.txt
+	touch $@
 
 bench-2.6: env-2.6
 	for name in $(BENCHMARKS); do .venv-2.6/bin/python benchmarks/$$name.py || exit 1; done

@@ -5,7 +5,7 @@ Import it before paddle: it fixes the number of threads.
 
 import os
 
-THREADS = 2
+THREADS = int(os.environ.get("BENCHMARK_THREADS", 2))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 os.environ.setdefault("GLOG_minloglevel", "2")
 

@@ -14,3 +14,11 @@ def table(rows):
         if number == 0:
             print("  ".join("-" * width for width in widths))
     sys.stdout.flush()
+
+
+def markdown(rows):
+    """Print rows of cells as a table of Markdown; the first row is the head."""
+    first, *others = [[str(cell) for cell in row] for row in rows]
+    for row in (first, ["---"] + ["---:"] * (len(first) - 1), *others):
+        print(f"| {' | '.join(row)} |")
+    sys.stdout.flush()

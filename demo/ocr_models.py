@@ -78,6 +78,7 @@ def paddle_predictor(folder, int8, log, threads=2, optimize=True):
     if optimize:
         config.enable_mkldnn()
         config.set_mkldnn_cache_capacity(64)  # shapes of lines
+        config.enable_memory_optim()  # else the activations of each shape are kept, up to 1 GB
     else:
         config.switch_ir_optim(False)
     if int8:
