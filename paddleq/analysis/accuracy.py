@@ -1,17 +1,28 @@
-"""Accuracy-aware quantization: restore sensitive layers until a metric is good enough."""
+"""Accuracy-aware quantization: restore layers until a metric is good enough, at the least cost."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Iterable, List, Tuple
+from itertools import islice
+from typing import Any, Callable, Dict, Iterable, List, Tuple, Union
 
 from paddle import nn
 
-from .._checks import check_float, check_int, wrong_type, wrong_value
+from .._checks import (
+    check_arguments,
+    check_choice,
+    check_float,
+    check_int,
+    wrong_type,
+    wrong_value,
+)
 from ..engine import quantized_layers, quantizing_only
 from ..engine.freeze import check_restorable, restore_float
 from ..engine.summary import table
-from ..errors import AccuracyError
+from ..errors import AccuracyError, ConfigError
+from .allocation import cheapest_allocations
+from .float_agreement import METRICS, FloatAgreement
+from .layer_costs import COSTS, layer_costs
 from .layer_results import check_calibrated
 from .sensitivity import evaluate_metric, sensitivity
 
@@ -29,6 +40,8 @@ class AccuracyReport:
         layers: number of layers that were quantized at first.
         left_float: names of the layers that were restored to float, worst first, each with the
             SQNR in dB of the output of the model when only this layer is quantized.
+        cost: cost of the search: "layers", "macs" or "bytes".
+        cost_share: share of it in the layers that were restored to float.
         trials: (number of float layers, metric) of each evaluation.
 
     Examples:
@@ -45,6 +58,8 @@ class AccuracyReport:
     metric: float
     layers: int
     left_float: Dict[str, float] = field(default_factory=dict)
+    cost: str = "layers"
+    cost_share: float = 0.0
     trials: List[Tuple[int, float]] = field(default_factory=list)
 
     @property
@@ -68,36 +83,48 @@ class AccuracyReport:
         rows = [("", "metric", "drop"), ("float", f"{self.float_metric:.6g}", ""),
                 ("all quantized", f"{self.quantized_metric:.6g}",
                  f"{self.float_metric - self.quantized_metric:.6g}"),
-                (f"{len(self.left_float)} of {self.layers} layers float", f"{self.metric:.6g}",
-                 f"{self.drop:.6g} ({self.max_drop:.6g} allowed)")]
+                (f"{len(self.left_float)} of {self.layers} layers float{self._shown_cost()}",
+                 f"{self.metric:.6g}", f"{self.drop:.6g} ({self.max_drop:.6g} allowed)")]
         lines = [table(rows), f"evaluations of the metric: {self.evaluations}"]
         lines += [f"left float: {name} ({sqnr:.1f} dB alone)"
                   for name, sqnr in self.left_float.items()]
         return "\n".join(lines)
 
+    def _shown_cost(self):
+        return "" if self.cost == "layers" else f", {100 * self.cost_share:.3g} % of {self.cost}"
 
-def keep_accuracy(model: nn.Layer, data: Iterable, metric: Callable[[nn.Layer], float],
-                  max_drop: float, max_float: float = 1.0, ranking_batches: int = 4,
-                  evaluations: int = 30) -> AccuracyReport:
-    """Restore layers of a quantized model to float, worst first, until a metric is good enough.
 
-    Layers are ranked by :func:`~paddleq.analysis.sensitivity` on a few batches, without the
-    metric. The metric is evaluated with the first 1, 2, 4, 8... layers of the ranking in float
-    until it passes; bisection finds the smallest number. Each of these layers is then quantized
-    again as a trial, the least sensitive one first. Finally the changed model is evaluated.
+def keep_accuracy(model: nn.Layer, data: Iterable,
+                  metric: Union[str, Callable[[nn.Layer], float]], max_drop: float,
+                  max_float: float = 1.0, ranking_batches: int = 4, evaluations: int = 30,
+                  cost: str = "layers") -> AccuracyReport:
+    """Restore layers of a quantized model to float, at the least cost that a metric needs.
+
+    The loss of each layer is measured once by :func:`~paddleq.analysis.sensitivity` on a few
+    batches, without the metric. Dynamic programming gives the layers to restore for each cost. The
+    metric is evaluated for the 1st, 2nd, 4th, 8th... of these choices until it passes; bisection
+    finds the cheapest one. Each of its layers is then quantized again as a trial, the one with the
+    highest cost first. Finally the changed model is evaluated.
 
     Args:
         model: quantized model with its scales, changed in place: the layers become float in
-            simulation, summary and export. The reference is the model without its quantizers.
+            simulation, summary and export. The reference is the model without its quantizers. It
+            may be a :class:`paddleq.SavedModel`.
         data: iterable of batches, as for :func:`paddleq.calibrate`.
         metric: function ``metric(model)`` that returns a number, larger is better. It receives the
-            model in evaluation mode.
+            model in evaluation mode. Or a comparison with the float model on ``data``, for which
+            no labels are needed: "error", the relative L2 distance of the outputs, or "labels",
+            the share of the positions of the outputs with another largest value along the last
+            axis. They are the drop.
         max_drop: allowed drop from the metric of the float model, in the unit of the metric.
-        max_float: share of the quantized layers that may be restored to float, in (0, 1]. At least
-            one layer stays quantized. Default 1.
-        ranking_batches: number of batches for the ranking. Default 4.
+        max_float: share of the cost that may be restored to float, in (0, 1]. At least one layer
+            stays quantized. Default 1.
+        ranking_batches: number of batches for the sensitivities. Default 4.
         evaluations: number of evaluations after which no further trial is made. The search before
-            the trials needs at most 3 + 2 * log2(number of layers). Default 30.
+            the trials needs at most 3 + 2 * log2(number of choices), of which there are as many as
+            layers for the cost "layers" and at most 256. Default 30.
+        cost: "layers" (default), the number of layers, "macs", their multiplications, or "bytes",
+            those of their weights.
 
     Returns:
         :class:`AccuracyReport`, which is logged as well.
@@ -124,21 +151,37 @@ def keep_accuracy(model: nn.Layer, data: Iterable, metric: Callable[[nn.Layer], 
         >>> list(report.left_float), report.met
         (['1'], True)
     """
-    return AccuracySearch(data, metric, max_drop, max_float, ranking_batches,
-                          evaluations).run(model)
+    return AccuracySearch(data, metric, max_drop, max_float, ranking_batches, evaluations,
+                          cost).run(model)
+
+
+def accuracy_search(settings: Any, data: Iterable) -> "AccuracySearch":
+    """Return the search of a mapping with arguments of :func:`keep_accuracy`, ``accuracy``."""
+    if not isinstance(settings, Mapping):
+        raise wrong_type("accuracy", settings, "a mapping with arguments of "
+                         "paddleq.analysis.keep_accuracy")
+    check_arguments("accuracy", AccuracySearch, settings, ("data",))
+    for name in ("metric", "max_drop"):
+        if name not in settings:
+            raise ConfigError(f"accuracy must have {name!r}, but has {', '.join(settings)}")
+    return AccuracySearch(data, **settings)
 
 
 class AccuracySearch:
     """Implementation of :func:`keep_accuracy` that checks its arguments without a model."""
 
-    def __init__(self, data: Iterable, metric: Callable[[nn.Layer], float], max_drop: float,
-                 max_float: float = 1.0, ranking_batches: int = 4, evaluations: int = 30):
+    def __init__(self, data: Iterable, metric: Union[str, Callable[[nn.Layer], float]],
+                 max_drop: float, max_float: float = 1.0, ranking_batches: int = 4,
+                 evaluations: int = 30, cost: str = "layers"):
         if isinstance(data, Iterator):
             raise wrong_value("data", data, "an iterable that can be iterated again, such as a "
                               "list of batches or a DataLoader")
+        if isinstance(metric, str):
+            metric = FloatAgreement(check_choice("metric", metric, METRICS), data)
         if not callable(metric):
-            raise wrong_type("metric", metric, "a function of the model")
+            raise wrong_type("metric", metric, f"a function of the model, or one of {METRICS}")
         self.data, self.metric = data, metric
+        self.cost = check_choice("cost", cost, COSTS)
         self.max_drop = check_float("max_drop", max_drop, 0.0, float("inf"), open_high=True)
         self.max_float = check_float("max_float", max_float, 0.0, 1.0, open_low=True)
         self.ranking_batches = check_int("ranking_batches", ranking_batches, 1)
@@ -153,7 +196,8 @@ class AccuracySearch:
         float_metric = self._evaluate(self.names)
         quantized_metric = self._evaluate(())
         self.report = AccuracyReport(self.max_drop, float_metric, quantized_metric,
-                                     quantized_metric, len(self.names), trials=self.trials)
+                                     quantized_metric, len(self.names), cost=self.cost,
+                                     trials=self.trials)
         if not self.report.met:
             self._restore(self._search())
         _logger.info("%s", self.report)
@@ -169,25 +213,38 @@ class AccuracySearch:
         self.report.metric = self._evaluate(left)
         return self.report.met
 
-    def _rank(self):
+    def _measure(self):
+        """Measure the SQNR and the cost of each layer, worst first."""
         found = sensitivity(self.model, self.data, num_batches=self.ranking_batches)
         self.sqnr = {row.name: row.sqnr for row in found.ranking() if row.sqnr is not None}
-        return list(self.sqnr)
+        costs = layer_costs(self.model, islice(self.data, 1), self.cost)
+        self.costs = {name: costs[name] for name in self.sqnr}
+
+    def _choices(self):
+        """Return the layers to restore, worst first, for increasing costs; none at first."""
+        names, most = list(self.sqnr), self.max_float * sum(self.costs.values())
+        noise = [10.0 ** (-self.sqnr[name] / 10.0) for name in names]
+        found = ([name for name, option in zip(names, options) if option]
+                 for options in cheapest_allocations([[0, self.costs[name]] for name in names],
+                                                     [[power, 0.0] for power in noise]))
+        return [left for left in found if len(left) < len(self.names)
+                and sum(self.costs[name] for name in left) <= most * (1 + 1e-9)]
 
     def _search(self):
-        worst = self._rank()
-        most = min(int(self.max_float * len(self.names)), len(self.names) - 1, len(worst))
+        self._measure()
+        choices = self._choices()
+        most = len(choices) - 1
         low, high = 0, min(1, most)  # low fails
-        while not (high and self._passes(worst[:high])):
+        while not (high and self._passes(choices[high])):
             if high == most:
-                self._raise_not_met(worst[:most])
+                self._raise_not_met(choices[most])
             low, high = high, min(2 * high, most)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._passes(worst[:middle]) else (middle, high)
-        left = worst[:high]
-        for name in left[-2::-1]:  # without the last one it fails
-            if len(self.trials) >= self.evaluations:
+            low, high = (low, middle) if self._passes(choices[middle]) else (middle, high)
+        left = choices[high]
+        for name in sorted(left, key=lambda name: (-self.costs[name], -self.sqnr[name])):
+            if len(self.trials) >= self.evaluations or len(left) == 1:
                 break
             without = [other for other in left if other != name]
             left = without if self._passes(without) else left
@@ -195,16 +252,20 @@ class AccuracySearch:
 
     def _raise_not_met(self, left):
         report = self.report
-        report.left_float = {name: self.sqnr[name] for name in left}
+        self._report_left(left)
         raise AccuracyError(
             f"with {len(left)} of {report.layers} layers float, the allowed number, the metric is "
             f"{report.metric:.6g}: a drop of {report.drop:.6g} from the float model's "
             f"{report.float_metric:.6g}, where {self.max_drop:.6g} is allowed; allow a larger "
             "max_drop or max_float, calibrate on more data, or train with QAT", report)
 
+    def _report_left(self, left):
+        self.report.left_float = {name: self.sqnr[name] for name in left}
+        self.report.cost_share = sum(self.costs[name] for name in left) / sum(self.costs.values())
+
     def _restore(self, left):
         report = self.report
-        report.left_float = {name: self.sqnr[name] for name in left}
+        self._report_left(left)
         restore_float(self.model, {
             name: f"left float by quantize_with_accuracy: {sqnr:.1f} dB alone"
             for name, sqnr in report.left_float.items()})

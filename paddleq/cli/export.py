@@ -4,6 +4,7 @@ import os
 
 import click
 
+from ..analysis.layer_costs import COSTS
 from ..checkpoint import load_state, read_state
 from ..errors import ConfigError
 from ..export import FORMATS, save, to_onnx, to_openvino, to_program_desc
@@ -43,19 +44,33 @@ _formats_option = click.option(
   paddleq ptq float/model -d images.npy --batches 8 -o out/model
   paddleq ptq zoo.py:build --weights net.pdparams -d photos/ \\
       --transform '{Resize: {size: 256}}' --transform '{CenterCrop: {size: 224}}' \\
-      --input image:?x3x224x224 --skip '^head$' -o out/model""")
+      --input image:?x3x224x224 --skip '^head$' -o out/model
+  paddleq ptq float/model -d images.npy --max-drop 0.005 --metric labels --cost macs -o out/model
+      leaves layers float until 0.5 % of the labels differ from the float model's""")
 @model_options
 @data_options
 @output_option
 @_formats_option
 @ptq_options
+@click.option("--max-drop", type=float, metavar="DROP",
+              help="leave layers float, at the least cost, until the drop of the metric is allowed")
+@click.option("--metric", metavar="METRIC",
+              help="for --max-drop: error (relative L2 distance from the float model, default), "
+                   "labels (share of labels other than the float model's), or MODULE:FUNCTION of "
+                   "the model, larger is better")
+@click.option("--cost", type=click.Choice(COSTS), help="for --max-drop (default: layers)")
 @click.option("--seed", type=int, default=default_of(RecipeSections, "seed"), show_default=True)
-def ptq(model, data, quantize, output, formats, seed):
+def ptq(model, data, quantize, output, formats, max_drop, metric, cost, seed):
     """Quantize a trained model with a few batches of data (PTQ).
 
     MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
     returns a paddle.nn.Layer.
     """
+    chosen = {key: value for key, value in (("metric", metric), ("cost", cost)) if value}
+    if max_drop is not None:
+        quantize["accuracy"] = {"metric": "error", "max_drop": max_drop, **chosen}
+    elif chosen:
+        raise ConfigError(f"--{next(iter(chosen))} has an effect with --max-drop only")
     _run(recipe_of(seed=seed, model=model, data={"calibration": data}, quantize=quantize,
                    export=_exports(output, formats)))
 

@@ -13,6 +13,7 @@ import paddle
 
 from .. import engine, export
 from ..analysis import report, sensitivity
+from ..analysis.accuracy import accuracy_search
 from ..checkpoint import save_checkpoint
 from ..config import LayerConfig, Scope
 from ..deploy import Report, verify
@@ -41,7 +42,7 @@ from ..frontends.paddleslim.shared import (
 from ..saved_model import SavedModel
 from ..saved_model.files import locate
 from .recipe import Recipe
-from .sources import build_model, open_data
+from .sources import build_model, find_function, open_data
 
 _logger = logging.getLogger("paddleq")
 
@@ -157,6 +158,21 @@ def _by_distillation(recipe, net):
         **{"seed": recipe.values.seed, **(quantize.train or {})}).model
 
 
+def _by_ptq(recipe, net):
+    net, accuracy = quantized_by_ptq(recipe, net), _accuracy(recipe)
+    if accuracy is not None:
+        accuracy_search(accuracy, list(data_of(recipe, "calibration"))).run(net)
+    return net
+
+
+def _accuracy(recipe):
+    """Return ``quantize.accuracy`` with the function that its metric names."""
+    accuracy = recipe.values.quantize.accuracy
+    if accuracy is None or ":" not in accuracy["metric"]:
+        return accuracy
+    return {**accuracy, "metric": find_function(accuracy["metric"], recipe.folder)}
+
+
 def quantized_by_ptq(recipe, net):
     """Return a quantized, calibrated copy of ``net``."""
     quantize, ptq = recipe.values.quantize, _ptq(recipe)
@@ -180,7 +196,7 @@ def quantized_by_ptq(recipe, net):
     return net
 
 
-_METHODS = {"ptq": quantized_by_ptq, "golden_stick": _by_golden_stick, "amct": _by_amct,
+_METHODS = {"ptq": _by_ptq, "golden_stick": _by_golden_stick, "amct": _by_amct,
             "distill": _by_distillation}
 
 
@@ -225,7 +241,8 @@ def _quantized_program(recipe):
             quantize, "quantizable_op_type", "weight_bits", "weight_quantize_type"))
     else:
         quantized = calibrated_model(locate(recipe.resolve(model.path)),
-                                     data_of(recipe, "calibration"), **_static_options(recipe))
+                                     data_of(recipe, "calibration"), accuracy=_accuracy(recipe),
+                                     **_static_options(recipe))
     return quantized_program(quantized)[0]
 
 

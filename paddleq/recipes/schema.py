@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Annotated, Literal
 
 from .._checks import check_choice, wrong_type, wrong_value
+from ..analysis.accuracy import accuracy_search
 from ..config import Scope
 from ..deploy.runtimes import RUNTIMES
 from ..errors import PaddleqError
@@ -80,6 +81,13 @@ def _quantizer(side):
 
 def _op_types(value):
     check_op_types(value)
+    return value
+
+
+def _accuracy(value):
+    metric = value.get("metric")
+    function = isinstance(metric, str) and ":" in metric  # it is looked up when the recipe runs
+    accuracy_search({**value, "metric": len} if function else value, ())
     return value
 
 
@@ -193,7 +201,7 @@ class RuleSection(Section):
 
 
 _METHOD_KEYS = {
-    "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules", "skip"),
+    "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules", "skip", "accuracy"),
     "dynamic": ("weight_bits", "weight_quantize_type", "quantizable_op_type"),
     "golden_stick": ("config", "layer_policies"),
     "amct": ("config",),
@@ -210,6 +218,7 @@ class QuantizeSection(Section):
     fuse: Optional[bool] = None
     rules: Optional[Annotated[List[RuleSection], Field(min_length=1)]] = None
     skip: Optional[Texts] = None
+    accuracy: Optional[Annotated[Dict[str, Any], _checked(_accuracy)]] = None
     weight_bits: Optional[Literal[8, 16]] = None
     weight_quantize_type: Optional[Literal["channel_wise_abs_max", "abs_max"]] = None
     quantizable_op_type: Annotated[Any, _checked(_op_types)] = None

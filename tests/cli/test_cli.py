@@ -341,6 +341,9 @@ def test_ptq_and_dynamic_of_a_saved_model(folder, monkeypatch):
     assert relative_error(found, expected) < 1e-4
     (found,) = paddle_inference("out/16", [x])
     assert relative_error(found, expected) < 1e-4
+    done = run(folder, "ptq", "float", "-d", "images.npy", "--max-drop", "0.02", "--cost", "macs",
+               "-o", "out/kept")
+    assert integers(written(done, "out/kept")) == 1
     done = run(folder, "ptq", "float", "-d", "images.npy", "--skip", net[4].weight.name,
                "-o", "out/some")
     assert integers(written(done, "out/some")) == 1
@@ -479,6 +482,9 @@ def test_serve_vdl(folder):
     (["ptq", "zoo.py:build", "-d", "images.npy", "--algo", "kl", "-o", "o"], 2, "'kl'"),
     (["ptq", "zoo.py:build", "-d", "images.npy", "--weight-bits", "0", "-o", "o"], 2,
      "quant_bits"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--metric", "error", "-o", "o"], 2,
+     "--metric has an effect with --max-drop only"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--max-drop", "-1", "-o", "o"], 2, "max_drop"),
     (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "(", "-o", "o"], 2,
      "regular expression"),
     (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "conv", "-o", "o"], 2,

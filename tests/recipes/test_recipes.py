@@ -107,6 +107,13 @@ MISTAKES = {
         ["contradicts skip"]),
     "unknown layer type": ("type: Linear", "type: Lineer", 21, "quantize.rules[1].type",
                            ["'Linear'"]),
+    "misspelt key of accuracy": (
+        "fuse: true", "accuracy: {metric: error, max_dorp: 0.1}", 18, "quantize.accuracy",
+        ["'max_drop'"]),
+    "metric without a drop": ("fuse: true", "accuracy: {metric: error}", 18, "quantize.accuracy",
+                              ["max_drop"]),
+    "unknown metric": ("fuse: true", "accuracy: {metric: eror, max_drop: 0.1}", 18,
+                       "quantize.accuracy", ["'error'"]),
     "bad regular expression": ('"^3$"', '"(3"', 22, "quantize.rules[2].pattern",
                                ["regular expression"]),
     "unknown format": ("format: pdmodel", "format: pdmodle", 24, "export[0].format",
@@ -291,6 +298,63 @@ def test_saved_models_with_ptq_and_dynamic_quantization(folder, digits, format):
             ["activation", "weight"] if method[:3] == "ptq" else ["weight"]] * 2
     name, most = {"pdmodel": ("ptq.pdiparams", 4500), "onnx": ("ptq.onnx", 5500)}[format]
     assert (folder / "out" / name).stat().st_size < most  # of float weights: 9,600 bytes and more
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("metric", ["error", "zoo.py:mean_is_kept"])
+def test_layers_stay_float_until_the_drop_is_allowed(folder, digits, saved, metric):
+    """One input of a Linear has a channel that is 100 times larger than the others."""
+    (folder / "zoo.py").write_text(textwrap.dedent("""\
+        import numpy as np
+        import paddle
+        from paddle import nn
+
+        def build():
+            paddle.seed(0)
+            net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+            for layer, factor in ((net[1], 100.0), (net[3], 0.01)):
+                value = layer.weight.numpy()
+                value[(slice(None), 3) if factor > 1 else 3] *= factor
+                layer.weight.set_value(value)
+            net.eval()
+            return net
+
+        def mean_is_kept(model):
+            x = paddle.to_tensor(np.load("digits.npz")["x"])
+            return -float((model(x) - build()(x)).abs().max())
+        """))
+    sys.path.insert(0, str(folder))
+    try:
+        from zoo import build
+        net = build()
+    finally:
+        sys.path.remove(str(folder))
+        del sys.modules["zoo"]
+    paddle.jit.save(net, str(folder / "float" / "net"), [
+        paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    model = "path: float/net" if saved else "build: zoo.py:build"
+    text = textwrap.dedent(f"""\
+        paddleq: 1
+        model: {{{model}}}
+        data: {{calibration: {{source: digits.npz, labels: y}}}}
+        quantize:
+          method: ptq
+          activation_quantizer: AbsmaxQuantizer
+          accuracy: {{metric: "{metric}", max_drop: 0.02, cost: macs}}
+        export: {{path: out/net}}
+        """)
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        run(Recipe.parse(text, folder=str(folder)))
+    finally:
+        os.chdir(before)
+    images, path = digits.test[0], str(folder / "out" / "net")
+    expected = net(paddle.to_tensor(images)).numpy()
+    assert relative_error(paddle_inference(path, [images])[0], expected) < 0.02
+    (record,) = yaml.safe_load((folder / "out" / "net.paddleq.yaml").read_text())["exports"]
+    quantized = [row["name"] for row in record["layers"] if row.get("quantizers")]
+    assert len(quantized) == 1, record["layers"]
 
 
 def test_both_formats_of_a_saved_model_agree(folder, digits):

@@ -183,17 +183,19 @@ class PTQ:
         return model
 
     def quantize_with_accuracy(self, model, data, metric, max_drop, num_batches=None,
-                               max_float=1.0, ranking_batches=4, evaluations=30, **options):
+                               max_float=1.0, ranking_batches=4, evaluations=30, cost="layers",
+                               **options):
         """Quantize and calibrate ``model``, and keep layers float that cost too much accuracy.
 
         :func:`paddleq.analysis.keep_accuracy` describes the search.
 
         Args:
-            model: a float ``paddle.nn.Layer``.
+            model: a float ``paddle.nn.Layer``, which may be a :class:`paddleq.SavedModel`.
             data: batches to calibrate and to rank the layers with, as for
                 :func:`paddleq.calibrate`; iterated more than once.
-            metric, max_drop, max_float, ranking_batches, evaluations: see
-                :func:`paddleq.analysis.keep_accuracy`. Measure the metric on other data.
+            metric, max_drop, max_float, ranking_batches, evaluations, cost: see
+                :func:`paddleq.analysis.keep_accuracy`. A function should measure the metric on
+                other data.
             num_batches: calibrate on this many batches. Default: all.
             **options: of :meth:`quantize`.
 
@@ -220,7 +222,8 @@ class PTQ:
             >>> list(report.left_float), type(quantized[1]).__name__
             (['1'], 'Linear')
         """
-        search = AccuracySearch(data, metric, max_drop, max_float, ranking_batches, evaluations)
+        search = AccuracySearch(data, metric, max_drop, max_float, ranking_batches, evaluations,
+                                cost)
         quantized = self.quantize(model, **options)
         self.calibrate(quantized, data, num_batches)
         return quantized, search.run(quantized)

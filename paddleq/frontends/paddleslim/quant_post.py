@@ -19,6 +19,7 @@ from ...algorithms.reconstruction.settings import (
     recorded_round_type,
 )
 from ...analysis import Sensitivities, sensitivity
+from ...analysis.accuracy import accuracy_search
 from ...config import LayerConfig, QuantConfig, Scope
 from ...config.layer_config import check_activation_observer
 from ...engine.provenance import plain_value
@@ -76,6 +77,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
                       optimize_model=True, skip_tensor_list=None, batch_generator=None,
                       sample_generator=None, batch_size=1, is_full_quantize=False,
                       onnx_format=True, round_type=NEAREST, bias_correction=False, target="any",
+                      accuracy=None,
                       **unneeded):
     """Quantize a saved model with calibration data; its Python class is not needed.
 
@@ -121,6 +123,9 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             moves the weights instead. Default False.
         target: "any" (default), or "paddle_int8" for Paddle Inference with
             ``enable_mkldnn_int8()`` only; see :func:`paddleq.save_quantized_model`.
+        accuracy: arguments of :func:`paddleq.analysis.keep_accuracy`, such as
+            ``{"metric": "labels", "max_drop": 0.005, "cost": "macs"}``, to leave operators float
+            that cost too much accuracy. The batches are kept in memory. Default None: none.
         **unneeded: other arguments of PaddleSlim's: ``executor``, which may also be the first
             positional argument, followed by PaddleSlim's others in its order, ``scope``,
             ``activation_quantize_type``, ``is_use_cache_file``, ``cache_dir`` and
@@ -137,6 +142,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         CalibrationError: there is no batch.
         NonFiniteError: NaN or infinity reached an operator; names the layer and the batch.
         ModelError: there is no weight to quantize.
+        AccuracyError: the drop of ``accuracy`` cannot be met.
 
     No file is written if an error occurs.
 
@@ -168,6 +174,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         "weight_bits": weight_bits, "activation_bits": activation_bits,
         "weight_quantize_type": weight_quantize_type, "optimize_model": optimize_model,
         "skip_tensor_list": skip_tensor_list, "bias_correction": bias_correction}
+    if accuracy is not None:
+        options["accuracy"] = accuracy
     with dynamic_mode() as wrap:
         data = calibration_data(data_loader, batch_generator, sample_generator, batch_size, wrap)
         program, names = quantized_program(calibrated_model(files, data, round_type=settings,
@@ -197,7 +205,7 @@ def sensitivity_post_static(files, data_loader, **options):
 
 def calibrated_model(files, data_loader, config=None, batch_nums=None,
                      quantizable_op_type=DEFAULT_OPS, optimize_model=True, skip_tensor_list=None,
-                     round_type=None, bias_correction=False, **quantizers):
+                     round_type=None, bias_correction=False, accuracy=None, **quantizers):
     """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
 
     The arguments are those of that function and the files of the model. A ``config`` replaces
@@ -210,6 +218,8 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
         check_int(name, spec and spec.bits, 2, 8)
     check_bool("optimize_model", optimize_model)
     correction = parse_bias_correction(bias_correction)
+    if accuracy is not None:
+        accuracy_search(accuracy, ())  # checks it
     if batch_nums is not None:
         check_int("batch_nums", batch_nums, 1)
     skip = [] if skip_tensor_list is None else skip_tensor_list
@@ -224,6 +234,8 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     argument = "data_loader"
     if isinstance(data_loader, SampleBatches):
         data_loader, argument = data_loader.of(model), "sample_generator"
+    if accuracy is not None and isinstance(data_loader, Iterable):
+        data_loader = list(islice(data_loader, batch_nums))  # read again
     batches = engine.iter_batches(model, data_loader, batch_nums, "calibrating",
                                   argument=argument)
     first = next(batches)
@@ -245,6 +257,8 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
         reconstruct_on(model, [first, *batches], round_type)
     if correction is not None:
         correct_on_batches(model, [first, *batches], correction)
+    if accuracy is not None:
+        accuracy_search(accuracy, data_loader).run(model)
     return model
 
 

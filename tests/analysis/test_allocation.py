@@ -1,0 +1,210 @@
+"""Choice of float layers by cost: allocation, costs, and metrics that need no labels."""
+
+import itertools
+
+import numpy as np
+import paddle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import SmallNet, save_float, warmed
+from paddle import nn
+from runtimes import paddle_inference, relative_error
+
+import paddleq
+from paddleq.analysis import keep_accuracy
+from paddleq.analysis.allocation import cheapest_allocations
+from paddleq.analysis.layer_costs import layer_costs
+from paddleq.engine import quantized_layers, quantizing_only
+from paddleq.errors import ConfigError, ConfigTypeError
+from paddleq.export.program.program import Program
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=1, max_size=3),
+                min_size=1, max_size=5))
+def test_allocations_are_the_least_degradation_of_each_cost(layers):
+    """Against all combinations."""
+    costs, losses = ([[pair[i] for pair in layer] for layer in layers] for i in range(2))
+
+    def total(table, options):
+        return sum(row[option] for row, option in zip(table, options))
+
+    least = {}
+    for options in itertools.product(*map(range, map(len, layers))):
+        cost = total(costs, options)
+        least[cost] = min(least.get(cost, 10 ** 6), total(losses, options))
+    expected, best = [], 10 ** 6
+    for cost in sorted(least):
+        if least[cost] < best:
+            best = least[cost]
+            expected.append((cost, best))
+    assert [(total(costs, options), total(losses, options))
+            for options in cheapest_allocations(costs, losses)] == expected
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2 ** 31))
+def test_allocations_of_large_costs_are_near_the_best(seed):
+    """The rounding of each cost is at most 1/4096 of their sum."""
+    rng = np.random.default_rng(seed)
+    costs, losses = rng.integers(1, 10 ** 9, 12), rng.random(12)
+    subsets = np.array(list(itertools.product([0, 1], repeat=12)))
+    all_costs, all_losses = subsets @ costs, (1 - subsets) @ losses
+    found = np.array(cheapest_allocations([[0, cost] for cost in costs],
+                                          [[loss, 0.0] for loss in losses]))
+    for options in found:
+        cost, loss = options @ costs, (1 - options) @ losses
+        rounded = cost - 12 / 4096 * costs.sum()
+        assert loss <= all_losses[all_costs <= rounded].min(initial=np.inf) + 1e-12
+    assert len(found) <= 256 and not found[0].any() and found[-1].all()
+
+
+def test_costs_of_layers():
+    class Net(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2D(2, 4, 3, stride=2, padding=1)
+            self.depthwise = nn.Conv2D(4, 4, 3, groups=4)
+            self.up = nn.Conv2DTranspose(4, 6, 2, stride=2)
+            self.fc = nn.Linear(6, 5)
+
+        def forward(self, x):  # [3, 2, 8, 8] -> [3, 4, 4, 4] -> [3, 4, 2, 2] -> [3, 6, 4, 4]
+            x = self.up(self.depthwise(self.conv(x)))
+            return self.fc(x.flatten(2).transpose([0, 2, 1]))
+
+    x = paddle.rand([3, 2, 8, 8])
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    net = ptq.quantize(Net())
+    ptq.calibrate(net, [x])
+    assert layer_costs(net, [x], "layers") == dict.fromkeys(("conv", "depthwise", "up", "fc"), 1.0)
+    assert layer_costs(net, [x], "bytes") == {
+        "conv": 4 * 4 * 2 * 9, "depthwise": 4 * 4 * 9, "up": 4 * 4 * 6 * 4, "fc": 4 * 6 * 5}
+    assert layer_costs(net, [x], "macs") == {
+        "conv": 3 * 16 * 4 * 2 * 9, "depthwise": 3 * 4 * 4 * 9, "up": 3 * 4 * 4 * 6 * 4,
+        "fc": 3 * 16 * 6 * 5}
+
+
+class Chain(nn.Layer):
+    """Linear layers of several widths."""
+
+    widths = (16, 64, 64, 4, 32, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.LayerList([nn.Linear(a, b)
+                                    for a, b in zip(self.widths, self.widths[1:])])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = nn.functional.relu(layer(x))
+        return x
+
+
+def chain(seed, bits=6):
+    """Return (quantized chain, batches)."""
+    paddle.seed(seed)
+    batches = [paddle.randn([32, 16]) for _ in range(2)]
+    ptq = paddleq.PTQ(paddleq.paddleslim.AbsmaxQuantizer(bits),
+                      paddleq.paddleslim.PerChannelAbsmaxQuantizer(bits))
+    net = ptq.quantize(Chain())
+    ptq.calibrate(net, batches)
+    return net, batches
+
+
+def errors_of_all_choices(net, batches):
+    """Return float layers -> relative L2 error of the output, in float64."""
+    def outputs(names):
+        with quantizing_only(net, names), paddle.no_grad():
+            return np.concatenate([net(x).numpy().astype(np.float64) for x in batches])
+
+    names = [name for name, _ in quantized_layers(net)]
+    reference = outputs([])
+    return {left: np.linalg.norm(outputs([name for name in names if name not in left]) - reference)
+            / np.linalg.norm(reference)
+            for count in range(len(names)) for left in itertools.combinations(names, count)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("cost", ["layers", "macs", "bytes"])
+def test_the_error_is_met_at_nearly_the_least_cost(cost, seed):
+    """Against all choices of the layers to restore."""
+    net, batches = chain(seed)
+    errors, costs = errors_of_all_choices(net, batches), layer_costs(net, batches[:1], cost)
+    allowed = 0.5 * errors[()]
+    best = min(sum(costs[name] for name in left) for left, error in errors.items()
+               if error <= allowed)
+    found = keep_accuracy(net, batches, "error", allowed, cost=cost)
+    left = tuple(name for name in costs if name in found.left_float)
+    np.testing.assert_allclose([found.drop, -found.quantized_metric],
+                               [errors[left], errors[()]], rtol=1e-4)
+    assert found.met and found.cost == cost
+    spent = sum(costs[name] for name in left)
+    assert found.cost_share == pytest.approx(spent / sum(costs.values()))
+    assert spent <= 1.2 * best  # noise of layers is not quite additive
+    assert (f"% of {cost}" in str(found)) == (cost != "layers")
+
+
+def test_labels_are_compared_along_the_last_axis():
+    net, batches = chain(0, bits=4)
+    with paddle.no_grad():
+        quantized = [net(x).numpy() for x in batches]
+        with quantizing_only(net, []):
+            reference = [net(x).numpy() for x in batches]
+    drop = np.mean([a.argmax(-1) != b.argmax(-1) for a, b in zip(quantized, reference)])
+    report = keep_accuracy(net, batches, "labels", 0.5 * drop)
+    assert report.quantized_metric == pytest.approx(-drop) and drop > 0.05
+    assert report.met and report.float_metric == 0.0 and report.left_float
+
+
+def test_the_float_share_of_the_cost_is_limited():
+    net, batches = chain(0)
+    costs = layer_costs(net, batches[:1], "macs")
+    largest = max(costs.values()) / sum(costs.values())
+    with pytest.raises(paddleq.errors.AccuracyError) as caught:
+        keep_accuracy(net, batches, "error", 0.0, max_float=0.9 * largest, cost="macs")
+    assert 0 < caught.value.report.cost_share <= 0.9 * largest
+    for name, value in (("cost", "flops"), ("metric", "accuracy")):
+        with pytest.raises(ConfigError, match=f"{name} must be one of"):
+            keep_accuracy(net, batches, **{"metric": "error", "max_drop": 0.1, name: value})
+
+
+@pytest.mark.parametrize("interface", ["PTQ", "quant_post_static"])
+def test_operators_of_a_saved_model_stay_float(interface, tmp_path):
+    """Those that the search restored have float weights in the file, which meets the error."""
+    net = warmed(SmallNet(), paddle.rand([16, 1, 8, 8]))
+    save_float(net, str(tmp_path / "float" / "net"), [1, 8, 8])
+    batches = [paddle.rand([8, 1, 8, 8]) for _ in range(3)]
+    settings = {"metric": "error", "max_drop": 0.005, "cost": "macs"}
+    if interface == "PTQ":
+        model, report = paddleq.PTQ("AbsmaxQuantizer").quantize_with_accuracy(
+            paddleq.SavedModel(str(tmp_path / "float")), batches, fuse=True, **settings)
+        paddleq.save_quantized_model(model, str(tmp_path / "out" / "model"))
+        assert report.met and report.quantized_metric < -0.005
+        quantized = report.layers - len(report.left_float)
+    else:
+        quantized = len(paddleq.quant_post_static(
+            str(tmp_path / "float"), str(tmp_path / "out"), batches, algo="abs_max",
+            quantizable_op_type=["conv2d", "depthwise_conv2d", "mul"], accuracy=settings))
+    program = Program.load(str(tmp_path / "out" / "model.pdmodel"),
+                           str(tmp_path / "out" / "model.pdiparams"))
+    integers = [name for name, value in program.arrays.items() if value.dtype == np.int8]
+    assert len(integers) == quantized and 0 < quantized < 4
+    x = np.concatenate([batch.numpy() for batch in batches])
+    (found,) = paddle_inference(str(tmp_path / "out" / "model"), [x])
+    with paddle.no_grad():
+        expected = net(paddle.to_tensor(x)).numpy()
+    assert 1e-5 < relative_error(found, expected) < 0.006
+
+
+@pytest.mark.parametrize("value, error, match", [
+    (0.01, ConfigTypeError, "accuracy must be a mapping"),
+    ({"metric": "error"}, ConfigError, "accuracy must have 'max_drop'"),
+    ({"metric": "error", "max_dorp": 0.1}, ConfigError, "max_drop"),
+    ({"metric": "error", "max_drop": -1.0}, ConfigError, "max_drop")])
+def test_invalid_accuracy_of_quant_post_static(value, error, match, tmp_path):
+    net = nn.Sequential(nn.Linear(4, 4))
+    save_float(net, str(tmp_path / "float" / "net"), [4])
+    with pytest.raises(error, match=match):
+        paddleq.quant_post_static(str(tmp_path / "float"), str(tmp_path / "out"),
+                                  [paddle.rand([2, 4])], accuracy=value)
+    assert not (tmp_path / "out").exists()
