@@ -16,7 +16,7 @@ from ..engine import (
 )
 from ..errors import ConfigError, ConfigTypeError
 from .layer_results import LayerResults, check_calibrated
-from .sqnr import SQNR, format_db
+from .sqnr import SQNR, comparable_outputs, format_db
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def sensitivity(model: nn.Layer, data: Optional[Iterable] = None,
         metric: function ``metric(model)`` that returns a number, larger is better (negate a loss).
             It receives ``model`` in evaluation mode, once in float and once for each layer.
             Default: the SQNR of the output, which is finer because it changes before any
-            prediction does.
+            prediction does. Outputs that are probabilities along the last axis are compared as
+            logits.
         num_batches: number of batches to use. Default: all.
 
     Returns:
@@ -137,7 +138,7 @@ def sensitivity(model: nn.Layer, data: Optional[Iterable] = None,
                 expected = model(*args, **kwargs)
             for name, ratio in ratios.items():
                 with quantizing_only(model, [name]):
-                    ratio.add(expected, model(*args, **kwargs))
+                    ratio.add(*comparable_outputs(expected, model(*args, **kwargs)))
 
     run_batches(compare, iter_batches(model, data, num_batches, "quantizing one layer at a time"),
                 "data")

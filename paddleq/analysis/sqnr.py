@@ -1,13 +1,16 @@
 """Signal-to-quantization-noise ratio (SQNR) of tensors."""
 
 import math
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
 import paddle
 
 from .._paddle_compat import scalar
+from ..algorithms.distillation.losses import is_distribution
 from ..errors import ModelError, NonFiniteError
 from ..graph.calls import tensors_in
+
+_TINY = 1e-30  # smallest probability whose logarithm is used
 
 
 class SQNR:
@@ -54,6 +57,23 @@ def _energy(x):
 def float_tensors(value: Any) -> List[paddle.Tensor]:
     """Return the float tensors in nested lists, tuples and dicts, in a fixed order."""
     return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
+
+
+def comparable_outputs(reference: Any, quantized: Any
+                       ) -> Tuple[List[paddle.Tensor], List[paddle.Tensor]]:
+    """Return the float tensors of two outputs, probabilities as logits without their mean.
+
+    A tensor is probabilities if the rows of the reference are. They saturate: a single row whose
+    largest one changes outweighs all others.
+    """
+    pairs = [(_logits(r), _logits(q)) if r.shape == q.shape and is_distribution(r) else (r, q)
+             for r, q in zip(float_tensors(reference), float_tensors(quantized))]
+    return [r for r, _ in pairs], [q for _, q in pairs]
+
+
+def _logits(x):
+    logits = x.astype("float64").clip(_TINY).log()
+    return logits - logits.mean(-1, keepdim=True)
 
 
 def format_db(db: Optional[float]) -> str:

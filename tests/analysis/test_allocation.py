@@ -12,7 +12,7 @@ from paddle import nn
 from runtimes import paddle_inference, relative_error
 
 import paddleq
-from paddleq.analysis import keep_accuracy
+from paddleq.analysis import keep_accuracy, sensitivity
 from paddleq.analysis.allocation import cheapest_allocations
 from paddleq.analysis.layer_costs import layer_costs
 from paddleq.engine import quantized_layers, quantizing_only
@@ -154,6 +154,35 @@ def test_labels_are_compared_along_the_last_axis():
     report = keep_accuracy(net, batches, "labels", 0.5 * drop)
     assert report.quantized_metric == pytest.approx(-drop) and drop > 0.05
     assert report.met and report.float_metric == 0.0 and report.left_float
+
+
+def test_probabilities_are_compared_as_logits():
+    """The sensitivities of a softmax classifier are those of its centred logits, in float64."""
+    class Classifier(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.chain = Chain()
+
+        def forward(self, x):
+            return nn.functional.softmax(20.0 * self.chain(x))
+
+    paddle.seed(1)
+    batches = [paddle.randn([32, 16]) for _ in range(2)]
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    net = ptq.quantize(Classifier())
+    ptq.calibrate(net, batches)
+
+    def logits(names):
+        with quantizing_only(net, names), paddle.no_grad():
+            values = np.concatenate([20.0 * net.chain(x).numpy().astype(np.float64)
+                                     for x in batches])
+        return values - values.mean(-1, keepdims=True)
+
+    reference = logits([])
+    for row in sensitivity(net, batches):
+        noise = ((logits([row.name]) - reference) ** 2).sum()
+        expected = 10 * np.log10((reference ** 2).sum() / noise)
+        assert row.sqnr == pytest.approx(expected, abs=0.01)
 
 
 def test_the_float_share_of_the_cost_is_limited():
