@@ -41,14 +41,15 @@ class Predictor:
             ``paddleq.export.to_onnx`` wrote, or one of them: ``.xml`` (with its ``.bin``),
             ``.onnx``, ``.pdmodel`` (with its ``.pdiparams``), ``.json``. Each runtime has a
             preferred file.
-        runtime: "auto" (default), "openvino" (``.xml``, ``.onnx``, ``.pdmodel``), "onnxruntime"
-            (``.onnx``), "paddle" (``.pdmodel``, ``.json``) or "paddlelite" (``.pdmodel``, in the
-            interpreter that the environment variable ``PADDLEQ_LITE_PYTHON`` names; x86). "auto"
-            measures a batch of one in each of the first three that is installed and takes the
-            fastest; if other dimensions than the batch are dynamic, the first in this order.
-            Outputs of the runtimes are compared, with dynamic dimensions on the first inputs: one
-            that differs from the operators of the file, computed one by one, is not used. Names of
-            runtimes that were registered are accepted as well.
+        runtime: "auto" (default), "openvino" (``.xml``, ``.onnx``, ``.pdmodel``, ``.json``),
+            "onnxruntime" (``.onnx``), "paddle" (``.pdmodel``, ``.json``) or "paddlelite"
+            (``.pdmodel``, in the interpreter that the environment variable
+            ``PADDLEQ_LITE_PYTHON`` names; x86). "auto" measures a batch of one in each of the
+            first three that is installed and takes the fastest; if other dimensions than the batch
+            are dynamic, the first in this order. Outputs of the runtimes are compared, with
+            dynamic dimensions on the first inputs: one that differs from the operators of the
+            file, computed one by one, is not used. Names of runtimes that were registered are
+            accepted as well.
         threads: number of threads of one run. Default: the processors of this process.
 
     Attributes:

@@ -322,6 +322,12 @@ DYNAMIC_FORMS = {
         5, "int32")).astype("float32"),
     "round of halves": lambda x: paddle.round((x * 4).round() / 2),
     "numel": lambda x: x / paddle.numel(x).astype("float32"),
+    "dist": lambda x: paddle.dist(x, x * 0.5, 3),
+    "dist, largest": lambda x: paddle.dist(x, x * 0.5, float("inf")),
+    "dist, number that differ": lambda x: paddle.dist(x, F.relu(x), 0),
+    "cummin": lambda x: paddle.cummin(x, 2)[0],
+    "renorm": lambda x: paddle.renorm(x, 2.0, 1, 1.5),
+    "rrelu": lambda x: F.rrelu(x, 0.1, 0.3, training=False),
     "log1p of small numbers": lambda x: paddle.log1p(x.abs() * 1e-6),
 }
 

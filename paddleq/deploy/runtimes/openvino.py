@@ -1,9 +1,11 @@
 """OpenVINO."""
 
 import importlib
+import os
 
 import numpy as np
 
+from ..._atomic_write import temporary_folder
 from ...errors import ExportError, InferenceError
 from ...export.openvino import openvino_model
 from ...export.openvino.reader import has_node_functions, refusal_of
@@ -22,13 +24,13 @@ _DEQUANTIZING = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "Uns
 
 @register_runtime("openvino")
 class OpenVino(Runtime):
-    """OpenVINO on the CPU, for ``.xml``, ``.onnx`` and ``.pdmodel``.
+    """OpenVINO on the CPU, for ``.xml``, ``.onnx``, ``.pdmodel`` and ``.json``.
 
-    A ``.pdmodel`` is converted as for the format "openvino" when it is loaded.
+    A ``.pdmodel`` or ``.json`` is converted as for the format "openvino" when it is loaded.
     """
 
     title, module = "OpenVINO", "openvino"
-    kinds = (".xml", ".onnx", ".pdmodel")
+    kinds = (".xml", ".onnx", ".pdmodel", ".json")
     remedy = "pip install 'paddleq[openvino]' (or openvino)"
     automatic = True
     references = (".xml",)
@@ -62,15 +64,22 @@ class OpenVino(Runtime):
 
 
 def _read(core, file):
-    """Read a file; a ``.pdmodel`` gets the form of quantization that int8 kernels need.
+    """Read a file; a program of Paddle gets the form of quantization that int8 kernels need.
 
-    OpenVINO before 2024.4 reads it unchanged, and computes its layers in float.
+    OpenVINO before 2024.4 reads a ``.pdmodel`` unchanged, and computes its layers in float.
     """
     try:
-        if file.kind != ".pdmodel" or not has_node_functions():
+        if file.kind not in (".pdmodel", ".json"):
             return core.read_model(file.path)
-        program = file.program.copy()
-        return openvino_model(program, raise_to_markers(program, partly=True))
+        if has_node_functions():
+            program = file.program.copy()
+            return openvino_model(program, raise_to_markers(program, partly=True))
+        if file.kind == ".pdmodel":
+            return core.read_model(file.path)
+        with temporary_folder() as folder:
+            model, params = (os.path.join(folder, name) for name in ("m.pdmodel", "m.pdiparams"))
+            file.program.save(model, params)
+            return core.read_model(model)
     except RuntimeError as error:
         refusal = error if isinstance(error, ExportError) else refusal_of(error)
         other = "" if file.kind == ".onnx" else (

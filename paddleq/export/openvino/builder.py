@@ -150,9 +150,10 @@ def _concat(to, ins, attributes):
 
 @_kind("Slice")
 def _slice(to, ins, attributes):
-    x, start, stop, axes = ins[:4]
-    step = ins[4] if len(ins) > 4 else to.ov.constant(np.ones(
-        axes.get_shape() if hasattr(axes, "get_shape") else axes.shape, np.int64))
+    x, start, stop = ins[:3]
+    shape = list(start.get_shape() if hasattr(start, "get_shape") else start.shape)
+    axes = ins[3] if len(ins) > 3 else to.ov.constant(np.arange(*shape))
+    step = ins[4] if len(ins) > 4 else to.ov.constant(np.ones(shape, np.int64))
     return to.ov.slice(x, start, stop, step, axes)
 
 
@@ -241,6 +242,16 @@ def _clip(to, ins, attributes):
     return to.ov.minimum(to.ov.maximum(ins[0], ins[1]), ins[2])
 
 
+@_kind("LeakyRelu")
+def _leaky_relu(to, ins, attributes):
+    return to.ov.prelu(ins[0], to.ov.constant(np.float32(attributes.get("alpha", 0.01))))
+
+
+@_kind("Reciprocal")
+def _reciprocal(to, ins, attributes):
+    return to.ov.divide(to.ov.constant(np.float32(1)), ins[0])
+
+
 @_kind("Celu")
 def _celu(to, ins, attributes):
     alpha = to.ov.constant(np.float32(attributes.get("alpha", 1.0)))
@@ -279,6 +290,16 @@ def _in_groups(to, weight, groups):
     shape = list(weight.get_shape() if hasattr(weight, "get_shape") else weight.shape)
     return to.ov.reshape(weight, to.ov.constant(np.array(
         [groups, shape[0] // groups, *shape[1:]], np.int64)), special_zero=False)
+
+
+@_kind("AveragePool")
+def _average_pool(to, ins, attributes):
+    rank = to.rank(ins[0]) - 2
+    pads = attributes.get("pads", [0] * 2 * rank)
+    return to.ov.avg_pool(
+        ins[0], attributes.get("strides", [1] * rank), pads[:rank], pads[rank:],
+        attributes["kernel_shape"], not attributes.get("count_include_pad", 0),
+        "ceil" if attributes.get("ceil_mode") else "floor", "explicit")
 
 
 @_kind("SpaceToDepth")

@@ -130,15 +130,7 @@ def openvino_model(program, marks):
         DependencyError: OpenVINO is not installed.
         UnsupportedOperatorError: OpenVINO cannot read an operator; names it.
     """
-    resolve_output_sizes(program)
-    to_channels_first(program)
-    builder = OpBuilder(program)
-    for block in program.desc.blocks:
-        _write_positive_axes(program, block)
-        gather_nearest(builder, block)
-        write_ignored_parts(builder, block)
-        write_pads(builder, block)
-        write_partly_global_pools(builder, block)
+    apply_frontend_workarounds(program)
     lowering = OpenVinoLowering(program, marks)
     lowering.run()
     model = read_program(program, lowering.converters)
@@ -149,6 +141,19 @@ def openvino_model(program, marks):
     model.set_friendly_name("model")
     _name_nodes(model)
     return model
+
+
+def apply_frontend_workarounds(program):
+    """Write operators that OpenVINO's frontend computes otherwise in others, in place."""
+    resolve_output_sizes(program)
+    to_channels_first(program)
+    builder = OpBuilder(program)
+    for block in program.desc.blocks:
+        _write_positive_axes(program, block)
+        gather_nearest(builder, block)
+        write_ignored_parts(builder, block)
+        write_pads(builder, block)
+        write_partly_global_pools(builder, block)
 
 
 def _write_positive_axes(program, block):

@@ -14,14 +14,12 @@ import paddle
 
 from ..onnx.float_graph import FORMS as ONNX_FORMS
 
-FORMS: Dict[str, Callable] = {name: ONNX_FORMS[name] for name in re.findall(r"\w+", """
-    acosh addmm affine_grid allclose asinh atanh bilinear_tensor_product bincount box_coder celu
-    channel_shuffle conv3d_transpose crop_tensor cross cumprod diag_embed diag_v2 diagonal digamma
-    elementwise_fmax elementwise_fmin elementwise_heaviside equal_all erfinv expm1 fold
-    frobenius_norm index_add index_put isclose isfinite_v2 isinf_v2 isnan_v2 kron kthvalue
-    label_smooth lerp lgamma logcumsumexp logit logsigmoid masked_select maxout mode nms pad3d
-    pixel_unshuffle psroi_pool put_along_axis reduce_amax reduce_amin reduce_sum roi_align roi_pool
-    searchsorted sequence_mask shard_index softplus stanh trace trunc unbind unfold unpool""")}
+# Operators that the frontend reads right, in all cases that have a form of ONNX.
+_READ = set(re.findall(r"\w+", """
+    deformable_conv deformable_conv_v1 gelu layer_norm matrix_nms meshgrid multiclass_nms3 p_norm
+    pool2d pool3d prior_box set_value unique"""))
+FORMS: Dict[str, Callable] = {
+    name: form for name, form in ONNX_FORMS.items() if name not in _READ}
 """Type of an operator -> form."""
 
 _FLOAT, _INT64 = 1, 7  # onnx.TensorProto.DataType

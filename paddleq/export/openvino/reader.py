@@ -83,12 +83,15 @@ def refusal_of(error, types=None):
     ``types`` are those of operators of Paddle by other types in the program.
     """
     found = re.search(r"No creator found for (\w+) node|Fail to convert (\w+)", str(error))
-    last = str(error).strip().splitlines()[-1].strip()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if found is None:
-        return ExportError(f"it cannot read the model: {last}")
+        return ExportError(f"OpenVINO cannot read the model: {lines[-1]}")
     name = found[1] or found[2]
-    name = (types or {}).get(name, name)
-    return UnsupportedOperatorError(f"it cannot read the operator {name} ({last})", name)
+    reason = next(line for line in lines if found[0] in line)
+    operator = (types or {}).get(name, name)
+    return UnsupportedOperatorError(
+        f"OpenVINO cannot read the operator {operator} ({reason.replace(name, operator)}), which "
+        "has no other form in format='openvino'", operator)
 
 
 def has_forms(program):

@@ -38,6 +38,26 @@ def norm(operator):
     return write
 
 
+@openvino_form("dist")
+def distance(operator):
+    """Norm of a difference; that of power 0 counts the elements that differ."""
+    power = np.float32(operator.attribute("p", 2.0))
+
+    def write(to):
+        size = to.node("Abs", to.node("Sub", operator.input("X"), operator.input("Y")))
+        if np.isinf(power):
+            to.node("ReduceMax" if power > 0 else "ReduceMin", size, keepdims=0,
+                    output=operator.output())
+            return
+        if power == 0:
+            to.node("ReduceSum", to.node("Sign", size), keepdims=0, output=operator.output())
+            return
+        total = to.node("ReduceSum", to.node("Pow", size, power), keepdims=0)
+        to.node("Pow", total, np.float32(1) / power, output=operator.output())
+
+    return write
+
+
 @openvino_form("argsort")
 def argsort(operator):
     x, axis = operator.input("X"), operator.attribute("axis", -1)

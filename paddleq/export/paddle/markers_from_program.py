@@ -9,6 +9,7 @@ from ..markers import ActivationMark, simulated_weight
 from ..program.graph_view import GraphView
 from ..program.op_desc import attribute, inputs, make_op, outputs, replace_ops
 from ..program.passes.activation_steps import restore_quantizers
+from ..program.passes.fake_operators import write_linear_operators
 from ..program.passes.stored_weights import spec_of, stored_weights
 from ..program.validate import contradictions_reported
 
@@ -22,6 +23,7 @@ def raise_to_markers(program, partly=False):
     """
     marks = []
     restore_quantizers(program)
+    write_linear_operators(program)
     for block in program.desc.blocks:
         left = _not_represented(program, block) if partly else ()
         replace_ops(block, _with_markers(program, block, marks, left))
@@ -78,8 +80,8 @@ def _with_markers(program, block, marks, left):
             yield _marker(marks, ActivationMark("", abs_max, spec), inputs(quantize, "X")[0],
                           outputs(op, "Y")[0])
         elif op.type.startswith("fake_"):
-            raise ExportError(f"the model has the operator {op.type}, which keeps weights in "
-                              "float; export it again with onnx_format=True")
+            raise ExportError(f"the model has the operator {op.type}, which computes its scales; "
+                              "export it again with onnx_format=True")
         elif op.type != "quantize_linear" and id(op) not in steps:
             yield op
 
