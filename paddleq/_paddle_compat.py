@@ -10,6 +10,7 @@ import functools
 import inspect
 import pkgutil
 import re
+import weakref
 from contextlib import contextmanager
 from typing import (
     Any,
@@ -150,6 +151,44 @@ def _callers(*modules: str) -> Iterator[Any]:
         if frame.f_globals.get("__name__") in modules:
             yield frame
         frame = frame.f_back
+
+
+# Layer -> caches of the programs that contain it. Not an attribute of the layer: copies and pickles
+# of it are parts of other programs.
+_PROGRAMS: Any = weakref.WeakKeyDictionary()
+
+
+def record_programs(layer: nn.Layer) -> None:
+    """Record the programs that ``to_static`` compiles now as programs that contain ``layer``.
+
+    Call it in ``forward``. :func:`drop_programs` deletes these programs.
+    """
+    if not paddle.in_dynamic_mode():
+        for frame in _callers("paddle.jit.dy2static.program_translator"):
+            if frame.f_code.co_name == "_build_once":
+                _PROGRAMS.setdefault(layer, weakref.WeakSet()).add(frame.f_locals["self"])
+
+
+def drop_programs(layer: nn.Layer) -> None:
+    """Delete the programs of ``to_static`` that are compiled from ``layer`` or contain it.
+
+    The next call compiles again. Paddle does so for another shape or mode, but not for a layer that
+    has changed. A program of a function or a parent is found if it has been compiled with a call of
+    :func:`record_programs`.
+    """
+    recorded = _PROGRAMS.pop(layer, None)
+    if recorded is not None:
+        for cache in recorded:
+            cache.clear()
+        if hasattr(paddle.jit, "sot"):  # it translates calls into functions that keep the program
+            for path in ("opcode_translator.executor.executor_cache.OpcodeExecutorCache",
+                         "symbolic.compile_cache.CompileSIRCache"):
+                _private(f"paddle.jit.sot.{path}", "run compiled models")().clear()
+    kind = _private("paddle.jit.dy2static.program_translator.StaticFunction", "run compiled models")
+    names = {name for owner in [layer, *type(layer).__mro__] for name, value in vars(owner).items()
+             if isinstance(value, kind)}
+    for name in names:
+        getattr(layer, name)._program_cache.clear()
 
 
 def is_jit_loaded(layer: nn.Layer) -> bool:

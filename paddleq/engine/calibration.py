@@ -19,6 +19,7 @@ from ..fake_quant.fake_quantize import State
 from ..graph.fold_batch_norm import folded_tensors
 from ..nn.class_swap import rollback_on_error
 from .batch import Batch
+from .hooks import to_static_enabled
 from .state import (
     check_quantized,
     evaluation,
@@ -98,7 +99,7 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
     if read_state(model).first_batch_action is not None:
         tensors += folded_tensors(model)
     with in_one_thread(model), rollback_on_error(model, tensors, only_interrupts=True):
-        with restored_states(model), evaluation(model), paddle.no_grad():
+        with to_static_enabled(False), restored_states(model), evaluation(model), paddle.no_grad():
             set_state(model, State.CALIBRATION)
             for quantizer in disabled:
                 quantizer.observer_enabled = False

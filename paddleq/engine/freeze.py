@@ -7,6 +7,7 @@ from paddle import nn
 from .._layer_state import read_state, state_of
 from .._paddle_compat import (
     LAYER_CONTAINERS,
+    drop_programs,
     is_jit_loaded,
     own_buffers,
     own_parameters,
@@ -73,6 +74,8 @@ def convert(model):
         fold(producer, norm, names[id(producer)])
         if relu is not None:
             Block(producer, None, relu).attach()
+    for layer in model.sublayers(include_self=True):
+        drop_programs(layer)
     return model
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 from .._checks import check_layer, hint
 from .._layer_state import read_state
+from .._paddle_compat import drop_programs
 from ..config import SkipKind, SkipReason
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
@@ -232,10 +233,12 @@ def quantizing_only(model, names):
         try:
             for name, layer in layers.items():
                 layer._paddleq.compute_float = name not in names
+                drop_programs(layer)
             yield
         finally:
             for name, layer in layers.items():
                 layer._paddleq.compute_float = kept[name]
+                drop_programs(layer)
 
 
 @contextmanager
@@ -351,6 +354,7 @@ def _set_left_float(layer, value):
     if value != is_left_float(layer):
         state.reason = SkipReason(SkipKind.NOT_CALLED) if value else None
         state.compute_float = value
+        drop_programs(layer)
 
 
 def warn_uncalled(names):

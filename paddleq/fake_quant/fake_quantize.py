@@ -8,8 +8,10 @@ import paddle
 
 from .._checks import check_bool, wrong_type, wrong_value
 from .._paddle_compat import (
+    drop_programs,
     own_buffers,
     own_parameters,
+    record_programs,
     run_untranslated,
     skip_bytecode_translation,
 )
@@ -24,6 +26,26 @@ from .observation import Observation, State
 from .recompute import in_first_pass
 
 __all__ = ["FakeQuantize", "State"]
+
+
+class _Switch:
+    """Attribute on which compiled programs depend: a new value drops them."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, quantizer, owner=None):
+        if quantizer is None:
+            return self
+        if self.name not in quantizer.__dict__:
+            raise AttributeError(self.name)
+        return quantizer.__dict__[self.name]
+
+    def __set__(self, quantizer, value):
+        known = quantizer.__dict__
+        if known.get(self.name, value) is not value:
+            drop_programs(quantizer)
+        known[self.name] = value
 
 
 @skip_bytecode_translation
@@ -81,6 +103,7 @@ class FakeQuantize(Observation, WithArgs):
     """
 
     bounded = True  # a preceding clipping range may limit abs_max
+    state, observer_enabled, fake_quant_enabled = _Switch(), _Switch(), _Switch()
 
     def __init__(self, observer: Any = MovingAverageMinMaxObserver, saturate=None, in_place=False,
                  compat_mask=True, channel_len=1, fast_training=True, label="",
@@ -202,6 +225,7 @@ class FakeQuantize(Observation, WithArgs):
                 is at most this bound, or that of ``clipping``, as in :meth:`clipped`. So training
                 is not coarser than evaluation if the observer has seen a wider range.
         """
+        record_programs(self)
         if self.observer.dynamic:
             return self._fake_quantize(x, self.qparams_of(x)) if self.fake_quant_enabled else x
         if self.training:

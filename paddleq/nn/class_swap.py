@@ -17,6 +17,7 @@ from .._paddle_compat import (
     FORWARD_HOOKS,
     LAYER_CONTAINERS,
     copy_flops_counter,
+    drop_programs,
     make_tensors_picklable,
     skip_bytecode_translation,
 )
@@ -97,6 +98,7 @@ def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
     """Roll back changes of ``model`` on any exception, ``KeyboardInterrupt`` too.
 
     Classes, attributes and hooks of the layers are restored, of tensor values those of ``tensors``.
+    In any case the programs that ``to_static`` compiled from the model are dropped on exit.
 
     Args:
         only_interrupts: nothing is restored for errors other than ``MemoryError``.
@@ -122,6 +124,9 @@ def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
             for tensor, value in values:
                 paddle.assign(value, tensor)
         raise
+    finally:
+        for layer in model.sublayers(include_self=True):
+            drop_programs(layer)
 
 
 def copied_attributes(layer: nn.Layer) -> Dict[str, Any]:

@@ -14,7 +14,7 @@ import paddle
 from paddle import nn
 
 from .._layer_state import QuantizationState, state_of
-from .._paddle_compat import is_traced, own_sublayers, state_being_loaded
+from .._paddle_compat import is_traced, own_sublayers, record_programs, state_being_loaded
 from ..errors import ModelError, StateError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize, State
@@ -52,6 +52,7 @@ class QuantizedLayer(nn.Layer):
         """Compute the layer's forward with quantized inputs, weights and output."""
         if self._paddleq.thread not in (None, threading.get_ident()):
             raise busy_error(self._paddleq.name)
+        record_programs(self)
         call = next_call(self)
         args, kwargs = self.quantize_inputs(args, kwargs, call)
         folding = getattr(self, "norm_folding", None)
