@@ -27,6 +27,7 @@ from ..validate import contradictions_reported
 from .adaptive_pools import write_partly_global_pools
 from .blocked_layouts import BlockedLayouts
 from .channels_first import to_channels_first
+from .computed_kernels import write_computed_kernels
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
 from .float_operators import PRODUCTS, round_float_inputs
 from .ignored_parts import count_axes_from_end, write_ignored_parts
@@ -61,6 +62,7 @@ def apply_runtime_workarounds(program):
         move_unsqueeze(builder, block)
         multiply_unused_integers(builder, block)
         write_output_paddings(builder, block)
+        write_computed_kernels(builder, block)
         gather_nearest(builder, block)
         write_ignored_parts(builder, block)
         write_pads(builder, block)
