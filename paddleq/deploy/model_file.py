@@ -12,7 +12,7 @@ from ..errors import FormatError
 from ..export.onnx.float_graph import require_onnx
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import inputs, outputs
-from ..export.provenance_file import check_files
+from ..export.provenance_file import PADDLE_MODELS, check_files, paddle_models
 from ..saved_model.inputs import TensorInfo
 
 _HIGHEST_OPSET = 1000  # versions of ONNX are far below
@@ -163,7 +163,10 @@ def pdmodel_prefix(name, path):
 
 
 def model_files(path, name="path"):
-    """Return the files of the model at ``path``: one of them, or their common prefix."""
+    """Return the files of the model at ``path``: one of them, or their common prefix.
+
+    Raises FormatError if there is none, or a ``.pdmodel`` and a ``.json`` of which one is outdated.
+    """
     from .runtimes import RUNTIMES  # it imports this module
 
     path = check_path(name, path, _PREFIX)
@@ -172,7 +175,9 @@ def model_files(path, name="path"):
         if not os.path.isfile(path):
             raise FormatError(f"there is no file {path}")
         return [ModelFile(path)]
-    found = [ModelFile(path + each) for each in endings if os.path.isfile(path + each)]
+    current = paddle_models(path)
+    found = [ModelFile(path + each) for each in endings if (
+        path + each in current if each in PADDLE_MODELS else os.path.isfile(path + each))]
     if not found:
         raise FormatError(f"there is no model at {path}: none of "
                           f"{', '.join(path + each for each in endings)} exists")

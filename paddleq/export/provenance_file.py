@@ -6,6 +6,7 @@ compares the files with the digests: a killed process, or another program, can l
 different exports side by side.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -24,6 +25,7 @@ from .program.inspect import program_rows
 
 _HEAD = "# Beside an exported model: how it was made.\n"
 ENDING = ".paddleq.yaml"
+PADDLE_MODELS = (".pdmodel", ".json")  # endings of models whose parameters are a .pdiparams
 _CHECKPOINT = (".safetensors", ".json")
 _LARGEST = 1 << 26  # bytes of a record that is read
 _DEEPEST = 50  # nested lists and dicts in it
@@ -189,6 +191,31 @@ def check_files(model_path, params_path=None):
             f"{model_path} is torn: {problem}. An export was interrupted, or another program "
             "changed the files. Export again; if another program wrote all of them, remove "
             f"{provenance_path(model_path)}")
+
+
+def paddle_models(prefix):
+    """Return the ``.pdmodel`` and the ``.json`` at a prefix, or the one that is not outdated.
+
+    They share a ``.pdiparams``, so that the record beside them decides which of them it belongs to.
+
+    Raises:
+        FormatError: both exist, and no record describes one of them and the ``.pdiparams``.
+    """
+    found = [prefix + ending for ending in PADDLE_MODELS if os.path.isfile(prefix + ending)]
+    if len(found) < 2:
+        return found
+    params = prefix + ".pdiparams"
+    fitting = []
+    for path in found if read_provenance(prefix + PADDLE_MODELS[0]) else ():
+        with contextlib.suppress(FormatError):
+            check_files(path, params if os.path.isfile(params) else None)
+            fitting.append(path)
+    if not fitting:
+        raise FormatError(
+            f"{found[0]} and {found[1]} both exist, and no {os.path.basename(prefix) + ENDING} "
+            f"describes the one that belongs to {params}: name the file, or remove the outdated "
+            "one")
+    return fitting
 
 
 def _mismatch(model_path, params_path):

@@ -5,8 +5,7 @@ from typing import Optional, Tuple, Union
 
 from .._checks import check_path
 from ..errors import FormatError
-
-_ENDINGS = (".pdmodel", ".json")
+from ..export.provenance_file import PADDLE_MODELS, paddle_models
 
 
 def find_files(folder: str, model: Optional[str] = None,
@@ -15,7 +14,8 @@ def find_files(folder: str, model: Optional[str] = None,
 
     Args:
         model, parameters: file names in it. Default: the only ``.pdmodel``, else the only
-            ``.json``, else ``__model__``; and the ``.pdiparams`` of the same name, else
+            ``.json`` (of two with one name, that which the record beside them describes), else
+            ``__model__``; and the ``.pdiparams`` of the same name, else
             ``__params__``, else the folder itself, which has one file for each parameter.
     """
     folder = check_path("model_dir", folder, "the folder of a saved model")
@@ -28,14 +28,17 @@ def find_files(folder: str, model: Optional[str] = None,
     names = sorted(os.listdir(folder))
     if model is None:
         found = next(filter(None, ([name for name in names if name.endswith(ending)]
-                                   for ending in (*_ENDINGS, "__model__"))), [])
+                                   for ending in (*PADDLE_MODELS, "__model__"))), [])
         if len(found) != 1:
             raise FormatError(f"model_filename must be given: {folder} holds "
                               f"{', '.join(found) or 'no .pdmodel, .json or __model__'}")
-        model = found[0]
+        (model,) = found
+        if model.endswith(PADDLE_MODELS):
+            model = os.path.basename(paddle_models(
+                os.path.join(folder, os.path.splitext(model)[0]))[0])
     path, (stem, ending) = os.path.join(folder, model), os.path.splitext(model)
     if parameters is None:
-        parameters = f"{stem}.pdiparams" if ending in _ENDINGS else "__params__"
+        parameters = f"{stem}.pdiparams" if ending in PADDLE_MODELS else "__params__"
         if parameters not in names:
             return path, None if ending == ".json" else folder
     return path, os.path.join(folder, parameters)
@@ -46,9 +49,8 @@ def locate(path: Union[str, os.PathLike]) -> Tuple[str, Optional[str]]:
     path = check_path("path", path, "a folder, file or prefix of a saved model")
     if os.path.isdir(path):
         return find_files(path)
-    for ending in ("", *_ENDINGS):
-        if os.path.isfile(path + ending):
-            folder, name = os.path.split(path + ending)
-            return find_files(folder or ".", name)
+    for model in [path] if os.path.isfile(path) else paddle_models(path):
+        folder, name = os.path.split(model)
+        return find_files(folder or ".", name)
     raise FormatError(f"there is no saved model at {path}: neither a folder nor a file nor the "
                       "prefix of a .pdmodel or .json")

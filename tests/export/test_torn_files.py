@@ -217,3 +217,46 @@ def test_a_record_that_is_no_file_is_ignored(kind, tmp_path):
     else:
         {"pipe": os.mkfifo, "folder": os.mkdir}[kind](record)
     paddleq.SavedModel(path)
+
+
+def both(folder, order, record=True):
+    """Two exports at one prefix, the second of which replaces the parameters of the first."""
+    path = str(folder / "m")
+    for value, format in enumerate(order, 1):
+        save_named(quantized(float(value)), path, format)
+        if not record:
+            os.unlink(path + provenance_file.ENDING)
+    return path
+
+
+@pytest.mark.needs_pir
+@pytest.mark.parametrize("order", [("pdmodel", "pir"), ("pir", "pdmodel")])
+def test_of_two_models_at_a_prefix_readers_take_the_one_that_the_record_describes(order, tmp_path):
+    path = both(tmp_path, order)
+    current = {"pir": ".json", "pdmodel": ".pdmodel"}[order[1]]
+    wanted = paddleq.SavedModel(path + current)(X).numpy()
+    assert Predictor(path, "paddle", 1).file == path + current
+    np.testing.assert_allclose(Predictor(path, "paddle", 1).run(X)[0], wanted, atol=1e-5)
+    for where in (path, str(tmp_path)):
+        np.testing.assert_array_equal(paddleq.SavedModel(where)(X), wanted)
+    assert main(["inspect", path]) == 0
+    verify(path, None, X, runtimes=["paddle"], seconds=0)
+
+
+@pytest.mark.needs_pir
+@pytest.mark.parametrize("order", [("pdmodel", "pir"), ("pir", "pdmodel")])
+@pytest.mark.parametrize("name", [name for name in READERS if "reference" not in name
+                                  and name != "to_paddle_int8" and "quant_post" not in name])
+def test_two_models_at_a_prefix_without_a_record_are_refused_by_names(name, order, tmp_path):
+    path = both(tmp_path, order, record=False)
+    with pytest.raises(FormatError, match=r"m\.pdmodel and .*m\.json both exist"):
+        READERS[name](path, str(tmp_path / "out"))
+    paddleq.SavedModel(path + (".json" if order[1] == "pir" else ".pdmodel"))
+
+
+@pytest.mark.needs_pir
+def test_a_model_of_paddle_saved_over_an_export_is_refused_by_both_names(tmp_path):
+    path = set_of(tmp_path, 1.0)
+    paddle.jit.save(net(2.0), path, SPEC)  # writes .json and .pdiparams
+    with pytest.raises(FormatError, match=r"m\.pdmodel and .*m\.json both exist"):
+        paddleq.SavedModel(path)

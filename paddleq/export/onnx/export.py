@@ -16,7 +16,7 @@ from ..pir_to_program import load_program
 from ..program.passes.channels_first import to_channels_first
 from ..program.passes.ignored_parts import count_axes_from_end
 from ..program.passes.transposed_convolutions import resolve_output_sizes
-from ..provenance_file import Provenance, write_export
+from ..provenance_file import PADDLE_MODELS, Provenance, paddle_models, write_export
 from ..trace import trace
 from ..trace_checks import warn_observing
 from .compare import check_final, compare
@@ -197,11 +197,10 @@ def _check(content):
 
 
 def saved_files(prefix):
-    """Return (model file, parameter file or None) of a saved model."""
-    for ending in (".pdmodel", ".json"):
-        prefix = prefix[:-len(ending)] if prefix.endswith(ending) else prefix
-    for ending in (".pdmodel", ".json"):
-        if os.path.exists(prefix + ending):
-            params = prefix + ".pdiparams"
-            return prefix + ending, params if os.path.exists(params) else None
-    raise FormatError(f"there is neither {prefix}.pdmodel nor {prefix}.json")
+    """Return (model file, parameter file or None) of a saved model, given its prefix or a file."""
+    found = [prefix] if os.path.isfile(prefix) and prefix.endswith(PADDLE_MODELS) else (
+        paddle_models(prefix))
+    if not found:
+        raise FormatError(f"there is neither {prefix}.pdmodel nor {prefix}.json")
+    params = os.path.splitext(found[0])[0] + ".pdiparams"
+    return found[0], params if os.path.exists(params) else None
