@@ -98,7 +98,7 @@ def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
     """Roll back changes of ``model`` on any exception, ``KeyboardInterrupt`` too.
 
     Classes, attributes and hooks of the layers are restored, of tensor values those of ``tensors``.
-    In any case the programs that ``to_static`` compiled from the model are dropped on exit.
+    Otherwise the programs that ``to_static`` compiled from the model are dropped on exit.
 
     Args:
         only_interrupts: nothing is restored for errors other than ``MemoryError``.
@@ -109,6 +109,8 @@ def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
               for layer in model.sublayers(include_self=True)]
     try:
         yield
+        for layer in model.sublayers(include_self=True):
+            drop_programs(layer)
     except BaseException as error:
         if (only_interrupts and isinstance(error, Exception)
                 and not isinstance(error, MemoryError)):
@@ -124,9 +126,6 @@ def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
             for tensor, value in values:
                 paddle.assign(value, tensor)
         raise
-    finally:
-        for layer in model.sublayers(include_self=True):
-            drop_programs(layer)
 
 
 def copied_attributes(layer: nn.Layer) -> Dict[str, Any]:

@@ -68,7 +68,7 @@ def compile_as(place, model, full_graph):
     return paddle.jit.to_static(call_model, full_graph=full_graph)
 
 
-@pytest.mark.parametrize("full_graph", [True, False])
+@pytest.mark.parametrize("full_graph", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("place", ["model", "layer", "parent", "function"])
 def test_programs_compiled_before_calibration_quantize_after_it(place, full_graph):
     ptq = PTQ("AbsmaxQuantizer")
@@ -82,7 +82,7 @@ def test_programs_compiled_before_calibration_quantize_after_it(place, full_grap
     assert distance(call, model) == 0.0
 
 
-@pytest.mark.parametrize("full_graph", [True, False])
+@pytest.mark.parametrize("full_graph", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_programs_of_a_float_model_are_dropped_when_it_is_quantized_in_place(full_graph):
     model = paddle.jit.to_static(network(), full_graph=full_graph)
     before = model(BATCH)
