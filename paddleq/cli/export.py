@@ -11,7 +11,7 @@ from ..export import FORMATS, save, to_onnx, to_openvino, to_program_desc
 from ..export.program.inspect import count_operators
 from ..export.program.program import Program
 from ..export.trace import trace_float
-from ..frontends.paddleslim import QAT, AutoCompression
+from ..frontends.paddleslim import QAT, AutoCompressionConfig
 from ..recipes import Recipe
 from ..recipes import run as run_recipe
 from ..recipes.recipe import load_yaml_file
@@ -110,10 +110,10 @@ def distill(model, data, output, formats, config, eval_data, loss, epochs, steps
     MODEL is a saved model (its folder, file or prefix) or MODULE:FUNCTION, FILE.py:FUNCTION, which
     returns a paddle.nn.Layer.
     """
-    act = AutoCompression()
+    act = AutoCompressionConfig()
     if config is not None:
-        act = AutoCompression.parse(load_yaml_file(config)[0],
-                                    os.path.dirname(os.path.abspath(config)))
+        act = AutoCompressionConfig.parse(load_yaml_file(config)[0],
+                                          os.path.dirname(os.path.abspath(config)))
         if act.model is not None and act.model != locate(model.get("path", "")):
             raise ConfigError(f"Global of {config} names the model {act.model[0]}, but MODEL is "
                               f"{model.get('path', model.get('build'))}; give one of them")

@@ -7,6 +7,7 @@ Code for PaddleSlim's quantization runs with ``paddleslim`` replaced by ``paddle
 
 from ..frontends import paddleslim as _front_end
 from ..frontends.paddleslim import *  # noqa: F403
+from . import auto_compression as auto_compression
 from . import dygraph as dygraph
 from . import quant as quant
 

@@ -1,6 +1,7 @@
 """The package as it is installed."""
 
 import importlib
+import operator
 import subprocess
 import sys
 
@@ -35,10 +36,11 @@ def test_front_ends_are_modules_of_the_package(name):
     ("paddleslim.dygraph.quant", "QAT", "QAT"), ("paddleslim.dygraph.quant", "PTQ", "PTQ"),
     ("paddleslim.quant", "quant_post_static", "quant_post_static"),
     ("paddleslim.quant", "quant_post_dynamic", "quant_post_dynamic"),
+    ("paddleslim.auto_compression", "AutoCompression", "paddleslim.AutoCompression"),
 ])
 def test_names_of_paddleslim_are_below_paddleq(module, name, target):
     paddleq = importlib.import_module("paddleq")
-    expected = getattr(paddleq, target)
+    expected = operator.attrgetter(target)(paddleq)
     assert getattr(importlib.import_module(f"paddleq.{module}"), name) is expected
     found = paddleq
     for part in [*module.split("."), name]:  # without an import of its own

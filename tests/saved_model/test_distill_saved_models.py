@@ -13,7 +13,7 @@ from saved_models import PPOCR, ppocr, run
 import paddleq
 from paddleq import DistillLoss
 from paddleq.errors import ConfigError, ConfigTypeError
-from paddleq.frontends.paddleslim.auto_compression import AutoCompression
+from paddleq.frontends.paddleslim.act_config import AutoCompressionConfig
 from paddleq.saved_model.files import locate
 
 
@@ -171,7 +171,7 @@ def test_a_configuration_of_act(small):
         TrainConfig={"train_iter": 6, "eval_iter": 3, "learning_rate": {
             "type": "CosineAnnealingDecay", "learning_rate": 1e-3, "T_max": 6},
             "optimizer_builder": {"optimizer": {"type": "Momentum"}, "weight_decay": 4e-5}})
-    found = AutoCompression.parse(config)
+    found = AutoCompressionConfig.parse(config)
     assert found.quantization["activation_quantize_type"] == "moving_average_abs_max"
     assert found.losses == [{"loss": "l2", "node": [target], "alpha": 1.0},
                             {"loss": "soft_label", "node": [], "alpha": 0.5}]
@@ -199,16 +199,17 @@ def test_a_configuration_of_act(small):
 ])
 def test_errors_of_configurations_of_act(config, message):
     with pytest.raises(ConfigError, match=message):
-        AutoCompression.parse(config)
+        AutoCompressionConfig.parse(config)
 
 
 def test_types_of_configurations_of_act():
     for config in (act(Distillation=[1]), act(Distillation={"node": "a"}), 3,
                    act(Distillation={"node": ["a", 3]}), act(Global={"model_dir": ["a", "b"]})):
         with pytest.raises(ConfigTypeError):
-            AutoCompression.parse(config)
+            AutoCompressionConfig.parse(config)
 
 
 def test_pairs_of_nodes():
-    found = AutoCompression.parse(act(Distillation={"node": ["teacher_a", "b", "teacher_c", "d"]}))
+    nodes = ["teacher_a", "b", "teacher_c", "d"]
+    found = AutoCompressionConfig.parse(act(Distillation={"node": nodes}))
     assert found.losses == [{"loss": "l2", "node": [["a", "b"], ["c", "d"]], "alpha": 1.0}]

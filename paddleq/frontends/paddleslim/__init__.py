@@ -4,6 +4,7 @@ The front ends parse and validate their arguments and pass a :class:`~paddleq.co
 to the engine.
 """
 
+from .act_config import AutoCompressionConfig
 from .auto_compression import AutoCompression
 from .distill import QuantAware
 from .ptq import PTQ
@@ -16,5 +17,6 @@ from .quantizers import (
     PerChannelAbsmaxQuantizer,
 )
 
-__all__ = ["PTQ", "QAT", "AbsmaxQuantizer", "AutoCompression", "HistQuantizer", "KLQuantizer",
-           "ObserverQuantizer", "PerChannelAbsmaxQuantizer", "QuantAware"]
+__all__ = ["PTQ", "QAT", "AbsmaxQuantizer", "AutoCompression", "AutoCompressionConfig",
+           "HistQuantizer", "KLQuantizer", "ObserverQuantizer", "PerChannelAbsmaxQuantizer",
+           "QuantAware"]

@@ -1,161 +1,152 @@
-"""Configurations of PaddleSlim's auto compression (ACT) as arguments of ``paddleq.distill``."""
+"""``AutoCompression``: PaddleSlim's auto compression (ACT) of a saved model."""
 
-import logging
+import inspect
 import os
-from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Iterable, List, Optional, Union
 
-from ..._checks import check_config, check_known_keys, wrong_type
+import yaml
+
+from ..._checks import wrong_type
+from ...algorithms.distillation import DistillResult
 from ...errors import ConfigError
+from ...saved_model import SavedModel
 from ...saved_model.files import find_files
+from .act_config import AutoCompressionConfig
+from .distill import QuantAware, distill
+from .quant_post import quant_post_static
+from .quant_recon import quant_recon_static
 
-_logger = logging.getLogger("paddleq")
-
-_OTHER_STRATEGIES = {
-    "QuantPost": "use paddleq.quant_post_static or 'paddleq ptq', without training",
-    "HyperParameterOptimization": "compare the observers with paddleq.quant_post_static(algo=...)",
-    "MultiTeacherDistillation": "use Distillation with one teacher",
-    **dict.fromkeys(("ChannelPrune", "Prune", "UnstructurePrune", "TransformerPrune", "ASPPrune"),
-                    "paddleq does not prune: prune with PaddleSlim, then quantize the result"),
-}
-_SECTIONS = ("Global", "Distillation", "QuantAware", "Quantization", "TrainConfig")
-_OF_GLOBAL = ("model_dir", "model_filename", "params_filename")
-_DISTILLATION = ("loss", "node", "alpha", "teacher_model_dir", "teacher_model_filename",
-                 "teacher_params_filename")
-_TRAINING = ("epochs", "train_iter", "learning_rate", "optimizer_builder", "eval_iter",
-             "logging_iter", "origin_metric", "target_metric")
-_OF_STATIC_GRAPHS = ("amp_config", "recompute_config", "sharding_config", "sparse_model",
-                     "use_fleet")
-# PaddleSlim's defaults where those of paddleq.distill are others.
-_QUANTIZATION = {"activation_quantize_type": "moving_average_abs_max"}
-_OPTIMIZER = "SGD"
+Path = Union[str, "os.PathLike[str]"]
 
 
-@dataclass
 class AutoCompression:
-    """Arguments of :func:`paddleq.distill` from a configuration of PaddleSlim's ACT.
+    """Quantize a saved model as a configuration of PaddleSlim's auto compression (ACT) says.
 
-    Attributes:
-        model: (model file, parameter file or None) of ``Global``, or None.
-        teacher: the same of ``Distillation``, or None for the model itself.
-        quantization: the section ``QuantAware``.
-        losses: list of dicts with the arguments of :class:`~paddleq.DistillLoss`, or None.
-        train: the section ``TrainConfig``.
+    ``QuantAware`` (with ``Distillation`` and ``TrainConfig``) trains with :func:`paddleq.distill`;
+    ``QuantPost`` quantizes with :func:`paddleq.quant_post_static`, or with
+    :func:`paddleq.quant_recon_static` if it has ``recon_level``. Pruning, several teachers and the
+    search of hyperparameters are errors.
+
+    Args:
+        model_dir: folder of the saved model.
+        train_dataloader: batches without labels, as for :func:`paddleq.calibrate`, which can be
+            iterated repeatedly; or a function that returns an iterator.
+        model_filename, params_filename: names of the files in ``model_dir``, as for
+            :func:`paddleq.quant_post_static`.
+        save_dir: folder to write to. Default "./output".
+        config: dict with the sections of ACT, or the path of a YAML file. PaddleSlim chooses a
+            strategy for None; here it is an error.
+        input_shapes, target_speedup: must be None: the sizes stay open, and paddleq does not search
+            a strategy.
+        eval_callback: function of the quantized Layer to a number, higher is better; see
+            :func:`paddleq.distill`. PaddleSlim's takes an executor and a program.
+        eval_dataloader: in place of ``eval_callback``, batches whose mean loss is to become small.
+        deploy_hardware: has no effect.
+
+    Raises:
+        ConfigError, ConfigTypeError: a wrong argument, or a section or key that is not supported;
+            names the replacement.
+        FormatError: the saved model is missing or damaged.
 
     Examples:
+        >>> import os, tempfile, paddle
+        >>> from paddle.static import InputSpec
         >>> from paddleq.paddleslim import AutoCompression
-        >>> found = AutoCompression.parse({
-        ...     "Distillation": {"loss": "soft_label"}, "QuantAware": {"use_pact": True},
-        ...     "TrainConfig": {"train_iter": 500, "learning_rate": 3.0e-5}})
-        >>> found.losses, found.train["optimizer_builder"]
-        ([{'loss': 'soft_label', 'node': [], 'alpha': 1.0}], 'SGD')
+        >>> folder = tempfile.mkdtemp()
+        >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 4), paddle.nn.Softmax())
+        >>> _ = net.eval()
+        >>> paddle.jit.save(net, folder + "/float/net", [InputSpec([None, 8], "float32", "x")])
+        >>> batches = [paddle.rand([16, 8]) for _ in range(4)]
+        >>> config = {"Distillation": {}, "QuantAware": {"weight_bits": 4},
+        ...           "TrainConfig": {"epochs": 2, "learning_rate": 1e-3}}
+        >>> compression = AutoCompression(folder + "/float", batches, save_dir=folder + "/int4",
+        ...                               config=config)
+        >>> compression.compress().steps, sorted(os.listdir(folder + "/int4"))
+        (8, ['model.paddleq.yaml', 'model.pdiparams', 'model.pdmodel'])
     """
 
-    model: Optional[Tuple[str, Optional[str]]] = None
-    teacher: Optional[Tuple[str, Optional[str]]] = None
-    quantization: Dict[str, Any] = field(default_factory=dict)
-    losses: Optional[List[Dict[str, Any]]] = None
-    train: Dict[str, Any] = field(default_factory=dict)
+    def __init__(self, model_dir: Path, train_dataloader: Iterable,
+                 model_filename: Optional[str] = None, params_filename: Optional[str] = None,
+                 save_dir: Path = "./output", config: Any = None, input_shapes: None = None,
+                 target_speedup: None = None, eval_callback: Optional[Callable] = None,
+                 eval_dataloader: Optional[Iterable] = None, deploy_hardware: str = "gpu") -> None:
+        if not isinstance(save_dir, (str, os.PathLike)):
+            raise wrong_type("save_dir", save_dir, "a folder")
+        for name, value in (("input_shapes", input_shapes), ("target_speedup", target_speedup)):
+            if value is not None:
+                raise ConfigError(f"{name} must be None, got {value!r}: sizes stay open, and the "
+                                  "strategy is the one of config")
+        if config is None:
+            raise ConfigError("config must be a dict or a YAML file with QuantAware or QuantPost: "
+                              "paddleq does not choose a strategy")
+        folder = "."
+        if isinstance(config, (str, os.PathLike)):
+            folder, config = os.path.dirname(os.fspath(config)) or ".", _read(os.fspath(config))
+        self._model = find_files(os.fspath(model_dir), model_filename, params_filename)
+        self._config = AutoCompressionConfig.parse(config, folder, post=True)
+        if self._config.model not in (None, self._model):
+            raise ConfigError(f"Global names the model {self._config.model[0]}, but model_dir is "
+                              f"{os.fspath(model_dir)}")
+        _check_callback(eval_callback)
+        self._data, self._folder = train_dataloader, os.fspath(save_dir)
+        self._evaluation = {"eval_callback": eval_callback, "eval_data": eval_dataloader}
+        self._quantization = None
+        if self._config.post is None:
+            self._quantization = QuantAware(self._config.quantization)
 
-    @classmethod
-    def parse(cls, config: Any, folder: str = ".") -> "AutoCompression":
-        """Return the arguments of a configuration, nested dicts as in PaddleSlim's YAML files.
+    def compress(self) -> Union[DistillResult, List[str]]:
+        """Quantize the model and write it to ``save_dir`` as ``model.pdmodel``.
 
-        Args:
-            folder: folder that paths are relative to.
+        An existing file is replaced. Without ``model_filename``, the name is that of PaddleSlim's
+        default.
+
+        Returns:
+            The :class:`~paddleq.algorithms.distillation.DistillResult` of ``QuantAware``; the names
+            of the weights that are written as integers of ``QuantPost``. PaddleSlim's returns None.
 
         Raises:
-            ConfigError, ConfigTypeError: a section or a key that paddleq does not support; names it
-                and the nearest valid one, or what to use instead.
+            PaddleqError: as :func:`paddleq.distill` and :func:`paddleq.quant_post_static`.
         """
-        if not isinstance(config, dict):
-            raise wrong_type("the configuration", config, "a dict with the sections of ACT")
-        for name, instead in _OTHER_STRATEGIES.items():
-            if name in config:
-                raise ConfigError(f"the section {name} of ACT is not supported: {instead}")
-        check_known_keys("the configuration", config, _SECTIONS)
-        for name in config:
-            if config[name] is not None and not isinstance(config[name], dict):
-                raise wrong_type(name, config[name], "a mapping")
-        sections = {name: config.get(name) or {} for name in _SECTIONS}
-        if "QuantAware" not in config and "Quantization" not in config:
-            raise ConfigError("the configuration must have the section QuantAware, but has "
-                              f"{', '.join(config) or 'none'}; without it nothing is quantized")
-        if "QuantAware" in config and "Quantization" in config:
-            raise ConfigError("the configuration must have one of QuantAware and Quantization, its "
-                              "former name, but has both")
-        result = cls()
-        result._read_global(sections["Global"], folder)
-        result._read_distillation(sections["Distillation"], folder)
-        result.quantization = {
-            **_QUANTIZATION, **sections["QuantAware"], **sections["Quantization"]}
-        if result.quantization.get("not_quant_pattern") == ["skip_quant"]:  # PaddleSlim's default
-            del result.quantization["not_quant_pattern"]
-        result._read_training(sections["TrainConfig"])
+        config = self._config
+        if self._quantization is None:
+            quantize = quant_recon_static if "recon_level" in config.post else quant_post_static
+            (folder, name), parameters = os.path.split(self._model[0]), self._model[1]
+            if parameters is not None and os.path.isfile(parameters):
+                parameters = os.path.basename(parameters)
+            else:  # a file for each parameter, or none
+                parameters = None
+            return quantize(folder, self._folder, self._loader(), model_filename=name,
+                            params_filename=parameters, **config.post)
+        teacher = None if config.teacher is None else SavedModel(*config.teacher)
+        result = distill(SavedModel(*self._model), self._data, config.quantization, config.losses,
+                         teacher=teacher, **self._evaluation, **config.train)
+        self._quantization.qat.save_quantized_model(
+            result.model, os.path.join(self._folder, "model"),
+            onnx_format=self._quantization.onnx_format)
         return result
 
-    def _read_global(self, section, folder):
-        unused = sorted(set(section) - set(_OF_GLOBAL))
-        if unused:
-            _logger.warning("Global: %s %s no effect: the scripts of PaddleSlim's examples read "
-                            "them", ", ".join(unused), "has" if len(unused) == 1 else "have")
-        self.model = _files(section, "", folder, "Global")
-
-    def _read_distillation(self, section, folder):
-        check_known_keys("Distillation", section, _DISTILLATION)
-        self.teacher = _files(section, "teacher_", folder, "Distillation")
-        loss, alpha, node = (section.get(name) for name in ("loss", "alpha", "node"))
-        if loss is None and alpha is None and not node:
-            return
-        nested = bool(node) and isinstance(node, list) and isinstance(node[0], list)
-        losses, alphas = (value if isinstance(value, list) else [value] for value in (loss, alpha))
-        nodes = node if nested else [node or []]
-        count = max(len(losses), len(nodes))
-        for name, values in (("loss", losses), ("alpha", alphas), ("node", nodes)):
-            if len(values) not in (1, count):
-                raise ConfigError(f"Distillation: loss, alpha and node must be lists of one "
-                                  f"length, but {name} has {len(values)} entries where the "
-                                  f"longest has {count}")
-        losses, alphas, nodes = ((values * count)[:count] for values in (losses, alphas, nodes))
-        self.losses = [{"loss": "l2" if each is None else each, "node": _pairs(names),
-                        "alpha": 1.0 if factor is None else factor}
-                       for each, factor, names in zip(losses, alphas, nodes)]
-
-    def _read_training(self, section):
-        checks = {name: lambda name, value: value for name in (*_TRAINING, *_OF_STATIC_GRAPHS)}
-        given = check_config("TrainConfig", section, checks)
-        for name in _OF_STATIC_GRAPHS:
-            if given.pop(name, None):
-                raise ConfigError(f"TrainConfig: {name} is for PaddleSlim's static graphs and is "
-                                  "not supported; remove it")
-        self.train = {name: value for name, value in given.items() if value is not None}
-        if section and "learning_rate" not in self.train:
-            raise ConfigError("TrainConfig must have learning_rate, but has "
-                              f"{', '.join(section)}")
-        if section:
-            self.train.setdefault("optimizer_builder", _OPTIMIZER)
+    def _loader(self):
+        return self._data() if callable(self._data) else self._data
 
 
-def _files(section, prefix, folder, owner):
-    """Return the files that ``model_dir`` and its two file names mean, None without them."""
-    where, model, parameters = (section.get(prefix + name) for name in _OF_GLOBAL)
-    model, parameters = (None if name == "None" else name for name in (model, parameters))
-    if where is None:
-        for name, value in zip(_OF_GLOBAL[1:], (model, parameters)):
-            if value is not None:
-                raise ConfigError(f"{owner}: {prefix}{name} is given without {prefix}model_dir")
-        return None
-    if not isinstance(where, str):
-        raise wrong_type(f"{owner}: {prefix}model_dir", where, "the folder of one saved model")
-    return find_files(os.path.join(folder, where), model, parameters)
+def _read(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"config: cannot read {path}: {error}") from error
 
 
-def _pairs(names):
-    """Return the nodes of one loss: PaddleSlim pairs ``teacher_x`` with the name after it."""
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise wrong_type("Distillation: node", names, "a list of names, or a list of such lists")
-    first = names[::2]
-    if names and len(names) % 2 == 0 and all(name.startswith("teacher_") for name in first):
-        return [[teacher[len("teacher_"):], student]
-                for teacher, student in zip(first, names[1::2])]
-    return names
+def _check_callback(callback):
+    if callback is None:
+        return
+    if not callable(callback):
+        raise wrong_type("eval_callback", callback, "a function of the model")
+    required = [each for each in inspect.signature(callback).parameters.values()
+                if each.default is each.empty
+                and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    if len(required) > 1:
+        raise ConfigError(
+            "eval_callback must be a function of the model, a Layer, but takes "
+            f"{', '.join(each.name for each in required)}: PaddleSlim's executor and program do "
+            "not exist here")
