@@ -13,6 +13,7 @@ from runtimes import paddle_inference
 import paddleq
 from paddleq.errors import ConfigError, ConfigTypeError
 from paddleq.paddleslim import AutoCompression
+from paddleq.paddleslim.quant import quant_recon_static
 
 X = np.random.RandomState(1).uniform(-1, 1, [8, 3, 8, 8]).astype("float32")
 DATA = [X, X * 0.5]
@@ -82,8 +83,8 @@ def test_post_training_is_that_of_quant_post_static(folder, section, options):
 
 def test_post_training_with_recon_level_is_that_of_quant_recon_static(folder):
     compression(folder, {"QuantPost": {"recon_level": "layer-wise", "epochs": 1}}).compress()
-    paddleq.quant_recon_static(str(folder / "float"), str(folder / "reference"), DATA,
-                               recon_level="layer-wise", epochs=1, hist_percent=0.999)
+    quant_recon_static(str(folder / "float"), str(folder / "reference"), DATA,
+                       recon_level="layer-wise", epochs=1, hist_percent=0.999)
     assert (folder / "out" / "model.pdiparams").read_bytes() == (
         folder / "reference" / "model.pdiparams").read_bytes()
 
