@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import struct
 import zipfile
 
@@ -123,7 +124,6 @@ PROGRAMS = {
     "elements that are no numbers": lambda desc: setattr(
         tensor_of(variable(desc, "w_0")), "data_type", 10),
     "two first outputs": lambda desc: desc.blocks[0].ops.add().CopyFrom(op(desc, "fetch")),
-    "an input of 8 GB": lambda desc: tensor_of(variable(desc, "x")).dims.__setitem__(0, 2 ** 24),
     "a far place of an input": lambda desc: set_attribute(op(desc, "feed"), "col", 2 ** 30),
     "a created tensor of 8 GB": lambda desc: set_attribute(
         op(desc, "relu"), "shape", [2 ** 15, 2 ** 16]),
@@ -142,6 +142,21 @@ def test_an_inconsistent_program_is_damaged(kind, program, tmp_path):
                  lambda path: load_program(path + ".pdmodel", path + ".pdiparams")):
         with pytest.raises(FormatError):
             read(path)
+
+
+def test_large_inputs_are_legal_and_allocate_nothing(program, tmp_path, caplog):
+    """What is allocated depends on the data that a caller passes, not on the declared sizes."""
+    path, large = str(tmp_path / "m"), program.copy()
+    tensor_of(variable(large.desc, "x")).dims[0] = 2 ** 24  # 12 GB
+    large.save(path + ".pdmodel", path + ".pdiparams")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match="16777216, 3, 8, 8"):
+        paddleq.SavedModel(path)(X)
+    Predictor(path, "paddle", 1)
+    with caplog.at_level("INFO", "paddleq"):
+        to_onnx(path, path)
+    assert "has more than 268435456 elements" in caplog.text
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 ** 20  # kB
 
 
 def test_names_that_are_no_utf8_are_damage(program, tmp_path):

@@ -38,7 +38,7 @@ _FLOOR = 5e-3  # of the largest input of an operator; results below it need not 
 _SAME = 1e-6  # for the same operators with fewer copies between them
 _CHANGE = 1e-6  # relative change of inputs; an operator may amplify rounding as much as that
 _AMPLIFIED = 16.0
-_MOST_ELEMENTS = 1 << 28  # of intermediate tensors that are compared
+_MOST_ELEMENTS = 1 << 28  # of an input, and of the intermediate tensors that are compared
 _RANDOM = ("uniform_random", "gaussian_random", "randint", "randperm", "multinomial", "bernoulli",
            "truncated_gaussian_random", "gumbel_softmax", "poisson", "exponential", "sampling_id")
 _REMEDY = "write format='pdmodel', or give verify=False to write the file nevertheless"
@@ -127,6 +127,12 @@ def _obstacle(program):
         for op in block.ops:
             if op.type in _RANDOM or (op.type == "dropout" and not attribute(op, "is_test", True)):
                 return f"the operator {op.type} draws random numbers"
+    variables = program.variables()
+    for name in feed_names(program):
+        shape = shape_of(variables[name])
+        if np.prod(np.maximum(shape, 1), dtype=float) > _MOST_ELEMENTS:
+            return (f"the input {name!r} of the shape {shape} has more than {_MOST_ELEMENTS} "
+                    "elements")
     return None
 
 

@@ -24,7 +24,7 @@ from .op_desc import (
 from .pdiparams import MOST_DIMENSIONS
 
 MOST_ELEMENTS = 2 ** 62  # more cannot be addressed, and products of sizes stay in 64 bits
-_MOST_CREATED = 2 ** 27  # elements of an input, or of a tensor that attributes alone describe
+_MOST_CREATED = 2 ** 27  # elements of a tensor that attributes alone describe
 _LARGEST_SIZE = 2 ** 24  # of a window, a stride or a padding
 _CONTAINERS = range(DENSE_TENSOR, 19)  # VarType.Type of framework.proto
 _INTERFACE = {"feed": ("X", "Out"), "fetch": ("X", "Out")}
@@ -180,15 +180,6 @@ def _check_slots(kind, entries, described):
             raise ValueError(f"the {kind} {name!r} has {given[name]} variables")
 
 
-def _check_fed(block, names):
-    for var in block.vars:
-        if var.name in names:
-            dims = list(tensor_of(var).dims)
-            if math.prod(max(size, 1) for size in dims) > _MOST_CREATED:
-                raise ValueError(f"the shape {dims} of the input {var.name!r} has more than "
-                                 f"{_MOST_CREATED} elements")
-
-
 def _check_interface(block):
     for kind, slots in _INTERFACE.items():
         found = [op for op in block.ops if op.type == kind]
@@ -197,7 +188,5 @@ def _check_interface(block):
                 not 0 <= column < len(found) for column in columns):
             raise ValueError(f"the places of its {kind} operators are {str(columns):.80}")
         for op in found:
-            if kind == "feed":
-                _check_fed(block, outputs(op, "Out"))
             if len(inputs(op, slots[0])) != 1 or len(outputs(op, slots[1])) != 1:
                 raise ValueError(f"a {kind} operator has not one input and one output")
