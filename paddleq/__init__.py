@@ -23,6 +23,7 @@ from . import export as export
 from . import golden_stick as golden_stick
 from . import observers as observers
 from . import paddleslim as paddleslim
+from ._distributed import local_statistics
 from .algorithms.distillation import DistillLoss
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import LayerConfig, QuantConfig
@@ -58,7 +59,7 @@ __all__ = [
     "PerChannel", "PerGroup", "PerTensor", "PerToken", "QuantConfig", "QuantSpec",
     "QuantizableFunction", "SavedModel", "State", "calibrate", "convert", "disable_fake_quant",
     "disable_observer", "distill", "enable_fake_quant", "enable_observer", "errors",
-    "extra_state_keys", "freeze", "load_checkpoint", "quant_post_dynamic", "quant_post_static",
-    "quantize", "register_layer", "save_checkpoint", "save_quantized_model", "set_fake_quantize",
-    "summary",
+    "extra_state_keys", "freeze", "load_checkpoint", "local_statistics", "quant_post_dynamic",
+    "quant_post_static", "quantize", "register_layer", "save_checkpoint", "save_quantized_model",
+    "set_fake_quantize", "summary",
 ]

@@ -226,6 +226,12 @@ def recompute_calls() -> List[Tuple[Any, bool]]:
     return calls
 
 
+def hybrid_topology() -> Any:
+    """Return the HybridCommunicateGroup that ``fleet.init`` created, or None."""
+    return _private("paddle.distributed.fleet.base.topology",
+                    "find the groups of fleet")._HYBRID_PARALLEL_GROUP
+
+
 def skip_bytecode_translation(cls: L) -> L:
     """Class decorator: let ``to_static`` trace a layer as one of Paddle's own layers.
 

@@ -56,6 +56,10 @@ class CalibrationError(PaddleqError, RuntimeError):
     """Calibration is missing, had no data or had invalid data."""
 
 
+class DistributedError(PaddleqError, RuntimeError):
+    """The processes of a distributed run disagree, or one of them failed."""
+
+
 class StateError(PaddleqError, RuntimeError):
     """A method was called on an object that is not initialized."""
 

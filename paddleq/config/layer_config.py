@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, FrozenSet, List, Optional, Union
 
 from .._checks import check_choice, wrong_type, wrong_value
+from .._distributed import check_reduce
 from .._registry import Registry
 from ..errors import ConfigError
 from ..fake_quant.fake_quantize import FakeQuantize
@@ -55,6 +56,8 @@ class QuantizerConfig:
         quantizer: factory that replaces FakeQuantize and the observer: called as
             ``quantizer(spec=..., label=...)``, with ``channel_len=...`` where it is known,
             returns a subclass of FakeQuantize, such as :class:`~paddleq.LSQ`.
+        reduce: "max" (default), "mean" or None, as for :class:`~paddleq.FakeQuantize`. Weights
+            are not reduced.
 
     Examples:
         >>> from paddleq.config import QuantizerConfig
@@ -68,6 +71,10 @@ class QuantizerConfig:
     spec: QuantSpec = QuantSpec()
     saturate: bool = False
     quantizer: Optional[Callable] = None
+    reduce: Optional[str] = "max"
+
+    def __post_init__(self) -> None:
+        check_reduce("reduce", self.reduce)
 
     @property
     def per_channel(self) -> bool:
@@ -76,13 +83,13 @@ class QuantizerConfig:
 
     def build(self, axis: Optional[int] = None, channels: Optional[int] = None,
               label: str = "") -> FakeQuantize:
-        """Return a new FakeQuantize.
+        """Return a new FakeQuantize, of a weight if ``axis`` is given.
 
         Args:
             axis, channels: output channel axis of a weight, and its length.
             label: name of the quantizer for messages.
         """
-        spec = self.spec
+        spec, reduce = self.spec, self.reduce if axis is None else None
         if not isinstance(spec.granularity, (PerTensor, PerChannel)):
             raise wrong_value("granularity", spec.granularity,
                               "PerTensor or PerChannel for a fake-quantizer")
@@ -90,11 +97,15 @@ class QuantizerConfig:
             spec = replace(spec, granularity=PerChannel(axis))
         if self.quantizer is not None:
             known = self.per_channel and channels is not None
-            return self.quantizer(spec=spec, label=label,
-                                  **({"channel_len": channels} if known else {}))
+            quantizer = self.quantizer(spec=spec, label=label,
+                                       **({"channel_len": channels} if known else {}))
+            if reduce != "max":  # otherwise the factory may have set it
+                quantizer.reduce = reduce
+            return quantizer
         if self.observer is None:
             raise wrong_value("observer", None, "an observer, unless quantizer is given")
-        return FakeQuantize(self.observer(spec, channels), saturate=self.saturate, label=label)
+        return FakeQuantize(self.observer(spec, channels), saturate=self.saturate, label=label,
+                            reduce=reduce)
 
 
 @dataclass(frozen=True)

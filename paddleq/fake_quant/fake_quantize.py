@@ -69,6 +69,11 @@ class FakeQuantize(Observation, WithArgs):
             tensor; results may differ by one unit in the last place. With a saturating gradient, it
             synchronizes with a GPU once. Ignored with ``in_place``. Default True.
         label: name of this quantizer in messages.
+        reduce: combination of the statistics of a training batch over the processes of
+            ``paddle.distributed``, so that all of them use one scale. "max" (default): as if one
+            process had the batches of all, that is maxima and minima over the processes. "mean":
+            the means of their maxima and minima. None: each process has its scale. Quantizers of
+            weights do not reduce, because all processes have the same weights.
         observer_kwargs: ``spec``, a :class:`~paddleq.QuantSpec`, or the arguments of
             :func:`paddleq.spec.spec_from_qscheme`: ``dtype`` ("qint8" by default), ``qscheme``,
             ``quant_min``, ``quant_max``, ``ch_axis``, ``rounding`` ("half_up": floor(v + 0.5), or
@@ -106,9 +111,9 @@ class FakeQuantize(Observation, WithArgs):
     state, observer_enabled, fake_quant_enabled = _Switch(), _Switch(), _Switch()
 
     def __init__(self, observer: Any = MovingAverageMinMaxObserver, saturate=None, in_place=False,
-                 compat_mask=True, channel_len=1, fast_training=True, label="",
+                 compat_mask=True, channel_len=1, fast_training=True, label="", reduce="max",
                  **observer_kwargs):
-        super().__init__(observer, channel_len, observer_kwargs, label)
+        super().__init__(observer, channel_len, observer_kwargs, label, reduce)
         self.saturate = saturate is None or check_bool("saturate", saturate)
         self.in_place = check_bool("in_place", in_place)
         self.compat_mask = check_bool("compat_mask", compat_mask)

@@ -7,9 +7,10 @@ import paddle
 from paddle import nn
 
 from .._checks import check_float
+from .._distributed import NonFiniteBatch, world_size
 from .._paddle_compat import skip_bytecode_translation
 from .._registry import Registry
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, NonFiniteError
 from ..functional import learned_fake_quantize
 from ..functional.lsq import learned_abs_max, learned_zero_point
 from ..functional.qparams import constant
@@ -54,6 +55,8 @@ class LSQ(FakeQuantize):
             in the last place. Default True.
         learning_rate: factor on the optimizer's learning rate. Default 1.
         label: name of this quantizer in messages.
+        reduce: as for :class:`~paddleq.FakeQuantize`, for the first step. Unless None, N is the
+            number of elements in the batches of all processes.
         observer_kwargs: ``spec``, or arguments of :func:`paddleq.spec.spec_from_qscheme`, and
             arguments of the observer, as for :class:`~paddleq.FakeQuantize`. The default rounding
             is "half_even". Two bits or more, symmetric; unsigned ("quint4") for non-negative
@@ -87,7 +90,7 @@ class LSQ(FakeQuantize):
     bounded = False
 
     def __init__(self, observer=None, channel_len=1, fast_training=True, learning_rate=1.0,
-                 label="", **observer_kwargs):
+                 label="", reduce="max", **observer_kwargs):
         rate = check_float("learning_rate", learning_rate, 0.0, math.inf, open_high=True)
         if isinstance(observer, Observer):
             spec = observer.spec
@@ -96,7 +99,8 @@ class LSQ(FakeQuantize):
         self.check_spec(spec)
         observer = self.first_observer(spec) if observer is None else observer
         super().__init__(observer, saturate=True, channel_len=channel_len,
-                         fast_training=fast_training, label=label, **observer_kwargs)
+                         fast_training=fast_training, label=label, reduce=reduce,
+                         **observer_kwargs)
         if self.observer.dynamic:
             raise ConfigError("observer must keep statistics, but "
                               f"{type(self.observer).__name__} computes a scale for each tensor")
@@ -198,10 +202,18 @@ class LSQ(FakeQuantize):
             super()._observe(x, None)
         elif not paddle.in_dynamic_mode():
             return self._observe_in_static_mode(x)
-        elif not self.initialized and 0 not in x.shape:
+        elif not self.initialized and (self._reduces() or 0 not in x.shape):
             self._refuse_other_channels(x)
-            self._refuse_non_finite(x, "the batch that sets the step")
-            super()._observe(x, None)
+            if not self._reduces():
+                self._refuse_non_finite(x, "the batch that sets the step")
+            try:
+                super()._observe(x, None)
+            except NonFiniteBatch:
+                self._refuse_non_finite(x, "the batch that sets the step")
+                raise NonFiniteError(
+                    f"{self.label or 'the quantizer'}: the batch that sets the step has NaN or "
+                    "infinite values in another process; remove that batch or correct the model "
+                    "before training") from None
         return self._qparams()
 
     def _qparams_in_training(self, x, clipping):
@@ -253,8 +265,10 @@ class LSQ(FakeQuantize):
 
     def _fake_quantize(self, x, qparams, clipping=None):
         step, offset = qparams
+        batches = world_size() if self.training and self._reduces() else 1
         return learned_fake_quantize(x, step, self.spec, offset,
-                                     exact=not (self.training and self.fast_training))
+                                     exact=not (self.training and self.fast_training),
+                                     batches=batches)
 
     def _refuse_other_channels(self, x):
         axis, channels = self.spec.channel_axis, self.observer.channels
@@ -283,9 +297,10 @@ class LSQPlus(LSQ):
             :class:`~paddleq.observers.DeviationObserver` for a symmetric one. For the paper's first
             step of activations, that of least squared error, use ``MSEObserver`` with a symmetric
             spec and :func:`paddleq.calibrate` before training.
-        channel_len, fast_training, learning_rate, label, observer_kwargs: as for :class:`LSQ`.
-            A hook of QAT for activations without a spec is unsigned and affine, with the bits of
-            the configuration. A .pdmodel does not support zero points; the export raises an error.
+        channel_len, fast_training, learning_rate, label, reduce, observer_kwargs: as for
+            :class:`LSQ`. A hook of QAT for activations without a spec is unsigned and affine, with
+            the bits of the configuration. A .pdmodel does not support zero points; the export
+            raises an error.
 
     Attributes:
         step, scale, abs_max: as for :class:`LSQ`.

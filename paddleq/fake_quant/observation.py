@@ -3,10 +3,12 @@
 import enum
 import inspect
 import logging
+from contextlib import nullcontext
 
 import paddle
 
 from .._checks import check_choice, check_int, check_known_keys, wrong_type
+from .._distributed import NonFiniteBatch, Reduction, check_reduce, groups
 from .._paddle_compat import StateDictNotice, is_traced_by_save
 from ..errors import CalibrationError, ConfigError, NonFiniteError
 from ..functional.qparams import as_dtype, constant
@@ -39,8 +41,9 @@ class State(enum.Enum):
 class Observation(StateDictNotice):
     """Base of :class:`~paddleq.FakeQuantize`: its observer, and the updates of its scale."""
 
-    def __init__(self, observer, channel_len, observer_kwargs, label):
+    def __init__(self, observer, channel_len, observer_kwargs, label, reduce):
         super().__init__()
+        self.reduce = check_reduce("reduce", reduce)
         channels = check_int("channel_len", channel_len, 1)
         self.observer = _make_observer(observer, channels, observer_kwargs)
         self.label = label
@@ -59,9 +62,13 @@ class Observation(StateDictNotice):
                      and not is_traced_by_save())
         if observing and calibrating:
             self._refuse_non_finite(x)
-        elif observing and self._is_skipped(x):
+        elif observing and not self._reduces() and self._is_skipped(x):
             observing = False
-        qparams = self._observe(x, clipping) if observing else self._qparams()
+        try:
+            qparams = self._observe(x, clipping) if observing else self._qparams()
+        except NonFiniteBatch:
+            self._skip()
+            observing, qparams = False, self._qparams()
         # A scale computed in this pass is not read, which would synchronize with a GPU.
         return qparams, observing and self.observer.online or self._usable()
 
@@ -72,7 +79,9 @@ class Observation(StateDictNotice):
         if self.observer.online:
             qparams = self._update_qparams(x, observed)
         else:
-            self.observer.update(observed)
+            reduction = self._reduction(x)
+            with nullcontext() if reduction is None else self.observer.reducing(reduction):
+                self.observer.update(observed)
             qparams = self._qparams()
         if paddle.in_dynamic_mode() and (
                 self.state is State.CALIBRATION or not self.observer.online):
@@ -80,16 +89,22 @@ class Observation(StateDictNotice):
         return qparams
 
     def _update_qparams(self, x, observed):
-        observer = self.observer
-        if self.state is State.CALIBRATION or _is_on_host(x):  # x is finite
+        observer, reduction = self.observer, self._reduction(x)
+        if reduction is None and (
+                self.state is State.CALIBRATION or _is_on_host(x)):  # x is finite
             qparams = observer.update_qparams(observed)
             with paddle.no_grad():
                 self._store(*(observer.qparams() if observer.track_batch else qparams))
             return qparams
         with paddle.no_grad():
-            finite = self._all_finite(x)
-            with observer.updating_if(finite):
-                qparams = observer.update_qparams(observed)
+            if reduction is None:
+                finite = self._all_finite(x)
+                with observer.updating_if(finite):
+                    qparams = observer.update_qparams(observed)
+            else:
+                with observer.reducing(reduction):
+                    qparams = observer.update_qparams(observed)
+                finite = reduction.finite
             self._count_skipped(~finite)
             new = observer.qparams() if observer.track_batch else qparams
             self._store(*(None if each is None else paddle.where(finite, each, constant(held))
@@ -106,9 +121,25 @@ class Observation(StateDictNotice):
         finite = self._all_finite(x)  # the sum of finite values may overflow
         if finite.item():
             return False
-        self._count_skipped(~finite)
-        self._report_skipped()
+        self._skip()
         return True
+
+    def _skip(self):
+        self._count_skipped(paddle.ones([1], dtype="bool"))
+        self._report_skipped()
+
+    def _reduces(self):
+        """Return True if the statistics are reduced over processes in a training step."""
+        return (self.reduce is not None and self.state is not State.CALIBRATION
+                and not (self.observer.dynamic or self.observer.fixed) and bool(groups()))
+
+    def _reduction(self, x):
+        """Return the :class:`Reduction` of the statistics of the batch ``x``, or None."""
+        if not self._reduces():
+            return None
+        # Paddle 2.6 has no all() of an empty tensor.
+        finite = self._all_finite(x) if x.size else paddle.ones([1], dtype="bool")
+        return Reduction(self.reduce, finite, self.label)
 
     @staticmethod
     def _all_finite(x):

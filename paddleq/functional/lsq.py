@@ -71,6 +71,7 @@ class _Rule:
     spec: Any
     zero_point: Any
     exact: bool
+    batches: int = 1
 
     def simulate(self, x):
         spec = self.spec
@@ -92,7 +93,7 @@ class _Rule:
         else:
             total = reduce_channels(paddle.sum, (grad * y).subtract_(dx * x), axis)
         ds = total / steps
-        rate = (x.size / steps.size * self.spec.quant_max) ** -0.5
+        rate = (x.size * self.batches / steps.size * self.spec.quant_max) ** -0.5
         if self.zero_point is None:
             return dx, ds * rate, None
         beyond = (reduce_channels(paddle.sum, grad, axis)
@@ -147,7 +148,7 @@ def _in_static_mode(x, rule, step, offset):
     return y + (x - x_value) * inside + aligned(nothing, x, spec) * (slope * rate)
 
 
-def learned_fake_quantize(x, step, spec, offset=None, exact=True):
+def learned_fake_quantize(x, step, spec, offset=None, exact=True, batches=1):
     """Quantize and dequantize ``x`` with a trainable step and, optionally, a trainable offset.
 
     Args:
@@ -158,6 +159,7 @@ def learned_fake_quantize(x, step, spec, offset=None, exact=True):
         offset: float32 tensor of the step's shape, the real number that the integer 0 represents,
             rounded to whole steps. For an asymmetric spec only.
         exact: see :func:`~paddleq.functional.fake_quantize`.
+        batches: number of processes that have a batch of this size and average the gradients.
 
     Returns:
         The result of :func:`~paddleq.functional.fake_quantize` with that abs_max and zero point.
@@ -189,5 +191,5 @@ def learned_fake_quantize(x, step, spec, offset=None, exact=True):
     elif not paddle.is_grad_enabled() or all(t.stop_gradient for t in (x, *trained)):
         y = fake_quantize(x, abs_max, spec, zero_point=zero_point)
     else:
-        y = _Learned.apply(x, _Rule(abs_max, spec, zero_point, exact), *trained)
+        y = _Learned.apply(x, _Rule(abs_max, spec, zero_point, exact, batches), *trained)
     return as_dtype(y, dtype)

@@ -392,5 +392,10 @@ def make_float(layer):
 
 
 def _build(config, quantize, preprocess, label, axis=None, channels=None):
-    quantizer = quantize() if quantize is not None else config.build(axis, channels, label)
+    if quantize is None:
+        quantizer = config.build(axis, channels, label)
+    else:
+        quantizer = quantize()
+        if isinstance(quantizer, FakeQuantize) and axis is not None:
+            quantizer.reduce = None  # all processes have the same weight
     return quantizer, preprocess() if preprocess is not None else None

@@ -17,6 +17,10 @@ class _AbsMaxBase(Accumulator):
 
     abs_max_only = True
 
+    @property
+    def extremes(self):
+        return () if self.spec.binary else (1.0,)  # otherwise a mean
+
     def _measure(self, x):
         return [abs_max(x, self.spec)]
 
@@ -97,8 +101,8 @@ class RangeAbsMaxObserver(_AbsMaxBase):
         self.window_size = check_int("window_size", window_size, 1)
         self._float_buffer("window", [self.window_size, self.channels])
 
-    def _update(self, x):
-        (current,) = self._measure(x)
+    def _combine(self, values):
+        (current,) = values
         # Not a slice of the buffer: to_static cannot assign to a buffer that has a view.
         older = paddle.roll(self.window, -1, axis=0)[:-1]
         self._assign("window", paddle.concat([older, current.reshape([1, -1])]))
@@ -160,8 +164,8 @@ class MovingAverageAbsMaxObserver(_AbsMaxBase):
         self._float_buffer("state", [1])
         self._float_buffer("accum")
 
-    def _update(self, x):
-        (current,) = self._measure(x)
+    def _combine(self, values):
+        (current,) = values
         # A tensor condition: to_static traces one program for the first batch and all others.
         first = (self.state <= 0.0).astype("float32")
         self._assign("accum", (self.accum + first) * self.moving_rate + current)

@@ -8,6 +8,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 import paddle
 from paddle import nn
 
+from .._checks import wrong_value
+from .._distributed import Reduction
 from .._paddle_compat import own_buffers
 from .._registry import Registry
 from ..errors import CalibrationError
@@ -103,6 +105,7 @@ class Observer(nn.Layer, WithArgs, Collector):
         dynamic: nothing is accumulated; abs_max is computed from each tensor (weights).
         abs_max_only: the statistics depend on max|x| only.
         per_channel: the default spec is per channel.
+        reducible: the statistics of a batch can be combined over processes.
         proportional: names of the statistics that are proportional to abs_max, if averages of
             statistics give the average abs_max; None if not.
 
@@ -121,8 +124,10 @@ class Observer(nn.Layer, WithArgs, Collector):
     fixed = False
     abs_max_only = False
     per_channel = False
+    reducible = False
     proportional: Optional[Tuple[str, ...]] = None
     _condition: Optional[paddle.Tensor] = None
+    _reduction: Optional[Reduction] = None
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__()
@@ -144,6 +149,32 @@ class Observer(nn.Layer, WithArgs, Collector):
             yield
         finally:
             object.__setattr__(self, "_condition", None)
+
+    @contextmanager
+    def reducing(self, reduction: Reduction) -> Iterator[None]:
+        """While open, :meth:`update` adds the batches of all processes at once.
+
+        Raises:
+            ConfigError: the observer does not support that.
+        """
+        if not self.reducible:
+            raise wrong_value("reduce", reduction.how, f"None for a {type(self).__name__}, whose "
+                              "statistics of one batch cannot be combined over processes")
+        object.__setattr__(self, "_reduction", reduction)
+        try:
+            yield
+        finally:
+            object.__setattr__(self, "_reduction", None)
+            object.__setattr__(self, "_condition", None)
+
+    def _all_reduced(self, reduce, *args):
+        """Return the result of ``reduce(*args)``, a method of the reduction.
+
+        Later changes of buffers require that the batches of all processes are finite.
+        """
+        values = reduce(*args)
+        object.__setattr__(self, "_condition", self._reduction.finite)
+        return values
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Update the statistics with ``x`` and return ``x``."""
@@ -258,9 +289,13 @@ def assign_buffer(layer: nn.Layer, name: str, value: paddle.Tensor) -> None:
 class Accumulator(Observer):
     """Base of observers that combine measurements of each tensor element by element."""
 
+    reducible = True
     # Name of a buffer of shape [1] or [channels] -> function that combines its value with that of
     # another tensor or observer, None to replace it. Sums are float64.
     statistics: Dict[str, Optional[Callable]] = {}
+    # Sign of each measured value if they are extremes: 1 for a maximum, -1 for a minimum; () if
+    # they are means over the elements.
+    extremes: Tuple[float, ...] = ()
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__(spec, channels)
@@ -271,6 +306,20 @@ class Accumulator(Observer):
     def _measure(self, x) -> List[paddle.Tensor]:
         """Return the statistics of one tensor, in order; none to change nothing."""
 
+    def _measured(self, x):
+        """Return the statistics of one tensor, or of the tensors of all processes."""
+        values = self._measure(x)
+        reduction = self._reduction
+        if reduction is None:
+            return values
+        own, shape = values if x.size else [], [self.channels]
+        if self.extremes:
+            found = self._all_reduced(reduction.extremes, own, self.extremes, shape)
+        else:
+            count = len(values) or len(self.statistics)
+            found = self._all_reduced(reduction.means, own, float(x.size), count, shape)
+        return found or values  # nothing is found if the batches of all processes are empty
+
     def _range_of(self, *values):
         """Return (abs_max, (lowest, highest) value to represent) of measured statistics."""
         (abs_max,) = values
@@ -280,7 +329,7 @@ class Accumulator(Observer):
         if not (self.dynamic or self.track_batch):
             return super().update_qparams(x)
         with paddle.no_grad():
-            values = self._measure(constant(x))
+            values = self._measured(constant(x))
             if self.track_batch:
                 self._combine(values)
                 self._assign("batches", self.batches + 1)
@@ -290,7 +339,7 @@ class Accumulator(Observer):
             return (abs_max, None) if self.spec.symmetric else affine_qparams(*limits, self.spec)
 
     def _update(self, x):
-        self._combine(self._measure(x))
+        self._combine(self._measured(x))
 
     def _merge(self, other):
         self._combine([getattr(other, name) for name in self.statistics])

@@ -3,8 +3,10 @@
 from typing import Optional
 
 import paddle
+from paddle.distributed import ReduceOp
 
 from .._checks import check_float, check_int, wrong_value
+from .._distributed import all_reduce
 from .._paddle_compat import scalar
 from ..functional import histogram, kl
 from ..functional.qparams import as_dtype
@@ -36,6 +38,7 @@ class HistogramObserver(Observer):
     """
 
     online = False
+    reducible = True
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  bins: int = 1024, upsample_bins: int = 64, hist_percent: float = HIST_PERCENT):
@@ -52,12 +55,22 @@ class HistogramObserver(Observer):
 
     def _update(self, x):
         x = as_dtype(x, paddle.float32)
-        if 0 in x.shape:
+        largest = [] if 0 in x.shape else [paddle.maximum(x.max(), -x.min()).reshape([1])]
+        if self._reduction is not None:
+            largest = self._all_reduced(self._reduction.extremes, largest, [1.0], [1], "max")
+        if not largest or scalar(largest[0]) <= 0.0:
             return
-        largest = scalar(paddle.maximum(x.max(), -x.min()))
-        if largest > 0.0:
-            self._extend_range(largest)
-            self._assign("hist", self.hist + histogram.count(x, self.top.item(), self.bins))
+        self._extend_range(scalar(largest[0]))
+        for name, values in self._counted(x).items():
+            counts = histogram.count(values, self.top.item(), self.bins) if values.size else (
+                paddle.zeros([self.bins], dtype="float64"))
+            if self._reduction is not None:
+                counts = all_reduce(counts, ReduceOp.SUM)
+            self._assign(name, getattr(self, name) + counts)
+
+    def _counted(self, x):
+        """Return name of a buffer -> values whose magnitudes it counts."""
+        return {"hist": x}
 
     def _extend_range(self, largest):
         top = self.top.item()
@@ -205,15 +218,8 @@ class EMDObserver(HistogramObserver):
         super().__init__(spec, channels, bins, upsample_bins)
         self._float_buffer("negative", [self.bins], dtype="float64")
 
-    def _update(self, x):
-        super()._update(x)
-        top = self.top.item()
-        if top > 0.0 and 0 not in x.shape:
-            below = as_dtype(x, paddle.float32)
-            below = below.masked_select(below < 0.0)
-            if below.shape[0]:
-                self._assign("negative",
-                             self.negative + histogram.count(below, top, self.bins))
+    def _counted(self, x):
+        return {**super()._counted(x), "negative": x.masked_select(x < 0.0)}
 
     def _move(self, top, largest):
         negative, _ = histogram.respread(self.negative, top, largest, self.upsample_bins)

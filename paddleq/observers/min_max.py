@@ -15,6 +15,7 @@ class _MinMaxBase(Accumulator):
     """Base of the observers of minimum and maximum."""
 
     statistics = {"min": paddle.minimum, "max": paddle.maximum}
+    extremes = (-1.0, 1.0)
     proportional = ("min", "max")
 
     def _measure(self, x):
@@ -79,11 +80,11 @@ class MovingAverageMinMaxObserver(_MinMaxBase):
         self.averaging_constant = check_float("averaging_constant", averaging_constant, 0.0, 1.0,
                                               open_low=True)
 
-    def _update(self, x):
+    def _combine(self, values):
         # A tensor condition: to_static traces one program for the first batch and all others.
         share = paddle.where(self.batches == 0, paddle.ones([1]),
                              paddle.full([1], self.averaging_constant))
-        for name, current in zip(self.statistics, self._measure(x)):
+        for name, current in zip(self.statistics, values):
             old = getattr(self, name)
             self._assign(name, old + share * (current - old))
 

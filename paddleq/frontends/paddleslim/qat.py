@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Dict, Optional, Sequence, Union
 
@@ -18,6 +19,7 @@ from ..._checks import (
     wrong_type,
     wrong_value,
 )
+from ..._distributed import check_reduce
 from ...config import LayerConfig, QuantizerConfig, Scope
 from ...config.layer_config import activation_observers
 from ...fake_quant import LSQ, PACT
@@ -62,6 +64,7 @@ _KEYS = {
     "dtype": ("int8", partial(check_choice, choices=("int8",))),
     "window_size": (10000, partial(check_int, low=1)),
     "moving_rate": (0.9, partial(check_float, low=0.0, high=1.0, open_high=True)),
+    "reduce_type": ("max", check_reduce),
     "quantizable_layer_type": (["Conv2D", "Linear"], layer_classes),
     "fuse_conv_bn": (False, check_bool),
     "onnx_format": (True, check_bool),
@@ -94,6 +97,9 @@ class QAT:
             - ``dtype`` ("int8").
             - ``window_size`` (10000): number of batches in the window of "range_abs_max".
             - ``moving_rate`` (0.9): in [0, 1), for "moving_average_abs_max".
+            - ``reduce_type`` ("max"): combination of the statistics of activations over the
+              processes of ``paddle.distributed`` in each training step, "max", "mean" or None,
+              as ``reduce`` of :class:`~paddleq.FakeQuantize`.
             - ``quantizable_layer_type`` (["Conv2D", "Linear"]): layer classes or their names.
             - ``fuse_conv_bn`` (False): fold batch norms, and multiplications and additions of
               parameters, into weighted layers before training.
@@ -146,6 +152,7 @@ class QAT:
             if learned is not None:  # LSQ and its subclasses replace the quantizer
                 fields[side], quantize = learned, None
             fields[f"{side}_quantize"] = quantize
+        fields["activation"] = replace(fields["activation"], reduce=self.config["reduce_type"])
         self._layer_config = LayerConfig(**fields)
         self._given = set(config or ())
         self._warn_unused_keys()
