@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -15,7 +16,7 @@ sys.path += [str(DOCS.parent), str(DOCS.parent / "tests/helpers")]
 TABLES = ("operators", "layers")
 PAGES = {"operators.md": {}, "operators.zh.md": {
     "right": "正确", "right, other form": "正确，改写", "refused by": "拒绝：", "wrong": "错误",
-    "absent": "无此算子"}}
+    "absent": "无此算子", "right / other form / refused": "正确 / 改写 / 拒绝"}}
 
 
 def entry(cell):
@@ -55,8 +56,16 @@ def written(page, table, found, words):
     head = re.search(r"(\| .+\n)(\|[-|]+\n)", lines).group(0)
     lines = [f"| `{name}` | {' | '.join(_said(each, words) for each in entries)} |\n"
              for name, entries in found.items()]
+    lines.append(f"| {_said('right / other form / refused', words)} | "
+                 f"{' | '.join(map(_counts, zip(*found.values())))} |\n")
     return (before + f"<!-- {table}: start -->\n" + head + "".join(lines)
             + f"<!-- {table}: end -->\n" + after)
+
+
+def _counts(column):
+    """Numbers of the entries of a column."""
+    counts = Counter(each.partition(" by ")[0] for each in column)
+    return " / ".join(str(counts[each]) for each in ("right", "right, other form", "refused"))
 
 
 def _said(text, words):

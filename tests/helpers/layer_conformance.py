@@ -16,7 +16,8 @@ from zoo_architectures import Result, distance, moved, run, unsigned
 import paddleq
 
 _TYPES = ["Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Linear"]
-_BOUNDS = {"Paddle int8": "paddle int8", "OpenVINO": "openvino", "ONNX Runtime": "onnxruntime"}
+_BOUNDS = {"Paddle int8": "paddle int8", "OpenVINO": "openvino", "OpenVINO .xml": "openvino xml",
+           "ONNX Runtime": "onnxruntime"}
 EXACT = 1e-6
 
 
@@ -59,6 +60,10 @@ def measure(name, folder):
         written("pdmodel")
         return runtimes.paddle_inference(path, [x])
 
+    def in_xml():
+        written("openvino")
+        return runtimes.openvino(path, [x], as_is=False, ending="xml")
+
     def in_onnx():
         written("onnx")
         return runtimes.onnxruntime(path, [x], as_is=False)
@@ -67,13 +72,12 @@ def measure(name, folder):
         computed, lambda: runtimes.paddle_inference(float_file(net, path, spec), [x], ir_optim=True,
                                                     onednn=True),
         lambda: runtimes.paddle_inference(path, [x], ir_optim=True, int8=True),
-        lambda: runtimes.openvino(path, [x], as_is=False), in_onnx)
+        lambda: runtimes.openvino(path, [x], as_is=False), in_xml, in_onnx)
     found = {runtime: cell(runtime, compute) for runtime, compute in zip(RUNTIMES, computations)}
     if found["Paddle float"].verdict != "refused":
-        in_program, in_form = other_forms(path + "_pir")
-        found = {runtime: replace(each, rewritten=each.verdict == "right" and (
-            in_form if runtime == "ONNX Runtime" else in_program))
-            for runtime, each in found.items()}
+        rewritten = other_forms(path + "_pir")
+        found = {runtime: replace(each, rewritten=each.verdict == "right" and rewritten[runtime])
+                 for runtime, each in found.items()}
     return found
 
 

@@ -19,6 +19,8 @@ from paddle import nn
 
 import paddleq
 from paddleq.export.onnx.splice import cut
+from paddleq.export.openvino.export import apply_frontend_workarounds
+from paddleq.export.openvino.reader import has_forms
 from paddleq.export.pir_to_program import load_program
 from paddleq.export.program.passes.channels_first import to_channels_first
 from paddleq.export.program.passes.layout_rules import has_channels_last
@@ -30,7 +32,8 @@ for _module in (operator_cases, operator_cases_tensors, operator_cases_spatial):
         assert not OPERATORS.keys() & _table.keys()
         OPERATORS.update(_table)
 
-RUNTIMES = ("as it stands", "Paddle float", "Paddle int8", "OpenVINO", "ONNX Runtime")
+RUNTIMES = ("as it stands", "Paddle float", "Paddle int8", "OpenVINO", "OpenVINO .xml",
+            "ONNX Runtime")
 _TOLERANCE = 1e-4  # of the largest value
 _MOST_STEPS = 0.01  # share of values at which a step function may select the other side
 _SHAPE = [2, 8, 9, 7]
@@ -118,6 +121,10 @@ def measure(name, folder):
         ptq.save_quantized_model(quantized, path, spec, format="onnx")
         return runtimes.onnxruntime(path, [x], as_is=False)
 
+    def xml_file():
+        ptq.save_quantized_model(quantized, path, spec, format="openvino")
+        return runtimes.openvino(path, [x], as_is=False, ending="xml")
+
     stands = cell(written)
     found = {"as it stands": stands, "Paddle float": cell(float_outputs, plain)}
     if stands.verdict == "refused":
@@ -127,12 +134,12 @@ def measure(name, folder):
             path, [x], ir_optim=True, int8=True))
         found["OpenVINO"] = cell(lambda: runtimes.openvino(path, [x], as_is=False),
                                  runtime="OpenVINO: ")
+    found["OpenVINO .xml"] = cell(xml_file)
     found["ONNX Runtime"] = cell(onnx_file)
     if found["Paddle float"].verdict != "refused":
-        in_program, in_onnx = other_forms(path + "_pir")
+        rewritten = other_forms(path + "_pir")
         for runtime, each in found.items():
-            each.rewritten = each.verdict == "right" and (
-                in_onnx if runtime == "ONNX Runtime" else in_program)
+            each.rewritten = each.verdict == "right" and rewritten[runtime]
     return found
 
 
@@ -155,15 +162,23 @@ def _load(prefix):
 
 
 def other_forms(prefix):
-    """Return if a float model has operators that are rewritten in a .pdmodel, in ONNX."""
+    """Return {runtime: True if operators of a float model are rewritten in its file}."""
     program = _load(prefix)
-    written = program.copy()
-    apply_runtime_workarounds(written)
-    before, after = (Counter(op.type for block in each.desc.blocks for op in block.ops
-                             if op.type != "assign") for each in (program, written))
     last = any(has_channels_last(op) for block in program.desc.blocks for op in block.ops)
+    in_program = last or _is_changed(program, apply_runtime_workarounds)
+    in_xml = last or _is_changed(program, apply_frontend_workarounds) or has_forms(program)
     to_channels_first(program)
-    return bool(after - before) or last, cut(program) is not None or last
+    return {**dict.fromkeys(RUNTIMES, in_program), "OpenVINO .xml": in_xml,
+            "ONNX Runtime": cut(program) is not None or last}
+
+
+def _is_changed(program, apply):
+    """Return True if a function of programs adds operators."""
+    changed = program.copy()
+    apply(changed)
+    before, after = (Counter(op.type for block in each.desc.blocks for op in block.ops
+                             if op.type != "assign") for each in (program, changed))
+    return bool(after - before)
 
 
 def compared(found, wanted, steps=False):

@@ -23,14 +23,14 @@ _REDUCTIONS = {"ReduceSum": "reduce_sum", "ReduceMax": "reduce_max", "ReduceMin"
                "ReduceMean": "reduce_mean", "ReduceL1": "reduce_l1", "ReduceL2": "reduce_l2",
                "ReduceProd": "reduce_prod"}
 _KINDS: Dict[str, Callable] = {}  # kind -> function (builder, inputs, attributes) of its output
-_SCATTERED = {"none": "none", "add": "sum", "mul": "prod"}
+_SCATTERED = {"add": "sum", "mul": "prod"}
 
 
 class OpenVinoBuilder:
     """Builds the nodes of a form.
 
     Args:
-        opset: module ``openvino.opset15`` or a later one.
+        opset: object with the functions of opsets that create nodes, see :func:`~.reader.opset`.
         values: dict of the outputs of nodes by name. Names that a form gives are added.
     """
 
@@ -148,6 +148,12 @@ def _concat(to, ins, attributes):
     return to.ov.concat(ins, attributes["axis"])
 
 
+@_kind("Squeeze")
+def _squeeze(to, ins, attributes):
+    axes = ins[1] if len(ins) > 1 else to.ov.constant(np.arange(to.rank(ins[0])))
+    return to.ov.squeeze(ins[0], axes)
+
+
 @_kind("Slice")
 def _slice(to, ins, attributes):
     x, start, stop = ins[:3]
@@ -199,14 +205,17 @@ def _matmul(to, ins, attributes):
 
 @_kind("ScatterElements")
 def _scatter_elements(to, ins, attributes):
-    return to.ov.scatter_elements_update(
-        *ins, to.ov.constant(np.int64(attributes.get("axis", 0))),
-        _SCATTERED[attributes.get("reduction", "none")])
+    axis = to.ov.constant(np.int64(attributes.get("axis", 0)))
+    if attributes.get("reduction", "none") == "none":
+        return to.ov.scatter_elements_update(*ins, axis)
+    return to.ov.later.scatter_elements_update(*ins, axis, _SCATTERED[attributes["reduction"]])
 
 
 @_kind("ScatterND")
 def _scatter_nd(to, ins, attributes):
-    return to.ov.scatter_nd_update(*ins, _SCATTERED[attributes.get("reduction", "none")])
+    if attributes.get("reduction", "none") == "none":
+        return to.ov.scatter_nd_update(*ins)
+    return to.ov.later.scatter_nd_update(*ins, _SCATTERED[attributes["reduction"]])
 
 
 @_kind("Trilu")

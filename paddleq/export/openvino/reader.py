@@ -13,12 +13,15 @@ from .forms import FORMS
 
 _INSTALL = "pip install 'openvino>=2024.4'"
 _OPSET = 15
+# Function -> earlier opset with the same operator. OpenVINO 2023.0 reads files of opset 11.
+_EARLIER = dict.fromkeys(("avg_pool", "max_pool", "pad", "squeeze", "scatter_elements_update",
+                          "scatter_nd_update"), 11)
 
 
 def has_node_functions():
     """Return True if the installed OpenVINO has the functions that create nodes (2024.4)."""
     try:
-        return bool(opset())
+        return bool(opset().later)
     except ImportError:
         return False
 
@@ -43,9 +46,20 @@ def require_openvino():
     return openvino
 
 
+class _Functions:
+    """Functions that create nodes, of the earliest opset; ``later`` is the module of the last."""
+
+    def __init__(self):
+        self.later = importlib.import_module(f"openvino.opset{_OPSET}")
+
+    def __getattr__(self, name):
+        number = _EARLIER.get(name, _OPSET)
+        return getattr(importlib.import_module(f"openvino.opset{number}"), name)
+
+
 def opset():
-    """Return the module of functions that create nodes."""
-    return importlib.import_module(f"openvino.opset{_OPSET}")
+    """Return the functions that create nodes as attributes."""
+    return _Functions()
 
 
 def read_program(program, converters):
