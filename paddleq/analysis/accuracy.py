@@ -167,20 +167,25 @@ def accuracy_search(settings: Any, data: Iterable) -> "AccuracySearch":
     return AccuracySearch(data, **settings)
 
 
+def checked_metric(metric: Any, data: Iterable) -> Callable[[nn.Layer], float]:
+    """Return ``metric``, or that of its name on ``data``, which can be iterated again."""
+    if isinstance(data, Iterator):
+        raise wrong_value("data", data, "an iterable that can be iterated again, such as a "
+                          "list of batches or a DataLoader")
+    if isinstance(metric, str):
+        metric = FloatAgreement(check_choice("metric", metric, METRICS), data)
+    if not callable(metric):
+        raise wrong_type("metric", metric, f"a function of the model, or one of {METRICS}")
+    return metric
+
+
 class AccuracySearch:
     """Implementation of :func:`keep_accuracy` that checks its arguments without a model."""
 
     def __init__(self, data: Iterable, metric: Union[str, Callable[[nn.Layer], float]],
                  max_drop: float, max_float: float = 1.0, ranking_batches: int = 4,
                  evaluations: int = 30, cost: str = "layers"):
-        if isinstance(data, Iterator):
-            raise wrong_value("data", data, "an iterable that can be iterated again, such as a "
-                              "list of batches or a DataLoader")
-        if isinstance(metric, str):
-            metric = FloatAgreement(check_choice("metric", metric, METRICS), data)
-        if not callable(metric):
-            raise wrong_type("metric", metric, f"a function of the model, or one of {METRICS}")
-        self.data, self.metric = data, metric
+        self.data, self.metric = data, checked_metric(metric, data)
         self.cost = check_choice("cost", cost, COSTS)
         self.max_drop = check_float("max_drop", max_drop, 0.0, float("inf"), open_high=True)
         self.max_float = check_float("max_float", max_float, 0.0, 1.0, open_low=True)

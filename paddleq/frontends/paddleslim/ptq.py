@@ -1,5 +1,6 @@
 """Static post-training quantization with PaddleSlim's interface."""
 
+import copy
 import os
 from collections.abc import Iterable
 from itertools import islice
@@ -18,6 +19,7 @@ from ...algorithms.reconstruction.settings import (
     recorded_round_type,
 )
 from ...analysis.accuracy import AccuracySearch
+from ...analysis.mixed_bits import BitSearch, check_choices
 from ...config import LayerConfig, Scope
 from ...errors import ConfigError
 from ...graph.fold_batch_norm import folded_tensors
@@ -76,6 +78,7 @@ class PTQ:
             "activation_quantizer", activation_quantizer, "activation", kwargs)
         self.weight_quantizer = make_quantizer("weight_quantizer", weight_quantizer, "weight", {})
         self.round_type = parse_round_type("round_type", round_type)
+        self._bits: dict = {}  # name of a layer -> its bits, of quantize_with_bits
 
     def quantize(self, model: nn.Layer, inplace: bool = False, fuse: bool = False,
                  fuse_list: Optional[Sequence[Sequence[str]]] = None, inputs: Any = None,
@@ -116,21 +119,47 @@ class PTQ:
             "quantizable_layer_type", quantizable_layer_type)
         engine.warn_unmatched_types(model, classes or (), "quantizable_layer_type")
         warn_unused_inputs(inputs, fuse, "fuse")
-        config = LayerConfig(weight=self.weight_quantizer.weight(),
-                             activation=self.activation_quantizer.activation())
+        rules = rules_for(classes, self._config(), scope)
+        for name, bits in self._bits.items():
+            rules.add(Scope(names=[name]), bits and self._with_bits(*bits)._config())
         model = model if inplace else engine.copy_of(model)
         with rollback_on_error(model, folded_tensors(model) if fuse else ()):
             if fuse and fuse_list is None:
                 fold_in_programs(model)
-            insert_observers(model, rules_for(classes, config, scope),
+            insert_observers(model, rules,
                              (lambda: fold_layers(model, inputs, fuse_list)) if fuse else None)
             engine.set_provenance(
                 model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
                 weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
-                rules=skip_rules(scope), quantizable_layer_type=quantizable_layer_type,
+                rules=[*(skip_rules(scope) or ()), *self._bit_rules()] or None,
+                quantizable_layer_type=quantizable_layer_type,
                 round_type=recorded_round_type(self.round_type),
                 bias_correction=self.bias_correction)
         return model
+
+    def _config(self):
+        return LayerConfig(weight=self.weight_quantizer.weight(),
+                           activation=self.activation_quantizer.activation())
+
+    def _with_bits(self, weight, activation):
+        """Return a PTQ with other bits and without learned rounding and bias correction."""
+        found = copy.copy(self)
+        found.round_type = found.bias_correction = None
+        for side, bits in (("weight_quantizer", weight), ("activation_quantizer", activation)):
+            quantizer = copy.copy(getattr(self, side))
+            quantizer.quant_bits = bits
+            setattr(found, side, quantizer)
+        return found
+
+    def _bit_rules(self):
+        """Return the bits of the layers as rules of recipes."""
+        rules = []
+        for name, bits in self._bits.items():
+            ptq = bits and self._with_bits(*bits)
+            rules.append({"name": name, **({"skip": True} if ptq is None else {
+                "weight_quantizer": ptq.weight_quantizer.as_recipe(),
+                "activation_quantizer": ptq.activation_quantizer.as_recipe()})})
+        return rules
 
     def calibrate(self, model, data, num_batches=None):
         """Observe activations on batches of ``data``; see :func:`paddleq.calibrate`.
@@ -227,6 +256,67 @@ class PTQ:
         quantized = self.quantize(model, **options)
         self.calibrate(quantized, data, num_batches)
         return quantized, search.run(quantized)
+
+    def quantize_with_bits(self, model, data, choices=((8, 8), (4, 8), None), metric="error",
+                           max_drop=None, max_cost=None, cost="bytes", num_batches=None,
+                           ranking_batches=4, evaluations=30, **options):
+        """Quantize and calibrate ``model`` with the bits of each layer that cost least.
+
+        A copy of the model is calibrated for each choice, and
+        :func:`~paddleq.analysis.sensitivity` measures the loss of each layer with it. Dynamic
+        programming gives the choices of all layers for each cost. Bisection by the metric finds
+        the cheapest ones that pass; each layer is then tried with fewer bits.
+
+        Args:
+            model: a float ``paddle.nn.Layer``, which may be a :class:`paddleq.SavedModel`.
+            data: batches, as for :func:`paddleq.calibrate`; iterated more than once.
+            choices: (bits of the weights, bits of the activations) from 2 to 16 that a layer can
+                have; None leaves it float. No runtime here has int8 kernels for activations of
+                other bits than 8: it computes these layers in float, with the rounding. ONNX has
+                16 bits from opset 21 on.
+            metric: as for :func:`paddleq.analysis.keep_accuracy`. Default "error".
+            max_drop: allowed drop of the metric; the cost is the least that meets it.
+            max_cost: allowed share of the cost of the float model, instead; the noise of the
+                layers is the least that it allows.
+            cost: "bytes" (default) of the weights, or "bit_operations": multiplications times the
+                bits of both factors, 32 in float.
+            num_batches: calibrate on this many batches. Default: all.
+            ranking_batches: number of batches for the sensitivities. Default 4.
+            evaluations: evaluations of the metric after which no further trial is made. The
+                search before the trials needs at most 9. Default 30.
+            **options: of :meth:`quantize`.
+
+        Returns:
+            (the quantized model, calibrated; :class:`paddleq.analysis.BitsReport`). A
+            ``round_type`` and ``bias_correction`` apply to the result, not to the search.
+
+        Raises:
+            AccuracyError: no choice meets the drop.
+            ConfigError, ConfigTypeError: an invalid argument, or a cost that no choice meets.
+            CalibrationError, ModelError: see :meth:`quantize` and :meth:`calibrate`.
+
+        Examples:
+            >>> import paddle, paddleq
+            >>> _ = paddle.seed(0)
+            >>> net = paddle.nn.Sequential(paddle.nn.Linear(8, 8), paddle.nn.Linear(8, 64))
+            >>> data = [paddle.rand([32, 8])]
+            >>> quantized, report = paddleq.PTQ("AbsmaxQuantizer").quantize_with_bits(
+            ...     net, data, max_cost=0.2)
+            >>> report.layers, round(report.cost_share, 3)
+            ({'0': (8, 8), '1': (4, 8)}, 0.139)
+        """
+        search = BitSearch(data, metric, max_drop, max_cost, cost, ranking_batches, evaluations)
+        choices, models = check_choices(choices), {}
+        for choice in choices:
+            if choice is not None:
+                ptq = self._with_bits(*choice)
+                models[choice] = ptq.quantize(model, **options)
+                ptq.calibrate(models[choice], data, num_batches)
+        report, ptq = search.run(models, None in choices), copy.copy(self)
+        ptq._bits = report.layers
+        quantized = ptq.quantize(model, **options)
+        ptq.calibrate(quantized, data, num_batches)
+        return quantized, report
 
     def save_quantized_model(self, model: nn.Layer, path: Union[str, os.PathLike],
                              input_spec: Optional[Sequence] = None, onnx_format: bool = True,
