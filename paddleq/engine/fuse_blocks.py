@@ -37,7 +37,7 @@ def fuse_blocks(model, structure: Structure):
             layer.drop_part("norm_folding")
     for name, calls in structure.sources.items():
         if is_quantized(layers[name]):
-            _remove_redundant(layers, layers[name], calls)
+            remove_redundant(layers, layers[name], calls)
 
 
 def blocks_of(model):
@@ -82,7 +82,14 @@ def _fuse(layers, producer, norm, relu):
             state.note = f"{state.note}, {producer}" if several else f"fused with {producer}{note}"
 
 
-def _remove_redundant(layers, layer, calls):
+def remove_redundant(layers, layer, calls):
+    """Remove input quantizers of ``layer`` whose inputs output quantizers have quantized alike.
+
+    Args:
+        layers: layers of the model by name.
+        calls: for each call of the layer, name of the layer whose output quantizer each argument
+            has passed, or None.
+    """
     for slot, position in enumerate(layer._paddleq.kind.inputs):
         preprocess, quantizer = layer.input_parts(slot)
         blocks = {call[position] if position < len(call) else None for call in calls}

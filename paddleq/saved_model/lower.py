@@ -10,11 +10,15 @@ from dataclasses import replace
 from ..errors import ExportError
 from ..export.program.op_builder import OpBuilder
 from ..export.program.op_desc import (
+    all_outputs,
+    inputs,
     make_op,
     outputs,
+    rename_outputs,
     replace_ops,
     set_attribute,
     set_input,
+    set_inputs,
     set_output,
 )
 from ..export.program.program import Program
@@ -43,7 +47,8 @@ class _Writer:
         self.ops = [list(block.ops) for block in self.blocks]
         # By place of the operator in the program:
         self.before, self.after, self.removed = defaultdict(list), defaultdict(list), set()
-        self.folded = set()  # names of the layers that a batch norm was folded into
+        self.folded = {}  # name of each layer that a batch norm was folded into -> its output
+        self.output_marks = {}  # (block, variable) -> mark of its quantizer
 
     def run(self):
         bindings = self.model.bindings
@@ -56,13 +61,16 @@ class _Writer:
             self.add_bias(binding, layers[name])
             if self.recorder is not None:
                 self.mark_layer(binding, layers[name])
+        if self.recorder is not None:
+            for place, name in self.model.operator_layers.items():
+                self.mark_operator(place, name)
         for block, ops in zip(self.blocks, self.ops):
             written = []
             for position, op in enumerate(ops):
                 place = block.idx, position
                 kept = [] if place in self.removed else [op]
                 written += [*self.before[place], *kept, *self.after[place]]
-            replace_ops(block, written)
+            replace_ops(block, self.mark_outputs(block, written))
         if self.removed:
             self.program.remove_unused_parameters()
         return self.program
@@ -91,7 +99,7 @@ class _Writer:
                 each = self.ops[binding.operator.block][position]
                 if each.type in ("reshape", "reshape2") and reshape in outputs(each, "Out"):
                     self.removed.add((binding.operator.block, position))
-        self.folded.add(binding.name)
+        self.folded[binding.name] = target
 
     def add_bias(self, binding, layer):
         """Add the bias that a layer got after the program was read."""
@@ -113,21 +121,50 @@ class _Writer:
     def mark_layer(self, binding, layer):
         """Insert the markers of a layer's input, weight and output."""
         block = self.blocks[binding.operator.block]
-        hooks, mark = self.recorder.input_mark(layer, 0)
-        if hooks:
-            raise ExportError(f"{binding.name} has a custom preprocess or quantizer for its "
-                              "input, which cannot be written into a saved program")
-        if mark is not None:
-            source = binding.operator.input(binding.source)
-            target = self.builder.variable_like(block, source, f"{source}.dequantized")
-            self.before[binding.operator.place].append(self.marker(mark, source, target))
-            set_input(self.op(binding.operator), binding.source, target)
+        self.mark_input(binding.name, layer, 0, binding.operator.place, binding.source)
         mark = self.recorder.weight_mark(layer, "weight")
         if mark is not None:
             self.mark_weight(binding, mark, block)
-        if self.recorder.output_mark(layer) is not None:
-            raise ExportError(f"{binding.name} has a quantizer for its output, which cannot be "
-                              "written into a saved program")
+        mark = self.recorder.output_mark(layer)
+        if mark is not None:
+            target = self.folded.get(binding.name, binding.target)
+            self.output_marks[block.idx, target] = mark
+
+    def mark_operator(self, place, name):
+        """Insert the markers of the inputs and the output of an operator without weights."""
+        layer, op = getattr(self.model, name), self.ops[place[0]][place[1]]
+        for number, slot in enumerate(layer.function.slots):
+            self.mark_input(name, layer, number, place, slot)
+        mark = self.recorder.output_mark(layer)
+        if mark is not None:
+            self.output_marks[place[0], outputs(op, "Out")[0]] = mark
+
+    def mark_input(self, name, layer, number, place, slot):
+        """Insert the markers of the variables in an input slot, which share a scale."""
+        hooks, mark = self.recorder.input_mark(layer, number)
+        if hooks:
+            raise ExportError(f"{name} has a custom preprocess or quantizer for its input, which "
+                              "cannot be written into a saved program")
+        if mark is None:
+            return
+        block, op, targets = self.blocks[place[0]], self.ops[place[0]][place[1]], []
+        for source in inputs(op, slot):
+            targets.append(self.builder.variable_like(block, source, f"{source}.dequantized"))
+            self.before[place].append(self.marker(mark, source, targets[-1]))
+        set_inputs(op, slot, targets)
+
+    def mark_outputs(self, block, ops):
+        """Return the operators of a block with the markers of outputs behind those they mark."""
+        written = []
+        for op in ops:
+            written.append(op)
+            for name in all_outputs(op):
+                mark = self.output_marks.get((block.idx, name))
+                if mark is not None:
+                    product = self.builder.variable_like(block, name, f"{name}.before_quantizer")
+                    rename_outputs([op], {name: product})
+                    written.append(self.marker(mark, product, name))
+        return written
 
     def mark_weight(self, binding, mark, block):
         weight, (reader, slot) = binding.weight, binding.weight_reader

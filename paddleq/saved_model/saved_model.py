@@ -8,6 +8,7 @@ from typing import (
     Container,
     Dict,
     FrozenSet,
+    Iterable,
     Iterator,
     List,
     Optional,
@@ -44,7 +45,8 @@ from .functions import FUNCTIONS
 from .inputs import TensorInfo, check_inputs
 from .layers import LayerBinding, make_layer, plan_layers, transposed_to
 from .lower import build_program
-from .operators import Arguments, read_operators
+from .operator_layers import call_operator_layer, operator_layer
+from .operators import Arguments, Operator, read_operators
 from .stages import Stage, find_stages
 from .without_gradient import program_of_operator, run_without_gradient
 
@@ -74,6 +76,8 @@ class SavedModel(nn.Layer):
         input_spec: one ``paddle.static.InputSpec`` for each input.
         bindings: name of each sublayer -> its place in the program.
         parameter_places: name of each parameter in the program -> (sublayer or "", attribute).
+        operator_layers: block and position of each operator without weights that is a sublayer ->
+            name of the sublayer; see :meth:`add_operator_layers`.
 
     Raises:
         FormatError: a file is missing or damaged.
@@ -137,6 +141,7 @@ class SavedModel(nn.Layer):
         variables = program.variables()
         self._inputs = [TensorInfo.of_variable(variables[name]) for name in self.input_names]
         self.bindings = plan_layers(program, self._operators)
+        self.operator_layers: Dict[Tuple[int, int], str] = {}
         self._merged = {(binding.operator.block, position)
                           for binding in self.bindings.values() for position in binding.merged}
         self.parameter_places = {}
@@ -211,6 +216,35 @@ class SavedModel(nn.Layer):
 
     def _results(self, op):
         return op.all_outputs() if op.layer is None else [self.bindings[op.layer].target]
+
+    @property
+    def operators(self) -> List[Operator]:
+        """Operators of the main block."""
+        return self._operators[0]
+
+    def is_merged(self, op: Operator) -> bool:
+        """Return True if the layer of another operator computes ``op``."""
+        return op.place in self._merged
+
+    def add_operator_layers(self, operators: Iterable[Operator]) -> Dict[Tuple[int, int], str]:
+        """Make operators without weights sublayers, named after their outputs.
+
+        Returns:
+            :attr:`operator_layers`, with those that there were before.
+        """
+        found = dict(self.operator_layers)  # not in place, so that errors roll it back
+        for op in operators:
+            if op.place in found:
+                continue
+            name = op.all_outputs()[0].replace(".", "_").replace("@", "_")
+            while hasattr(self, name):
+                name += "_"
+            layer = operator_layer(op)
+            layer.training = self.training
+            self.add_sublayer(name, layer)
+            found[op.place] = name
+        self.operator_layers = found
+        return found
 
     @contextmanager
     def recording(self, names: Sequence[str]) -> Iterator[Dict[str, Any]]:
@@ -312,6 +346,9 @@ class SavedModel(nn.Layer):
     def _run_operator(self, op, values):
         if op.layer is not None:
             self._run_layer(op, values)
+        elif op.place in self.operator_layers:
+            values[op.output("Out")] = call_operator_layer(
+                getattr(self, self.operator_layers[op.place]), op, values)
         elif op.type in CONTROL_FLOW:
             CONTROL_FLOW[op.type](self._run_block, op, values)
         else:

@@ -75,25 +75,26 @@ def onnx_graph(path):
     return list(model.graph.node), constants, model.opset_import[0].version
 
 
-def openvino(path, inputs, as_is=True, ending="pdmodel"):
+def openvino(path, inputs, as_is=True, ending="pdmodel", integers=True):
     """Outputs of ``path.pdmodel`` in OpenVINO; see :func:`compiled`."""
-    return compiled(path, as_is, ending)(inputs)
+    return compiled(path, as_is, ending, integers)(inputs)
 
 
-def compiled(path, as_is=True, ending="pdmodel"):
+def compiled(path, as_is=True, ending="pdmodel", integers=True):
     """``path.pdmodel`` in OpenVINO, as a function from arrays to arrays.
 
     Several inputs are a dict by their names: OpenVINO has an order of its own.
 
     ``as_is``: it computes the graph that is in the file. Otherwise it may, as is its default,
     quantize what goes into a matrix product with integer weights, and move scales through the
-    graph, which costs accuracy of its own.
+    graph, which costs accuracy of its own. Without ``integers`` it computes all of it in float: an
+    int8 convolution with a fused addition does not round its own output.
     """
     import openvino as ov
 
     settings = {"EXECUTION_MODE_HINT": "ACCURACY"} if as_is else {}
     settings["INFERENCE_PRECISION_HINT"] = "f32"
-    if as_is and not has_vnni():
+    if not integers or as_is and not has_vnni():
         settings["LP_TRANSFORMS_MODE"] = "NO"  # its int8 kernels saturate with weights of 8 bits
     made = ov.Core().compile_model(f"{path}.{ending}", "CPU", settings)
     return lambda inputs: [np.array(value) for value in made(

@@ -22,6 +22,8 @@ import numpy as np
 from .graph import attribute, make_node
 from .opset import FLOAT
 
+# Operators with integer kernels between dequantizers and a quantizer.
+_BETWEEN_INTEGERS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool")
 _MOVES = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 
 
@@ -75,7 +77,7 @@ def _make_activations_unsigned(graph):
 
 
 def _move_quantizers(graph):
-    """Move quantizers up to the convolutions that produce their input."""
+    """Move quantizers up to the integer operators that produce their input."""
     view, replaced = graph.view(), {}
     for node in _quantizers(graph):
         between = _nodes_between(graph, view, node)
@@ -86,7 +88,7 @@ def _move_quantizers(graph):
 
 
 def _nodes_between(graph, view, quantizer):
-    """Return the nodes between a convolution and its quantizer, the last one first.
+    """Return the nodes between an integer operator and its quantizer, the last one first.
 
     Empty if the quantizer cannot move before all of them.
     """
@@ -95,7 +97,8 @@ def _nodes_between(graph, view, quantizer):
         return []
     while len(view.consumers[name]) == 1 and name in view.producers:
         node = view.producers[name]
-        if node.op_type == "Conv":
+        if node.op_type == "Conv" or node.op_type in _BETWEEN_INTEGERS and all(
+                _dequantizes(view.producers.get(each)) for each in node.input):
             return found
         if _limits(graph, node) is None and not (
                 node.op_type in _MOVES and len(node.output) == 1):

@@ -59,6 +59,11 @@ def set_input(op, slot, name):
     next(entry for entry in op.inputs if entry.parameter == slot).arguments[0] = name
 
 
+def set_inputs(op, slot, names):
+    """Replace all variables of an input slot."""
+    next(entry for entry in op.inputs if entry.parameter == slot).arguments[:] = names
+
+
 def set_output(op, slot, name):
     """Make ``name`` the first variable of an output slot."""
     next(entry for entry in op.outputs if entry.parameter == slot).arguments[0] = name

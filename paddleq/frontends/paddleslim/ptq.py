@@ -9,7 +9,7 @@ from typing import Any, Optional, Sequence, Union
 from paddle import nn
 
 from ... import engine, export
-from ..._checks import check_bool
+from ..._checks import check_bool, check_choice
 from ...algorithms.bias_correction import correct_biases, parse_bias_correction
 from ...algorithms.reconstruction import reconstruct
 from ...algorithms.reconstruction.settings import (
@@ -26,6 +26,8 @@ from ...graph.fold_batch_norm import folded_tensors
 from ...nn.class_swap import rollback_on_error
 from .quantizers import make_quantizer
 from .shared import (
+    SCOPES,
+    extend_rules,
     fold_in_programs,
     fold_layers,
     insert_observers,
@@ -72,7 +74,8 @@ class PTQ:
     def __init__(self, activation_quantizer: Any = "KLQuantizer",
                  weight_quantizer: Any = "PerChannelAbsmaxQuantizer",
                  round_type: Any = NEAREST, bias_correction: Union[bool, str] = False,
-                 **kwargs: Any) -> None:
+                 scope: str = SCOPES[0], **kwargs: Any) -> None:
+        self.scope = check_choice("scope", scope, SCOPES)
         self.bias_correction = parse_bias_correction(bias_correction)
         self.activation_quantizer = make_quantizer(
             "activation_quantizer", activation_quantizer, "activation", kwargs)
@@ -126,15 +129,18 @@ class PTQ:
         with rollback_on_error(model, folded_tensors(model) if fuse else ()):
             if fuse and fuse_list is None:
                 fold_in_programs(model)
+            finish = extend_rules(model, rules, self.scope, fuse)
             insert_observers(model, rules,
                              (lambda: fold_layers(model, inputs, fuse_list)) if fuse else None)
+            finish()
             engine.set_provenance(
                 model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
                 weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
                 rules=[*(skip_rules(scope) or ()), *self._bit_rules()] or None,
                 quantizable_layer_type=quantizable_layer_type,
                 round_type=recorded_round_type(self.round_type),
-                bias_correction=self.bias_correction)
+                bias_correction=self.bias_correction,
+                **({} if self.scope == SCOPES[0] else {"scope": self.scope}))
         return model
 
     def _config(self):

@@ -1,7 +1,7 @@
 """Parsing of arguments that ``QAT`` and ``PTQ`` share."""
 
 import logging
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, Iterable, List, Optional, Sequence
 
 from paddle import nn
 
@@ -13,8 +13,10 @@ from ...errors import ConfigError
 from ...nn.layer_types import QuantizableFunction, known_classes
 from ...saved_model import SavedModel
 from ...saved_model.fold_layer_affines import fold_layer_affines
+from ...saved_model.full_scope import full_scope
 
 _logger = logging.getLogger("paddleq")
+SCOPES = ("weighted", "full")  # the first is the default
 
 
 def layer_classes(name: str, value: Any) -> List[type]:
@@ -50,6 +52,19 @@ def rules_for(classes: Optional[Sequence[type]], config: LayerConfig,
         rules.add_type(cls, config)
     rules.add(skip or Scope(), None)
     return rules
+
+
+def extend_rules(model: nn.Layer, rules: QuantConfig, scope: str, fuse: bool,
+                 skip_tensors: Iterable[str] = ()) -> Callable[[], None]:
+    """Extend the rules to the ``scope``; return a function to call after the preparation.
+
+    ``fuse`` and ``skip_tensors`` are those of :func:`paddleq.saved_model.full_scope.full_scope`.
+    """
+    if scope == SCOPES[0]:
+        return lambda: None
+    if not isinstance(model, SavedModel):
+        raise wrong_type("model", model, "a paddleq.SavedModel for scope='full'")
+    return full_scope(model, rules, fuse, skip_tensors)
 
 
 def warn_unused_inputs(inputs: Any, fuse: bool, argument: str) -> None:

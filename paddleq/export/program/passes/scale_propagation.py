@@ -33,6 +33,10 @@ class ScalePropagation:
         """Return the slots of ``op`` whose variables must not get or pass on a scale."""
         if op.type == "elementwise_add":
             return self._convolutions_of_another_type(op)
+        if _averages(op):
+            # Its output would get the scale of its input, which is coarse for a mean.
+            (source,) = inputs(op, "X")
+            return ("X",) if self._unquantized(source) != source else ()
         if op.type in _PRODUCTS:
             # It is not quantized, but would be by the scale of another layer's quantizer: the mark
             # that excludes such operators is lost with the operator that replaces a product.
@@ -50,8 +54,7 @@ class ScalePropagation:
         Paddle Inference clips the input to the range of the output: a squeeze-and-excitation block
         loses all values above the largest mean.
         """
-        return op.type in _CHANGE_RANGE or (
-            op.type == "pool2d" and attribute(op, "pooling_type") == "avg")
+        return op.type in _CHANGE_RANGE or _averages(op)
 
     def _mixes_types(self, quantize):
         """Return True if a concat in front of ``quantize`` cannot be computed with integers.
@@ -89,7 +92,7 @@ class ScalePropagation:
         names, _ = self._behind(inputs(quantize, "X")[0])
         _, op = self._behind(names[-1], _ACTIVATIONS)
         if op is None or op.type not in _ELEMENTWISE or not all(
-                inputs(op, slot)[0] in self._scaled for slot in "XY"):
+                self._unquantized(inputs(op, slot)[0]) in self._scaled for slot in "XY"):
             return False
         return op.type != "elementwise_add" or not any(
             self._convolution_behind(inputs(op, slot)[0]) for slot in "XY")
@@ -105,7 +108,8 @@ class ScalePropagation:
         kind = "s8"
         if reader is not None and reader.type in _RELU:
             kind, (result,) = "u8", outputs(reader, "Out")
-        return [slot for slot, other in ("XY", "YX") for name in inputs(addition, other)
+        return [slot for slot, other in ("XY", "YX")
+                for name in map(self._unquantized, inputs(addition, other))
                 if {name, result} <= self._scaled and self._type(name) != kind
                 and self._convolution_behind(inputs(addition, slot)[0]) is not None]
 
@@ -115,6 +119,9 @@ class ScalePropagation:
         None if another operator makes it.
         """
         for _ in range(3):
+            if self._view.sole_consumer(name) is None:
+                return None
+            name = self._unquantized(name)
             op = self._view.producers.get(name)
             if op is None or self._view.sole_consumer(name) is None:
                 return None
@@ -132,11 +139,20 @@ class ScalePropagation:
 
     def _behind(self, name, kinds=_NEUTRAL):
         """Return (variables from ``name`` to the first in front of ``kinds``, its producer)."""
-        names, producer = [name], self._view.producers.get(name)
+        names = [self._unquantized(name)]
+        producer = self._view.producers.get(names[0])
         while producer is not None and producer.type in kinds and _source(producer) not in names:
-            names.append(_source(producer))
+            names.append(self._unquantized(_source(producer)))
             producer = self._view.producers.get(names[-1])
         return names, producer
+
+    def _unquantized(self, name):
+        """Return the variable that is quantized and dequantized to ``name``, or ``name``."""
+        dequantize = self._view.producers.get(name)
+        if dequantize is None or dequantize.type != "dequantize_linear":
+            return name
+        quantize = self._view.source(dequantize, "X", "quantize_linear")
+        return name if quantize is None else inputs(quantize, "X")[0]
 
     def _are_read_once(self, names, quantize):
         """Return True if only ``quantize``, and others of its scale, read the variables."""
@@ -180,6 +196,10 @@ class ScalePropagation:
     def _is_quantized(self, name):
         return any(op is not None and op.type == "quantize_linear"
                    for op in self._view.consumers.get(name, ()))
+
+
+def _averages(op):
+    return op.type == "pool2d" and attribute(op, "pooling_type") == "avg"
 
 
 def _variables_with_scale(ops):
