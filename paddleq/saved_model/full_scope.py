@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 from ..config import QuantConfig, Scope
-from ..engine.fuse_blocks import remove_redundant
+from ..engine.fuse_blocks import remove_redundant, same_parameters
 from ..export.program.op_desc import dtype_of
 from ..nn.quantized_layer import slot_name
 from .layers import ProgramGraph
@@ -190,14 +190,16 @@ class _Plan:
             if op.type == "concat" and op.place in self.quantized:
                 target, concat = op.output("Out"), layers[self.quantized[op.place]]
                 shared[target] = concat.input_parts(0)[1]
-                if target in self.outputs:
-                    layers[self.outputs[target]].output_quantizer = shared[target]
+                maker = layers.get(self.outputs.get(target))
+                if maker is not None and same_parameters(maker.output_quantizer, shared[target]):
+                    maker.output_quantizer = shared[target]
         shared.update((target, layers[name].output_quantizer)
                       for target, name in self.outputs.items())
         for name, sources in self.slots.items():
             for slot, source in enumerate(sources):
                 origin = None if source is None else self._origin(source, limits=False)
-                if origin in shared and source not in self.outputs:
+                if origin in shared and source not in self.outputs and same_parameters(
+                        layers[name].input_parts(slot)[1], shared[origin]):
                     setattr(layers[name], slot_name("activation_quantizer", slot), shared[origin])
             makers = tuple(self.outputs.get(source) for source in sources)
             if any(makers):
