@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import paddle
 
-from .._checks import wrong_value
+from .._checks import check_choice, wrong_value
 from ..config import LayerConfig
 from ..functional import compute_weight_qparams
 from ..functional.qparams import EPS, affine_scale_zero_point
@@ -22,6 +22,13 @@ _logger = logging.getLogger("paddleq")
 class RoundToNearest(Rounder):
     """Round each weight to the nearest integer.
 
+    Args:
+        clip: "mse" shrinks each range to the share with the least squared error of the weight.
+            Default None: the whole range, or that which a smoother found.
+
+    Raises:
+        ConfigError: another ``clip``.
+
     Examples:
         >>> import paddle
         >>> from paddleq import PerGroup, QuantSpec
@@ -32,9 +39,14 @@ class RoundToNearest(Rounder):
         ([128, 8], [2, 8])
     """
 
+    clip: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        check_choice("clip", self.clip, (None, "mse"))
+
     def quantize_all(self, weights, spec, stats=None, clips=None):
         weights = [checked_weight(weight, spec) for weight in weights]
-        qparams = [compute_weight_qparams(weight, spec, clip)
+        qparams = [compute_weight_qparams(weight, spec, self.clip if clip is None else clip)
                    for weight, clip in zip(weights, clips or [None] * len(weights))]
         return [QuantizedWeight(each.quantize(weight).astype(spec.storage), each)
                 for each, weight in zip(qparams, weights)]

@@ -12,10 +12,11 @@ from typing import Any, Optional
 
 import paddle
 
-from .._checks import wrong_value
+from .._checks import check_choice, wrong_value
 from ..spec import PerChannel, PerGroup, PerTensor, QuantSpec
 from .fake_quant import round_and_clip_
 from .qparams import EPS, affine_scale_zero_point, as_dtype
+from .range_search import least_error_shares
 
 
 @dataclass
@@ -96,7 +97,8 @@ def compute_weight_qparams(weight, spec, clip=None):
         weight: float [K, N].
         spec: a :class:`~paddleq.QuantSpec`.
         clip: factor in (0, 1] that shrinks the range: a number, or a float32 tensor that
-            broadcasts to the scale's shape. Default None, the whole range.
+            broadcasts to the scale's shape; "mse" for the factors with the least squared error.
+            Default None, the whole range.
 
     Returns:
         A :class:`WeightQParams`.
@@ -120,6 +122,9 @@ def compute_weight_qparams(weight, spec, clip=None):
     check_weight_spec("spec", spec)
     if len(weight.shape) != 2 or 0 in weight.shape:
         raise wrong_value("weight", list(weight.shape), "a matrix [in_features, out_features]")
+    if isinstance(clip, str):
+        check_choice("clip", clip, ("mse",))
+        clip = _least_error_clip(weight, spec)
     with paddle.no_grad():
         groups = group_rows(as_dtype(weight.detach(), paddle.float32), spec)
         axes = [1, 2] if isinstance(spec.granularity, PerTensor) else [1]
@@ -134,6 +139,19 @@ def compute_weight_qparams(weight, spec, clip=None):
             low, high = low * clip, high * clip
         scale, zero_point = affine_scale_zero_point(low, high, spec)
         return WeightQParams(spec, scale.astype("float32"), zero_point.astype("float32"))
+
+
+def _least_error_clip(weight, spec):
+    weight = as_dtype(weight.detach(), paddle.float32)
+    groups = group_rows(weight, spec)
+    axes = [1, 2] if isinstance(spec.granularity, PerTensor) else [1]
+
+    def error_of(shares):
+        qparams = compute_weight_qparams(weight, spec, shares)
+        found = group_rows(qparams.dequantize(qparams.quantize(weight)), spec)
+        return _all_of((found - groups).square().sum(axis=axes), spec)
+
+    return least_error_shares(error_of, compute_weight_qparams(weight, spec).scale)
 
 
 def check_weight_spec(name, spec):

@@ -4,6 +4,7 @@ from .abs_max import (
     AbsMaxObserver,
     AverageObserver,
     CurrentAbsMaxObserver,
+    CurrentMSEObserver,
     DeviationObserver,
     FixedScaleObserver,
     MeanMagnitudeObserver,
@@ -23,9 +24,10 @@ from .min_max import (
 
 __all__ = [
     "OBSERVERS", "AbsMaxObserver", "AverageObserver", "ChannelStats", "Collector",
-    "CurrentAbsMaxObserver", "CurrentMinMaxObserver", "DeviationObserver", "EMDObserver",
-    "FixedScaleObserver", "HessianCollector", "HistogramObserver", "KLObserver", "KVRange",
-    "MSEObserver", "MeanMagnitudeObserver", "MinMaxObserver", "MovingAverageAbsMaxObserver",
-    "MovingAverageMinMaxObserver", "MovingAveragePerChannelMinMaxObserver", "Observer",
-    "PTFObserver", "PerChannelMinMaxObserver", "RangeAbsMaxObserver", "register_observer",
+    "CurrentAbsMaxObserver", "CurrentMSEObserver", "CurrentMinMaxObserver", "DeviationObserver",
+    "EMDObserver", "FixedScaleObserver", "HessianCollector", "HistogramObserver", "KLObserver",
+    "KVRange", "MSEObserver", "MeanMagnitudeObserver", "MinMaxObserver",
+    "MovingAverageAbsMaxObserver", "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver", "Observer", "PTFObserver",
+    "PerChannelMinMaxObserver", "RangeAbsMaxObserver", "register_observer",
 ]

@@ -220,7 +220,8 @@ class QuantizeSection(Section):
     skip: Optional[Texts] = None
     accuracy: Optional[Annotated[Dict[str, Any], _checked(_accuracy)]] = None
     weight_bits: Optional[Literal[8, 16]] = None
-    weight_quantize_type: Optional[Literal["channel_wise_abs_max", "abs_max"]] = None
+    weight_quantize_type: Optional[Literal["channel_wise_abs_max", "abs_max", "channel_wise_mse",
+                                           "mse"]] = None
     quantizable_op_type: Annotated[Any, _checked(_op_types)] = None
     config: Optional[Dict[str, Any]] = None
     layer_policies: Optional[Dict[str, Any]] = None

@@ -13,10 +13,12 @@ from .quantizers import (
     AbsmaxQuantizer,
     HistQuantizer,
     KLQuantizer,
+    MSEQuantizer,
     ObserverQuantizer,
     PerChannelAbsmaxQuantizer,
+    PerChannelMSEQuantizer,
 )
 
 __all__ = ["PTQ", "QAT", "AbsmaxQuantizer", "AutoCompression", "AutoCompressionConfig",
-           "HistQuantizer", "KLQuantizer", "ObserverQuantizer", "PerChannelAbsmaxQuantizer",
-           "QuantAware"]
+           "HistQuantizer", "KLQuantizer", "MSEQuantizer", "ObserverQuantizer",
+           "PerChannelAbsmaxQuantizer", "PerChannelMSEQuantizer", "QuantAware"]

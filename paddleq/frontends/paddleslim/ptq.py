@@ -48,8 +48,8 @@ class PTQ:
         activation_quantizer: "KLQuantizer" (default), "HistQuantizer" or "AbsmaxQuantizer", the
             class of that name, a subclass of it, an instance, or the name of a registered
             observer.
-        weight_quantizer: "PerChannelAbsmaxQuantizer" (default) or "AbsmaxQuantizer", the class,
-            a subclass, or an instance.
+        weight_quantizer: "PerChannelAbsmaxQuantizer" (default), "AbsmaxQuantizer",
+            "PerChannelMSEQuantizer" or "MSEQuantizer", the class, a subclass, or an instance.
         round_type: rounding of the weights, by :meth:`calibrate`: "round" (default) to nearest,
             "adaround", "brecq", "qdrop" or another registered name, or its settings, such as
             :class:`paddleq.algorithms.AdaRound`.

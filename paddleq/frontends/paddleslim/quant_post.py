@@ -39,7 +39,13 @@ from ...observers.histogram import HIST_PERCENT
 from ...saved_model import SavedModel
 from ...saved_model.files import find_files
 from ...saved_model.operator_layers import OPERATOR_RULES
-from .quantizers import AbsmaxQuantizer, ObserverQuantizer, PerChannelAbsmaxQuantizer
+from .quantizers import (
+    AbsmaxQuantizer,
+    MSEQuantizer,
+    ObserverQuantizer,
+    PerChannelAbsmaxQuantizer,
+    PerChannelMSEQuantizer,
+)
 from .shared import SCOPES, extend_rules
 from .static_arguments import (
     ORDER,
@@ -57,7 +63,8 @@ OP_TYPES = ("conv2d", "depthwise_conv2d", "conv3d", "conv2d_transpose",
 DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
 # weight_quantize_type -> quantizer of the weights
 WEIGHT_QUANTIZERS = {"channel_wise_abs_max": PerChannelAbsmaxQuantizer,
-                     "abs_max": AbsmaxQuantizer}
+                     "abs_max": AbsmaxQuantizer,
+                     "channel_wise_mse": PerChannelMSEQuantizer, "mse": MSEQuantizer}
 # Layer classes by the operators as which programs have them.
 _LAYERS = {
     "conv2d": (nn.Conv1D, nn.Conv2D),
@@ -104,7 +111,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         quantizable_op_type: operators to quantize. "mul" means Linear, saved as
             mul, matmul or matmul_v2.
         weight_bits, activation_bits: 2 to 8. Default 8.
-        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
+        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max"; "channel_wise_mse" or
+            "mse" for the ranges with the least squared error of the weight.
         optimize_model: fold batch norms into the weights before them, and multiplications and
             additions of constants into the weights before or after them. Default True.
         skip_tensor_list: names of weights, inputs or outputs whose operators stay float.
@@ -313,7 +321,8 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         weight_bits: 8 or 16.
         generate_test_model: also write a float32 model with the dequantized weights, to the
             subfolder ``test_model``.
-        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max".
+        weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max"; "channel_wise_mse" or
+            "mse" for the ranges with the least squared error of the weight.
         input_spec: list of InputSpec, to write a live layer.
 
     Returns:

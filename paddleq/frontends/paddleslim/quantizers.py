@@ -21,6 +21,7 @@ from ...observers import (
     OBSERVERS,
     AbsMaxObserver,
     CurrentAbsMaxObserver,
+    CurrentMSEObserver,
     HistogramObserver,
     KLObserver,
 )
@@ -82,6 +83,47 @@ class PerChannelAbsmaxQuantizer(_Quantizer):
     def weight(self) -> QuantizerConfig:
         """Return the QuantizerConfig of a weight."""
         return self._config(CurrentAbsMaxObserver, granularity=PerChannel())
+
+
+@dataclass
+class MSEQuantizer(_Quantizer):
+    """Range with the least squared error of a weight, for few bits.
+
+    The range is searched once for a calibrated weight, and in each step in training; see
+    :class:`~paddleq.observers.CurrentMSEObserver`. For activations use the observer "mse".
+
+    Args:
+        quant_bits: 2 to 16. Default 8.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ(weight_quantizer=paddleq.paddleslim.MSEQuantizer(4)).weight_quantizer
+        MSEQuantizer(quant_bits=4)
+    """
+
+    quant_bits: int = checked_field(8, partial(check_int, low=2, high=16))
+
+    def weight(self) -> QuantizerConfig:
+        """Return the QuantizerConfig of a weight."""
+        return self._config(CurrentMSEObserver)
+
+
+@dataclass
+class PerChannelMSEQuantizer(MSEQuantizer):
+    """Range with the least squared error of each output channel of a weight, for few bits.
+
+    Args:
+        quant_bits: 2 to 16. Default 8.
+
+    Examples:
+        >>> import paddleq
+        >>> paddleq.PTQ(weight_quantizer="PerChannelMSEQuantizer").weight_quantizer
+        PerChannelMSEQuantizer(quant_bits=8)
+    """
+
+    def weight(self) -> QuantizerConfig:
+        """Return the QuantizerConfig of a weight."""
+        return self._config(CurrentMSEObserver, granularity=PerChannel())
 
 
 @dataclass
@@ -179,7 +221,8 @@ def make_quantizer(name: str, given: Any, side: str, arguments: Dict[str, Any]) 
     ``given`` is its name, the name of a registered observer, a class or an instance.
     """
     known = {cls.__name__: cls for cls in (KLQuantizer, HistQuantizer, AbsmaxQuantizer,
-                                           PerChannelAbsmaxQuantizer) if hasattr(cls, side)}
+                                           PerChannelAbsmaxQuantizer, MSEQuantizer,
+                                           PerChannelMSEQuantizer) if hasattr(cls, side)}
     if isinstance(given, str):
         observers = activation_observers() if side == "activation" else []
         if check_choice(name, given, [*known, *observers]) in observers:
