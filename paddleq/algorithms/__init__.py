@@ -4,6 +4,7 @@ from .awq import AWQ
 from .base import ALGORITHMS, QuantizedWeight, Rounder, Smoother, register_algorithm
 from .bias_correction import correct_biases
 from .distillation import DistillResult, TrainConfig, register_distill_loss
+from .equalization import EqualizationReport, equalize
 from .gptq import GPTQ
 from .layerwise.driver import LayerwiseResult, quantize_layer_by_layer
 from .layerwise.network_helper import NetworkHelper, StackHelper
@@ -20,8 +21,8 @@ from .reconstruction import (
 from .smoothquant import SmoothQuant
 
 __all__ = ["ALGORITHMS", "AWQ", "BRECQ", "GPTQ", "ROUND_TYPES", "AdaRound", "DistillResult",
-           "LayerwiseResult", "NetworkHelper", "QDrop", "QuantizedLinears", "QuantizedWeight",
-           "ReconstructionReport", "RoundToNearest", "Rounder", "SmoothQuant", "Smoother",
-           "StackHelper", "TrainConfig", "correct_biases", "quantize_layer_by_layer",
-           "quantize_linears", "reconstruct", "register_algorithm", "register_distill_loss",
-           "register_round_type"]
+           "EqualizationReport", "LayerwiseResult", "NetworkHelper", "QDrop", "QuantizedLinears",
+           "QuantizedWeight", "ReconstructionReport", "RoundToNearest", "Rounder", "SmoothQuant",
+           "Smoother", "StackHelper", "TrainConfig", "correct_biases", "equalize",
+           "quantize_layer_by_layer", "quantize_linears", "reconstruct", "register_algorithm",
+           "register_distill_loss", "register_round_type"]

@@ -3,8 +3,9 @@
 import copy
 import os
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Callable, Optional, Sequence, Union
 
 from paddle import nn
 
@@ -27,6 +28,7 @@ from ...nn.class_swap import rollback_on_error
 from .quantizers import make_quantizer
 from .shared import (
     SCOPES,
+    equalize_layers,
     extend_rules,
     fold_in_programs,
     fold_layers,
@@ -56,6 +58,9 @@ class PTQ:
         bias_correction: add the mean error of each output channel to the biases after
             :meth:`calibrate`: True or "fast" in one more pass over the data, "full" in one for
             each layer. See :func:`paddleq.algorithms.correct_biases`. Default False.
+        equalize: equalize the ranges of the channels of successive layers before they are
+            observed, on the ``inputs`` of :meth:`quantize` or the first batch, after ``fuse``;
+            see :func:`paddleq.algorithms.equalize`. Default False.
         **kwargs: arguments of the activation quantizer, unless it is an instance:
             ``quant_bits``, ``bins``, ``upsample_bins``, ``hist_percent``.
 
@@ -74,8 +79,9 @@ class PTQ:
     def __init__(self, activation_quantizer: Any = "KLQuantizer",
                  weight_quantizer: Any = "PerChannelAbsmaxQuantizer",
                  round_type: Any = NEAREST, bias_correction: Union[bool, str] = False,
-                 scope: str = SCOPES[0], **kwargs: Any) -> None:
+                 scope: str = SCOPES[0], equalize: bool = False, **kwargs: Any) -> None:
         self.scope = check_choice("scope", scope, SCOPES)
+        self.equalize = check_bool("equalize", equalize)
         self.bias_correction = parse_bias_correction(bias_correction)
         self.activation_quantizer = make_quantizer(
             "activation_quantizer", activation_quantizer, "activation", kwargs)
@@ -121,17 +127,21 @@ class PTQ:
         classes = None if quantizable_layer_type is None else layer_classes(
             "quantizable_layer_type", quantizable_layer_type)
         engine.warn_unmatched_types(model, classes or (), "quantizable_layer_type")
-        warn_unused_inputs(inputs, fuse, "fuse")
+        warn_unused_inputs(inputs, fuse or self.equalize, "fuse")
         rules = rules_for(classes, self._config(), scope)
         for name, bits in self._bits.items():
             rules.add(Scope(names=[name]), bits and self._with_bits(*bits)._config())
         model = model if inplace else engine.copy_of(model)
-        with rollback_on_error(model, folded_tensors(model) if fuse else ()):
+        with rollback_on_error(model, folded_tensors(model) if fuse or self.equalize else ()):
             if fuse and fuse_list is None:
                 fold_in_programs(model)
             finish = extend_rules(model, rules, self.scope, fuse)
-            insert_observers(model, rules,
-                             (lambda: fold_layers(model, inputs, fuse_list)) if fuse else None)
+            change: Optional[Callable] = None
+            if fuse:
+                change = partial(fold_layers, model, inputs, fuse_list, self.equalize)
+            elif self.equalize:
+                change = partial(equalize_layers, model, inputs)
+            insert_observers(model, rules, change)
             finish()
             engine.set_provenance(
                 model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
@@ -139,7 +149,7 @@ class PTQ:
                 rules=[*(skip_rules(scope) or ()), *self._bit_rules()] or None,
                 quantizable_layer_type=quantizable_layer_type,
                 round_type=recorded_round_type(self.round_type),
-                bias_correction=self.bias_correction,
+                bias_correction=self.bias_correction, equalize=self.equalize or None,
                 **({} if self.scope == SCOPES[0] else {"scope": self.scope}))
         return model
 

@@ -12,6 +12,7 @@ from paddle import nn
 from ... import engine
 from ..._checks import check_bool, check_choice, check_float, check_int, hint, wrong_type
 from ...algorithms.bias_correction import correct_on_batches, parse_bias_correction
+from ...algorithms.equalization import equalize_on
 from ...algorithms.reconstruction.driver import reconstruct_on
 from ...algorithms.reconstruction.settings import (
     NEAREST,
@@ -22,6 +23,7 @@ from ...analysis import Sensitivities, sensitivity
 from ...analysis.accuracy import accuracy_search
 from ...config import LayerConfig, QuantConfig, Scope
 from ...config.layer_config import check_activation_observer
+from ...engine.hooks import eager_evaluation
 from ...engine.provenance import plain_value
 from ...engine.select import select
 from ...errors import ConfigError, ModelError
@@ -86,8 +88,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
                       optimize_model=True, skip_tensor_list=None, batch_generator=None,
                       sample_generator=None, batch_size=1, is_full_quantize=False,
                       onnx_format=True, round_type=NEAREST, bias_correction=False, target="any",
-                      accuracy=None,
-                      **unneeded):
+                      accuracy=None, equalize=False, **unneeded):
     """Quantize a saved model with calibration data; its Python class is not needed.
 
     The model is loaded as a :class:`paddleq.SavedModel`, quantized by the engine as
@@ -137,6 +138,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         accuracy: arguments of :func:`paddleq.analysis.keep_accuracy`, such as
             ``{"metric": "labels", "max_drop": 0.005, "cost": "macs"}``, to leave operators float
             that cost too much accuracy. The batches are kept in memory. Default None: none.
+        equalize: equalize the ranges of the channels of successive layers first; see
+            :func:`paddleq.algorithms.equalize`. Default False.
         **unneeded: other arguments of PaddleSlim's: ``executor``, which may also be the first
             positional argument, followed by PaddleSlim's others in its order, ``scope``,
             ``activation_quantize_type``, ``is_use_cache_file``, ``cache_dir`` and
@@ -187,6 +190,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         "skip_tensor_list": skip_tensor_list, "bias_correction": bias_correction}
     if accuracy is not None:
         options["accuracy"] = accuracy
+    if check_bool("equalize", equalize):
+        options["equalize"] = True
     with dynamic_mode() as wrap:
         data = calibration_data(data_loader, batch_generator, sample_generator, batch_size, wrap)
         program, names = quantized_program(calibrated_model(files, data, round_type=settings,
@@ -220,6 +225,7 @@ def sensitivity_post_static(files, data_loader, **options):
 def calibrated_model(files, data_loader, config=None, batch_nums=None,
                      quantizable_op_type=DEFAULT_OPS, optimize_model=True, skip_tensor_list=None,
                      round_type=None, bias_correction=False, accuracy=None, scope=SCOPES[0],
+                     equalize=False,
                      **quantizers):
     """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
 
@@ -265,8 +271,15 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
         with first.errors_named():
             run(first)
 
+    def change():
+        if optimize_model:
+            fuse(model, run_first)
+        if equalize:
+            with eager_evaluation(model):
+                equalize_on(model, lambda: run(first))
+
     finish = extend_rules(model, rules, scope, optimize_model, skip)
-    engine.prepare(model, rules, (lambda: fuse(model, run_first)) if optimize_model else None)
+    engine.prepare(model, rules, change)
     finish()
     with engine.calibrating(model):
         engine.run_batches(run, chain([first], batches))

@@ -7,8 +7,9 @@ from paddle import nn
 
 from ... import engine
 from ..._checks import check_choice, wrong_type
+from ...algorithms.equalization import equalize_on
 from ...config import LayerConfig, QuantConfig, Scope
-from ...engine.example_inputs import fold_batch_norms
+from ...engine.example_inputs import fold_batch_norms, run_on_first_inputs
 from ...errors import ConfigError
 from ...nn.layer_types import QuantizableFunction, known_classes
 from ...saved_model import SavedModel
@@ -67,9 +68,9 @@ def extend_rules(model: nn.Layer, rules: QuantConfig, scope: str, fuse: bool,
     return full_scope(model, rules, fuse, skip_tensors)
 
 
-def warn_unused_inputs(inputs: Any, fuse: bool, argument: str) -> None:
-    """Warn of example ``inputs`` that nothing reads, because no batch norms are folded."""
-    if inputs is not None and not fuse:
+def warn_unused_inputs(inputs: Any, used: bool, argument: str) -> None:
+    """Warn of example ``inputs`` that nothing reads, because nothing is folded or equalized."""
+    if inputs is not None and not used:
         _logger.warning("inputs has no effect: it is for %s=True, which is False", argument)
 
 
@@ -80,13 +81,21 @@ def fold_in_programs(model: nn.Layer) -> None:
             layer.fold_affines()
 
 
-def fold_layers(model: nn.Layer, inputs: Any, fuse_list: Optional[Sequence] = None) -> None:
+def fold_layers(model: nn.Layer, inputs: Any, fuse_list: Optional[Sequence] = None,
+                equalize: bool = False) -> None:
     """Fold affine operators and batch norms into weights, or only the norms of ``fuse_list``.
 
-    That happens on example inputs, or on the first batch if ``inputs`` is None.
+    That happens on example inputs, or on the first batch if ``inputs`` is None. With ``equalize``,
+    the ranges of the channels of successive layers are equalized then.
     """
     fold_batch_norms(model, inputs, fuse_list,
-                     fold_layer_affines if fuse_list is None else None)
+                     fold_layer_affines if fuse_list is None else None,
+                     equalize_on if equalize else None)
+
+
+def equalize_layers(model: nn.Layer, inputs: Any) -> None:
+    """Equalize the ranges of channels on example inputs, or on the first batch."""
+    run_on_first_inputs(model, inputs, equalize_on)
 
 
 def insert_observers(model: nn.Layer, rules: QuantConfig, fold: Optional[Callable]) -> None:

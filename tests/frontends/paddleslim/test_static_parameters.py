@@ -135,6 +135,14 @@ def test_parameter_of_static_graphs_is_accepted_with_a_warning(name, source, tmp
     assert [name for record in caplog.records if f"does not need {name}" in record.message]
 
 
+def test_equalization_changes_the_files(source, tmp_path):
+    given = {"weight_quantize_type": "abs_max", "quantizable_op_type": ["conv2d"]}
+    assert quantize(source, tmp_path / "a", {**given, "equalize": True}) != quantize(
+        source, tmp_path / "b", given)
+    with pytest.raises(PaddleqError, match="equalize"):
+        quantize(source, tmp_path / "c", {"equalize": "yes"})
+
+
 def test_names_of_files_are_used(source, tmp_path):
     paddleq.quant_post_static(
         model_dir=source, quantize_model_path=tmp_path, data_loader=BATCHES,
