@@ -24,8 +24,8 @@ class AutoCompression:
 
     ``QuantAware`` (with ``Distillation`` and ``TrainConfig``) trains with :func:`paddleq.distill`;
     ``QuantPost`` quantizes with :func:`paddleq.quant_post_static`, or with
-    :func:`paddleq.paddleslim.quant.quant_recon_static` if it has ``recon_level``. Pruning, several teachers and the
-    search of hyperparameters are errors.
+    :func:`paddleq.paddleslim.quant.quant_recon_static` if it has ``recon_level``. Pruning, several
+    teachers and the search of hyperparameters are errors.
 
     Args:
         model_dir: folder of the saved model.
