@@ -145,7 +145,7 @@ def test_an_inconsistent_program_is_damaged(kind, program, tmp_path):
 
 
 def test_large_inputs_are_legal_and_allocate_nothing(program, tmp_path, caplog):
-    """What is allocated depends on the data that a caller passes, not on the declared sizes."""
+    """Memory follows the data that a caller passes, not the declared sizes."""
     path, large = str(tmp_path / "m"), program.copy()
     tensor_of(variable(large.desc, "x")).dims[0] = 2 ** 24  # 12 GB
     large.save(path + ".pdmodel", path + ".pdiparams")
