@@ -9,14 +9,16 @@ import zlib
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
+import numpy as np
 import paddle
 import paddle.distributed as dist
 
 from ._checks import check_choice
 from ._paddle_compat import hybrid_topology
-from .errors import DistributedError, ModelError
+from .errors import DistributedError
 
 REDUCTIONS = (None, "max", "mean")
+LONGEST_TEXT = 2048
 _local = threading.local()
 
 
@@ -36,6 +38,14 @@ def groups() -> Tuple[Any, ...]:
     found = ([dist.get_group(0)] if topology is None else
              [topology.get_data_parallel_group(), topology.get_sharding_parallel_group()])
     return tuple(group for group in found if group.nranks > 1)
+
+
+def check_one_process(activity: str) -> None:
+    """Raise DistributedError if batches are divided among processes."""
+    if groups():
+        raise DistributedError(
+            f"{activity} runs in one process, because each would compute another result from its "
+            "data; run it in one with paddleq.local_statistics() and load its model in the others")
 
 
 def is_writer() -> bool:
@@ -73,11 +83,54 @@ def world_size() -> int:
     return size
 
 
-def all_reduce(x: paddle.Tensor, op: Any) -> paddle.Tensor:
-    """Reduce ``x`` over :func:`groups` in place and return it."""
-    for group in groups():
-        dist.all_reduce(x, op=op, group=group)
+@contextmanager
+def _failures_named(place: str) -> Iterator[None]:
+    """Raise DistributedError with ``place`` for an error of a collective operation."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise DistributedError(
+            f"{place}: a collective operation failed; another process has ended, or does not "
+            f"take part ({reason[-1].strip() if reason else type(error).__name__}). "
+            "paddleq.local_statistics() works in one process") from error
+
+
+def all_reduce(x: paddle.Tensor, op: Any, place: str = "calibration") -> paddle.Tensor:
+    """Reduce ``x`` over :func:`groups` in place and return it.
+
+    Args:
+        place: for messages.
+
+    Raises:
+        DistributedError: the operation failed, as when another process has ended.
+    """
+    with _failures_named(place):
+        for group in groups():
+            dist.all_reduce(x, op=op, group=group)
     return x
+
+
+def all_gather(x: paddle.Tensor, place: str = "calibration") -> List[paddle.Tensor]:
+    """Return ``x`` of each process of :func:`groups`, in the same order in all of them.
+
+    The arguments and errors are those of :func:`all_reduce`.
+    """
+    found = x.unsqueeze(0)
+    with _failures_named(place):
+        for group in groups():
+            parts: List[paddle.Tensor] = []
+            dist.all_gather(parts, found, group=group)
+            found = paddle.concat(parts)
+    return found.unbind(0)
+
+
+def gather_texts(text: str) -> List[str]:
+    """Return the first :data:`LONGEST_TEXT` bytes of ``text`` of each process."""
+    content = text.encode()[:LONGEST_TEXT]
+    padded = np.frombuffer(content.ljust(LONGEST_TEXT, b"\0"), dtype=np.uint8)
+    return [each.numpy().tobytes().rstrip(b"\0").decode(errors="ignore")
+            for each in all_gather(paddle.to_tensor(padded.copy()))]
 
 
 class NonFiniteBatch(Exception):
@@ -106,10 +159,6 @@ class Reduction:
     """
 
     def __init__(self, how: str, finite: paddle.Tensor, label: str) -> None:
-        if not paddle.in_dynamic_mode():
-            raise ModelError(
-                f"{label or 'a quantizer'}: statistics cannot be reduced over processes in a "
-                "program of paddle.jit.to_static; train in dynamic mode, or set reduce=None")
         self.how, self.finite, self.label = how, finite, label
         self._id = float(zlib.crc32(label.encode()) & 0xffff)
 
@@ -155,7 +204,8 @@ class Reduction:
     def _reduced(self, own, extra, op, dtype):
         packed = paddle.concat(own)
         packed = paddle.where(self.finite, packed, paddle.full_like(packed, float("inf")))
-        packed = all_reduce(paddle.concat([packed, paddle.to_tensor(extra, dtype=dtype)]), op)
+        packed = all_reduce(paddle.concat([packed, paddle.to_tensor(extra, dtype=dtype)]), op,
+                            self.label or "a quantizer")
         self.finite = (packed < float("inf")).all().reshape([1])
         if packed.place.is_cpu_place() and not self.finite.item():
             raise NonFiniteBatch

@@ -11,8 +11,10 @@ from typing import Any, Dict, Iterable, List, Optional, Union
 
 import paddle
 from paddle import nn
+from paddle.distributed import ReduceOp
 
 from .._checks import check_choice
+from .._distributed import all_gather, all_reduce, groups
 from ..engine.calibration import iter_batches, run_batches
 from ..engine.state import (
     check_quantized,
@@ -55,6 +57,9 @@ def correct_biases(model: nn.Layer, data: Iterable, method: str = "fast",
             are not corrected themselves.
         num_batches: use this many batches. Default: all.
 
+    Processes that ``paddle.distributed`` connects correct biases together, each on its share of the
+    data, by the means over all of them; see :func:`paddleq.calibrate`.
+
     Returns:
         Names of the corrected layers, in the order of execution.
 
@@ -75,7 +80,8 @@ def correct_biases(model: nn.Layer, data: Iterable, method: str = "fast",
     check_quantized(model)
     check_choice("method", method, METHODS)
     return correct_on_batches(
-        model, iter_batches(model, data, num_batches, "correcting biases"), method)
+        model, iter_batches(model, data, num_batches, "correcting biases",
+                            allow_empty=bool(groups())), method)
 
 
 def correct_on_batches(model: nn.Layer, batches: Iterable, method: str) -> List[str]:
@@ -120,8 +126,26 @@ class _ChannelMeans:
         self._sums[name] = self._sums.get(name, 0.0) + (value.sum(others) if others else value)
         self._counts[name] += value.size // value.shape[axis]
 
-    def result(self) -> Dict[str, paddle.Tensor]:
-        return {name: total / self._counts[name] for name, total in self._sums.items()}
+    def result(self, layers: Dict[str, nn.Layer]) -> Dict[str, paddle.Tensor]:
+        """Return the means over the batches of all processes, in the order of execution."""
+        if not groups():
+            return {name: total / self._counts[name] for name, total in self._sums.items()}
+        order = {name: position for position, name in enumerate(self._sums)}
+        own = [[order.get(name, -1), len(self._sums.get(name, ())), self._counts[name]]
+               for name in layers]
+        every = paddle.stack(all_gather(paddle.to_tensor(own, dtype="int64"))).numpy()
+        positions, sizes, counts = every[:, :, 0], every[:, :, 1].max(0), every[:, :, 2].sum(0)
+        found = {}
+        for number, name in enumerate(layers):
+            if counts[number]:
+                total = self._sums.get(name)
+                if total is None:
+                    total = paddle.zeros([int(sizes[number])], dtype="float64")
+                found[name] = all_reduce(total.clone(), ReduceOp.SUM) / int(counts[number])
+        # The order of the first process that ran the layer.
+        rank = {name: min((r, p) for r, p in enumerate(positions[:, number]) if p >= 0)
+                for number, name in enumerate(layers) if name in found}
+        return {name: found[name] for name in sorted(found, key=lambda name: rank[name])}
 
 
 def _errors_in_float_model(model, layers, batches):
@@ -141,7 +165,7 @@ def _errors_in_float_model(model, layers, batches):
 
     with quantizing_only(model, []), patched_forwards(layers, forward):
         _run(model, batches)
-    return means.result()
+    return means.result(layers)
 
 
 def _correct_in_order(model, layers, batches):
@@ -156,18 +180,18 @@ def _correct_in_order(model, layers, batches):
 
     with quantizing_only(model, []), patched_forwards(layers, observe):
         _run(model, batches)
-    expected = means.result()
+    expected = means.result(layers)
     for name in tqdm(expected, desc="correcting biases", disable=None, leave=False):
         means = _ChannelMeans()
         with patched_forwards({name: layers[name]}, observe):
             _run(model, batches)
-        _add_to_bias(layers[name], expected[name] - means.result()[name])
+        _add_to_bias(layers[name], expected[name] - means.result({name: layers[name]})[name])
     return list(expected)
 
 
 def _run(model, batches):
     count = run_batches(lambda batch: model(*batch[0], **batch[1]), batches)
-    if not count:
+    if not all_reduce(paddle.to_tensor([count]), ReduceOp.SUM).item():
         raise CalibrationError("data must yield at least one batch, but is empty")
 
 

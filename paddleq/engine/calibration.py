@@ -12,6 +12,7 @@ import paddle
 from paddle import nn
 
 from .._checks import check_int, wrong_type
+from .._distributed import groups, is_writer
 from .._layer_state import read_state
 from .._paddle_compat import unwrapped
 from ..errors import CalibrationError, ConfigError, NonFiniteError
@@ -19,6 +20,7 @@ from ..fake_quant.fake_quantize import State
 from ..graph.fold_batch_norm import folded_tensors
 from ..nn.class_swap import rollback_on_error
 from .batch import Batch
+from .distributed import merged_statistics
 from .hooks import to_static_enabled
 from .state import (
     check_quantized,
@@ -47,6 +49,15 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
     ended it; an interrupt (``KeyboardInterrupt``, ``MemoryError``) restores the statistics too.
     Other threads must not call the model meanwhile.
 
+    Processes that ``paddle.distributed`` connects (``init_parallel_env``, ``fleet.init``) calibrate
+    together: each calls this function on its share of the data, as of a
+    ``paddle.io.DistributedBatchSampler``, which may be empty. The statistics are merged, and all of
+    them have the same scales afterwards. Running maxima and minima are those of one process with
+    all batches; histograms as well, but for the widths of their bins; moving averages depend on the
+    order of batches and are averaged. If one process raises an error, all raise one with its
+    message, and the statistics are as before. Use :func:`paddleq.local_statistics` to calibrate in
+    one process only.
+
     Layers that no batch reached, such as auxiliary heads that only training runs, are left float,
     with a warning; :func:`summary` shows them as "not called during calibration". An export whose
     graph contains one of them raises an error.
@@ -61,10 +72,11 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
         desc: label of the progress bar, which is shown on terminals only.
 
     Returns:
-        Number of batches used.
+        Number of batches that this process used.
 
     Raises:
         CalibrationError: ``data`` is empty, or no layer received data.
+        DistributedError: another process has another model or raised an error.
         NonFiniteError: NaN or infinity reached a layer; names the layer and the batch.
         ConfigError, ConfigTypeError: a batch is empty or does not fit the model's ``forward``;
             names the batch, its inputs, and what the model takes.
@@ -80,7 +92,7 @@ def calibrate(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None
         [3.0]
     """
     check_quantized(model)
-    batches = iter_batches(model, data, num_batches, desc)
+    batches = iter_batches(model, data, num_batches, desc, allow_empty=bool(groups()))
     with calibrating(model):
         return run_batches(lambda inputs: model(*inputs[0], **inputs[1]), batches)
 
@@ -90,7 +102,8 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
     """Observe the activations of a quantized model in its forward passes, then compute the scales.
 
     While open, the model is in evaluation mode and quantizers pass their input through. On exit
-    the states are as :func:`calibrate` describes.
+    the states are as :func:`calibrate` describes. The statistics of processes that
+    ``paddle.distributed`` connects are merged.
     """
     quantizers = [quantizer for _, quantizer in fake_quantizers(model)]
     finished = [q for q in quantizers if q.state is State.CALIBRATION]
@@ -98,12 +111,14 @@ def calibrating(model: nn.Layer) -> Iterator[None]:
     tensors = [tensor for q in quantizers for tensor in [*q.parameters(), *q.buffers()]]
     if read_state(model).first_batch_action is not None:
         tensors += folded_tensors(model)
-    with in_one_thread(model), rollback_on_error(model, tensors, only_interrupts=True):
+    with in_one_thread(model), rollback_on_error(
+            model, tensors, only_interrupts=not groups()):
         with to_static_enabled(False), restored_states(model), evaluation(model), paddle.no_grad():
             set_state(model, State.CALIBRATION)
             for quantizer in disabled:
                 quantizer.observer_enabled = False
-            yield
+            with merged_statistics(model):
+                yield
             finalize(model)
         for quantizer in finished:
             quantizer.set_state(State.VALIDATION)
@@ -145,7 +160,8 @@ def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = N
     if desc is not None:
         from tqdm import tqdm
 
-        batches = tqdm(batches, desc=desc, total=total, disable=None, leave=False)
+        batches = tqdm(batches, desc=desc, total=total, disable=None if is_writer() else True,
+                       leave=False)
     return _forward_arguments(model, batches, allow_empty, argument)
 
 

@@ -10,7 +10,7 @@ import paddle
 from .._checks import check_choice, check_int, check_known_keys, wrong_type
 from .._distributed import NonFiniteBatch, Reduction, check_reduce, groups
 from .._paddle_compat import StateDictNotice, is_traced_by_save
-from ..errors import CalibrationError, ConfigError, NonFiniteError
+from ..errors import CalibrationError, ConfigError, ModelError, NonFiniteError
 from ..functional.qparams import as_dtype, constant
 from ..observers import Observer
 from ..observers.base import Factory, assign_buffer
@@ -137,6 +137,10 @@ class Observation(StateDictNotice):
         """Return the :class:`Reduction` of the statistics of the batch ``x``, or None."""
         if not self._reduces():
             return None
+        if not paddle.in_dynamic_mode():
+            raise ModelError(
+                f"{self.label or 'the quantizer'}: statistics cannot be reduced over processes in "
+                "a program of paddle.jit.to_static; train in dynamic mode, or set reduce=None")
         # Paddle 2.6 has no all() of an empty tensor.
         finite = self._all_finite(x) if x.size else paddle.ones([1], dtype="bool")
         return Reduction(self.reduce, finite, self.label)
@@ -180,6 +184,10 @@ class Observation(StateDictNotice):
             raise CalibrationError(f"{self.label or 'the quantizer'} observed no data")
         self._store_observed()
         self._qparams_when_observed = None
+
+    def mark_observed(self):
+        """Let :meth:`finalize` compute a scale, as after batches that the observer has seen."""
+        self._qparams_when_observed = self._copy_qparams()
 
     def _store_observed(self):
         with paddle.no_grad():

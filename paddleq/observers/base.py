@@ -201,6 +201,16 @@ class Observer(nn.Layer, WithArgs, Collector):
     def result(self) -> Tuple[paddle.Tensor, Optional[paddle.Tensor]]:
         return self.qparams()
 
+    def buffers_copy(self) -> Dict[str, paddle.Tensor]:
+        """Return copies of the statistics by name."""
+        return {name: value.detach().clone() for name, value in own_buffers(self).items()}
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        with paddle.no_grad():
+            for name, value in list(own_buffers(self).items()):
+                self._assign(name, paddle.zeros_like(value))
+
     def load_state_dict(self, state: Dict[str, paddle.Tensor]) -> None:
         for name in list(own_buffers(self)):
             self._assign(name, state[name])

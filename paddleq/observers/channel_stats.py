@@ -4,8 +4,10 @@ import copy
 from typing import Any, Dict, Iterable, Tuple
 
 import paddle
+from paddle.distributed import ReduceOp
 
 from .._checks import check_choice, wrong_value
+from .._distributed import all_reduce, groups
 from .._paddle_compat import scalar
 from ..errors import CalibrationError, NonFiniteError
 from ..functional.qparams import as_dtype
@@ -13,6 +15,7 @@ from .base import Collector
 
 KINDS = ("abs_max", "mean_abs", "hessian", "range")
 # Functions that combine extremes; the other statistics are means over the tokens.
+_NAMES = {"range": ["min", "max"]}  # of the statistics of a kind
 _EXTREMES = {"abs_max": paddle.maximum, "min": paddle.minimum, "max": paddle.maximum}
 
 
@@ -83,6 +86,33 @@ class ChannelStats(Collector):
                 new = (_EXTREMES[name](old, new) if name in _EXTREMES
                        else old.scale_(1.0 - share).add_(new.scale_(share)))
             self._values[name] = new
+
+    def merge_processes(self, features: int) -> None:
+        """Merge the statistics of the processes that ``paddle.distributed`` connects.
+
+        All of them have the same result, to the last bit.
+
+        Args:
+            features: K, for a process without inputs.
+        """
+        if not groups():
+            return
+        tokens = int(all_reduce(paddle.to_tensor([self.tokens]), ReduceOp.SUM).item())
+        if tokens:
+            for name in sorted(name for kind in self.kinds for name in _NAMES.get(kind, [kind])):
+                self._values[name] = self._over_processes(name, features, tokens)
+            self.tokens = tokens
+
+    def _over_processes(self, name, features, tokens):
+        value = self._values.get(name)
+        if name not in _EXTREMES:
+            shape = [features] * (2 if name == "hessian" else 1)
+            share = (paddle.zeros(shape) if value is None else
+                     value * paddle.to_tensor(self.tokens / tokens, dtype="float32"))
+            return all_reduce(share, ReduceOp.SUM)
+        if value is None:
+            value = paddle.full([features], float("inf" if name == "min" else "-inf"))
+        return all_reduce(value.clone(), ReduceOp.MIN if name == "min" else ReduceOp.MAX)
 
     def merge(self, other: "ChannelStats") -> None:
         """Add the statistics of another collector.
@@ -220,6 +250,14 @@ class KVRange(Collector):
         for name, value in values.items():
             old = self._values.get(name)
             self._values[name] = value if old is None else paddle.maximum(old, value)
+
+    def merge_processes(self) -> None:
+        """Merge the values of the processes that ``paddle.distributed`` connects.
+
+        Each of them must have received keys and values.
+        """
+        for name in sorted(self._values) if groups() else ():
+            self._values[name] = all_reduce(self._values[name].clone(), ReduceOp.MAX)
 
     def merge(self, other: "KVRange") -> None:
         self._extend(other._values)

@@ -33,7 +33,7 @@ def environments(ranks):
                "OMP_NUM_THREADS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
 
 
-def run_ranks(folder, *scenarios, ranks=2, timeout=240):
+def run_ranks(folder, *scenarios, ranks=2, timeout=600):
     """Run scenarios of ``distributed_worker.py`` in connected processes.
 
     The files that they write are in ``folder``. Returns (exit code, output) of each process.

@@ -24,6 +24,7 @@ import paddle
 from paddle import nn
 
 from ..._checks import check_fields, check_float, check_int, checked_field, wrong_type
+from ..._distributed import check_one_process
 from ...engine.batch import Batch
 from ...engine.calibration import iter_batches
 from ...engine.hooks import eager_evaluation
@@ -353,6 +354,7 @@ def train(student: nn.Layer, teacher: nn.Layer, data: Iterable,
         checkpoint_dir: folder for the state, from which an interrupted training continues.
         run: further plain values that determine the result, for ``checkpoint_dir``.
     """
+    check_one_process("distillation")
     steps = config.steps(data)
     interval = config.eval_iter or max(1, -(-steps // 10))
     terms = None if losses is None else list(losses)

@@ -11,13 +11,17 @@ from functools import partial
 from typing import Any, Dict, Iterable, List, Optional, Union
 
 import paddle
+import paddle.distributed as dist
 from paddle import nn
+from paddle.distributed import ReduceOp
 
-from ..._checks import check_choice, check_layer
+from ..._checks import check_choice, check_layer, check_path
+from ..._distributed import all_gather, all_reduce, groups, is_writer
 from ...config import LayerConfig, QuantConfig, SkipKind, SkipReason
 from ...engine import collect_inputs, eager_evaluation, iter_batches, run_batches
+from ...engine.distributed import check_same_model, merge_observers
 from ...engine.select import leave_float, nothing_selected
-from ...errors import CalibrationError, PaddleqError
+from ...errors import CalibrationError, DistributedError, PaddleqError
 from ...functional.qparams import as_dtype
 from ...graph.calls import argument_names, find_uses
 from ...nn import Int8KVCache, IntegerLinear
@@ -83,6 +87,11 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
     padding with 0. Padding is left out of the statistics of layers whose input is
     [batch, tokens, ...] or [batch * tokens, features].
 
+    Processes that ``paddle.distributed`` connects quantize together: each gives its share of the
+    data, at least one batch, and the statistics of each decoder layer are merged, so that all have
+    the same model afterwards. ``resume_dir`` then has a subfolder for each process. See
+    :func:`paddleq.calibrate`.
+
     Returns:
         A :class:`LayerwiseResult`.
 
@@ -94,6 +103,7 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
         ConfigError, ConfigTypeError: an argument is wrong, or ``resume_dir`` belongs to another
             run; names the difference.
         FormatError: a file in ``resume_dir`` is damaged.
+        DistributedError: the processes have different models, or one of them has no batch.
 
     Examples:
         >>> import paddle
@@ -118,6 +128,7 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
     check_choice("uncalibrated", uncalibrated, UNCALIBRATED)
     selection = select_layers(model, helper, config)
     warn_idle(model, helper, config, selection)
+    _check_shares(model, inputs)
     unused = _find_uses(model, selection, inputs)
     selected = selection.selected
     reading = ScheduleEntry(None, "", None, selected).reading
@@ -132,9 +143,19 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
         containing = containing_layers(model, replay.layers)
         driver = _Driver(model, replay, containing,
                          build_schedule(replay.layers, containing, selected), uncalibrated)
-        resume = None if resume_dir is None else Resume(resume_dir, fingerprint(
-            model, [name for name, _ in replay.layers], *split_kinds(selected), inputs))
+        resume = None if resume_dir is None else Resume(
+            _folder_of_process(resume_dir), fingerprint(
+                model, [name for name, _ in replay.layers], *split_kinds(selected), inputs))
+        if resume is not None and groups():  # layers that all have finished
+            resume.finished = int(all_reduce(
+                paddle.to_tensor([resume.finished]), ReduceOp.MIN).item())
         return driver.run(resume, progress)
+
+
+def _folder_of_process(folder):
+    """Return the subfolder of ``folder`` for this one of several processes, or ``folder``."""
+    folder = check_path("resume_dir", folder, "a path or None")
+    return os.path.join(folder, f"process-{dist.get_rank()}") if groups() else folder
 
 
 def _find_uses(model, selection, inputs):
@@ -143,11 +164,29 @@ def _find_uses(model, selection, inputs):
     with eager_evaluation(model):
         found, unused = find_uses(linears, [
             partial(model, *args, **kwargs) for args, kwargs in inputs])
+    if groups():
+        names = list(linears)
+        flags = all_reduce(paddle.to_tensor(
+            [[name in found, name not in unused] for name in names], dtype="int64"),
+            ReduceOp.MAX).tolist()
+        found = [name for name, (read, _) in zip(names, flags) if read]
+        unused = [name for name, (_, used) in zip(names, flags) if not used]
     for name in found:
         leave_float(selection, name, SkipReason(SkipKind.WEIGHT_READ_OUTSIDE))
     if not selection.selected:
         raise nothing_selected(model, selection)
     return unused
+
+
+def _check_shares(model, inputs):
+    """Raise unless all processes have the same model and a share of the data, or none has."""
+    if groups():
+        check_same_model(model)
+        counts = [int(count) for count in all_gather(paddle.to_tensor([len(inputs)]))]
+        if any(counts) and not all(counts):
+            raise DistributedError(
+                f"the processes have {', '.join(map(str, counts))} batches; each needs at least "
+                "one to quantize layer by layer")
 
 
 @dataclass
@@ -191,7 +230,8 @@ class _Driver:
     def run(self, resume: Any, progress):
         from tqdm import tqdm
 
-        with tqdm(self.schedule, desc="quantizing", disable=None if progress else True,
+        shown = progress and is_writer()
+        with tqdm(self.schedule, desc="quantizing", disable=None if shown else True,
                   leave=False) as bar:
             for position, entry in enumerate(bar):
                 bar.set_postfix_str(entry.name)
@@ -253,6 +293,8 @@ class _Driver:
         def observe(input_scale):
             collector = _SmoothedInput(config.activation_observer(), input_scale)
             self.collect(layers, dict.fromkeys(names, collector), run)
+            if groups():
+                merge_observers([collector.observer])
             return collector.observer
 
         try:
@@ -291,6 +333,8 @@ class _Driver:
             self.collect({name: caches[name] for name in collectors}, collectors, run)
             check_reached([name for name, each in collectors.items() if each.result() is None],
                           len(self.batches))
+            for collector in collectors.values():
+                collector.merge_processes()
         replace_layers(self.model, [
             (cache, Int8KVCache.from_abs_max(*collectors[name].result(),
                                              token_axis=cache.token_axis)

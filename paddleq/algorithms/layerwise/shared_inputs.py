@@ -1,10 +1,24 @@
 """Groups of Linear layers that read the same tensor, and their shared statistics."""
 
 from itertools import takewhile
-from typing import Any, Callable, Dict, FrozenSet, Hashable, Iterable, List, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Container,
+    Dict,
+    FrozenSet,
+    Hashable,
+    Iterable,
+    List,
+    Sequence,
+    Tuple,
+)
 
+import paddle
 from paddle import nn
 
+from ..._distributed import all_gather
+from ..._distributed import groups as process_groups
 from ...engine import collect_inputs, run_batches
 from ...engine.hooks import TensorKeys
 from ...errors import CalibrationError
@@ -41,7 +55,24 @@ def find_groups(layers: Dict[str, nn.Layer],
         history = {name: (*known, read[name]) for name, known in history.items()}
         if all(any(calls) for calls in history.values()):
             break
-    return split([list(layers)], lambda name: history[name] if any(history[name]) else name)
+    groups = split([list(layers)], lambda name: history[name] if any(history[name]) else name)
+    return common_groups(groups, list(layers), {name for name in layers if any(history[name])})
+
+
+def common_groups(groups: List[List[str]], order: Sequence[str],
+                  called: Container[str]) -> List[List[str]]:
+    """Return groups of names that are in one group in each process that has called them.
+
+    They are in ``order``, which is the same in all processes.
+    """
+    if not process_groups():
+        return groups
+    number = {name: position for position, group in enumerate(groups) for name in group}
+    own = paddle.to_tensor([number[name] if name in called else -1 for name in order],
+                           dtype="int64")
+    every = paddle.stack(all_gather(own)).numpy()
+    keys = {name: tuple(column) for name, column in zip(order, every.T)}
+    return split([list(order)], lambda name: keys[name] if max(keys[name]) >= 0 else name)
 
 
 def collect_stats(layers: Dict[str, nn.Layer], groups: Sequence[List[str]],
@@ -58,6 +89,8 @@ def collect_stats(layers: Dict[str, nn.Layer], groups: Sequence[List[str]],
         groups = parts
         stats = [ChannelStats(frozenset().union(*map(needs, group))) for group in groups]
         parts = _collect(layers, groups, stats, run, masks)
+    for group, each in zip(groups, stats):
+        each.merge_processes(layers[group[0]].weight.shape[0])
     return list(zip(groups, stats))
 
 
@@ -73,7 +106,7 @@ def _collect(layers, groups, stats, run, masks):
         parts = split(groups, lambda name: tuple(read.get(name, ())))
 
     run_batches(collect, takewhile(lambda _: len(parts) == len(groups), range(len(masks))))
-    return parts
+    return common_groups(parts, list(layers), layers)
 
 
 def check_reached(unseen: List[str], num_batches: int) -> None:

@@ -12,6 +12,7 @@ import paddle
 from paddle import nn
 
 from ..._checks import wrong_value
+from ..._distributed import check_one_process
 from ..._layer_state import state_of
 from ...engine import eager_evaluation, iter_batches, quantized_layers, quantizing_only
 from ...engine.state import check_quantized, is_left_float
@@ -53,6 +54,8 @@ def reconstruct(model: nn.Layer, data: Iterable, method: Any = "adaround",
     Raises:
         ModelError: the model is not quantized.
         CalibrationError: the model is not calibrated, or there is no batch.
+        DistributedError: ``paddle.distributed`` connects several processes, outside of
+            :func:`paddleq.local_statistics`.
         NonFiniteError: NaN or infinity in the output of a layer.
         ConfigError, ConfigTypeError: an unknown method, or a batch that does not fit.
 
@@ -80,6 +83,7 @@ def reconstruct(model: nn.Layer, data: Iterable, method: Any = "adaround",
 def reconstruct_on(model: nn.Layer, batches: Sequence[Tuple[Any, Any]],
                    settings: AdaRound) -> ReconstructionReport:
     """:func:`reconstruct` on batches that are (args, kwargs) of the model."""
+    check_one_process("learned rounding")
     _check_calibrated(model)
     begin = time.perf_counter()
     report = ReconstructionReport()
