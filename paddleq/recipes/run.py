@@ -1,17 +1,15 @@
 """Execution of recipes."""
 
-import contextlib
 import logging
 import os
-import random
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, List, Optional
 
-import numpy as np
 import paddle
 
 from .. import engine, export
+from ..algorithms.distillation import seeded
 from ..analysis import report, sensitivity
 from ..analysis.accuracy import accuracy_search
 from ..checkpoint import save_checkpoint
@@ -77,7 +75,7 @@ def run(recipe: Recipe) -> RecipeResult:
     values, result = recipe.values, RecipeResult()
     # With a new name generator, parameters are named as in a new process: each run writes the
     # same bytes.
-    with _seeded(values.seed), paddle.utils.unique_name.guard():
+    with seeded(values.seed), paddle.utils.unique_name.guard():
         if values.quantize.method == "dynamic" or (
                 values.model.path and values.quantize.method == "ptq"):
             program = _quantized_program(recipe)
@@ -221,7 +219,7 @@ def sensitivities(recipe, report_path=None):
     The recipe is of the method ptq. For a Layer, a report is written to ``report_path``.
     """
     model, data = recipe.values.model, data_of(recipe, "calibration")
-    with _seeded(recipe.values.seed):
+    with seeded(recipe.values.seed):
         if not model.build:
             return sensitivity_post_static(locate(recipe.resolve(model.path)), data,
                                            **_static_options(recipe))
@@ -275,18 +273,3 @@ def data_of(recipe, purpose) -> Any:
     """Return the batches of ``data.calibration`` or ``data.evaluation``, or None."""
     section = getattr(recipe.values.data, purpose)
     return None if section is None else open_data(folder=recipe.folder, **section.model_dump())
-
-
-@contextlib.contextmanager
-def _seeded(seed):
-    """Seed all random generators, and restore their states afterwards."""
-    states = random.getstate(), np.random.get_state(), paddle.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    paddle.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        paddle.set_rng_state(states[2])
