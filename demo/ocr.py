@@ -76,7 +76,7 @@ def quantize(data, steps, console):
                 lines(8 * steps, CALIBRATION_SEED + 1), 8)]
             np.random.default_rng(0).shuffle(training)
             model = paddleq.distill(folder_of(kind), training, calibration_data=data[kind],
-                                    train_iter=steps, learning_rate=1e-5).model
+                                    train_iter=steps).model
         else:
             ptq = paddleq.PTQ(ObserverQuantizer("mse"))
             model = ptq.quantize(paddleq.SavedModel(folder_of(kind)), fuse=True)

@@ -80,7 +80,7 @@ def ptq(model, data, quantize, output, formats, max_drop, metric, cost, seed):
   paddleq distill float/model -d images.npy --config act.yaml -o out/model
       with the sections Distillation, QuantAware and TrainConfig of PaddleSlim
   paddleq distill float/model -d train.npz --eval-data held_out.npz --weight-bits 4 \\
-      --loss relative_l2 --learning-rate 3e-5 --steps 500 -o out/model""")
+      --loss relative_l2 --steps 500 -o out/model""")
 @model_options
 @data_options
 @output_option
@@ -89,13 +89,16 @@ def ptq(model, data, quantize, output, formats, max_drop, metric, cost, seed):
               help="configuration of PaddleSlim's auto compression (ACT) as YAML; other options "
                    "take precedence")
 @click.option("--eval-data", metavar="SOURCE",
-              help="data like --data; the state with the smallest loss on it is written")
+              help="data like --data; the state with the smallest loss on it is written "
+                   "(default: a part of --data that is not trained on)")
 @click.option("--loss", metavar="NAME", help="loss of the outputs: soft_label, l2, relative_l2, "
                                              "cosine, l1 (default: by their values)")
 @click.option("--epochs", type=int, help="passes over the data (default: 1)")
 @click.option("--steps", type=int, help="number of batches to train on, in place of --epochs")
-@click.option("--learning-rate", type=float, help="highest rate of a cosine schedule with warm-up "
-                                                  "(default: 1e-5)")
+@click.option("--learning-rate", type=float, help="highest rate of a cosine schedule with warm-up, "
+                                                  "relative to the magnitude of parameters "
+                                                  "(default: from the first batches); absolute "
+                                                  "with --optimizer")
 @click.option("--optimizer", metavar="NAME", help="class of paddle.optimizer (default: Adam)")
 @click.option("--weight-bits", type=int)
 @click.option("--activation-bits", type=int)

@@ -146,13 +146,20 @@ def _by_amct(recipe, net):
 
 
 def _by_distillation(recipe, net):
-    quantize = recipe.values.quantize
+    quantize, sections = recipe.values.quantize, recipe.values.data
     calibration, training = (data_of(recipe, name) for name in ("calibration", "training"))
+    if training is None:
+        training, calibration = calibration, None
+    elif sections.training.source == sections.calibration.source:
+        # Without calibration data, batches for the evaluations are kept from the training.
+        calibration = None
+    batches = sections.calibration.batches
     return distill(
-        net, calibration if training is None else training, quantize.config, quantize.losses,
+        net, training, quantize.config, quantize.losses,
         teacher=None if quantize.teacher is None else recipe.resolve(quantize.teacher),
         calibration_data=calibration, eval_data=data_of(recipe, "evaluation"),
         fuse=quantize.fuse is not False, skip=quantize.skip,
+        **({} if batches is None else {"calibration_batches": batches}),
         **{"seed": recipe.values.seed, **(quantize.train or {})}).model
 
 

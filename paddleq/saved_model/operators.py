@@ -1,7 +1,7 @@
 """Operators of a saved program as plain Python values."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..export.program.op_desc import attribute_value
 
@@ -72,6 +72,18 @@ class Arguments:
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value of an attribute, ``default`` if the operator lacks it."""
         return self.operator.get(name, default)
+
+
+def logits_of(operators: Sequence[Operator], name: str) -> Optional[str]:
+    """Return the input of the softmax along the last axis whose output is ``name``, or None."""
+    for op in reversed(operators):
+        if name in op.all_outputs():
+            if op.type == "softmax" and op.get("axis", -1) == -1:
+                return op.input("X")
+            if op.type != "assign":
+                return None
+            name = op.all_inputs()[0]
+    return None
 
 
 def read_operators(block) -> List[Operator]:

@@ -46,7 +46,7 @@ from .inputs import TensorInfo, check_inputs
 from .layers import LayerBinding, make_layer, plan_layers, transposed_to
 from .lower import build_program
 from .operator_layers import call_operator_layer, operator_layer
-from .operators import Arguments, Operator, read_operators
+from .operators import Arguments, Operator, logits_of, read_operators
 from .stages import Stage, find_stages
 from .without_gradient import program_of_operator, run_without_gradient
 
@@ -213,6 +213,14 @@ class SavedModel(nn.Layer):
             if op.type not in _INTERFACE and (0, position) not in self._merged:
                 names.update(dict.fromkeys(self._results(op)))
         return list(names)
+
+    @property
+    def logits_names(self) -> Dict[str, str]:
+        """Name of each output of a softmax along the last axis -> name of the softmax's input."""
+        found = {name: logits_of(self._operators[0], name) for name in self.output_names}
+        known = set(self.tensor_names)
+        return {name: logits for name, logits in found.items()
+                if logits is not None and logits in known}
 
     def _results(self, op):
         return op.all_outputs() if op.layer is None else [self.bindings[op.layer].target]

@@ -12,6 +12,9 @@ from paddle import nn
 import paddleq
 from paddleq import DistillLoss
 from paddleq.algorithms.distillation import DISTILL_LOSSES, register_distill_loss
+from paddleq.algorithms.distillation.held_out import hold_out
+from paddleq.algorithms.distillation.optimization import automatic_rate, relative_rates
+from paddleq.engine import quantized_layers
 from paddleq.errors import (
     CalibrationError,
     ConfigError,
@@ -107,14 +110,108 @@ def test_a_trained_student_is_nearer_to_its_teacher(net, data, digits, quantizat
         distances.append(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
         return -distances[-1]
 
-    result = paddleq.distill(net, data, quantization, eval_callback=distance, epochs=4,
-                             learning_rate=1e-3)
-    assert [step for step, _ in result.metrics] == [0, 3, 6, 9, 12, 15, 18, 21, 24]
+    result = paddleq.distill(net, data, quantization, eval_callback=distance, epochs=4)
+    assert [step for step, _ in result.metrics] == [0, 5, 10, 15, 20, 24]
     assert distances[-1] < 0.8 * distances[0]
     assert result.best_step == result.metrics[int(np.argmin(distances))][0]
     assert -distance(result.model) == min(distances)
     for name, value in net.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name])
+
+
+@pytest.mark.parametrize("more", [0, 12], ids=["few batches", "held-out batches"])
+def test_the_result_is_never_worse_than_the_calibrated_start(net, digits, more):
+    data = digits.batches(16, 6 + more)
+    arguments = {"quantization": {"weight_bits": 4}, "train_iter": 5}
+    result = paddleq.distill(net, data, learning_rate=1.0, **arguments)
+    values = [metric for _, metric in result.metrics]
+    assert result.best_step == 0 and values[0] == max(values) and min(values) < 2 * values[0]
+    start = paddleq.distill(net, data, learning_rate=1e-12, **arguments)
+    x = paddle.to_tensor(digits.test[0][:64])
+    np.testing.assert_allclose(result.model(x).numpy(), start.model(x).numpy(), atol=1e-5)
+    last = paddleq.distill(net, data, learning_rate=1.0, keep_best=False, **arguments)
+    assert last.best_step == 5 and not last.metrics
+    assert np.abs(last.model(x).numpy() - start.model(x).numpy()).max() > 1e-2
+
+
+@pytest.mark.parametrize("length, positions", [
+    (10, [9]), (29, [13, 27]), (100, [24, 49, 74, 99])])
+def test_held_out_batches_are_not_trained_on(length, positions):
+    training, evaluation = hold_out([*range(length)])
+    assert list(evaluation) == positions and len(training) == length - len(positions)
+    assert list(training) == [each for each in range(length) if each not in positions]
+
+
+def test_batches_of_evaluations_without_a_length_or_of_the_calibration():
+    few = [*range(9)]
+    training, evaluation = hold_out(few)
+    assert training is few and list(evaluation) == [0, 1, 2, 3]
+    training, evaluation = hold_out(few, [*range(20, 28)])
+    assert training is few and list(evaluation) == [21, 23, 25, 27]
+    training, evaluation = hold_out(few, [5])
+    assert training is few and list(evaluation) == [5]
+
+
+@pytest.mark.parametrize("kind", ["lsq", "lsq of weights", "pact"])
+def test_learned_scales_start_from_the_calibration_and_are_trained(net, data, kind):
+    def scales(model):
+        return np.concatenate([np.minimum(quantizer.abs_max.numpy(), np.inf if pact is None
+                                          else abs(pact.alpha.item())).ravel()
+                               for _, layer in quantized_layers(model)
+                               for pact, quantizer in [layer.input_parts(0)]])
+
+    found = []
+    for rate in (1e-12, 1e-2):
+        values = []
+        paddleq.distill(net, data, QUANTIZATIONS[kind], learning_rate=rate, train_iter=4,
+                        eval_iter=4, eval_callback=lambda model, values=values: values.append(
+                            scales(model)) or len(values))
+        found.append(values)
+    (start, kept), (same, moved) = found
+    assert (start > 0).all()
+    np.testing.assert_array_equal(same, start)
+    np.testing.assert_allclose(kept, start, rtol=1e-6)
+    assert (np.abs(moved / start - 1) > 1e-2).any()
+
+
+def test_the_training_does_not_depend_on_the_magnitude_of_weights(digits):
+    """A factor between two layers of a ReLU net, a power of two, changes nothing but rates."""
+    data, losses = digits.batches(32, 4), {}
+    for factor in (1.0, 64.0):
+        paddle.seed(1)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        with paddle.no_grad():
+            for layer, scale in ((net[1], factor), (net[3], 1.0 / factor)):
+                layer.bias.set_value(paddle.rand(layer.bias.shape) * factor ** (layer is net[1]))
+                layer.weight.set_value(layer.weight * scale)
+        for optimizer in (None, "Adam"):
+            losses[factor, optimizer] = paddleq.distill(
+                net, data, {"weight_bits": 4}, train_iter=8, optimizer_builder=optimizer,
+                learning_rate=None if optimizer is None else 1e-3).losses
+    np.testing.assert_allclose(losses[64.0, None], losses[1.0, None], rtol=1e-3)
+    assert losses[1.0, None][-1] < losses[1.0, None][0]
+    assert np.abs(np.divide(losses[64.0, "Adam"], losses[1.0, "Adam"]) - 1).max() > 0.1
+
+
+def test_the_automatic_rate_lowers_a_loss_by_a_tenth_to_first_order():
+    rng = np.random.default_rng(0)
+    net, slopes = nn.Linear(5, 3), {}
+    loss = paddle.to_tensor(20.0)
+    for parameter in net.parameters():
+        parameter.set_value(rng.normal(size=parameter.shape).astype("float32"))
+        slopes[parameter.name] = paddle.to_tensor(rng.normal(size=parameter.shape), "float32")
+        loss = loss + (parameter * slopes[parameter.name]).sum()
+    loss.backward()
+    with relative_rates(net, net.parameters()):
+        rate = automatic_rate(loss.item(), net.parameters())
+        rates = [each.optimize_attr["learning_rate"] for each in net.parameters()]
+        np.testing.assert_allclose(
+            rates, [np.sqrt((each.numpy() ** 2).mean()) for each in net.parameters()], rtol=1e-5)
+        optimizer = paddle.optimizer.Adam(rate, epsilon=1e-12, parameters=net.parameters())
+        optimizer.step()
+    after = 20.0 + sum((each * slopes[each.name]).sum().item() for each in net.parameters())
+    np.testing.assert_allclose(after, 0.9 * loss.item(), rtol=1e-4)
+    assert all(each.optimize_attr["learning_rate"] == 1.0 for each in net.parameters())
 
 
 def test_frozen_batch_norms_keep_their_statistics(net, data):
@@ -148,7 +245,7 @@ def test_recurrent_layers_are_trained():
     net.eval()
     rng = np.random.default_rng(0)
     data = [rng.normal(size=[4, 5, 6]).astype("float32") for _ in range(4)]
-    result = paddleq.distill(net, data, {"weight_bits": 4}, epochs=8, learning_rate=1e-3)
+    result = paddleq.distill(net, data, {"weight_bits": 4}, epochs=8)
     assert np.mean(result.losses[-4:]) < np.mean(result.losses[:4])
 
 
@@ -243,7 +340,7 @@ def test_a_training_that_calibrates_on_shuffled_data_continues(net, data, tmp_pa
 def test_a_checkpoint_of_another_training_is_refused(net, data, tmp_path):
     folder = str(tmp_path)
     paddleq.distill(net, data, epochs=1, checkpoint_dir=folder)
-    for change, message in (({"learning_rate": 2e-4}, "learning_rate was '1e-05'"),
+    for change, message in (({"learning_rate": 2e-4}, "learning_rate was 'None'"),
                             ({"quantization": {"weight_bits": 4}}, "student|quantization"),
                             ({"losses": "l1"}, "losses"), ({"seed": 1}, "seed was '0'")):
         with pytest.raises(ConfigError, match=f"belongs to a training with another.*{message}"):
@@ -273,7 +370,7 @@ def test_functions_and_steps(net, data):
         yield from data
 
     assert paddleq.distill(net, batches, train_iter=8).steps == 8
-    assert len(made) == 3  # calibration and two epochs
+    assert len(made) == 5  # calibration, evaluation, learning rate and two epochs
     with pytest.raises(ConfigError, match="train_iter must be given, because data has no length"):
         paddleq.distill(net, batches)
 

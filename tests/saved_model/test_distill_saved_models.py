@@ -141,6 +141,51 @@ def test_skipped_tensors_stay_float(small):
         paddleq.distill(model, data, skip=["fc"])
 
 
+class Softmax(nn.Layer):
+    """A confident classifier: probabilities below 1e-8."""
+
+    def __init__(self, axis=-1):
+        super().__init__()
+        self.first, self.second, self.axis = nn.Linear(8, 16), nn.Linear(16, 6), axis
+
+    def forward(self, x):
+        logits = self.second(nn.functional.relu(self.first(x))) * 200.0
+        return nn.functional.softmax(logits, axis=self.axis)
+
+
+def test_divergence_of_probabilities_is_that_of_their_logits(prefix):
+    paddle.seed(0)
+    net = Softmax()
+    data = [np.random.default_rng(0).normal(size=[32, 8]).astype("float32")]
+    save_float(net, prefix, [8])
+    model = paddleq.SavedModel(prefix)
+    assert list(model.logits_names) == model.output_names
+    arguments = {"quantization": {"weight_bits": 2}, "train_iter": 1, "learning_rate": 1e-12}
+    values = []
+
+    def keep(student):
+        for each in (model, student):
+            (name,) = each.logits_names.values()
+            with each.recording([name]) as found:
+                each(paddle.to_tensor(data[0]))
+            values.append(found[name].numpy().astype("float64"))
+        return 0.0
+
+    for losses in (None, "soft_label"):
+        values.clear()
+        result = paddleq.distill(model, data, losses=losses, eval_callback=keep, **arguments)
+        logs = [each - each.max(-1, keepdims=True) for each in values[:2]]
+        logs = [each - np.log(np.exp(each).sum(-1, keepdims=True)) for each in logs]
+        expected = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1)
+        assert expected.max() > -np.log(1e-8)  # what the smallest probability would limit
+        np.testing.assert_allclose(result.losses[0], expected.mean(), rtol=1e-3)
+
+
+def test_softmax_along_another_axis_has_no_logits(prefix):
+    save_float(Softmax(axis=0), prefix, [8])
+    assert paddleq.SavedModel(prefix).logits_names == {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PPOCR)
 def test_ppocr_models_are_trained(name, tmp_path):

@@ -1,8 +1,8 @@
 """Losses between tensors of a student and of its teacher."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import paddle
 import paddle.nn.functional as F
@@ -11,6 +11,7 @@ from ..._checks import check_choice, check_fields, check_float, checked_field, w
 from ..._registry import Registry
 from ...errors import ConfigError
 
+_OF_LOGITS = ("soft_label", "kl")
 _TINY = 1e-8  # smallest probability whose logarithm is used
 # Functions of (student, teacher, term) to a scalar, by name.
 DISTILL_LOSSES: "Registry[Callable]" = Registry("distillation loss")
@@ -41,7 +42,7 @@ class DistillLoss:
             - "soft_label" (also "kl"): Kullback-Leibler divergence of the softmax along the last
               axis, on average over rows, times temperature^2. Tensors that are probabilities
               already (not negative, rows with a sum of 1 in the first batch of the teacher) are
-              taken as they are.
+              taken as they are. Of outputs of a softmax in a saved model, its input is compared.
         node: names of tensors; of a saved model those of its program, of a Layer those of its
             sublayers, whose outputs are compared. A pair is the name in the teacher and the name
             in the student. Default: all floating outputs of the model.
@@ -150,9 +151,25 @@ def _cosine(student, teacher, _):
 @register_distill_loss("soft_label")
 def _soft_label(student, teacher, term):
     student, teacher = term.logits(student, teacher)
-    wanted = F.softmax(teacher, -1)
-    rows = (wanted * (F.log_softmax(teacher, -1) - F.log_softmax(student, -1))).sum(-1)
+    # F.log_softmax clips its result to -64.
+    student, teacher = (each - paddle.logsumexp(each, -1, keepdim=True)
+                        for each in (student, teacher))
+    rows = (paddle.exp(teacher) * (teacher - student)).sum(-1)
     return rows.mean() * term.temperature ** 2
+
+
+def on_logits(losses: Optional[Sequence[DistillLoss]], logits: Sequence[Tuple[str, str]]
+              ) -> Optional[List[DistillLoss]]:
+    """Return losses of which those of probabilities are computed on ``logits``, if there are any.
+
+    The softmax of a confident model underflows, and with it the gradient where the student is
+    wrong.
+    """
+    if not logits:
+        return None if losses is None else list(losses)
+    given = [DistillLoss("soft_label")] if losses is None else losses
+    return [replace(each, node=logits) if each.loss in _OF_LOGITS and not each.node else each
+            for each in given]
 
 
 def default_losses(outputs: Sequence[paddle.Tensor]) -> List[DistillLoss]:

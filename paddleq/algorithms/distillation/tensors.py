@@ -1,7 +1,7 @@
 """Named tensors of a model in a forward pass."""
 
 from contextlib import ExitStack, contextmanager
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import paddle
 from paddle import nn
@@ -80,3 +80,15 @@ class NamedTensors:
 def pairs_of(found: Dict[Any, Any], names: List[str]) -> List[paddle.Tensor]:
     """Return the tensors of one loss from the result of :meth:`NamedTensors.run`."""
     return [found[name] for name in names] if names else found[None]
+
+
+def logits_of(teacher: nn.Layer, student: nn.Layer) -> List[Tuple[str, str]]:
+    """Return (name in the teacher, name in the student) of the inputs of the last softmaxes.
+
+    Empty unless both are saved models each of whose outputs is one of a softmax.
+    """
+    found = [getattr(model, "logits_names", {}) for model in (teacher, student)]
+    if not all(each and len(each) == len(model.output_names)
+               for each, model in zip(found, (teacher, student))):
+        return []
+    return list(zip(*(each.values() for each in found)))

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from paddle import nn
 
-from ..._checks import check_fields, check_float, check_int, checked_field
+from ..._checks import check_bool, check_fields, check_float, check_int, checked_field
 from ...errors import ConfigError
 
 
@@ -25,9 +25,15 @@ class TrainConfig:
     Args:
         epochs: passes over the data. Default: 1, unless ``train_iter`` is given.
         train_iter: number of steps; the data is iterated as often as needed.
-        learning_rate: see :func:`~.optimization.make_schedule`.
+        learning_rate: highest rate of a warm-up and a cosine, or a schedule, see
+            :func:`~.optimization.make_schedule`. Without an ``optimizer_builder``, a number is
+            relative to the magnitude of each parameter, see
+            :func:`~.optimization.relative_rates`, and the default is computed from the gradient
+            of the first batches, see :func:`~.optimization.automatic_rate`. With an
+            ``optimizer_builder`` the rate is absolute and its default 1e-5.
         optimizer_builder: see :func:`~.optimization.make_optimizer`.
-        eval_iter: steps between evaluations. Default: a tenth of all steps. The model is also
+        keep_best: return the best evaluated state in place of the last one. Default True.
+        eval_iter: steps between evaluations. Default: a fifth of all steps. The model is also
             evaluated before the first step and after the last one.
         logging_iter: steps between lines of the log. Default 10.
         origin_metric: known metric of the float model. An evaluation that differs from it by more
@@ -48,8 +54,9 @@ class TrainConfig:
 
     epochs: Optional[int] = checked_field(None, _a_count)
     train_iter: Optional[int] = checked_field(None, _a_count)
-    learning_rate: Union[float, Dict[str, Any]] = 1e-5
+    learning_rate: Union[float, Dict[str, Any], None] = None
     optimizer_builder: Any = None
+    keep_best: bool = checked_field(True, check_bool)
     eval_iter: Optional[int] = checked_field(None, _a_count)
     logging_iter: int = checked_field(10, lambda name, value: check_int(name, value, 1))
     origin_metric: Optional[float] = checked_field(None, _a_number)
@@ -62,6 +69,11 @@ class TrainConfig:
         if self.epochs is not None and self.train_iter is not None:
             raise ConfigError("one of epochs and train_iter must be given, but both are: "
                               f"{self.epochs} and {self.train_iter}")
+
+    @property
+    def relative(self) -> bool:
+        """True if the learning rate is relative to the magnitude of each parameter."""
+        return self.optimizer_builder is None and not isinstance(self.learning_rate, dict)
 
     def steps(self, data: Any) -> int:
         """Return the number of steps."""
@@ -81,8 +93,8 @@ class DistillResult:
         model: the quantized model in evaluation mode; export it with
             :func:`paddleq.save_quantized_model`.
         losses: loss of each step, a list of floats.
-        metrics: list of (step, metric) of the evaluations; step 0 is the calibrated model before
-            the training.
+        metrics: list of (step, metric) of the evaluations, higher is better; step 0 is the
+            calibrated model before the training.
         best_step: step whose state ``model`` has: that of the best metric, or the last one.
         steps: number of steps.
 
@@ -90,8 +102,8 @@ class DistillResult:
         >>> import paddle, paddleq
         >>> net = paddle.nn.Sequential(paddle.nn.Linear(4, 2))
         >>> result = paddleq.distill(net, [paddle.ones([2, 4])], train_iter=2)
-        >>> len(result.losses), result.metrics, result.best_step
-        (2, [], 2)
+        >>> len(result.losses), [step for step, _ in result.metrics]
+        (2, [0, 1, 2])
     """
 
     model: nn.Layer

@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, cast
 
@@ -20,8 +20,15 @@ from ...engine.state import fake_quantizers, quantized_layers, set_state
 from ...errors import CalibrationError, ConfigError, ModelError, NonFiniteError
 from ...fake_quant.fake_quantize import State
 from ...fake_quant.lsq import LSQ
-from .losses import DistillLoss, default_losses
-from .optimization import make_optimizer, make_schedule
+from .held_out import HeldOut
+from .losses import DistillLoss, default_losses, on_logits
+from .optimization import (
+    RATE_BATCHES,
+    automatic_rate,
+    make_optimizer,
+    make_schedule,
+    relative_rates,
+)
 from .resume import (
     TrainingCheckpoint,
     accumulators_of,
@@ -30,7 +37,7 @@ from .resume import (
     digest_of,
     tensors_of,
 )
-from .tensors import NamedTensors, pairs_of
+from .tensors import NamedTensors, logits_of, pairs_of
 from .train_config import DistillResult, TrainConfig
 
 _logger = logging.getLogger("paddleq")
@@ -97,36 +104,69 @@ class _Training:
         self.schedule = make_schedule(config.learning_rate, steps)
         self.optimizer = make_optimizer(config.optimizer_builder, self.schedule,
                                         list(self.trained.values()))
+        # Rates relative to the start, also where a training continues.
+        self.rates = (relative_rates(student, list(self.trained.values()))
+                      if config.relative else nullcontext())
         self.result = DistillResult(student)
         self.best: Optional[Dict[str, Any]] = None
+        self.held_out: Dict[int, Any] = {}  # tensors of the teacher for batches of a HeldOut
+        self.rate: Optional[float] = None  # automatic learning rate
         self.reached: List[str] = []  # parameters with a gradient
 
     def step(self, batch: Batch) -> None:
         """Train on one batch."""
-        number, (terms, values) = self.result.steps, self._loss(batch)
+        loss = self._backward(batch)
+        if not self.result.steps:
+            self.reached = [name for name, each in self.trained.items() if each.grad is not None]
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+        self.schedule.step()
+        self.result.losses.append(loss)
+        self.result.steps += 1
+
+    def _backward(self, batch):
+        """Add the gradient of the loss of a batch and return the loss."""
+        terms, values = self._loss(batch)
         for term, value in zip(terms, values):
             if not math.isfinite(cast(float, value.item())):
-                raise NonFiniteError(f"the loss {term} is {value.item()} in step {number} "
-                                     f"({batch.name}); use a smaller learning_rate, a grad_clip in "
-                                     "optimizer_builder, or remove that batch")
+                raise NonFiniteError(f"the loss {term} is {value.item()} in step "
+                                     f"{self.result.steps} ({batch.name}); use a smaller "
+                                     "learning_rate, a grad_clip in optimizer_builder, or remove "
+                                     "that batch")
         loss = values[0] if len(values) == 1 else paddle.add_n(values)
         if loss.stop_gradient:
             raise ModelError(f"no trainable parameter of the student reaches the loss "
                              f"{', '.join(map(str, terms))}")
         loss.backward()
-        if not number:
-            self.reached = [name for name, each in self.trained.items() if each.grad is not None]
-        self.optimizer.step()
-        self.optimizer.clear_grad()
-        self.schedule.step()
-        self.result.losses.append(cast(float, loss.item()))
-        self.result.steps += 1
+        return cast(float, loss.item())
 
-    def _loss(self, batch):
-        """Return the terms of the loss and their values for a batch."""
+    def _choose_rate(self, data):
+        """Set the automatic learning rate from the first batches."""
+        if not self.config.relative or self.config.learning_rate is not None:
+            return
+        loss = 0.0
+        with seeded(self.config.seed):  # a training that continues does not repeat this
+            for batch in _batches(self.student, data, min(RATE_BATCHES, self.steps)):
+                with batch.errors_named():
+                    loss += self._backward(batch)
+        self._set_rate(automatic_rate(loss, self.trained.values()))
+        self.optimizer.clear_grad()
+
+    def _set_rate(self, rate):
+        self.rate = self.schedule.base_lr = rate
+        self.schedule.last_lr = self.schedule.get_lr()
+        _logger.info("learning rate: %.3g of the magnitude of each parameter", rate)
+
+    def _wanted(self, batch):
+        """Return the tensors of the teacher for a batch."""
         args, kwargs = batch
         with paddle.no_grad():
-            wanted = self.teacher.run(args, kwargs)
+            return self.teacher.run(args, kwargs)
+
+    def _loss(self, batch, wanted=None):
+        """Return the terms of the loss and their values for a batch."""
+        args, kwargs = batch
+        wanted = self._wanted(batch) if wanted is None else wanted
         found = self.tensors.run(args, kwargs)
         terms = self._terms(wanted)
         return terms, [term.of(pairs_of(found, term.names(1)), pairs_of(wanted, term.names(0)))
@@ -137,9 +177,15 @@ class _Training:
         assert self.eval_data is not None
         found = []
         with paddle.no_grad():
-            for batch in iter_batches(model, self.eval_data, argument="eval_data"):
+            for number, batch in enumerate(iter_batches(model, self.eval_data,
+                                                        argument="eval_data")):
                 with batch.errors_named():
-                    found.append(sum(value.item() for value in self._loss(batch)[1]))
+                    wanted = self.held_out.get(number)
+                    if wanted is None:
+                        wanted = self._wanted(batch)
+                    if isinstance(self.eval_data, HeldOut):  # few
+                        self.held_out[number] = wanted
+                    found.append(sum(value.item() for value in self._loss(batch, wanted)[1]))
         return -sum(found) / len(found)
 
     def check_origin(self) -> None:
@@ -177,7 +223,7 @@ class _Training:
         best = max((each for _, each in self.result.metrics), default=-math.inf)
         self.result.metrics.append((self.result.steps, value))
         _logger.info("metric after step %d: %.6g", self.result.steps, value)
-        if value > best:
+        if self.config.keep_best and value > best:
             self.result.best_step, self.best = self.result.steps, copy_of_tensors(self.student)
         target = self.config.target_metric
         return target is not None and value >= target
@@ -189,6 +235,7 @@ class _Training:
         checkpoint.save(
             {"steps": result.steps, "losses": result.losses, "metrics": result.metrics,
              "best_step": result.best_step, "reached": self.reached, "done": done,
+             "rate": self.rate,
              "default_loss": [each.loss for each in self.losses or ()],
              "probabilities": [each.probabilities for each in self.losses or ()]},
             model=tensors_of(self.student), best=self.best or {},
@@ -201,6 +248,8 @@ class _Training:
         result.steps, result.losses = record["steps"], record["losses"]
         result.metrics = [tuple(each) for each in record["metrics"]]
         result.best_step, self.reached = record["best_step"], record["reached"]
+        if record["rate"] is not None:
+            self._set_rate(record["rate"])
         if self.losses is None and record["default_loss"]:
             self.losses = [DistillLoss(name) for name in record["default_loss"]]
         for term, known in zip(self.losses or (), record["probabilities"]):
@@ -225,6 +274,36 @@ class _Training:
                           for name in self.reached]).backward()
             self.optimizer.step()
             self.optimizer.clear_grad()
+
+    def run(self, data: Iterable, interval: int, checkpoint: Optional[TrainingCheckpoint],
+            done: bool) -> None:
+        """Train from the present step to the last one, with an evaluation every ``interval``."""
+        if done:
+            return
+        first, steps, config = self.result.steps, self.steps, self.config
+        if not self.result.metrics:
+            self.check_origin()
+            done = self.evaluate()
+        if not first:
+            self._choose_rate(data)
+        with _progress(steps, first) as bar:
+            for number, batch in enumerate(_batches(self.student, data, steps)):
+                if number < first:  # read again for the state of its random generators
+                    continue
+                if done:
+                    break
+                with batch.errors_named():
+                    self.step(batch)
+                bar.update()
+                if (number + 1) % config.logging_iter == 0:
+                    bar.set_postfix(loss=f"{self.result.losses[-1]:.4g}")
+                    _logger.debug("step %d: loss %.6g", number + 1, self.result.losses[-1])
+                if (number + 1) % interval == 0 or number + 1 == steps:
+                    done = self.evaluate()
+                done = done or number + 1 == steps
+                if checkpoint is not None and (
+                        done or (number + 1) % (config.checkpoint_iter or interval) == 0):
+                    self.save(checkpoint, done)
 
     def finish(self) -> DistillResult:
         if self.best is not None:
@@ -254,45 +333,25 @@ def train(student: nn.Layer, teacher: nn.Layer, data: Iterable,
     """
     check_one_process("distillation")
     steps = config.steps(data)
-    interval = config.eval_iter or max(1, -(-steps // 10))
-    terms = None if losses is None else list(losses)
+    interval = config.eval_iter or max(1, -(-steps // 5))
+    terms = on_logits(losses, logits_of(teacher, student))
     # to_static would compile the models: named tensors and hooks are unknown in its programs.
     with eager_evaluation(teacher), paddle.enable_grad(), seeded(config.seed):
         set_training(student, True)
         work = _Training(student, teacher, terms, config, steps, metric, eval_data)
-        checkpoint, done = None, False
-        if checkpoint_dir is not None:
-            described = {"config": {key: repr(value) for key, value in asdict(config).items()
-                                    if key not in ("logging_iter", "checkpoint_iter")},
-                         "losses": repr(terms), "steps": steps, "paddle": paddle.__version__,
-                         "student": digest_of(tensors_of(student)),
-                         "teacher": digest_of(tensors_of(teacher)), **(run or {})}
-            checkpoint = TrainingCheckpoint(checkpoint_dir, described)
-            if checkpoint.record is not None:
-                done = work.load(checkpoint)
-        first = work.result.steps
-        if not done:
-            if not work.result.metrics:
-                work.check_origin()
-                done = work.evaluate()
-            with _progress(steps, first) as bar:
-                for number, batch in enumerate(_batches(student, data, steps)):
-                    if number < first:  # read again for the state of its random generators
-                        continue
-                    if done:
-                        break
-                    with batch.errors_named():
-                        work.step(batch)
-                    bar.update()
-                    if (number + 1) % config.logging_iter == 0:
-                        bar.set_postfix(loss=f"{work.result.losses[-1]:.4g}")
-                        _logger.debug("step %d: loss %.6g", number + 1, work.result.losses[-1])
-                    if (number + 1) % interval == 0 or number + 1 == steps:
-                        done = work.evaluate()
-                    done = done or number + 1 == steps
-                    if checkpoint is not None and (
-                            done or (number + 1) % (config.checkpoint_iter or interval) == 0):
-                        work.save(checkpoint, done)
+        with work.rates:
+            checkpoint, done = None, False
+            if checkpoint_dir is not None:
+                described = {
+                    "config": {key: repr(value) for key, value in asdict(config).items()
+                               if key not in ("logging_iter", "checkpoint_iter")},
+                    "losses": repr(terms), "steps": steps, "paddle": paddle.__version__,
+                    "student": digest_of(tensors_of(student)),
+                    "teacher": digest_of(tensors_of(teacher)), **(run or {})}
+                checkpoint = TrainingCheckpoint(checkpoint_dir, described)
+                if checkpoint.record is not None:
+                    done = work.load(checkpoint)
+            work.run(data, interval, checkpoint, done)
         return work.finish()
 
 

@@ -17,6 +17,7 @@ from ..._checks import (
     wrong_value,
 )
 from ...algorithms.distillation import DistillLoss, DistillResult, TrainConfig, seeded, train
+from ...algorithms.distillation.held_out import hold_out
 from ...algorithms.distillation.optimization import make_schedule
 from ...algorithms.distillation.tensors import NamedTensors
 from ...config import LayerConfig, QuantConfig, Scope
@@ -163,11 +164,14 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
             :class:`~paddleq.QuantConfig` or :class:`~paddleq.LayerConfig`. Default: 8 bits, one
             scale per channel of weights, learned scales (LSQ) of activations.
         losses: a :class:`~paddleq.DistillLoss`, the name of a loss, or a list of them. Default:
-            "soft_label" for outputs that are probabilities, else "relative_l2".
+            "soft_label" for outputs that are probabilities, of a saved model on the inputs of its
+            last softmax, else "relative_l2".
         teacher: another float model with the same inputs, as for ``model``. Default: ``model``.
         eval_callback: function of the quantized model in evaluation mode to a number, higher is
-            better. The best evaluated state is the result.
+            better. The best evaluated state is the result, step 0 being the calibrated model.
         eval_data: in place of ``eval_callback``, batches whose mean loss is to become small.
+            Default: at most 4 batches of ``calibration_data``, or else of ``data``; a tenth of
+            it, on which the model is not trained, if there are at least 10 batches.
         calibration_data: batches for the first scales. Default: those of ``data``.
         calibration_batches: their number. Default 16.
         fuse: fold batch norms, and multiplications and additions of constants, into weights.
@@ -176,9 +180,9 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
             of weights, inputs or outputs of operators.
         checkpoint_dir: folder for the state of the training. A call with the same arguments
             continues an interrupted training, and has the same result as an uninterrupted one.
-        **train_config: ``epochs`` (1) or ``train_iter``, ``learning_rate`` (1e-5),
-            ``optimizer_builder`` (Adam), ``eval_iter``, ``logging_iter``, ``origin_metric``,
-            ``target_metric``, ``checkpoint_iter`` and ``seed``, of
+        **train_config: ``epochs`` (1) or ``train_iter``, ``learning_rate`` (automatic),
+            ``optimizer_builder`` (Adam), ``keep_best`` (True), ``eval_iter``, ``logging_iter``,
+            ``origin_metric``, ``target_metric``, ``checkpoint_iter`` and ``seed``, of
             :class:`~paddleq.algorithms.distillation.TrainConfig`.
 
     Returns:
@@ -235,8 +239,11 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
     described = quantization if isinstance(quantization, dict) else (
         None if quantization is None else plain_value(
             quantization.rules if isinstance(quantization, QuantConfig) else quantization))
-    result = train(student, master, batches, terms, config, eval_callback,
-                   None if eval_data is None else Repeatable.of("eval_data", eval_data),
+    if eval_data is not None:
+        eval_data = Repeatable.of("eval_data", eval_data)
+    elif eval_callback is None and config.keep_best:
+        batches, eval_data = hold_out(batches, None if calibration_data is None else examples)
+    result = train(student, master, batches, terms, config, eval_callback, eval_data,
                    checkpoint_dir,
                    {"quantization": plain_value(described), "fuse": fuse,
                     "calibration_batches": calibration_batches})
