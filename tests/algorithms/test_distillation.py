@@ -195,8 +195,8 @@ def test_the_training_does_not_depend_on_the_magnitude_of_weights(digits):
 
 def test_the_automatic_rate_lowers_a_loss_by_a_tenth_to_first_order():
     rng = np.random.default_rng(0)
-    net, slopes = nn.Linear(5, 3), {}
-    loss = paddle.to_tensor(20.0)
+    net, slopes = nn.Linear(50, 30), {}
+    loss = paddle.to_tensor(100.0)
     for parameter in net.parameters():
         parameter.set_value(rng.normal(size=parameter.shape).astype("float32"))
         slopes[parameter.name] = paddle.to_tensor(rng.normal(size=parameter.shape), "float32")
@@ -209,7 +209,7 @@ def test_the_automatic_rate_lowers_a_loss_by_a_tenth_to_first_order():
             rates, [np.sqrt((each.numpy() ** 2).mean()) for each in net.parameters()], rtol=1e-5)
         optimizer = paddle.optimizer.Adam(rate, epsilon=1e-12, parameters=net.parameters())
         optimizer.step()
-    after = 20.0 + sum((each * slopes[each.name]).sum().item() for each in net.parameters())
+    after = 100.0 + sum((each * slopes[each.name]).sum().item() for each in net.parameters())
     np.testing.assert_allclose(after, 0.9 * loss.item(), rtol=1e-4)
     assert all(each.optimize_attr["learning_rate"] == 1.0 for each in net.parameters())
 

@@ -19,13 +19,17 @@ _STATE, _RECORD = "training.safetensors", "training.json"
 
 
 def tensors_of(model: nn.Layer) -> Dict[str, paddle.Tensor]:
-    """Return all parameters and buffers of a model by name, each once."""
+    """Return all parameters and buffers with values of a model by name, each once.
+
+    The state of the dropout of Paddle's recurrent layers has no value.
+    """
     found: Dict[str, paddle.Tensor] = {}
     known = set()
     for name, layer in model.named_sublayers(include_self=True):
         for held in (own_parameters(layer), own_buffers(layer)):
             for attribute, tensor in held.items():
-                if tensor is not None and id(tensor) not in known:
+                if (tensor is not None and id(tensor) not in known
+                        and tensor._is_initialized()):
                     known.add(id(tensor))
                     found[f"{name}.{attribute}" if name else attribute] = tensor
     return found
