@@ -188,7 +188,7 @@ def _spread(weight):
     """Return the ratio of the largest to the smallest range of output channels with weights."""
     ranges = _ranges(weight, of_inputs=False)
     ranges = ranges[ranges > 0.0]
-    return float(ranges.max() / ranges.min()) if len(ranges) else 1.0
+    return float(ranges.max()) / float(ranges.min()) if len(ranges) else 1.0
 
 
 def _factors(weights, linked):

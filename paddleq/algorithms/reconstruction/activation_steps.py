@@ -52,7 +52,8 @@ class LearnedStep:
 
     def quantize(self, x: paddle.Tensor) -> paddle.Tensor:
         """Quantize and dequantize ``x`` with the learned step."""
-        return learned_fake_quantize(x, self._leaves[0], self.spec, *self._leaves[1:])
+        step, offset = (*self._leaves, None)[:2]
+        return learned_fake_quantize(x, step, self.spec, offset)
 
     def step(self, learning_rate: float) -> None:
         """Update the step with the gradients of :meth:`quantize`."""

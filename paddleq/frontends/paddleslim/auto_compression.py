@@ -109,14 +109,15 @@ class AutoCompression:
         """
         config = self._config
         if self._quantization is None:
-            quantize = quant_recon_static if "recon_level" in config.post else quant_post_static
+            post = config.post or {}
+            quantize = quant_recon_static if "recon_level" in post else quant_post_static
             (folder, name), parameters = os.path.split(self._model[0]), self._model[1]
             if parameters is not None and os.path.isfile(parameters):
                 parameters = os.path.basename(parameters)
             else:  # a file for each parameter, or none
                 parameters = None
             return quantize(folder, self._folder, self._loader(), model_filename=name,
-                            params_filename=parameters, **config.post)
+                            params_filename=parameters, **post)
         teacher = None if config.teacher is None else SavedModel(*config.teacher)
         result = distill(SavedModel(*self._model), self._data, config.quantization, config.losses,
                          teacher=teacher, **self._evaluation, **config.train)

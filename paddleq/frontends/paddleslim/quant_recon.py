@@ -1,7 +1,7 @@
 """``quant_recon_static``: quantization of saved models with learned rounding."""
 
 import logging
-from typing import Any, List
+from typing import Any, Dict, List
 
 from ..._checks import check_bool, check_choice, check_float, check_int
 from ...algorithms.reconstruction import BRECQ, AdaRound, QDrop
@@ -85,10 +85,10 @@ def rounding_of(recon_level: str, simulate_activation_quant: bool, epochs: int =
     check_choice("recon_level", recon_level, RECON_LEVELS)
     simulated = check_bool("simulate_activation_quant", simulate_activation_quant)
     check_float("drop_prob", drop_prob, 0.0, 1.0)
-    passes = {"epochs": check_int("epochs", epochs, 1),
-              "learning_rate": check_float("lr", lr, 0.0, float("inf"), open_low=True,
-                                           open_high=True)}
-    blocks = {"least_layers": max(1, check_int("limit", limit, 1) // 2)}
+    passes: Dict[str, Any] = {
+        "epochs": check_int("epochs", epochs, 1),
+        "learning_rate": check_float("lr", lr, 0.0, float("inf"), open_low=True, open_high=True)}
+    blocks: Dict[str, Any] = {"least_layers": max(1, check_int("limit", limit, 1) // 2)}
     dropped = simulated and recon_level == "region-wise"
     if drop_prob != 0.5 and not dropped:
         _logger.warning("drop_prob=%s has no effect: it is for recon_level='region-wise' with "
