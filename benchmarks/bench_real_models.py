@@ -40,6 +40,11 @@ TIMED = {"Paddle Inference": (("paddleq", "mse"),),
          "ONNX Runtime": (("paddleq", "mse"), ("ort", "MinMax"))}
 
 
+def kept_result(folder, group, row):
+    """Return the file with the result of a row."""
+    return folder / f"{group}-{real_model_rows.file_name(row)}.json"
+
+
 def accuracy(name, options):
     """Return (titles of the metrics, results of all rows) of a model."""
     folder = OUT / name
@@ -51,7 +56,7 @@ def accuracy(name, options):
                for row, maker in GROUPS[group].items()]
     results = []
     for group, row, make in makers:
-        kept = folder / f"{group}-{real_model_rows.file_name(row)}.json"
+        kept = kept_result(folder, group, row)
         if options.resume and kept.exists():
             results.append(json.loads(kept.read_text()))
         elif row == "float" or not options.rows or row in options.rows:
@@ -60,7 +65,8 @@ def accuracy(name, options):
             metrics = {runtime: [float(value) for value in task.measure(
                 made.run(runtime, folder / "runtimes.log", THREADS))] for runtime in made.files}
             results.append({"group": group, "name": row, "metrics": metrics, "kb": made.size(),
-                            "seconds": made.seconds, "note": made.note})
+                            "seconds": made.seconds, "note": made.note,
+                            "files": {key: str(path) for key, path in made.files.items()}})
             kept.write_text(json.dumps(results[-1]))
     return task.metrics, results
 
@@ -75,6 +81,18 @@ def accuracy_rows(titles, results):
         seconds = f"{each['seconds']:.0f}" if each["seconds"] else ""
         rows.append((label, *cells, seconds, f"{each['kb']:.0f}", each["note"]))
     return rows
+
+
+def best_rows(titles, results):
+    """Return a sentence with the best row of each quantizer by the first metric."""
+    parts = []
+    for group, title in TITLES.items():
+        found = [(values[0], each["name"], runtime) for each in results if each["group"] == group
+                 for runtime, values in each["metrics"].items()]
+        if found:
+            value, row, runtime = max(found)
+            parts.append(f"{title} {value:.2f} ({row}, {runtime})")
+    return f"Best {titles[0]}: {'; '.join(parts)}." if parts else ""
 
 
 def print_table(title, rows, options, console):
@@ -102,7 +120,11 @@ def timed_files(name, options):
         for group, row in [("float", "float"), *TIMED[runtime]]:
             if group not in ("float", "paddleq", *options.peers):
                 continue
-            if (group, row) not in made:
+            kept = kept_result(folder, group, row)
+            if (group, row) not in made and options.resume and kept.exists():
+                files = json.loads(kept.read_text())["files"]
+                made[group, row] = Row(row, {key: Path(path) for key, path in files.items()})
+            elif (group, row) not in made:
                 made[group, row] = GROUPS[group][row](row, task, folder)
             title = f"{runtime}, {TITLES.get(group, group)}"
             found.append((title, runtime, made[group, row]))
@@ -174,7 +196,8 @@ def main():
                         help="ort,nncf (default) or none")
     parser.add_argument("--rows", type=lambda text: text.split(";"), metavar="NAME;NAME",
                         help="rows of the accuracy tables, default: all")
-    parser.add_argument("--resume", action="store_true", help="keep the rows of the last run")
+    parser.add_argument("--resume", action="store_true",
+                        help="keep the rows, with --latency the files, of the last run")
     parser.add_argument("--latency", action="store_true", help="measure latency only")
     parser.add_argument("--threads", type=lambda text: [int(each) for each in text.split(",")],
                         default=[1, 2])
@@ -192,10 +215,10 @@ def main():
         for name in options.models or ("rec", "det"):
             latency(name, options, console)
         return
-    tables = {name: accuracy_rows(*accuracy(name, options))
-              for name in options.models or real_model_tasks.TASKS}
-    for name, rows in tables.items():
-        print_table(name, rows, options, console)
+    found = {name: accuracy(name, options) for name in options.models or real_model_tasks.TASKS}
+    for name, result in found.items():
+        print_table(name, accuracy_rows(*result), options, console)
+        console.print(best_rows(*result))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,8 @@ class _Reader:
         return None if sample is None else {self._name: sample}
 
 
-def _onnx_runtime(name, task, folder, method="MinMax", per_channel=True, activation="QInt8"):
+def _onnx_runtime(name, task, folder, method="MinMax", per_channel=True, activation="QInt8",
+                  op_types=None):
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -163,22 +164,26 @@ def _onnx_runtime(name, task, folder, method="MinMax", per_channel=True, activat
         quantization.quantize_static(
             prepared, target, _Reader(_samples(task), value.name), per_channel=per_channel,
             activation_type=quantization.QuantType[activation],
-            calibrate_method=quantization.CalibrationMethod[method],
+            calibrate_method=quantization.CalibrationMethod[method], op_types_to_quantize=op_types,
             # Part by part: the calibrators of histograms keep all activations in memory.
             extra_options={"CalibStridedMinMax": 1})
     return Row(name, {"ONNX Runtime": target, "OpenVINO": target}, time.perf_counter() - start)
 
 
+_PRODUCTS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 ONNX_RUNTIME = {
     "MinMax": _onnx_runtime,
     "MinMax, per tensor": partial(_onnx_runtime, per_channel=False),
     "MinMax, uint8": partial(_onnx_runtime, activation="QUInt8"),
     "Percentile": partial(_onnx_runtime, method="Percentile"),
     "Entropy": partial(_onnx_runtime, method="Entropy"),
+    "MinMax, products": partial(_onnx_runtime, op_types=_PRODUCTS),
+    "Percentile, products": partial(_onnx_runtime, method="Percentile", op_types=_PRODUCTS),
 }
 
 
-def _nncf(name, task, folder, source="float.onnx", control=False, advanced=None, **options):
+def _nncf(name, task, folder, source="float.onnx", control=False, advanced=None, ignored=None,
+          **options):
     import nncf
     import openvino
 
@@ -193,6 +198,8 @@ def _nncf(name, task, folder, source="float.onnx", control=False, advanced=None,
         options["preset"] = nncf.QuantizationPreset[options["preset"]]
     if "model_type" in options:
         options["model_type"] = nncf.ModelType[options["model_type"]]
+    if ignored is not None:
+        options["ignored_scope"] = nncf.IgnoredScope(types=ignored, validate=False)
     if advanced is not None:
         options["advanced_parameters"] = nncf.AdvancedQuantizationParameters(**advanced)
     samples = _samples(task)
@@ -217,12 +224,16 @@ def _quiet():
         yield
 
 
+# Operators that NNCF quantizes besides convolutions and matrix products.
+_NO_PRODUCTS = ["Add", "AvgPool", "Divide", "Interpolate", "MaxPool", "Multiply", "MVN",
+                "ReduceMean", "ReduceSum", "Subtract"]
 NNCF = {
     "default": _nncf,
     "full bias correction": partial(_nncf, fast_bias_correction=False),
     "no bias correction": partial(_nncf, advanced={"disable_bias_correction": True}),
     "mixed": partial(_nncf, preset="MIXED"),
     "mixed, full bias correction": partial(_nncf, preset="MIXED", fast_bias_correction=False),
+    "default, products": partial(_nncf, ignored=_NO_PRODUCTS),
     "mixed, folded affines": partial(_nncf, preset="MIXED", source="folded.onnx"),
     "mixed, transformer": partial(_nncf, preset="MIXED", model_type="TRANSFORMER"),
     "accuracy control": partial(_nncf, preset="MIXED", control=True),

@@ -113,7 +113,8 @@ def classifier(folder, options):
 
     prefix = folder_of("cls") / "inference"
     return _classification("cls", prefix, [images for images, _ in data(64, CALIBRATION_SEED)],
-                           data(2 * options.lines, options.seed), data(64, VALIDATION_SEED), folder)
+                           data(2 * options.lines, options.seed), data(64, VALIDATION_SEED), folder,
+                           ((1, 3, 48, 192), (6, 3, 48, 192)))
 
 
 def efficientnet(folder, options):
