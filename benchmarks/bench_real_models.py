@@ -37,7 +37,7 @@ OUT = ROOT / "out" / "real_models"
 # (group, row) of the int8 files that are timed in each runtime.
 TIMED = {"Paddle Inference": (("paddleq", "mse"),),
          "OpenVINO": (("paddleq", "mse"), ("nncf", "mixed")),
-         "ONNX Runtime": (("paddleq", "mse"), ("ort", "MinMax"))}
+         "ONNX Runtime": (("paddleq", "mse"), ("ort", "MinMax"), ("ort", "MinMax, products"))}
 
 
 def kept_result(folder, group, row):
@@ -126,7 +126,7 @@ def timed_files(name, options):
                 made[group, row] = Row(row, {key: Path(path) for key, path in files.items()})
             elif (group, row) not in made:
                 made[group, row] = GROUPS[group][row](row, task, folder)
-            title = f"{runtime}, {TITLES.get(group, group)}"
+            title = f"{runtime}, {f'{TITLES[group]} {row}' if group in TITLES else row}"
             found.append((title, runtime, made[group, row]))
     return task, found
 

@@ -150,7 +150,7 @@ class _Reader:
 
 
 def _onnx_runtime(name, task, folder, method="MinMax", per_channel=True, activation="QInt8",
-                  op_types=None):
+                  op_types=None, symmetric=False):
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -166,7 +166,7 @@ def _onnx_runtime(name, task, folder, method="MinMax", per_channel=True, activat
             activation_type=quantization.QuantType[activation],
             calibrate_method=quantization.CalibrationMethod[method], op_types_to_quantize=op_types,
             # Part by part: the calibrators of histograms keep all activations in memory.
-            extra_options={"CalibStridedMinMax": 1})
+            extra_options={"CalibStridedMinMax": 1, "ActivationSymmetric": symmetric})
     return Row(name, {"ONNX Runtime": target, "OpenVINO": target}, time.perf_counter() - start)
 
 
@@ -179,6 +179,8 @@ ONNX_RUNTIME = {
     "Entropy": partial(_onnx_runtime, method="Entropy"),
     "MinMax, products": partial(_onnx_runtime, op_types=_PRODUCTS),
     "Percentile, products": partial(_onnx_runtime, method="Percentile", op_types=_PRODUCTS),
+    "Percentile, products, symmetric": partial(_onnx_runtime, method="Percentile",
+                                               op_types=_PRODUCTS, symmetric=True),
 }
 
 
