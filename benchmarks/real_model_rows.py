@@ -160,7 +160,8 @@ def _onnx_runtime(name, task, folder, method="MinMax", per_channel=True, activat
     (value, *_) = onnx.load(source, load_external_data=False).graph.input
     start = time.perf_counter()
     with _quiet():
-        quant_pre_process(source, prepared)
+        # The symbolic one ends with "incomplete" for the detector.
+        quant_pre_process(source, prepared, skip_symbolic_shape=task.name == "det")
         quantization.quantize_static(
             prepared, target, _Reader(_samples(task), value.name), per_channel=per_channel,
             activation_type=quantization.QuantType[activation],
