@@ -7,6 +7,8 @@ from .._checks import check_path
 from ..errors import FormatError
 from ..export.provenance_file import PADDLE_MODELS, paddle_models
 
+_OTHERS = (".onnx", ".xml", ".bin", ".nb")
+
 
 def find_files(folder: str, model: Optional[str] = None,
                parameters: Optional[str] = None) -> Tuple[str, Optional[str]]:
@@ -49,6 +51,9 @@ def locate(path: Union[str, os.PathLike]) -> Tuple[str, Optional[str]]:
     path = check_path("path", path, "a folder, file or prefix of a saved model")
     if os.path.isdir(path):
         return find_files(path)
+    if path.endswith(_OTHERS):
+        raise FormatError(f"{path} is a file for another runtime: give the .pdmodel or .json that "
+                          "it was made of, or its prefix")
     for model in [path] if os.path.isfile(path) else paddle_models(path):
         folder, name = os.path.split(model)
         return find_files(folder or ".", name)

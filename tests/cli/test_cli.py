@@ -515,6 +515,7 @@ def test_serve_vdl(folder):
     (["sensitivity", "nowhere", "-d", "images.npy"], 1, "nowhere"),
     (["sensitivity", "zoo.py:build", "-d", "images.npy", "--skip", "."], 1, "no layer to quantize"),
     (["inspect", "images.npy"], 1, "images.npy"),
+    (["inspect", "net.xml"], 1, "a file for another runtime: give the .pdmodel or .json"),
     (["verify", "nowhere", "-d", "images.npy"], 1, "nowhere"),
     (["verify", "nowhere", "-d", "images.npy", "--batch-size", "0"], 2, "batch_size"),
     (["report", "zoo.py:build", "-d", "no.npy", "-o", "o.html"], 1, "no.npy"),

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +20,7 @@ from runtimes import (
     onnxruntime,
     openvino,
     paddle_inference,
+    precisions,
     relative_error,
 )
 
@@ -30,7 +30,6 @@ from paddleq.errors import ConfigTypeError, FormatError, UnsupportedOperatorErro
 
 SPEC = paddle.static.InputSpec
 pytestmark = pytest.mark.one_version
-LAYERS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
 def compiled(path, low_precision=True):
@@ -50,13 +49,6 @@ def latest_opset(path):
     """Number of the latest opset of the operators of a file."""
     return max(int(layer.get("version")[len("opset"):])
                for layer in ElementTree.parse(path).iter("layer"))
-
-
-def precisions(model):
-    """(kind, precision) of the layers in the graph that OpenVINO runs, with their numbers."""
-    info = [node.get_rt_info() for node in model.get_runtime_model().get_ops()]
-    return Counter((each["layerType"].astype(str), each["runtimePrecision"].astype(str))
-                   for each in info if each["layerType"].astype(str).startswith(LAYERS))
 
 
 def is_integer(model, count):

@@ -1,5 +1,7 @@
 """Run exported files in the installed runtimes and return the outputs as arrays."""
 
+from collections import Counter
+
 import numpy as np
 import paddle.inference as inference
 
@@ -7,6 +9,8 @@ from paddleq.deploy import has_vnni
 
 # Bits of weights that int8 kernels compute exactly on this processor, see deploy/saturation.py.
 INT8_WEIGHT_BITS = 8 if has_vnni() else 7
+# Layers in the graph that OpenVINO runs.
+LAYERS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
 def paddle_inference(path, inputs, **how):
@@ -99,6 +103,13 @@ def compiled(path, as_is=True, ending="pdmodel", integers=True):
     made = ov.Core().compile_model(f"{path}.{ending}", "CPU", settings)
     return lambda inputs: [np.array(value) for value in made(
         inputs if isinstance(inputs, dict) else list(inputs)).values()]
+
+
+def precisions(model):
+    """(kind, precision) of the layers of a compiled model of OpenVINO, with their numbers."""
+    info = [node.get_rt_info() for node in model.get_runtime_model().get_ops()]
+    return Counter((each["layerType"].astype(str), each["runtimePrecision"].astype(str))
+                   for each in info if each["layerType"].astype(str).startswith(LAYERS))
 
 
 def relative_error(found, expected):

@@ -37,6 +37,8 @@ RUNTIMES = {
     "onnxruntime": ("onnx", lambda path, arrays: onnxruntime(path, arrays, as_is=False)),
     "openvino onnx": ("onnx", lambda path, arrays: openvino(
         path, arrays, as_is=False, ending="onnx")),
+    "openvino xml": ("openvino", lambda path, arrays: openvino(
+        path, arrays, as_is=False, ending="xml")),
 }
 _NORMS = (nn.BatchNorm1D, nn.BatchNorm2D)
 
