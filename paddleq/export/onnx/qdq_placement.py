@@ -24,7 +24,9 @@ from .opset import FLOAT
 
 # Operators with integer kernels between dequantizers and a quantizer.
 _BETWEEN_INTEGERS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool")
-_MOVES = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
+_MOVES = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice")
+# With a constant, ONNX Runtime folds them into the float convolution before them.
+_FOLDED = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
 
 
 def place_quantizers(graph):
@@ -172,6 +174,22 @@ class _IntegerKernels:
                 and consumer is not None and consumer.op_type == "QuantizeLinear"
                 and self.graph.constants[consumer.input[2]].dtype == np.uint8)
 
+    def may_become_integer(self, node):
+        """Return True if folding and moving of quantizers can put a node between integers."""
+        if not self.is_quantized(self.producers.get(node.input[0])):
+            return False
+        while len(self.consumers[node.output[0]]) == 1:
+            (reader,) = self.consumers[node.output[0]]
+            if reader is None or reader.op_type == "QuantizeLinear":
+                return reader is not None
+            others = [name for name in reader.input if name and name != node.output[0]]
+            if reader.op_type not in (*_MOVES, "Relu", "Clip") and not (
+                    reader.op_type in _FOLDED
+                    and all(name in self.graph.constants for name in others)):
+                return False
+            node = reader
+        return False
+
     def is_quantized(self, node):
         """Return True if a node dequantizes an 8-bit activation per tensor."""
         if not _dequantizes(node) or node.input[0] in self.graph.constants:
@@ -193,7 +211,7 @@ def _dequantize_at_load(graph):
         (name,) = node.output
         # Between integers ONNX Runtime would quantize float weights again, with its own scales.
         in_float = [each for each in kernels.consumers[name] if each is None or not (
-            kernels.is_integer(each) or kernels.is_between_integers(each))]
+            kernels.is_integer(each) or kernels.may_become_integer(each))]
         if len(in_float) == len(kernels.consumers[name]):
             nodes.pop()
             nodes += _cast_and_multiply(graph, node, name)
