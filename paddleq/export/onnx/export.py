@@ -15,6 +15,7 @@ from ..paddle.markers_from_program import raise_to_markers
 from ..pir_to_program import load_program
 from ..program.passes.channels_first import to_channels_first
 from ..program.passes.ignored_parts import count_axes_from_end
+from ..program.passes.inclusive_pools import write_inclusive_pools
 from ..program.passes.transposed_convolutions import resolve_output_sizes
 from ..provenance_file import PADDLE_MODELS, Provenance, paddle_models, write_export
 from ..trace import trace
@@ -143,6 +144,7 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
     to_channels_first(program, marks)
     resolve_output_sizes(program)
     count_axes_from_end(program)
+    write_inclusive_pools(program)
     parameters = set(program.arrays)
     model = float_graph(program, min(opset, CONVERTER_HIGHEST))
     if opset > CONVERTER_HIGHEST:

@@ -21,6 +21,7 @@ from ..program.op_desc import attribute, inputs, set_attribute, shape_of
 from ..program.passes.adaptive_pools import write_partly_global_pools
 from ..program.passes.channels_first import to_channels_first
 from ..program.passes.ignored_parts import write_ignored_parts
+from ..program.passes.inclusive_pools import write_inclusive_pools
 from ..program.passes.nearest_interpolation import gather_nearest
 from ..program.passes.pads import write_pads
 from ..program.passes.transposed_convolutions import resolve_output_sizes
@@ -31,6 +32,7 @@ from . import tensor_forms  # noqa: F401  (registers forms)
 from .graph_workarounds import (
     add_smallest_biases,
     count_axes_from_end,
+    gather_by_vectors,
     place_clips,
     separate_negative_factors,
 )
@@ -137,6 +139,7 @@ def openvino_model(program, marks):
     separate_negative_factors(model, opset())
     place_clips(model, opset())
     add_smallest_biases(model, opset())
+    gather_by_vectors(model, opset())
     count_axes_from_end(model, opset())
     model.set_friendly_name("model")
     _name_nodes(model)
@@ -147,6 +150,7 @@ def apply_frontend_workarounds(program):
     """Write operators that OpenVINO's frontend computes otherwise in others, in place."""
     resolve_output_sizes(program)
     to_channels_first(program)
+    write_inclusive_pools(program)
     builder = OpBuilder(program)
     for block in program.desc.blocks:
         _write_positive_axes(program, block)

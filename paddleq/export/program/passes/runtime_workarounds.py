@@ -31,6 +31,7 @@ from .computed_kernels import write_computed_kernels
 from .dequantize_weights import INFERENCE_WEIGHTS, multiply_unused_integers
 from .float_operators import PRODUCTS, round_float_inputs
 from .ignored_parts import count_axes_from_end, write_ignored_parts
+from .inclusive_pools import write_inclusive_pools
 from .move_unsqueeze import move_unsqueeze
 from .nearest_interpolation import gather_nearest
 from .pads import write_pads
@@ -47,6 +48,7 @@ def apply_runtime_workarounds(program):
     to_channels_first(program)
     resolve_output_sizes(program)
     count_axes_from_end(program)
+    write_inclusive_pools(program)
     builder = OpBuilder(program)
     for block in program.desc.blocks:
         for op in block.ops:
