@@ -1,0 +1,132 @@
+"""Random pairs of operators around a quantized layer: every runtime computes the simulation.
+
+A program is a quantized convolution, an operator, a quantized layer and another operator, drawn
+from the operators of the conformance test.
+"""
+
+import numpy as np
+import paddle
+import pytest
+import runtimes
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from operator_conformance import OPERATORS, STEPS
+from paddle import nn
+
+import paddleq
+from paddleq import PTQ
+from paddleq.errors import PaddleqError
+
+pytestmark = pytest.mark.one_version
+
+SHAPE = [2, 8, 9, 7]
+X = np.random.RandomState(7).uniform(-1, 1, SHAPE).astype("float32")
+_BOUND = 2e-3  # relative: a value at a rounding border may take the other integer
+_MOST_VALUES = 20000
+NAMES = sorted(name for name in OPERATORS if name.partition(" ")[0] not in STEPS)
+# Faults that drawn programs had, and one operator of most kinds.
+IN_CI = [
+    ("full", "conv", "index_fill"), ("crop", "linear", "cummax"), ("neg", "conv", "pad channels"),
+    ("unbind", "linear", "rsqrt"), ("roi_align", "conv", "avg_pool2d inclusive ceil"),
+    ("fold", "linear", "avg_pool2d inclusive ceil"), ("selu 1.2, 0.4", "depthwise", "transpose"),
+    ("interpolate bilinear", "conv", "t"), ("std", "linear", "roll flat"),
+    ("local_response_norm", "depthwise", "mish")]
+
+
+class Pair(nn.Layer):
+    """first operator -> ``kind`` of layer -> second operator, behind a convolution."""
+
+    def __init__(self, first, kind, second):
+        super().__init__()
+        self.first, self.second = OPERATORS[first], OPERATORS[second]
+        self.convolution = nn.Conv2D(8, 12, 3, padding=1)
+        with paddle.no_grad():
+            made = self.front(paddle.to_tensor(X))
+        if made.dtype != paddle.float32 or len(made.shape) < 2 or not 0 < made.size < _MOST_VALUES:
+            raise ValueError("no data for a layer")
+        channels = made.shape[1]
+        if kind == "linear" or len(made.shape) != 4:
+            self.layer = nn.Linear(made.shape[-1], 7)
+        elif kind == "depthwise":
+            self.layer = nn.Conv2D(channels, channels, 3, padding=1, groups=channels)
+        else:
+            self.layer = nn.Conv2D(channels, 12, 3, padding=1)
+
+    def front(self, x):
+        return _listed(self.first(self.convolution(x)))[0]
+
+    def forward(self, x):
+        return [each if each.dtype == paddle.float32 else each.astype("float32")
+                for each in _listed(self.second(self.layer(self.front(x))))]
+
+
+def _listed(made):
+    return list(made) if isinstance(made, (list, tuple)) else [made]
+
+
+def pair(*names):
+    """The Layer and its outputs; None if the operators do not fit."""
+    paddle.seed(7)
+    try:
+        net = Pair(*names)
+        net.eval()
+        with paddle.no_grad():
+            found = [each.numpy() for each in net(paddle.to_tensor(X))]
+    except Exception:  # of Paddle: shapes, data types, two inputs, versions
+        return None
+    right = all(np.isfinite(each).all() for each in found)
+    return net if right and sum(each.size for each in found) < _MOST_VALUES else None
+
+
+def check(net, path):
+    """Compare all runtimes with the simulation; a refusal that names its reason is allowed."""
+    ptq = PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(
+        runtimes.INT8_WEIGHT_BITS))
+    model, x = ptq.quantize(net, quantizable_layer_type=["Conv2D", "Linear"]), paddle.to_tensor(X)
+    ptq.calibrate(model, [x])
+    with paddle.no_grad():
+        wanted = [each.numpy() for each in model(x)]
+        moved = [each.numpy() for each in model(x * (1 + 1e-6))]
+    bound = _BOUND + 10 * error(moved, wanted)
+    runs = {
+        "pdmodel": {
+            "as it stands": lambda: runtimes.paddle_inference(path, [X]),
+            "Paddle float": lambda: runtimes.paddle_inference(path, [X], ir_optim=True,
+                                                              onednn=True),
+            "Paddle int8": lambda: runtimes.paddle_inference(path, [X], ir_optim=True, int8=True)},
+        "openvino": {"OpenVINO": lambda: runtimes.openvino(path, [X], as_is=False, ending="xml")},
+        "onnx": {"ONNX Runtime": lambda: runtimes.onnxruntime(path, [X], as_is=False)}}
+    found = {}
+    for form, each in runs.items():
+        try:
+            ptq.save_quantized_model(model, path, [paddle.static.InputSpec(SHAPE, "float32", "x")],
+                                     format=form)
+        except PaddleqError as refusal:
+            assert str(refusal)
+            continue
+        found.update((runtime, error(run(), wanted)) for runtime, run in each.items())
+    assert found.pop("as it stands", 0.0) <= 1e-6
+    assert {name: figure for name, figure in found.items() if not figure <= bound} == {}
+
+
+def error(found, wanted):
+    """Largest relative distance of an output; infinite for other shapes."""
+    if [each.shape for each in found if each.size > 1] != [
+            each.shape for each in wanted if each.size > 1]:
+        return np.inf
+    return max(np.linalg.norm(np.float64(a).ravel() - b.ravel()) / max(np.linalg.norm(b), 1e-6)
+               for a, b in zip(found, wanted))
+
+
+@pytest.mark.parametrize("names", IN_CI, ids=" | ".join)
+def test_pairs_of_operators(names, tmp_path):
+    check(pair(*names), str(tmp_path / "m"))
+
+
+@pytest.mark.nightly
+@given(st.tuples(st.sampled_from(NAMES), st.sampled_from(["conv", "depthwise", "linear"]),
+                 st.sampled_from(NAMES)))
+def test_random_pairs_of_operators(tmp_path_factory, names):
+    net = pair(*names)
+    assume(net is not None)
+    check(net, str(tmp_path_factory.mktemp("pair") / "m"))
