@@ -16,6 +16,7 @@ from ..export.program.op_desc import (
     all_inputs,
     all_outputs,
     dtype_of,
+    outputs,
     replace_ops,
     set_attribute,
     set_input,
@@ -40,23 +41,42 @@ def worst_layer(file, runtime, threads, batch):
 def worst_operator(file, runtime, threads, batch):
     """Return (type of an operator and its output, error before, error after), or None."""
     if file.kind == ".xml":
-        ops = [(node.get_type_name(), _sources(node), [node.get_friendly_name()])
+        ops = [(node.get_type_name(), _sources(node), *[[node.get_friendly_name()]] * 2)
                for node in _openvino_nodes(file.path)]
     elif file.kind == ".onnx":
-        ops = [(node.op_type, node.input, node.output)
-               for node in OnnxGraph(file.onnx_model()).nodes]
+        model = file.onnx_model()
+        floats = _onnx_floats(model)
+        ops = [(node.op_type, node.input, node.output,
+                [name for name in node.output if name in floats])
+               for node in OnnxGraph(model).nodes]
     else:
         block = file.program.desc.blocks[0]
         floats = {var.name for var in block.vars if var.type.type == DENSE_TENSOR
                   and dtype_of(var) == "float32"}
-        ops = [(op.type, all_inputs(op), [name for name in all_outputs(op) if name in floats])
+        for op in block.ops:
+            # Shapes and integers are declared as floats. A runtime does not round what ends in a
+            # quantizer.
+            floats.difference_update(outputs(op, "XShape"), all_outputs(op) if op.type in (
+                "quantize_linear", "dequantize_linear") else ())
+        ops = [(op.type, all_inputs(op), all_outputs(op),
+                [name for name in all_outputs(op) if name in floats])
                for op in block.ops if op.type not in ("feed", "fetch")]
     varying, places = {info.name for info in file.inputs}, []
-    for kind, read, made in ops:
-        if made and not varying.isdisjoint(read):
-            varying.update(made)
+    for kind, read, written, made in ops:
+        if not varying.isdisjoint(read):
+            varying.update(written)
+        if made and not varying.isdisjoint(made):
             places.append((f"{kind} ({made[0]})", made[0]))
     return _search(places, file, runtime, threads, batch)
+
+
+def _onnx_floats(model):
+    """Return the names of the float tensors of an ``onnx.ModelProto``."""
+    from onnx import TensorProto, shape_inference
+
+    graph = shape_inference.infer_shapes(model).graph
+    return {value.name for value in (*graph.value_info, *graph.output)
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT}
 
 
 def _search(places, file, runtime, threads, batch):
