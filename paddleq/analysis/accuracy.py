@@ -232,8 +232,10 @@ class AccuracySearch:
         found = ([name for name, option in zip(names, options) if option]
                  for options in cheapest_allocations([[0, self.costs[name]] for name in names],
                                                      [[power, 0.0] for power in noise]))
-        return [left for left in found if len(left) < len(self.names)
-                and sum(self.costs[name] for name in left) <= most * (1 + 1e-9)]
+        fitting = [left for left in found if len(left) < len(self.names)
+                   and sum(self.costs[name] for name in left) <= most * (1 + 1e-9)]
+        # Layers without weights cost no bytes, so the cheapest choice may restore some.
+        return fitting if fitting and not fitting[0] else [[], *fitting]
 
     def _search(self):
         self._measure()
@@ -266,7 +268,8 @@ class AccuracySearch:
 
     def _report_left(self, left):
         self.report.left_float = {name: self.sqnr[name] for name in left}
-        self.report.cost_share = sum(self.costs[name] for name in left) / sum(self.costs.values())
+        total = sum(self.costs.values())
+        self.report.cost_share = sum(self.costs[name] for name in left) / total if total else 0.0
 
     def _restore(self, left):
         report = self.report

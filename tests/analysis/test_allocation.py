@@ -12,7 +12,8 @@ from paddle import nn
 from runtimes import paddle_inference, relative_error
 
 import paddleq
-from paddleq.analysis import keep_accuracy, sensitivity
+from paddleq.analysis import AccuracyReport, keep_accuracy, sensitivity
+from paddleq.analysis.accuracy import AccuracySearch
 from paddleq.analysis.allocation import cheapest_allocations
 from paddleq.analysis.layer_costs import layer_costs
 from paddleq.engine import quantized_layers, quantizing_only
@@ -142,6 +143,30 @@ def test_the_error_is_met_at_nearly_the_least_cost(cost, seed):
     assert found.cost_share == pytest.approx(spent / sum(costs.values()))
     assert spent <= 1.2 * best  # noise of layers is not quite additive
     assert (f"% of {cost}" in str(found)) == (cost != "layers")
+
+
+@pytest.mark.parametrize("needed", [{"add"}, {"conv"}, {"add", "conv"}])
+def test_layers_without_bytes_can_be_restored(needed):
+    """They cost nothing, so the first choice contains them."""
+    class Fixed(AccuracySearch):
+        def run_on(self):
+            self.names, self.trials = ["conv", "add", "fc"], []
+            self.report = AccuracyReport(0.0, 1.0, 0.0, 0.0, 3)
+            left = self._search()
+            self._report_left(left)
+            return left
+
+        def _measure(self):
+            self.sqnr = {"conv": 10.0, "add": 20.0, "fc": 30.0}
+            self.costs = {"conv": 40.0, "add": 0.0, "fc": 80.0}
+
+        def _evaluate(self, left):
+            self.trials.append((len(left), 0.0))
+            return float(needed <= set(left))
+
+    search = Fixed([0], lambda model: 0.0, 0.0, cost="bytes")
+    assert set(search.run_on()) == needed
+    assert search.report.cost_share == pytest.approx(("conv" in needed) / 3)
 
 
 def test_labels_are_compared_along_the_last_axis():
