@@ -277,23 +277,6 @@ def test_skip_excludes_operators_by_name_and_type(prefix):
     assert quantized_functions(skipped) == []
 
 
-def test_quant_post_static_quantizes_all_operators_with_is_full_quantize(prefix, tmp_path_factory):
-    _, model = quantized(Residuals, prefix)
-    source, out = (tmp_path_factory.mktemp(name) for name in ("source", "out"))
-    paddleq.SavedModel(prefix).save(source / "model")
-    add = next(op for op in model.operators if op.type == "elementwise_add"
-               and op.place in model.operator_layers)
-    counts = []
-    for options in ({}, {"is_full_quantize": True},
-                    {"is_full_quantize": True, "skip_tensor_list": [add.output("Out")]}):
-        paddleq.quant_post_static(source, out, [IMAGES], algo="abs_max", **options)
-        counts.append(sum(op.type == "quantize_linear" for op in paddleq.SavedModel(
-            out / "model").operators))
-    assert counts[0] < counts[2] < counts[1]
-    found = paddle_inference(out / "model", [IMAGES])[0]
-    assert relative_error(found, output_of(paddleq.SavedModel(prefix))) < 0.1
-
-
 @pytest.mark.parametrize("scope, error", [("all", ConfigError), (1, ConfigError)])
 def test_unknown_scopes_are_refused(scope, error):
     with pytest.raises(error, match="scope"):

@@ -61,6 +61,11 @@ class PTQ:
         equalize: equalize the ranges of the channels of successive layers before they are
             observed, on the ``inputs`` of :meth:`quantize` or the first batch, after ``fuse``;
             see :func:`paddleq.algorithms.equalize`. Default False.
+        scope: "weighted" (default): quantize the inputs of layers with weights. "full", for a
+            :class:`paddleq.SavedModel`: also those of additions, concatenations, average pools
+            and products between them, and the outputs of convolutions that operators in float
+            read, without which ONNX Runtime computes the convolutions in float. Use "weighted"
+            for Paddle Inference with ``enable_mkldnn_int8()``, whose passes misplace some scales.
         **kwargs: arguments of the activation quantizer, unless it is an instance:
             ``quant_bits``, ``bins``, ``upsample_bins``, ``hist_percent``.
 

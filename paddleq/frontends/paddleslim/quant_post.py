@@ -35,12 +35,11 @@ from ...export.provenance_file import Provenance, file_digests
 from ...export.save import check_target
 from ...export.trace import trace, trace_float
 from ...graph.fold_batch_norm import fuse
-from ...nn.layer_types import QuantizableFunction, kind_of
+from ...nn.layer_types import kind_of
 from ...observers import OBSERVERS
 from ...observers.histogram import HIST_PERCENT
 from ...saved_model import SavedModel
 from ...saved_model.files import find_files
-from ...saved_model.operator_layers import OPERATOR_RULES
 from .quantizers import (
     AbsmaxQuantizer,
     MSEQuantizer,
@@ -48,7 +47,6 @@ from .quantizers import (
     PerChannelAbsmaxQuantizer,
     PerChannelMSEQuantizer,
 )
-from .shared import SCOPES, extend_rules
 from .static_arguments import (
     ORDER,
     SampleBatches,
@@ -122,8 +120,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             which are cast to their data types. An array of the only input may have the batch axis:
             each row is a sample. ``batch_size`` samples are a batch; a last one that is not full is
             dropped.
-        is_full_quantize: quantize the weighted operators of all types, and the operators between
-            them as ``scope="full"`` of :class:`paddleq.PTQ` does. Default False.
+        is_full_quantize: quantize the operators of all supported types. Default False.
         onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with integer
             weights; False: ``fake_*`` operators with float weights.
         round_type: rounding of the weights, as for :class:`paddleq.PTQ`: "round" (default) to
@@ -181,10 +178,10 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             **check_target("pdmodel", target, onnx_format)}
     files = find_files(os.fspath(model_dir), model_filename, params_filename)
     settings = parse_round_type("round_type", round_type)
-    full = check_bool("is_full_quantize", is_full_quantize)
     options = {
         "batch_nums": batch_nums, "algo": algo, "hist_percent": hist_percent,
-        "quantizable_op_type": OP_TYPES if full else quantizable_op_type,
+        "quantizable_op_type": (OP_TYPES if check_bool("is_full_quantize", is_full_quantize)
+                                else quantizable_op_type),
         "weight_bits": weight_bits, "activation_bits": activation_bits,
         "weight_quantize_type": weight_quantize_type, "optimize_model": optimize_model,
         "skip_tensor_list": skip_tensor_list, "bias_correction": bias_correction}
@@ -195,10 +192,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
     with dynamic_mode() as wrap:
         data = calibration_data(data_loader, batch_generator, sample_generator, batch_size, wrap)
         program, names = quantized_program(calibrated_model(files, data, round_type=settings,
-                                                            scope=SCOPES[full], **options),
-                                          onnx_format=onnx_format)
-    if full:
-        options["scope"] = SCOPES[full]
+                                                            **options), onnx_format=onnx_format)
     if settings is not None:
         options["round_type"] = recorded_round_type(settings)
     save_program(
@@ -224,8 +218,7 @@ def sensitivity_post_static(files, data_loader, **options):
 
 def calibrated_model(files, data_loader, config=None, batch_nums=None,
                      quantizable_op_type=DEFAULT_OPS, optimize_model=True, skip_tensor_list=None,
-                     round_type=None, bias_correction=False, accuracy=None, scope=SCOPES[0],
-                     equalize=False,
+                     round_type=None, bias_correction=False, accuracy=None, equalize=False,
                      **quantizers):
     """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
 
@@ -249,7 +242,7 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     op_types = check_op_types(quantizable_op_type) - {"lookup_table_v2"}
     model = SavedModel(*files)
     _warn_unmatched(model, quantizable_op_type)
-    rules = operator_rules(model, op_types, config, skip, scope)
+    rules = operator_rules(model, op_types, config, skip)
     if optimize_model:  # after the rules, because variables in skip_tensor_list may be gone then
         model.fold_affines()
     argument = "data_loader"
@@ -278,9 +271,7 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
             with eager_evaluation(model):
                 equalize_on(model, lambda: run(first))
 
-    finish = extend_rules(model, rules, scope, optimize_model, skip)
     engine.prepare(model, rules, change)
-    finish()
     with engine.calibrating(model):
         engine.run_batches(run, chain([first], batches))
     if round_type is not None:
@@ -432,11 +423,10 @@ def _warn_unmatched(model, quantizable_op_type):
 
 
 def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConfig,
-                   skip_tensors: Iterable[str] = (), scope: str = SCOPES[0]) -> QuantConfig:
+                   skip_tensors: Iterable[str] = ()) -> QuantConfig:
     """Return the rules for the operators of a saved model of these types.
 
-    Those whose weight, input or output is in ``skip_tensors`` stay float. With the scope "full"
-    they include operators without weights.
+    Those whose weight, input or output is in ``skip_tensors`` stay float.
     """
     tensors = {name: {binding.weight, binding.operator.input(binding.source), binding.target,
                       *chain.from_iterable(binding.operator.outputs.values())}
@@ -447,16 +437,11 @@ def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConf
         raise ModelError("the model has no weight of the op types "
                          f"{', '.join(sorted(op_types))} to quantize")
     known = set().union(*tensors.values())
-    if scope != SCOPES[0]:
-        known.update(*([*op.all_inputs(), *op.all_outputs()] for op in model.operators
-                       if op.type in OPERATOR_RULES))
     for tensor in sorted(set(skip_tensors) - known):
         raise ConfigError(f"skip_tensor_list has {tensor!r}{hint(tensor, known)}, which is no "
                           "weight, input or output of an operator that would be quantized")
     rules = QuantConfig()
     rules.add(Scope(names=list(tensors)), config)
-    if scope != SCOPES[0]:
-        rules.add_type(QuantizableFunction, config)
     rules.add(Scope(names=[name for name, each in tensors.items() if each & set(skip_tensors)],
                     label="skip_tensor_list"), None)
     return rules
