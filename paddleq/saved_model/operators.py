@@ -80,10 +80,16 @@ def logits_of(operators: Sequence[Operator], name: str) -> Optional[str]:
         if name in op.all_outputs():
             if op.type == "softmax" and op.get("axis", -1) == -1:
                 return op.input("X")
-            if op.type != "assign":
+            if not _is_identity(op):
                 return None
             name = op.all_inputs()[0]
     return None
+
+
+def _is_identity(op):
+    # Paddle 2.6 writes each output with a multiplication by 1.
+    return op.type == "assign" or (op.type == "scale" and len(op.all_inputs()) == 1
+                                   and op.get("scale", 1.0) == 1.0 and op.get("bias", 0.0) == 0.0)
 
 
 def read_operators(block) -> List[Operator]:
