@@ -14,7 +14,7 @@ import paddle
 from paddle import nn
 
 from .._layer_state import QuantizationState, state_of
-from .._paddle_compat import is_traced, own_sublayers, record_programs, state_being_loaded
+from .._paddle_compat import LoadNotice, is_traced, own_sublayers, record_programs
 from ..errors import ModelError, StateError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize, State
@@ -30,7 +30,7 @@ from .layer_types import kind_of
 from .weight_parts import adopt_roundings, preprocess_name, quantizer_name
 
 
-class QuantizedLayer(nn.Layer):
+class QuantizedLayer(LoadNotice):
     """Mixin of all quantized layers.
 
     Attributes:
@@ -193,13 +193,8 @@ class QuantizedLayer(nn.Layer):
         return (getattr(self, preprocess_name(name), None),
                 getattr(self, quantizer_name(name), None))
 
-    def _state_dict_impl(self, destination=None, include_sublayers=True,
-                         structured_name_prefix="", *args, **kwargs):
-        loading = state_being_loaded()
-        if loading is not None:
-            adopt_roundings(self, structured_name_prefix, *loading)
-        return super()._state_dict_impl(destination, include_sublayers, structured_name_prefix,
-                                        *args, **kwargs)
+    def _before_load(self, prefix, root, state):
+        adopt_roundings(self, prefix, root, state)
 
     def children(self):
         # paddle.flops counts layers without children only. apply(), train() and state_dict() do not

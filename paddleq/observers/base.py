@@ -127,7 +127,7 @@ class Observer(nn.Layer, WithArgs, Collector):
     reducible = False
     proportional: Optional[Tuple[str, ...]] = None
     _condition: Optional[paddle.Tensor] = None
-    _reduction: Optional[Reduction] = None
+    _batch_reduction: Optional[Reduction] = None
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None):
         super().__init__()
@@ -160,11 +160,11 @@ class Observer(nn.Layer, WithArgs, Collector):
         if not self.reducible:
             raise wrong_value("reduce", reduction.how, f"None for a {type(self).__name__}, whose "
                               "statistics of one batch cannot be combined over processes")
-        object.__setattr__(self, "_reduction", reduction)
+        object.__setattr__(self, "_batch_reduction", reduction)
         try:
             yield
         finally:
-            object.__setattr__(self, "_reduction", None)
+            object.__setattr__(self, "_batch_reduction", None)
             object.__setattr__(self, "_condition", None)
 
     def _all_reduced(self, reduce, *args):
@@ -173,7 +173,7 @@ class Observer(nn.Layer, WithArgs, Collector):
         Later changes of buffers require that the batches of all processes are finite.
         """
         values = reduce(*args)
-        object.__setattr__(self, "_condition", self._reduction.finite)
+        object.__setattr__(self, "_condition", self._batch_reduction.finite)
         return values
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -319,7 +319,7 @@ class Accumulator(Observer):
     def _measured(self, x):
         """Return the statistics of one tensor, or of the tensors of all processes."""
         values = self._measure(x)
-        reduction = self._reduction
+        reduction = self._batch_reduction
         if reduction is None:
             return values
         own, shape = values if x.size else [], [self.channels]

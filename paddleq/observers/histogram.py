@@ -56,15 +56,15 @@ class HistogramObserver(Observer):
     def _update(self, x):
         x = as_dtype(x, paddle.float32)
         largest = [] if 0 in x.shape else [paddle.maximum(x.max(), -x.min()).reshape([1])]
-        if self._reduction is not None:
-            largest = self._all_reduced(self._reduction.extremes, largest, [1.0], [1], "max")
+        if self._batch_reduction is not None:
+            largest = self._all_reduced(self._batch_reduction.extremes, largest, [1.0], [1], "max")
         if not largest or scalar(largest[0]) <= 0.0:
             return
         self._extend_range(scalar(largest[0]))
         for name, values in self._counted(x).items():
             counts = histogram.count(values, self.top.item(), self.bins) if values.size else (
                 paddle.zeros([self.bins], dtype="float64"))
-            if self._reduction is not None:
+            if self._batch_reduction is not None:
                 counts = all_reduce(counts, ReduceOp.SUM)
             self._assign(name, getattr(self, name) + counts)
 
