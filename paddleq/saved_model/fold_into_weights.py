@@ -7,8 +7,8 @@ import numpy as np
 
 from ..export.markers import WeightMark
 from .affine import Affine, Refused
-from .affine_paths import dimensions, merged, moved_axis
 from .layers import LayerBinding, ProgramGraph
+from .reshaped_axes import dimensions, merged, moved_axis
 
 _PRODUCTS = ("mul", "matmul", "matmul_v2")
 _NORMS = ("batch_norm", "layer_norm")

@@ -19,7 +19,7 @@ from paddleq.export.program.op_desc import (
 )
 from paddleq.export.program.program import Program
 from paddleq.saved_model.affine import Affine, Refused
-from paddleq.saved_model.affine_paths import moved_axis
+from paddleq.saved_model.reshaped_axes import moved_axis
 
 _C = 5
 _VECTOR, _OTHER = np.linspace(0.5, 1.5, _C, dtype="f4"), np.linspace(-1.0, 1.0, _C, dtype="f4")
