@@ -12,7 +12,8 @@ from ..errors import NonFiniteError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..nn.call_numbers import last_call
-from ..nn.quantized_layer import quantizer_name, slot_name, slots_of_call
+from ..nn.input_slots import slot_name, slots_of_call
+from ..nn.weight_parts import quantizer_name
 from .scale_history import current_qparams, full_name, split_quantizer_name
 from .sqnr import float_tensors
 

@@ -15,7 +15,8 @@ from .._distributed import all_gather, all_reduce, gather_texts, groups
 from .._layer_state import read_state
 from ..errors import CalibrationError, DistributedError
 from ..fake_quant.fake_quantize import FakeQuantize, State
-from ..nn.quantized_layer import QuantizedLayer, add_call
+from ..nn.input_slots import add_call
+from ..nn.quantized_layer import QuantizedLayer
 from ..observers import Observer
 
 _SAMPLES = 1024  # values of each parameter that are compared between processes

@@ -11,13 +11,9 @@ from ..config import SkipKind, SkipReason
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..fake_quant.fake_quantize import FakeQuantize, State
 from ..nn.deployable import deployable_layers
-from ..nn.quantized_layer import (
-    QuantizedLayer,
-    busy_error,
-    follow,
-    later_calls,
-    quantizer_name,
-)
+from ..nn.input_slots import follow, later_calls
+from ..nn.quantized_layer import QuantizedLayer, busy_error
+from ..nn.weight_parts import quantizer_name
 
 _logger = logging.getLogger("paddleq")
 

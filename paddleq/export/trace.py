@@ -19,10 +19,11 @@ from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import abs_max as abs_max_of
 from ..functional import quantize
 from ..nn.deployable import deployable_layers
+from ..nn.input_slots import slot_name
 from ..nn.integer_layer import IntegerLayer
 from ..nn.kv_cache import SPEC, Int8KVCache
-from ..nn.quantized_layer import quantizer_name, slot_name
 from ..nn.tracing import MARKER_FACTOR, recording
+from ..nn.weight_parts import quantizer_name
 from ..spec import PerChannel, PerTensor, QuantSpec
 from .formats import FORMATS
 from .markers import ActivationMark, WeightMark, broadcast, simulated_weight

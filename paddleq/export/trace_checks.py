@@ -20,8 +20,9 @@ from ..engine.state import (
 from ..engine.summary import layers_added_later
 from ..errors import ExportError
 from ..fake_quant.fake_quantize import State
+from ..nn.input_slots import is_float_tensor
 from ..nn.layer_types import kind_of
-from ..nn.quantized_layer import QuantizedLayer, is_float_tensor
+from ..nn.quantized_layer import QuantizedLayer
 from .traced_call import TracedCall
 
 _logger = logging.getLogger("paddleq")

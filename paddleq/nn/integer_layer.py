@@ -20,8 +20,9 @@ from .block import block_output
 from .call_numbers import next_call
 from .class_swap import copied_attributes, float_class, swapped_class
 from .deployable import DeployableLayer, check_fields, describe_spec, spec_from, spec_name
+from .input_slots import is_float_tensor, map_inputs, slot_name
 from .layer_types import kind_of
-from .quantized_layer import QuantizedLayer, is_float_tensor, make_float, map_inputs, slot_name
+from .quantized_layer import QuantizedLayer, make_float
 
 _FIELDS = ("layer", "weights", "inputs", "output")
 

@@ -23,8 +23,8 @@ from ..spec import QuantSpec
 from . import tracing
 from .class_swap import swapped_class
 from .deployable import DeployableLayer
+from .input_slots import is_float_tensor
 from .layer_types import frozen_form
-from .quantized_layer import is_float_tensor
 
 PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
 SPEC = QuantSpec(bits=8)

@@ -14,8 +14,8 @@ from paddle import nn
 from .._checks import check_choice, check_layer, wrong_type, wrong_value
 from ..errors import ModelError
 from .class_swap import float_class, swapped_class
+from .input_slots import is_float_tensor
 from .kv_cache import KVCache
-from .quantized_layer import is_float_tensor
 
 
 def adapt_tuple_cache(attention: nn.Layer, past: str = "past_key_value",

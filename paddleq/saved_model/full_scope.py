@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 from ..config import QuantConfig, Scope
 from ..engine.fuse_blocks import remove_redundant, same_parameters
 from ..export.program.op_desc import dtype_of
-from ..nn.quantized_layer import slot_name
+from ..nn.input_slots import slot_name
 from .layers import ProgramGraph
 from .operator_layers import OPERATOR_RULES
 from .operators import Operator

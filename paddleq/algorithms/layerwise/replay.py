@@ -13,7 +13,7 @@ from ...engine.calibration import map_leaves
 from ...errors import CalibrationError
 from ...functional.qparams import as_dtype
 from ...graph.calls import capture_inputs, patched_forwards, tensors_in
-from ...nn.quantized_layer import is_float_tensor
+from ...nn.input_slots import is_float_tensor
 
 _logger = logging.getLogger("paddleq")
 _PLAIN = (paddle.Tensor, str, int, float, type(paddle.float32), type(None))
