@@ -5,10 +5,11 @@ The processes divide each batch. The reference is one process with the whole bat
 
 import signal
 
+import distributed_calibration
 import distributed_worker
 import numpy as np
 import pytest
-from distributed_worker import shard
+from distributed_nets import Net, batches, batches_of, shard, with_observer
 from ranks import run_ranks
 
 import paddleq
@@ -27,7 +28,7 @@ OTHERS = ["one_bit", "moving_average_mean", "local", "evaluation_of_one_process"
 EXTREMES = ["calibrated:abs_max", "calibrated:min_max", "frozen"]
 HISTOGRAMS = ["calibrated:hist", "calibrated:KL", "calibrated:mse", "calibrated:emd",
               "calibrated_twice", "all_data_in_one_process:0", "all_data_in_one_process:1"]
-LAYERWISE = [f"layerwise:{name}" for name in distributed_worker.LAYERWISE]
+LAYERWISE = [f"layerwise:{name}" for name in distributed_calibration.LAYERWISE]
 CORRECTIONS = ["corrected:fast", "corrected:full"]
 CALIBRATIONS = [*EXTREMES, *HISTOGRAMS, "calibrated:avg", "calibrated:moving_average_abs_max",
                 "calibrated_alone", "no_data", "nan_in_calibration", "other_weights",
@@ -84,7 +85,7 @@ def test_mean_reduction_averages_the_maxima_of_the_processes(results):
     first, second = results.of("moving_average_mean")
     name = "conv.activation_quantizer.observer.accum"
     accum = 1.0
-    for x, _ in distributed_worker.batches():
+    for x, _ in batches():
         maxima = [np.abs(shard(x, rank, 2).numpy()).max().astype("float64") for rank in (0, 1)]
         accum = accum * 0.9 + np.mean(maxima)
     np.testing.assert_allclose(first[name], accum, rtol=1e-5)
@@ -97,7 +98,7 @@ def test_without_reduction_each_process_has_its_scale(results):
     name = "conv.activation_quantizer.observer.accum"
     for rank, found in enumerate((first, second)):
         accum = 1.0
-        for x, _ in distributed_worker.batches():
+        for x, _ in batches():
             accum = accum * 0.9 + np.abs(shard(x, rank, 2).numpy()).max().astype("float64")
         np.testing.assert_allclose(found[name], accum, rtol=1e-5)
     assert (first["fc.weight"] == second["fc.weight"]).all()  # gradients are averaged all the same
@@ -243,7 +244,7 @@ def test_an_interrupted_layerwise_run_of_several_processes_continues(results):
 
 
 def test_an_export_of_all_processes_is_that_of_one_process(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed_worker, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(distributed_calibration, "FOLDER", str(tmp_path))
     expected = distributed_worker.run("saved_by_all", 0, 1)
     assert any(value.dtype == np.int8 for value in expected.values())
     for found in results.of("saved_by_all"):
@@ -269,14 +270,14 @@ def test_learned_rounding_on_shares_of_the_data_is_refused(results):
 def test_moving_averages_are_weighted_by_the_batches_of_the_processes(results):
     found = results.of("calibrated:moving_average_abs_max")[0]
     expected = 0.0
-    for rank, batches in ((0, 3), (1, 2)):
+    for rank, count in ((0, 3), (1, 2)):
         state = accum = 1.0
-        shares = distributed_worker.batches_of(rank, 2)
+        shares = batches_of(rank, 2)
         for x in shares:
             state = state * 0.9 + 1
             accum = accum * 0.9 + float(x.abs().max())
-        assert len(shares) == batches
-        expected += accum / state * batches / 5
+        assert len(shares) == count
+        expected += accum / state * count / 5
     np.testing.assert_allclose(found["conv.activation_quantizer.abs_max"], expected, rtol=1e-6)
 
 
@@ -296,8 +297,8 @@ def test_nan_in_one_process_ends_the_calibration_of_all_and_changes_nothing(resu
     assert str(second["error"]).startswith(f"NonFiniteError: {cause}")
     assert str(first["error"]).startswith("DistributedError: ")
     assert f"process 1: NonFiniteError: {cause}" in str(first["error"])
-    expected = distributed_worker.with_observer("min_max")
-    paddleq.calibrate(expected, distributed_worker.batches_of(0, 1, 6))
+    expected = with_observer("min_max")
+    paddleq.calibrate(expected, batches_of(0, 1, 6))
     for found in (first, second):
         assert found["changed"].size == 0, found["changed"]
         for name, value in expected.state_dict().items():
@@ -345,6 +346,6 @@ def test_unknown_reductions_are_refused(create):
 
 def test_quantizers_of_weights_do_not_reduce():
     for kind in ("channel_wise_abs_max", "moving_average_abs_max", "lsq"):
-        net = paddleq.QAT({"weight_quantize_type": kind}).quantize(distributed_worker.Net())
+        net = paddleq.QAT({"weight_quantize_type": kind}).quantize(Net())
         for name, quantizer in paddleq.engine.fake_quantizers(net):
             assert quantizer.reduce == (None if "weight" in name else "max"), name
