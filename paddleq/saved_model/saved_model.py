@@ -3,28 +3,14 @@
 import os
 from contextlib import contextmanager
 from itertools import chain
-from typing import (
-    Any,
-    Container,
-    Dict,
-    FrozenSet,
-    Iterable,
-    Iterator,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import Any, Container, Dict, Iterable, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 import paddle
 from paddle import nn
-from paddle.nn.initializer import Constant
 
 from .._checks import check_path, check_prefix
 from .._paddle_compat import (
-    FORWARD_HOOKS,
     framework_proto,
     operator_descriptions,
     own_buffers,
@@ -32,28 +18,27 @@ from .._paddle_compat import (
     own_sublayers,
 )
 from ..engine.state import quantized_layers
-from ..errors import ModelError, PaddleqError
+from ..errors import ModelError
 from ..export.pir_to_program import load_program
 from ..export.program.op_desc import dtype_of
 from ..export.program.program import Program
-from ..export.program.validate import CONTRADICTIONS, contradictions_reported
+from ..export.program.validate import contradictions_reported
 from ..export.provenance_file import Provenance
 from .control_flow import CONTROL_FLOW
 from .files import locate
 from .fold_affines import AffineFolding, fold_affines
 from .functions import FUNCTIONS
 from .inputs import TensorInfo, check_inputs
-from .layers import LayerBinding, make_layer, plan_layers, transposed_to
+from .layers import plan_layers, transposed_to
 from .lower import build_program
-from .operator_layers import call_operator_layer, operator_layer
-from .operators import Arguments, Operator, logits_of, read_operators
+from .operator_layers import operator_layer
+from .operators import Operator, logits_of, read_operators
+from .run_operators import INTERFACE, OperatorRun, Values, last_uses
 from .stages import Stage, find_stages
-from .without_gradient import program_of_operator, run_without_gradient
-
-_INTERFACE = ("feed", "fetch")
+from .without_gradient import program_of_operator
 
 
-class SavedModel(nn.Layer):
+class SavedModel(OperatorRun):
     """A model that ``paddle.jit.save`` or an older Paddle wrote, as a layer that can be trained.
 
     The operators of the program run in dynamic mode. Operators with weights are sublayers:
@@ -99,9 +84,6 @@ class SavedModel(nn.Layer):
 
     input_names: List[str]
     output_names: List[str]
-    bindings: Dict[str, LayerBinding]
-    parameter_places: Dict[str, Tuple[str, str]]
-    _recorded: Optional[Tuple[FrozenSet[str], Dict[str, Any]]] = None  # of recording()
 
     def __init__(self, path: Union[str, os.PathLike],
                  params_path: Union[str, os.PathLike, None] = None):
@@ -124,11 +106,11 @@ class SavedModel(nn.Layer):
         desc = program.desc
         self._description, self._constants = desc.SerializeToString(), set(program.constants)
         self._operators = [read_operators(block) for block in desc.blocks]
-        functions = {*FUNCTIONS, *operator_descriptions()} - {*_INTERFACE, *CONTROL_FLOW}
+        functions = {*FUNCTIONS, *operator_descriptions()} - {*INTERFACE, *CONTROL_FLOW}
         for op in chain.from_iterable(self._operators):
             if op.type in functions:
                 op.alone = program_of_operator(op, desc)
-            elif op.type not in _INTERFACE and op.type not in CONTROL_FLOW:
+            elif op.type not in INTERFACE and op.type not in CONTROL_FLOW:
                 raise ModelError(f"the saved model has the operator {op.type}, which Paddle "
                                  f"{paddle.__version__} does not have")
         self._local = [[var.name for var in block.vars if not var.persistable]
@@ -141,60 +123,19 @@ class SavedModel(nn.Layer):
         variables = program.variables()
         self._inputs = [TensorInfo.of_variable(variables[name]) for name in self.input_names]
         self.bindings = plan_layers(program, self._operators)
-        self.operator_layers: Dict[Tuple[int, int], str] = {}
+        self.operator_layers = {}
         self._merged = {(binding.operator.block, position)
                           for binding in self.bindings.values() for position in binding.merged}
         self.parameter_places = {}
-        self._shapes: Dict[str, Tuple[list, Any]] = {
+        self._shapes = {
             name: (list(array.shape), dtype_of(variables[name]))
             for name, array in program.arrays.items() if name in variables}
         self._read_names = {name for op in chain.from_iterable(self._operators)
                             for name in op.all_inputs()}
         self._add_layers(program)
         self._add_other_parameters(program)
-        self._last_uses = _last_uses(self._operators, set(self.output_names))
+        self._last_uses = last_uses(self._operators, set(self.output_names))
         self.eval()
-
-    def _add_layers(self, program):
-        for name, binding in self.bindings.items():
-            layer = make_layer(binding, program)
-            if self._shapes[binding.weight][1] != "float32":
-                layer.to(dtype=self._shapes[binding.weight][1])
-            for attribute, parameter in binding.parameters.items():
-                owner, other = self.parameter_places.get(parameter, ("", ""))
-                value = getattr(layer, attribute)
-                shared = getattr(getattr(self, owner), other) if owner else None
-                if shared is not None and list(shared.shape) == list(value.shape):
-                    setattr(layer, attribute, shared)
-                    continue
-                value.set_value(transposed_to(value.shape, program.arrays[parameter], binding,
-                                              attribute))
-                self.parameter_places.setdefault(parameter, (name, attribute))
-            self.add_sublayer(name, layer)
-
-    def _add_other_parameters(self, program):
-        # Paddle 2.6 marks parameters with stop_gradient only, the converter with is_parameter only.
-        trainable = {var.name for var in program.desc.blocks[0].vars
-                     if var.is_parameter or not var.stop_gradient} - program.constants
-        for name, array in program.arrays.items():
-            if name in self.parameter_places or name not in self._read_names:
-                continue
-            attribute = name.replace(".", "_").replace("@", "_")
-            while hasattr(self, attribute):
-                attribute += "_"
-            dtype = self._shapes[name][1]
-            if name in trainable and array.ndim and array.size and array.dtype.kind == "f":
-                value = self.create_parameter(list(array.shape), dtype=dtype,
-                                              default_initializer=Constant(0.0))
-                value.set_value(np.ascontiguousarray(array))
-                self.add_parameter(attribute, value)
-            else:
-                value = paddle.to_tensor(np.ascontiguousarray(array).reshape(array.shape))
-                if dtype == "bfloat16":
-                    value = paddle.zeros(array.shape, "bfloat16")
-                    value.set_value(array)
-                self.register_buffer(attribute, value)
-            self.parameter_places[name] = ("", attribute)
 
     @property
     def input_spec(self) -> list:
@@ -210,7 +151,7 @@ class SavedModel(nn.Layer):
         """
         names = dict.fromkeys(self.input_names)
         for position, op in enumerate(self._operators[0]):
-            if op.type not in _INTERFACE and (0, position) not in self._merged:
+            if op.type not in INTERFACE and (0, position) not in self._merged:
                 names.update(dict.fromkeys(self._results(op)))
         return list(names)
 
@@ -221,9 +162,6 @@ class SavedModel(nn.Layer):
         known = set(self.tensor_names)
         return {name: logits for name, logits in found.items()
                 if logits is not None and logits in known}
-
-    def _results(self, op):
-        return op.all_outputs() if op.layer is None else [self.bindings[op.layer].target]
 
     @property
     def operators(self) -> List[Operator]:
@@ -299,46 +237,16 @@ class SavedModel(nn.Layer):
         outputs = [values[name] for name in self.output_names]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _run_block(self, index, values):
-        if index:  # variables of a block do not survive from one run to the next
-            for name in self._local[index]:
-                values.pop(name, None)
-        self._run_range(index, 0, len(self._operators[index]), values)
-
-    def _run_range(self, index, start, stop, values):
-        """Run the operators of a block from ``start`` up to ``stop``."""
-        for position in range(start, stop):
-            op = self._operators[index][position]
-            if op.type in _INTERFACE or (index, position) in self._merged:
-                continue
-            try:
-                self._run_operator(op, values)
-            except PaddleqError:
-                raise
-            except (*CONTRADICTIONS, RuntimeError, OSError) as error:
-                raise ModelError(f"Paddle {paddle.__version__} cannot run the operator {op.type}, "
-                                 f"number {position} of block {index} of the saved model: "
-                                 f"{type(error).__name__}: {error}") from error
-            if index == 0:
-                self._record(self._results(op), values)
-                for name in self._last_uses[position]:
-                    values.pop(name, None)
-
-    def _record(self, names, values):
-        if self._recorded is not None:
-            wanted, found = self._recorded
-            found.update((name, values[name]) for name in names if name in wanted)
-
     def begin(self, *inputs: Any, **named: Any) -> Dict[str, Any]:
         """Return the variables of a run with these inputs, before the first operator."""
         if len(inputs) == 1 and isinstance(inputs[0], (dict, list, tuple)):
             (inputs,) = inputs
-        return _Values(self, zip(self.input_names, check_inputs(inputs or named, self._inputs,
+        return Values(self, zip(self.input_names, check_inputs(inputs or named, self._inputs,
                                                                 _as_tensor)))
 
     def run_stage(self, stage: Stage, values: Dict[str, Any]) -> Dict[str, Any]:
         """Return the variables behind a :class:`~.stages.Stage`, of those before it."""
-        found = _Values(self, values)
+        found = Values(self, values)
         self._run_range(0, stage.start, stage.stop, found)
         return found
 
@@ -349,65 +257,7 @@ class SavedModel(nn.Layer):
             values: variables of :meth:`begin`.
             counted: names of layers, of which a stage has at least ``least``.
         """
-        return find_stages(self, self._operators[0], _Values(self, values), counted, least)
-
-    def _run_operator(self, op, values):
-        if op.layer is not None:
-            self._run_layer(op, values)
-        elif op.place in self.operator_layers:
-            values[op.output("Out")] = call_operator_layer(
-                getattr(self, self.operator_layers[op.place]), op, values)
-        elif op.type in CONTROL_FLOW:
-            CONTROL_FLOW[op.type](self._run_block, op, values)
-        else:
-            self._run_function(op, values)
-
-    def _run_layer(self, op, values):
-        binding, layer = self.bindings[op.layer], getattr(self, op.layer)
-        x = values[op.input(binding.source)]
-        if binding.flattened is not None:
-            rows = x.shape[:binding.flattened]
-            x = x.reshape([*rows, int(np.prod(x.shape[binding.flattened:]))])
-        if op.type != "rnn":
-            values[binding.target] = layer(x)
-            return
-        states = [values[name] for name in op.inputs["PreState"]]
-        length = op.input("SequenceLength")
-        length = None if length is None else values[length]
-        values[binding.target], found = layer(x, states[0] if len(states) == 1 else tuple(states),
-                                              length)
-        values.update(zip(op.outputs.get("State", ()),
-                          found if isinstance(found, (list, tuple)) else [found]))
-
-    def _run_function(self, op, values):
-        arguments = Arguments(
-            op, {slot: [values[name] for name in names] for slot, names in op.inputs.items()},
-            tuple(slot for slot, names in op.outputs.items()
-                  if not self._read_names.isdisjoint(names)))
-        found = FUNCTIONS[op.type](arguments) if op.type in FUNCTIONS else NotImplemented
-        if found is NotImplemented:
-            found = run_without_gradient(arguments)
-        elif not isinstance(found, dict):
-            slot = next(slot for slot in ("Out", "Y", "Output", "Result") if slot in op.outputs)
-            found = {slot: found}
-        for slot, names in op.outputs.items():
-            value = found.get(slot)
-            if value is not None:
-                values.update(zip(names, value if isinstance(value, (list, tuple)) else [value]))
-
-    def _parameter(self, name):
-        """Return the current value of a parameter as the program keeps it."""
-        if name not in self.parameter_places:
-            raise ModelError(f"the program reads {name!r} before it is computed")
-        owner, attribute = self.parameter_places[name]
-        value = getattr(getattr(self, owner) if owner else self, attribute)
-        if owner:
-            binding = self.bindings[owner]
-            if binding.transposed and attribute == "weight":
-                value = value.t()
-            if list(value.shape) != self._shapes[name][0]:
-                value = value.reshape(self._shapes[name][0])
-        return value
+        return find_stages(self, self._operators[0], Values(self, values), counted, least)
 
     def fold_affines(self) -> AffineFolding:
         """Fold multiplications and additions of constants into weighted operators, in place.
@@ -458,29 +308,6 @@ class SavedModel(nn.Layer):
             (self.train if training else self.eval)()
         return result
 
-    def _keep_objects(self, layers, parameters, buffers):
-        """Restore layers, parameters and buffers that remain, with their new values."""
-        for name, old in layers.items():
-            new = own_sublayers(self).get(name)
-            if new is None:
-                continue
-            for attribute, value in new.named_parameters(include_sublayers=False):
-                kept = own_parameters(old).get(attribute)
-                if kept is not None:
-                    kept.set_value(value)
-                    setattr(new, attribute, kept)
-            if own_parameters(old).keys() == own_parameters(new).keys():
-                own_buffers(old).update(own_buffers(new))
-                own_sublayers(self)[name] = old
-            else:
-                for hooks in FORWARD_HOOKS:
-                    new.__dict__[hooks] = old.__dict__[hooks]
-        for now, then in ((own_parameters(self), parameters), (own_buffers(self), buffers)):
-            for name in now.keys() & then.keys():
-                if now[name].shape == then[name].shape:
-                    then[name].set_value(now[name])
-                    now[name] = then[name]
-
     def to_program(self, recorder: Any = None) -> Program:
         """Return a new program with the current values of all parameters.
 
@@ -521,29 +348,5 @@ class SavedModel(nn.Layer):
         return arrays
 
 
-class _Values(dict):
-    """Variables of one run, name -> tensor; names without a value are parameters of the model."""
-
-    def __init__(self, model, given):
-        super().__init__(given)
-        self._model = model
-
-    def __missing__(self, name):
-        return self._model._parameter(name)
-
-
 def _as_tensor(value):
     return value if isinstance(value, paddle.Tensor) else paddle.to_tensor(np.asarray(value))
-
-
-def _last_uses(blocks, kept):
-    """For each operator of the main block, the variables that nothing after it reads."""
-    def names_in(op):
-        inner = blocks[op.attributes["sub_block"]] if "sub_block" in op.attributes else ()
-        return {*op.all_inputs(), *op.all_outputs()}.union(*map(names_in, inner))
-
-    last = {name: position for position, op in enumerate(blocks[0]) for name in names_in(op)}
-    released = [[] for _ in blocks[0]]
-    for name in last.keys() - kept:
-        released[last[name]].append(name)
-    return released
