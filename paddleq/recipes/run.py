@@ -25,7 +25,7 @@ from ..frontends.amct import convert, quantize
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.paddleslim import PTQ
 from ..frontends.paddleslim.distill import distill
-from ..frontends.paddleslim.quant_post import (
+from ..frontends.paddleslim.quantize_saved_model import (
     calibrated_model,
     quantized_program,
     sensitivity_post_static,

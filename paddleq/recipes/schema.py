@@ -28,7 +28,7 @@ from ..frontends.amct import AmctConfig
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
 from ..frontends.paddleslim.distill import QuantAware, check_train_config, parse_losses
-from ..frontends.paddleslim.quant_post import check_op_types
+from ..frontends.paddleslim.operator_rules import check_op_types
 from ..frontends.paddleslim.quantizers import make_quantizer
 from ..nn.layer_types import known_classes
 from .sources import image_transform

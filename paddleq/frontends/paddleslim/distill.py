@@ -28,8 +28,8 @@ from ...fake_quant import LSQ, PACT
 from ...fake_quant.lsq import LEARNED_QUANTIZERS
 from ...observers import OBSERVERS
 from ...saved_model import SavedModel
+from .operator_rules import LINEAR_OPS, OP_TYPES, check_op_types, operator_rules
 from .qat import QAT
-from .quant_post import LINEAR_OPS, OP_TYPES, check_op_types, operator_rules
 from .shared import fold_in_programs, fold_layers, rules_for
 
 CALIBRATION_BATCHES = 16

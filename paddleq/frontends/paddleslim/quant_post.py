@@ -1,55 +1,34 @@
 """``quant_post_static`` and ``quant_post_dynamic``: quantization of saved models by the engine."""
 
-import inspect
 import logging
 import os
-from dataclasses import replace
-from itertools import chain, islice
-from typing import Any, Iterable, List, Set, Tuple
 
 from paddle import nn
 
 from ... import engine
-from ..._checks import check_bool, check_choice, check_float, check_int, hint, wrong_type
-from ...algorithms.bias_correction import correct_on_batches, parse_bias_correction
-from ...algorithms.equalization import equalize_on
-from ...algorithms.reconstruction.driver import reconstruct_on
-from ...algorithms.reconstruction.settings import (
-    NEAREST,
-    parse_round_type,
-    recorded_round_type,
-)
-from ...analysis import Sensitivities, sensitivity
-from ...analysis.accuracy import accuracy_search
-from ...config import LayerConfig, QuantConfig, Scope
-from ...config.layer_config import check_activation_observer
-from ...engine.hooks import eager_evaluation
+from ..._checks import check_bool, check_choice, check_int, wrong_type
+from ...algorithms.reconstruction.settings import NEAREST, parse_round_type, recorded_round_type
+from ...config import QuantConfig
 from ...engine.provenance import plain_value
 from ...engine.select import select
 from ...errors import ConfigError, ModelError
-from ...export.markers import simulated_weight
-from ...export.paddle.lower import ProgramLowering, save_for
 from ...export.pir_to_program import load_program
-from ...export.program.program import Program
-from ...export.provenance_file import Provenance, file_digests
+from ...export.provenance_file import file_digests
 from ...export.save import check_target
-from ...export.trace import trace, trace_float
-from ...graph.fold_batch_norm import fuse
-from ...nn.layer_types import kind_of
-from ...observers import OBSERVERS
+from ...export.trace import trace_float
 from ...observers.histogram import HIST_PERCENT
-from ...saved_model import SavedModel
 from ...saved_model.files import find_files
-from .quantizers import (
-    AbsmaxQuantizer,
-    MSEQuantizer,
-    ObserverQuantizer,
-    PerChannelAbsmaxQuantizer,
-    PerChannelMSEQuantizer,
+from .operator_rules import DEFAULT_OPS, OP_TYPES, check_op_types
+from .quantize_saved_model import (
+    WEIGHT_QUANTIZERS,
+    calibrated_model,
+    quantized_program,
+    save_program,
+    weight_only,
+    weight_only_model,
 )
 from .static_arguments import (
     ORDER,
-    SampleBatches,
     calibration_data,
     check_unneeded,
     dynamic_mode,
@@ -57,14 +36,6 @@ from .static_arguments import (
 )
 
 _logger = logging.getLogger("paddleq")
-LINEAR_OPS = ("mul", "matmul", "matmul_v2")
-OP_TYPES = ("conv2d", "depthwise_conv2d", "conv3d", "conv2d_transpose",
-            "depthwise_conv2d_transpose", *LINEAR_OPS, "lookup_table_v2")
-DEFAULT_OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "mul")
-# weight_quantize_type -> quantizer of the weights
-WEIGHT_QUANTIZERS = {"channel_wise_abs_max": PerChannelAbsmaxQuantizer,
-                     "abs_max": AbsmaxQuantizer,
-                     "channel_wise_mse": PerChannelMSEQuantizer, "mse": MSEQuantizer}
 # Layer classes by the operators as which programs have them.
 _LAYERS = {
     "conv2d": (nn.Conv1D, nn.Conv2D),
@@ -202,104 +173,6 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
     return names
 
 
-def sensitivity_post_static(files, data_loader, **options):
-    """Measure the loss of the output when each operator of a saved model is quantized alone.
-
-    Return :class:`~paddleq.analysis.Sensitivities`, named after the weights. The arguments are
-    those of :func:`calibrated_model`.
-    """
-    batches = list(islice(data_loader, options.get("batch_nums")))  # iterated twice
-    model = calibrated_model(files, batches, **options)
-    return Sensitivities(
-        replace(row, name=model.bindings[row.name].weight,
-                type=model.bindings[row.name].operator.type)
-        for row in sensitivity(model, batches))
-
-
-def calibrated_model(files, data_loader, config=None, batch_nums=None,
-                     quantizable_op_type=DEFAULT_OPS, optimize_model=True, skip_tensor_list=None,
-                     round_type=None, bias_correction=False, accuracy=None, equalize=False,
-                     **quantizers):
-    """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
-
-    The arguments are those of that function and the files of the model. A ``config`` replaces
-    the ``quantizers``: the bits, ``algo``, ``hist_percent`` and ``weight_quantize_type``.
-    ``round_type`` is an :class:`paddleq.algorithms.AdaRound`, or None to round to nearest.
-    """
-    config = _layer_config(**quantizers) if config is None else config
-    for name, spec in (("weight_bits", config.weight_spec),
-                       ("activation_bits", config.activation_spec)):
-        check_int(name, spec and spec.bits, 2, 8)
-    check_bool("optimize_model", optimize_model)
-    correction = parse_bias_correction(bias_correction)
-    if accuracy is not None:
-        accuracy_search(accuracy, ())  # checks it
-    if batch_nums is not None:
-        check_int("batch_nums", batch_nums, 1)
-    skip = [] if skip_tensor_list is None else skip_tensor_list
-    if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
-        raise wrong_type("skip_tensor_list", skip_tensor_list, "a list of names")
-    op_types = check_op_types(quantizable_op_type) - {"lookup_table_v2"}
-    model = SavedModel(*files)
-    _warn_unmatched(model, quantizable_op_type)
-    rules = operator_rules(model, op_types, config, skip)
-    if optimize_model:  # after the rules, because variables in skip_tensor_list may be gone then
-        model.fold_affines()
-    argument = "data_loader"
-    if isinstance(data_loader, SampleBatches):
-        data_loader, argument = data_loader.of(model), "sample_generator"
-    if accuracy is not None and isinstance(data_loader, Iterable):
-        data_loader = list(islice(data_loader, batch_nums))  # read again
-    batches = engine.iter_batches(model, data_loader, batch_nums, "calibrating",
-                                  argument=argument)
-    first = next(batches)
-    if round_type is not None or correction is not None:
-        batches = list(batches)  # read again
-
-    def run(inputs):
-        args, kwargs = inputs
-        return model(*args, **kwargs)
-
-    def run_first():
-        with first.errors_named():
-            run(first)
-
-    def change():
-        if optimize_model:
-            fuse(model, run_first)
-        if equalize:
-            with eager_evaluation(model):
-                equalize_on(model, lambda: run(first))
-
-    engine.prepare(model, rules, change)
-    with engine.calibrating(model):
-        engine.run_batches(run, chain([first], batches))
-    if round_type is not None:
-        reconstruct_on(model, [first, *batches], round_type)
-    if correction is not None:
-        correct_on_batches(model, [first, *batches], correction)
-    if accuracy is not None:
-        accuracy_search(accuracy, data_loader).run(model)
-    return model
-
-
-def _layer_config(algo="hist", hist_percent=HIST_PERCENT, weight_bits=8, activation_bits=8,
-                  weight_quantize_type="channel_wise_abs_max"):
-    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-        check_int(name, bits, 2, 8)
-    check_activation_observer("algo", algo)
-    check_float("hist_percent", hist_percent, 0.0, 1.0, open_low=True, open_high=True)
-    check_choice("weight_quantize_type", weight_quantize_type, WEIGHT_QUANTIZERS)
-    taken = "hist_percent" in inspect.signature(OBSERVERS[algo]).parameters
-    if not taken and hist_percent != HIST_PERCENT:
-        _logger.warning("hist_percent=%s has no effect: the observer %r does not take it",
-                        hist_percent, algo)
-    arguments = {"hist_percent": hist_percent} if taken else {}
-    return LayerConfig(
-        weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight(),
-        activation=ObserverQuantizer(algo, activation_bits, **arguments).activation())
-
-
 def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, params_filename=None,
                        save_model_filename="model.pdmodel",
                        save_params_filename="model.pdiparams",
@@ -379,92 +252,10 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                          quantize={"method": "dynamic", **options}, **form)
     if not live:
         return None
-    config, rules = _weight_only(weight_bits, weight_quantize_type), QuantConfig()
+    config, rules = weight_only(weight_bits, weight_quantize_type), QuantConfig()
     for cls in dict.fromkeys(cls for op in op_types for cls in _LAYERS.get(op, ())):
         rules.add_type(cls, config)
     if not select(model_dir, rules).selected:
         raise ModelError(f"the model has no weight of the op types {', '.join(sorted(op_types))}")
     copied = engine.copy_of(model_dir, "quantize it in place with paddleq.quantize(inplace=True)")
     return engine.freeze(engine.prepare(copied, rules))
-
-
-def weight_only_model(program, quantizable_op_type=DEFAULT_OPS, weight_bits=8,
-                      weight_quantize_type="channel_wise_abs_max"):
-    """Return the :class:`paddleq.SavedModel` that :func:`quant_post_dynamic` writes."""
-    model = SavedModel.from_program(program)
-    _warn_unmatched(model, quantizable_op_type)
-    engine.prepare(model, operator_rules(model, check_op_types(quantizable_op_type),
-                                         _weight_only(weight_bits, weight_quantize_type)))
-    return model
-
-
-def _weight_only(bits, kind):
-    return LayerConfig(weight=WEIGHT_QUANTIZERS[kind](bits).weight())
-
-
-def check_op_types(given: Any) -> Set[str]:
-    """Return the operator types of a ``quantizable_op_type``: "mul" means Linear in any form."""
-    if isinstance(given, str) or not isinstance(given, (list, tuple)):
-        raise wrong_type("quantizable_op_type", given, "a list of op types")
-    return set(chain.from_iterable(
-        LINEAR_OPS if check_choice("quantizable_op_type", entry, OP_TYPES) == "mul" else (entry,)
-        for entry in given))
-
-
-def _warn_unmatched(model, quantizable_op_type):
-    """Warn of operator types that a user gave and of which a saved model has no weight."""
-    known = {binding.operator.type for binding in model.bindings.values()}
-    if quantizable_op_type is OP_TYPES:
-        return
-    for op in set(quantizable_op_type) - set(DEFAULT_OPS):
-        if known.isdisjoint(check_op_types([op])):
-            _logger.warning("quantizable_op_type has %r, but the model has no such operator with a "
-                            "weight", op)
-
-
-def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConfig,
-                   skip_tensors: Iterable[str] = ()) -> QuantConfig:
-    """Return the rules for the operators of a saved model of these types.
-
-    Those whose weight, input or output is in ``skip_tensors`` stay float.
-    """
-    tensors = {name: {binding.weight, binding.operator.input(binding.source), binding.target,
-                      *chain.from_iterable(binding.operator.outputs.values())}
-               for name, binding in model.bindings.items()
-               if binding.operator.type in set(op_types)
-               and kind_of(getattr(model, name)) is not None}
-    if not tensors:
-        raise ModelError("the model has no weight of the op types "
-                         f"{', '.join(sorted(op_types))} to quantize")
-    known = set().union(*tensors.values())
-    for tensor in sorted(set(skip_tensors) - known):
-        raise ConfigError(f"skip_tensor_list has {tensor!r}{hint(tensor, known)}, which is no "
-                          "weight, input or output of an operator that would be quantized")
-    rules = QuantConfig()
-    rules.add(Scope(names=list(tensors)), config)
-    rules.add(Scope(names=[name for name, each in tensors.items() if each & set(skip_tensors)],
-                    label="skip_tensor_list"), None)
-    return rules
-
-
-def quantized_program(model: SavedModel, as_float: bool = False,
-                      onnx_format: bool = True) -> Tuple[Program, List[str]]:
-    """Return the program of a quantized model, and the names of its quantized weights.
-
-    With ``as_float`` it holds the dequantized weights. ``onnx_format`` is that of
-    :func:`paddleq.export.save`.
-    """
-    weights = sorted({model.weight_names[name] for name, _ in engine.quantized_layers(model)
-                      if name in model.weight_names})
-    program, marks = trace(model, None)
-    if as_float:
-        marks = [replace(mark, value=simulated_weight(mark), integers=None) for mark in marks]
-    ProgramLowering(program, marks, onnx_format).run()
-    return program, weights
-
-
-def save_program(program: Program, folder: str, model_filename: str, params_filename: str,
-                 **made_by: Any) -> None:
-    """Write a program with its parameters and provenance to ``folder``."""
-    save_for(made_by.get("target", "any"), program, os.path.join(folder, model_filename),
-             os.path.join(folder, params_filename), Provenance("pdmodel", program, **made_by))

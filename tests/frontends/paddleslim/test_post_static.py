@@ -20,7 +20,7 @@ from paddleq.errors import (
     NonFiniteError,
 )
 from paddleq.export.program.program import Program
-from paddleq.frontends.paddleslim.quant_post import sensitivity_post_static
+from paddleq.frontends.paddleslim.quantize_saved_model import sensitivity_post_static
 from paddleq.graph.fold_batch_norm import fuse
 from paddleq.saved_model.files import find_files
 
