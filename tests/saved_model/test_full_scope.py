@@ -73,6 +73,25 @@ class Branches(nn.Layer):
         return self.fc(F.adaptive_avg_pool2d(y, 1).flatten(1))
 
 
+class Pyramid(nn.Layer):
+    """A concatenation of sums, upsampled where they are small and of a range of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = conv(3, 8), conv(8, 8), conv(8, 8, 1)
+        self.conv4, self.conv5, self.conv6 = conv(8, 8), conv(8, 8), conv(16, 8)
+        self.fc = nn.Linear(8, 5)
+        for each in (self.conv4, self.conv5):
+            each.weight.set_value(8 * each.weight)
+
+    def forward(self, x):
+        x = F.relu(self.conv1(x))
+        small = F.max_pool2d(x, 2)
+        small = F.interpolate(self.conv2(small) + self.conv3(small), scale_factor=2)
+        x = paddle.concat([small, self.conv4(x) + self.conv5(x)], 1)
+        return self.fc(F.relu(self.conv6(x)).mean([2, 3]))
+
+
 class Excitations(nn.Layer):
     """A squeeze-and-excitation block behind a relu."""
 
@@ -101,7 +120,7 @@ class Attention(nn.Layer):
         return self.fc(x).mean(1)
 
 
-NETS = [HardSwishes, Residuals, Branches, Excitations, Attention]
+NETS = [HardSwishes, Residuals, Branches, Pyramid, Excitations, Attention]
 IMAGES = np.random.default_rng(0).normal(size=(6, 3, 8, 8)).astype("float32")
 
 
@@ -136,6 +155,7 @@ def quantized_functions(model):
     (HardSwishes, []),
     (Residuals, ["elementwise_add"] * 3 + ["pool2d"]),
     (Branches, ["concat", "pool2d", "pool2d", "relu", "relu"]),
+    (Pyramid, ["concat", "elementwise_add", "elementwise_add", "relu", "relu"]),
     (Excitations, ["elementwise_mul", "pool2d", "relu"]),
     (Attention, ["matmul_v2", "matmul_v2"])])
 def test_operators_between_weighted_ones_are_quantized(prefix, net, functions):
@@ -159,7 +179,7 @@ def test_files_as_they_stand_equal_the_simulation(prefix, net, fuse):
     paddleq.save_quantized_model(model, f"{prefix}.int8", format="onnx", target="plain")
     assert relative_error(onnxruntime(f"{prefix}.int8", [IMAGES])[0], expected) < 1e-6
     paddleq.save_quantized_model(model, f"{prefix}.int8", format="openvino")
-    integers = net is not Residuals  # int8 kernels with a fused addition round once less
+    integers = net not in (Residuals, Pyramid)  # int8 kernels with a fused addition round once less
     for ending in ("pdmodel", "xml"):
         found = openvino(f"{prefix}.int8", [IMAGES], ending=ending, integers=integers)[0]
         assert relative_error(found, expected) < 1e-6

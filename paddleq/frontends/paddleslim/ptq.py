@@ -64,8 +64,8 @@ class PTQ:
         scope: "weighted" (default): quantize the inputs of layers with weights. "full", for a
             :class:`paddleq.SavedModel`: also those of additions, concatenations, average pools
             and products between them, and the outputs of convolutions that operators in float
-            read, without which ONNX Runtime computes the convolutions in float. Use "weighted"
-            for Paddle Inference with ``enable_mkldnn_int8()``, whose passes misplace some scales.
+            read, without which ONNX Runtime computes the convolutions in float. Paddle Inference
+            with ``enable_mkldnn_int8()`` fuses these operators, and does not round between them.
         **kwargs: arguments of the activation quantizer, unless it is an instance:
             ``quant_bits``, ``bins``, ``upsample_bins``, ``hist_percent``.
 

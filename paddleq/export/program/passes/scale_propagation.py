@@ -155,13 +155,20 @@ class ScalePropagation:
         return name if quantize is None else inputs(quantize, "X")[0]
 
     def _are_read_once(self, names, quantize):
-        """Return True if only ``quantize``, and others of its scale, read the variables."""
+        """Return True if only ``quantize``, and others of its scale, read the variables.
+
+        One between operators that pass it on may be read once, by a quantizer of the same scale
+        or by the next of them. With another scale in front of ``nearest_interp_v2``, Paddle
+        Inference (3.1) computes the integers behind it wrongly.
+        """
         first, *others = names
-        scale = self._scale(quantize)
+        readers = [self._view.sole_consumer(name) for name in others]
         return (all(reader is not None and reader.type == "quantize_linear"
-                    and np.array_equal(self._scale(reader), scale)
                     for reader in self._view.consumers[first])
-                and all(self._view.sole_consumer(name) is not None for name in others))
+                and None not in readers
+                and all(np.array_equal(self._scale(reader), self._scale(quantize))
+                        for reader in (*self._view.consumers[first], *readers)
+                        if reader.type == "quantize_linear"))
 
     def _scale(self, quantize):
         return self._arrays.get(inputs(quantize, "Scale")[0])
