@@ -199,6 +199,46 @@ def test_products_of_outputs_of_convolutions(quantized, tmp_path):
     assert max(found.values()) < EXACT, found
 
 
+class BehindLayers(nn.Layer):
+    """Functions of the outputs of layers, one layer for each."""
+
+    def __init__(self, functions, make_layer):
+        super().__init__()
+        self.functions = functions
+        self.layers = nn.LayerList([make_layer() for _ in functions])
+
+    def forward(self, x):
+        return [function(layer(x)) for function, layer in zip(self.functions, self.layers)]
+
+
+LAYERS = {
+    "conv": conv, "linear": lambda: nn.Linear(SIZE, SIZE),
+    "linear without bias": lambda: nn.Linear(SIZE, SIZE, bias_attr=False)}
+MULTIPLICATIONS = [
+    paddle.rad2deg, paddle.deg2rad, lambda x: x * 3.0, lambda x: x * 3.0 + 0.5, lambda x: x / 3.0,
+    lambda x: -x, lambda x: F.relu(x) * 3.0, lambda x: F.gelu(x) * 3.0, lambda x: x * 3.0 * 5.0,
+    lambda x: x * 3.0 + F.tanh(x), lambda x: paddle.scale(x, 3.0, 0.5, bias_after_scale=False),
+    lambda x: paddle.scale(x, paddle.to_tensor([3.0]))]
+ACTIVATIONS_OF_ACTIVATIONS = [
+    lambda x, first=first, second=second: second(first(x))
+    for first, second in ((F.relu, F.tanh), (F.relu6, F.sigmoid), (F.hardswish, F.relu),
+                          (F.gelu, F.leaky_relu), (paddle.abs, F.gelu), (F.leaky_relu, F.silu))]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_operators_behind_a_layer_are_not_lost_in_a_fusion(layer, tmp_path):
+    paddle.seed(3)
+    path = str(tmp_path / "m")
+    x, expected = exported(BehindLayers([*MULTIPLICATIONS, *ACTIVATIONS_OF_ACTIVATIONS],
+                                        LAYERS[layer]), path,
+                           [2, CHANNELS, SIZE, SIZE], ["Conv2D", "Linear"])
+    for int8 in (False, True):
+        found = paddle_inference(path, [x], ir_optim=True, int8=int8, onednn=True)
+        assert len(found) == len(expected)
+        assert [i for i, pair in enumerate(zip(found, expected))
+                if relative_error(*pair) > EXACT] == []
+
+
 def assigns(path):
     ops = load_program(f"{path}.pdmodel", f"{path}.pdiparams").desc.blocks[0].ops
     return sum(op.type == "assign" for op in ops)

@@ -34,7 +34,7 @@ from .graph_workarounds import (
     count_axes_from_end,
     gather_by_vectors,
     place_clips,
-    separate_negative_factors,
+    separate_quantizers,
 )
 from .lower import OpenVinoLowering
 from .reader import opset, read_program, require_openvino
@@ -136,7 +136,7 @@ def openvino_model(program, marks):
     lowering = OpenVinoLowering(program, marks)
     lowering.run()
     model = read_program(program, lowering.converters)
-    separate_negative_factors(model, opset())
+    separate_quantizers(model, opset())
     place_clips(model, opset())
     add_smallest_biases(model, opset())
     gather_by_vectors(model, opset())

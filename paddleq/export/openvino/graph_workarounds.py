@@ -43,17 +43,32 @@ def place_clips(model, ov):
             node.input(0).replace_source_output(_maxima(ov, clamp).output(0))
 
 
-def separate_negative_factors(model, ov):
-    """Put a maximum with the lowest number behind products that change the sign, in place.
+def separate_quantizers(model, ov):
+    """Put a maximum with the lowest number in front of a FakeQuantize that OpenVINO fuses wrongly.
 
     OpenVINO 2026.4 computes other values for a FakeQuantize of a relu times a negative constant,
-    which its low-precision transformations take into the scales.
+    which its low-precision transformations take into the scales, and of a ReduceMin or ReduceMax.
+    The model is changed in place.
     """
     lowest = np.finfo(np.float32).min
     for node in model.get_ordered_ops():
-        if node.get_type_name() == "FakeQuantize" and _changes_sign(node.input_value(0)):
+        if node.get_type_name() == "FakeQuantize" and (
+                _changes_sign(node.input_value(0)) or _is_extreme(node.input_value(0))):
             separate = ov.maximum(node.input_value(0), ov.constant(lowest))
             node.input(0).replace_source_output(separate.output(0))
+
+
+def _is_extreme(x):
+    """Return True if an output is a minimum or maximum that the FakeQuantize may be fused with."""
+    while True:
+        node = x.get_node()
+        kind, values = node.get_type_name(), node.input_values()
+        varying = [each for each in values if not _is_constant(each)]
+        if kind in ("ReduceMin", "ReduceMax"):
+            return True
+        if len(varying) != 1 or kind not in (*_FUSED, *_KEEPING, *_WITH_CONSTANT, "Clamp"):
+            return False
+        (x,) = varying
 
 
 def _changes_sign(x):

@@ -35,7 +35,7 @@ from .inclusive_pools import write_inclusive_pools
 from .move_unsqueeze import move_unsqueeze
 from .nearest_interpolation import gather_nearest
 from .pads import write_pads
-from .scale_propagation import ScalePropagation
+from .scale_propagation import ACTIVATIONS, ScalePropagation
 from .transposed_convolutions import resolve_output_sizes, write_output_paddings
 
 _CONVOLUTIONS = ("conv2d", "conv3d", "depthwise_conv2d")  # and these with _transpose
@@ -73,6 +73,10 @@ def apply_runtime_workarounds(program):
         ops = _write_all_axes(builder, block, ops)
         ops = _insert_assign(builder, block, ops, partial(_slots_of_whole_floats, program))
         ops = _insert_assign(builder, block, ops, partial(_slots_of_large_products, program, block,
+                                                          GraphView(ops)))
+        ops = _insert_assign(builder, block, ops, partial(_slots_of_scaled_products, program,
+                                                          GraphView(ops)))
+        ops = _insert_assign(builder, block, ops, partial(_slots_of_second_activations,
                                                           GraphView(ops)))
         ops = _insert_assign(builder, block, ops, BlockedLayouts(ops).slots_to_assign)
         replace_ops(block, _insert_assign(builder, block, ops,
@@ -184,6 +188,42 @@ def _slots_of_large_products(program, block, view, op):
     large = product is not None and product.type in PRODUCTS and len(
         shape_of(program.variable(inputs(op, "X")[0], block))) > 4
     return ("X",) if large and inputs(op, "Y")[0] in program.arrays else ()
+
+
+def _slots_of_scaled_products(program, view, op):
+    """Slot of a product in a multiplication by a constant.
+
+    oneDNN's pass gives the constant to the operator in front of it. If this is a product with a
+    bias (and a relu), it ignores the constant. If this is a product that other operators read too,
+    the pass removes the result from the graph, and Paddle Inference fails, as it does where the
+    constant is a tensor.
+    """
+    if op.type != "scale" or attribute(op, "bias", 0.0):
+        return ()
+    producer = view.source(op, "X")
+    if producer is not None and producer.type in PRODUCTS:
+        if inputs(op, "ScaleTensor"):
+            return ("X",)
+        return () if view.sole_consumer(inputs(op, "X")[0]) is op else ("X",)
+    if producer is not None and producer.type == "relu":
+        producer = view.source(producer, "X")
+    if producer is None or producer.type != "elementwise_add" or (
+            inputs(producer, "Y")[0] not in program.arrays):
+        return ()
+    product = view.source(producer, "X")
+    return ("X",) if product is not None and product.type in PRODUCTS else ()
+
+
+def _slots_of_second_activations(view, op):
+    """Slot of an activation in another activation behind it.
+
+    oneDNN's passes fuse both with the operator in front of them, which computes only the last.
+    """
+    first = view.source(op, "X") if op.type in ACTIVATIONS else None
+    front = view.source(first, "X") if first is not None and first.type in ACTIVATIONS else None
+    return ("X",) if front is not None and (
+        front.type in (*_ELEMENTWISE, *PRODUCTS, "batch_norm")
+        or front.type.startswith(_CONVOLUTIONS)) else ()
 
 
 def _slots_of_whole_floats(program, op):

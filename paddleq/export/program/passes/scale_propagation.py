@@ -18,7 +18,7 @@ _PRODUCTS = ("matmul", "matmul_v2", "mul")
 _ELEMENTWISE = ("elementwise_add", "elementwise_sub", "elementwise_mul")
 _RELU = ("relu", "relu6")
 # Fused with an elementwise operator in front of them.
-_ACTIVATIONS = (*_RELU, "tanh", "leaky_relu", "swish", "silu", "hard_swish", "sqrt", "abs", "clip",
+ACTIVATIONS = (*_RELU, "tanh", "leaky_relu", "swish", "silu", "hard_swish", "sqrt", "abs", "clip",
                 "gelu", "sigmoid", "hard_sigmoid", "mish")
 
 
@@ -90,7 +90,7 @@ class ScalePropagation:
         type. A convolution with a fused addition needs the scale.
         """
         names, _ = self._behind(inputs(quantize, "X")[0])
-        _, op = self._behind(names[-1], _ACTIVATIONS)
+        _, op = self._behind(names[-1], ACTIVATIONS)
         if op is None or op.type not in _ELEMENTWISE or not all(
                 self._unquantized(inputs(op, slot)[0]) in self._scaled for slot in "XY"):
             return False
