@@ -115,7 +115,7 @@ def keep_accuracy(model: nn.Layer, data: Iterable,
             model in evaluation mode. Or a comparison with the float model on ``data``, for which
             no labels are needed: "error", the relative L2 distance of the outputs, or "labels",
             the share of the positions of the outputs with another largest value along the last
-            axis. They are the drop.
+            axis, where that is longer than 1. They are the drop. The batches are kept in memory.
         max_drop: allowed drop from the metric of the float model, in the unit of the metric.
         max_float: share of the cost that may be restored to float, in (0, 1]. At least one layer
             stays quantized. Default 1.
@@ -163,7 +163,8 @@ def accuracy_search(settings: Any, data: Iterable) -> "AccuracySearch":
     check_arguments("accuracy", AccuracySearch, settings, ("data",))
     for name in ("metric", "max_drop"):
         if name not in settings:
-            raise ConfigError(f"accuracy must have {name!r}, but has {', '.join(settings)}")
+            raise ConfigError(f"accuracy must have {name!r}, but has "
+                              f"{', '.join(settings) or 'no key'}")
     return AccuracySearch(data, **settings)
 
 
@@ -261,7 +262,7 @@ class AccuracySearch:
         report = self.report
         self._report_left(left)
         raise AccuracyError(
-            f"with {len(left)} of {report.layers} layers float, the allowed number, the metric is "
+            f"with {len(left)} of {report.layers} layers float, as max_float allows, the metric is "
             f"{report.metric:.6g}: a drop of {report.drop:.6g} from the float model's "
             f"{report.float_metric:.6g}, where {self.max_drop:.6g} is allowed; allow a larger "
             "max_drop or max_float, calibrate on more data, or train with QAT", report)

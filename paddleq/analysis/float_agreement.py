@@ -10,26 +10,38 @@ from ..engine import iter_batches, quantizing_only, run_batches
 from .sqnr import SQNR, float_tensors
 
 METRICS = ("error", "labels")
+_NOTHING_TO_COMPARE = {
+    "error": "a function of the model for a model without floating outputs",
+    "labels": "'error' or a function of the model for a model without a floating output whose last "
+              "axis is longer than 1"}
 
 
 class FloatAgreement:
     """Metric of a quantized model: minus the share by which it differs from its float model.
 
-    The outputs of the float model are computed by the first call and kept in memory.
+    The first call computes the outputs of the float model. The batches and these outputs are kept in
+    memory, because data that is shuffled has other batches in each pass.
 
     Args:
         kind: "error": relative L2 distance of the outputs; "labels": share of the positions whose
-            largest value along the last axis has another index.
+            largest value along the last axis has another index, in outputs of which that axis is
+            longer than 1.
         data: batches as for :func:`paddleq.calibrate`.
+
+    Raises:
+        ConfigError: the model has no output that can be compared.
     """
 
     def __init__(self, kind: str, data: Iterable):
         self.kind, self._data = kind, data
+        self._batches: List[Any] = []
         self._expected: List[Any] = []
 
     def __call__(self, model: nn.Layer) -> float:
         """Return the metric of ``model``, at most 0."""
         if not self._expected:
+            self._batches = list(iter_batches(model, self._data, None,
+                                              "reading data to compare with the float model"))
             with quantizing_only(model, ()):
                 self._expected = self._outputs(model)
         found = self._outputs(model)
@@ -43,13 +55,13 @@ class FloatAgreement:
             args, kwargs = inputs
             outputs = float_tensors(model(*args, **kwargs))
             if self.kind == "labels":
-                outputs = [output.argmax(-1).numpy() for output in outputs if output.ndim]
-                if not outputs:
-                    raise wrong_value("metric", self.kind, "'error' for a model without an output "
-                                      "that has axes")
+                outputs = [output.argmax(-1).numpy() for output in outputs
+                           if output.ndim and output.shape[-1] > 1]
+            if not outputs:
+                raise wrong_value("metric", self.kind, _NOTHING_TO_COMPARE[self.kind])
             kept.append(outputs)
 
-        run_batches(run, iter_batches(model, self._data, None, "comparing with the float model"))
+        run_batches(run, self._batches, "the data of the metric")
         return kept
 
     def _different_labels(self, found):

@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optio
 from paddle import nn
 
 from .._checks import check_choice, check_float, check_int, wrong_type, wrong_value
+from .._layer_state import read_state
 from ..engine import quantized_layers, quantizing_only
 from ..errors import AccuracyError, ConfigError
 from ..graph.calls import patched_forwards
@@ -129,7 +130,8 @@ class BitSearch:
         with quantizing_only(self.base, ()):
             self.float_metric = evaluate_metric(self.metric, self.base)
         self.costs = self._costs()
-        found = cheapest_allocations(self.costs, self._noise(models))
+        found = [options for options in cheapest_allocations(self.costs, self._noise(models))
+                 if any(self.choices[i] is not None for i in options)]
         options = self._cheapest_that_passes(found) if self.max_cost is None else (
             self._best_within(found))
         report = BitsReport(self.values[options], self.float_metric, self.cost,
@@ -142,14 +144,19 @@ class BitSearch:
         kind = "bytes" if self.cost == "bytes" else "macs"
         amounts = layer_costs(self.base, islice(self.data, 1), kind)
 
-        def bits(choice):
+        def bits(choice, name):
             weight, activation = choice or (_FLOAT_BITS, _FLOAT_BITS)
             if self.cost == "bytes":
                 return weight / _FLOAT_BITS
-            return weight * activation
+            weighted = read_state(self.layers[self.choices[0]][name]).kind.weights
+            return (weight if weighted else activation) * activation
 
-        self.float_cost = sum(amounts.values()) * bits(None)
-        return [[amounts[name] * bits(choice) for choice in self.choices] for name in self.names]
+        self.float_cost = sum(amount * bits(None, name) for name, amount in amounts.items())
+        if not self.float_cost:
+            raise wrong_value("cost", self.cost, "'bit_operations' for a model whose quantized "
+                              "layers have no weights")
+        return [[amounts[name] * bits(choice, name) for choice in self.choices]
+                for name in self.names]
 
     def _noise(self, models):
         """Return the noise power of the output for all choices of each layer."""
@@ -211,7 +218,7 @@ class BitSearch:
                 f"with the most precise choices the drop is "
                 f"{self.float_metric - self.trials[-1][1]:.6g}, where {self.max_drop:.6g} is "
                 "allowed; allow a larger max_drop, or add choices with more bits, or None for "
-                "float", None)
+                "float, which all layers but one may be", None)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self._passes(found[middle]) else (middle, high)

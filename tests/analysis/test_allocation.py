@@ -181,6 +181,36 @@ def test_labels_are_compared_along_the_last_axis():
     assert report.met and report.float_metric == 0.0 and report.left_float
 
 
+@pytest.mark.parametrize("metric", ["error", "labels"])
+def test_shuffled_data_is_compared_batch_by_batch(metric):
+    """Each pass over a shuffled loader has other batches; the metric is of the same samples."""
+    paddle.seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
+    samples = paddle.io.TensorDataset([paddle.randn([64, 8])])
+    loaders = [paddle.io.DataLoader(samples, batch_size=16, shuffle=shuffle)
+               for shuffle in (False, True)]
+    ordered, shuffled = (paddleq.PTQ("AbsmaxQuantizer", quant_bits=4).quantize_with_accuracy(
+        net, loader, metric, 1.0)[1] for loader in loaders)
+    assert ordered.float_metric == shuffled.float_metric == 0.0
+    assert shuffled.quantized_metric == pytest.approx(ordered.quantized_metric, rel=1e-4)
+    assert -0.4 < ordered.quantized_metric < 0.0
+
+
+class LargestIndex(nn.Layer):
+    def forward(self, x):
+        return x.argmax(-1)
+
+
+@pytest.mark.parametrize("metric, last", [
+    ("labels", nn.Linear), ("labels", LargestIndex), ("error", LargestIndex)])
+def test_outputs_that_cannot_be_compared_are_refused(metric, last):
+    """With them the metric would be 0 whatever the layers compute."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1) if last is nn.Linear else last())
+    with pytest.raises(ConfigError, match="metric must be .*a function of the model"):
+        paddleq.PTQ("AbsmaxQuantizer").quantize_with_accuracy(net, [paddle.randn([8, 4])], metric,
+                                                              0.0)
+
+
 def test_probabilities_are_compared_as_logits():
     """The sensitivities of a softmax classifier are those of its centred logits, in float64."""
     class Classifier(nn.Layer):

@@ -10,7 +10,7 @@ from paddle import nn
 from runtimes import onnxruntime, openvino, paddle_inference, relative_error
 
 import paddleq
-from paddleq.engine import fake_quantizers
+from paddleq.engine import fake_quantizers, quantized_layers
 from paddleq.errors import AccuracyError, ConfigError, ConfigTypeError
 
 CHOICES = ((8, 8), (4, 8), None)
@@ -147,9 +147,38 @@ def test_activations_of_16_bits_of_a_saved_model(tmp_path):
     ({"max_drop": 0.1, "choices": [(8,)]}, ConfigTypeError, r"choices\[0\]"),
     ({"max_drop": 0.1, "choices": [(8, 32)]}, ConfigError, r"choices\[0\]"),
     ({"max_drop": 0.1, "choices": [None]}, ConfigError, "choices"),
+    ({"max_drop": 0.0}, AccuracyError, "float, which all layers but one may be"),
+    ({"max_drop": 0.1, "inplace": True}, ConfigError, "inplace must be False"),
     ({"max_drop": 0.1, "cost": "layers"}, ConfigError, "cost"),
     ({"max_drop": 0.1, "metric": "top5"}, ConfigError, "metric")])
 def test_invalid_arguments(options, error, match):
     net, batches, _ = chain()
     with pytest.raises(error, match=match):
         paddleq.PTQ("AbsmaxQuantizer").quantize_with_bits(net, batches, **options)
+    assert not quantized_layers(net)
+
+
+def test_one_layer_stays_quantized():
+    """Also with a cost that the float model has."""
+    net, batches, _ = chain()
+    quantized, report = paddleq.PTQ("AbsmaxQuantizer").quantize_with_bits(
+        net, batches, CHOICES, max_cost=1.0)
+    assert sum(choice is not None for choice in report.layers.values()) == 1
+    assert len(quantized_layers(quantized)) == 1
+
+
+def test_costs_of_layers_without_weights():
+    """Both factors of a product of activations have their bits."""
+    class Product(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.matmul = paddleq.QuantizableFunction(paddle.matmul)
+
+        def forward(self, x):
+            return self.matmul(x, x)
+
+    ptq, data = paddleq.PTQ("AbsmaxQuantizer"), [paddle.rand([4, 4])]
+    with pytest.raises(ConfigError, match="cost must be 'bit_operations'"):
+        ptq.quantize_with_bits(Product(), data, max_cost=0.5)
+    _, report = ptq.quantize_with_bits(Product(), data, max_cost=0.1, cost="bit_operations")
+    assert report.layers == {"matmul": (8, 8)} and report.cost_share == 64 / 1024

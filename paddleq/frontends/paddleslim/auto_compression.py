@@ -1,6 +1,7 @@
 """``AutoCompression``: PaddleSlim's auto compression (ACT) of a saved model."""
 
 import inspect
+import logging
 import os
 from typing import Any, Callable, Iterable, List, Optional, Union
 
@@ -16,6 +17,7 @@ from .distill import QuantAware, distill
 from .quant_post import quant_post_static
 from .quant_recon import quant_recon_static
 
+_logger = logging.getLogger("paddleq")
 Path = Union[str, "os.PathLike[str]"]
 
 
@@ -41,6 +43,7 @@ class AutoCompression:
         eval_callback: function of the quantized Layer to a number, higher is better; see
             :func:`paddleq.distill`. PaddleSlim's takes an executor and a program.
         eval_dataloader: in place of ``eval_callback``, batches whose mean loss is to become small.
+            Both are for ``QuantAware``.
         deploy_hardware: has no effect.
 
     Raises:
@@ -70,8 +73,9 @@ class AutoCompression:
                  save_dir: Path = "./output", config: Any = None, input_shapes: None = None,
                  target_speedup: None = None, eval_callback: Optional[Callable] = None,
                  eval_dataloader: Optional[Iterable] = None, deploy_hardware: str = "gpu") -> None:
-        if not isinstance(save_dir, (str, os.PathLike)):
-            raise wrong_type("save_dir", save_dir, "a folder")
+        for name, value in (("model_dir", model_dir), ("save_dir", save_dir)):
+            if not isinstance(value, (str, os.PathLike)):
+                raise wrong_type(name, value, "a folder")
         for name, value in (("input_shapes", input_shapes), ("target_speedup", target_speedup)):
             if value is not None:
                 raise ConfigError(f"{name} must be None, got {value!r}: sizes stay open, and the "
@@ -93,6 +97,11 @@ class AutoCompression:
         self._quantization = None
         if self._config.post is None:
             self._quantization = QuantAware(self._config.quantization)
+        else:
+            for name, value in (("eval_callback", eval_callback),
+                                ("eval_dataloader", eval_dataloader)):
+                if value is not None:
+                    _logger.warning("%s has no effect: QuantPost quantizes without training", name)
 
     def compress(self) -> Union[DistillResult, List[str]]:
         """Quantize the model and write it to ``save_dir`` as ``model.pdmodel``.
@@ -143,7 +152,11 @@ def _check_callback(callback):
         return
     if not callable(callback):
         raise wrong_type("eval_callback", callback, "a function of the model")
-    required = [each for each in inspect.signature(callback).parameters.values()
+    try:
+        parameters = inspect.signature(callback).parameters.values()
+    except ValueError:  # a function without a signature, of C
+        return
+    required = [each for each in parameters
                 if each.default is each.empty
                 and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     if len(required) > 1:

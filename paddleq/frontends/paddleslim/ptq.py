@@ -292,7 +292,7 @@ class PTQ:
             model: a float ``paddle.nn.Layer``, which may be a :class:`paddleq.SavedModel`.
             data: batches, as for :func:`paddleq.calibrate`; iterated more than once.
             choices: (bits of the weights, bits of the activations) from 2 to 16 that a layer can
-                have; None leaves it float. No runtime here has int8 kernels for activations of
+                have; None leaves it float, but not all layers. No runtime here has int8 kernels for activations of
                 other bits than 8: it computes these layers in float, with the rounding. ONNX has
                 16 bits from opset 21 on.
             metric: as for :func:`paddleq.analysis.keep_accuracy`. Default "error".
@@ -305,7 +305,7 @@ class PTQ:
             ranking_batches: number of batches for the sensitivities. Default 4.
             evaluations: evaluations of the metric after which no further trial is made. The
                 search before the trials needs at most 9. Default 30.
-            **options: of :meth:`quantize`.
+            **options: of :meth:`quantize`, except ``inplace``: several copies are needed.
 
         Returns:
             (the quantized model, calibrated; :class:`paddleq.analysis.BitsReport`). A
@@ -326,6 +326,9 @@ class PTQ:
             >>> report.layers, round(report.cost_share, 3)
             ({'0': (8, 8), '1': (4, 8)}, 0.139)
         """
+        if check_bool("inplace", options.pop("inplace", False)):
+            raise ConfigError("inplace must be False for quantize_with_bits, which quantizes several "
+                              "copies of the model")
         search = BitSearch(data, metric, max_drop, max_cost, cost, ranking_batches, evaluations)
         choices, models = check_choices(choices), {}
         for choice in choices:

@@ -42,7 +42,7 @@ def quant_recon_static(model_dir: Any, quantize_model_path: Any, data_loader: An
             ``simulate_activation_quant``. Default 0.5.
         lr: learning rate. Default 0.1.
         limit: operators of a region; half of them, at least one, are the least number of its
-            weighted layers. Default 6.
+            weighted layers, for "region-wise". Default 6.
         **options: other arguments of :func:`paddleq.quant_post_static` except ``round_type``.
 
     Returns:
@@ -90,6 +90,8 @@ def rounding_of(recon_level: str, simulate_activation_quant: bool, epochs: int =
         "learning_rate": check_float("lr", lr, 0.0, float("inf"), open_low=True, open_high=True)}
     blocks: Dict[str, Any] = {"least_layers": max(1, check_int("limit", limit, 1) // 2)}
     dropped = simulated and recon_level == "region-wise"
+    if limit != 6 and recon_level == "layer-wise":
+        _logger.warning("limit=%s has no effect: it is for recon_level='region-wise'", limit)
     if drop_prob != 0.5 and not dropped:
         _logger.warning("drop_prob=%s has no effect: it is for recon_level='region-wise' with "
                         "simulate_activation_quant=True", drop_prob)

@@ -108,8 +108,17 @@ def test_errors_are_raised_before_any_work(folder, config, arguments, message):
     assert not os.path.exists(folder / "out")
 
 
+@pytest.mark.parametrize("name, value", [("eval_callback", max), ("eval_dataloader", DATA)])
+def test_evaluations_without_training_are_reported(folder, name, value, caplog):
+    """``max`` is a function without a signature."""
+    compression(folder, {"QuantPost": {}}, **{name: value})
+    assert f"{name} has no effect" in caplog.text
+
+
 def test_wrong_types(folder):
     with pytest.raises(ConfigTypeError, match="eval_callback"):
         compression(folder, TRAINING, eval_callback=3)
+    with pytest.raises(ConfigTypeError, match="model_dir"):
+        AutoCompression(None, DATA, config=TRAINING)
     with pytest.raises(ConfigTypeError, match="save_dir"):
         AutoCompression(str(folder / "float"), DATA, save_dir=3, config=TRAINING)

@@ -98,6 +98,12 @@ def test_levels_choose_the_algorithm(arguments, settings):
     assert found == settings and type(found) is type(settings)
 
 
+def test_arguments_of_regions_are_reported_for_layers(caplog):
+    rounding_of("layer-wise", True, drop_prob=0.25, limit=4)
+    assert [record.getMessage().split("=")[0] for record in caplog.records] == [
+        "limit", "drop_prob"]
+
+
 def test_epochs_are_iterations_for_each_batch():
     assert AdaRound(epochs=3).for_batches(7) == AdaRound(iterations=21)
     assert AdaRound(iterations=5).for_batches(7) == AdaRound(iterations=5)
