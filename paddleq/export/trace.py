@@ -339,9 +339,9 @@ def _weight_mark(format, layer, name):
         spec = quantizer.spec
         format.check_spec(f"{layer_name}.{name}", spec, True)
         abs_max, zero_point = quantizer.qparams_of(value)
-        integers = quantize(value, abs_max, spec, zero_point)
+        integers, observer = quantize(value, abs_max, spec, zero_point), quantizer.observer
         return WeightMark(layer_name, _float32(value), _integers(integers, spec),
-                          _float32(abs_max), spec, quantizer.observer.dynamic,
+                          _float32(abs_max), spec, observer.dynamic and observer.abs_max_only,
                           _zero_point(zero_point, spec))
     value = quantizer(value)
     floats = _float32(value)

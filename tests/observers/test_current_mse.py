@@ -125,10 +125,12 @@ def net_with_outliers():
 DATA = [smooth([4, 1, 8, 8], seed) for seed in range(3)]
 
 
+@pytest.mark.parametrize("onnx_format", [True, False])
 @pytest.mark.parametrize("searched, whole", [
     (PerChannelMSEQuantizer(3), PerChannelAbsmaxQuantizer(3)),
     (MSEQuantizer(3), AbsmaxQuantizer(3))])
-def test_quantized_model_is_closer_to_float_and_exported_as_simulated(searched, whole, tmp_path):
+def test_quantized_model_is_closer_to_float_and_exported_as_simulated(
+        searched, whole, onnx_format, tmp_path):
     net, x = net_with_outliers(), paddle.to_tensor(smooth([8, 1, 8, 8], 9))
     expected = net(x).numpy()
 
@@ -141,7 +143,7 @@ def test_quantized_model_is_closer_to_float_and_exported_as_simulated(searched, 
     distances = [np.linalg.norm(output(each)[2] - expected) for each in (searched, whole)]
     assert distances[0] < 0.9 * distances[1]
     ptq, model, found = output(searched)
-    ptq.save_quantized_model(model, str(tmp_path / "net"))
+    ptq.save_quantized_model(model, str(tmp_path / "net"), onnx_format=onnx_format)
     (exported,) = paddle_inference(str(tmp_path / "net"), [x.numpy()])
     np.testing.assert_allclose(exported, found, rtol=1e-5, atol=1e-5)
     frozen = paddleq.freeze(copy.deepcopy(model))(x).numpy()
