@@ -42,7 +42,8 @@ def hold_out(data: Iterable, calibration: Optional[Iterable] = None
 
     - those of ``calibration`` if it is given;
     - else a tenth of ``data``, which is then not trained on, if its length is known and at least
-      10;
+      10. They are told apart by position: samples of data that is shuffled in each pass are trained
+      on in other batches;
     - else the first ones of ``data``, which are trained on too.
     """
     source = data if calibration is None else calibration
