@@ -19,8 +19,8 @@ _NOTHING_TO_COMPARE = {
 class FloatAgreement:
     """Metric of a quantized model: minus the share by which it differs from its float model.
 
-    The first call computes the outputs of the float model. The batches and these outputs are kept in
-    memory, because data that is shuffled has other batches in each pass.
+    The first call computes the outputs of the float model. The batches and these outputs are kept
+    in memory, because data that is shuffled has other batches in each pass.
 
     Args:
         kind: "error": relative L2 distance of the outputs; "labels": share of the positions whose

@@ -292,9 +292,9 @@ class PTQ:
             model: a float ``paddle.nn.Layer``, which may be a :class:`paddleq.SavedModel`.
             data: batches, as for :func:`paddleq.calibrate`; iterated more than once.
             choices: (bits of the weights, bits of the activations) from 2 to 16 that a layer can
-                have; None leaves it float, but not all layers. No runtime here has int8 kernels for activations of
-                other bits than 8: it computes these layers in float, with the rounding. ONNX has
-                16 bits from opset 21 on.
+                have; None leaves it float, but not all layers. No runtime here has int8 kernels
+                for activations of other bits than 8: it computes these layers in float, with the
+                rounding. ONNX has 16 bits from opset 21 on.
             metric: as for :func:`paddleq.analysis.keep_accuracy`. Default "error".
             max_drop: allowed drop of the metric; the cost is the least that meets it.
             max_cost: allowed share of the cost of the float model, instead; the noise of the
@@ -327,8 +327,8 @@ class PTQ:
             ({'0': (8, 8), '1': (4, 8)}, 0.139)
         """
         if check_bool("inplace", options.pop("inplace", False)):
-            raise ConfigError("inplace must be False for quantize_with_bits, which quantizes several "
-                              "copies of the model")
+            raise ConfigError("inplace must be False for quantize_with_bits, which quantizes "
+                              "several copies of the model")
         search = BitSearch(data, metric, max_drop, max_cost, cost, ranking_batches, evaluations)
         choices, models = check_choices(choices), {}
         for choice in choices:
