@@ -16,14 +16,14 @@ from .._checks import (
     wrong_type,
     wrong_value,
 )
-from ..engine import quantized_layers, quantizing_only
+from ..engine import quantizing_only
 from ..engine.freeze import check_restorable, restore_float
 from ..engine.summary import table
 from ..errors import AccuracyError, ConfigError
 from .allocation import cheapest_allocations
 from .float_agreement import METRICS, FloatAgreement
 from .layer_costs import COSTS, layer_costs
-from .layer_results import check_calibrated
+from .layer_results import check_calibrated, computed_layers
 from .sensitivity import evaluate_metric, sensitivity
 
 _logger = logging.getLogger("paddleq")
@@ -196,7 +196,7 @@ class AccuracySearch:
     def run(self, model: nn.Layer) -> AccuracyReport:
         """Search the layers to restore and restore them in ``model``."""
         check_calibrated(model)
-        self.names = [name for name, _ in quantized_layers(model)]
+        self.names = list(computed_layers(model))
         check_restorable(model, self.names)
         self.model, self.trials = model, []
         float_metric = self._evaluate(self.names)

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List
 from paddle import nn
 
 from .._checks import check_int, check_layer, hint
-from ..engine import check_quantized, fake_quantizers
+from ..engine import check_quantized, fake_quantizers, is_left_float, quantized_layers
 from ..engine.state import uncalled_layers
 from ..engine.summary import table
 from ..errors import CalibrationError, ConfigError, ModelError
@@ -77,6 +77,11 @@ def check_simulated(model: nn.Layer) -> None:
         raise ModelError(f"the layer {next(iter(frozen))!r} is frozen to integers, whose "
                          "quantization cannot be disabled; analyse the model before freeze()")
     check_quantized(model)
+
+
+def computed_layers(model: nn.Layer) -> Dict[str, nn.Layer]:
+    """Return the quantized layers by name, but those that calibration left float."""
+    return {name: layer for name, layer in quantized_layers(model) if not is_left_float(layer)}
 
 
 def check_calibrated(model: nn.Layer) -> None:

@@ -10,13 +10,13 @@ from paddle import nn
 
 from .._checks import check_choice, check_float, check_int, wrong_type, wrong_value
 from .._layer_state import read_state
-from ..engine import quantized_layers, quantizing_only
+from ..engine import quantizing_only
 from ..errors import AccuracyError, ConfigError
 from ..graph.calls import patched_forwards
 from .accuracy import checked_metric
 from .allocation import cheapest_allocations
 from .layer_costs import layer_costs
-from .layer_results import check_calibrated
+from .layer_results import check_calibrated, computed_layers
 from .sensitivity import evaluate_metric, sensitivity
 
 _logger = logging.getLogger("paddleq")
@@ -122,7 +122,7 @@ class BitSearch:
         for model in models.values():
             check_calibrated(model)
         self.base = next(iter(models.values()))
-        self.layers = {choice: dict(quantized_layers(model)) for choice, model in models.items()}
+        self.layers = {choice: computed_layers(model) for choice, model in models.items()}
         self.names = list(next(iter(self.layers.values())))
         self.choices: List[Choice] = [*models, *([None] if with_float else [])]
         self.trials: List[Tuple[float, float]] = []
@@ -151,7 +151,8 @@ class BitSearch:
             weighted = read_state(self.layers[self.choices[0]][name]).kind.weights
             return (weight if weighted else activation) * activation
 
-        self.float_cost = sum(amount * bits(None, name) for name, amount in amounts.items())
+        self.float_cost = sum(amount * bits(None, name) for name, amount in amounts.items()
+                              if name in self.names)
         if not self.float_cost:
             raise wrong_value("cost", self.cost, "'bit_operations' for a model whose quantized "
                               "layers have no weights")

@@ -196,6 +196,29 @@ def test_shuffled_data_is_compared_batch_by_batch(metric):
     assert -0.4 < ordered.quantized_metric < 0.0
 
 
+class WithHead(nn.Layer):
+    """A head that only training runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.out, self.head = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 400)
+
+    def forward(self, x):
+        x = self.body(x)
+        return (self.out(x), self.head(x)) if self.training else self.out(x)
+
+
+def test_layers_that_calibration_left_float_do_not_count():
+    """The last quantized layer is one that is computed; their bits and costs are not reported."""
+    paddle.seed(0)
+    net, data, ptq = WithHead(), [paddle.randn([16, 8])], paddleq.PTQ("AbsmaxQuantizer")
+    with pytest.raises(paddleq.errors.AccuracyError) as caught:
+        ptq.quantize_with_accuracy(net, data, "error", 1e-9)
+    assert caught.value.report.layers == 2 and len(caught.value.report.left_float) == 1
+    _, report = ptq.quantize_with_bits(net, data, [(8, 8)], max_cost=1.0)
+    assert report.layers == {"body": (8, 8), "out": (8, 8)} and report.cost_share == 0.25
+
+
 class LargestIndex(nn.Layer):
     def forward(self, x):
         return x.argmax(-1)
