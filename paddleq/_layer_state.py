@@ -26,6 +26,9 @@ class QuantizationState:
     templates: Dict[str, Any] = field(default_factory=dict)  # quantizers of a call, without data
     call_ranges: Dict[int, float] = field(default_factory=dict)  # largest magnitude of each call
     parts: Tuple[str, ...] = ()  # attributes under which it has quantizers and preprocesses
+    # Attributes of input quantizers that it has not, because output quantizers of layers replace
+    # them -> names of these layers.
+    replaced: Dict[str, Tuple[str, ...]] = field(default_factory=dict)
     forward: Optional[Callable] = None  # set on the instance before it was quantized
     compute_float: bool = False  # compute as the float layer
     thread: Optional[int] = None  # the only one that may call it: it calibrates or analyses

@@ -18,6 +18,7 @@ from .._checks import (
 )
 from ..engine import quantizing_only
 from ..engine.freeze import check_restorable, restore_float
+from ..engine.fuse_blocks import separate_inputs
 from ..engine.summary import table
 from ..errors import AccuracyError, ConfigError
 from .allocation import cheapest_allocations
@@ -199,6 +200,10 @@ class AccuracySearch:
         self.names = list(computed_layers(model))
         check_restorable(model, self.names)
         self.model, self.trials = model, []
+        with separate_inputs(model):
+            return self._run()
+
+    def _run(self):
         float_metric = self._evaluate(self.names)
         quantized_metric = self._evaluate(())
         self.report = AccuracyReport(self.max_drop, float_metric, quantized_metric,

@@ -9,6 +9,7 @@ import click
 
 from ..config.layer_config import check_activation_observer
 from ..errors import ConfigError, RecipeError
+from ..frontends.paddleslim.shared import SCOPES
 from ..recipes import Recipe
 from ..recipes.recipe import load_yaml
 from ..recipes.schema import DataSection
@@ -131,14 +132,15 @@ data_options = _section(
     click.option("--batches", type=int, metavar="N", help="stop after N batches (default: all)"))
 
 
-def _ptq(algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse, skip):
+def _ptq(algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse, skip, scope):
     activation = {"name": algo, "quant_bits": activation_bits}
     if hist_percent is not None:
         activation["hist_percent"] = hist_percent
     weight = "AbsmaxQuantizer" if per_tensor else "PerChannelAbsmaxQuantizer"
     return {"method": "ptq", "activation_quantizer": activation,
             "weight_quantizer": {"name": weight, "quant_bits": weight_bits},
-            "fuse": not no_fuse, **({"skip": list(skip)} if skip else {})}
+            "fuse": not no_fuse, **({"skip": list(skip)} if skip else {}),
+            **({"scope": scope} if scope != SCOPES[0] else {})}
 
 
 per_tensor_option = click.option("--per-tensor", is_flag=True,
@@ -158,7 +160,9 @@ ptq_options = _section(
                  help="do not fold batch norms, nor multiplications and additions of constants"),
     click.option("--skip", multiple=True, metavar="NAME",
                  help="do not quantize: name of a layer (and all layers in it), a regular "
-                      "expression, or the name of a tensor of a saved model; may be repeated"))
+                      "expression, or the name of a tensor of a saved model; may be repeated"),
+    click.option("--scope", type=click.Choice(SCOPES), default=SCOPES[0], show_default=True,
+                 help="full, for a saved model: also the operators between those with weights"))
 
 output_option = click.option("-o", "--output", required=True, metavar="OUT",
                              help="prefix of the files to write; missing folders are created")

@@ -22,7 +22,7 @@ from ..nn.class_swap import rollback_on_error
 from ..nn.integer_layer import freeze_quantized
 from ..nn.quantized_layer import make_float
 from .example_inputs import record_call
-from .fuse_blocks import blocks_of
+from .fuse_blocks import blocks_of, separate_inputs
 from .state import (
     check_quantized,
     check_quantized_name,
@@ -165,9 +165,10 @@ def restore_float(model, reasons):
     """Convert quantized layers back to float ones, in place; ``reasons`` maps names to notes."""
     check_restorable(model, reasons)
     layers = dict(quantized_layers(model))
-    for name, reason in reasons.items():
-        make_float(layers[name])
-        state_of(layers[name]).note = reason
+    with separate_inputs(model):
+        for name, reason in reasons.items():
+            make_float(layers[name])
+            state_of(layers[name]).note = reason
 
 
 def check_restorable(model, names):
@@ -177,7 +178,6 @@ def check_restorable(model, names):
     for name in names:
         check_quantized_name(name, layers)
         layer = layers[name]
-        if layer._paddleq.block is not None or {"output_quantizer", "norm_folding"} & set(
-                layer._paddleq.parts):
+        if layer._paddleq.block is not None or "norm_folding" in layer._paddleq.parts:
             raise ModelError(f"{name!r} is quantized as one with the layers after it, which "
                              "cannot be taken back; quantize a fresh model without it")

@@ -1,6 +1,7 @@
 """Fusion of quantized layers to blocks, and removal of redundant quantizers, by data flow."""
 
 import logging
+from contextlib import contextmanager
 
 from .._layer_state import read_state, state_of
 from ..fake_quant.fake_quantize import FakeQuantize
@@ -8,6 +9,7 @@ from ..graph import Structure, find_structure
 from ..nn.block import Block
 from ..nn.layer_types import kind_of
 from ..nn.quantized_layer import is_quantized
+from .state import quantized_layers
 
 _logger = logging.getLogger("paddleq")
 
@@ -98,8 +100,42 @@ def remove_redundant(layers, layer, calls):
                     getattr(layers[block], "output_quantizer", None), quantizer)
                 for block in blocks):
             continue
-        layer.drop_part(next(name for name, part in layer.quantizers() if part is quantizer))
-        _add_note(layer, f"its input is quantized by {', '.join(sorted(map(str, blocks)))}")
+        attribute = next(name for name, part in layer.quantizers() if part is quantizer)
+        layer.drop_part(attribute)
+        layer._paddleq.replaced[attribute] = tuple(sorted(map(str, blocks)))
+        _add_note(layer, _replaced_by(layer._paddleq.replaced[attribute]))
+
+
+@contextmanager
+def separate_inputs(model):
+    """While open, layers have the input quantizers that output quantizers replaced.
+
+    These are the output quantizers themselves. Those of layers that are float at the end stay.
+    """
+    layers, added = dict(quantized_layers(model)), []
+    for layer in layers.values():
+        for attribute, names in layer._paddleq.replaced.items():
+            if attribute not in layer._paddleq.parts:
+                setattr(layer, attribute, layers[names[0]].output_quantizer)
+                layer._paddleq.parts += (attribute,)
+                added.append((layer, attribute, names))
+    try:
+        yield
+    finally:
+        for layer, attribute, names in added:
+            if not is_quantized(layer):
+                continue
+            if all(is_quantized(layers[name]) for name in names):
+                layer.drop_part(attribute)
+                continue
+            del layer._paddleq.replaced[attribute]
+            state = state_of(layer)
+            state.note = "; ".join(note for note in state.note.split("; ")
+                                   if note != _replaced_by(names))
+
+
+def _replaced_by(names):
+    return f"its input is quantized by {', '.join(names)}"
 
 
 def _add_note(layer, note):

@@ -255,7 +255,7 @@ def _static_options(recipe):
     quantize = recipe.values.quantize
     skip = [*(quantize.skip or ()), *(rule.name for rule in quantize.rules or ())]
     return {"config": _layer_config(_ptq(recipe)), "optimize_model": quantize.fuse is not False,
-            "skip_tensor_list": skip}
+            "skip_tensor_list": skip, **_given(quantize, "scope")}
 
 
 def _write_program(program, path, format, made_by):

@@ -30,6 +30,7 @@ from ..frontends.golden_stick import PTQConfig
 from ..frontends.paddleslim.distill import QuantAware, check_train_config, parse_losses
 from ..frontends.paddleslim.operator_rules import check_op_types
 from ..frontends.paddleslim.quantizers import make_quantizer
+from ..frontends.paddleslim.shared import SCOPES
 from ..nn.layer_types import known_classes
 from .sources import image_transform
 
@@ -201,7 +202,8 @@ class RuleSection(Section):
 
 
 _METHOD_KEYS = {
-    "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules", "skip", "accuracy"),
+    "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules", "skip", "accuracy",
+            "scope"),
     "dynamic": ("weight_bits", "weight_quantize_type", "quantizable_op_type"),
     "golden_stick": ("config", "layer_policies"),
     "amct": ("config",),
@@ -218,6 +220,7 @@ class QuantizeSection(Section):
     fuse: Optional[bool] = None
     rules: Optional[Annotated[List[RuleSection], Field(min_length=1)]] = None
     skip: Optional[Texts] = None
+    scope: Annotated[Optional[str], _choice(lambda: SCOPES)] = None
     accuracy: Optional[Annotated[Dict[str, Any], _checked(_accuracy)]] = None
     weight_bits: Optional[Literal[8, 16]] = None
     weight_quantize_type: Optional[Literal["channel_wise_abs_max", "abs_max", "channel_wise_mse",
@@ -300,6 +303,8 @@ class RecipeSections(Section):
             yield f"has no effect with the method {method}", "data", "training"
         if method in ("golden_stick", "amct") and saved:
             yield f"the method {method} is for a Layer: use model.build", "quantize"
+        if self.quantize.scope == "full" and not saved:
+            yield "full is for a saved model: use model.path", "quantize", "scope"
         if self.checks is not None and not (self.data.evaluation or self.data.calibration):
             yield "need data: use data.evaluation", "checks"
         for number, rule in enumerate(self.quantize.rules or ()):

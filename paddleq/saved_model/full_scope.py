@@ -8,7 +8,7 @@ quantized alike is left out.
 """
 
 from dataclasses import replace
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 from ..config import QuantConfig, Scope
 from ..engine.fuse_blocks import remove_redundant, same_parameters
@@ -31,7 +31,8 @@ _WITH_OUTPUT = (*_CONVOLUTIONS, "elementwise_add", "elementwise_mul", "concat", 
 _IN_FLOAT = "scope 'full': it stands between operators that compute in float"
 
 
-def full_scope(model: Any, rules: QuantConfig, fuse: bool) -> Callable[[], None]:
+def full_scope(model: Any, rules: QuantConfig, fuse: bool,
+               skip_tensors: Iterable[str] = ()) -> Callable[[], None]:
     """Extend ``rules`` to the whole graph of ``model``, and give it the layers that they need.
 
     Args:
@@ -39,18 +40,19 @@ def full_scope(model: Any, rules: QuantConfig, fuse: bool) -> Callable[[], None]
         rules: those of the weighted layers, and of ``QuantizableFunction`` for operators. Changed
             in place.
         fuse: True if batch norms will be folded into the convolutions before them.
+        skip_tensors: operators without weights that read or compute these variables stay float.
 
     Returns:
         A function to call when the model was prepared with the rules.
     """
-    plan = _Plan(model, rules, fuse)
+    plan = _Plan(model, rules, fuse, set(skip_tensors))
     plan.run()
     return plan.finish
 
 
 class _Plan:
-    def __init__(self, model, rules, fuse):
-        self.model, self.rules, self.fuse = model, rules, fuse
+    def __init__(self, model, rules, fuse, skip):
+        self.model, self.rules, self.fuse, self.skip = model, rules, fuse, skip
         self.operators: List[Operator] = model.operators
         program = model.to_program()
         self.graph = ProgramGraph(program, [self.operators])
@@ -94,7 +96,8 @@ class _Plan:
     def _is_candidate(self, op):
         rule = OPERATOR_RULES.get(op.type)
         if rule is None or op.layer is not None or self.model.is_merged(op) or not rule.applies(
-                op) or set(op.inputs) != set(rule.slots):
+                op) or set(op.inputs) != set(rule.slots) or not self.skip.isdisjoint(
+                    [*op.all_inputs(), *op.all_outputs()]):
             return False
         return not any(self.graph.is_parameter(name) or self.dtypes.get(name) != "float32"
                        or name in self.graph.rewritten

@@ -349,6 +349,21 @@ def test_ptq_and_dynamic_of_a_saved_model(folder, monkeypatch):
     assert integers(written(done, "out/some")) == 1
 
 
+def test_ptq_of_the_whole_graph(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net = paddle.nn.Sequential(paddle.nn.Conv2D(1, 4, 3), paddle.nn.Hardswish())
+    net.eval()
+    paddle.jit.save(net, "float/net", [paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    counts = {}
+    for scope in ("weighted", "full"):
+        done = run(folder, "ptq", "float", "-d", "images.npy", "--algo", "abs_max", "--scope",
+                   scope, "-o", f"out/{scope}")
+        written(done, f"out/{scope}")
+        operators = paddleq.SavedModel(f"out/{scope}").operators
+        counts[scope] = sum(op.type == "quantize_linear" for op in operators)
+    assert counts == {"weighted": 1, "full": 2}
+
+
 def test_qat_export(folder, monkeypatch):
     monkeypatch.chdir(folder)
     net, qat = build(folder), paddleq.QAT({"weight_quantize_type": "abs_max"})

@@ -17,6 +17,7 @@ from runtimes import onnxruntime, paddle_inference, relative_error
 import paddleq
 from paddleq.errors import ConfigError, FormatError, ModelError, RecipeError
 from paddleq.recipes import Recipe, run
+from paddleq.recipes.run import sensitivities
 from paddleq.recipes.sources import find_function, image_transform, open_data
 
 GOOD = """\
@@ -114,6 +115,8 @@ MISTAKES = {
                               ["max_drop"]),
     "unknown metric": ("fuse: true", "accuracy: {metric: eror, max_drop: 0.1}", 18,
                        "quantize.accuracy", ["'error'"]),
+    "scope of a Layer": ("fuse: true", "scope: full", 18, "quantize.scope", ["saved model"]),
+    "unknown scope": ("fuse: true", "scope: ful", 18, "quantize.scope", ["'full'"]),
     "bad regular expression": ('"^3$"', '"(3"', 22, "quantize.rules[2].pattern",
                                ["regular expression"]),
     "unknown format": ("format: pdmodel", "format: pdmodle", 24, "export[0].format",
@@ -263,6 +266,47 @@ def test_recipe_keeps_the_random_state_of_the_caller(folder):
     np.random.seed(11)
     run(Recipe.load(str(folder / "recipe.yaml")))
     assert (paddle.rand([3]).tolist(), np.random.rand(3).tolist()) == expected
+
+
+def test_the_whole_graph_of_a_saved_model(folder):
+    class Sum(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = paddle.nn.Linear(8, 8), paddle.nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.second(paddle.nn.functional.relu(x + self.first(0.5 * x)))
+
+    net = Sum()
+    net.eval()
+    paddle.jit.save(net, str(folder / "float" / "sum"), [
+        paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    text = """\
+        paddleq: 1
+        model: {path: float/sum}
+        data: {calibration: {source: digits.npz, labels: y}}
+        quantize: {activation_quantizer: AbsmaxQuantizer, fuse: false, scope: SCOPE}
+        export: {path: out/SCOPE}
+        """
+    ptq = paddleq.PTQ("AbsmaxQuantizer", scope="full")
+    model = ptq.quantize(paddleq.SavedModel(str(folder / "float" / "sum")))
+    with np.load(str(folder / "digits.npz")) as arrays:
+        images = arrays[next(name for name in arrays if name != "y")]
+    ptq.calibrate(model, [images])
+    with paddle.no_grad():
+        expected = model(paddle.to_tensor(images[:8])).numpy()
+    counts, errors = {}, {}
+    for scope in ("weighted", "full"):
+        recipe = Recipe.parse(textwrap.dedent(text).replace("SCOPE", scope), folder=str(folder))
+        run(recipe)
+        path = str(folder / "out" / scope)
+        errors[scope] = relative_error(paddle_inference(path, [images[:8]])[0], expected)
+        (record,) = yaml.safe_load(pathlib.Path(f"{path}.paddleq.yaml").read_text())["exports"]
+        assert record["recipe"]["quantize"]["scope"] == scope
+        counts[scope] = len(sensitivities(recipe))
+    assert errors["full"] < 1e-6 < 1e-4 < errors["weighted"]
+    assert counts == {"weighted": 3, "full": 4}
 
 
 @pytest.mark.parametrize("format", ["pdmodel", "onnx"])

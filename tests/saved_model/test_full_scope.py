@@ -13,7 +13,10 @@ from runtimes import onnx_graph, onnxruntime, openvino, paddle_inference, relati
 from saved_models import save
 
 import paddleq
+from paddleq.analysis import keep_accuracy
 from paddleq.config import SkipKind
+from paddleq.engine import quantized_layers, quantizing_only, restore_float
+from paddleq.engine.fuse_blocks import separate_inputs
 from paddleq.engine.summary import summary_rows
 from paddleq.errors import ConfigError, ConfigTypeError
 from paddleq.nn.quantized_layer import QuantizedLayer
@@ -295,6 +298,57 @@ def test_skip_excludes_operators_by_name_and_type(prefix):
     assert quantized_functions(skipped).count("elementwise_add") == 2
     _, skipped = quantized(Residuals, prefix, skip=paddleq.QuantizableFunction)
     assert quantized_functions(skipped) == []
+
+
+def test_quant_post_static_quantizes_all_operators_with_is_full_quantize(prefix, tmp_path_factory):
+    _, model = quantized(Residuals, prefix)
+    source, out = (tmp_path_factory.mktemp(name) for name in ("source", "out"))
+    paddleq.SavedModel(prefix).save(source / "model")
+    add = next(op for op in model.operators if op.type == "elementwise_add"
+               and op.place in model.operator_layers)
+    counts = []
+    for options in ({}, {"is_full_quantize": True},
+                    {"is_full_quantize": True, "skip_tensor_list": [add.output("Out")]}):
+        paddleq.quant_post_static(source, out, [IMAGES], algo="abs_max", **options)
+        counts.append(sum(op.type == "quantize_linear" for op in paddleq.SavedModel(
+            out / "model").operators))
+    assert counts[0] < counts[2] < counts[1]
+    found = paddle_inference(out / "model", [IMAGES])[0]
+    assert relative_error(found, output_of(paddleq.SavedModel(prefix))) < 0.1
+
+
+def test_layers_with_output_quantizers_are_restored_and_their_readers_stay_quantized(prefix):
+    _, model = quantized(HardSwishes, prefix)
+    convs = {name: layer for name, layer in model.named_sublayers()
+             if isinstance(layer, nn.Conv2D)}
+    (_, second, third), scale = convs, float(list(convs.values())[1].output_quantizer.abs_max)
+    with quantizing_only(model, [name for name in dict(quantized_layers(model))
+                                 if name != second]), separate_inputs(model):
+        expected = output_of(model)
+    assert convs[third].input_parts(0)[1] is None
+    restore_float(model, {second: "for the test"})
+    np.testing.assert_array_equal(output_of(model), expected)
+    assert float(convs[third].activation_quantizer.abs_max) == scale
+    rows = {row.name: row for row in summary_rows(model)}
+    assert rows[second].done == "left" and "for the test" in str(rows[second])
+    assert second not in convs[third]._paddleq.note
+    paddleq.save_quantized_model(model, f"{prefix}.int8")
+    assert relative_error(paddle_inference(f"{prefix}.int8", [IMAGES])[0], expected) < 1e-6
+
+
+@pytest.mark.parametrize("net", [HardSwishes, Residuals, Pyramid])
+def test_the_accuracy_search_measures_what_it_leaves(prefix, net):
+    _, model = quantized(net, prefix)
+    whole = output_of(model)
+    assert not keep_accuracy(model, [IMAGES], "error", 10.0).left_float
+    np.testing.assert_array_equal(output_of(model), whole)
+    kept = {name: layer._paddleq.parts for name, layer in quantized_layers(model)}
+    metric = relative_error(output_of(model), output_of(paddleq.SavedModel(prefix)))
+    report = keep_accuracy(model, [IMAGES], "error", metric / 2)
+    assert report.left_float and math.isclose(report.trials[-1][1], report.metric, abs_tol=1e-9)
+    assert (report.trials[-1][0], report.metric) in report.trials[:-1]
+    for name, layer in quantized_layers(model):
+        assert set(layer._paddleq.parts) >= set(kept[name])
 
 
 @pytest.mark.parametrize("scope, error", [("all", ConfigError), (1, ConfigError)])

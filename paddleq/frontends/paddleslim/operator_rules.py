@@ -7,8 +7,10 @@ from typing import Any, Iterable, Set
 from ..._checks import check_choice, hint, wrong_type
 from ...config import LayerConfig, QuantConfig, Scope
 from ...errors import ConfigError, ModelError
-from ...nn.layer_types import kind_of
+from ...nn.layer_types import QuantizableFunction, kind_of
 from ...saved_model import SavedModel
+from ...saved_model.operator_layers import OPERATOR_RULES
+from .shared import SCOPES
 
 _logger = logging.getLogger("paddleq")
 LINEAR_OPS = ("mul", "matmul", "matmul_v2")
@@ -38,10 +40,11 @@ def warn_unmatched(model, quantizable_op_type):
 
 
 def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConfig,
-                   skip_tensors: Iterable[str] = ()) -> QuantConfig:
+                   skip_tensors: Iterable[str] = (), scope: str = SCOPES[0]) -> QuantConfig:
     """Return the rules for the operators of a saved model of these types.
 
-    Those whose weight, input or output is in ``skip_tensors`` stay float.
+    Those whose weight, input or output is in ``skip_tensors`` stay float. With the scope "full"
+    they include operators without weights.
     """
     tensors = {name: {binding.weight, binding.operator.input(binding.source), binding.target,
                       *chain.from_iterable(binding.operator.outputs.values())}
@@ -52,11 +55,16 @@ def operator_rules(model: SavedModel, op_types: Iterable[str], config: LayerConf
         raise ModelError("the model has no weight of the op types "
                          f"{', '.join(sorted(op_types))} to quantize")
     known = set().union(*tensors.values())
+    if scope != SCOPES[0]:
+        known.update(*([*op.all_inputs(), *op.all_outputs()] for op in model.operators
+                       if op.type in OPERATOR_RULES))
     for tensor in sorted(set(skip_tensors) - known):
         raise ConfigError(f"skip_tensor_list has {tensor!r}{hint(tensor, known)}, which is no "
                           "weight, input or output of an operator that would be quantized")
     rules = QuantConfig()
     rules.add(Scope(names=list(tensors)), config)
+    if scope != SCOPES[0]:
+        rules.add_type(QuantizableFunction, config)
     rules.add(Scope(names=[name for name, each in tensors.items() if each & set(skip_tensors)],
                     label="skip_tensor_list"), None)
     return rules

@@ -27,6 +27,7 @@ from .quantize_saved_model import (
     weight_only,
     weight_only_model,
 )
+from .shared import SCOPES
 from .static_arguments import (
     ORDER,
     calibration_data,
@@ -91,7 +92,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             which are cast to their data types. An array of the only input may have the batch axis:
             each row is a sample. ``batch_size`` samples are a batch; a last one that is not full is
             dropped.
-        is_full_quantize: quantize the operators of all supported types. Default False.
+        is_full_quantize: quantize the weighted operators of all types, and the operators between
+            them as ``scope="full"`` of :class:`paddleq.PTQ` does. Default False.
         onnx_format: True (default): ``quantize_linear`` / ``dequantize_linear`` with integer
             weights; False: ``fake_*`` operators with float weights.
         round_type: rounding of the weights, as for :class:`paddleq.PTQ`: "round" (default) to
@@ -149,10 +151,10 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
             **check_target("pdmodel", target, onnx_format)}
     files = find_files(os.fspath(model_dir), model_filename, params_filename)
     settings = parse_round_type("round_type", round_type)
+    full = check_bool("is_full_quantize", is_full_quantize)
     options = {
         "batch_nums": batch_nums, "algo": algo, "hist_percent": hist_percent,
-        "quantizable_op_type": (OP_TYPES if check_bool("is_full_quantize", is_full_quantize)
-                                else quantizable_op_type),
+        "quantizable_op_type": OP_TYPES if full else quantizable_op_type,
         "weight_bits": weight_bits, "activation_bits": activation_bits,
         "weight_quantize_type": weight_quantize_type, "optimize_model": optimize_model,
         "skip_tensor_list": skip_tensor_list, "bias_correction": bias_correction}
@@ -160,6 +162,8 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         options["accuracy"] = accuracy
     if check_bool("equalize", equalize):
         options["equalize"] = True
+    if full:
+        options["scope"] = SCOPES[full]
     with dynamic_mode() as wrap:
         data = calibration_data(data_loader, batch_generator, sample_generator, batch_size, wrap)
         program, names = quantized_program(calibrated_model(files, data, round_type=settings,

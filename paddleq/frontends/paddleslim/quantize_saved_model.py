@@ -34,6 +34,7 @@ from .quantizers import (
     PerChannelAbsmaxQuantizer,
     PerChannelMSEQuantizer,
 )
+from .shared import SCOPES, extend_rules
 from .static_arguments import SampleBatches
 
 _logger = logging.getLogger("paddleq")
@@ -46,26 +47,31 @@ WEIGHT_QUANTIZERS = {"channel_wise_abs_max": PerChannelAbsmaxQuantizer,
 def sensitivity_post_static(files, data_loader, **options):
     """Measure the loss of the output when each operator of a saved model is quantized alone.
 
-    Return :class:`~paddleq.analysis.Sensitivities`, named after the weights. The arguments are
-    those of :func:`calibrated_model`.
+    Return :class:`~paddleq.analysis.Sensitivities`, named after the weights, or the outputs of
+    operators without weights. The arguments are those of :func:`calibrated_model`.
     """
     batches = list(islice(data_loader, options.get("batch_nums")))  # iterated twice
     model = calibrated_model(files, batches, **options)
-    return Sensitivities(
-        replace(row, name=model.bindings[row.name].weight,
-                type=model.bindings[row.name].operator.type)
-        for row in sensitivity(model, batches))
+
+    def named(row):
+        binding = model.bindings.get(row.name)
+        if binding is None:
+            return replace(row, type=getattr(model, row.name).function.operator.type)
+        return replace(row, name=binding.weight, type=binding.operator.type)
+
+    return Sensitivities(map(named, sensitivity(model, batches)))
 
 
 def calibrated_model(files, data_loader, config=None, batch_nums=None,
                      quantizable_op_type=DEFAULT_OPS, optimize_model=True, skip_tensor_list=None,
                      round_type=None, bias_correction=False, accuracy=None, equalize=False,
-                     **quantizers):
+                     scope=SCOPES[0], **quantizers):
     """Return the calibrated :class:`paddleq.SavedModel` that :func:`quant_post_static` writes.
 
     The arguments are those of that function and the files of the model. A ``config`` replaces
     the ``quantizers``: the bits, ``algo``, ``hist_percent`` and ``weight_quantize_type``.
     ``round_type`` is an :class:`paddleq.algorithms.AdaRound`, or None to round to nearest.
+    ``scope`` is that of :class:`paddleq.PTQ`.
     """
     config = _layer_config(**quantizers) if config is None else config
     for name, spec in (("weight_bits", config.weight_spec),
@@ -83,7 +89,7 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
     op_types = check_op_types(quantizable_op_type) - {"lookup_table_v2"}
     model = SavedModel(*files)
     warn_unmatched(model, quantizable_op_type)
-    rules = operator_rules(model, op_types, config, skip)
+    rules = operator_rules(model, op_types, config, skip, scope)
     if optimize_model:  # after the rules, because variables in skip_tensor_list may be gone then
         model.fold_affines()
     argument = "data_loader"
@@ -112,7 +118,9 @@ def calibrated_model(files, data_loader, config=None, batch_nums=None,
             with eager_evaluation(model):
                 equalize_on(model, lambda: run(first))
 
+    finish = extend_rules(model, rules, scope, optimize_model, skip)
     engine.prepare(model, rules, change)
+    finish()
     with engine.calibrating(model):
         engine.run_batches(run, chain([first], batches))
     if round_type is not None:

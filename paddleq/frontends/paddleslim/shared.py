@@ -1,7 +1,7 @@
 """Parsing of arguments that ``QAT`` and ``PTQ`` share."""
 
 import logging
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, Iterable, List, Optional, Sequence
 
 from paddle import nn
 
@@ -55,17 +55,17 @@ def rules_for(classes: Optional[Sequence[type]], config: LayerConfig,
     return rules
 
 
-def extend_rules(model: nn.Layer, rules: QuantConfig, scope: str, fuse: bool
-                 ) -> Callable[[], None]:
+def extend_rules(model: nn.Layer, rules: QuantConfig, scope: str, fuse: bool,
+                 skip_tensors: Iterable[str] = ()) -> Callable[[], None]:
     """Extend the rules to the ``scope``; return a function to call after the preparation.
 
-    ``fuse`` is True if batch norms will be folded.
+    ``fuse`` and ``skip_tensors`` are those of :func:`paddleq.saved_model.full_scope.full_scope`.
     """
     if scope == SCOPES[0]:
         return lambda: None
     if not isinstance(model, SavedModel):
         raise wrong_type("model", model, "a paddleq.SavedModel for scope='full'")
-    return full_scope(model, rules, fuse)
+    return full_scope(model, rules, fuse, skip_tensors)
 
 
 def warn_unused_inputs(inputs: Any, used: bool, argument: str) -> None:
