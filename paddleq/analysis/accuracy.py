@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Callable, Dict, Iterable, List, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Tuple, Union, cast
 
 from paddle import nn
 
@@ -175,10 +175,10 @@ def checked_metric(metric: Any, data: Iterable) -> Callable[[nn.Layer], float]:
         raise wrong_value("data", data, "an iterable that can be iterated again, such as a "
                           "list of batches or a DataLoader")
     if isinstance(metric, str):
-        metric = FloatAgreement(check_choice("metric", metric, METRICS), data)
+        return FloatAgreement(check_choice("metric", metric, METRICS), data)
     if not callable(metric):
         raise wrong_type("metric", metric, f"a function of the model, or one of {METRICS}")
-    return metric
+    return cast(Callable[[nn.Layer], float], metric)
 
 
 class AccuracySearch:

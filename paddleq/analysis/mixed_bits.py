@@ -133,7 +133,7 @@ class BitSearch:
         found = [options for options in cheapest_allocations(self.costs, self._noise(models))
                  if any(self.choices[i] is not None for i in options)]
         options = self._cheapest_that_passes(found) if self.max_cost is None else (
-            self._best_within(found))
+            self._best_within(found, self.max_cost))
         report = BitsReport(self.values[options], self.float_metric, self.cost,
                             self._share(options), self._by_name(options), self.trials)
         _logger.info("%s", report)
@@ -201,12 +201,13 @@ class BitSearch:
         return self.float_metric - value
 
     def _passes(self, options):
-        return self._drop(options) <= self.max_drop + 1e-9 * abs(self.float_metric)
+        drop = self._drop(options)
+        return self.max_drop is not None and drop <= self.max_drop + 1e-9 * abs(self.float_metric)
 
-    def _best_within(self, found):
-        fitting = [options for options in found if self._share(options) <= self.max_cost]
+    def _best_within(self, found, max_cost):
+        fitting = [options for options in found if self._share(options) <= max_cost]
         if not fitting:
-            raise wrong_value("max_cost", self.max_cost,
+            raise wrong_value("max_cost", max_cost,
                               f"at least {self._share(found[0]):.4g}, the share of the smallest "
                               "choices")
         self._drop(fitting[-1])

@@ -128,7 +128,7 @@ def _equalize_calls(model):
               if isinstance(layer, QuantizedLayer) and not layer._paddleq.kind.weights]
     if layers:
         calls = paddle.to_tensor([layer._paddleq.calls for layer in layers], dtype="int64")
-        for layer, count in zip(layers, all_reduce(calls, ReduceOp.MAX).tolist()):
+        for layer, count in zip(layers, all_reduce(calls, ReduceOp.MAX).numpy()):
             while layer._paddleq.calls < count:
                 add_call(layer)
 
@@ -139,8 +139,8 @@ def _merge(quantizers, before):
     ``before`` has the number of earlier batches in the statistics of a quantizer, by its id.
     """
     counts = [each.observer.num_batches - before.get(id(each), 0) for each in quantizers]
-    observed = all_reduce(paddle.to_tensor(counts or [0], dtype="int64"), ReduceOp.SUM).tolist()
-    if not any(observed):
+    observed = all_reduce(paddle.to_tensor(counts or [0], dtype="int64"), ReduceOp.SUM).numpy()
+    if not observed.any():
         return False
     merge_observers([quantizer.observer for quantizer in quantizers])
     for quantizer, count in zip(quantizers, observed):

@@ -1,7 +1,7 @@
 """Fake quantizer with an observer, a scale and three states."""
 
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import paddle
@@ -34,7 +34,7 @@ class _Switch:
     def __set_name__(self, owner, name):
         self.name = name
 
-    def __get__(self, quantizer, owner=None):
+    def __get__(self, quantizer, owner=None) -> Any:
         if quantizer is None:
             return self
         if self.name not in quantizer.__dict__:
@@ -111,8 +111,8 @@ class FakeQuantize(Observation, WithArgs):
     state, observer_enabled, fake_quant_enabled = _Switch(), _Switch(), _Switch()
 
     def __init__(self, observer: Any = MovingAverageMinMaxObserver, saturate=None, in_place=False,
-                 compat_mask=True, channel_len=1, fast_training=True, label="", reduce="max",
-                 **observer_kwargs):
+                 compat_mask=True, channel_len=1, fast_training=True, label="",
+                 reduce: Optional[str] = "max", **observer_kwargs):
         super().__init__(observer, channel_len, observer_kwargs, label, reduce)
         self.saturate = saturate is None or check_bool("saturate", saturate)
         self.in_place = check_bool("in_place", in_place)

@@ -135,7 +135,7 @@ class Observation(StateDictNotice):
 
     def _reduction(self, x):
         """Return the :class:`Reduction` of the statistics of the batch ``x``, or None."""
-        if not self._reduces():
+        if self.reduce is None or not self._reduces():
             return None
         if not paddle.in_dynamic_mode():
             raise ModelError(

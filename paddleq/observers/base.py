@@ -173,7 +173,8 @@ class Observer(nn.Layer, WithArgs, Collector):
         Later changes of buffers require that the batches of all processes are finite.
         """
         values = reduce(*args)
-        object.__setattr__(self, "_condition", self._batch_reduction.finite)
+        if self._batch_reduction is not None:
+            object.__setattr__(self, "_condition", self._batch_reduction.finite)
         return values
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:

@@ -97,7 +97,7 @@ class ChannelStats(Collector):
         """
         if not groups():
             return
-        tokens = int(all_reduce(paddle.to_tensor([self.tokens]), ReduceOp.SUM).item())
+        tokens = int(all_reduce(paddle.to_tensor([self.tokens]), ReduceOp.SUM).numpy()[0])
         if tokens:
             for name in sorted(name for kind in self.kinds for name in _NAMES.get(kind, [kind])):
                 self._values[name] = self._over_processes(name, features, tokens)

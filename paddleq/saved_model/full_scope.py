@@ -190,7 +190,7 @@ class _Plan:
             if op.type == "concat" and op.place in self.quantized:
                 target, concat = op.output("Out"), layers[self.quantized[op.place]]
                 shared[target] = concat.input_parts(0)[1]
-                maker = layers.get(self.outputs.get(target))
+                maker = layers[self.outputs[target]] if target in self.outputs else None
                 if maker is not None and same_parameters(maker.output_quantizer, shared[target]):
                     maker.output_quantizer = shared[target]
         shared.update((target, layers[name].output_quantizer)
@@ -201,6 +201,6 @@ class _Plan:
                 if origin in shared and source not in self.outputs and same_parameters(
                         layers[name].input_parts(slot)[1], shared[origin]):
                     setattr(layers[name], slot_name("activation_quantizer", slot), shared[origin])
-            makers = tuple(self.outputs.get(source) for source in sources)
+            makers = tuple(self.outputs.get(source or "") for source in sources)
             if any(makers):
                 remove_redundant(layers, layers[name], [makers])

@@ -148,7 +148,7 @@ def quantize_layer_by_layer(model: nn.Layer, helper: Optional[NetworkHelper] = N
                 model, [name for name, _ in replay.layers], *split_kinds(selected), inputs))
         if resume is not None and groups():  # layers that all have finished
             resume.finished = int(all_reduce(
-                paddle.to_tensor([resume.finished]), ReduceOp.MIN).item())
+                paddle.to_tensor([resume.finished]), ReduceOp.MIN).numpy()[0])
         return driver.run(resume, progress)
 
 
@@ -168,7 +168,7 @@ def _find_uses(model, selection, inputs):
         names = list(linears)
         flags = all_reduce(paddle.to_tensor(
             [[name in found, name not in unused] for name in names], dtype="int64"),
-            ReduceOp.MAX).tolist()
+            ReduceOp.MAX).numpy()
         found = [name for name, (read, _) in zip(names, flags) if read]
         unused = [name for name, (_, used) in zip(names, flags) if not used]
     for name in found:

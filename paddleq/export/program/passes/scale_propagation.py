@@ -162,13 +162,14 @@ class ScalePropagation:
         Inference (3.1) computes the integers behind it wrongly.
         """
         first, *others = names
-        readers = [self._view.sole_consumer(name) for name in others]
+        next_readers = [self._view.sole_consumer(name) for name in others]
+        readers = [reader for reader in (*self._view.consumers[first], *next_readers)
+                   if reader is not None]
         return (all(reader is not None and reader.type == "quantize_linear"
                     for reader in self._view.consumers[first])
-                and None not in readers
+                and None not in next_readers
                 and all(np.array_equal(self._scale(reader), self._scale(quantize))
-                        for reader in (*self._view.consumers[first], *readers)
-                        if reader.type == "quantize_linear"))
+                        for reader in readers if reader.type == "quantize_linear"))
 
     def _scale(self, quantize):
         return self._arrays.get(inputs(quantize, "Scale")[0])
