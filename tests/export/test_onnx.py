@@ -745,4 +745,7 @@ def test_rounding_that_large_channels_amplify_is_no_difference(gain, tmp_path):
             norm.weight.set_value(weight)
     x = paddle.randn([2, 16, 256])
     net = deploy(net, QuantSpec(4, granularity=PerGroup(64)), inputs=[(x,)])
-    written_equals_simulated(net, [x], tmp_path / "m")
+    # Which sums a library rounds otherwise depends on the processor; the network amplifies it as
+    # it does a change of the input by one unit in the last place.
+    amplified = relative_error(*(simulated(net, [each])[0] for each in (x * (1 + 2.0 ** -23), x)))
+    written_equals_simulated(net, [x], tmp_path / "m", tolerance=max(1e-5, 10 * amplified))

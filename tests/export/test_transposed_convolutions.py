@@ -89,8 +89,8 @@ def test_computed_size_follows_the_input(tmp_path):
         x = x[..., :shape[2] // 2 * 2, :shape[3] // 2 * 2]  # the second layer has even sizes only
         with paddle.no_grad():
             expected = [each.numpy() for each in net(paddle.to_tensor(x))]
-        for found, wanted in zip(paddle_inference(path, [x]), expected):
-            np.testing.assert_array_equal(found, wanted)
+        # The file computes more and slices, in which the order of the sums may differ.
+        assert largest(paddle_inference(path, [x]), expected) <= 1e-6
         assert largest(openvino(path, [x]), expected) < 1e-5
 
 

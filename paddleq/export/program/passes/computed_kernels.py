@@ -3,7 +3,7 @@
 Paddle Inference's int8 mode (2.6 to 3.3) looks for the stored kernel of each ``conv2d`` and refuses
 the file if there is none; transposed convolutions with a computed kernel fail at the first run. It
 leaves convolutions of three dimensions in float, which compute the same with a third axis of one
-element.
+element. OpenVINO does not read those of a ``.pdmodel``, so float programs keep theirs.
 """
 
 from ..graph_view import GraphView
@@ -24,12 +24,16 @@ _TYPES = {"conv2d": "conv3d", "depthwise_conv2d": "conv3d", "conv2d_transpose": 
 
 def write_computed_kernels(builder, block):
     """Write 2-D convolutions with computed kernels as convolutions of three dimensions."""
-    if not any(op.type in _TYPES for op in block.ops):
+    if not (any(op.type in _TYPES for op in block.ops) and _is_quantized(builder.program)):
         return
     view = GraphView.of_program(builder.program)
     replace_ops(block, [new for op in block.ops for new in (
         _in_three_dimensions(builder, block, op) if op.type in _TYPES and _is_computed(
             builder.program, view, inputs(op, "Filter")[0]) else [op])])
+
+
+def _is_quantized(program):
+    return any(op.type == "quantize_linear" for block in program.desc.blocks for op in block.ops)
 
 
 def _is_computed(program, view, name):
