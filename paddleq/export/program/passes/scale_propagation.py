@@ -159,7 +159,7 @@ class ScalePropagation:
 
         One between operators that pass it on may be read once, by a quantizer of the same scale
         or by the next of them. With another scale in front of ``nearest_interp_v2``, Paddle
-        Inference (3.1) computes the integers behind it wrongly.
+        Inference is wrong behind it: relative error 0.78 in a small network.
         """
         first, *others = names
         next_readers = [self._view.sole_consumer(name) for name in others]
