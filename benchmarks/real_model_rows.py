@@ -14,7 +14,7 @@ from typing import Dict
 
 import numpy as np
 import paddle
-from ocr_models import onnx_run, openvino_run, paddle_run
+from ocr_models import depthwise, onnx_run, openvino_run, paddle_run
 
 import paddleq
 from paddleq.paddleslim import (
@@ -79,11 +79,12 @@ def folded_onnx(task, folder):
 
 
 def _paddleq(name, task, folder, observer="mse", bits=8, per_tensor=False, fallback=None,
-             **options):
+             float_depthwise=False, **options):
     start = time.perf_counter()
     weight = (AbsmaxQuantizer if per_tensor else PerChannelAbsmaxQuantizer)(bits)
     ptq = paddleq.PTQ(ObserverQuantizer(observer), weight, **options)
-    model = ptq.quantize(paddleq.SavedModel(task.prefix), fuse=True)
+    source = paddleq.SavedModel(task.prefix)
+    model = ptq.quantize(source, fuse=True, skip=depthwise(source) if float_depthwise else None)
     ptq.calibrate(model, task.calibration)
     note = ""
     if fallback is not None:
@@ -118,6 +119,11 @@ PADDLEQ = {
     **{observer: partial(_paddleq, observer=observer) for observer in OBSERVERS},
     "mse, weights per tensor": partial(_paddleq, per_tensor=True),
     "mse, fast bias correction": partial(_paddleq, bias_correction="fast"),
+    "mse, depthwise float": partial(_paddleq, float_depthwise=True),
+    "mse, depthwise float, fast bias correction": partial(
+        _paddleq, float_depthwise=True, bias_correction="fast"),
+    "abs_max, depthwise float, fast bias correction": partial(
+        _paddleq, observer="abs_max", float_depthwise=True, bias_correction="fast"),
     "mse, full bias correction": partial(_paddleq, bias_correction="full"),
     "mse, AdaRound": partial(_paddleq, round_type="adaround"),
     "mse, fallback": partial(_paddleq, fallback=0.01),

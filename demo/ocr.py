@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 import zlib  # noqa: F401  (before paddle: Paddle 2.6 crashes in zlib otherwise)
+from dataclasses import dataclass
 
 import numpy as np
-import paddle
 from common import ROOT, ended, median_ms
 from ocr_models import (
     Client,
+    depthwise,
     folder_of,
     onnx_run,
     openvino_run,
@@ -42,6 +43,27 @@ LOG = OUT / "runtimes.log"
 KINDS = ("det", "cls", "rec")
 CALIBRATION_SEED, MAX_DROP, MIN_OVERLAP = 10 ** 6, 2.0, 0.95
 TIMED = (1, 3, 48, 320)  # a line
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Post-training quantization of a model.
+
+    Attributes:
+        observer: of the activations.
+        float_depthwise: leave depthwise convolutions float, which are a small share of the
+            multiplications.
+        bias_correction: add the mean error of each channel to the biases.
+    """
+
+    observer: str
+    float_depthwise: bool = False
+    bias_correction: bool = False
+
+
+RECIPES = {"det": Recipe("mse", float_depthwise=True, bias_correction=True),
+           "cls": Recipe("mse"),
+           "rec": Recipe("mse", float_depthwise=True)}
 
 
 def install_fonts(console):
@@ -68,18 +90,6 @@ def calibration(client, count):
     return inputs
 
 
-def float_layers(kind, model):
-    """Return patterns of the layers that stay float, for ``PTQ.quantize(skip=...)``.
-
-    In the recognizer these are the depthwise convolutions. ``paddleq.analysis.sensitivity`` finds
-    that they cause most of the error, with a small share of the multiplications.
-    """
-    if kind != "rec":
-        return None
-    return [f"^{name}$" for name, layer in model.named_sublayers()
-            if isinstance(layer, paddle.nn.Conv2D) and layer.weight.shape[1] == 1]
-
-
 def quantize(data, steps, console):
     """Write the three quantized models, for all runtimes and for Paddle's int8 kernels."""
     for kind in KINDS:
@@ -91,9 +101,11 @@ def quantize(data, steps, console):
             model = paddleq.distill(folder_of(kind), training, calibration_data=data[kind],
                                     train_iter=steps).model
         else:
-            ptq = paddleq.PTQ(ObserverQuantizer("mse"))
-            source = paddleq.SavedModel(folder_of(kind))
-            model = ptq.quantize(source, fuse=True, skip=float_layers(kind, source))
+            recipe, source = RECIPES[kind], paddleq.SavedModel(folder_of(kind))
+            ptq = paddleq.PTQ(ObserverQuantizer(recipe.observer),
+                              bias_correction=recipe.bias_correction)
+            model = ptq.quantize(source, fuse=True,
+                                 skip=depthwise(source) if recipe.float_depthwise else None)
             ptq.calibrate(model, data[kind])
         paddleq.save_quantized_model(model, OUT / "any" / kind / "inference")
         paddleq.save_quantized_model(model, OUT / "int8" / kind / "inference",

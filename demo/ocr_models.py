@@ -22,6 +22,14 @@ def _file(*parts):
     return Path(found[0].locate())
 
 
+def depthwise(model):
+    """Return patterns of the names of the depthwise convolutions of a model."""
+    from paddle import nn
+
+    return [f"^{name}$" for name, layer in model.named_sublayers()
+            if isinstance(layer, nn.Conv2D) and layer.weight.shape[1] == 1]
+
+
 def characters():
     """Return the characters of the recognizer's classes; class 0 is none."""
     text = _file("ch_ppocr_rec", "ppocr_keys_v1.txt").read_text("utf-8")
