@@ -19,7 +19,7 @@ from .._paddle_compat import framework_proto, names_unused_input, own_input_spec
 from ..engine.calibration import forward_arguments, map_leaves
 from ..engine.example_inputs import Constant, shown_arguments
 from ..errors import ConfigError, ExportError
-from .program.op_desc import replace_ops
+from .program.op_desc import all_inputs, all_outputs, replace_ops
 
 _FETCH = "1.fetch"  # operation of a PIR program
 
@@ -186,7 +186,13 @@ class _Call(nn.Layer):
 class _CallWithInputs(_Call):
     def forward(self, inputs):
         args, kwargs = self.filled(inputs)
-        return self.model(*args, **kwargs), inputs
+        return self.model(*args, **kwargs), self.read(inputs)
+
+    @paddle.jit.not_to_static
+    def read(self, inputs):
+        # Paddle 3 removes an input that no operator reads from a program of the legacy format.
+        return inputs if paddle.framework.in_pir_mode() else [
+            paddle.assign(each) for each in inputs]
 
 
 class _Place:
@@ -302,12 +308,18 @@ def _drop_outputs_of_program(path, count):
     with open(path, "rb") as file:
         desc = framework_proto().ProgramDesc.FromString(file.read())
     main = desc.blocks[0]
-    fetches = [op for op in main.ops if op.type == "fetch"]
-    dropped = {name for op in fetches[len(fetches) - count:] for slot in op.inputs
-               for name in slot.arguments}
-    kept = [op for op in main.ops if not any(
-        dropped.intersection(slot.arguments)
-        for slot in (op.inputs if op.type == "fetch" else op.outputs))]
+    fed = {name for op in main.ops if op.type == "feed" for name in all_outputs(op)}
+    dropped, kept = set(), []
+    for op in reversed(main.ops):  # what was added for the outputs: a chain from each input
+        if op.type == "fetch" and count:
+            dropped.update(all_inputs(op))
+            count -= 1
+        elif dropped.intersection(all_outputs(op)):
+            dropped.update(all_inputs(op))
+        else:
+            kept.append(op)
+        dropped -= fed
+    kept.reverse()
     replace_ops(main, kept)
     variables = [var for var in main.vars if var.name not in dropped]
     del main.vars[:]

@@ -1,6 +1,7 @@
 """Calls of models as inputs of files: keywords, dicts, unused inputs, and forms of input_spec."""
 
 import collections
+import contextlib
 
 import numpy as np
 import paddle
@@ -9,6 +10,7 @@ from paddle import nn
 from runtimes import onnxruntime, openvino, paddle_inference
 
 import paddleq
+from paddleq.deploy.model_file import ModelFile
 from paddleq.errors import ConfigError, ConfigTypeError, TraceError
 
 Spec = paddle.static.InputSpec
@@ -142,6 +144,22 @@ def test_unused_inputs_keep_their_place_in_every_runtime(name, tmp_path):
         paddleq.save_quantized_model(net, tmp_path / "pir", spec, format="pir")
         loaded = paddle.jit.load(str(tmp_path / "pir"))
         close([loaded(*inputs.values()).numpy()], expected)
+
+
+@pytest.mark.parametrize("name", ["unused", "unused keyword"])
+def test_unused_inputs_keep_their_place_in_a_program_of_the_legacy_format(name, tmp_path):
+    cls, args, kwargs, inputs = CALLS[name]
+    net, expected = quantized(cls(), *args, **kwargs)
+    spec = [Spec([None, *value.shape[1:]], "float32", f"{key}_in") for key, value in inputs.items()]
+    with paddle.pir_utils.DygraphOldIrGuard() if PIR else contextlib.nullcontext():
+        paddleq.save_quantized_model(net, tmp_path / "net", spec)
+    saved = paddleq.SavedModel(tmp_path / "net")
+    assert saved.input_names == [each.name for each in spec]
+    ops = ModelFile(f"{tmp_path}/net.pdmodel").program.desc.blocks[0].ops
+    read = {name for op in ops for entry in op.inputs for name in entry.arguments}
+    assert read.intersection(saved.input_names) == {"image_in"}
+    close(paddle_inference(tmp_path / "net", {f"{key}_in": value.numpy() for key, value
+                                              in inputs.items()}), expected)
 
 
 def test_an_unused_input_that_to_static_specified_is_kept(tmp_path):
