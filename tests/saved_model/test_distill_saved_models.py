@@ -186,13 +186,22 @@ def test_softmax_along_another_axis_has_no_logits(prefix):
     assert paddleq.SavedModel(prefix).logits_names == {}
 
 
+def dark_strokes(shape, seed):
+    """Return pictures with lines of strokes. Where there is no text, the detector gives zeros."""
+    random = np.random.RandomState(seed)
+    pictures = np.full(shape, 1.5, "float32")
+    for top in range(8, shape[2] - 12, 24):
+        strokes = random.rand(12, shape[3] - 16) < 0.5
+        pictures[:, :, top:top + 12, 8:-8] = np.where(strokes, -1.5, 1.5)
+    return pictures
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PPOCR)
 def test_ppocr_models_are_trained(name, tmp_path):
-    data = [paddle.rand(PPOCR[name][0]) for _ in range(2)]
+    data = [paddle.to_tensor(dark_strokes(PPOCR[name][0], seed)) for seed in range(2)]
     loss = "soft_label" if "rec" in name else "relative_l2"
-    result = paddleq.distill(ppocr(name), data, {"weight_bits": 4}, loss, epochs=4,
-                             learning_rate=1e-4)
+    result = paddleq.distill(ppocr(name), data, {"weight_bits": 4}, loss, epochs=4)
     assert np.mean(result.losses[-2:]) < np.mean(result.losses[:2])
     paddleq.save_quantized_model(result.model, tmp_path / "int8")
     (found,) = paddle_inference(str(tmp_path / "int8"), [data[0].numpy()])
