@@ -387,6 +387,16 @@ def test_unwrapped():
     assert compat.unwrapped(net) is net
 
 
+def test_format_of_the_program_that_is_built():
+    assert not compat.is_pir_program()  # in dynamic mode
+    paddle.enable_static()
+    try:
+        found = compat.is_pir_program()
+    finally:
+        paddle.disable_static()
+    assert found == (paddle.__version__ >= "3")
+
+
 def test_attributes_that_tracing_sets(tmp_path):
     net = nn.Sequential(nn.Linear(2, 2))
     before = {name: value for name, value in net.__dict__.items()

@@ -26,6 +26,11 @@ def is_traced(layer: nn.Layer) -> bool:
     return bool(getattr(layer, "_original_funcs", None))
 
 
+def is_pir_program() -> bool:
+    """Return True if Paddle builds a program of PIR now, not one of the legacy format."""
+    return private("paddle.framework.in_pir_mode", "trace models with unused inputs")()
+
+
 def is_traced_by_save() -> bool:
     """Return True inside the trace of ``paddle.jit.save``, not in that of a training program.
 

@@ -15,7 +15,13 @@ from paddle.static import InputSpec
 
 from .._checks import wrong_type, wrong_value
 from .._layer_state import read_state
-from .._paddle_compat import framework_proto, names_unused_input, own_input_spec, unwrapped
+from .._paddle_compat import (
+    framework_proto,
+    is_pir_program,
+    names_unused_input,
+    own_input_spec,
+    unwrapped,
+)
 from ..engine.calibration import forward_arguments, map_leaves
 from ..engine.example_inputs import Constant, shown_arguments
 from ..errors import ConfigError, ExportError
@@ -191,8 +197,7 @@ class _CallWithInputs(_Call):
     @paddle.jit.not_to_static
     def read(self, inputs):
         # Paddle 3 removes an input that no operator reads from a program of the legacy format.
-        return inputs if paddle.framework.in_pir_mode() else [
-            paddle.assign(each) for each in inputs]
+        return inputs if is_pir_program() else [paddle.assign(each) for each in inputs]
 
 
 class _Place:

@@ -34,7 +34,7 @@ def product_of(layer: nn.Layer, cls: type) -> Optional["Product"]:
 
 
 class Product:
-    """A layer as a matrix product on positions.
+    """A layer as a matrix product on positions. Abstract: each kind of layer has a subclass.
 
     Attributes:
         groups: number of groups G.
