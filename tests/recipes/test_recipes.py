@@ -345,10 +345,10 @@ def test_saved_models_with_ptq_and_dynamic_quantization(folder, digits, format):
 
 
 @pytest.mark.parametrize("saved", [True, False])
-@pytest.mark.parametrize("metric", ["error", "zoo.py:mean_is_kept"])
+@pytest.mark.parametrize("metric", ["error", "scaled_net.py:mean_is_kept"])
 def test_layers_stay_float_until_the_drop_is_allowed(folder, digits, saved, metric):
     """One input of a Linear has a channel that is 100 times larger than the others."""
-    (folder / "zoo.py").write_text(textwrap.dedent("""\
+    (folder / "scaled_net.py").write_text(textwrap.dedent("""\
         import numpy as np
         import paddle
         from paddle import nn
@@ -369,14 +369,14 @@ def test_layers_stay_float_until_the_drop_is_allowed(folder, digits, saved, metr
         """))
     sys.path.insert(0, str(folder))
     try:
-        from zoo import build
+        from scaled_net import build
         net = build()
     finally:
         sys.path.remove(str(folder))
-        del sys.modules["zoo"]
+        del sys.modules["scaled_net"]
     paddle.jit.save(net, str(folder / "float" / "net"), [
         paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
-    model = "path: float/net" if saved else "build: zoo.py:build"
+    model = "path: float/net" if saved else "build: scaled_net.py:build"
     text = textwrap.dedent(f"""\
         paddleq: 1
         model: {{{model}}}
