@@ -1,4 +1,4 @@
-"""Save and load checkpoints of models with integer layers."""
+"""Save and load checkpoints of models with integer or simulated quantized layers."""
 
 import hashlib
 import json
@@ -7,7 +7,8 @@ import paddle
 
 from .._atomic_write import write_bytes, write_together
 from .._checks import check_layer, check_path, check_prefix, hint
-from ..engine.state import check_initialized
+from .._layer_state import read_state, state_of
+from ..engine.state import check_initialized, quantized_layers
 from ..errors import ConfigError, ConfigTypeError, ExportError, FormatError, ModelError
 from ..graph.dataflow import NORMS
 from ..nn.class_swap import replace_layers, rollback_on_error
@@ -15,21 +16,25 @@ from ..nn.deployable import check_fields, deployable_layers
 from ..nn.integer_layer import IntegerLayer
 from ..nn.layer_types import frozen_classes
 from ..nn.weight_parts import adopt_all_roundings
+from . import simulated_layers
 from .restricted_unpickler import load_state
 from .safetensors_io import file_digest, map_file, parse_tensors, write_tensors
 
 _FORMAT, _VERSION = "paddleq checkpoint", 1
-_FIELDS = ("format", "version", "libraries", "layers", "shared", "tensors_sha256", "sha256")
+_FIELDS = ("format", "version", "libraries", "layers", "shared", "provenance", "tensors_sha256",
+           "sha256")
+_OPTIONAL = "provenance"  # earlier files lack it
 
 
 def save_checkpoint(model, path):
-    """Write a model with integer layers as ``path.safetensors`` and ``path.json``.
+    """Write a quantized model as ``path.safetensors`` and ``path.json``.
 
     The first file contains the tensors of ``model.state_dict()``; a tensor that several names share
     is stored once. The second file is JSON for :func:`load_checkpoint`: descriptions of the integer
-    layers (:class:`~paddleq.nn.IntegerLinear`, :class:`~paddleq.nn.Int8KVCache`), names that share
-    a tensor, versions, and SHA-256 digests of both files. The same model gives the same bytes. If
-    the process is killed, the old files stay intact.
+    layers (:class:`~paddleq.nn.IntegerLinear`, :class:`~paddleq.nn.Int8KVCache`), the specs and
+    states of the fake quantizers of simulated ones, names that share a tensor, the configuration of
+    the quantization, versions, and SHA-256 digests of both files. The same model gives the same
+    bytes. If the process is killed, the old files stay intact.
 
     Args:
         model: a ``paddle.nn.Layer``. It is not changed.
@@ -66,7 +71,13 @@ def save_checkpoint(model, path):
     content = {"format": _FORMAT, "version": _VERSION,
                "libraries": {"paddleq": __version__, "paddle": paddle.__version__},
                "layers": {name: {"kind": _kind_of(layer), "description": layer.description()}
-                          for name, layer in deployable_layers(model)}, "shared": shared}
+                          for name, layer in deployable_layers(model)}, "shared": shared,
+               "provenance": {name: record for name, layer in
+                              model.named_sublayers(include_self=True)
+                              if (record := read_state(layer).provenance) is not None}}
+    for name, layer in quantized_layers(model):
+        content["layers"][name] = {"kind": simulated_layers.KIND,
+                                   "description": simulated_layers.describe(layer)}
 
     def write_state(beside):
         content["tensors_sha256"] = write_tensors(beside, state)
@@ -83,12 +94,15 @@ def load_checkpoint(model, path):
     """Load a checkpoint of :func:`save_checkpoint` into ``model``, in place.
 
     Float layers are replaced by the integer layers that the file describes, then the tensors are
-    loaded. Integer layers that the model already has are kept. Nothing is unpickled. After an error
-    the model is unchanged.
+    loaded. Integer layers that the model already has are kept. A model with simulated layers is
+    loaded into one that was quantized alike (:meth:`paddleq.PTQ.quantize`): its quantizers get the
+    bits and states of the file, its quantized layers that are float in the file become float.
+    Nothing is unpickled. After an error the model is unchanged.
 
     Args:
-        model: a ``paddle.nn.Layer`` built as the saved model was before it was quantized. If batch
-            norms were folded, they must be folded in ``model`` too.
+        model: a ``paddle.nn.Layer`` built as the saved model was before it was quantized, or
+            quantized too if the saved model simulates quantization. If batch norms were folded,
+            they must be folded in ``model`` too.
         path: prefix of the files.
 
     Returns:
@@ -125,10 +139,14 @@ def load_checkpoint(model, path):
         raise FormatError(f"{path}.json shares a tensor that {path}.safetensors does not have")
     arrays.update({name: arrays[other] for name, other in shared.items()})
     with rollback_on_error(model):
-        _apply_structure(model, content["layers"])
+        simulated = _apply_structure(model, content["layers"], arrays)
         adopt_all_roundings(model, arrays)  # before the check, which sees the model's tensors
         _check_shared(model.state_dict(), shared, path)
         load_state(model, arrays, f"{path}.safetensors", hint=_hint(model, arrays))
+        simulated_layers.adopt_states(model, simulated)
+        for name, layer in model.named_sublayers(include_self=True):
+            if name in content.get(_OPTIONAL, {}):
+                state_of(layer).provenance = content[_OPTIONAL][name]
     return model
 
 
@@ -158,11 +176,13 @@ def _read_description(path):
     if content.get("version") != _VERSION:
         raise FormatError(f"{path} is of version {content.get('version')!r} of the format, but "
                           f"this paddleq reads version {_VERSION}; use the paddleq that wrote it")
-    if tuple(content) != _FIELDS:
+    if tuple(content) not in (_FIELDS, tuple(each for each in _FIELDS if each != _OPTIONAL)):
         raise FormatError(f"{path} must have the fields {', '.join(_FIELDS)}, but has "
                           f"{', '.join(content)}")
     if not (isinstance(content["shared"], dict) and isinstance(content["layers"], dict)
-            and all(isinstance(name, str) for name in content["shared"].values())):
+            and all(isinstance(name, str) for name in content["shared"].values())
+            and isinstance(content.get(_OPTIONAL, {}), dict)
+            and all(isinstance(each, dict) for each in content.get(_OPTIONAL, {}).values())):
         raise FormatError(f"{path} must say of layers and of shared tensors what names mean")
     rest = {name: value for name, value in content.items() if name != "sha256"}
     # Comparing the text detects any changed byte, also between the values.
@@ -171,11 +191,22 @@ def _read_description(path):
     return content
 
 
-def _apply_structure(model, layers):
-    """Replace layers of ``model`` by the described ones."""
+def _apply_structure(model, layers, arrays):
+    """Replace layers of ``model`` by the described ones, and return the simulated ones.
+
+    The result is name -> description.
+    """
+    for described in layers.values():
+        check_fields("a layer", described, ("kind", "description"))
+    simulated_layers.leave_float(model, {name: described["kind"] for name, described
+                                         in layers.items()}, arrays)
+    simulated = {}
     for name, described in layers.items():
         try:
-            check_fields("a layer", described, ("kind", "description"))
+            if described["kind"] == simulated_layers.KIND:
+                simulated[name] = described["description"]
+                simulated_layers.adopt_specs(model, name, simulated[name])
+                continue
             cls, description = _class_of(described["kind"]), described["description"]
             cls.prepare_model(model, name)
             old = dict(model.named_sublayers(include_self=True)).get(name)
@@ -193,6 +224,7 @@ def _apply_structure(model, layers):
     if left_over:
         raise ModelError(f"the model's integer layers {', '.join(left_over)} are not in the "
                          "checkpoint")
+    return simulated
 
 
 def _integer_classes():

@@ -378,16 +378,27 @@ def test_learned_rounding_of_a_saved_model_survives_a_state_dict(tmp_path):
     np.testing.assert_array_equal(fresh(x).numpy(), model(x).numpy())
 
 
-@pytest.mark.parametrize("quantizer", [PerChannelAbsmaxQuantizer(3),
-                                       paddleq.paddleslim.AbsmaxQuantizer(4)])
-@pytest.mark.parametrize("way", [by_state_dict, by_checkpoint])
-def test_learned_rounding_on_another_grid_is_refused(quantizer, way, tmp_path):
+@pytest.mark.parametrize("way, quantizer, message", [
+    (by_state_dict, PerChannelAbsmaxQuantizer(3), "learned rounding of 0.weight .*-8, 7"),
+    (by_state_dict, paddleq.paddleslim.AbsmaxQuantizer(4), "learned rounding of 0.weight .*-8, 7"),
+    (by_checkpoint, paddleq.paddleslim.AbsmaxQuantizer(4), "differ in more than the bits")])
+def test_learned_rounding_on_another_grid_is_refused(quantizer, way, message, tmp_path):
     x = correlated(64, 8)
     _, model = low_bits(nn.Sequential(nn.Linear(8, 8)), [x], 4, AdaRound(iterations=20))
     other = paddleq.PTQ("abs_max", quantizer).quantize(nn.Sequential(nn.Linear(8, 8)))
     paddleq.calibrate(other, [x])
-    with pytest.raises(ModelError, match="learned rounding of 0.weight .*-8, 7"):
+    with pytest.raises(ModelError, match=message):
         way(model, other, tmp_path)
+
+
+def test_checkpoints_give_a_learned_rounding_its_bits(tmp_path):
+    x = correlated(64, 8)
+    _, model = low_bits(nn.Sequential(nn.Linear(8, 8)), [x], 4, AdaRound(iterations=20))
+    other = paddleq.PTQ("abs_max", PerChannelAbsmaxQuantizer(3)).quantize(
+        nn.Sequential(nn.Linear(8, 8)))
+    found = by_checkpoint(model, other, tmp_path)
+    np.testing.assert_array_equal(found(paddle.to_tensor(x)).numpy(),
+                                  model(paddle.to_tensor(x)).numpy())
 
 
 @pytest.mark.one_version
