@@ -5,7 +5,7 @@ import itertools
 import logging
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sized, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import paddle
@@ -140,6 +140,14 @@ def run_batches(run: Callable[[Any], Any], batches: Iterable,
     return count
 
 
+def length_of(data: Any) -> Optional[int]:
+    """Return the number of batches of ``data``, None if it is unknown."""
+    try:
+        return len(data)
+    except (TypeError, ValueError):  # the latter by a DataLoader of an IterableDataset
+        return None
+
+
 def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = None,
                  desc: Optional[str] = None, allow_empty: bool = False,
                  argument: str = "data") -> Iterator[Batch]:
@@ -154,8 +162,9 @@ def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = N
     except TypeError:
         raise wrong_type(argument, data, "an iterable of batches") from None
     total = num_batches
-    if isinstance(data, Sized):
-        total = len(data) if num_batches is None else min(num_batches, len(data))
+    length = length_of(data)
+    if length is not None:
+        total = length if num_batches is None else min(num_batches, length)
     batches = itertools.islice(batches, num_batches)
     if desc is not None:
         from tqdm import tqdm

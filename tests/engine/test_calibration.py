@@ -155,3 +155,15 @@ def test_keyword_inputs_are_captured_in_the_order_of_the_parameters(call):
         call(cache, k, v)
     ((first, second),) = seen
     assert first is k and second is v
+
+
+def test_streams_without_a_length():
+    """A DataLoader of an IterableDataset has ``__len__``, which raises ValueError."""
+    class Stream(paddle.io.IterableDataset):
+        def __iter__(self):
+            return iter(paddle.rand([8, 3]).numpy())
+
+    model = PTQ("AbsmaxQuantizer").quantize(nn.Sequential(nn.Linear(3, 2)))
+    loader = paddle.io.DataLoader(Stream(), batch_size=2)
+    assert paddleq.calibrate(model, loader) == 4
+    assert paddleq.calibrate(model, loader, num_batches=3) == 3

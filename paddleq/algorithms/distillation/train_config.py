@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 from paddle import nn
 
 from ..._checks import check_bool, check_fields, check_float, check_int, checked_field
+from ...engine.calibration import length_of
 from ...errors import ConfigError
 
 
@@ -79,10 +80,11 @@ class TrainConfig:
         """Return the number of steps."""
         if self.train_iter is not None:
             return self.train_iter
-        if not hasattr(data, "__len__"):
+        length = length_of(data)
+        if length is None:
             raise ConfigError("train_iter must be given, because data has no length from which "
                               "the steps of an epoch could be counted")
-        return max(1, len(data)) * (self.epochs or 1)
+        return max(1, length) * (self.epochs or 1)
 
 
 @dataclass

@@ -171,7 +171,7 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
             better. The best evaluated state is the result, step 0 being the calibrated model.
         eval_data: in place of ``eval_callback``, batches whose mean loss is to become small.
             Default: at most 4 batches of ``calibration_data``, or else of ``data``; a tenth of
-            it, on which the model is not trained, if there are at least 10 batches.
+            it, on which the model is not trained in any pass, if there are at least 10 batches.
         calibration_data: batches for the first scales. Default: those of ``data``.
         calibration_batches: their number. Default 16.
         fuse: fold batch norms, and multiplications and additions of constants, into weights.
@@ -242,7 +242,9 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
     if eval_data is not None:
         eval_data = Repeatable.of("eval_data", eval_data)
     elif eval_callback is None and config.keep_best:
-        batches, eval_data = hold_out(batches, None if calibration_data is None else examples)
+        with seeded(config.seed):  # the same ones for a training that continues
+            batches, eval_data = hold_out(batches,
+                                          None if calibration_data is None else examples)
     result = train(student, master, batches, terms, config, eval_callback, eval_data,
                    checkpoint_dir,
                    {"quantization": plain_value(described), "fuse": fuse,
