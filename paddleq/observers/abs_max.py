@@ -1,7 +1,6 @@
 """Observers that compute abs_max: from max|x|, mean and deviation, or a given scale."""
 
-from typing import Any, Optional, Sequence, Union
-from weakref import WeakKeyDictionary
+from typing import Optional, Sequence, Union
 
 import numpy as np
 import paddle
@@ -47,9 +46,31 @@ class CurrentAbsMaxObserver(_AbsMaxBase):
         return self._at_least_eps(self.current)
 
 
-# Observer -> (copy of the last tensor, its abs_max), so that a weight that does not change is
-# searched once. Versions of tensors do not tell: set_value() keeps them.
-_SEARCHED: "WeakKeyDictionary[Any, tuple]" = WeakKeyDictionary()
+class _LastSearch:
+    """Result for the last tensor, so that a weight that does not change is searched once.
+
+    Copies and pickles are empty. The tensor is compared by its values, because set_value() keeps
+    its version.
+    """
+
+    def __init__(self) -> None:
+        self.spec, self.tensor, self.abs_max = None, None, None
+
+    def __deepcopy__(self, memo):
+        return _LastSearch()
+
+    def __reduce__(self):
+        return _LastSearch, ()
+
+    def of(self, x, spec):
+        """Return the result for ``x``, None if it is unknown."""
+        known = (self.spec == spec and self.tensor.dtype == x.dtype
+                 and paddle.equal_all(self.tensor, x).item())
+        return self.abs_max if known else None
+
+    def keep(self, x, spec, abs_max):
+        """Keep the result for a copy of ``x``."""
+        self.spec, self.tensor, self.abs_max = spec, x.detach().clone(), abs_max
 
 
 @register_observer("current_mse")
@@ -82,6 +103,7 @@ class CurrentMSEObserver(_AbsMaxBase):
         super().__init__(spec, channels)
         if not self.spec.symmetric or self.spec.binary:
             raise wrong_value("spec", self.spec, "symmetric and of 2 bits or more")
+        self._last = _LastSearch()
 
     def _measure(self, x):
         (largest,) = super()._measure(x)
@@ -91,10 +113,10 @@ class CurrentMSEObserver(_AbsMaxBase):
         if not paddle.in_dynamic_mode():
             return super().update_qparams(x)
         with paddle.no_grad():
-            held, found = _SEARCHED.get(self, (None, None))
-            if held is None or held.dtype != x.dtype or not paddle.equal_all(held, x).item():
+            found = self._last.of(x, self.spec)
+            if found is None:
                 found, _ = super().update_qparams(x)
-                _SEARCHED[self] = x.detach().clone(), found
+                self._last.keep(x, self.spec, found)
         return found, None
 
     def _shares(self, x, largest):

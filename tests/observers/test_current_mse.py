@@ -16,7 +16,9 @@ from paddleq import PerChannel, PerGroup, QuantSpec
 from paddleq.algorithms import RoundToNearest
 from paddleq.errors import ConfigError
 from paddleq.functional import compute_weight_qparams
+from paddleq.functional.range_search import least_error_shares
 from paddleq.observers import CurrentMSEObserver
+from paddleq.observers import abs_max as abs_max_module
 from paddleq.paddleslim import (
     AbsmaxQuantizer,
     MSEQuantizer,
@@ -72,6 +74,30 @@ def test_range_follows_the_weight_and_survives_copies():
         assert other.update_qparams(weight)[0].item() == doubled
     zeros, _ = observer.update_qparams(paddle.zeros([3, 3]))
     assert 0.0 < zeros.item() < 1e-6
+
+
+def test_a_weight_is_searched_once_for_each_value_and_spec(monkeypatch):
+    """The copy of the weight that tells so is in no copy or pickle of the observer."""
+    searches = []
+
+    def counted(*args):
+        searches.append(args)
+        return least_error_shares(*args)
+
+    monkeypatch.setattr(abs_max_module, "least_error_shares", counted)
+    weight = paddle.to_tensor(weight_of([40, 500], 0))
+    observer = CurrentMSEObserver(QuantSpec(3))
+    limits = [observer.update_qparams(weight)[0].item() for _ in range(3)]
+    assert len(searches) == 1 and len(set(limits)) == 1
+    assert len(pickle.dumps(observer)) < weight.numpy().nbytes / 4
+    other = copy.deepcopy(observer)
+    other.update_qparams(weight)
+    assert len(searches) == 2
+    observer.spec = QuantSpec(6)
+    assert observer.update_qparams(weight)[0].item() > limits[0] and len(searches) == 3
+    weight.set_value(weight.numpy()[::-1].copy())
+    observer.update_qparams(weight)
+    assert len(searches) == 4
 
 
 def test_asymmetric_and_one_bit_specs_are_refused():
