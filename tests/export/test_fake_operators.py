@@ -13,6 +13,7 @@ from paddleq.deploy import Predictor
 from paddleq.export.markers import ActivationMark, WeightMark, simulated_weight
 from paddleq.export.paddle.markers_from_program import raise_to_markers
 from paddleq.export.pir_to_program import load_program
+from paddleq.export.program.op_desc import attribute, inputs, set_attribute
 from paddleq.export.program.passes.fake_operators import _grid
 
 SPEC = [paddle.static.InputSpec([None, 4, 9, 9], "float32", "x0")]
@@ -91,6 +92,36 @@ def test_weights_are_those_of_integer_files(form, bits, tmp_path):
         np.testing.assert_array_equal(simulated_weight(mark), simulated_weight(other))
         if form != "pir":
             np.testing.assert_array_equal(mark.integers, other.integers)
+
+
+@pytest.mark.parametrize("round_type", [0, 1, None])
+def test_ties_of_weights_are_rounded_as_the_operator_does(round_type, tmp_path):
+    """round_type 0 rounds to even, 1, the default of Paddle's operators, away from zero."""
+    path, x, _ = saved(tmp_path, "onnx_format=False", 8)
+    program = load_program(path + ".pdmodel", path + ".pdiparams")
+    expected = {}
+    for op in program.desc.blocks[0].ops:
+        if "quantize_dequantize_abs_max" in op.type:
+            name = inputs(op, "X")[0]
+            value = np.random.RandomState(len(expected)).randint(
+                -127, 127, program.arrays[name].shape) + 0.5
+            channels = value.swapaxes(0, attribute(op, "quant_axis"))
+            channels[(slice(None), *[0] * (value.ndim - 1))] = 127  # the step of each is 1
+            program.set_parameter(name, value.astype("float32"))
+            expected[name] = (np.rint(value) if round_type == 0 else
+                              np.sign(value) * np.floor(np.abs(value) + 0.5))
+            kept = [each for each in op.attrs if each.name != "round_type"]
+            del op.attrs[:]
+            op.attrs.extend(kept)
+            if round_type is not None:
+                set_attribute(op, "round_type", round_type)
+    simulated = paddle_of(program, tmp_path, x)
+    found = [each for each in raise_to_markers(program) if isinstance(each, WeightMark)]
+    assert len(found) == len(expected) == 4
+    for mark, value in zip(found, expected.values()):
+        np.testing.assert_array_equal(mark.integers, value)
+    paddleq.export.to_onnx(str(tmp_path / "other"), str(tmp_path / "out"))
+    assert relative_error(onnxruntime(str(tmp_path / "out"), [x])[0], simulated) < 2e-3
 
 
 def test_weights_on_a_grid_are_recovered_to_the_last_digit():

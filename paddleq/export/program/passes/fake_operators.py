@@ -73,7 +73,12 @@ def _rounded_weight(builder, view, op):
     abs_max = np.abs(_by_channel(value, axis)).max(1)
     levels = np.float32(2 ** (bits - 1) - 1)
     steps = value * (levels / _broadcast(np.maximum(abs_max, np.float32(1e-30)), value, axis))
-    integers = np.rint(steps).astype(np.int8)
+    # round_type 0 rounds ties to even, 1, the default of the operators, away from zero.
+    integers = np.rint(steps)
+    if attribute(op, "round_type", 1):
+        integers = np.where(np.abs(steps - np.trunc(steps)) == 0.5,
+                            np.trunc(steps) + np.sign(steps), integers)
+    integers = integers.astype(np.int8)
     return [_dequantize(builder, view, inputs(op, "X")[0], integers, abs_max,
                         outputs(op, "Out")[0], bits, axis)]
 
