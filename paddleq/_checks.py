@@ -83,6 +83,22 @@ def check_layer(name: str, value: Any, expected: str = "a paddle.nn.Layer") -> N
         raise wrong_type(name, value, expected)
 
 
+def check_metric(name: str, value: Any, expected: str = "a function of the model") -> None:
+    """Raise unless ``value`` is a function that can be called with one argument, a model."""
+    if not callable(value):
+        raise wrong_type(name, value, expected)
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some built-in ones
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        shown = f"{getattr(value, '__name__', type(value).__name__)}{signature}"
+        raise ConfigTypeError(f"{name} must be {expected}, but {shown} cannot be called with the "
+                              "model as its only argument; wrap it: lambda model: ...") from None
+
+
 def check_path(name: str, path: Any, expected: str) -> str:
     """Return ``path`` as a str if it is a str or ``os.PathLike`` that is not empty."""
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str) or (

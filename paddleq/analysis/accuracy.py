@@ -13,6 +13,7 @@ from .._checks import (
     check_choice,
     check_float,
     check_int,
+    check_metric,
     wrong_type,
     wrong_value,
 )
@@ -176,8 +177,7 @@ def checked_metric(metric: Any, data: Iterable) -> Callable[[nn.Layer], float]:
                           "list of batches or a DataLoader")
     if isinstance(metric, str):
         return FloatAgreement(check_choice("metric", metric, METRICS), data)
-    if not callable(metric):
-        raise wrong_type("metric", metric, f"a function of the model, or one of {METRICS}")
+    check_metric("metric", metric, f"a function of the model, or one of {METRICS}")
     return cast(Callable[[nn.Layer], float], metric)
 
 

@@ -174,9 +174,20 @@ def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = N
     return _forward_arguments(model, batches, allow_empty, argument)
 
 
+def example_batch(model: nn.Layer, inputs: Any) -> Batch:
+    """Return the example inputs ``inputs`` of ``model`` as a batch."""
+    args, kwargs = forward_arguments(model, inputs, "inputs")
+    batch = Batch.of(args, kwargs, _input_names(model), "inputs", {})
+    batch.check()
+    return batch
+
+
+def _input_names(model):
+    return [p.name for p in _positional(model)] or list(getattr(model, "input_names", ()))
+
+
 def _forward_arguments(model, batches, allow_empty, argument):
-    count, reference = 0, {}
-    names = [p.name for p in _positional(model)] or list(getattr(model, "input_names", ()))
+    count, reference, names = 0, {}, _input_names(model)
     for batch in batches:
         name = f"batch {count} of {argument}"
         args, kwargs = forward_arguments(model, batch, name)

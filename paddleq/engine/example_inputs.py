@@ -15,7 +15,7 @@ from ..graph import check_fuse_list, fuse
 from ..graph.calls import tensors_in
 from ..graph.fold_batch_norm import folded_tensors
 from ..nn.class_swap import rollback_on_error
-from .calibration import forward_arguments, map_leaves
+from .calibration import example_batch, map_leaves
 from .hooks import eager_evaluation
 from .state import quantization_off
 
@@ -29,8 +29,9 @@ def run_on_first_inputs(model, inputs, action):
     copy of the model that is made before the first batch runs it on itself.
     """
     if inputs is not None:
-        args, kwargs = forward_arguments(model, inputs)
-        _call(action, model, args, kwargs)
+        batch = example_batch(model, inputs)
+        with batch.errors_named():
+            _call(action, model, *batch)
         return
     state_of(model).first_batch_action = action
     register_call_hook(model, _run_on_first_batch)

@@ -9,13 +9,14 @@ from typing import Any, List, Optional
 import paddle
 
 from .. import engine, export
+from .._checks import check_metric
 from ..algorithms.distillation import seeded
 from ..analysis import report, sensitivity
 from ..analysis.accuracy import accuracy_search
 from ..checkpoint import save_checkpoint
 from ..config import LayerConfig, Scope
 from ..deploy import Report, verify
-from ..errors import ConfigError
+from ..errors import ConfigError, ConfigTypeError
 from ..export.formats import FORMATS
 from ..export.paddle.markers_from_program import raise_to_markers
 from ..export.pir_to_program import load_program
@@ -175,7 +176,12 @@ def _accuracy(recipe):
     accuracy = recipe.values.quantize.accuracy
     if accuracy is None or ":" not in accuracy["metric"]:
         return accuracy
-    return {**accuracy, "metric": find_function(accuracy["metric"], recipe.folder)}
+    metric = find_function(accuracy["metric"], recipe.folder)
+    try:
+        check_metric("", metric)
+    except ConfigTypeError as error:
+        raise recipe.error(("quantize", "accuracy", "metric"), str(error).strip()) from error
+    return {**accuracy, "metric": metric}
 
 
 def quantized_by_ptq(recipe, net):

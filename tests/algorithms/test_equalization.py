@@ -13,7 +13,7 @@ from runtimes import paddle_inference
 
 import paddleq
 from paddleq.algorithms import equalize
-from paddleq.errors import ConfigTypeError, ModelError
+from paddleq.errors import ConfigError, ConfigTypeError, ModelError
 from paddleq.paddleslim import AbsmaxQuantizer
 
 
@@ -233,3 +233,23 @@ def test_saved_model_has_the_links_of_its_layers(net, tmp_path):
     report = equalize(model, x)
     assert len(report.consumers) == len(CONSUMERS)
     np.testing.assert_allclose(model(x).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs, error, message", [
+    (paddle.rand([2, 5, 8, 8]), ConfigError, r"must have the shape \[any, 3, any, any\]"),
+    (paddle.rand([2, 3, 8, 8], "float64"), ConfigTypeError, "must be float32, but is float64"),
+    ({"x": paddle.rand([2, 3, 8, 8])}, ConfigError, "forward takes 'input', .* dict of 'x'"),
+    ([], ConfigError, "inputs must hold the 1 arguments"),
+    (paddle.rand([0, 3, 8, 8]), ConfigError, "inputs must hold at least one item"),
+    ("images", ConfigTypeError, "inputs must be a tensor")])
+@pytest.mark.parametrize("use", ["equalize", "PTQ(equalize)", "fuse"])
+def test_example_inputs_that_do_not_fit_are_named(use, inputs, error, message):
+    net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU(), nn.Conv2D(4, 2, 1))
+    net.eval()
+    with pytest.raises(error, match=f"inputs.*{message.replace('inputs ', '')}"):
+        if use == "equalize":
+            equalize(net, inputs)
+        elif use == "fuse":
+            paddleq.PTQ().quantize(net, fuse=True, inputs=inputs)
+        else:
+            paddleq.PTQ(equalize=True).quantize(net, inputs=inputs)

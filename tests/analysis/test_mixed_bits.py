@@ -150,6 +150,8 @@ def test_activations_of_16_bits_of_a_saved_model(tmp_path):
     ({"max_drop": 0.0}, AccuracyError, "float, which all layers but one may be"),
     ({"max_drop": 0.1, "inplace": True}, ConfigError, "inplace must be False"),
     ({"max_drop": 0.1, "cost": "layers"}, ConfigError, "cost"),
+    ({"max_drop": 0.1, "metric": lambda model, data: 0.0}, ConfigTypeError,
+     r"metric must be a function .* but <lambda>\(model, data\) cannot be called with the model"),
     ({"max_drop": 0.1, "metric": "top5"}, ConfigError, "metric")])
 def test_invalid_arguments(options, error, match):
     net, batches, _ = chain()

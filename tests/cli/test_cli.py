@@ -237,6 +237,10 @@ def build(classes=10):
                          nn.Flatten(), nn.Linear(144, classes))
 
 
+def compare(model, data):
+    return 0.0
+
+
 def endless():
     yield [np.ones([2, 1, 8, 8], "float32")]
     open("started", "w").close()
@@ -500,6 +504,10 @@ def test_serve_vdl(folder):
     (["ptq", "zoo.py:build", "-d", "images.npy", "--metric", "error", "-o", "o"], 2,
      "--metric has an effect with --max-drop only"),
     (["ptq", "zoo.py:build", "-d", "images.npy", "--max-drop", "-1", "-o", "o"], 2, "max_drop"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--input", "x:?x1x8x8", "--max-drop", "0.1",
+      "--metric", "zoo.py:compare", "-o", "o"], 2,
+     "quantize.accuracy.metric: must be a function of the model, but compare(model, data) cannot "
+     "be called with the model as its only argument"),
     (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "(", "-o", "o"], 2,
      "regular expression"),
     (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "conv", "-o", "o"], 2,

@@ -13,6 +13,7 @@ from ..._checks import (
     check_config,
     check_int,
     check_known_keys,
+    check_metric,
     wrong_type,
     wrong_value,
 )
@@ -211,8 +212,8 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
     check_bool("fuse", fuse)
     if eval_callback is not None and eval_data is not None:
         raise ConfigError("one of eval_callback and eval_data must be given, but both are")
-    if eval_callback is not None and not callable(eval_callback):
-        raise wrong_type("eval_callback", eval_callback, "a function of the model")
+    if eval_callback is not None:
+        check_metric("eval_callback", eval_callback)
     source = _loaded("model", model)
     engine.check_model(source)
     master = source if teacher is None else _loaded("teacher", teacher)

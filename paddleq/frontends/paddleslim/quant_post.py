@@ -1,12 +1,13 @@
 """``quant_post_static`` and ``quant_post_dynamic``: quantization of saved models by the engine."""
 
+import inspect
 import logging
 import os
 
 from paddle import nn
 
 from ... import engine
-from ..._checks import check_bool, check_choice, check_int, wrong_type
+from ..._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type
 from ...algorithms.reconstruction.settings import NEAREST, parse_round_type, recorded_round_type
 from ...config import QuantConfig
 from ...engine.provenance import plain_value
@@ -145,7 +146,7 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
     for name, path in (("model_dir", model_dir), ("quantize_model_path", quantize_model_path)):
         if not isinstance(path, (str, os.PathLike)):
             raise wrong_type(name, path, "a folder")
-    check_unneeded(unneeded)
+    check_unneeded(unneeded, _names(quant_post_static))
     check_bool("onnx_format", onnx_format)
     form = {**({} if onnx_format else {"onnx_format": False}),
             **check_target("pdmodel", target, onnx_format)}
@@ -182,7 +183,7 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
                        save_params_filename="model.pdiparams",
                        quantizable_op_type=DEFAULT_OPS, weight_bits=8,
                        generate_test_model=False, weight_quantize_type="channel_wise_abs_max",
-                       input_spec=None):
+                       input_spec=None, **unknown):
     """Store the weights of a model as integers; they are dequantized when the model runs.
 
     No data is needed. The file shrinks to about a quarter (8 bits) or half (16 bits) of its size.
@@ -205,6 +206,8 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         weight_quantize_type: "channel_wise_abs_max" (default) or "abs_max"; "channel_wise_mse" or
             "mse" for the ranges with the least squared error of the weight.
         input_spec: list of InputSpec, to write a live layer.
+        **unknown: must be empty; names an argument of :func:`paddleq.quant_post_static`, which
+            calibrates, as such.
 
     Returns:
         For a live layer: a copy in evaluation mode with integer weights. For a saved model: None.
@@ -224,6 +227,7 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         >>> small.state_dict()["0.weight"].dtype == paddle.int8
         True
     """
+    _check_unknown(unknown)
     check_choice("weight_bits", check_int("weight_bits", weight_bits), (8, 16))
     check_choice("weight_quantize_type", weight_quantize_type, WEIGHT_QUANTIZERS)
     check_bool("generate_test_model", generate_test_model)
@@ -263,3 +267,17 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         raise ModelError(f"the model has no weight of the op types {', '.join(sorted(op_types))}")
     copied = engine.copy_of(model_dir, "quantize it in place with paddleq.quantize(inplace=True)")
     return engine.freeze(engine.prepare(copied, rules))
+
+
+def _check_unknown(unknown):
+    """Raise for arguments that ``quant_post_dynamic`` does not have."""
+    for name in unknown:
+        if name in (*ORDER, *_names(quant_post_static)):
+            raise ConfigError(f"{name} is an argument of quant_post_static, which calibrates with "
+                              "data; quant_post_dynamic stores weights as integers only")
+    check_known_keys("quant_post_dynamic", unknown, _names(quant_post_dynamic))
+
+
+def _names(function):
+    """Return the names of the arguments of a function without its ``**kwargs``."""
+    return list(inspect.signature(function).parameters)[:-1]

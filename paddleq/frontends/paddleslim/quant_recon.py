@@ -1,9 +1,10 @@
 """``quant_recon_static``: quantization of saved models with learned rounding."""
 
+import inspect
 import logging
 from typing import Any, Dict, List
 
-from ..._checks import check_bool, check_choice, check_float, check_int
+from ..._checks import check_bool, check_choice, check_float, check_int, check_known_keys
 from ...algorithms.reconstruction import BRECQ, AdaRound, QDrop
 from ...errors import ConfigError
 from .quant_post import quant_post_static
@@ -74,6 +75,9 @@ def quant_recon_static(model_dir: Any, quantize_model_path: Any, data_loader: An
     if "round_type" in options:
         raise ConfigError(f"round_type={options['round_type']!r} belongs to quant_post_static; "
                           "recon_level chooses the rounding here")
+    check_known_keys("quant_recon_static", options,
+                     {*_RECON_ORDER, *inspect.signature(quant_post_static).parameters}
+                     - {"round_type", "unneeded"})
     settings = rounding_of(recon_level, simulate_activation_quant, epochs, drop_prob, lr, limit)
     return quant_post_static(model_dir, quantize_model_path, data_loader, round_type=settings,
                              **options)

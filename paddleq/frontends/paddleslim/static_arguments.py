@@ -54,9 +54,9 @@ def paddleslim_positions(order: Sequence[str]) -> Callable[[Callable], Callable]
     return decorate
 
 
-def check_unneeded(arguments: Dict[str, Any]) -> None:
-    """Warn once of arguments without effect; raise for unknown ones."""
-    check_known_keys("quant_post_static", arguments, ORDER)
+def check_unneeded(arguments: Dict[str, Any], known: Iterable[str]) -> None:
+    """Warn once of arguments without effect; raise for those that are neither so nor ``known``."""
+    check_known_keys("quant_post_static", arguments, {*ORDER, *known})
     for name, choices in _CHOICES.items():
         check_choice(name, arguments.get(name), (None, *choices))
     arguments = {name: value for name, value in arguments.items() if value is not None}

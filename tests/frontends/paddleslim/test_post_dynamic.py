@@ -158,6 +158,9 @@ def test_named_files_and_separate_parameters(saved, tmp_path):
     ({"save_model_dir": None}, ConfigError, "save_model_dir must be a folder"),
     ({"model_dir": 3}, ConfigTypeError, "model_dir must be the folder"),
     ({"model_dir": "/nowhere/at/all"}, FormatError, "model_dir must be a folder"),
+    ({"equalize": True}, ConfigError, "equalize is an argument of quant_post_static"),
+    ({"activation_bits": 8}, ConfigError, "activation_bits is an argument of quant_post_static"),
+    ({"weight_bit": 8}, ConfigError, "quant_post_dynamic does not know.*'weight_bits'"),
     ({"quantizable_op_type": ["conv3d"]}, ModelError, "no weight of the op types conv3d"),
 ])
 def test_invalid_arguments_write_nothing(saved, change, error, text):

@@ -85,6 +85,13 @@ def test_wrong_value_is_refused_by_name(name, value, source, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name, nearest", [
+    ("weight_bit", "weight_bits"), ("drop_probability", "drop_prob"), ("equalise", "equalize")])
+def test_unknown_names_are_refused_as_those_of_this_function(name, nearest, source, tmp_path):
+    with pytest.raises(ConfigError, match=f"quant_recon_static does not know '{name}'.*{nearest}"):
+        quant_recon_static(source, tmp_path / "out", DATA, **{name: 1})
+
+
 @pytest.mark.parametrize("arguments, settings", [
     ({}, AdaRound(epochs=20, learning_rate=0.1, asymmetric=False)),
     ({"simulate_activation_quant": True}, AdaRound(epochs=20, learning_rate=0.1)),

@@ -167,3 +167,5 @@ def test_wrong_value_is_refused_by_name(name, value, source, tmp_path):
 def test_unknown_parameter_is_refused(source, tmp_path):
     with pytest.raises(ConfigError, match="'skip_tensor_list'"):
         paddleq.quant_post_static(source, tmp_path / "out", BATCHES, skip_tensors=[])
+    with pytest.raises(ConfigError, match="did you mean 'equalize'"):
+        paddleq.quant_post_static(source, tmp_path / "out", BATCHES, equalise=True)
