@@ -74,7 +74,7 @@ def use_int8_kernels(program):
             changed.update(inputs(op, "X"))
             products.update(outputs(product, "Out"))
         replace_ops(block, [new for op in block.ops for new in replaced.get(id(op), [op])])
-        round_float_inputs(builder, block, products, convolutions=())
+        round_float_inputs(builder, block, products, convolutions=False)
     return len(changed)
 
 

@@ -3,8 +3,9 @@
 Paddle Inference (2.6 to 3.3) computes the scales of the columns of a Linear's weight wrongly: each
 is the absolute maximum of K consecutive values in memory of the [K, N] weight. A Linear is right
 only if it is computed in float, which the mode does if the input has no scale. It removes all
-quantization, so the input would not be rounded either. Nor would that of convolutions without an
-int8 kernel, and of :mod:`.activation_steps`.
+quantization, so the input would not be rounded either, nor clipped. The same holds for convolutions
+without an int8 kernel, those whose weight of few bits is dequantized by multiplication, and
+:mod:`.activation_steps`.
 
 A ``concat`` of one tensor in front of the quantizer rounds it: the mode computes that with integers
 of the scale of its output, and returns floats. ``assign`` in front of it ends the propagation of
@@ -30,12 +31,13 @@ PRODUCTS = ("matmul", "matmul_v2", "mul")
 _QUANTIZERS = {"quantize_linear": "Scale",
                "fake_quantize_dequantize_moving_average_abs_max": "InScale"}
 _CONVOLUTIONS = ("conv2d_transpose", "depthwise_conv2d_transpose", "conv3d", "conv3d_transpose")
+_INT8_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")  # with a weight that dequantize_linear makes
 
 
-def round_float_inputs(builder, block, integer_products=(), convolutions=_CONVOLUTIONS):
+def round_float_inputs(builder, block, integer_products=(), convolutions=True):
     """Round the quantized inputs of operators that are computed in float, in place.
 
-    ``integer_products``: outputs of the products that are not. ``convolutions``: types that are.
+    ``integer_products``: outputs of the products that are not. ``convolutions``: also of those.
     """
     ops, added, kept = list(block.ops), {}, []
     view = GraphView(ops)
@@ -55,7 +57,7 @@ def round_float_inputs(builder, block, integer_products=(), convolutions=_CONVOL
 
     for op in ops:
         if op.type in _QUANTIZERS and not _is_rounded(view, op) and any(
-                slots(reader) or reader.type in convolutions
+                slots(reader) or convolutions and _is_float_convolution(view, reader)
                 or _multiplies_by_parameter(builder.program, reader)
                 for reader in _readers(view, op)):
             (source,), scale = inputs(op, "X"), builder.program.arrays[
@@ -97,6 +99,12 @@ def _float_slots(view, op):
         return []
     quantized = [slot for slot in "XY" if _is_quantized_activation(view, op, slot)]
     return quantized if len(quantized) == 1 else []
+
+
+def _is_float_convolution(view, op):
+    weight = view.source(op, "Filter") if op.type in _INT8_CONVOLUTIONS else None
+    return op.type in _CONVOLUTIONS or (
+        weight is not None and weight.type != "dequantize_linear")
 
 
 def _multiplies_by_parameter(program, op):
