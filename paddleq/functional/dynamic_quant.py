@@ -57,7 +57,7 @@ def quantize_by_scale(x, step, spec):
     x = as_dtype(x, paddle.float32)
     if paddle.in_dynamic_mode() and 0 in x.shape:
         return x
-    return round_and_clip_(x / step, spec)
+    return round_and_clip_(paddle.divide(x, step), spec)
 
 
 def dequantize_by_scale(integers, step):
@@ -71,4 +71,4 @@ def dequantize_by_scale(integers, step):
         [2.5, -1.0]
     """
     x = integers.astype("float32")
-    return x if paddle.in_dynamic_mode() and 0 in x.shape else x * step
+    return x if paddle.in_dynamic_mode() and 0 in x.shape else paddle.multiply(x, step)

@@ -297,10 +297,11 @@ def fake_quantize(x, abs_max, spec, saturate=False, idle=None, exact=True, zero_
     if not paddle.in_dynamic_mode():
         y = _simulate(x, abs_max, spec, zero)
         # x - x is exactly zero: the sum has the value of y and the gradient of x.
-        nothing = x - constant(x)
+        nothing = paddle.subtract(x, constant(x))
         if saturate:
-            nothing = nothing * inside_range(x, abs_max, spec, zero_point).astype("float32")
-        y = constant(y) + nothing
+            inside = inside_range(x, abs_max, spec, zero_point)
+            nothing = paddle.multiply(nothing, inside.astype("float32"))
+        y = paddle.add(constant(y), nothing)
     elif (x.stop_gradient and idle is None) or not paddle.is_grad_enabled():
         # As with a gradient, so that recompute, whose first pass has none, gives the same values.
         y = _simulate(x, abs_max, spec, zero, exact, in_place)

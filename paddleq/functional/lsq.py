@@ -138,14 +138,17 @@ def _in_static_mode(x, rule, step, offset):
     inside = _inside(x_value, rule.abs_max, spec, rule.zero_point).astype("float32")
     count = paddle.numel(x_value).astype("float32")
     rate = (count * (spec.quant_max / rule.abs_max.shape[0])) ** -0.5
-    slope = (y - inside * x_value) / aligned(rule.abs_max / float(spec.quant_max), x, spec)
+    error = paddle.subtract(y, paddle.multiply(inside, x_value))
+    slope = error / aligned(rule.abs_max / float(spec.quant_max), x, spec)
     # The added terms are exactly zero and carry the gradient.
     if offset is not None:
         beyond = 1.0 - inside
-        slope = slope + beyond * aligned(rule.zero_point.astype("float32"), x, spec)
-        y = y + aligned(offset - constant(offset), x, spec) * (beyond * rate)
+        slope = paddle.add(slope, beyond * aligned(rule.zero_point.astype("float32"), x, spec))
+        y = paddle.add(y, paddle.multiply(aligned(offset - constant(offset), x, spec),
+                                          beyond * rate))
     nothing = (step - step_value) * _signs(step_value)
-    return y + (x - x_value) * inside + aligned(nothing, x, spec) * (slope * rate)
+    y = paddle.add(y, paddle.multiply(paddle.subtract(x, x_value), inside))
+    return paddle.add(y, paddle.multiply(aligned(nothing, x, spec), slope * rate))
 
 
 def learned_fake_quantize(x, step, spec, offset=None, exact=True, batches=1):

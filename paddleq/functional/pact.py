@@ -65,7 +65,8 @@ def clip(x, alpha):
     """
     if not paddle.in_dynamic_mode():
         relu, alpha = paddle.nn.functional.relu, alpha.abs()
-        return x - relu(x - alpha) + relu(-alpha - x)
+        return paddle.add(paddle.subtract(x, relu(x - alpha)),
+                          relu(paddle.subtract(-alpha, x)))
     return _Clip.apply(x, alpha, clip_symmetric)
 
 

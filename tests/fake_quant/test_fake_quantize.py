@@ -8,7 +8,9 @@ with a gradient that is 0 outside of the range where it saturates. Steps that ar
 float32 exact, so that values on rounding and clipping borders can be compared too.
 """
 
+import contextlib
 import copy
+import inspect
 import itertools
 
 import numpy as np
@@ -588,6 +590,31 @@ def test_to_static_training_equals_dynamic_training(arguments):
             optimizer.clear_grad()
     for (name, a), b in zip(dynamic.state_dict().items(), static.state_dict().values()):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.skipif(paddle.__version__ >= "3.3", reason="abs() takes no legacy variable there")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [
+    {}, {"activation_preprocess_type": "PACT"}, {"weight_preprocess_type": "PACT"},
+    {"weight_quantize_type": "channel_wise_abs_max"},
+    {"weight_quantize_type": "lsq", "activation_quantize_type": "lsq"},
+    {"weight_quantize_type": "channel_wise_lsq_plus", "activation_quantize_type": "lsq_plus"}])
+def test_tracing_an_open_batch_never_inspects_the_stack(options, training, monkeypatch):
+    # Paddle's operators +, -, * and / do so for a legacy variable of an open batch on the right,
+    # for a warning that tracing hides: 0.26 s each with 104 frames and 2,887 modules.
+    paddle.seed(0)
+    net = paddleq.QAT(options).quantize(nn.Sequential(nn.Conv2D(1, 2, 3), nn.Flatten(),
+                                                      nn.Linear(18, 4)))
+    net(paddle.rand([2, 1, 5, 5]))
+    (net.train if training else net.eval)()
+    stack, calls = inspect.stack, []
+    monkeypatch.setattr(inspect, "stack", lambda *args: calls.append(args) or stack(*args))
+    legacy = getattr(paddle.pir_utils, "DygraphOldIrGuard", contextlib.nullcontext)
+    with legacy():
+        traced = paddle.jit.to_static(net, [paddle.static.InputSpec([None, 1, 5, 5])],
+                                      full_graph=True)
+        ops = traced.forward.main_program.global_block().ops
+    assert "clip" in {op.type for op in ops} and not calls
 
 
 def test_calibration_state_updates_histograms():
