@@ -497,6 +497,7 @@ case("strided_slice", lambda x: x[:, ::2, 1::2], X, spec=[[None, 3, 4]])
 case("strided_slice", lambda x: x[:, :, ::-1], X)
 case("strided_slice", lambda x: x[::-2, 2:0:-1, 3::-2], X, spec=[[None, 3, 4]])
 case("strided_slice", lambda x: x[-1::-1, -2:-9:-1, :-3:-1], X, spec=[[None, 3, None]])
+case("strided_slice", lambda x: x[0::-1, :0:-1, 3:-9:-2], X, spec=[[None, None, None]])
 case("strided_slice", lambda x: paddle.strided_slice(x, [1, 2], [2, 3], [-5, 0], [-1, -2]), X)
 case("strided_slice", lambda x, a, b: paddle.strided_slice(x, [1, 2], a, b, [1, 2]), X,
      np.int32([0, 0]), np.int32([2, 4]))

@@ -65,6 +65,19 @@ def diagonal(operator):
     return write and (lambda to: write(to, operator.output()))
 
 
+@exact_form("flip")
+def flip(operator):
+    """``Slice``: paddle2onnx needs the sizes of the axes."""
+    x = operator.input("X")
+    shape = operator.shape(x)
+    axes = np.array([axis % len(shape) for axis in operator.attribute("axis", [])])
+    if all(shape[axis] >= 0 for axis in axes):
+        return None  # paddle2onnx converts it
+    minus_one, no_end = np.full_like(axes, -1), np.full_like(axes, np.iinfo(np.int64).min)
+    return lambda to: to.node("Slice", x, minus_one, no_end, axes, minus_one,
+                              output=operator.output())
+
+
 @exact_form("meshgrid")
 def meshgrid(operator):
     names, ends = operator.inputs("X"), operator.outputs("Out")

@@ -7,6 +7,7 @@ from typing import Optional, Union
 from ..._checks import check_path
 from ...errors import ConfigError, ExportError, FormatError
 from ..program import pdiparams as params
+from ..program.passes.backward_slices import PADDLE_3, write_backward_slices
 from ..program.passes.runtime_workarounds import apply_runtime_workarounds
 from ..program.passes.transposed_convolutions import resolve_output_sizes
 from ..program.program import Program
@@ -37,6 +38,7 @@ def from_pir(model_path: Path, params_path: Optional[Path] = None) -> Program:
     with _damage_reported(model_path):
         program = Converter({name: (array, dtypes[name]) for name, array in arrays.items()}).run(
             block)
+        write_backward_slices(program, PADDLE_3)
         resolve_output_sizes(program, computed=True)
     return program
 
@@ -70,6 +72,7 @@ def load_program(model_path: Path, params_path: Optional[Path]) -> Program:
         return from_pir(model_path, params_path)
     check_files(model_path, params_path)
     program = Program.load(model_path, params_path)
+    write_backward_slices(program, program.desc.version.version)
     resolve_output_sizes(program, computed=True)
     return program
 

@@ -11,7 +11,7 @@ SPECIALS = {
                     filling.full_int_array, filling.full_with_tensor, filling.full_like,
                     filling.masked_fill, filling.assign_value, arithmetic.deformable_conv,
                     arithmetic.cast, arithmetic.shape64, arithmetic.arange, arithmetic.isclose,
-                    arithmetic.swiglu, arithmetic.clip, slices.strided_slice, slices.set_value,
+                    arithmetic.swiglu, arithmetic.clip, slices.set_value,
                     structure.create_array, structure.array_length, structure.array_to_tensor)},
     "assign_value_": filling.assign_value,
     "allclose": arithmetic.isclose,
