@@ -1,8 +1,9 @@
 """Execution of models: compilation by ``paddle.jit``, recomputation, groups of processes."""
 
 import functools
+import gc
 import weakref
-from typing import Any, Callable, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Iterable, List, Optional, Tuple, Type, TypeVar
 
 import paddle
 from paddle import nn
@@ -66,17 +67,43 @@ def drop_programs(layer: nn.Layer) -> None:
     """
     recorded = _PROGRAMS.pop(layer, None)
     if recorded is not None:
-        for cache in recorded:
-            cache.clear()
-        if hasattr(paddle.jit, "sot"):  # it translates calls into functions that keep the program
-            for path in ("opcode_translator.executor.executor_cache.OpcodeExecutorCache",
-                         "symbolic.compile_cache.CompileSIRCache"):
-                private(f"paddle.jit.sot.{path}", "run compiled models")().clear()
+        _clear(recorded)
     kind = private("paddle.jit.dy2static.program_translator.StaticFunction", "run compiled models")
     names = {name for owner in [layer, *type(layer).__mro__] for name, value in vars(owner).items()
              if isinstance(value, kind)}
     for name in names:
         getattr(layer, name)._program_cache.clear()
+
+
+def drop_programs_with(parameters: Iterable[paddle.Tensor]) -> None:
+    """Delete all programs of ``to_static`` that contain one of ``parameters``.
+
+    This finds programs of functions and parents that call float layers, which do not call
+    :func:`record_programs`. Paddle keeps no list of its caches: they are searched for in the memory
+    of the process.
+    """
+    wanted = {id(each) for each in parameters}
+    kind = private("paddle.jit.dy2static.program_translator.ProgramCache", "run compiled models")
+    found = [each for each in gc.get_objects() if isinstance(each, kind)
+             and any(not wanted.isdisjoint(map(id, _parameters_of(program)))
+                     for program, _ in each._caches.values())]
+    if found:
+        _clear(found)
+
+
+def _parameters_of(program):
+    parameters = program.parameters
+    # PIR: (tensors, values of the program)
+    return parameters[0] if isinstance(parameters, tuple) else parameters or ()
+
+
+def _clear(caches):
+    for cache in caches:
+        cache.clear()
+    if hasattr(paddle.jit, "sot"):  # it translates calls into functions that keep the program
+        for path in ("opcode_translator.executor.executor_cache.OpcodeExecutorCache",
+                     "symbolic.compile_cache.CompileSIRCache"):
+            private(f"paddle.jit.sot.{path}", "run compiled models")().clear()
 
 
 def is_jit_loaded(layer: nn.Layer) -> bool:

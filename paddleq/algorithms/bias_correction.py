@@ -26,6 +26,7 @@ from ..engine.state import (
 from ..errors import CalibrationError
 from ..graph.calls import patched_forwards
 from ..graph.dataflow import PRODUCERS, channel_axis
+from ..nn.class_swap import rollback_on_error
 
 _logger = logging.getLogger("paddleq")
 METHODS = ("fast", "full")
@@ -87,7 +88,8 @@ def correct_biases(model: nn.Layer, data: Iterable, method: str = "fast",
 def correct_on_batches(model: nn.Layer, batches: Iterable, method: str) -> List[str]:
     """Correct biases as :func:`correct_biases` on the batches of ``engine.iter_batches``."""
     layers = _correctable(model)
-    with evaluation(model), paddle.no_grad():
+    biases = [layer.bias for layer in layers.values() if layer.bias is not None]
+    with rollback_on_error(model, biases), evaluation(model), paddle.no_grad():
         if method == "full":
             return _correct_in_order(model, layers, list(batches))
         errors = _errors_in_float_model(model, layers, batches)

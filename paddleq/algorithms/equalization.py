@@ -23,6 +23,7 @@ from ..engine.summary import table
 from ..errors import ModelError
 from ..graph.calls import argument_names, patched_forwards
 from ..graph.dataflow import PRODUCERS, channel_axis, output_values, same_values
+from ..nn.class_swap import rollback_on_error
 
 _logger = logging.getLogger("paddleq")
 _LAYERS = (*PRODUCERS, nn.Conv3DTranspose)
@@ -127,27 +128,26 @@ def equalize_on(model: nn.Layer, run: Callable[[], Any]) -> EqualizationReport:
                for name in names}
     factors = _factors(weights, linked)
     reference = output_values(run())
-    tensors = [tensor for name in names for tensor in (layers[name].weight, layers[name].bias)
-               if tensor is not None]
-    before = [tensor.clone() for tensor in tensors]
-    for name in names:
-        outer = factors.get(name, 1.0)
-        inner = np.ones(_ranges(weights[name], of_inputs=True).shape)
-        for producer, each in linked.items():
-            if name in each:
-                inner = inner * factors[producer][each[name]]
-        _scale(layers[name], weights[name], outer, inner)
-        if name in linked:
-            after = _canonical(layers[name], layers[name].weight.numpy())
-            report.ranges[name] = _spread(weights[name]), _spread(after)
-            report.consumers[name] = list(linked[name])
-    distance = _distance(output_values(run()), reference)
-    if not distance <= _TOLERANCE:
-        for tensor, value in zip(tensors, before):
-            tensor.set_value(value)
-        raise ModelError(f"equalized layers change the output of the model by {distance:.3g} "
-                         "(relative L2), probably because their weights are read outside of them; "
-                         "quantize this model without equalization")
+    with rollback_on_error(model, [
+            tensor for name in names for tensor in (layers[name].weight, layers[name].bias)
+            if tensor is not None]):
+        for name in names:
+            outer = factors.get(name, 1.0)
+            inner = np.ones(_ranges(weights[name], of_inputs=True).shape)
+            for producer, each in linked.items():
+                if name in each:
+                    inner = inner * factors[producer][each[name]]
+            _scale(layers[name], weights[name], outer, inner)
+            if name in linked:
+                after = _canonical(layers[name], layers[name].weight.numpy())
+                report.ranges[name] = _spread(weights[name]), _spread(after)
+                report.consumers[name] = list(linked[name])
+        distance = _distance(output_values(run()), reference)
+        if not distance <= _TOLERANCE:
+            raise ModelError(
+                f"equalized layers change the output of the model by {distance:.3g} (relative "
+                "L2), probably because their weights are read outside of them; quantize this "
+                "model without equalization")
     _logger.info("%s", report)
     return report
 

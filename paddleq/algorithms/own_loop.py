@@ -19,7 +19,7 @@ from ..config import LayerConfig, SkipKind, SkipReason
 from ..engine.hooks import update_collector
 from ..engine.state import warn_uncalled
 from ..errors import CalibrationError, ModelError, PaddleqError
-from ..nn.class_swap import float_class, replace_layers, swapped_class
+from ..nn.class_swap import float_class, replace_layers, rollback_on_error, swapped_class
 from ..nn.integer_linear import IntegerLinear
 from ..observers import ChannelStats
 from .linear import quantize_linears, warn_of_few_tokens, warn_of_uncalibrated
@@ -38,17 +38,19 @@ def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) ->
             raise wrong_value("activation", config.activation,
                               f"a QuantSpec with {config.smoother.name}, because an observer needs "
                               "the smoothed activations in a second pass over the data")
-    layers = dict(model.named_sublayers(include_self=True))
-    calibration = _Calibration()
-    for name, config in configs.items():
-        layer = layers[name]
-        calibrator = _Calibrator(name, layer, config, num_batches, calibration)
-        calibration.layers.append(calibrator)
-        state_of(layer).calibrator = calibrator
-        layer.__class__ = swapped_class(CalibratingLinear, type(layer))
-    state_of(model).calibration = calibration
-    model.register_forward_pre_hook(calibration.begin_batch)
-    model.register_forward_post_hook(calibration.end_batch)
+    with rollback_on_error(model):
+        layers = dict(model.named_sublayers(include_self=True))
+        calibration = _Calibration()
+        for name, config in configs.items():
+            layer = layers[name]
+            calibrator = _Calibrator(name, layer, config, num_batches, calibration)
+            calibration.layers.append(calibrator)
+            state_of(layer).calibrator = calibrator
+            layer.__dict__.pop("forward", None)  # the method of the float class
+            layer.__class__ = swapped_class(CalibratingLinear, type(layer))
+        state_of(model).calibration = calibration
+        model.register_forward_pre_hook(calibration.begin_batch)
+        model.register_forward_post_hook(calibration.end_batch)
 
 
 def finish(model: nn.Layer, uncalibrated: str = "float") -> None:
@@ -80,17 +82,18 @@ def finish(model: nn.Layer, uncalibrated: str = "float") -> None:
             "call quantize() on the float model with another batch_num or without these layers, or "
             "convert with uncalibrated='round' if the model ran often enough")
     warn_of_few_tokens({layer.name: layer.data for layer in layers if layer.data})
-    state_of(model).calibration = None
-    remove_hooks(model, lambda hook: getattr(hook, "__self__", None) is calibration)
-    for each in calibration.layers:
-        if each.read_outside:
-            _make_float(each.layer, reason)
-            _logger.warning("%s stays float: %s", each.name, reason)
-    for each in uncalled:
-        _make_float(each.layer, SkipReason(SkipKind.NOT_CALLED))
-    warn_uncalled([layer.name for layer in uncalled])
-    replace_layers(model, [(layer.layer, layer.quantized) for layer in layers
-                           if layer.quantized is not None])
+    with rollback_on_error(model):
+        state_of(model).calibration = None
+        remove_hooks(model, lambda hook: getattr(hook, "__self__", None) is calibration)
+        for each in calibration.layers:
+            if each.read_outside:
+                _make_float(each.layer, reason)
+                _logger.warning("%s stays float: %s", each.name, reason)
+        for each in uncalled:
+            _make_float(each.layer, SkipReason(SkipKind.NOT_CALLED))
+        warn_uncalled([layer.name for layer in uncalled])
+        replace_layers(model, [(layer.layer, layer.quantized) for layer in layers
+                               if layer.quantized is not None])
 
 
 def _make_float(layer, reason):

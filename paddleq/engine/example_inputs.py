@@ -9,7 +9,7 @@ import paddle
 from paddle.static import InputSpec
 
 from .._layer_state import read_state, state_of
-from .._paddle_compat import dtype_name, register_call_hook
+from .._paddle_compat import dtype_name, register_call_hook, run_untranslated
 from ..errors import FusionError
 from ..graph import check_fuse_list, fuse
 from ..graph.calls import tensors_in
@@ -92,6 +92,7 @@ def _fold(model, run, fuse_list, before, after):
         after(model, run)
 
 
+@run_untranslated
 def record_call(model, args, kwargs):
     """Record the arguments of a call for exports without ``input_spec``."""
     if paddle.in_dynamic_mode() and tensors_in([args, kwargs]):

@@ -7,7 +7,6 @@ from paddle import nn
 from .._layer_state import read_state, state_of
 from .._paddle_compat import (
     LAYER_CONTAINERS,
-    drop_programs,
     is_jit_loaded,
     own_buffers,
     own_parameters,
@@ -15,7 +14,7 @@ from .._paddle_compat import (
     unwrapped,
 )
 from ..errors import ModelError
-from ..graph.fold_batch_norm import fold
+from ..graph.fold_batch_norm import fold, folded_tensors
 from ..nn.block import Block
 from ..nn.call_numbers import stop_counting
 from ..nn.class_swap import rollback_on_error
@@ -26,11 +25,11 @@ from .fuse_blocks import blocks_of, separate_inputs
 from .state import (
     check_quantized,
     check_quantized_name,
+    fake_quantizers,
     finalize,
     is_left_float,
     leave_uncalled_float,
     quantized_layers,
-    restored_states,
     set_state,
 )
 
@@ -57,25 +56,22 @@ def convert(model):
         <State.VALIDATION: 'validation'>
     """
     check_quantized(model)
-    with restored_states(model):  # where a quantizer has no data
+    blocks = [block for block in blocks_of(model) if block.norm is not None]
+    changed = [each for _, each in fake_quantizers(model)] + [each.producer for each in blocks]
+    with rollback_on_error(model, [each for layer in changed for each in folded_tensors(layer)]):
         set_state(model, "validation")
         finalize(model)
-    set_state(model, "validation")
-    leave_uncalled_float(model)
-    model.eval()
-    names = {id(layer): name for name, layer in model.named_sublayers(include_self=True)}
-    for block in blocks_of(model):
-        if block.norm is None:
-            continue
-        producer, norm, relu = block.producer, block.norm, block.relu
-        block.detach()
-        if getattr(producer, "norm_folding", None) is not None:
-            producer.drop_part("norm_folding")
-        fold(producer, norm, names[id(producer)])
-        if relu is not None:
-            Block(producer, None, relu).attach()
-    for layer in model.sublayers(include_self=True):
-        drop_programs(layer)
+        leave_uncalled_float(model)
+        model.eval()
+        names = {id(layer): name for name, layer in model.named_sublayers(include_self=True)}
+        for block in blocks:
+            producer, norm, relu = block.producer, block.norm, block.relu
+            block.detach()
+            if getattr(producer, "norm_folding", None) is not None:
+                producer.drop_part("norm_folding")
+            fold(producer, norm, names[id(producer)])
+            if relu is not None:
+                Block(producer, None, relu).attach()
     return model
 
 

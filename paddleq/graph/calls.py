@@ -28,6 +28,16 @@ from paddle import nn
 from .._layer_state import read_state
 
 
+class _Patch(partial):
+    """Function in the place of a forward method."""
+
+    @property
+    def __func__(self):
+        # A model that Paddle 2.6 has compiled calls its layers through a converter also in dynamic
+        # mode. It converts bound methods, and calls a layer as it is after a TypeError.
+        raise TypeError("not a method")
+
+
 @contextmanager
 def patched_forwards(layers: Mapping[Any, nn.Layer], forward: Callable) -> Iterator[None]:
     """Call ``forward(name, original, *args, **kwargs)`` instead of each layer's forward."""
@@ -35,7 +45,7 @@ def patched_forwards(layers: Mapping[Any, nn.Layer], forward: Callable) -> Itera
     try:
         for name, layer in layers.items():
             previous.append((layer, layer.__dict__.get("forward")))
-            layer.__dict__["forward"] = partial(forward, name, layer.forward)
+            layer.__dict__["forward"] = _Patch(forward, name, layer.forward)
         yield
     finally:
         for layer, own in reversed(previous):

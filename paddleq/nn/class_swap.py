@@ -18,6 +18,7 @@ from .._paddle_compat import (
     LAYER_CONTAINERS,
     copy_flops_counter,
     drop_programs,
+    drop_programs_with,
     make_tensors_picklable,
     skip_bytecode_translation,
 )
@@ -98,7 +99,8 @@ def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
     """Roll back changes of ``model`` on any exception, ``KeyboardInterrupt`` too.
 
     Classes, attributes and hooks of the layers are restored, of tensor values those of ``tensors``.
-    Otherwise the programs that ``to_static`` compiled from the model are dropped on exit.
+    Otherwise the programs that ``to_static`` compiled from the model are dropped on exit, and those
+    of functions and parents that call it if the class of a layer has changed.
 
     Args:
         only_interrupts: nothing is restored for errors other than ``MemoryError``.
@@ -111,6 +113,8 @@ def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
         yield
         for layer in model.sublayers(include_self=True):
             drop_programs(layer)
+        if any(type(layer) is not cls for layer, cls, _, _ in before):
+            drop_programs_with(model.parameters())
     except BaseException as error:
         if (only_interrupts and isinstance(error, Exception)
                 and not isinstance(error, MemoryError)):

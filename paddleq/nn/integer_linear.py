@@ -36,13 +36,19 @@ def linear_skip_reason(layer: nn.Layer,
     """Return the reason for which ``IntegerLinear`` cannot replace a layer, or None if it can."""
     if not isinstance(layer, nn.Linear):
         return SkipReason(SkipKind.NOT_LINEAR)
-    if kind_of(layer) is None or "forward" in layer.__dict__:
+    if kind_of(layer) is None or _replaces_forward(layer):
         return SkipReason(SkipKind.OVERRIDES_FORWARD)
     if own_parameters(layer).get("weight") is None:
         return SkipReason(SkipKind.WEIGHT_FROM_HOOK)
     if config is not None and config.weight is None and config.activation is None:
         return SkipReason(SkipKind.NOT_CONFIGURED, "weight")
     return None
+
+
+def _replaces_forward(layer):
+    # The bytecode translator of to_static stores the method of the class in the layer.
+    forward = layer.__dict__.get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(layer).forward
 
 
 @frozen_form(nn.Linear)

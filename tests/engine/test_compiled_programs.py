@@ -11,6 +11,7 @@ from paddle import nn
 
 import paddleq
 from paddleq import PTQ
+from paddleq.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 
 BATCH = paddle.to_tensor(paddle.linspace(-1.0, 1.0, 2 * 3 * 9 * 9).reshape([2, 3, 9, 9]))
 CALLED = []  # the model that call_model calls
@@ -91,6 +92,59 @@ def test_programs_of_a_float_model_are_dropped_when_it_is_quantized_in_place(ful
     ptq.calibrate(model, [BATCH])
     assert distance(model, model) == 0.0
     assert (model(BATCH) - before).abs().max().item() > 1e-3
+
+
+def perceptron():
+    paddle.seed(3)
+    net = nn.Sequential(nn.Linear(9, 64), nn.ReLU(), nn.Linear(64, 4))
+    net.eval()
+    return net
+
+
+def by_ptq(model):
+    ptq = PTQ("AbsmaxQuantizer")
+    ptq.quantize(model, inplace=True)
+    ptq.calibrate(model, [BATCH])
+
+
+def by_training(quantize):
+    def change(model):
+        quantize(model)
+        model.train()
+        model(BATCH)
+        model.eval()
+    return change
+
+
+def by_amct(model):
+    paddleq.amct.quantize(model, {
+        "batch_num": 1, "algorithm": "minmax",
+        "quant_cfg": {"weights": {"type": "int4", "symmetric": True, "strategy": "channel"}}})
+    model(BATCH)
+    paddleq.amct.convert(model)
+
+
+@pytest.mark.parametrize("full_graph", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", ["parent", "function"])
+@pytest.mark.parametrize("change", [
+    by_ptq, by_training(paddleq.QAT().quantize), by_training(SimQAT().apply), by_amct],
+    ids=["PTQ", "QAT", "SimQAT", "AMCT"])
+def test_programs_around_a_float_model_are_dropped_when_it_is_quantized_in_place(
+        change, place, full_graph):
+    model = perceptron()
+    call = compile_as(place, model, full_graph)
+    unquantized = call(BATCH)
+    change(model)
+    assert distance(call, model) == 0.0
+    assert (call(BATCH) - unquantized).abs().max().item() > 1e-3
+
+
+def test_programs_of_other_models_are_kept_when_a_model_is_quantized():
+    model = perceptron()
+    other = paddle.jit.to_static(perceptron(), full_graph=True)
+    other(BATCH)
+    by_ptq(model)
+    assert len(other.forward.program_cache) == 1
 
 
 def test_programs_of_a_class_with_a_compiled_forward_are_dropped():

@@ -11,6 +11,8 @@ import pytest
 from paddle import nn
 
 import paddleq
+from paddleq._layer_state import read_state
+from paddleq.algorithms import AdaRound, correct_biases, equalize, reconstruct
 from paddleq.engine.state import quantizing_only
 from paddleq.errors import ModelError
 from paddleq.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
@@ -39,6 +41,16 @@ def snapshot(net):
     for name, value in net.state_dict().items():
         found[f"value {name}"] = value.numpy().tobytes()
     return found
+
+
+def values_of(net):
+    """Return all on which the outputs depend; notes for the summary may stay."""
+    found = {name: (type(layer), layer.training, len(layer._forward_pre_hooks),
+                    len(layer._forward_post_hooks), read_state(layer).compute_float,
+                    getattr(layer, "state", None), getattr(layer, "fake_quant_enabled", None),
+                    getattr(layer, "observer_enabled", None))
+             for name, layer in net.named_sublayers(include_self=True)}
+    return {**found, **{name: value.numpy().tobytes() for name, value in net.state_dict().items()}}
 
 
 class InterruptAt:
@@ -130,6 +142,64 @@ def test_interrupted_calibration_leaves_state_and_statistics(make):
             paddleq.calibrate(net, data)
         assert snapshot(net) == before, count
     assert paddleq.calibrate(net, data) == 2
+
+
+def linears():
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+
+
+def amct(net):
+    paddleq.amct.quantize(net, {
+        "batch_num": 1, "algorithm": "smoothquant", "quant_cfg": {
+            key: {"type": "int8", "symmetric": True, "strategy": "tensor"}
+            for key in ("weights", "inputs")}})
+
+
+def calibrated_by_amct():
+    net = linears()
+    amct(net)
+    net(paddle.linspace(-1.0, 1.0, 512).reshape([8, 64]))
+    return net
+
+
+def folding():
+    net = SimQAT({"enable_fusion": True, "bn_fold": True}).apply(cnn(), X)
+    net.train()
+    net(X)
+    return net
+
+
+def equalizable():
+    return nn.Sequential(nn.Conv2D(3, 4, 3), nn.ReLU(), nn.Conv2D(4, 2, 1))
+
+
+# name -> (function that creates a model, in-place change of it)
+CONVERSIONS = {
+    "AMCT": (linears, amct),
+    "AMCT, conversion": (calibrated_by_amct, paddleq.amct.convert),
+    "conversion that folds": (folding, paddleq.convert),
+    "equalization": (equalizable, lambda net: equalize(net, X)),
+    "biases": (lambda: calibrated(cnn()), lambda net: correct_biases(net, [X, -X])),
+    "biases in order": (lambda: calibrated(cnn()), lambda net: correct_biases(net, [X], "full")),
+    "learned rounding": (lambda: calibrated(cnn()),
+                         lambda net: reconstruct(net, [X], AdaRound(iterations=2))),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_interrupted_changes_in_place_are_rolled_back(name):
+    make, change = CONVERSIONS[name]
+    nets = [make(), make()]
+    for net in nets:
+        net.eval()
+    for count in positions(lambda: change(nets.pop()), 6):
+        net = make()
+        net.eval()
+        before = values_of(net)
+        with pytest.raises(KeyboardInterrupt), InterruptAt(count, KeyboardInterrupt):
+            change(net)
+        assert values_of(net) == before, count
+    change(net)  # a second attempt works
 
 
 def in_thread(call):
