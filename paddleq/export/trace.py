@@ -14,7 +14,7 @@ from .._paddle_compat import TRACE_ATTRIBUTES
 from .._registry import Registry
 from ..engine.state import evaluation, quantized_layers
 from ..errors import ExportError, TraceError
-from ..fake_quant import PACT
+from ..fake_quant import LSQ, PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import abs_max as abs_max_of
 from ..functional import quantize
@@ -202,6 +202,7 @@ class _ExportRecorder:
         if not self._has_scale(name, layer, slot_name("activation_quantizer", slot), quantizer):
             return hooks, None
         abs_max = quantizer.abs_max
+        _check_learned(f"the input of {name}", quantizer)
         if PACT.clips(preprocess) and quantizer.bounded and quantizer.spec.symmetric:
             abs_max, hooks = paddle.minimum(abs_max, preprocess.bound()), []
         elif preprocess is not None and _is_redundant(preprocess, quantizer):
@@ -307,6 +308,17 @@ def _check_finite(name, values):
         raise ExportError(
             f"{name} has a value or a scale that is not finite, or too large to dequantize in "
             "float32; load a checkpoint from before the training diverged, or calibrate again")
+
+
+def _check_learned(name, quantizer):
+    """Raise ExportError for a trained step with which all values that training saw become 0."""
+    if isinstance(quantizer, LSQ) and quantizer.rounds_all_to_zero:
+        largest, levels = quantizer.largest.item(), quantizer.spec.quant_max
+        raise ExportError(
+            f"{name} has the learned scale {quantizer.scale.max().item():.6g}, with which all "
+            f"values become 0: the largest that training saw is {largest:.6g}, which a scale of "
+            f"{largest / levels:.6g} represents. The training diverged: load a checkpoint from "
+            "before that and lower the learning rate (LSQ's learning_rate), or call set_qparams()")
 
 
 def _is_redundant(preprocess, quantizer):

@@ -13,11 +13,12 @@ from .._registry import Registry
 from ..errors import ConfigError, ModelError, NonFiniteError
 from ..functional import learned_fake_quantize
 from ..functional.lsq import learned_abs_max, learned_zero_point
-from ..functional.qparams import constant
+from ..functional.qparams import as_dtype, constant
 from ..observers import DeviationObserver, MeanMagnitudeObserver, MinMaxObserver, Observer
-from ..observers.base import Factory
+from ..observers.base import Factory, assign_buffer
 from ..spec import HALF_EVEN, SPEC_ARGUMENTS, pop_spec
 from .fake_quantize import FakeQuantize, State
+from .observation import is_on_host
 
 # LSQ and its subclasses by the names of QAT's quantize types.
 LEARNED_QUANTIZERS: "Registry[type]" = Registry("learned quantizer")
@@ -69,6 +70,10 @@ class LSQ(FakeQuantize):
             program of ``to_static`` set it, otherwise 0.
         scale: the magnitude of their sum.
         abs_max: scale times ``spec.quant_max``.
+        largest: buffer, float32 [1], not in ``state_dict``: the largest finite magnitude that a
+            training batch had, exact if the scale is more than half of it; 0 if no batch was seen
+            since a state was loaded, infinity if the scale was set. The export refuses an
+            activation whose trained scale is more than twice as large: all values become 0.
 
     Raises:
         ConfigError, ConfigTypeError: an argument is invalid.
@@ -109,6 +114,8 @@ class LSQ(FakeQuantize):
         self.step = self.create_parameter(shape, attr=attr, dtype="float32")
         self.offset = None if spec.symmetric else self.create_parameter(shape, attr=attr,
                                                                         dtype="float32")
+        limit = math.inf if self.observer.fixed else 0.0
+        self.register_buffer("largest", paddle.full([1], limit), persistable=False)
         if self.observer.fixed:
             self._store_observed()
 
@@ -173,6 +180,17 @@ class LSQ(FakeQuantize):
             self._known_version = 0
         return True
 
+    def set_qparams(self, scale, zero_point=None):
+        super().set_qparams(scale, zero_point)
+        with paddle.no_grad():
+            assign_buffer(self, "largest", paddle.full([1], float("inf")))
+
+    @property
+    def rounds_all_to_zero(self):
+        """True if the trained step is more than twice the largest magnitude seen in training."""
+        largest = self.largest.item()
+        return 0.0 < largest < math.inf and bool((self.scale > 2.0 * largest).any())
+
     def can_clip(self, clipping):
         """Return False: clipping must not change the trained step."""
         return False
@@ -214,7 +232,17 @@ class LSQ(FakeQuantize):
                     f"{self.label or 'the quantizer'}: the batch that sets the step has NaN or "
                     "infinite values in another process; remove that batch or correct the model "
                     "before training") from None
+        if self.state is not State.CALIBRATION and paddle.in_dynamic_mode() and x.size:
+            self._record_largest(x)
         return self._qparams()
+
+    def _record_largest(self, x):
+        with paddle.no_grad():
+            if is_on_host(x) and not (self.scale > 0.5 * self.largest).any().item():
+                return  # far from the limit: a pass over the tensor is saved
+            x = as_dtype(constant(x), paddle.float32).abs()
+            found = paddle.where(paddle.isfinite(x), x, paddle.zeros_like(x)).max().reshape([1])
+            assign_buffer(self, "largest", paddle.maximum(self.largest, found))
 
     def _qparams_in_training(self, x, clipping):
         # A repeated pass computes the same from the parameters, with gradients.
@@ -231,6 +259,7 @@ class LSQ(FakeQuantize):
         finite = self._all_finite(x)
         with self.observer.updating_if(finite):
             measured = self._measured(*self.observer.update_qparams(x))
+        self._record_largest(x)
         held = self._parameters_and_buffers()
         with paddle.no_grad():
             fresh = _is_zero(held[0][0] + held[0][1]) & finite
@@ -247,6 +276,12 @@ class LSQ(FakeQuantize):
         for parameter, first in self._parameters_and_buffers():
             for tensor in (parameter, first):
                 paddle.assign(tensor / weight, tensor)
+
+    def _after_load(self, layer, name):
+        super()._after_load(layer, name)
+        if layer is self and name == "step":
+            with paddle.no_grad():
+                assign_buffer(self, "largest", paddle.zeros([1]))
 
     def _store_averaged(self):
         pass  # the steps were trained

@@ -91,7 +91,7 @@ class Observation(StateDictNotice):
     def _update_qparams(self, x, observed):
         observer, reduction = self.observer, self._reduction(x)
         if reduction is None and (
-                self.state is State.CALIBRATION or _is_on_host(x)):  # x is finite
+                self.state is State.CALIBRATION or is_on_host(x)):  # x is finite
             qparams = observer.update_qparams(observed)
             with paddle.no_grad():
                 self._store(*(observer.qparams() if observer.track_batch else qparams))
@@ -114,7 +114,7 @@ class Observation(StateDictNotice):
     def _is_skipped(self, x):
         """Return True, and count and report it, if a training batch on the CPU is not finite."""
         x = constant(x)
-        if not _is_on_host(x) or not x.size:
+        if not is_on_host(x) or not x.size:
             return False
         if paddle.isfinite(x.sum()).numpy():  # to_static of Paddle 2.6 cannot trace .item() here
             return False
@@ -251,7 +251,8 @@ class Observation(StateDictNotice):
                 f"{x.size}; remove that batch or correct the model before {activity}")
 
 
-def _is_on_host(x):
+def is_on_host(x):
+    """Return True if values of ``x`` can be read without synchronizing with a device."""
     return paddle.in_dynamic_mode() and x.place.is_cpu_place()
 
 

@@ -10,7 +10,7 @@ from paddle import nn
 from runtimes import paddle_inference
 
 import paddleq
-from paddleq import FakeQuantize, observers
+from paddleq import QAT, FakeQuantize, observers
 from paddleq.errors import ExportError
 from paddleq.fake_quant import PACT
 from paddleq.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
@@ -174,3 +174,79 @@ def test_weights_that_diverged_give_nan_and_no_error(config):
         loss = net(batch(0)).square().mean()
         loss.backward()
     assert np.isnan(loss.item())
+
+
+def trained(kind, factor):
+    """Return a model with learned steps after two batches; that of the input is multiplied."""
+    paddle.seed(0)
+    net = QAT({"weight_quantize_type": "lsq", "activation_quantize_type": kind}).quantize(
+        nn.Sequential(nn.Linear(4, 4)))
+    net.train()
+    net(batch(0))
+    quantizer = net[0].activation_quantizer
+    with paddle.no_grad():  # a learning rate that is too large
+        quantizer.step.set_value(quantizer.step * factor)
+    net(batch(1))
+    return net
+
+
+@pytest.mark.parametrize("kind", ["lsq", "lsq_plus"])
+def test_learned_scales_that_round_all_to_zero_are_refused(kind, tmp_path):
+    largest = max(np.abs(batch(number).numpy()).max() for number in (0, 1))
+    net = trained(kind, 1e4)
+    scale = net[0].activation_quantizer.scale.item()
+    assert scale > 2.0 * largest
+    with pytest.raises(ExportError, match="input of 0 has the learned scale") as raised:
+        paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC, format="onnx")
+    for value in (scale, largest, largest / net[0].activation_quantizer.spec.quant_max):
+        assert f"{value:.6g}" in str(raised.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_batch_with_infinity_does_not_raise_the_limit_of_learned_scales(tmp_path):
+    net = trained("lsq", 1e4)
+    net(batch(2, np.inf))
+    net(batch(3, np.nan))
+    with pytest.raises(ExportError, match="learned scale"):
+        paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
+
+
+def set_scale(net):
+    net[0].activation_quantizer.set_qparams(50.0)
+
+
+def set_scale_and_train(net):
+    set_scale(net)
+    net(batch(2))
+
+
+def load_state(net):
+    other = trained("lsq", 1.0)
+    set_scale(other)
+    net.set_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("change", [set_scale, set_scale_and_train, load_state])
+def test_learned_scales_that_a_user_set_are_exported(change, tmp_path):
+    net = trained("lsq", 1.0)
+    change(net)
+    net.eval()
+    paddleq.save_quantized_model(net, str(tmp_path / "m"), SPEC)
+    x = batch(5).numpy()
+    np.testing.assert_array_equal(paddle_inference(str(tmp_path / "m"), [x])[0],
+                                  net(paddle.to_tensor(x)).numpy())
+
+
+@pytest.mark.parametrize("factor", [1.0, 20.0])
+def test_learned_scales_within_the_data_are_exported(factor, tmp_path):
+    paddleq.save_quantized_model(trained("lsq", factor), str(tmp_path / "m"), SPEC)
+
+
+@pytest.mark.parametrize("full_graph", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_programs_record_the_largest_value_for_learned_scales(full_graph):
+    net = paddle.jit.to_static(trained("lsq", 1e4), full_graph=full_graph)
+    net(batch(2) * 50.0)
+    largest = np.abs(batch(2).numpy() * np.float32(50.0)).max()
+    assert net[0].activation_quantizer.largest.item() == largest
+    net(batch(3, np.inf))
+    assert net[0].activation_quantizer.largest.item() == largest
