@@ -16,8 +16,9 @@ import paddle
 from paddle import nn
 
 from .._checks import check_layer, wrong_type
-from .._paddle_compat import convolution_groups
+from .._paddle_compat import convolution_groups, is_jit_loaded
 from ..engine.example_inputs import run_on_first_inputs
+from ..engine.select import JIT_LOADED
 from ..engine.state import quantized_layers
 from ..engine.summary import table
 from ..errors import ModelError
@@ -105,6 +106,8 @@ def equalize(model: nn.Layer, inputs: Any) -> EqualizationReport:
         True
     """
     check_layer("model", model)
+    if is_jit_loaded(model):
+        raise ModelError(JIT_LOADED)
     if inputs is None:
         raise wrong_type("inputs", inputs, "a tensor, a list of arguments or a dict")
     if quantized_layers(model):

@@ -9,7 +9,7 @@ from paddle import nn
 
 import paddleq
 from paddleq import LayerConfig, PerChannel, QuantConfig, QuantSpec
-from paddleq.algorithms import GPTQ, SmoothQuant
+from paddleq.algorithms import GPTQ, SmoothQuant, equalize, quantize_layer_by_layer
 from paddleq.config import SkipKind
 from paddleq.engine.select import select
 from paddleq.errors import ConfigError, ConfigTypeError, ExportError, ModelError
@@ -112,6 +112,8 @@ IN_PLACE_DOORS = {
     "QAT": lambda model: paddleq.QAT().quantize(model),
     "amct": lambda model: paddleq.amct.quantize(model, AMCT),
     "golden_stick.PTQ": lambda model: paddleq.golden_stick.PTQ().apply(model),
+    "equalize": lambda model: equalize(model, paddle.rand([1, 1, 8, 8])),
+    "layer by layer": lambda model: quantize_layer_by_layer(model, None, QuantConfig()),
 }
 
 

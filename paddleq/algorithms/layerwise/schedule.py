@@ -8,10 +8,11 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from paddle import nn
 
 from ..._checks import wrong_type, wrong_value
-from ..._paddle_compat import own_sublayers
+from ..._paddle_compat import is_jit_loaded, own_sublayers
 from ...config import QuantConfig, SkipKind, SkipReason
 from ...engine.select import (
     FLOAT_DTYPES,
+    JIT_LOADED,
     SelectedLayer,
     Selection,
     nothing_selected,
@@ -57,6 +58,8 @@ def decoder_layers(model: nn.Layer, helper: NetworkHelper) -> List[Tuple[str, nn
     """Return the checked decoder layers of the helper."""
     if not isinstance(helper, NetworkHelper):
         raise wrong_type("helper", helper, "a NetworkHelper or None")
+    if is_jit_loaded(model):
+        raise ModelError(JIT_LOADED)
     known = {id(layer) for layer in model.sublayers(include_self=True)}
     layers = list(helper.decoder_layers(model))
     parts = {id(part): name for name, layer in layers for part in layer.sublayers()}
