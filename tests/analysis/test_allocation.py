@@ -7,7 +7,7 @@ import paddle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import SmallNet, save_float, warmed
+from nets import Chain, SmallNet, save_float, warmed
 from paddle import nn
 from runtimes import paddle_inference, relative_error
 
@@ -85,20 +85,7 @@ def test_costs_of_layers():
         "fc": 3 * 16 * 6 * 5}
 
 
-class Chain(nn.Layer):
-    """Linear layers of several widths."""
-
-    widths = (16, 64, 64, 4, 32, 8)
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.LayerList([nn.Linear(a, b)
-                                    for a, b in zip(self.widths, self.widths[1:])])
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = nn.functional.relu(layer(x))
-        return x
+WIDTHS = (16, 64, 64, 4, 32, 8)
 
 
 def chain(seed, bits=6):
@@ -107,7 +94,7 @@ def chain(seed, bits=6):
     batches = [paddle.randn([32, 16]) for _ in range(2)]
     ptq = paddleq.PTQ(paddleq.paddleslim.AbsmaxQuantizer(bits),
                       paddleq.paddleslim.PerChannelAbsmaxQuantizer(bits))
-    net = ptq.quantize(Chain())
+    net = ptq.quantize(Chain(WIDTHS))
     ptq.calibrate(net, batches)
     return net, batches
 
@@ -239,7 +226,7 @@ def test_probabilities_are_compared_as_logits():
     class Classifier(nn.Layer):
         def __init__(self):
             super().__init__()
-            self.chain = Chain()
+            self.chain = Chain(WIDTHS)
 
         def forward(self, x):
             return nn.functional.softmax(20.0 * self.chain(x))

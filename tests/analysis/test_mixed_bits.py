@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import paddle
 import pytest
-from nets import save_float
+from nets import Chain, save_float
 from paddle import nn
 from runtimes import onnxruntime, openvino, paddle_inference, relative_error
 
@@ -14,20 +14,7 @@ from paddleq.engine import fake_quantizers, quantized_layers
 from paddleq.errors import AccuracyError, ConfigError, ConfigTypeError
 
 CHOICES = ((8, 8), (4, 8), None)
-
-
-class Chain(nn.Layer):
-    widths = (16, 64, 48, 4, 32, 8)
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.LayerList([nn.Linear(a, b)
-                                    for a, b in zip(self.widths, self.widths[1:])])
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = nn.functional.relu(layer(x))
-        return x
+WIDTHS = (16, 64, 48, 4, 32, 8)
 
 
 def rounded(x, bits, axis=None):
@@ -75,7 +62,7 @@ class Reference:
 
 def chain(seed=0):
     paddle.seed(seed)
-    net, batches = Chain(), [paddle.randn([32, 16]) for _ in range(2)]
+    net, batches = Chain(WIDTHS), [paddle.randn([32, 16]) for _ in range(2)]
     return net, batches, Reference(net, batches)
 
 

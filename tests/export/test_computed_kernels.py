@@ -6,9 +6,6 @@ import pytest
 import runtimes
 from paddle import nn
 
-import paddleq
-from paddleq import PTQ
-
 SIZE = [2, 3, 9, 8]
 # Name -> (elements of the kernel, function of the data and these elements).
 CASES = {
@@ -42,19 +39,5 @@ class Dynamic(nn.Layer):
 @pytest.mark.parametrize("name", CASES)
 def test_computed_kernels_in_every_runtime(name, tmp_path):
     paddle.seed(4)
-    ptq = PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(
-        runtimes.INT8_WEIGHT_BITS))
-    model, x = ptq.quantize(Dynamic(*CASES[name])), paddle.randn(SIZE)
-    ptq.calibrate(model, [x])
-    wanted, path = model(x).numpy(), str(tmp_path / "m")
-    for form in ("pdmodel", "openvino", "onnx"):
-        ptq.save_quantized_model(model, path, [paddle.static.InputSpec(SIZE, "float32", "x")],
-                                 format=form)
-    inputs = [x.numpy()]
-    (found,) = runtimes.paddle_inference(path, inputs)
-    assert (found == wanted).all()
-    for (found,) in (runtimes.paddle_inference(path, inputs, ir_optim=True, onednn=True),
-                     runtimes.paddle_inference(path, inputs, ir_optim=True, int8=True),
-                     runtimes.openvino(path, inputs, ending="xml"),
-                     runtimes.onnxruntime(path, inputs)):
-        assert abs(found - wanted).max() <= 1e-5 * abs(wanted).max()
+    runtimes.compare_every_file(Dynamic(*CASES[name]), paddle.randn(SIZE).numpy(),
+                                str(tmp_path / "m"), refused=["pdmodel"])

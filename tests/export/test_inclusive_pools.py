@@ -6,9 +6,6 @@ import pytest
 import runtimes
 from paddle import nn
 
-import paddleq
-from paddleq import PTQ
-
 # Name -> (shape of the data, pool).
 POOLS = {
     "2d": ([2, 3, 2, 3], lambda x: F.avg_pool2d(x, 3, 2, 1, exclusive=False, ceil_mode=True)),
@@ -46,21 +43,6 @@ def test_inclusive_pools_in_every_runtime(name, open_sizes, tmp_path):
     if open_sizes and name in ("2d, channels last", "2d, asymmetric"):  # sizes of images are needed
         shape = [-1, *shape[1:]]
     paddle.seed(5)
-    ptq = PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(
-        runtimes.INT8_WEIGHT_BITS))
-    model, x = ptq.quantize(Pooled(pool)), paddle.randn([2, *shape[1:]])
-    ptq.calibrate(model, [x])
-    wanted, path = model(x).numpy(), str(tmp_path / "m")
     sizes = [-1, 3, -1, -1] if open_sizes and shape[0] > 0 else shape
-    for form in ("pdmodel", "openvino", "onnx"):
-        ptq.save_quantized_model(model, path, [paddle.static.InputSpec(sizes, "float32", "x")],
-                                 format=form)
-    inputs = [x.numpy()]
-    (found,) = runtimes.paddle_inference(path, inputs)
-    assert (found == wanted).all()
-    for (found,) in (runtimes.paddle_inference(path, inputs, ir_optim=True, onednn=True),
-                     runtimes.paddle_inference(path, inputs, ir_optim=True, int8=True),
-                     runtimes.openvino(path, inputs),
-                     runtimes.openvino(path, inputs, ending="xml"),
-                     runtimes.onnxruntime(path, inputs)):
-        assert runtimes.relative_error(found, wanted) <= 1e-5
+    runtimes.compare_every_file(Pooled(pool), paddle.randn([2, *shape[1:]]).numpy(),
+                                str(tmp_path / "m"), sizes)

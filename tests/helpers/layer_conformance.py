@@ -13,8 +13,6 @@ from layer_blocks import LAYERS
 from operator_conformance import RUNTIMES, Cell, compared, float_file, other_forms, reason_of
 from zoo_architectures import Result, distance, moved, run, unsigned
 
-import paddleq
-
 _TYPES = ["Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Linear"]
 _BOUNDS = {"Paddle int8": "paddle int8", "OpenVINO": "openvino", "OpenVINO .xml": "openvino xml",
            "ONNX Runtime": "onnxruntime"}
@@ -32,10 +30,7 @@ def measure(name, folder):
     x = (rng.randint(0, 20, shape).astype("int64") if name == "Embedding"
          else rng.uniform(-1, 1, shape).astype("float32"))
     spec = [paddle.static.InputSpec(shape, x.dtype.name, "x")]
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(
-        runtimes.INT8_WEIGHT_BITS))
-    quantized = ptq.quantize(net, quantizable_layer_type=_TYPES)
-    ptq.calibrate(quantized, [paddle.to_tensor(x)])
+    ptq, quantized = runtimes.quantized(net, x, _TYPES)
     plain, expected = run(net, [x]), run(quantized, [x])
     bounds = Result(name, "ptq", distance(expected, plain), *(
         max(distance(moved(quantized, [x], steps, rng), expected) for _ in range(3))

@@ -42,6 +42,19 @@ class OcrPACT(nn.Layer):
         return x - left + right
 
 
+class Chain(nn.Layer):
+    """Linear layers of several widths, each with a relu."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.layers = nn.LayerList([nn.Linear(a, b) for a, b in zip(widths, widths[1:])])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return x
+
+
 def warmed(net, x):
     """Give batch norms statistics of ``x``."""
     net.train()

@@ -17,7 +17,6 @@ import paddle
 import runtimes
 from paddle import nn
 
-import paddleq
 from paddleq.export.onnx.splice import cut
 from paddleq.export.openvino.export import apply_frontend_workarounds
 from paddleq.export.openvino.reader import has_forms
@@ -97,10 +96,7 @@ def measure(name, folder):
     except (AttributeError, ModuleNotFoundError):
         return None
     path, spec = str(folder / "m"), [paddle.static.InputSpec(_SHAPE, "float32", "x")]
-    ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(
-        runtimes.INT8_WEIGHT_BITS))
-    quantized = ptq.quantize(net, quantizable_layer_type=["Conv2D"])
-    ptq.calibrate(quantized, [tensor])
+    ptq, quantized = runtimes.quantized(net, x, ["Conv2D"])
     expected, steps = _outputs(quantized, tensor), name.partition(" ")[0] in STEPS
 
     def cell(run, wanted=expected, runtime=""):

@@ -3,14 +3,51 @@
 from collections import Counter
 
 import numpy as np
+import paddle
 import paddle.inference as inference
 
+from paddleq import PTQ
 from paddleq.deploy import has_vnni
+from paddleq.paddleslim import PerChannelAbsmaxQuantizer
 
 # Bits of weights that int8 kernels compute exactly on this processor, see deploy/saturation.py.
 INT8_WEIGHT_BITS = 8 if has_vnni() else 7
 # Layers in the graph that OpenVINO runs.
 LAYERS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")
+
+
+def quantized(net, x, types=None):
+    """(the PTQ, a copy of ``net`` that is quantized on ``x``) for int8 kernels.
+
+    ``types``: names of the types of layers to quantize; None: the default ones.
+    """
+    ptq = PTQ("AbsmaxQuantizer", PerChannelAbsmaxQuantizer(INT8_WEIGHT_BITS))
+    types = {} if types is None else {"quantizable_layer_type": types}
+    model = ptq.quantize(net, **types)
+    ptq.calibrate(model, [paddle.to_tensor(x)])
+    return ptq, model
+
+
+def compare_every_file(net, x, path, sizes=None, refused=()):
+    """Assert that a quantized ``net`` with one output is its simulation in all files and runtimes.
+
+    Args:
+        sizes: dimensions of the input in the files; None: those of ``x``.
+        refused: endings of the files that OpenVINO does not read.
+    """
+    ptq, model = quantized(net, x)
+    with paddle.no_grad():
+        wanted = model(paddle.to_tensor(x)).numpy()
+    spec = [paddle.static.InputSpec(list(x.shape) if sizes is None else sizes, "float32", "x")]
+    for form in ("pdmodel", "openvino", "onnx"):
+        ptq.save_quantized_model(model, path, spec, format=form)
+    (found,) = paddle_inference(path, [x])
+    assert (found == wanted).all()
+    for (found,) in (paddle_inference(path, [x], ir_optim=True, onednn=True),
+                     paddle_inference(path, [x], ir_optim=True, int8=True), onnxruntime(path, [x]),
+                     *(openvino(path, [x], ending=each) for each in ("pdmodel", "xml")
+                       if each not in refused)):
+        assert relative_error(found, wanted) <= 1e-5
 
 
 def paddle_inference(path, inputs, **how):
