@@ -172,6 +172,13 @@ def test_few_bits_are_the_integers_of_the_simulation(bits, function, tmp_path):
 
 # Operators between layers, behind which OpenVINO 2026.4 computes other values for the plain form of
 # a quantized graph, with those that are computed right.
+EXTREMES = {
+    "minimum": lambda x: x.min(2, keepdim=True).expand([-1, -1, 8, -1]),
+    "amax, leaky relu": lambda x: F.leaky_relu(
+        x.amax(3, keepdim=True).expand([-1, -1, -1, 8]), 0.3),
+    "concat of extremes": lambda x: paddle.concat(
+        [x.max(2, keepdim=True), x.amin(2, keepdim=True) * 2.0], 2).tile([1, 1, 4, 1]),
+}
 BETWEEN = {
     "square": lambda x: x * x,
     "two readers": lambda x: F.relu(x) + F.sigmoid(x),
@@ -187,12 +194,29 @@ BETWEEN = {
     "hardtanh": lambda x: F.hardtanh(x, -0.5, 0.6),
     "one minus a relu": lambda x: 1.0 - F.relu(x),
     "negative factor": lambda x: F.relu(x) * -1.5 + 0.2,
+    "negative factor alone": lambda x: F.relu(x) * -0.5,
+    "negative leaky relu": lambda x: -F.leaky_relu(x, 0.1),
+    "negative relu in a concat": lambda x: paddle.concat([-F.relu(x[:, :4]), x[:, 4:]], 1),
+    **EXTREMES,
     "negative factor of a pool": lambda x: -F.max_pool2d(F.relu(x), 3, 1, 1),
     "shuffled channels": lambda x: F.channel_shuffle(x, 2),
     "relu of permuted channels": lambda x: F.relu(paddle.index_select(
         x, paddle.to_tensor([3, 0, 1, 2, 5, 6, 7, 4]), 1)),
     "shuffled channels of a sum": lambda x: F.channel_shuffle(x + F.relu(x), 4) * 0.5,
 }
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_of_a_quantized_onnx_file(name, tmp_path):
+    net = Net(lambda x, conv, layer: layer(EXTREMES[name](conv(x))),
+              conv=nn.Conv2D(8, 8, 3, padding=1), layer=nn.Conv2D(8, 5, 3))
+    net.eval()
+    x = random_array(2, 8, 8, 8)
+    made = quantized(net, x)
+    for target in ("onnxruntime", "plain"):
+        paddleq.export.to_onnx(made, tmp_path / "m", spec_of(x), target=target)
+        found = openvino(tmp_path / "m", [x], as_is=False, ending="onnx")
+        assert relative_error(found[0], simulated(made, x)[0]) < 1e-5
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -32,7 +32,7 @@ from .graph import OnnxGraph
 from .lower import FloatLowering, OnnxLowering
 from .opset import CONVERTER_HIGHEST, HIGHEST, LOWEST, raise_opset, resolve_opset
 from .products_of_blocks import FLOAT_PRODUCTS, has_products_to_fuse, use_matmul_nbits
-from .qdq_placement import place_quantizers
+from .qdq_placement import place_quantizers, separate_extremes
 from .simplify import fold_weight_views, simplify
 
 Path = Union[str, "os.PathLike[str]"]
@@ -160,6 +160,7 @@ def write_program(program, marks, path, opset=None, target="onnxruntime", proven
     if target == "onnxruntime":
         place_quantizers(graph)
         use_matmul_nbits(graph)
+    separate_extremes(graph)
     model = graph.finish(opset)
     if has_products_to_fuse(graph):
         model.metadata_props.add(key="onnxruntime.session_config", value=FLOAT_PRODUCTS)

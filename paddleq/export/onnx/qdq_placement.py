@@ -15,6 +15,8 @@ that: it then computes in float, with weights that it dequantizes in each run. S
 5. A bias behind an integer MatMul is negated and subtracted: ONNX Runtime fuses MatMul and Add into
    a Gemm before it looks for integers, and computes that in float.
 6. A concatenation is kept in front of the quantizer of a MatMul, for OpenVINO.
+
+In all files, a reduction to extremes is kept in front of a quantizer, for OpenVINO.
 """
 
 import numpy as np
@@ -25,6 +27,11 @@ from .opset import FLOAT
 # Operators with integer kernels between dequantizers and a quantizer.
 _BETWEEN_INTEGERS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool")
 _MOVES = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice")
+# Operators whose results are of the type of all operands, or of the first.
+_OF_VALUES = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "PRelu")
+_OF_FIRST = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Abs", "Neg", "Elu", "Selu", "HardSigmoid",
+             "HardSwish", "Softplus", "Exp", "Sqrt", "Clip", "Gather", "Split", "Expand", "Tile",
+             "Pad", "Resize", "Identity", "AveragePool", "GlobalAveragePool", "ReduceMean")
 # With a constant, ONNX Runtime folds them into the float convolution before them.
 _FOLDED = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
 
@@ -53,11 +60,40 @@ def _keep_concatenations(graph):
             source = view.producers.get(source.input[0])
         if source is None or source.op_type != "Concat" or not _is_multiplied(view, node):
             continue
-        lowest = graph.constant(f"{node.output[0]}.lowest", np.float32(np.finfo(np.float32).min))
         kept = f"{node.output[0]}.kept"
-        replaced[id(node)] = [make_node("Max", [node.input[0], lowest], kept), node]
+        replaced[id(node)] = [_maximum(graph, node.input[0], kept), node]
         node.input[0] = kept
     graph.replace(replaced)
+
+
+def separate_extremes(graph):
+    """Take the maximum of the lowest number and each ReduceMin or ReduceMax that is quantized.
+
+    OpenVINO (2026.4) otherwise computes other values, also with operators between the reduction and
+    the quantizer. The graph is changed in place.
+    """
+    view, replaced, seen = graph.view(), {}, set()
+    names = [node.input[0] for node in _quantizers(graph)]
+    while names:
+        node = view.producers.get(names.pop())
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.op_type in ("ReduceMin", "ReduceMax"):
+            (result,) = node.output
+            node.output[0] = f"{result}.reduced"
+            replaced[id(node)] = [node, _maximum(graph, node.output[0], result)]
+        elif node.op_type in _OF_VALUES:
+            names += node.input
+        elif node.op_type in _MOVES or node.op_type in _OF_FIRST:
+            names.append(node.input[0])
+    graph.replace(replaced)
+
+
+def _maximum(graph, name, result):
+    """Return a node that computes the values of ``name`` again."""
+    lowest = graph.constant(f"{result}.lowest", np.float32(np.finfo(np.float32).min))
+    return make_node("Max", [name, lowest], result)
 
 
 def _is_multiplied(view, node):

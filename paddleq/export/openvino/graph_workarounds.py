@@ -44,47 +44,48 @@ def place_clips(model, ov):
 
 
 def separate_quantizers(model, ov):
-    """Put a maximum with the lowest number in front of a FakeQuantize that OpenVINO fuses wrongly.
+    """Put a maximum with the lowest number where OpenVINO computes a FakeQuantize wrongly.
 
-    OpenVINO 2026.4 computes other values for a FakeQuantize of a relu times a negative constant,
-    which its low-precision transformations take into the scales, and of a ReduceMin or ReduceMax.
-    The model is changed in place.
+    OpenVINO 2026.4 computes other values for an activation times a negative constant, which a
+    convolution with unsigned results computes together with itself, and for a ReduceMin or
+    ReduceMax that is quantized, in both cases also with other operators in front of the
+    FakeQuantize. The model is changed in place.
     """
-    lowest = np.finfo(np.float32).min
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "FakeQuantize" and (
-                _changes_sign(node.input_value(0)) or _is_extreme(node.input_value(0))):
-            separate = ov.maximum(node.input_value(0), ov.constant(lowest))
-            node.input(0).replace_source_output(separate.output(0))
+    nodes, known = model.get_ordered_ops(), {}
+    if not any(node.get_type_name() == "FakeQuantize" for node in nodes):
+        return
+    for node in nodes:
+        negated = _negated_input(node)
+        if negated is not None and (is_positive(negated.get_source_output(), known)
+                                    or _is_activation(negated.get_source_output())):
+            negated.replace_source_output(_separate(ov, negated.get_source_output()))
+        elif node.get_type_name() in ("ReduceMin", "ReduceMax") and (
+                node.get_output_element_type(0).is_real()):
+            readers = list(node.output(0).get_target_inputs())
+            separate = _separate(ov, node.output(0))
+            for each in readers:
+                each.replace_source_output(separate)
 
 
-def _is_extreme(x):
-    """Return True if an output is a minimum or maximum that the FakeQuantize may be fused with."""
-    while True:
-        node = x.get_node()
-        kind, values = node.get_type_name(), node.input_values()
-        varying = [each for each in values if not _is_constant(each)]
-        if kind in ("ReduceMin", "ReduceMax"):
-            return True
-        if len(varying) != 1 or kind not in (*_FUSED, *_KEEPING, *_WITH_CONSTANT, "Clamp"):
-            return False
-        (x,) = varying
+def _is_activation(x):
+    return x.get_node().get_type_name() in (*_FUSED[1:], "PRelu", "Selu", "Clamp")
 
 
-def _changes_sign(x):
-    """Return True if arithmetic with constants, of which a factor is negative, gives an output."""
-    while True:
-        node = x.get_node()
-        kind, values = node.get_type_name(), node.input_values()
-        if kind == "Negative":
-            return True
-        varying = [i for i, each in enumerate(values) if not _is_constant(each)]
-        if kind not in _WITH_CONSTANT or len(varying) != 1:
-            return False
-        if kind == "Subtract" and varying == [1] or kind in ("Multiply", "Divide") and (
-                _values(values[1 - varying[0]]) < 0).any():
-            return True
-        x = values[varying[0]]
+def _separate(ov, x):
+    return ov.maximum(x, ov.constant(np.finfo(np.float32).min)).output(0)
+
+
+def _negated_input(node):
+    """Return the input that an operator with a constant negates, or None."""
+    kind, values = node.get_type_name(), node.input_values()
+    if kind == "Negative":
+        return node.input(0)
+    varying = [i for i, each in enumerate(values) if not _is_constant(each)]
+    if kind in ("Multiply", "Divide", "Subtract") and len(varying) == 1 and (
+            kind == "Subtract" and varying == [1]
+            or kind != "Subtract" and (_values(values[1 - varying[0]]) < 0).any()):
+        return node.input(varying[0])
+    return None
 
 
 def add_smallest_biases(model, ov):
