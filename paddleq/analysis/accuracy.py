@@ -29,6 +29,7 @@ from .layer_results import check_calibrated, computed_layers
 from .sensitivity import evaluate_metric, sensitivity
 
 _logger = logging.getLogger("paddleq")
+_FREE = 1 / 4096  # share of the total for which a layer without cost counts in the search
 
 
 @dataclass
@@ -42,6 +43,7 @@ class AccuracyReport:
         layers: number of layers that were quantized at first.
         left_float: names of the layers that were restored to float, worst first, each with the
             SQNR in dB of the output of the model when only this layer is quantized.
+        costs: share of the cost of each layer of ``left_float``.
         cost: cost of the search: "layers", "macs" or "bytes".
         cost_share: share of it in the layers that were restored to float.
         trials: (number of float layers, metric) of each evaluation.
@@ -63,6 +65,7 @@ class AccuracyReport:
     cost: str = "layers"
     cost_share: float = 0.0
     trials: List[Tuple[int, float]] = field(default_factory=list)
+    costs: Dict[str, float] = field(default_factory=dict)
 
     @property
     def drop(self) -> float:
@@ -88,8 +91,10 @@ class AccuracyReport:
                 (f"{len(self.left_float)} of {self.layers} layers float{self._shown_cost()}",
                  f"{self.metric:.6g}", f"{self.drop:.6g} ({self.max_drop:.6g} allowed)")]
         lines = [table(rows), f"evaluations of the metric: {self.evaluations}"]
-        lines += [f"left float: {name} ({sqnr:.1f} dB alone)"
-                  for name, sqnr in self.left_float.items()]
+        if self.left_float:
+            lines.append(table([("left float", "SQNR alone", f"share of {self.cost}"),
+                                *((name, f"{sqnr:.1f} dB", f"{100 * self.costs.get(name, 0):.3g} %")
+                                  for name, sqnr in self.left_float.items())]))
         return "\n".join(lines)
 
     def _shown_cost(self):
@@ -126,7 +131,8 @@ def keep_accuracy(model: nn.Layer, data: Iterable,
             the trials needs at most 3 + 2 * log2(number of choices), of which there are as many as
             layers for the cost "layers" and at most 256. Default 30.
         cost: "layers" (default), the number of layers, "macs", their multiplications, or "bytes",
-            those of their weights.
+            those of their weights. Of layers without weights, as ``scope="full"`` has them, as few
+            as the metric needs are restored.
 
     Returns:
         :class:`AccuracyReport`, which is logged as well.
@@ -233,15 +239,16 @@ class AccuracySearch:
 
     def _choices(self):
         """Return the layers to restore, worst first, for increasing costs; none at first."""
-        names, most = list(self.sqnr), self.max_float * sum(self.costs.values())
+        names, total = list(self.sqnr), sum(self.costs.values())
+        most = self.max_float * total
+        # Layers without weights cost no bytes: restore as few of them as the metric needs.
+        prices = {name: cost or total * _FREE or 1.0 for name, cost in self.costs.items()}
         noise = [10.0 ** (-self.sqnr[name] / 10.0) for name in names]
         found = ([name for name, option in zip(names, options) if option]
-                 for options in cheapest_allocations([[0, self.costs[name]] for name in names],
+                 for options in cheapest_allocations([[0, prices[name]] for name in names],
                                                      [[power, 0.0] for power in noise]))
-        fitting = [left for left in found if len(left) < len(self.names)
-                   and sum(self.costs[name] for name in left) <= most * (1 + 1e-9)]
-        # Layers without weights cost no bytes, so the cheapest choice may restore some.
-        return fitting if fitting and not fitting[0] else [[], *fitting]
+        return [left for left in found if len(left) < len(self.names)
+                and sum(self.costs[name] for name in left) <= most * (1 + 1e-9)]
 
     def _search(self):
         self._measure()
@@ -275,7 +282,8 @@ class AccuracySearch:
     def _report_left(self, left):
         self.report.left_float = {name: self.sqnr[name] for name in left}
         total = sum(self.costs.values())
-        self.report.cost_share = sum(self.costs[name] for name in left) / total if total else 0.0
+        self.report.costs = {name: self.costs[name] / total if total else 0.0 for name in left}
+        self.report.cost_share = sum(self.report.costs.values())
 
     def _restore(self, left):
         report = self.report

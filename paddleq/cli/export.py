@@ -201,8 +201,9 @@ def run(recipe):
 
 def _run(recipe):
     result = run_recipe(recipe)
-    for report in result.reports:
-        click.echo(str(report))
+    for report in (result.accuracy, *result.reports):
+        if report is not None:
+            click.echo(str(report))
     report_written(result.files)
     if not result.ok:
         raise click.ClickException("a check failed")

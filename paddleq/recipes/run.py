@@ -11,7 +11,7 @@ import paddle
 from .. import engine, export
 from .._checks import check_metric
 from ..algorithms.distillation import seeded
-from ..analysis import report, sensitivity
+from ..analysis import AccuracyReport, report, sensitivity
 from ..analysis.accuracy import accuracy_search
 from ..checkpoint import save_checkpoint
 from ..config import LayerConfig, Scope
@@ -54,11 +54,14 @@ class RecipeResult:
         files: paths of the written files.
         model: quantized Layer. ``None`` if the model is a saved one that was not trained.
         reports: results of the checks, one :class:`~paddleq.deploy.Report` for each path.
+        accuracy: result of the search for layers to leave float, None without
+            ``quantize.accuracy``.
     """
 
     files: List[str] = field(default_factory=list)
     model: Optional[paddle.nn.Layer] = None
     reports: List[Report] = field(default_factory=list)
+    accuracy: Optional[AccuracyReport] = None
 
     @property
     def ok(self) -> bool:
@@ -79,11 +82,11 @@ def run(recipe: Recipe) -> RecipeResult:
     with seeded(values.seed), paddle.utils.unique_name.guard():
         if values.quantize.method == "dynamic" or (
                 values.model.path and values.quantize.method == "ptq"):
-            program = _quantized_program(recipe)
+            program = _quantized_program(recipe, result)
         else:
             program, result.model = None, _METHODS[values.quantize.method](
                 recipe, _built(recipe) if values.model.build else
-                SavedModel(*locate(recipe.resolve(values.model.path))))
+                SavedModel(*locate(recipe.resolve(values.model.path))), result)
         for each in values.export:
             path = recipe.resolve(each.path)
             folder = os.path.dirname(os.path.abspath(path))
@@ -130,13 +133,13 @@ def _built(recipe):
     return net
 
 
-def _by_golden_stick(recipe, net):
+def _by_golden_stick(recipe, net, _result):
     quantize = recipe.values.quantize
     ptq = GoldenStickPTQ(quantize.config, quantize.policies())
     return ptq.convert(ptq.apply(net, datasets=data_of(recipe, "calibration")))
 
 
-def _by_amct(recipe, net):
+def _by_amct(recipe, net, _result):
     config = recipe.values.quantize.config
     quantize(net, config)
     with paddle.no_grad():
@@ -146,7 +149,7 @@ def _by_amct(recipe, net):
     return net
 
 
-def _by_distillation(recipe, net):
+def _by_distillation(recipe, net, _result):
     quantize, sections = recipe.values.quantize, recipe.values.data
     calibration, training = (data_of(recipe, name) for name in ("calibration", "training"))
     if training is None:
@@ -164,24 +167,26 @@ def _by_distillation(recipe, net):
         **{"seed": recipe.values.seed, **(quantize.train or {})}).model
 
 
-def _by_ptq(recipe, net):
-    net, accuracy = quantized_by_ptq(recipe, net), _accuracy(recipe)
-    if accuracy is not None:
-        accuracy_search(accuracy, list(data_of(recipe, "calibration"))).run(net)
+def _by_ptq(recipe, net, result):
+    search = _accuracy_search(recipe)
+    net = quantized_by_ptq(recipe, net)
+    result.accuracy = search and search.run(net)
     return net
 
 
-def _accuracy(recipe):
-    """Return ``quantize.accuracy`` with the function that its metric names."""
+def _accuracy_search(recipe):
+    """Return the search of ``quantize.accuracy`` on the calibration data, or None."""
     accuracy = recipe.values.quantize.accuracy
-    if accuracy is None or ":" not in accuracy["metric"]:
-        return accuracy
-    metric = find_function(accuracy["metric"], recipe.folder)
-    try:
-        check_metric("", metric)
-    except ConfigTypeError as error:
-        raise recipe.error(("quantize", "accuracy", "metric"), str(error).strip()) from error
-    return {**accuracy, "metric": metric}
+    if accuracy is None:
+        return None
+    if ":" in accuracy["metric"]:
+        metric = find_function(accuracy["metric"], recipe.folder)
+        try:
+            check_metric("", metric)
+        except ConfigTypeError as error:
+            raise recipe.error(("quantize", "accuracy", "metric"), str(error).strip()) from error
+        accuracy = {**accuracy, "metric": metric}
+    return accuracy_search(accuracy, list(data_of(recipe, "calibration")))
 
 
 def quantized_by_ptq(recipe, net):
@@ -243,7 +248,7 @@ def sensitivities(recipe, report_path=None):
         return found
 
 
-def _quantized_program(recipe):
+def _quantized_program(recipe, result):
     model, quantize = recipe.values.model, recipe.values.quantize
     if quantize.method == "dynamic":
         program = (trace_float(_built(recipe), model.input_specs()) if model.build
@@ -251,9 +256,11 @@ def _quantized_program(recipe):
         quantized = weight_only_model(program, **_given(
             quantize, "quantizable_op_type", "weight_bits", "weight_quantize_type"))
     else:
-        quantized = calibrated_model(locate(recipe.resolve(model.path)),
-                                     data_of(recipe, "calibration"), accuracy=_accuracy(recipe),
-                                     **_static_options(recipe))
+        files, search = locate(recipe.resolve(model.path)), _accuracy_search(recipe)
+        quantized = calibrated_model(
+            files, search.data if search else data_of(recipe, "calibration"),
+            **_static_options(recipe))
+        result.accuracy = search and search.run(quantized)
     return quantized_program(quantized)[0]
 
 

@@ -302,3 +302,25 @@ def test_invalid_accuracy_of_quant_post_static(value, error, match, tmp_path):
         paddleq.quant_post_static(str(tmp_path / "float"), str(tmp_path / "out"),
                                   [paddle.rand([2, 4])], accuracy=value)
     assert not (tmp_path / "out").exists()
+
+
+def test_few_layers_without_the_cost_are_restored():
+    """The operators of the full scope have no bytes: one of them suffices, of 40."""
+    class Operators(AccuracySearch):
+        def run_on(self):
+            self.names, self.trials = [*map(str, range(40)), "conv"], []
+            self.report = AccuracyReport(0.0, 1.0, 0.0, 0.0, 41)
+            left = self._search()
+            self._report_left(left)
+            return left
+
+        def _measure(self):
+            self.sqnr = {name: 20.0 + (name != "7") for name in self.names}
+            self.costs = {name: 1000.0 * (name == "conv") for name in self.names}
+
+        def _evaluate(self, left):
+            self.trials.append((len(left), 0.0))
+            return float("7" in left)
+
+    search = Operators([0], lambda model: 0.0, 0.0, evaluations=10, cost="bytes")
+    assert search.run_on() == ["7"] and search.report.costs == {"7": 0.0}

@@ -348,6 +348,19 @@ def test_ptq_and_dynamic_of_a_saved_model(folder, monkeypatch):
     done = run(folder, "ptq", "float", "-d", "images.npy", "--max-drop", "0.02", "--cost", "macs",
                "-o", "out/kept")
     assert integers(written(done, "out/kept")) == 1
+    by_python = paddleq.quant_post_static("float", "out/python", [x[:32], x[32:]], algo="KL",
+                                          accuracy={"metric": "error", "max_drop": 0.02,
+                                                    "cost": "macs"})
+    assert len(by_python) == 1
+    rows = [[each.strip() for each in line.split("|")] for line in done.stdout.splitlines()]
+    titles = rows.index(["left float", "SQNR alone", "share of macs"])
+    ((name, sqnr, share),) = rows[titles + 2:-1]
+    macs = {net[0].weight.name: 4 * 9 * 36, net[4].weight.name: 144 * 10}
+    (weight,) = set(macs) - set(by_python)
+    assert weight.startswith(name) and sqnr.endswith(" dB")
+    assert macs[weight] / sum(macs.values()) == pytest.approx(float(share[:-2]) / 100, 0.01)
+    assert any(row[0].startswith("1 of 2 layers float") and "0.02 allowed" in row[-1]
+               for row in rows)
     done = run(folder, "ptq", "float", "-d", "images.npy", "--skip", net[4].weight.name,
                "-o", "out/some")
     assert integers(written(done, "out/some")) == 1
