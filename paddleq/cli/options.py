@@ -7,6 +7,9 @@ import re
 
 import click
 
+from .._checks import check_choice
+from ..algorithms.bias_correction import METHODS
+from ..algorithms.reconstruction.settings import NEAREST, ROUND_TYPES
 from ..config.layer_config import check_activation_observer
 from ..errors import ConfigError, RecipeError
 from ..frontends.paddleslim.shared import SCOPES
@@ -132,7 +135,8 @@ data_options = _section(
     click.option("--batches", type=int, metavar="N", help="stop after N batches (default: all)"))
 
 
-def _ptq(algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse, skip, scope):
+def _ptq(algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse, skip, scope,
+         round_type, bias_correction, equalize):
     activation = {"name": algo, "quant_bits": activation_bits}
     if hist_percent is not None:
         activation["hist_percent"] = hist_percent
@@ -140,7 +144,10 @@ def _ptq(algo, hist_percent, weight_bits, activation_bits, per_tensor, no_fuse, 
     return {"method": "ptq", "activation_quantizer": activation,
             "weight_quantizer": {"name": weight, "quant_bits": weight_bits},
             "fuse": not no_fuse, **({"skip": list(skip)} if skip else {}),
-            **({"scope": scope} if scope != SCOPES[0] else {})}
+            **({"scope": scope} if scope != SCOPES[0] else {}),
+            **({"round_type": round_type} if round_type != NEAREST else {}),
+            **({"bias_correction": bias_correction} if bias_correction else {}),
+            **({"equalize": True} if equalize else {})}
 
 
 per_tensor_option = click.option("--per-tensor", is_flag=True,
@@ -162,7 +169,17 @@ ptq_options = _section(
                  help="do not quantize: name of a layer (and all layers in it), a regular "
                       "expression, or the name of a tensor of a saved model; may be repeated"),
     click.option("--scope", type=click.Choice(SCOPES), default=SCOPES[0], show_default=True,
-                 help="full, for a saved model: also the operators between those with weights"))
+                 help="full, for a saved model: also the operators between those with weights"),
+    click.option("--round-type", metavar="NAME", default=NEAREST, show_default=True,
+                 callback=converted(lambda name: check_choice(
+                     "--round-type", name, [NEAREST, *ROUND_TYPES])),
+                 help="rounding of weights: round (to nearest), or learned from the batches: "
+                      "adaround, brecq, qdrop"),
+    click.option("--bias-correction", type=click.Choice(METHODS),
+                 help="add the mean error of each channel to the biases: fast, in one more pass "
+                      "over the batches, or full, in one for each layer"),
+    click.option("--equalize", is_flag=True,
+                 help="equalize the ranges of the channels of successive layers first"))
 
 output_option = click.option("-o", "--output", required=True, metavar="OUT",
                              help="prefix of the files to write; missing folders are created")

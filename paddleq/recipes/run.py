@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, List, Optional
 
@@ -33,6 +34,7 @@ from ..frontends.paddleslim.quantize_saved_model import (
     weight_only_model,
 )
 from ..frontends.paddleslim.shared import (
+    equalize_layers,
     fold_in_programs,
     fold_layers,
     insert_observers,
@@ -206,9 +208,13 @@ def quantized_by_ptq(recipe, net):
     net = engine.copy_of(net, "let the function of model.build return a model that can")
     if quantize.fuse is not False:
         fold_in_programs(net)
-    insert_observers(net, rules,
-                     None if quantize.fuse is False else lambda: fold_layers(net, None))
-    engine.calibrate(net, data_of(recipe, "calibration"))
+    change = None
+    if quantize.fuse is not False:
+        change = partial(fold_layers, net, None, None, ptq.equalize)
+    elif ptq.equalize:
+        change = partial(equalize_layers, net, None)
+    insert_observers(net, rules, change)
+    ptq.calibrate(net, data_of(recipe, "calibration"))
     return net
 
 
@@ -217,7 +223,8 @@ _METHODS = {"ptq": _by_ptq, "golden_stick": _by_golden_stick, "amct": _by_amct,
 
 
 def _ptq(recipe):
-    return PTQ(**_given(recipe.values.quantize, "activation_quantizer", "weight_quantizer"))
+    return PTQ(**_given(recipe.values.quantize, "activation_quantizer", "weight_quantizer",
+                        "round_type", "bias_correction", "equalize"))
 
 
 def _given(section, *keys):
@@ -268,7 +275,8 @@ def _static_options(recipe):
     quantize = recipe.values.quantize
     skip = [*(quantize.skip or ()), *(rule.name for rule in quantize.rules or ())]
     return {"config": _layer_config(_ptq(recipe)), "optimize_model": quantize.fuse is not False,
-            "skip_tensor_list": skip, **_given(quantize, "scope")}
+            "skip_tensor_list": skip, "round_type": _ptq(recipe).round_type,
+            **_given(quantize, "bias_correction", "equalize", "scope")}
 
 
 def _write_program(program, path, format, made_by):

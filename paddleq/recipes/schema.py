@@ -17,7 +17,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import Annotated, Literal
 
-from .._checks import check_choice, wrong_type, wrong_value
+from .._checks import (
+    check_arguments,
+    check_choice,
+    check_known_keys,
+    wrong_type,
+    wrong_value,
+)
+from ..algorithms.bias_correction import parse_bias_correction
+from ..algorithms.reconstruction.settings import NEAREST, ROUND_TYPES, parse_round_type
 from ..analysis.accuracy import accuracy_search
 from ..config import Scope
 from ..deploy.runtimes import RUNTIMES
@@ -78,6 +86,24 @@ def _quantizer(side):
         arguments = {key: value for key, value in given.items() if key != "name"}
         return make_quantizer("", given["name"], side, arguments)
     return Annotated[Any, _checked(make)]
+
+
+def _round_type(value):
+    given = {"name": value} if isinstance(value, str) else value
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        raise wrong_type("", value, "a name, or a mapping with a name and arguments")
+    arguments = {key: value for key, value in given.items() if key != "name"}
+    if parse_round_type("", given["name"]) is None:
+        check_known_keys("round", arguments, ())
+        return NEAREST
+    cls = ROUND_TYPES[given["name"]]
+    check_arguments(given["name"], cls, arguments)
+    return cls(**arguments)
+
+
+def _bias_correction(value):
+    parse_bias_correction(value)
+    return value
 
 
 def _op_types(value):
@@ -203,7 +229,7 @@ class RuleSection(Section):
 
 _METHOD_KEYS = {
     "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules", "skip", "accuracy",
-            "scope"),
+            "scope", "round_type", "bias_correction", "equalize"),
     "dynamic": ("weight_bits", "weight_quantize_type", "quantizable_op_type"),
     "golden_stick": ("config", "layer_policies"),
     "amct": ("config",),
@@ -221,6 +247,9 @@ class QuantizeSection(Section):
     rules: Optional[Annotated[List[RuleSection], Field(min_length=1)]] = None
     skip: Optional[Texts] = None
     scope: Annotated[Optional[str], _choice(lambda: SCOPES)] = None
+    round_type: Annotated[Any, _checked(_round_type)] = None
+    bias_correction: Annotated[Optional[Union[bool, str]], _checked(_bias_correction)] = None
+    equalize: Optional[bool] = None
     accuracy: Optional[Annotated[Dict[str, Any], _checked(_accuracy)]] = None
     weight_bits: Optional[Literal[8, 16]] = None
     weight_quantize_type: Optional[Literal["channel_wise_abs_max", "abs_max", "channel_wise_mse",

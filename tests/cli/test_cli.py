@@ -22,6 +22,7 @@ from paths import ROOT
 from runtimes import onnxruntime, paddle_inference, relative_error
 
 import paddleq
+from paddleq.algorithms.distillation import seeded
 from paddleq.cli.main import COMMANDS, main
 from paddleq.export.program import pdiparams as params
 from paddleq.export.program.program import Program
@@ -366,6 +367,29 @@ def test_ptq_and_dynamic_of_a_saved_model(folder, monkeypatch):
     assert integers(written(done, "out/some")) == 1
 
 
+@pytest.mark.parametrize("options, arguments", [
+    (["--round-type", "adaround"], {"round_type": "adaround"}),
+    (["--bias-correction", "fast"], {"bias_correction": True}),
+    (["--equalize"], {"equalize": True})], ids=str)
+def test_algorithms_of_ptq_write_the_files_of_the_python_interface(
+        options, arguments, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net = build(folder)
+    net.eval()
+    paddle.jit.save(net, "float/net", [paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")])
+    common = ["ptq", "float", "-d", "images.npy", "--batches", "1", "--algo", "abs_max",
+              "--weight-bits", "4"]
+    written(run(folder, *common, *options, "-o", "out/cli"), "out/cli")
+    with seeded(0), paddle.utils.unique_name.guard():
+        paddleq.quant_post_static("float", "out", [np.load("images.npy")[:32]], algo="abs_max",
+                                  weight_bits=4, save_model_filename="python.pdmodel",
+                                  save_params_filename="python.pdiparams", **arguments)
+    for ending in ("pdmodel", "pdiparams"):
+        assert pathlib.Path(f"out/cli.{ending}").read_bytes() == (
+            pathlib.Path(f"out/python.{ending}").read_bytes())
+    assert str(next(iter(arguments))) in pathlib.Path("out/cli.paddleq.yaml").read_text()
+
+
 def test_ptq_of_the_whole_graph(folder, monkeypatch):
     monkeypatch.chdir(folder)
     net = paddle.nn.Sequential(paddle.nn.Conv2D(1, 4, 3), paddle.nn.Hardswish())
@@ -521,6 +545,10 @@ def test_serve_vdl(folder):
       "--metric", "zoo.py:compare", "-o", "o"], 2,
      "quantize.accuracy.metric: must be a function of the model, but compare(model, data) cannot "
      "be called with the model as its only argument"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--round-type", "adarond", "-o", "o"], 2,
+     "--round-type must be one of"),
+    (["ptq", "zoo.py:build", "-d", "images.npy", "--bias-correction", "ful", "-o", "o"], 2,
+     "'ful'"),
     (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "(", "-o", "o"], 2,
      "regular expression"),
     (["ptq", "zoo.py:build", "-d", "images.npy", "--skip", "conv", "-o", "o"], 2,

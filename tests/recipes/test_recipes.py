@@ -15,6 +15,8 @@ from paths import ROOT
 from runtimes import onnxruntime, paddle_inference, relative_error
 
 import paddleq
+from paddleq.algorithms import AdaRound
+from paddleq.algorithms.distillation import seeded
 from paddleq.errors import ConfigError, FormatError, ModelError, RecipeError
 from paddleq.recipes import Recipe, run
 from paddleq.recipes.run import sensitivities
@@ -115,6 +117,20 @@ MISTAKES = {
                               ["max_drop"]),
     "unknown metric": ("fuse: true", "accuracy: {metric: eror, max_drop: 0.1}", 18,
                        "quantize.accuracy", ["'error'"]),
+    "unknown rounding": ("fuse: true", "round_type: adarond", 18, "quantize.round_type",
+                         ["'adaround'"]),
+    "argument of a rounding": (
+        "fuse: true", "round_type: {name: adaround, iteration: 3}", 18, "quantize.round_type",
+        ["'iterations'"]),
+    "argument of rounding to nearest": (
+        "fuse: true", "round_type: {name: round, iterations: 3}", 18, "quantize.round_type",
+        ["iterations"]),
+    "value of a rounding": (
+        "fuse: true", "round_type: {name: adaround, iterations: -3}", 18, "quantize.round_type",
+        ["iterations", "-3"]),
+    "unknown bias correction": ("fuse: true", "bias_correction: fsat", 18,
+                                "quantize.bias_correction", ["'fast'"]),
+    "number for equalize": ("fuse: true", "equalize: 1", 18, "quantize.equalize", ["a bool"]),
     "scope of a Layer": ("fuse: true", "scope: full", 18, "quantize.scope", ["saved model"]),
     "unknown scope": ("fuse: true", "scope: ful", 18, "quantize.scope", ["'full'"]),
     "bad regular expression": ('"^3$"', '"(3"', 22, "quantize.rules[2].pattern",
@@ -399,6 +415,71 @@ def test_layers_stay_float_until_the_drop_is_allowed(folder, digits, saved, metr
     (record,) = yaml.safe_load((folder / "out" / "net.paddleq.yaml").read_text())["exports"]
     quantized = [row["name"] for row in record["layers"] if row.get("quantizers")]
     assert len(quantized) == 1, record["layers"]
+
+
+ALGORITHMS = {
+    "round_type": ("{name: adaround, iterations: 20}", AdaRound(iterations=20)),
+    "bias_correction": ("full", "full"),
+    "equalize": ("true", True)}
+
+
+@pytest.mark.parametrize("key", ALGORITHMS)
+@pytest.mark.parametrize("saved", [False, True], ids=["Layer", "saved model"])
+def test_algorithms_write_the_files_of_the_python_interface(key, saved, folder, digits):
+    """Rounding, bias correction and equalization; without them the files are others."""
+    (folder / "doors_net.py").write_text(textwrap.dedent("""\
+        import paddle
+        from paddle import nn
+
+        def build():
+            paddle.seed(5)
+            net = nn.Sequential(nn.Conv2D(1, 6, 3), nn.BatchNorm2D(6), nn.ReLU(),
+                                nn.Conv2D(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+            net[0].weight.set_value(net[0].weight * paddle.logspace(0, 1, 6).reshape(
+                [-1, 1, 1, 1]))
+            return net
+        """))
+    text, value = ALGORITHMS[key]
+    spec = [paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")]
+    build = find_function("doors_net.py:build", str(folder))
+    net = build()
+    net.eval()
+    paddle.jit.save(net, str(folder / "float" / "net"), spec)
+    model = "path: float/net" if saved else (
+        "build: doors_net.py:build, input_spec: [{name: x, shape: [null, 1, 8, 8]}]")
+    arguments = {"path": f"model: {{{model}}}", "both": [f"{key}: {text}", ""]}
+    for name, line in zip(("recipe", "plain"), arguments["both"]):
+        run(Recipe.parse(textwrap.dedent(f"""\
+            paddleq: 1
+            {arguments["path"]}
+            data: {{calibration: {{source: digits.npz, labels: y, batch_size: 16, batches: 3}}}}
+            quantize:
+              method: ptq
+              activation_quantizer: AbsmaxQuantizer
+              weight_quantizer: {{name: PerChannelAbsmaxQuantizer, quant_bits: 4}}
+              {line}
+            export: {{path: out/{name}}}
+            """), folder=str(folder)))
+    x = np.load(folder / "digits.npz")["x"]
+    data = [x[i:i + 16] for i in range(0, 48, 16)]
+    with seeded(0), paddle.utils.unique_name.guard():
+        if saved:
+            paddleq.quant_post_static(folder / "float", folder / "out", data, algo="abs_max",
+                                      weight_bits=4, save_model_filename="python.pdmodel",
+                                      save_params_filename="python.pdiparams", **{key: value})
+        else:
+            ptq = paddleq.PTQ("AbsmaxQuantizer", paddleq.paddleslim.PerChannelAbsmaxQuantizer(4),
+                              **{key: value})
+            quantized = ptq.quantize(build(), fuse=True)
+            ptq.calibrate(quantized, data)
+            ptq.save_quantized_model(quantized, str(folder / "out" / "python"), spec)
+
+    def files(name):
+        return [(folder / "out" / f"{name}.{ending}").read_bytes()
+                for ending in ("pdmodel", "pdiparams")]
+
+    assert files("recipe") == files("python")
+    assert files("recipe")[1] != files("plain")[1]
 
 
 def test_both_formats_of_a_saved_model_agree(folder, digits):
