@@ -20,6 +20,7 @@ from .._paddle_compat import (
     drop_programs,
     drop_programs_with,
     make_tensors_picklable,
+    may_be_in_programs,
     skip_bytecode_translation,
 )
 
@@ -105,6 +106,7 @@ def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
     Args:
         only_interrupts: nothing is restored for errors other than ``MemoryError``.
     """
+    compiled = may_be_in_programs(model)
     with paddle.no_grad():
         values = [(tensor, tensor.clone()) for tensor in tensors]
     before = [(layer, type(layer), dict(layer.__dict__), copied_attributes(layer))
@@ -113,7 +115,7 @@ def rollback_on_error(model: nn.Layer, tensors: Iterable[paddle.Tensor] = (),
         yield
         for layer in model.sublayers(include_self=True):
             drop_programs(layer)
-        if any(type(layer) is not cls for layer, cls, _, _ in before):
+        if compiled and any(type(layer) is not cls for layer, cls, _, _ in before):
             drop_programs_with(model.parameters())
     except BaseException as error:
         if (only_interrupts and isinstance(error, Exception)

@@ -39,7 +39,8 @@ IN_CI = [
     ("atan2", "linear", "matmul"), ("group_norm", "linear", "digamma"),
     ("put_along_axis add", "depthwise", "triu"), ("triu", "lstm", "fmax"),
     ("softsign", "embedding", "trace"), ("temporal_shift", "conv1d", "max"),
-    ("gather axis 2", "transposed", "hardswish")]
+    ("gather axis 2", "transposed", "hardswish"), ("neg", "linear", "unbind"),
+    ("erf", "transposed", "logsumexp")]
 
 
 class Lines(nn.Layer):
@@ -145,7 +146,9 @@ def check(net, path):
                                                               onednn=True),
             "Paddle int8": lambda: runtimes.paddle_inference(path, [X], ir_optim=True, int8=True)},
         "openvino": {"OpenVINO": lambda: runtimes.openvino(path, [X], as_is=False, ending="xml")},
-        "onnx": {"ONNX Runtime": lambda: runtimes.onnxruntime(path, [X], as_is=False)}}
+        "onnx": {"ONNX Runtime": lambda: runtimes.onnxruntime(path, [X], as_is=False),
+                 "OpenVINO of ONNX": lambda: runtimes.openvino(path, [X], as_is=False,
+                                                               ending="onnx")}}
     found = {}
     for form, each in runs.items():
         try:

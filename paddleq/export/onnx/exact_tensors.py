@@ -26,6 +26,24 @@ def reduction(operator):
                               operator.attribute("keep_dim", False), operator.output())
 
 
+@exact_form("logsumexp")
+def log_sum(operator):
+    """OpenVINO reduces all axes for a ``ReduceLogSumExp`` of opset 17."""
+    x, axes = operator.input("X"), np.array(operator.attribute("axis", [0])).reshape(-1)
+    if operator.attribute("reduce_all", False):
+        axes = np.arange(len(operator.shape(x)))
+
+    def write(to):
+        largest = reduced(to, "ReduceMax", x, axes, True)
+        shifted = to.node("Exp", to.node("Sub", x, largest))
+        found = to.node("Add", to.node("Log", to.node("ReduceSum", shifted, axes, keepdims=1)),
+                        largest)
+        to.node(*(("Identity", found) if operator.attribute("keepdim", False) else
+                  ("Squeeze", found, axes)), output=operator.output())
+
+    return write
+
+
 @exact_form("p_norm")
 def infinity_norm(operator):
     """Largest or smallest absolute value; paddle2onnx writes another norm."""
@@ -260,12 +278,13 @@ def searchsorted(operator):
 
 @exact_form("unbind")
 def unbind(operator):
-    """paddle2onnx keeps the axis."""
+    """paddle2onnx keeps the axis, and OpenVINO in int8 that of a gather with a scalar."""
     axis = operator.attribute("axis", 0)
 
     def write(to):
         for i, name in enumerate(operator.outputs("Out")):
-            to.node("Gather", operator.input("X"), np.array(i), axis=axis, output=name)
+            part = to.node("Gather", operator.input("X"), np.array([i]), axis=axis)
+            to.node("Squeeze", part, np.array([axis]), output=name)
 
     return write
 

@@ -132,16 +132,18 @@ def count_axes_from_end(model, ov):
 
 
 def gather_by_vectors(model, ov):
-    """Write gathers with a scalar index in front of a quantizer with a vector, in place.
+    """Write gathers with a scalar index with a vector, in place.
 
-    OpenVINO 2026.4 moves the quantizer's integers through the gather, and the results keep the axis
-    that it removes.
+    OpenVINO 2026.4 moves a quantizer behind, or the step of a layer in front, through the gather,
+    and the results keep the axis that it removes.
     """
-    for node in model.get_ordered_ops():
-        readers = list(node.output(0).get_target_inputs()) if node.get_output_size() else []
+    nodes = model.get_ordered_ops()
+    if not any(node.get_type_name() == "FakeQuantize" for node in nodes):
+        return
+    for node in nodes:
         if (node.get_type_name() == "Gather" and all(map(_is_constant, node.input_values()[1:]))
-                and not node.get_input_shape(1)
-                and any(each.get_node().get_type_name() == "FakeQuantize" for each in readers)):
+                and not node.get_input_shape(1) and node.get_output_element_type(0).is_real()):
+            readers = list(node.output(0).get_target_inputs())
             index, axis = (ov.constant(_values(each).reshape([1])) for each in
                            node.input_values()[1:])
             kept = ov.squeeze(ov.gather(node.input_value(0), index, axis), axis)
