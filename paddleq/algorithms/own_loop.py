@@ -32,25 +32,25 @@ def start(model: nn.Layer, configs: Dict[str, LayerConfig], num_batches: int) ->
 
     One forward pass of ``model`` is one batch, however often it calls a layer. If a layer is called
     outside of the model, each call is one batch. After ``num_batches`` it quantizes its weight.
+    The caller rolls back after an error.
     """
     for config in configs.values():
         if config.smoother is not None and config.activation_observer() is not None:
             raise wrong_value("activation", config.activation,
                               f"a QuantSpec with {config.smoother.name}, because an observer needs "
                               "the smoothed activations in a second pass over the data")
-    with rollback_on_error(model):
-        layers = dict(model.named_sublayers(include_self=True))
-        calibration = _Calibration()
-        for name, config in configs.items():
-            layer = layers[name]
-            calibrator = _Calibrator(name, layer, config, num_batches, calibration)
-            calibration.layers.append(calibrator)
-            state_of(layer).calibrator = calibrator
-            layer.__dict__.pop("forward", None)  # the method of the float class
-            layer.__class__ = swapped_class(CalibratingLinear, type(layer))
-        state_of(model).calibration = calibration
-        model.register_forward_pre_hook(calibration.begin_batch)
-        model.register_forward_post_hook(calibration.end_batch)
+    layers = dict(model.named_sublayers(include_self=True))
+    calibration = _Calibration()
+    for name, config in configs.items():
+        layer = layers[name]
+        calibrator = _Calibrator(name, layer, config, num_batches, calibration)
+        calibration.layers.append(calibrator)
+        state_of(layer).calibrator = calibrator
+        layer.__dict__.pop("forward", None)  # the method of the float class
+        layer.__class__ = swapped_class(CalibratingLinear, type(layer))
+    state_of(model).calibration = calibration
+    model.register_forward_pre_hook(calibration.begin_batch)
+    model.register_forward_post_hook(calibration.end_batch)
 
 
 def finish(model: nn.Layer, uncalibrated: str = "float") -> None:

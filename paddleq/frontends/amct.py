@@ -31,6 +31,7 @@ from ..engine.select import (
     warn_idle_rules,
 )
 from ..errors import ConfigError
+from ..nn.class_swap import rollback_on_error
 from ..nn.integer_linear import linear_skip_reason
 from ..spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
@@ -153,10 +154,11 @@ def quantize(model: nn.Layer, config: Dict[str, Any]) -> None:
         parsed.check_group_size(name, each.layer.weight.shape[0])
     warn_idle_rules(model, rules, selection, linear_skip_reason)
     record_reasons(model, selection)
-    own_loop.start(model, {name: each.config for name, each in selection.selected.items()},
-                   parsed.batch_num)
-    engine.set_provenance(model, "amct", config={
-        **config, "algorithm": {parsed.algorithm: parsed.options}})
+    with rollback_on_error(model):
+        own_loop.start(model, {name: each.config for name, each in selection.selected.items()},
+                       parsed.batch_num)
+        engine.set_provenance(model, "amct", config={
+            **config, "algorithm": {parsed.algorithm: parsed.options}})
 
 
 def convert(model: nn.Layer, uncalibrated: str = "float") -> None:
