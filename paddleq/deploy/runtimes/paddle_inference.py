@@ -9,10 +9,11 @@ from ..._atomic_write import temporary_folder
 from ..._checks import check_bool
 from ...errors import ConfigError, ExportError
 from ...export.paddle.int8_kernels import use_int8_kernels
-from ...export.paddle.lower import MarkerRemoval
+from ...export.paddle.lower import MarkerRemoval, ProgramLowering
 from ...export.paddle.markers_from_program import raise_to_markers
 from ...export.pir_to_program import load_program
 from ...export.program.inference import run_predictor
+from ...export.program.op_desc import make_op
 from ...export.program.validate import contradictions_reported
 from ...export.provenance_file import Provenance
 from ..model_file import TensorInfo, model_files, pdmodel_prefix
@@ -86,11 +87,23 @@ def _prepare(program, vnni):
 
 @contradictions_reported()
 def _make_float(program):
-    """Replace quantized weights by float weights and remove quantization of activations, in place.
+    """Replace quantized weights by float weights and quantizers of activations by clips, in place.
 
     A program that keeps its weights in float (``fake_*`` operators) raises ``ExportError``.
     """
-    MarkerRemoval(program, raise_to_markers(program)).run()
+    _QuantizerClips(program, raise_to_markers(program)).run()
+
+
+class _QuantizerClips(MarkerRemoval):
+    """Restore the float program, with activations clipped to the range of their quantizers."""
+
+    activation = ProgramLowering.activation
+
+    def quantize_dequantize(self, marker):
+        mark = marker.mark
+        step = float(mark.abs_max.item()) / mark.spec.quant_max
+        return [make_op("clip", {"X": marker.source}, {"Out": marker.target},
+                        min=mark.spec.quant_min * step, max=mark.spec.quant_max * step)]
 
 
 def to_paddle_int8(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.PathLike[str]"],
