@@ -195,15 +195,15 @@ def _slots_of_scaled_products(program, view, op):
 
     oneDNN's pass gives the constant to the operator in front of it. If this is a product with a
     bias (and a relu), it ignores the constant. If this is a product that other operators read too,
-    the pass removes the result from the graph, and Paddle Inference fails, as it does where the
-    constant is a tensor.
+    the pass removes the result from the graph, and Paddle Inference fails. Where the constant is a
+    tensor, it fails behind every operator that the pass knows.
     """
     if op.type != "scale" or attribute(op, "bias", 0.0):
         return ()
     producer = view.source(op, "X")
+    if producer is not None and inputs(op, "ScaleTensor"):
+        return ("X",)
     if producer is not None and producer.type in PRODUCTS:
-        if inputs(op, "ScaleTensor"):
-            return ("X",)
         return () if view.sole_consumer(inputs(op, "X")[0]) is op else ("X",)
     if producer is not None and producer.type == "relu":
         producer = view.source(producer, "X")
