@@ -34,6 +34,8 @@ from ..export.program.validate import contradictions_reported
 _MAX_WEIGHT = 64  # |weight| up to which a pair of products with activations of 8 bits fits int16
 # Activations are unsigned after _UNSIGNED operators, also through _PASSING operators.
 _UNSIGNED = ("relu", "relu6")
+_DEQUANTIZERS = ("dequantize_linear", "fake_quantize_dequantize_moving_average_abs_max",
+                 "fake_quantize_dequantize_abs_max")
 _PASSING = ("quantize_linear", "dequantize_linear", "transpose2", "reshape2", "pool2d", "slice",
             "nearest_interp", "nearest_interp_v2", "flatten_contiguous_range", "squeeze2",
             "unsqueeze2", "dropout", "assign", "concat", "split")
@@ -102,7 +104,7 @@ def saturating_layers(program):
                 continue
             (name,) = inputs(op, slot)
             (data,) = inputs(op, "Input" if slot == "Filter" else "X")
-            if not _comes_from(view, data, ("dequantize_linear",)):
+            if not _comes_from(view, data, _DEQUANTIZERS):
                 continue  # computed in float without a scale of its input
             if name not in weights:
                 # Float weights, which are quantized to 8 bits, or a product of two activations.

@@ -370,7 +370,8 @@ def test_functions_and_steps(net, data):
         yield from data
 
     assert paddleq.distill(net, batches, train_iter=8).steps == 8
-    assert len(made) == 5  # calibration, evaluation, learning rate and two epochs
+    # Calibration, length, evaluation, learning rate and two epochs.
+    assert len(made) == 6
     with pytest.raises(ConfigError, match="train_iter must be given, because data has no length"):
         paddleq.distill(net, batches)
 

@@ -4,9 +4,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from runtimes import openvino, paddle_inference, relative_error
-
-import paddleq
+from runtimes import int8_ptq, openvino, paddle_inference, relative_error
 
 # (pool, shape of the input)
 POOLS = {
@@ -30,7 +28,7 @@ def test_runtimes_pool_over_one_axis(name, tmp_path):
     x = paddle.randn([2, 3, *(size or 7 + i for i, size in enumerate(sizes))])
     if len(sizes) == 1:
         x = paddle.randn([2, 3, 14])  # 12 behind the convolution
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    ptq = int8_ptq()
     quantized = ptq.quantize(net, quantizable_layer_type=["Conv1D", "Conv2D"])
     ptq.calibrate(quantized, [x])
     shape = [None, 3, *([14] if len(sizes) == 1 else sizes)]

@@ -9,7 +9,7 @@ from paddle import nn
 from runtimes import INT8_WEIGHT_BITS, paddle_inference, relative_error
 
 import paddleq
-from paddleq.deploy import Predictor
+from paddleq.deploy import Predictor, has_vnni
 from paddleq.export.pir_to_program import load_program
 from paddleq.export.program.inspect import inspect, program_rows
 from paddleq.paddleslim import PerChannelAbsmaxQuantizer
@@ -98,7 +98,8 @@ def test_layers_in_blocks(make, tmp_path):
         for x in batches:
             expected = quantized(paddle.to_tensor(x)).numpy()
             np.testing.assert_array_equal(paddle_inference(path, [x])[0], expected)
-            assert relative_error(predictor.run(x)[0], expected) < 0.02
+            # Without VNNI, Predictor computes in float.
+            assert relative_error(predictor.run(x)[0], expected) < (0.02 if has_vnni() else 0.1)
             stock = paddle_inference(path, [x], ir_optim=True, int8=True)[0]
             assert relative_error(stock, expected) < (0.1 if make is Branches else 0.02)
 

@@ -5,9 +5,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 from paddle import nn
-from runtimes import openvino, paddle_inference, relative_error
+from runtimes import int8_ptq, openvino, paddle_inference, relative_error
 
-import paddleq
 from paddleq.export.pir_to_program import load_program
 
 CASES = {
@@ -33,7 +32,7 @@ class Net(nn.Layer):
 
 def exported(net, path, arrays, dynamic):
     net.eval()
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    ptq = int8_ptq()
     net = ptq.quantize(net)
     ptq.calibrate(net, [arrays])
     spec = [paddle.static.InputSpec([None, 3, None, None] if dynamic else list(array.shape),
@@ -81,7 +80,7 @@ def test_3d(tmp_path):
             return F.interpolate(self.conv(x), size=[7, 4, 8], mode="nearest", data_format="NCDHW")
 
     x, path = np.random.RandomState(0).rand(1, 2, 4, 5, 8).astype("float32"), str(tmp_path / "m")
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    ptq = int8_ptq()
     net = ptq.quantize(Volumes(), quantizable_layer_type=["Conv3D"])
     ptq.calibrate(net, [x])
     ptq.save_quantized_model(net, path, [paddle.static.InputSpec(list(x.shape), "float32")])
@@ -114,7 +113,7 @@ def test_factors_that_float32_does_not_represent(case, mode, tmp_path):
     x = np.random.RandomState(0).rand(1, 3, *sides).astype("float32")
     net = Scaled(factors, mode)
     net.eval()
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    ptq = int8_ptq()
     net = ptq.quantize(net)
     ptq.calibrate(net, [paddle.to_tensor(x)])
     ptq.save_quantized_model(net, str(tmp_path / "m"), [paddle.static.InputSpec(x.shape)])

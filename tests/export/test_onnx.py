@@ -13,7 +13,15 @@ from layer_cases import LAYER_TYPES, LAYERS
 from nets import SmallNet, train_steps, warmed
 from paddle import nn
 from paddle.nn import functional as F
-from runtimes import onnx_graph, onnxruntime, openvino, paddle_inference, relative_error
+from runtimes import (
+    INT8_WEIGHT_BITS,
+    int8_ptq,
+    onnx_graph,
+    onnxruntime,
+    openvino,
+    paddle_inference,
+    relative_error,
+)
 
 import paddleq
 from paddleq import PerChannel, PerGroup, QuantSpec
@@ -28,6 +36,7 @@ from paddleq.errors import (
 from paddleq.frontends.golden_stick import SimulatedQuantizationAwareTraining as SimQAT
 from paddleq.nn import IntegerLinear
 from paddleq.observers import PerChannelMinMaxObserver
+from paddleq.paddleslim import PerChannelAbsmaxQuantizer
 
 SPEC = paddle.static.InputSpec
 
@@ -45,6 +54,7 @@ def simulated(net, inputs):
 
 
 def calibrated(net, inputs, **kwargs):
+    kwargs.setdefault("weight_quantizer", PerChannelAbsmaxQuantizer(INT8_WEIGHT_BITS))
     ptq = paddleq.PTQ("AbsmaxQuantizer", **kwargs)
     net = ptq.quantize(net, quantizable_layer_type=LAYER_TYPES)
     ptq.calibrate(net, [inputs])
@@ -391,7 +401,7 @@ def test_transformer_with_shared_weight(tmp_path):
     tokens = paddle.randint(0, 50, [3, 7])
     net = Words()
     net.eval()
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    ptq = int8_ptq()
     quantized = ptq.quantize(net, quantizable_layer_type=["Linear", "Embedding"])
     ptq.calibrate(quantized, [tokens])
     nodes, constants, _ = written_equals_simulated(quantized, [tokens], tmp_path / "m")
@@ -463,7 +473,7 @@ class Repetition(nn.Layer):
 def test_quantized_layers_in_branches_and_loops(case, tmp_path):
     x = paddle.rand([3, 4])
     net = Repetition() if case == "loop" else Branches(case)
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    ptq = int8_ptq()
     net = ptq.quantize(net)
     ptq.calibrate(net, [x, -x])
     for batch in (x, -x):

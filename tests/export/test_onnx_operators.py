@@ -7,7 +7,7 @@ import paddle
 import pytest
 from onnx_exports import Net, normal, written_equals_model
 from paddle import nn
-from runtimes import onnxruntime, openvino, relative_error
+from runtimes import int8_ptq, onnxruntime, openvino, relative_error
 
 import paddleq
 from paddleq.errors import ExportError
@@ -64,7 +64,7 @@ class Reader(nn.Layer):
 @pytest.mark.parametrize("case", RECURRENT)
 def test_recurrent_layers_behind_convolutions_in_openvino(case, tmp_path):
     """Of an open number of samples, whose initial states are zeros."""
-    ptq, x = paddleq.PTQ("AbsmaxQuantizer"), paddle.randn([4, 3, 9, 12])
+    ptq, x = int8_ptq(), paddle.randn([4, 3, 9, 12])
     net = ptq.quantize(Reader(case), quantizable_layer_type=["Conv2D"])
     net.eval()
     ptq.calibrate(net, [x])
@@ -238,7 +238,7 @@ def test_forms_beside_quantized_layers(tmp_path):
             return F.gelu(self.b(z), approximate=True), y
 
     x = paddle.randn([3, 5, 6])
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    ptq = int8_ptq()
     net = ptq.quantize(Chain())
     ptq.calibrate(net, [x])
     paddleq.save_quantized_model(net, str(tmp_path / "m"), [SPEC([None, 5, 6], "float32", "x")],

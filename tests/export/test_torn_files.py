@@ -11,6 +11,7 @@ from interrupted import interrupted
 from nets import calibrated
 from paddle import nn
 from paddle.static import InputSpec
+from runtimes import relative_error
 
 import paddleq
 from paddleq.cli.main import main
@@ -236,7 +237,7 @@ def test_of_two_models_at_a_prefix_readers_take_the_one_that_the_record_describe
     current = {"pir": ".json", "pdmodel": ".pdmodel"}[order[1]]
     wanted = paddleq.SavedModel(path + current)(X).numpy()
     assert Predictor(path, "paddle", 1).file == path + current
-    np.testing.assert_allclose(Predictor(path, "paddle", 1).run(X)[0], wanted, atol=1e-5)
+    assert relative_error(Predictor(path, "paddle", 1).run(X)[0], wanted) < 0.02
     for where in (path, str(tmp_path)):
         np.testing.assert_array_equal(paddleq.SavedModel(where)(X), wanted)
     assert main(["inspect", path]) == 0

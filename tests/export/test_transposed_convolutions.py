@@ -5,7 +5,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 from paddle import nn
-from runtimes import onnxruntime, openvino, paddle_inference, relative_error
+from runtimes import int8_ptq, onnxruntime, openvino, paddle_inference, relative_error
 
 import paddleq
 from paddleq.export.pir_to_program import load_program
@@ -49,7 +49,7 @@ class Net(nn.Layer):
 def quantized_and_input(layers):
     paddle.seed(0)
     x = np.random.RandomState(0).rand(2, 3, 16, 16).astype("float32")
-    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    ptq = int8_ptq()
     net = ptq.quantize(Net(layers))
     net.eval()
     ptq.calibrate(net, [x])

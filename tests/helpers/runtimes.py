@@ -16,12 +16,17 @@ INT8_WEIGHT_BITS = 8 if has_vnni() else 7
 LAYERS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
+def int8_ptq():
+    """PTQ with weights of the most bits that int8 kernels of this processor compute exactly."""
+    return PTQ("AbsmaxQuantizer", PerChannelAbsmaxQuantizer(INT8_WEIGHT_BITS))
+
+
 def quantized(net, x, types=None):
     """(the PTQ, a copy of ``net`` that is quantized on ``x``) for int8 kernels.
 
     ``types``: names of the types of layers to quantize; None: the default ones.
     """
-    ptq = PTQ("AbsmaxQuantizer", PerChannelAbsmaxQuantizer(INT8_WEIGHT_BITS))
+    ptq = int8_ptq()
     types = {} if types is None else {"quantizable_layer_type": types}
     model = ptq.quantize(net, **types)
     ptq.calibrate(model, [paddle.to_tensor(x)])

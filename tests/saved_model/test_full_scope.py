@@ -9,7 +9,14 @@ import paddle.nn.functional as F
 import pytest
 from nets import warmed
 from paddle import nn
-from runtimes import onnx_graph, onnxruntime, openvino, paddle_inference, relative_error
+from runtimes import (
+    INT8_WEIGHT_BITS,
+    onnx_graph,
+    onnxruntime,
+    openvino,
+    paddle_inference,
+    relative_error,
+)
 from saved_models import save
 
 import paddleq
@@ -20,6 +27,7 @@ from paddleq.engine.fuse_blocks import separate_inputs
 from paddleq.engine.summary import summary_rows
 from paddleq.errors import ConfigError, ConfigTypeError
 from paddleq.nn.quantized_layer import QuantizedLayer
+from paddleq.paddleslim import PerChannelAbsmaxQuantizer
 
 
 def conv(inputs, outputs, kernel=3, **options):
@@ -127,12 +135,12 @@ NETS = [HardSwishes, Residuals, Branches, Pyramid, Excitations, Attention]
 IMAGES = np.random.default_rng(0).normal(size=(6, 3, 8, 8)).astype("float32")
 
 
-def quantized(net, prefix, observer="abs_max", scope="full", fuse=True, **options):
+def quantized(net, prefix, observer="abs_max", scope="full", fuse=True, bits=8, **options):
     """Return the PTQ and the calibrated saved model of a layer."""
     paddle.seed(3)
     net = warmed(net(), paddle.to_tensor(IMAGES))
     save(net, prefix, [paddle.static.InputSpec([None, 3, 8, 8], "float32", "x")])
-    ptq = paddleq.PTQ(observer, scope=scope)
+    ptq = paddleq.PTQ(observer, PerChannelAbsmaxQuantizer(bits), scope=scope)
     model = ptq.quantize(paddleq.SavedModel(prefix), fuse=fuse, **options)
     ptq.calibrate(model, [IMAGES])
     return ptq, model
@@ -176,21 +184,24 @@ def test_operators_between_weighted_ones_are_quantized(prefix, net, functions):
 @pytest.mark.parametrize("fuse", [True, False])
 def test_files_as_they_stand_equal_the_simulation(prefix, net, fuse):
     ptq, model = quantized(net, prefix, fuse=fuse)
+    # Exponentials of libraries and processors differ in the last digit, which moves values over
+    # borders of rounding.
+    bound = 1e-3 if net is Attention else 1e-6
     expected = output_of(model)
     ptq.save_quantized_model(model, f"{prefix}.int8")
-    assert relative_error(paddle_inference(f"{prefix}.int8", [IMAGES])[0], expected) < 1e-6
+    assert relative_error(paddle_inference(f"{prefix}.int8", [IMAGES])[0], expected) < bound
     paddleq.save_quantized_model(model, f"{prefix}.int8", format="onnx", target="plain")
-    assert relative_error(onnxruntime(f"{prefix}.int8", [IMAGES])[0], expected) < 1e-6
+    assert relative_error(onnxruntime(f"{prefix}.int8", [IMAGES])[0], expected) < bound
     paddleq.save_quantized_model(model, f"{prefix}.int8", format="openvino")
     integers = net not in (Residuals, Pyramid)  # int8 kernels with a fused addition round once less
     for ending in ("pdmodel", "xml"):
         found = openvino(f"{prefix}.int8", [IMAGES], ending=ending, integers=integers)[0]
-        assert relative_error(found, expected) < 1e-6
+        assert relative_error(found, expected) < bound
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_int8_kernels_agree_with_the_simulation(prefix, net):
-    ptq, model = quantized(net, prefix)
+    ptq, model = quantized(net, prefix, bits=INT8_WEIGHT_BITS)
     expected = output_of(model)
     paddleq.save_quantized_model(model, f"{prefix}.int8", format="onnx")
     found = onnxruntime(f"{prefix}.int8", [IMAGES], as_is=False)[0]
