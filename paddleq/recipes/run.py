@@ -214,6 +214,7 @@ def quantized_by_ptq(recipe, net):
     elif ptq.equalize:
         change = partial(equalize_layers, net, None)
     insert_observers(net, rules, change)
+    engine.set_provenance(net, "ptq", fuse=quantize.fuse is not False)  # an export folds then
     ptq.calibrate(net, data_of(recipe, "calibration"))
     return net
 

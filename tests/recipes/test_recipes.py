@@ -427,26 +427,35 @@ ALGORITHMS = {
 @pytest.mark.parametrize("saved", [False, True], ids=["Layer", "saved model"])
 def test_algorithms_write_the_files_of_the_python_interface(key, saved, folder, digits):
     """Rounding, bias correction and equalization; without them the files are others."""
-    (folder / "doors_net.py").write_text(textwrap.dedent("""\
+    (folder / "scaled_head.py").write_text(textwrap.dedent("""\
         import paddle
         from paddle import nn
+
+        class Head(nn.Layer):
+            # The factor is a number, which only an export can fold.
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(64, 10)
+
+            def forward(self, x):
+                return self.linear(x) * 2.0
 
         def build():
             paddle.seed(5)
             net = nn.Sequential(nn.Conv2D(1, 6, 3), nn.BatchNorm2D(6), nn.ReLU(),
-                                nn.Conv2D(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+                                nn.Conv2D(6, 4, 3), nn.ReLU(), nn.Flatten(), Head())
             net[0].weight.set_value(net[0].weight * paddle.logspace(0, 1, 6).reshape(
                 [-1, 1, 1, 1]))
             return net
         """))
     text, value = ALGORITHMS[key]
     spec = [paddle.static.InputSpec([None, 1, 8, 8], "float32", "x")]
-    build = find_function("doors_net.py:build", str(folder))
+    build = find_function("scaled_head.py:build", str(folder))
     net = build()
     net.eval()
     paddle.jit.save(net, str(folder / "float" / "net"), spec)
     model = "path: float/net" if saved else (
-        "build: doors_net.py:build, input_spec: [{name: x, shape: [null, 1, 8, 8]}]")
+        "build: scaled_head.py:build, input_spec: [{name: x, shape: [null, 1, 8, 8]}]")
     arguments = {"path": f"model: {{{model}}}", "both": [f"{key}: {text}", ""]}
     for name, line in zip(("recipe", "plain"), arguments["both"]):
         run(Recipe.parse(textwrap.dedent(f"""\
