@@ -1,6 +1,6 @@
 """Observers that compute abs_max: from max|x|, mean and deviation, or a given scale."""
 
-from typing import Optional, Sequence, Union
+from typing import Any, Optional, Sequence, Union
 
 import numpy as np
 import paddle
@@ -54,7 +54,9 @@ class _LastSearch:
     """
 
     def __init__(self) -> None:
-        self.spec, self.tensor, self.abs_max = None, None, None
+        self.spec: Any = None
+        self.tensor: Any = None
+        self.abs_max: Any = None
 
     def __deepcopy__(self, memo):
         return _LastSearch()

@@ -115,9 +115,9 @@ def hold_out(data: Iterable, calibration: Optional[Iterable] = None
     """
     if calibration is not None:
         return data, HeldOut(_read(calibration, _MOST, 1)[1])
-    sampler = getattr(data, "batch_sampler", None) if isinstance(data, paddle.io.DataLoader) else (
-        None)
-    if sampler is not None and not isinstance(data.dataset, paddle.io.IterableDataset):
+    if isinstance(data, paddle.io.DataLoader) and data.batch_sampler is not None and not isinstance(
+            data.dataset, paddle.io.IterableDataset):
+        sampler: Any = data.batch_sampler
         batches = [list(batch) for batch in sampler]
         chosen = [batches[position] for position in _positions(len(batches), _SHARE)]
         if chosen:
@@ -129,7 +129,7 @@ def hold_out(data: Iterable, calibration: Optional[Iterable] = None
     if not held_out:
         return data, HeldOut(islice(data, _MOST))
     others = _Others if length_of(data) is None else _SizedOthers
-    return others(data, held_out, first), held_out
+    return others(data, held_out, first or ()), held_out
 
 
 def _positions(length, share):
@@ -182,7 +182,7 @@ def _samples(batch):
     arrays = [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]
     lengths = {each.shape[:1] for each in arrays}
     rows = lengths.pop()[0] if len(lengths) == 1 and lengths != {()} else 0
-    parts = [[repr(leaf) for leaf in leaves if not isinstance(leaf, np.ndarray)]]
+    parts: List[List[Any]] = [[repr(leaf) for leaf in leaves if not isinstance(leaf, np.ndarray)]]
     if rows:
         parts = [[*parts[0], *(each[row] for each in arrays)] for row in range(rows)]
     else:

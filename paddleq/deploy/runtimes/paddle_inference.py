@@ -97,7 +97,8 @@ def _make_float(program):
 class _QuantizerClips(MarkerRemoval):
     """Restore the float program, with activations clipped to the range of their quantizers."""
 
-    activation = ProgramLowering.activation
+    def activation(self, marker):
+        return ProgramLowering.activation(self, marker)
 
     def quantize_dequantize(self, marker):
         mark = marker.mark
