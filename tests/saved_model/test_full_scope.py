@@ -22,6 +22,7 @@ from saved_models import save
 import paddleq
 from paddleq.analysis import keep_accuracy
 from paddleq.config import SkipKind
+from paddleq.deploy import has_vnni
 from paddleq.engine import quantized_layers, quantizing_only, restore_float
 from paddleq.engine.fuse_blocks import separate_inputs
 from paddleq.engine.summary import summary_rows
@@ -184,9 +185,8 @@ def test_operators_between_weighted_ones_are_quantized(prefix, net, functions):
 @pytest.mark.parametrize("fuse", [True, False])
 def test_files_as_they_stand_equal_the_simulation(prefix, net, fuse):
     ptq, model = quantized(net, prefix, fuse=fuse)
-    # Exponentials of libraries and processors differ in the last digit, which moves values over
-    # borders of rounding.
-    bound = 1e-3 if net is Attention else 1e-6
+    # Attention was 4e-4 off on a processor with AVX2 only, for a reason that is not known.
+    bound = 1e-6 if has_vnni() or net is not Attention else 1e-3
     expected = output_of(model)
     ptq.save_quantized_model(model, f"{prefix}.int8")
     assert relative_error(paddle_inference(f"{prefix}.int8", [IMAGES])[0], expected) < bound
