@@ -151,8 +151,9 @@ def _without_zero_point(weight, subtract):
     if subtract is None:
         return values
     zero, _ = _source(subtract, 1)
-    return (values.reshape(subtract.get_input_shape(0))
-            - zero.data.reshape(subtract.get_input_shape(1)))
+    # Nodes of 2023.0 have no get_input_shape().
+    return (values.reshape(subtract.input(0).get_shape())
+            - zero.data.reshape(subtract.input(1).get_shape()))
 
 
 def _name(port):
