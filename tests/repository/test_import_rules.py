@@ -15,9 +15,9 @@ ROOT = pathlib.Path(paddleq.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 GROUND = {"errors", "__version__", "_checks", "_layer_state", "_atomic_write", "_paddle_compat",
           "_registry", "_distributed"}
-ORDER = ["spec", "functional", "observers", "fake_quant", "config", "graph", "nn", "engine",
-         "checkpoint", "algorithms", "export", "saved_model", "analysis", "frontends", "amct",
-         "golden_stick", "paddleslim", "deploy", "recipes", "cli", "__main__"]
+ORDER = ["number_formats", "spec", "functional", "observers", "fake_quant", "config", "graph", "nn",
+         "engine", "checkpoint", "algorithms", "export", "saved_model", "analysis", "frontends",
+         "amct", "golden_stick", "paddleslim", "deploy", "recipes", "cli", "__main__"]
 
 
 def part_of(path):
