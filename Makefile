@@ -23,14 +23,17 @@ VERSIONED := tests/checkpoint tests/deploy tests/engine tests/export tests/fake_
 	tests/frontends/paddleslim tests/graph tests/models tests/nn tests/saved_model \
 	tests/test_paddle_compat.py
 
-.PHONY: help docs demo demo-ocr demo-text demo-deploy demo-images test test-slow test-lite \
-	test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser test-nightly lint types \
+.PHONY: help docs demo demo-ocr demo-text demo-llm demo-deploy demo-images test test-slow \
+	test-lite test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser test-nightly lint types \
 	wheel smoke bench bench-real bench-2.6 env env-2.6 env-3.3 lite-env clean
 
 help:
-	@echo "make demo | demo-ocr | demo-text | demo-deploy | demo-images | test | test-nightly |" \
-		"lint | types | docs | smoke | bench | bench-real | lite-env | clean"
+	@echo "make demo | demo-ocr | demo-text | demo-llm | demo-deploy | demo-images | test |" \
+		"test-nightly | lint | types | docs | smoke | bench | bench-real | lite-env | clean"
 	@echo "(README.md and demo/README.md describe them)"
+
+# Keeps the allocator from returning each large tensor to the system, which clears it again.
+KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776
 
 demo: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
@@ -52,12 +55,20 @@ demo-text: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/transformer.py
 
+# SmolLM2-135M-Instruct. Options: make demo-llm LLM='--algorithms W4-gptq W4-awq --calibration 12'
+LLM ?=
+demo-llm: env .venv/llm.stamp
+	$(KEEP_MEMORY) OMP_NUM_THREADS=2 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
+		$(BIN)/python demo/llm.py $(LLM)
+
+.venv/llm.stamp: requirements-llm.txt .venv/$(STAMP)
+	$(BIN)/python -m pip install -q --no-compile --no-deps -r requirements-llm.txt
+	touch $@
+
 demo-deploy: env
 	OMP_NUM_THREADS=1 GLOG_minloglevel=2 PYTHONWARNINGS=ignore::UserWarning \
 		$(BIN)/python demo/deploy.py
 
-# Keeps the allocator from returning each large tensor to the system, which clears it again.
-KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776
 # Other images: make demo-images PHOTOS=folder, with one subfolder for each class.
 PHOTOS ?=
 demo-images: env
@@ -111,7 +122,7 @@ test-browser: env env-3.3
 # version of Python. Takes hours.
 NIGHTLY := OMP_NUM_THREADS=1 PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
 	PADDLEQ_26_PYTHON=$(abspath .venv-2.6/bin/python)
-test-nightly: env env-2.6 env-3.3 lite-env
+test-nightly: .venv/llm.stamp env-2.6 env-3.3 lite-env
 	$(NIGHTLY) $(BIN)/python $(PYTEST) --hypothesis-profile=nightly \
 		-m "not paddle26 and not two_versions"
 	$(NIGHTLY) .venv-2.6/bin/python $(PYTEST) --hypothesis-profile=nightly \

@@ -1,5 +1,6 @@
 """Commands that analyse models."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,6 +12,8 @@ import click
 
 from .. import deploy
 from ..algorithms import ALGORITHMS
+from ..analysis import perplexity as compute_perplexity
+from ..checkpoint import load_checkpoint
 from ..deploy.runtimes import RUNTIMES
 from ..engine.summary import table
 from ..errors import ConfigError, DependencyError, FormatError
@@ -21,6 +24,8 @@ from ..nn.layer_types import LAYER_TYPES
 from ..observers import OBSERVERS
 from ..recipes.run import data_of, sensitivities
 from ..recipes.schema import ChecksSection
+from ..recipes.sources import build_model, read_array, text_encoder
+from ..saved_model import SavedModel
 from ..saved_model.files import locate
 from .options import (
     command,
@@ -164,6 +169,59 @@ def report(model, data, quantize, output):
                           "for saved models")
     sensitivities(recipe_of(model=model, data={"calibration": data}, quantize=quantize), output)
     report_written([output])
+
+
+@command("perplexity", """
+  paddleq perplexity zoo.py:build -d tokens.npy --float zoo.py:build --checkpoint out/w4
+  paddleq perplexity out/model -d book.txt --tokenizer tokenizer.json --window 1024 --stride 512""")
+@model_options
+@click.option("--data", "-d", "source", required=True, metavar="TEXT",
+              help="a text file in UTF-8, or a .npy of token numbers")
+@click.option("--tokenizer", metavar="TOKENIZER",
+              help="for a text file: a tokenizer.json (pip install 'paddleq[text]'), or "
+                   "MODULE:FUNCTION from a str to token numbers")
+@click.option("--checkpoint", metavar="PREFIX", help="quantized checkpoint to load into the Layer")
+@click.option("--float", "float_model", metavar="MODEL",
+              help="float model to compare the logits with; one of MODULE:FUNCTION is built with "
+                   "the same --arg and --weights")
+@click.option("--cache", metavar="FILE",
+              help="file for the float model's log-probabilities: written once, then read")
+@click.option("--window", type=int, default=512, show_default=True,
+              help="tokens in a forward pass")
+@click.option("--stride", type=int,
+              help="tokens between the beginnings of windows (default: the window)")
+@click.option("--max-tokens", type=int, metavar="N", help="use the first N tokens (default: all)")
+@click.option("--json", "as_json", is_flag=True, help="as JSON")
+def perplexity(model, source, tokenizer, checkpoint, float_model, as_json, **options):
+    """Compute the perplexity of a language model on a text.
+
+    MODEL is as for 'paddleq ptq': it maps token numbers [1, tokens] to logits. With --float, print
+    the KL divergence of its logits from those of the float model too.
+    """
+    built = _language_model(model)
+    if checkpoint is not None:
+        if "build" not in model:
+            raise ConfigError("--checkpoint has an effect with MODULE:FUNCTION only, but the model "
+                              f"is the saved model {model['path']!r}")
+        load_checkpoint(built, checkpoint)
+    if float_model is not None:
+        float_model = _language_model({**model, "build": float_model} if ":" in float_model
+                                      else {"path": float_model})
+    data, tokenize = source, None
+    if source.endswith(".npy"):
+        data = read_array(source)
+    elif tokenizer is None:
+        raise ConfigError(f"--tokenizer is missing, which the text file {source} needs")
+    else:
+        tokenize = text_encoder(tokenizer, ".")
+    found = compute_perplexity(built, data, tokenize=tokenize, float_model=float_model, **options)
+    click.echo(json.dumps(dataclasses.asdict(found)) if as_json else str(found))
+
+
+def _language_model(section):
+    if "build" in section:
+        return build_model(section["build"], ".", section.get("arguments"), section.get("weights"))
+    return SavedModel(*locate(section["path"]))
 
 
 @command("serve-vdl", """

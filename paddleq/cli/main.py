@@ -20,8 +20,8 @@ _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {each.name: each for each in (
     export.ptq, export.distill, export.dynamic, export.qat_export, export.run, export.export,
-    export.to_pdmodel, inspect.verify, inspect.inspect, inspect.sensitivity, inspect.report,
-    inspect.serve_vdl, inspect.extensions)}
+    export.to_pdmodel, inspect.verify, inspect.inspect, inspect.sensitivity, inspect.perplexity,
+    inspect.report, inspect.serve_vdl, inspect.extensions)}
 
 
 class _Group(click.Group):

@@ -1,5 +1,6 @@
 """Sources of models and data for recipes: files, folders of images and functions."""
 
+import contextlib
 import importlib
 import importlib.util
 import itertools
@@ -14,7 +15,7 @@ import paddle
 
 from .._checks import hint
 from ..checkpoint import load_state, read_state
-from ..errors import ConfigError, FormatError, ModelError
+from ..errors import ConfigError, DependencyError, FormatError, ModelError
 
 _NUMBERS = "biufc"  # kinds of numpy dtypes
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
@@ -118,16 +119,49 @@ class _FileData:
         return map(self.read, self.slices)
 
 
-def _arrays(path, keys, labels):
-    """Return (number of items, function to read a slice of them) of a .npy or .npz file."""
+def read_array(path):
+    """Return the array of a .npy file."""
+    with _array_errors(path), open(path, "rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _read_npz(path):
+    with _array_errors(path), open(path, "rb") as file:
+        return dict(np.lib.npyio.NpzFile(file, allow_pickle=False))
+
+
+@contextlib.contextmanager
+def _array_errors(path):
     if not os.path.isfile(path):
         raise FormatError(f"there is no file {path}")
     try:
-        with open(path, "rb") as file:
-            found = (dict(np.lib.npyio.NpzFile(file, allow_pickle=False)) if path.endswith(".npz")
-                     else {"x": np.lib.format.read_array(file, allow_pickle=False)})
+        yield
     except Exception as error:  # of many classes, from numpy, zipfile and zlib
         raise FormatError(f"{path} is no .npy or .npz of arrays: {error}") from error
+
+
+def text_encoder(source, folder):
+    """Return a function from a str to token numbers.
+
+    ``source`` is the ``tokenizer.json`` of the package tokenizers, or "module:function".
+    """
+    if ":" in source and not os.path.exists(os.path.join(folder, source)):
+        return find_function(source, folder)
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise DependencyError("a tokenizer.json needs tokenizers: pip install "
+                              "'paddleq[text]'") from error
+    try:
+        tokenizer = Tokenizer.from_file(os.path.join(folder, source))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise FormatError(f"{source} is no tokenizer.json: {error}") from error
+    return lambda text: tokenizer.encode(text).ids
+
+
+def _arrays(path, keys, labels):
+    """Return (number of items, function to read a slice of them) of a .npy or .npz file."""
+    found = _read_npz(path) if path.endswith(".npz") else {"x": read_array(path)}
     for key in [*(keys or ()), *([labels] if isinstance(labels, str) else ())]:
         if key not in found:
             raise ConfigError(f"{path} has no array {key!r}{hint(key, found)}; it has "

@@ -463,6 +463,66 @@ def test_sensitivity(folder, monkeypatch):
     assert rows[0]["layer"] in done.stdout.splitlines()[2] and "dB" in done.stdout
 
 
+WORDS = """\
+import paddle
+from paddle import nn
+
+
+def build(words=50):
+    paddle.seed(1)
+    model = nn.Sequential(nn.Embedding(words, 16), nn.Linear(16, words))
+    model[0].weight.set_value(model[0].weight * 8.0)
+    return model
+
+
+def tokenize(text):
+    return [ord(each) % 50 for each in text]
+"""
+
+
+def test_perplexity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.py").write_text(WORDS)
+    (tmp_path / "text.txt").write_text("A text, and its tokens.\n" * 5)
+    tokens = [ord(each) % 50 for each in "A text, and its tokens.\n" * 5]
+    np.save("tokens.npy", tokens)
+    model = find_function("words.py:build", str(tmp_path))()
+    config = paddleq.QuantConfig()
+    config.add_type(nn.Linear, paddleq.LayerConfig(paddleq.QuantSpec(3)))
+    quantized = paddleq.quantize(model, config)
+    quantized(paddle.to_tensor([tokens]))
+    paddleq.freeze(quantized)
+    paddleq.save_checkpoint(quantized, tmp_path / "w3")
+    logits = {name: each(paddle.to_tensor(tokens)).numpy().astype("float64")
+              for name, each in (("float", model), ("w3", quantized))}
+    shares = {name: np.exp(each) / np.exp(each).sum(-1, keepdims=True)
+              for name, each in logits.items()}
+
+    def losses(name):
+        return -np.log(shares[name][np.arange(len(tokens) - 1), tokens[1:]])
+
+    for data in (["tokens.npy"], ["text.txt", "--tokenizer", "words.py:tokenize"]):
+        done = run(tmp_path, "perplexity", "words.py:build", "-d", *data, "--window", 30,
+                   "--stride", 29, "--checkpoint", "w3", "--float", "words.py:build", "--json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["tokens"] == len(tokens) - 1
+        assert found["value"] == pytest.approx(np.exp(losses("w3").mean()), rel=1e-6)
+        assert found["float_value"] == pytest.approx(np.exp(losses("float").mean()), rel=1e-6)
+        kl = (shares["float"] * np.log(shares["float"] / shares["w3"])).sum(-1)[:-1].mean()
+        assert found["kl_divergence"] == pytest.approx(kl, rel=1e-4) and kl > 1e-3
+    model.eval()
+    paddle.jit.save(model, "saved", [paddle.static.InputSpec([1, None], "int64", "tokens")])
+    done = run(tmp_path, "perplexity", "saved", "-d", "tokens.npy", "--window", 30, "--stride", 29)
+    assert done.stdout.startswith(f"perplexity {np.exp(losses('float').mean()):.3f} over 119 ")
+    assert "--tokenizer is missing" in error_line(
+        run(tmp_path, "perplexity", "saved", "-d", "text.txt"), 2)
+    assert "--checkpoint has an effect with" in error_line(
+        run(tmp_path, "perplexity", "saved", "-d", "tokens.npy", "--checkpoint", "w3"), 2)
+    assert "there is no file missing.npy" in error_line(
+        run(tmp_path, "perplexity", "saved", "-d", "missing.npy"), 1)
+
+
 def test_export(folder, monkeypatch):
     monkeypatch.chdir(folder)
     net = build(folder)
