@@ -43,7 +43,8 @@ STEPS = set(re.findall(r"\w+", """
     greater_equal equal not_equal isclose logical_and logical_or logical_xor logical_not
     bitwise_and bitwise_or bitwise_xor bitwise_not heaviside count_nonzero all any one_hot
     embedding sequence_mask shard_index ldexp where masked_fill masked_scatter unique
-    max_pool2d grid_sample frexp hardshrink roi_pool psroi_pool"""))
+    max_pool2d max_unpool1d max_unpool2d max_unpool3d grid_sample frexp hardshrink roi_pool
+    psroi_pool"""))
 
 
 @dataclass
