@@ -9,8 +9,6 @@ import os
 from dataclasses import field, fields
 from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
 
-from paddle import nn
-
 from .errors import ConfigError, ConfigTypeError
 
 
@@ -77,6 +75,8 @@ def check_choice(name: str, value: Any, choices: Iterable) -> Any:
 
 def check_layer(name: str, value: Any, expected: str = "a paddle.nn.Layer") -> None:
     """Raise unless ``value`` is a Layer."""
+    from paddle import nn  # here, so that the command's help does not wait for Paddle
+
     if not isinstance(value, nn.Layer):
         if isinstance(getattr(value, "network", None), nn.Layer):  # paddle.Model
             expected += f" ({name}.network is one)"

@@ -8,20 +8,37 @@ import sys
 from typing import List, Optional
 
 import click
-import paddle
 
 from .. import __version__
 from .._checks import hint
 from ..errors import ConfigError, PaddleqError
-from . import export, inspect
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2): signal that a process gets when its parent ends
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS)
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-COMMANDS = {each.name: each for each in (
-    export.ptq, export.distill, export.dynamic, export.qat_export, export.run, export.export,
-    export.to_pdmodel, inspect.verify, inspect.inspect, inspect.sensitivity, inspect.perplexity,
-    inspect.report, inspect.serve_vdl, inspect.extensions)}
+# Command -> its module and the first line of its help. The modules are imported with the command
+# that is used, so that the help of the group and completion do not wait for Paddle.
+COMMANDS = {
+    "ptq": ("export", "Quantize a trained model with a few batches of data (PTQ)."),
+    "distill": ("export", "Train a quantized model towards the outputs of the float model."),
+    "dynamic": ("export", "Store weights as integers."),
+    "qat-export": ("export", "Export a model after quantization-aware training (QAT)."),
+    "run": ("export",
+            "Run a RECIPE: a YAML file with a model, data, quantization, exports and checks."),
+    "export": ("export", "Convert a quantized or float model to another format."),
+    "to-pdmodel": ("export", "Convert a model of Paddle 3 (.json) to a .pdmodel."),
+    "verify": ("inspect",
+               "Run a saved model in all installed runtimes and compare their outputs."),
+    "inspect": ("inspect",
+                "Show the operators, parameters, scales and histograms of a saved model."),
+    "sensitivity": ("inspect", "Rank layers by the loss when only one of them is quantized."),
+    "perplexity": ("inspect", "Compute the perplexity of a language model on a text."),
+    "report": ("inspect",
+               "Write an HTML report of a quantized Layer: errors, distributions and sensitivity."),
+    "serve-vdl": ("inspect", "Show logs and the graph of a model in VisualDL."),
+    "extensions": ("inspect",
+                   "List observers, layer types, algorithms, export formats and runtimes."),
+}
 
 
 class _Group(click.Group):
@@ -33,10 +50,27 @@ class _Group(click.Group):
         if not name.startswith("-") and name not in COMMANDS:
             ctx.fail(f"there is no command {name!r}{hint(name, COMMANDS)}; "
                      f"valid: {', '.join(COMMANDS)}")
-        return super().resolve_command(ctx, args)
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_command(str(name)), rest
 
 
-@click.group(cls=_Group, commands=COMMANDS, no_args_is_help=False,
+def load_command(name: str) -> click.Command:
+    """Import the command ``name``."""
+    module = importlib.import_module(f".{COMMANDS[name][0]}", __package__)
+    return next(each for each in vars(module).values()
+                if isinstance(each, click.Command) and each.name == name)
+
+
+def _show_version(ctx, _, value):
+    if value and not ctx.resilient_parsing:
+        import paddle
+
+        click.echo(f"paddleq {__version__} (Paddle {paddle.__version__})")
+        ctx.exit()
+
+
+@click.group(cls=_Group, commands=[click.Command(name, short_help=text)
+                                   for name, (_, text) in COMMANDS.items()], no_args_is_help=False,
              context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
              epilog="""\b
 examples:
@@ -47,7 +81,8 @@ examples:
 
 'paddleq COMMAND --help' describes each command. Completion: eval "$(_PADDLEQ_COMPLETE=bash_source
 paddleq)", or zsh_source, fish_source.""")
-@click.version_option(__version__, message=f"%(prog)s %(version)s (Paddle {paddle.__version__})")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False,
+              callback=_show_version, help="Show the version and exit.")
 @click.option("--import", "modules", multiple=True, metavar="MODULE",
               help="Python module that registers extensions; may be repeated")
 def paddleq(modules=()):
@@ -89,14 +124,19 @@ def _can_crash(arguments):
 
     Only there, and not where Paddle has a device that a process loses when it forks.
     """
-    return (sys.platform == "linux" and not paddle.is_compiled_with_cuda()
-            and not paddle.is_compiled_with_xpu() and not {"-h", "--help"} & set(arguments)
-            and any(name in arguments for name in COMMANDS.keys() - {"serve-vdl", "extensions"}))
+    if (sys.platform != "linux" or {"-h", "--help"} & set(arguments)
+            or not COMMANDS.keys() - {"serve-vdl", "extensions"} & set(arguments)):
+        return False
+    import paddle
+
+    return not paddle.is_compiled_with_cuda() and not paddle.is_compiled_with_xpu()
 
 
 def _prepare_child():
     """Let the child process end with its parent, and take a repeated interrupt as one."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    import paddle
+
     paddle.disable_signal_handler()  # the parent reports a crash
 
     def interrupt(*_):

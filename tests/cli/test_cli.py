@@ -5,6 +5,7 @@ that ``python -m paddleq`` starts use :func:`run_process`.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 
+import click
 import numpy as np
 import paddle
 import pytest
@@ -23,7 +25,7 @@ from runtimes import onnxruntime, paddle_inference, relative_error
 
 import paddleq
 from paddleq.algorithms.distillation import seeded
-from paddleq.cli.main import COMMANDS, main
+from paddleq.cli.main import COMMANDS, load_command, main
 from paddleq.export.program import pdiparams as params
 from paddleq.export.program.program import Program
 from paddleq.recipes.sources import find_function
@@ -215,6 +217,27 @@ def test_help_has_examples(command, capsys):
     assert "examples:" in message and f"  paddleq {command or 'run'} " in message
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_list_of_commands_says_what_the_help_of_each_says(name):
+    assert " ".join(load_command(name).help.split()).startswith(COMMANDS[name][1].rstrip("."))
+
+
+def test_modules_have_no_commands_that_the_list_lacks():
+    modules = {importlib.import_module(f"paddleq.cli.{module}") for module, _ in COMMANDS.values()}
+    found = [each.name for module in modules for each in vars(module).values()
+             if isinstance(each, click.Command)]
+    assert sorted(found) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("words", ["--help", "-h"])
+def test_help_does_not_import_paddle(words):
+    script = ("import sys; from paddleq.cli.main import main; assert not main(sys.argv[1:]); "
+              "assert 'paddle' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", script, words], cwd=ROOT, stdout=subprocess.PIPE,
+                          text=True, check=False)
+    assert done.returncode == 0 and "Commands:" in done.stdout
+
+
 def test_completion(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMP_WORDS": "paddleq to-",
                    "COMP_CWORD": "1", "_PADDLEQ_COMPLETE": "bash_complete"}
@@ -227,6 +250,7 @@ def test_completion(tmp_path):
 ZOO = """\
 import time
 
+import click
 import numpy as np
 import paddle
 from paddle import nn

@@ -1,5 +1,6 @@
 """The package as it is installed."""
 
+import ast
 import importlib
 import operator
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import pytest
 from paths import ROOT
 
+import paddleq
+
 
 def test_import_without_paddle_names_the_extras_with_paddle():
     code = "import sys; sys.modules['paddle'] = None; import paddleq"
@@ -15,6 +18,29 @@ def test_import_without_paddle_names_the_extras_with_paddle():
                           text=True, check=False)
     assert done.returncode != 0
     assert "paddleq[cpu]" in done.stderr and "paddleq[gpu]" in done.stderr
+
+
+def test_lazy_names_are_those_that_type_checkers_see():
+    tree = ast.parse((ROOT / "paddleq" / "__init__.py").read_text(encoding="utf-8"))
+    imports = [each for node in tree.body if isinstance(node, ast.If) for each in node.body
+               if isinstance(each, ast.ImportFrom)]
+    lazy = {name: module for module, names in paddleq._HOMES.items() for name in names.split()}
+    assert lazy == {each.name: f".{node.module}" for node in imports if node.module
+                    for each in node.names}
+    assert set(paddleq.__all__) <= {*lazy, *(each.name for node in imports if not node.module
+                                             for each in node.names)}
+
+
+@pytest.mark.parametrize("name", ["PTQ", "SavedModel", "deploy", "nn", "amct"])
+def test_names_are_found_in_any_order_of_imports(name):
+    code = (f"import sys, paddleq; assert 'paddle' not in sys.modules; first = paddleq.{name}; "
+            f"from paddleq import {name}; assert first is {name}; assert '{name}' in dir(paddleq)")
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'QTA'"):
+        paddleq.QTA  # noqa: B018
 
 
 def test_package_has_the_marker_of_type_checkers():
