@@ -80,6 +80,9 @@ demo-images: env
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "$(DEFAULT)" $(TESTS)
 
+# Tests on the second and third version of Paddle run every third of many cases; nightly runs all.
+EVERY ?= 3
+
 # The models that the first of these trains stay in .test-cache for the others. One thread each:
 # another order of summation moves values across rounding borders. The models that are converted
 # from PIR run on the newest Paddle; the perplexity of text models does not depend on the version.
@@ -90,19 +93,20 @@ test-slow: env
 test-2.6: env-2.6
 	OMP_NUM_THREADS=1 .venv-2.6/bin/python $(PYTEST) $(VERSIONED) \
 		-m "not slow and not lite and not browser and not nightly and not needs_pir and \
-			not one_version" $(TESTS)
+			not one_version" --every $(EVERY) $(TESTS)
 
 test-slow-2.6: env-2.6
 	OMP_NUM_THREADS=1 .venv-2.6/bin/python $(PYTEST) $(VERSIONED) \
-		-m "$(SLOW) and not needs_pir and not one_version" $(TESTS)
+		-m "$(SLOW) and not needs_pir and not one_version" --every $(EVERY) $(TESTS)
 
 test-3.3: env-3.3
 	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(PYTEST) $(VERSIONED) \
-		-m "$(DEFAULT) and not one_version" $(TESTS)
+		-m "$(DEFAULT) and not one_version" --every $(EVERY) $(TESTS)
 
 test-slow-3.3: env-3.3
 	OMP_NUM_THREADS=1 .venv-3.3/bin/python $(PYTEST) $(VERSIONED) \
-		-m "$(SLOW) and not one_version" --ignore=tests/models/test_models.py $(TESTS)
+		-m "$(SLOW) and not one_version" --every $(EVERY) \
+		--ignore=tests/models/test_models.py $(TESTS)
 
 test-lite: env lite-env
 	OMP_NUM_THREADS=1 PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \

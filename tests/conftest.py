@@ -15,6 +15,26 @@ settings.register_profile("nightly", deadline=None, max_examples=300, print_blob
 settings.load_profile("ci")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every", type=int, default=1, metavar="N",
+        help="of a test with 2 N or more cases run the first of each N, for a second version of "
+             "Paddle after all of them have run on the first (default: 1)")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    every = config.getoption("--every")
+    cases = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = {item for each in cases.values() if len(each) >= 2 * every
+                for number, item in enumerate(each) if number % every}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Make the random numbers of a test independent of the tests before it."""
