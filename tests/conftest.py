@@ -18,8 +18,8 @@ settings.load_profile("ci")
 def pytest_addoption(parser):
     parser.addoption(
         "--every", type=int, default=1, metavar="N",
-        help="of a test with 2 N or more cases run the first of each N, for a second version of "
-             "Paddle after all of them have run on the first (default: 1)")
+        help="of a test with 2 N or more cases run the first of each N, where CI has no time for "
+             "all; nightly has (default: 1)")
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
