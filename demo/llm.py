@@ -33,6 +33,7 @@ from text.smollm2 import (
 import paddleq
 from paddleq.analysis import perplexity
 from paddleq.golden_stick import PTQ, PTQConfig
+from paddleq.nn import keep_dequantized
 
 OUT = ROOT / "out" / "demo-llm"
 WINDOW = 512
@@ -83,7 +84,8 @@ def checkpoint_mb(model, name):
 
 def answer(model, prompt, count):
     """Return the text that a model answers, and tokens per second."""
-    tokens, speed = generate(model, prompt, count)
+    with keep_dequantized(model):
+        tokens, speed = generate(model, prompt, count)
     end = tokenizer().token_to_id(END_OF_TURN)
     found = tokens.tolist()
     return tokenizer().decode(found[:found.index(end)] if end in found else found), speed

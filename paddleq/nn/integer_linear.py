@@ -1,11 +1,20 @@
 """``IntegerLinear``: linear layer of deployed transformers with integer weights."""
 
-from typing import Any, Optional
+import math
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional
 
 import paddle
 from paddle import nn
 
-from .._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
+from .._checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_layer,
+    wrong_type,
+    wrong_value,
+)
 from .._paddle_compat import (
     BuffersKeepDtype,
     dtype_name,
@@ -43,6 +52,52 @@ def linear_skip_reason(layer: nn.Layer,
     if config is not None and config.weight is None and config.activation is None:
         return SkipReason(SkipKind.NOT_CONFIGURED, "weight")
     return None
+
+
+@contextmanager
+def keep_dequantized(model: nn.Layer, max_bytes: Optional[int] = None) -> Iterator[List[str]]:
+    """Keep the float weights of IntegerLinear layers while open, from their first call on.
+
+    An :class:`IntegerLinear` dequantizes its weight in every forward pass, so that a model needs
+    the memory of its integers only. That is most of the time of decoding token by token. While the
+    context is open, the results are the same and the memory is that of the float model. Open it for
+    a generation, and load no checkpoint meanwhile.
+
+    Args:
+        model: a ``paddle.nn.Layer``.
+        max_bytes: limit for the float weights. Layers are chosen in their order, as long as they
+            fit. Default None: all.
+
+    Yields:
+        Names of the layers that keep their weights.
+
+    Examples:
+        >>> import paddle, paddleq
+        >>> from paddleq.nn import IntegerLinear, keep_dequantized
+        >>> model = paddle.nn.Sequential(IntegerLinear(64, 8, paddleq.QuantSpec(4)),
+        ...                              IntegerLinear(8, 8, paddleq.QuantSpec(4)))
+        >>> with keep_dequantized(model, max_bytes=64 * 8 * 4) as names:
+        ...     y = model(paddle.ones([1, 64]))
+        >>> names
+        ['0']
+    """
+    check_layer("model", model)
+    if max_bytes is not None:
+        check_int("max_bytes", max_bytes, 0)
+    left, chosen = math.inf if max_bytes is None else max_bytes, {}
+    for name, layer in model.named_sublayers(include_self=True):
+        if isinstance(layer, IntegerLinear) and layer._kept_blocks is None:
+            size = 4 * layer.in_features * layer.out_features
+            if size <= left:
+                left -= size
+                chosen[name] = layer
+    for layer in chosen.values():
+        layer._kept_blocks = {}
+    try:
+        yield list(chosen)
+    finally:
+        for layer in chosen.values():
+            layer._kept_blocks = None
 
 
 def _replaces_forward(layer):
@@ -104,6 +159,7 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
     data_dependent = ("smoothed", "permuted", "algorithm")
     spec_fields = ("weight", "activation")
     _kernel = None  # see gpu_linear.py
+    _kept_blocks = None  # see keep_dequantized: first row -> float32 block
 
     weight_spec: QuantSpec  # of its only weight, so not None
 
@@ -246,19 +302,35 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
             None if zero_point is None else zero_point.astype("int64").reshape([-1]))
 
     def _matmul(self, x):
+        if not paddle.in_dynamic_mode() or tracing.recorder():
+            return paddle.matmul(x, self._weight("weight"))
+        y: Any = None
+        for start, stop in self._blocks():
+            part = x if stop - start == self.in_features else x[..., start:stop]
+            product = paddle.matmul(part, self._block(start, stop))
+            y = product if y is None else y + product
+        return y
+
+    def _blocks(self):
+        """Return the first and last row of each part that is dequantized at a time."""
         # A block is a multiple of bytes and groups.
         group, unit = self.weight_spec.granularity, 2
         if isinstance(group, PerGroup):
             unit = group.size * (1 + group.size % 2)
         rows = max(_BLOCK // self.out_features // unit, 1) * unit
-        if not paddle.in_dynamic_mode() or rows >= self.in_features or tracing.recorder():
-            return paddle.matmul(x, self._weight("weight"))
-        y = 0.0
-        for start in range(0, self.in_features, rows):
-            stop = min(start + rows, self.in_features)
-            weight = self.dequantized_weight("weight", start, stop)
-            y = y + paddle.matmul(x[..., start:stop], weight)
-        return y
+        return [(start, min(start + rows, self.in_features))
+                for start in range(0, self.in_features, rows)]
+
+    def _block(self, start, stop):
+        kept = self._kept_blocks
+        if kept is not None and start in kept:
+            return kept[start]
+        whole = stop - start == self.in_features
+        weight = self.dequantized_weight() if whole else (
+            self.dequantized_weight("weight", start, stop))
+        if kept is not None:
+            kept[start] = weight
+        return weight
 
     def dequantized_weight(self, name="weight", start=None, stop=None):
         """Return the float32 weight, or rows from ``start``, even and the first of a group."""

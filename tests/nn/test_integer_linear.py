@@ -23,7 +23,7 @@ from paddle import nn
 from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from paddleq.errors import ConfigError, ConfigTypeError, FormatError, ModelError
 from paddleq.functional import pack_int4
-from paddleq.nn import IntegerLinear, gpu_linear, integer_linear
+from paddleq.nn import IntegerLinear, gpu_linear, integer_linear, keep_dequantized
 
 
 def float64_weight(layer_integers, grid, rows):
@@ -127,6 +127,49 @@ def test_block_size_does_not_change_the_result(weight, monkeypatch):
     assert close(layer(paddle.to_tensor(x)), compute(x))
     monkeypatch.setattr(integer_linear, "_BLOCK", 1)  # below the smallest block: 2 or 32 rows
     assert close(layer(paddle.to_tensor(x)), compute(x))
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_kept_weights_give_the_same_result(weight, monkeypatch):
+    """Bitwise, and without a further dequantization: the integers may change unnoticed."""
+    for block, activation in ((1300, None), (1 << 20, "A8 token")):
+        monkeypatch.setattr(integer_linear, "_BLOCK", block)
+        layer, _, x = build(np.random.RandomState(3), 100, 37, WEIGHTS[weight],
+                            activation and ACTIVATIONS[activation], True, True)
+        x, integers = paddle.to_tensor(x), layer.weight.clone()
+        expected = layer(x).numpy()
+        with keep_dequantized(layer) as names:
+            assert names == [""]
+            assert np.array_equal(layer(x).numpy(), expected)
+            layer.weight.set_value(np.zeros_like(integers.numpy()))
+            assert np.array_equal(layer(x).numpy(), expected)
+        assert not np.array_equal(layer(x).numpy(), expected)
+        layer.weight.set_value(integers)
+        assert np.array_equal(layer(x).numpy(), expected)
+
+
+def test_kept_weights_respect_the_limit_and_are_released():
+    def linear():
+        return IntegerLinear(16, 8, QuantSpec(4))
+
+    model = nn.Sequential(linear(), nn.Sequential(linear(), nn.Linear(8, 16)), linear())
+    keys = list(model.state_dict())
+    for limit, expected in ((None, ["0", "1.0", "2"]), (2 * 512, ["0", "1.0"]), (1023, ["0"]),
+                            (0, [])):
+        with keep_dequantized(model, limit) as names:
+            assert names == expected
+    with pytest.raises(RuntimeError), keep_dequantized(model, 512):
+        model[0](paddle.ones([1, 16]))
+        with keep_dequantized(model) as names:  # the layer that keeps its weight already is left
+            assert names == ["1.0", "2"]
+        assert list(model.state_dict()) == keys
+        assert model[0]._kept_blocks and model[2]._kept_blocks is None
+        raise RuntimeError
+    assert model[0]._kept_blocks is None
+    with pytest.raises(ConfigError, match="max_bytes must be"), keep_dequantized(model, -1):
+        pass
+    with pytest.raises(ConfigTypeError, match="model must be"), keep_dequantized("model"):
+        pass
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
