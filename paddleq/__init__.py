@@ -53,7 +53,7 @@ if _TYPE_CHECKING:
     from .frontends.paddleslim.quant_post import quant_post_dynamic, quant_post_static
     from .nn import QuantizableFunction, register_layer
     from .saved_model import SavedModel
-    from .spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
+    from .spec import PerBlock, PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 __version__ = "0.1.0"
 
@@ -61,7 +61,7 @@ _logging.getLogger("paddleq").addHandler(_logging.NullHandler())
 
 __all__ = [
     "LSQ", "PACT", "PTQ", "QAT", "DistillLoss", "FakeQuantize", "LSQPlus", "LayerConfig",
-    "PerChannel", "PerGroup", "PerTensor", "PerToken", "QuantConfig", "QuantSpec",
+    "PerBlock", "PerChannel", "PerGroup", "PerTensor", "PerToken", "QuantConfig", "QuantSpec",
     "QuantizableFunction", "SavedModel", "State", "calibrate", "convert", "disable_fake_quant",
     "disable_observer", "distill", "enable_fake_quant", "enable_observer", "errors",
     "extra_state_keys", "freeze", "load_checkpoint", "local_statistics", "quant_post_dynamic",
@@ -85,7 +85,7 @@ _HOMES = {
     ".frontends.paddleslim.quant_post": "quant_post_dynamic quant_post_static",
     ".nn": "QuantizableFunction register_layer",
     ".saved_model": "SavedModel",
-    ".spec": "PerChannel PerGroup PerTensor PerToken QuantSpec",
+    ".spec": "PerBlock PerChannel PerGroup PerTensor PerToken QuantSpec",
 }
 _MODULE_OF = {_name: _module for _module, _names in _HOMES.items() for _name in _names.split()}
 

@@ -1,14 +1,15 @@
-"""Quantization parameters that do not depend on data: bits, sign, symmetry, rounding, granularity.
+"""Quantization parameters that do not depend on data: data type, symmetry, granularity.
 
 The same :class:`QuantSpec` drives training, frozen layers and exported graphs, so that the three
 compute the same values. This module does not touch tensors.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union, cast
 
 from ._checks import check_bool, check_choice, check_int, wrong_type, wrong_value
 from .errors import ConfigError
+from .number_formats import DATA_TYPES, DataType, ElementFormat
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,34 @@ class PerGroup:
 
 
 @dataclass(frozen=True)
+class PerBlock:
+    """One scale for each block of ``rows`` input features and ``columns`` output features.
+
+    A Linear weight [in_features, out_features] has scales of the shape
+    [ceil(in_features / rows), ceil(out_features / columns)]. For weights in a float data type. The
+    last blocks may be smaller.
+
+    Args:
+        rows, columns: size of a block. Default 128.
+
+    Examples:
+        >>> from paddleq import PerBlock
+        >>> print(PerBlock())
+        per_block(128x128)
+    """
+
+    rows: int = 128
+    columns: int = 128
+
+    def __post_init__(self) -> None:
+        check_int("rows", self.rows, 1)
+        check_int("columns", self.columns, 1)
+
+    def __str__(self) -> str:
+        return f"per_block({self.rows}x{self.columns})"
+
+
+@dataclass(frozen=True)
 class PerToken:
     """One scale for each token, computed at run time.
 
@@ -95,7 +124,7 @@ class PerToken:
         return "per_token"
 
 
-Granularity = Union[PerTensor, PerChannel, PerGroup, PerToken]
+Granularity = Union[PerTensor, PerChannel, PerGroup, PerBlock, PerToken]
 
 HALF_EVEN = "half_even"
 HALF_UP = "half_up"
@@ -103,7 +132,7 @@ HALF_UP = "half_up"
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """Mapping of a tensor to integers.
+    """Mapping of a tensor to integers, or to numbers of a low-precision float format.
 
     Args:
         bits: width of an integer, 1 to 16. Default 8. One bit has the two values -1 and +1.
@@ -112,16 +141,32 @@ class QuantSpec:
         narrow_range: leave out the lowest integer, e.g. -127..127 for int8. Default False.
         rounding: "half_even" (default), as Paddle's ``quantize_linear`` rounds, or "half_up",
             floor(v + 0.5).
-        granularity: the elements that share a scale. Default :class:`PerTensor`.
+        granularity: the elements that share a scale. Default :class:`PerTensor`; blocks of 32
+            input features for the MX data types, groups of 64 for "nf4".
         limits: (lowest, highest) integer. It must contain 0 and fit into ``bits``. Default None:
             the full range of ``bits``.
+        dtype: None (default): integers. Otherwise a float data type, which determines ``bits``, is
+            symmetric and rounds to its nearest number:
+
+            - "float8_e4m3fn", "float8_e5m2": 8 bits (OCP OFP8), scale = max|x| / 448 or / 57344.
+            - "hifloat8": Huawei's HiF8 (arXiv:2409.16626), scale = max|x| / 16.
+            - "float4_e2m1": 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives; scale = max|x| / 6.
+            - "nf4": the 16 levels of NormalFloat4 (arXiv:2305.14314); scale = max|x|.
+            - "mxfp8_e4m3fn", "mxfp8_e5m2", "mxfp4_e2m1": OCP Microscaling 1.0. Blocks of 32 input
+              features share a power of two, 2**(floor(log2(max|x|)) - e), where e is 8, 15 or 2;
+              larger numbers saturate.
+            - "mxfp4_e2m1_nearest": MXFP4 whose scale is doubled where max|x| is above 1.75 times
+              a power of two, as in AMCT.
 
     Attributes:
         quant_min, quant_max: lowest and highest integer. A symmetric spec maps the largest
-            magnitude to ``quant_max``: scale = abs_max / quant_max.
+            magnitude to ``quant_max``: scale = abs_max / quant_max. Of a float data type the number
+            to which the scale maps the largest magnitude.
         binary: True for one bit. The values are -1 and +1; there is no zero.
         storage: name of the numpy dtype that stores one integer.
         channel_axis: axis of a per-channel scale, or None.
+        data_type, element: the :class:`~paddleq.number_formats.DataType` and the format of its
+            numbers; None for integers.
 
     Raises:
         ConfigError, ConfigTypeError: a value is out of range or of the wrong type.
@@ -135,6 +180,8 @@ class QuantSpec:
         -7
         >>> print(spec)
         int8 per_channel(0)
+        >>> print(QuantSpec(dtype="mxfp4_e2m1"))
+        mxfp4_e2m1 per_group(32)
     """
 
     bits: int = 8
@@ -142,8 +189,9 @@ class QuantSpec:
     symmetric: bool = True
     narrow_range: bool = False
     rounding: str = HALF_EVEN
-    granularity: Granularity = field(default_factory=PerTensor)
+    granularity: Granularity = cast(Any, None)
     limits: Optional[Tuple[int, int]] = None
+    dtype: Optional[str] = None
 
     # Derived values are fields, not properties: the bytecode translator of paddle.jit.to_static
     # supports only the fields of a dataclass.
@@ -152,30 +200,66 @@ class QuantSpec:
     quant_max: int = field(init=False, repr=False, compare=False)
     storage: Any = field(init=False, repr=False, compare=False)  # str
     channel_axis: Optional[int] = field(init=False, repr=False, compare=False)
+    data_type: Optional[DataType] = field(init=False, repr=False, compare=False)
+    element: Optional[ElementFormat] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, (None, *DATA_TYPES))
+        data_type = None if self.dtype is None else DATA_TYPES[self.dtype]
+        if self.granularity is None:
+            size = data_type and (data_type.block or data_type.group)
+            object.__setattr__(self, "granularity", PerGroup(size) if size else PerTensor())
+        if data_type is not None and self.bits in (8, data_type.element.bits):
+            object.__setattr__(self, "bits", data_type.element.bits)
         check_int("bits", self.bits, 1, 16)
         for name in ("signed", "symmetric", "narrow_range"):
             check_bool(name, getattr(self, name))
         check_choice("rounding", self.rounding, (HALF_EVEN, HALF_UP))
         granularity = self.granularity
-        if not isinstance(granularity, (PerTensor, PerChannel, PerGroup, PerToken)):
+        if not isinstance(granularity, (PerTensor, PerChannel, PerGroup, PerBlock, PerToken)):
             raise wrong_type("granularity", granularity,
-                             "PerTensor, PerChannel, PerGroup or PerToken")
+                             "PerTensor, PerChannel, PerGroup, PerBlock or PerToken")
+        if data_type is not None:
+            self._check_float(data_type)
+        elif isinstance(granularity, PerBlock):
+            raise wrong_value("granularity", granularity, "another one for integers, or with a "
+                              f"float dtype: {', '.join(DATA_TYPES)}")
         low, high = _integer_range(self.bits, self.signed)
         low += self.narrow_range and self.bits > 1
         if self.limits is not None:
             low, high = _checked_limits(self.limits, low, high)
+        if data_type is not None:
+            low, high = -data_type.element.target, data_type.element.target
         derived = {
             "binary": self.bits == 1, "quant_min": low, "quant_max": high,
-            "storage": ("int" if self.signed else "uint") + ("8" if self.bits <= 8 else "16"),
+            "storage": "uint8" if data_type is not None else (
+                ("int" if self.signed else "uint") + ("8" if self.bits <= 8 else "16")),
             "channel_axis": granularity.axis if isinstance(granularity, PerChannel) else None,
+            "data_type": data_type, "element": data_type and data_type.element,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
+    def require_integers(self, user: str) -> None:
+        """Raise ConfigError for a float data type, which ``user`` does not support."""
+        if self.dtype is not None:
+            raise wrong_value("dtype", self.dtype, f"None, i.e. integers, for {user}")
+
+    def _check_float(self, data_type: DataType) -> None:
+        """Raise unless the other fields fit to a float data type."""
+        for name, expected in (("bits", data_type.element.bits), ("signed", True),
+                               ("symmetric", True), ("narrow_range", False),
+                               ("rounding", HALF_EVEN), ("limits", None)):
+            if getattr(self, name) != expected:
+                raise wrong_value(name, getattr(self, name),
+                                  f"{expected!r} for dtype={self.dtype!r}, or left out")
+        if data_type.block and self.granularity != PerGroup(data_type.block):
+            raise wrong_value("granularity", self.granularity, f"PerGroup({data_type.block}) for "
+                              f"dtype={self.dtype!r}, or left out")
+
     def __str__(self) -> str:
-        return f"{'int' if self.signed else 'uint'}{self.bits} {self.granularity}"
+        name = self.dtype or f"{'int' if self.signed else 'uint'}{self.bits}"
+        return f"{name} {self.granularity}"
 
 
 def _integer_range(bits, signed):

@@ -20,10 +20,11 @@ register_algorithm = ALGORITHMS.register
 
 @dataclass
 class QuantizedWeight:
-    """Integer weight of a Linear layer.
+    """Weight of a Linear layer as integers, or as codes of a float data type.
 
     Attributes:
-        integers: int8 or uint8 (``spec.storage``), [K, N], not packed.
+        integers: int8 or uint8 (``spec.storage``), [K, N], not packed; the codes of a float data
+            type.
         qparams: scale and zero point, a :class:`~paddleq.functional.WeightQParams`.
         permutation: None, or int64 [K]: stored row i is row permutation[i] of the weight, and the
             layer computes x[..., permutation] @ stored.
@@ -101,13 +102,14 @@ class Smoother(ABC):
 
 
 class Rounder(ABC):
-    """Algorithm that converts the weights of Linear layers to integers.
+    """Algorithm that converts the weights of Linear layers to integers or a float data type.
 
     Attributes:
         name: name in a summary.
         needs: kinds of :class:`~paddleq.observers.ChannelStats` of the input that it uses.
         tokens_per_feature: number of input vectors per input feature below which it may be worse
             than rounding to nearest. Default 0.
+        float_only: True if it supports float data types only. Default False.
 
     Examples:
         >>> import paddle
@@ -123,6 +125,7 @@ class Rounder(ABC):
     name = ""
     needs = frozenset()
     tokens_per_feature = 0
+    float_only = False
 
     @abstractmethod
     def quantize_all(self, weights: List[paddle.Tensor], spec: QuantSpec,
@@ -132,7 +135,8 @@ class Rounder(ABC):
 
         Args:
             weights: list of float [K, N_i]. They are unchanged.
-            spec: a :class:`~paddleq.QuantSpec`, granularity PerTensor, PerChannel(1) or PerGroup.
+            spec: a :class:`~paddleq.QuantSpec`, granularity PerTensor, PerChannel(1), PerGroup or
+                PerBlock.
             stats: statistics of the input, of the kinds ``needs``.
             clips: for each weight None or the clipping ratio in (0, 1] of its range, which
                 broadcasts to the scale. Default: None for all.

@@ -10,6 +10,7 @@ from .._paddle_compat import scalar
 from ..errors import CalibrationError
 from ..functional import WeightQParams, compute_weight_qparams
 from ..functional.fake_quant import round_and_clip_
+from ..functional.float_formats import to_storage
 from ..functional.weight_qparams import group_size
 from ..observers import ChannelStats
 from ..spec import PerGroup
@@ -232,7 +233,7 @@ class _RowByRow:
             errors.append(rows[i] - q * scale)
             rounded.append(q if zero is None else q + zero)
         self._errors[start:stop] = paddle.stack(errors)
-        self._integers.append(paddle.stack(rounded).astype(self.spec.storage))
+        self._integers.append(to_storage(paddle.stack(rounded), self.spec))
 
 
 def feedback_matrix(hessian, damping, order=None):

@@ -9,7 +9,8 @@ import paddle
 from .._checks import check_choice, wrong_value
 from ..config import LayerConfig
 from ..functional import compute_weight_qparams
-from ..functional.qparams import EPS, affine_scale_zero_point
+from ..functional.float_formats import to_storage
+from ..functional.qparams import EPS, affine_scale_zero_point, scale_of
 from ..functional.weight_qparams import check_weight_spec
 from ..observers import ChannelStats, Observer
 from .base import QuantizedWeight, Rounder, checked_weight, register_algorithm
@@ -48,7 +49,7 @@ class RoundToNearest(Rounder):
         weights = [checked_weight(weight, spec) for weight in weights]
         qparams = [compute_weight_qparams(weight, spec, self.clip if clip is None else clip)
                    for weight, clip in zip(weights, clips or [None] * len(weights))]
-        return [QuantizedWeight(each.quantize(weight).astype(spec.storage), each)
+        return [QuantizedWeight(to_storage(each.quantize(weight), spec), each)
                 for each, weight in zip(qparams, weights)]
 
 
@@ -182,7 +183,7 @@ def _from_range(spec, low, high):
     with paddle.no_grad():
         if spec.symmetric:
             abs_max = paddle.maximum(low.abs(), high.abs()).clip(min=EPS)
-            return abs_max / float(spec.quant_max), None
+            return scale_of(abs_max, spec), None
         scale, zero_point = affine_scale_zero_point(low, high, spec)
         return scale.astype("float32"), zero_point.astype("float32")
 
@@ -191,5 +192,5 @@ def _from_observer(observer):
     """Compute (scale, zero point or None) from the qparams of an observer."""
     with paddle.no_grad():
         abs_max, zero_point = observer.qparams()
-        scale = abs_max / float(observer.spec.quant_max)
+        scale = scale_of(abs_max, observer.spec)
         return scale, None if zero_point is None else zero_point.astype("float32")

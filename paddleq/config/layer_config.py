@@ -16,7 +16,7 @@ from ..observers import (
     Observer,
 )
 from ..observers.base import OBSERVERS
-from ..spec import PerChannel, PerTensor, PerToken, QuantSpec
+from ..spec import PerBlock, PerChannel, PerTensor, PerToken, QuantSpec
 
 MIN_MAX = "min_max"
 # Smoother and Rounder classes by name. paddleq.algorithms, above this package, registers its own.
@@ -136,7 +136,8 @@ class LayerConfig:
         weight: a :class:`~paddleq.QuantSpec` or a :class:`QuantizerConfig`; None (default) leaves
             the weight float.
         activation: the same for the inputs of the layer. With granularity
-            :class:`~paddleq.PerToken` their scales are computed while the model runs.
+            :class:`~paddleq.PerToken` or an MX data type their scales are computed while the model
+            runs.
         smoother: :class:`~paddleq.algorithms.SmoothQuant`, :class:`~paddleq.algorithms.AWQ`, the
             name of a registered algorithm ("smoothquant", "awq") or None (default). Linear only.
         rounder: :class:`~paddleq.algorithms.GPTQ`, the name of a registered algorithm ("gptq",
@@ -205,9 +206,18 @@ class LayerConfig:
             raise wrong_value("rounder", self.rounder, "with static_groups=True, because AWQ "
                               "clips the ranges of groups that act_order would change (or "
                               "use AWQ with clip=False)")
+        if (weight is not None and weight.dtype is None
+                and getattr(self.rounder, "float_only", False)):
+            raise wrong_value("rounder", self.rounder, "another one for integers")
+        if (weight is not None and getattr(self.smoother, "clip", False)
+                and isinstance(weight.granularity, PerBlock)):
+            raise wrong_value("smoother", self.smoother, "AWQ(clip=False) for PerBlock weights, "
+                              "because AWQ clips the ranges of single columns")
         if activation is not None:
-            if not isinstance(activation.granularity, (PerTensor, PerToken)):
-                raise wrong_value("activation", activation, "PerTensor or PerToken")
+            blocks = activation.data_type is not None and activation.data_type.block
+            if not (blocks or isinstance(activation.granularity, (PerTensor, PerToken))):
+                raise wrong_value("activation", activation, "PerTensor or PerToken, or of an MX "
+                                  "data type")
             if isinstance(activation.granularity, PerToken) and not activation.symmetric:
                 raise wrong_value("activation", activation, "symmetric where it is PerToken")
 

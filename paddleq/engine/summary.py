@@ -160,7 +160,7 @@ def plain_spec(spec: QuantSpec, scale: Any = None) -> dict:
     """Return a :class:`~paddleq.QuantSpec` and the span of its scales as plain values."""
     usual = describe_spec(QuantSpec())
     unusual = {name: value for name, value in describe_spec(spec).items()
-               if value != usual[name] and name not in ("bits", "granularity")}
+               if value != usual.get(name) and name not in ("bits", "granularity")}
     return {"bits": spec.bits, "granularity": str(spec.granularity), **unusual,
             **({} if scale is None else {"scale": _span(scale)})}
 

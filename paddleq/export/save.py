@@ -34,8 +34,10 @@ def save_quantized_model(model: paddle.nn.Layer, path: Path, input_spec: Optiona
     - Weights of 4 bits and fewer, in groups, or with zero points: the stored integers, two of 4
       bits in a byte, with the operators that compute the float weight. Runtimes may do that once,
       when they load the model.
+    - Weights in a float data type: the codes, with the operators that look up their values.
     - Quantized activations: ``quantize_linear`` and ``dequantize_linear``; per token with the
-      operators around them that compute and apply the scale of each token.
+      operators around them that compute and apply the scale of each token. Activations in a float
+      data type are an ExportError: no runtime has operators for them.
 
     Paddle Inference in int8 mode runs int8 kernels for convolutions with static activations, and
     for Linears with ``target="paddle_int8"``. OpenVINO runs them with

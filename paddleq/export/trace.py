@@ -17,7 +17,7 @@ from ..errors import ExportError, TraceError
 from ..fake_quant import LSQ, PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import abs_max as abs_max_of
-from ..functional import quantize
+from ..functional import dequantize, quantize
 from ..nn.deployable import deployable_layers
 from ..nn.input_slots import slot_name
 from ..nn.integer_layer import IntegerLayer
@@ -156,6 +156,11 @@ class _ExportRecorder:
         return paddle.scale(x, scale=MARKER_FACTOR, bias=float(len(self.marks)))
 
     def _activation_mark(self, name, part, spec, abs_max, zero_point):
+        if spec.element is not None:
+            raise ExportError(
+                f"the {part} of {name} is quantized to {spec}, for which no runtime has operators; "
+                "quantize the weights alone, whose values are computed in the file, or evaluate "
+                "the model in dynamic mode")
         self._format.check_spec(f"the {part} of {name}", spec, False)
         _check_finite(f"the {part} of {name}", abs_max * float(spec.quant_max))
         return ActivationMark(name, _float32(abs_max), spec, _zero_point(zero_point, spec))
@@ -245,8 +250,9 @@ class _ExportRecorder:
                 layer.output_spec, *layer.qparams("output", layer.output_spec))
         if self._format.stores_integers_of(layer):
             for weight, spec in layer.weight_specs.items():
-                self._mark_weight(layer, weight, _integer_weight_mark, self._format, name, layer,
-                                  weight, spec)
+                if spec.element is None:  # otherwise the operators that decode it are traced
+                    self._mark_weight(layer, weight, _integer_weight_mark, self._format, name,
+                                      layer, weight, spec)
 
     def input_mark(self, layer, slot):
         """Return (callables that stay in the graph, mark or None) of an input of a layer."""
@@ -349,8 +355,11 @@ def _weight_mark(format, layer, name):
     value = parameter if preprocess is None else preprocess(parameter)
     if isinstance(quantizer, FakeQuantize):
         spec = quantizer.spec
-        format.check_spec(f"{layer_name}.{name}", spec, True)
         abs_max, zero_point = quantizer.qparams_of(value)
+        if spec.element is not None:
+            value = dequantize(quantize(value, abs_max, spec), abs_max, spec)
+            return WeightMark(layer_name, _float32(value), None, None, None)
+        format.check_spec(f"{layer_name}.{name}", spec, True)
         integers, observer = quantize(value, abs_max, spec, zero_point), quantizer.observer
         return WeightMark(layer_name, _float32(value), _integers(integers, spec),
                           _float32(abs_max), spec, observer.dynamic and observer.abs_max_only,

@@ -18,7 +18,7 @@ from .._paddle_compat import (
 from ..errors import ConfigError, ModelError
 from ..functional import clip_and_fake_quantize, fake_quantize, representable_range
 from ..functional.pact import clip_symmetric
-from ..functional.qparams import as_dtype
+from ..functional.qparams import as_dtype, scale_of
 from ..observers import MovingAverageMinMaxObserver
 from ..observers.base import WithArgs, assign_buffer
 from ..spec import HALF_EVEN
@@ -137,7 +137,7 @@ class FakeQuantize(Observation, WithArgs):
     @property
     def scale(self):
         """Scale: the step between two integers."""
-        return self.abs_max / float(self.spec.quant_max)
+        return scale_of(self.abs_max, self.spec)
 
     @property
     def quant_min(self):

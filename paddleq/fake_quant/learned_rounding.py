@@ -43,6 +43,7 @@ class LearnedRounding(nn.Layer):
 
     def __init__(self, up, abs_max, spec: QuantSpec, zero_point=None):
         super().__init__()
+        spec.require_integers("learned rounding")
         self.spec = spec
         self.register_buffer("up", as_dtype(up, paddle.int8))
         self.register_buffer("abs_max", abs_max.detach().clone())

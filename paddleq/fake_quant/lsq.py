@@ -122,6 +122,7 @@ class LSQ(FakeQuantize):
     @classmethod
     def check_spec(cls, spec):
         """Raise if this class does not support ``spec``."""
+        spec.require_integers(cls.__name__)
         if spec.binary:
             raise ConfigError(f"{cls.__name__} needs two bits or more, but the spec is {spec}")
         if not spec.symmetric and not issubclass(cls, LSQPlus):

@@ -1,12 +1,14 @@
 """Symmetric quantization with a broadcastable scale: per token, per head and feature, ...
 
 :mod:`.fake_quant` follows Paddle's operators, which take an absolute maximum along one axis.
-This module covers the other granularities: q = clip(round(x / step)) and y = q * step.
+This module covers the other granularities: q = clip(round(x / step)) and y = q * step. With a float
+data type, q is the nearest number of its format.
 """
 
 import paddle
 
 from .fake_quant import round_and_clip_
+from .float_formats import shared_scale
 from .qparams import EPS, as_dtype
 
 
@@ -72,3 +74,36 @@ def dequantize_by_scale(integers, step):
     """
     x = integers.astype("float32")
     return x if paddle.in_dynamic_mode() and 0 in x.shape else paddle.multiply(x, step)
+
+
+def quantize_dequantize_blocks(x, spec):
+    """Quantize and dequantize blocks of features that share a scale, computed from their values.
+
+    Args:
+        x: float tensor [..., features]; the last block may be smaller.
+        spec: a :class:`~paddleq.QuantSpec` of an MX data type.
+
+    Returns:
+        float32 of the shape of ``x``.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.dynamic_quant import quantize_dequantize_blocks
+        >>> x = paddle.to_tensor([[0.9, 100.0, -7.0]])
+        >>> quantize_dequantize_blocks(x, QuantSpec(dtype="mxfp4_e2m1")).tolist()
+        [[0.0, 96.0, -8.0]]
+    """
+    x = as_dtype(x, paddle.float32)
+    if 0 in x.shape:
+        return x
+    with paddle.no_grad():
+        features, size = x.shape[-1], spec.granularity.size
+        rows = x.reshape([-1, features])
+        if features % size:
+            missing = paddle.zeros([rows.shape[0], -features % size], dtype="float32")
+            rows = paddle.concat([rows, missing], axis=1)
+        blocks = rows.reshape([rows.shape[0], -1, size])
+        step = shared_scale(blocks.abs().max(axis=2, keepdim=True), spec.data_type)
+        rounded = (round_and_clip_(blocks / step, spec) * step).reshape(rows.shape)
+        return rounded[:, :features].reshape(x.shape)

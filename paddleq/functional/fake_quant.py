@@ -9,6 +9,11 @@ the same order, so that a simulated model and its exported graph agree to the bi
 ``abs_max`` is the quantity that Paddle's operators call scale: abs_max = scale * quant_max, the
 largest magnitude of a symmetric spec.
 
+Numbers of a float data type have no such operators; they are rounded as
+:func:`~paddleq.functional.round_to_format` does, with scale = abs_max / quant_max:
+
+    y = round_to_format(x / scale) * scale
+
 With an integer zero point z, q is round(...) + z, and y is computed from q - z. This equals the
 formula without a zero point and with the limits quant_min - z and quant_max - z.
 """
@@ -19,7 +24,8 @@ from paddle.autograd import PyLayer
 
 from .._paddle_compat import scalar
 from ..spec import HALF_EVEN
-from .qparams import ROUNDING_MAGIC, as_dtype, constant
+from .float_formats import round_to_format
+from .qparams import ROUNDING_MAGIC, as_dtype, constant, scale_of
 
 
 def aligned(numbers, x, spec):
@@ -50,7 +56,12 @@ def _plus(t, number):
 
 
 def round_and_clip_(t, spec, zero=0):
-    """Round and clip ``t``, which is in steps from the zero point; in dynamic mode in place."""
+    """Round and clip ``t``, which is in steps from the zero point; in dynamic mode in place.
+
+    (Not in place for a float data type.)
+    """
+    if spec.element is not None:
+        return round_to_format(t, spec.element)
     if spec.binary:
         return paddle.scale((t >= 0).astype("float32"), 2.0, -1.0)
     dynamic = paddle.in_dynamic_mode()
@@ -67,6 +78,9 @@ def round_and_clip_(t, spec, zero=0):
 
 def _steps(x, abs_max, spec, zero, in_place=False):
     """Return ``x`` in steps from the zero point, rounded and clipped."""
+    if spec.element is not None:
+        # A true division, so that numbers in the middle of two remain there.
+        return round_to_format(x.detach() / _scale(abs_max, x, spec), spec.element)
     factor = aligned(float(spec.quant_max) * paddle.reciprocal(abs_max), x, spec)
     if not paddle.in_dynamic_mode():
         return round_and_clip_(x * factor, spec, zero)
@@ -79,8 +93,14 @@ def _steps(x, abs_max, spec, zero, in_place=False):
         return t if 0 in t.shape else round_and_clip_(t, spec, zero)
 
 
+def _scale(abs_max, x, spec):
+    return aligned(scale_of(abs_max, spec), x, spec)
+
+
 def quantize(x, abs_max, spec, zero_point=None):
     """Quantize ``x`` to integers, as a float32 tensor of the same shape.
+
+    With a float data type, to its numbers.
 
     Args:
         x: any float tensor.
@@ -112,6 +132,8 @@ def dequantize(q, abs_max, spec, zero_point=None):
         >>> dequantize(paddle.to_tensor([127.0]), paddle.to_tensor([2.0]), QuantSpec()).tolist()
         [2.0]
     """
+    if spec.element is not None:
+        return q * _scale(abs_max, q, spec)
     if zero_point is not None:
         q = q - _zero(zero_point, q, spec)
     levels = paddle.full([], float(spec.quant_max), dtype="float32")
@@ -120,6 +142,9 @@ def dequantize(q, abs_max, spec, zero_point=None):
 
 def dequantize_(q, abs_max, spec):
     """:func:`dequantize` in place, in dynamic mode and without a zero point; ``q`` is float32."""
+    if spec.element is not None:
+        _times_(q, scale_of(abs_max, spec), spec)
+        return q
     _times_(q, abs_max, spec)
     if spec.quant_max != 1:
         # A true division: multiplication by 1/127 differs from dequantize_linear by one unit in the
@@ -140,7 +165,8 @@ def _times_(q, factor, spec):
 
 def _of_numbers(spec, zero):
     """Return True if two numbers are the clipping limits of the whole tensor."""
-    return spec.channel_axis is None and not spec.binary and isinstance(zero, int)
+    return (spec.channel_axis is None and not spec.binary and spec.element is None
+            and isinstance(zero, int))
 
 
 def _simulate(x, abs_max, spec, zero, exact=True, in_place=False):
@@ -149,7 +175,7 @@ def _simulate(x, abs_max, spec, zero, exact=True, in_place=False):
     q = _steps(x, abs_max, spec, zero, in_place)
     if not paddle.in_dynamic_mode():
         return dequantize(q, abs_max, spec)
-    if exact:
+    if exact or spec.element is not None:
         q = dequantize_(q, abs_max, spec)
     else:
         _times_(q, abs_max * (1.0 / spec.quant_max), spec)
@@ -181,6 +207,8 @@ def representable_range(abs_max, spec, zero_point=None):
         [[-128.0], [127.0]]
     """
     step = abs_max / float(spec.quant_max)
+    if spec.element is not None:
+        return step * -spec.element.largest, step * spec.element.largest
     zero = 0.0 if zero_point is None else zero_point.astype("float32")
     return step * (spec.quant_min - zero), step * (spec.quant_max - zero)
 

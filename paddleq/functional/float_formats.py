@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 
 from .._checks import wrong_value
+from ..errors import ConfigError
 from ..number_formats import E8M0_VALUES, HALF_AWAY, NF4, ElementFormat
 from .qparams import ROUNDING_MAGIC, as_dtype
 
@@ -62,12 +63,15 @@ def round_to_format(x, element: ElementFormat, saturate=True):
         >>> round_to_format(paddle.to_tensor([0.3, 1000.0, 17.0]), FLOAT8_E4M3FN).tolist()
         [0.3125, 448.0, 16.0]
     """
+    if not paddle.in_dynamic_mode():
+        raise ConfigError(f"quantization to {element.name} runs in dynamic mode only; call the "
+                          "model without paddle.jit.to_static")
     with paddle.no_grad():
         x = as_dtype(x.detach(), paddle.float32)
         if 0 in x.shape:
             return x
-        if element is NF4:
-            return paddle.where(paddle.isnan(x), x, _gathered(_nearest(x, NF4), NF4.values))
+        if element.name == NF4.name:
+            return paddle.where(paddle.isnan(x), x, _gathered(_nearest(x, element), element.values))
         bits = _bits(x)
         magnitude = x.abs().clip(max=element.largest)
         step = _step(power_of_two(magnitude), element)
@@ -145,8 +149,8 @@ def encode(x, element: ElementFormat, saturate=True):
             return x.astype("uint8")
         if not element.has_nan and bool(paddle.isnan(x).any()):
             raise wrong_value("x", "NaN", f"numbers: {element.name} has no code for NaN")
-        if element is NF4:
-            return _nearest(x, NF4).astype("uint8")
+        if element.name == NF4.name:
+            return _nearest(x, element).astype("uint8")
         x = round_to_format(x, element, saturate)
         if element.ties == HALF_AWAY:
             return _codes_in_table(x, element)
@@ -204,6 +208,8 @@ def _gathered(indices, values):
 def decode(codes, element: ElementFormat):
     """Compute the values of codes; a traced program has a cast, a gather and reshapes.
 
+    In a traced program, which is for weights, codes of infinity and NaN are 0.
+
     Args:
         codes: integers of any dtype and shape, 0..15 or 0..255.
         element: an :class:`~paddleq.number_formats.ElementFormat`.
@@ -222,9 +228,41 @@ def decode(codes, element: ElementFormat):
 
 
 def _decoded(codes, values):
-    if paddle.in_dynamic_mode() and 0 in codes.shape:
+    if not paddle.in_dynamic_mode():
+        # Weights are finite, and the JSON of PIR has no infinity and no NaN.
+        values = np.where(np.isfinite(values), values, 0.0)
+    elif 0 in codes.shape:
         return codes.astype("float32")
     return _gathered(codes.astype("int32"), values)
+
+
+def to_storage(levels, spec):
+    """Convert rounded numbers, or integers, to the dtype that stores them.
+
+    Args:
+        levels: float32, integers or numbers of the float format of ``spec``.
+        spec: a :class:`~paddleq.QuantSpec`.
+
+    Returns:
+        Integers of the dtype ``spec.storage``, or uint8 codes.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq import QuantSpec
+        >>> from paddleq.functional.float_formats import from_storage, to_storage
+        >>> spec = QuantSpec(dtype="float8_e4m3fn")
+        >>> codes = to_storage(paddle.to_tensor([1.0, -448.0]), spec)
+        >>> codes.tolist(), from_storage(codes, spec).tolist()
+        ([56, 254], [1.0, -448.0])
+    """
+    return levels.astype(spec.storage) if spec.element is None else encode(levels, spec.element)
+
+
+def from_storage(stored, spec):
+    """Convert the result of :func:`to_storage` to float32; float32 numbers are returned."""
+    if spec.element is None or stored.dtype == paddle.float32:
+        return as_dtype(stored, paddle.float32)
+    return decode(stored, spec.element)
 
 
 def shared_scale(largest, data_type):

@@ -18,6 +18,14 @@ def as_dtype(x, dtype):
     return x if x.dtype == dtype else x.astype(dtype)
 
 
+def scale_of(abs_max, spec):
+    """Compute the scale, abs_max / quant_max."""
+    if spec.element is None:
+        return abs_max / float(spec.quant_max)
+    # Paddle may replace division by a number with multiplication.
+    return paddle.divide(abs_max, paddle.full([1], float(spec.quant_max), dtype="float32"))
+
+
 def constant(x):
     """Return ``x`` without a gradient, as a copy in a traced program."""
     if paddle.in_dynamic_mode():

@@ -11,10 +11,10 @@ from typing import Any
 
 from .._checks import check_known_keys
 from ..errors import FormatError
-from ..spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
+from ..spec import PerBlock, PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 _GRANULARITIES = {"per_tensor": PerTensor, "per_channel": PerChannel, "per_group": PerGroup,
-                  "per_token": PerToken}
+                  "per_block": PerBlock, "per_token": PerToken}
 _SPEC_FIELDS = [field.name for field in fields(QuantSpec) if field.init]
 
 
@@ -76,10 +76,14 @@ def deployable_layers(model):
 
 
 def describe_spec(spec) -> Any:
-    """Convert a :class:`~paddleq.QuantSpec` to a dict of plain values; None stays None."""
+    """Convert a :class:`~paddleq.QuantSpec` to a dict of plain values; None stays None.
+
+    The dict has no ``dtype`` for integers, as files of versions without float data types.
+    """
     if spec is None:
         return None
-    return {**{name: getattr(spec, name) for name in _SPEC_FIELDS},
+    names = [name for name in _SPEC_FIELDS if name != "dtype" or spec.dtype is not None]
+    return {**{name: getattr(spec, name) for name in names},
             "granularity": {"kind": _kind_of(spec.granularity), **asdict(spec.granularity)},
             "limits": None if spec.limits is None else list(spec.limits)}
 
@@ -88,6 +92,8 @@ def spec_from(description) -> Any:
     """Convert a dict of :func:`describe_spec` to a :class:`~paddleq.QuantSpec`, or raise."""
     if description is None:
         return None
+    if isinstance(description, dict):
+        description = {"dtype": None, **description}
     values = check_fields("a spec", description, _SPEC_FIELDS)
     granularity, limits = values["granularity"], values["limits"]
     kind = granularity.get("kind") if isinstance(granularity, dict) else None
@@ -113,8 +119,9 @@ def check_fields(owner, description, names):
 
 
 def spec_name(spec):
-    """Return bits and granularity, such as ``8-per_channel``."""
-    return f"{spec.bits}-{_kind_of(spec.granularity)}"
+    """Return bits or data type, and granularity: ``8-per_channel``, ``(nf4)-per_group``."""
+    name = spec.bits if spec.dtype is None else f"({spec.dtype})"
+    return f"{name}-{_kind_of(spec.granularity)}"
 
 
 def _kind_of(granularity):

@@ -61,12 +61,14 @@ def use_gpu_kernels(model, dtype="float16"):
 def kernel_skip_reason(layer):
     """Return the reason for which the kernels do not support an IntegerLinear, or ""."""
     spec, activation = layer.weight_spec, layer.activation_spec
-    if not (spec.symmetric and spec.signed and spec.bits in (4, 8) and spec.limits is None):
+    if not (spec.symmetric and spec.signed and spec.bits in (4, 8) and spec.limits is None
+            and spec.dtype is None):
         return "its weights are not symmetric integers of 4 or 8 bits"
     if not (spec.granularity in (PerChannel(1), PerChannel(-1))
             or isinstance(spec.granularity, PerGroup) and spec.granularity.size in _GROUPS):
         return "its weights are not per channel or in groups of 64 or 128"
     if activation is not None and not (layer.per_token and activation.bits == 8
+                                       and activation.dtype is None
                                        and spec.bits == 8
                                        and not isinstance(spec.granularity, PerGroup)):
         return "its activations are not float, nor of 8 bits per token with weights per channel"

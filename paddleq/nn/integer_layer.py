@@ -1,4 +1,4 @@
-"""Frozen form of every layer type: integer weights and fixed activation scales."""
+"""Frozen form of every layer type: quantized weights and fixed activation scales."""
 
 import dataclasses
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
@@ -12,7 +12,8 @@ from ..errors import FormatError, ModelError, StateError
 from ..fake_quant import PACT
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..functional import dequantize, fake_quantize, quantize
-from ..functional.qparams import as_dtype
+from ..functional.float_formats import from_storage, to_storage
+from ..functional.qparams import as_dtype, scale_of
 from ..graph.calls import argument_names
 from ..spec import QuantSpec
 from . import tracing
@@ -35,7 +36,8 @@ class IntegerLayer(nn.Layer, DeployableLayer):
     same object. In ``state_dict`` it has each weight as int8, int16, uint8 or uint16 under the name
     of the parameter, with ``<weight>_scale`` and, for an affine spec, ``<weight>_zero_point``;
     ``activation_scale``, ``activation_1_scale``, ... of the quantized inputs and ``output_scale``.
-    A scale is the step: w = (q - zero_point) * scale.
+    A scale is the step: w = (q - zero_point) * scale. Weights in a float data type are its codes,
+    uint8.
     """
 
     prefix = "Frozen"
@@ -125,8 +127,8 @@ class IntegerLayer(nn.Layer, DeployableLayer):
         return self.dequantized_weight(name) if stored is None else stored
 
     def integers(self, name: str = "weight") -> paddle.Tensor:
-        """Return the integers of a weight as float32, not packed."""
-        return getattr(self, name).astype("float32")
+        """Return the integers, or the numbers of a float data type, as float32, not packed."""
+        return from_storage(getattr(self, name), self.weight_specs[name])
 
     def dequantized_weight(self, name: str = "weight") -> paddle.Tensor:
         """Return the float32 weight that the integers represent."""
@@ -223,9 +225,9 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
                 value = parameter if preprocess is None else preprocess(parameter)
                 # The parameter is kept, so that no other one gets its id.
                 (abs_max, zero_point), spec = quantizer.qparams_of(value), quantizer.spec
-                integers = quantize(value, abs_max, spec, zero_point).astype(spec.storage)
+                integers = to_storage(quantize(value, abs_max, spec, zero_point), spec)
                 shared[id(parameter)] = parameter, (
-                    integers, abs_max / float(spec.quant_max), zero_point, spec)
+                    integers, scale_of(abs_max, spec), zero_point, spec)
             weights[name] = shared[id(parameter)][1]
         inputs = [_fixed_input(layer, slot) for slot in range(len(state.kind.inputs))]
         quantizer = getattr(layer, "output_quantizer", None)
@@ -263,7 +265,7 @@ def _fixed(name, quantizer, preprocess=None):
                          "an observer with a fixed scale")
     spec = quantizer.spec
     zero_point = None if spec.symmetric else quantizer.zero_point.detach().clone()
-    return (abs_max.detach() / float(spec.quant_max), zero_point, spec)
+    return scale_of(abs_max.detach(), spec), zero_point, spec
 
 
 def _check_quantizer(name, quantizer):

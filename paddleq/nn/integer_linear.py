@@ -1,4 +1,4 @@
-"""``IntegerLinear``: linear layer of deployed transformers with integer weights."""
+"""``IntegerLinear``: linear layer of deployed transformers with quantized weights."""
 
 import math
 from contextlib import contextmanager
@@ -25,11 +25,20 @@ from .._paddle_compat import (
 )
 from ..config import LayerConfig, SkipKind, SkipReason
 from ..errors import ConfigTypeError, ModelError
-from ..functional import dequantize, pack_int4, token_scales, unpack_int4
+from ..functional import decode, dequantize, pack_int4, token_scales, unpack_int4
+from ..functional.dynamic_quant import quantize_dequantize_blocks
 from ..functional.fake_quant import dequantize_
+from ..functional.float_formats import decode_shared_scale, encode_shared_scale
 from ..functional.qparams import as_dtype
-from ..functional.weight_qparams import check_weight_spec, dequantize_weight, dequantize_weight_
-from ..spec import PerGroup, PerTensor, PerToken, QuantSpec
+from ..functional.weight_qparams import (
+    blocks_of_columns,
+    check_weight_spec,
+    columns_of_blocks,
+    dequantize_weight,
+    dequantize_weight_,
+    group_size,
+)
+from ..spec import PerBlock, PerGroup, PerTensor, PerToken, QuantSpec
 from . import tracing
 from .deployable import describe_spec
 from .integer_layer import IntegerLayer
@@ -37,6 +46,7 @@ from .layer_types import frozen_form, kind_of
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PACKED_BITS = 4  # up to this width, a byte holds two integers
+_NAN_EXPONENT = 255  # the code of NaN in float8_e8m0fnu
 _BLOCK = 1 << 20  # number of weights that are dequantized at a time
 
 
@@ -109,10 +119,12 @@ def _replaces_forward(layer):
 @frozen_form(nn.Linear)
 @skip_bytecode_translation
 class IntegerLinear(BuffersKeepDtype, IntegerLayer):
-    """Linear layer with an integer weight: y = x W + b, W = (q - zero_point) * scale.
+    """Linear layer with a quantized weight: y = x W + b, W = (q - zero_point) * scale.
+
+    q are integers, or numbers of a float data type, which are stored as their codes.
 
     The constructor creates an empty layer into which a checkpoint is loaded. :meth:`from_linear`
-    creates a layer with integers. Integers of up to 4 bits are packed, two in a byte. The float
+    creates a layer with numbers. Those of up to 4 bits are packed, two in a byte. The float
     weight exists during the forward only, for a large matrix one block of rows at a time.
 
     With ``smoothed``, the input is divided by ``input_scale``; with ``permuted``, its features are
@@ -121,14 +133,16 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
     - per tensor, static: ``activation_scale`` and ``activation_zero_point`` are stored.
     - per token, dynamic: the scale of a token is max|x| / 127 over its features (8 bits). The
       matrix product multiplies integers, and its result is multiplied by the scale.
+    - MX data types, dynamic: the scale of 32 features of a token is a power of two.
 
     Args:
         in_features, out_features: K and N.
         weight: a :class:`~paddleq.QuantSpec` of 2 to 8 bits; ``PerTensor()``, ``PerChannel(1)``
-            or ``PerGroup(size)``, groups of consecutive input features (the last may be smaller).
+            ``PerGroup(size)``, groups of consecutive input features (the last may be smaller), or
+            ``PerBlock()``.
         bias: add a bias. Default True.
         activation: a :class:`~paddleq.QuantSpec` of 2 to 8 bits; ``PerTensor()``, or ``PerToken()``
-            and symmetric. None (default): activations stay float.
+            and symmetric, or an MX data type. None (default): activations stay float.
         smoothed, permuted: see above. Default False.
         dtype: data type of the bias: "float32" (default), "float16", "bfloat16" or "float64". The
             layer always computes in float32 and returns the data type of its input. Casting the
@@ -138,7 +152,8 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
 
     Shapes: x [..., K], y [..., N]. In ``state_dict``, where they apply: ``weight`` [K, N] int8 or
     uint8, or [ceil(K / 2), N] uint8 of two integers each; ``weight_scale`` float32 and
-    ``weight_zero_point`` of [1, 1], [1, N] or [groups, N]; ``bias`` [N]; ``input_scale`` float32
+    ``weight_zero_point`` of [1, 1], [1, N], [groups, N] or [groups, blocks]; the scales of an MX
+    data type are float8_e8m0fnu codes, uint8; ``bias`` [N]; ``input_scale`` float32
     [K]; ``activation_scale`` float32 [1]; ``activation_zero_point`` int64 [1]; ``permutation``
     int64 [K].
 
@@ -179,18 +194,19 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         rows = (in_features + 1) // 2 if self.packed else in_features
         self._register_zeros("weight", [rows, out_features],
                              "uint8" if self.packed else weight.storage)
-        if isinstance(weight.granularity, PerGroup):
-            scales = [-(-in_features // weight.granularity.size), out_features]
-        else:
-            scales = [1, 1 if isinstance(weight.granularity, PerTensor) else out_features]
-        self._register_zeros("weight_scale", scales, "float32")
+        columns = 1 if isinstance(weight.granularity, PerTensor) else out_features
+        if isinstance(weight.granularity, PerBlock):
+            columns = -(-out_features // weight.granularity.columns)
+        scales = [-(-in_features // group_size(weight, in_features)), columns]
+        self._register_zeros("weight_scale", scales, "uint8" if self.has_shared_exponents
+                             else "float32")
         if not weight.symmetric:
             self._register_zeros("weight_zero_point", scales, weight.storage)
         self.bias = self.create_parameter(
             [out_features], dtype=dtype, is_bias=True) if check_bool("bias", bias) else None
         if smoothed:
             self._register_zeros("input_scale", [in_features], "float32")
-        if activation is not None and not self.per_token:
+        if activation is not None and not self.dynamic_activation:
             self._register_zeros("activation_scale", [1], "float32")
             if not activation.symmetric:
                 self._register_zeros("activation_zero_point", [1], "int64")
@@ -230,9 +246,11 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         with paddle.no_grad():
             integers = quantized_weight.integers
             if layer.packed:
-                integers = pack_int4(integers, qparams.spec.signed)
+                integers = pack_int4(integers, layer._signed)
             layer._set_buffer("weight", integers)
-            layer._set_buffer("weight_scale", qparams.scale)
+            scale = blocks_of_columns(qparams.scale, qparams.spec)
+            layer._set_buffer("weight_scale", encode_shared_scale(scale)
+                              if layer.has_shared_exponents else scale)
             layer._set_buffer("weight_zero_point", qparams.zero_point)
             layer._set_buffer("input_scale", input_scale)
             layer._set_buffer("permutation", order)
@@ -259,10 +277,27 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         return self.weight_spec.bits <= _PACKED_BITS
 
     @property
+    def _signed(self):
+        """True if the packed integers are signed. Codes are not."""
+        return self.weight_spec.signed and self.weight_spec.element is None
+
+    @property
+    def has_shared_exponents(self):
+        """True if the scales of the weight are powers of two, as in the MX data types."""
+        data_type = self.weight_spec.data_type
+        return data_type is not None and data_type.block is not None
+
+    @property
     def per_token(self):
         """True if activations are quantized with a scale for each token."""
         spec = self.activation_spec
         return spec is not None and isinstance(spec.granularity, PerToken)
+
+    @property
+    def dynamic_activation(self):
+        """True if the scales of activations are computed while the model runs."""
+        spec = self.activation_spec
+        return spec is not None and not isinstance(spec.granularity, PerTensor)
 
     @paddle.jit.not_to_static
     def forward(self, input):
@@ -284,6 +319,8 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         elif self.per_token:
             step = token_scales(x.detach(), self.activation_spec)
             y = self._matmul(self._quantize_input(0, x / step)) * step
+        elif self.dynamic_activation and tracing.recorder() is None:
+            y = self._matmul(quantize_dequantize_blocks(x, self.activation_spec))
         else:
             y = self._matmul(self._quantize_input(0, x))
         if self.bias is not None:
@@ -293,8 +330,10 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
     def qparams(self, name, spec):
         """Return (absolute maximum [1], [N] or [groups, N]; zero point or None)."""
         # Per token, the unit of the absolute maximum is the step.
-        if name == "activation" and self.per_token:
+        if name == "activation" and self.dynamic_activation:
             return paddle.full([1], float(spec.quant_max), "float32"), None
+        if name == "weight" and spec.element is not None:
+            return self._scale() * float(spec.quant_max), None
         abs_max, zero_point = super().qparams(name, spec)
         if isinstance(spec.granularity, PerGroup):
             return abs_max, zero_point
@@ -314,9 +353,10 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
     def _blocks(self):
         """Return the first and last row of each part that is dequantized at a time."""
         # A block is a multiple of bytes and groups.
-        group, unit = self.weight_spec.granularity, 2
-        if isinstance(group, PerGroup):
-            unit = group.size * (1 + group.size % 2)
+        unit = 2
+        if self.weight_scale.shape[0] > 1:
+            size = group_size(self.weight_spec, self.in_features)
+            unit = size * (1 + size % 2)
         rows = max(_BLOCK // self.out_features // unit, 1) * unit
         return [(start, min(start + rows, self.in_features))
                 for start in range(0, self.in_features, rows)]
@@ -337,7 +377,7 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         spec, dynamic = self.weight_spec, paddle.in_dynamic_mode()
         with paddle.no_grad():
             integers = self.integers(name, start, stop)
-            scale = as_dtype(self._rows_of("weight_scale", start, stop), paddle.float32)
+            scale = self._scale(start, stop)
             if self.quantized_linearly:
                 # The formula of the operator dequantize_linear, which an export contains.
                 abs_max, _ = self.qparams("weight", spec)
@@ -352,24 +392,34 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
         """True if the operator ``dequantize_linear`` can dequantize the weight."""
         spec = self.weight_spec
         return (spec.symmetric and spec.signed and spec.limits is None and not self.packed
+                and spec.element is None
                 and not isinstance(spec.granularity, PerGroup))
 
     def integers(self, name="weight", start=None, stop=None):
-        """Return the integers as float32 [K, N], or the rows from ``start``, which must be even."""
+        """Return the numbers as float32 [K, N], or the rows from ``start``, which must be even."""
         if not self.packed:
             held = self.weight if start is None else self.weight[start:stop]
-            return held.astype("float32")
-        if start is None or stop is None:
-            return unpack_int4(self.weight, self.in_features, self.weight_spec.signed)
-        return unpack_int4(self.weight[start // 2:(stop + 1) // 2], stop - start,
-                           self.weight_spec.signed)
+        elif start is None or stop is None:
+            held = unpack_int4(self.weight, self.in_features, self._signed)
+        else:
+            held = unpack_int4(self.weight[start // 2:(stop + 1) // 2], stop - start, self._signed)
+        spec = self.weight_spec
+        return held.astype("float32") if spec.element is None else decode(held, spec.element)
+
+    def _scale(self, start=None, stop=None):
+        """Return the float32 scale of the weight, or of the groups of some rows."""
+        scale = self._rows_of("weight_scale", start, stop)
+        scale = decode_shared_scale(scale) if self.has_shared_exponents else as_dtype(
+            scale, paddle.float32)
+        return columns_of_blocks(scale, self.weight_spec, self.out_features)
 
     def _rows_of(self, name, start, stop):
         # Not _buffers: attribute access converts a buffer to a variable while tracing.
-        held, group = getattr(self, name), self.weight_spec.granularity
-        if start is None or not isinstance(group, PerGroup):
+        held = getattr(self, name)
+        if start is None or held.shape[0] == 1:
             return held
-        return held[start // group.size:-(-stop // group.size)]
+        size = group_size(self.weight_spec, self.in_features)
+        return held[start // size:-(-stop // size)]
 
     def description(self):
         return {"in_features": self.in_features, "out_features": self.out_features,
@@ -395,7 +445,12 @@ class IntegerLinear(BuffersKeepDtype, IntegerLayer):
 
     @property
     def initialized(self):
-        return bool(paddle.isfinite(self.weight_scale.sum()))
+        return bool(paddle.isfinite(self._scale().sum()))
+
+    def forget_scale(self):
+        """Set the scale to NaN, so that ``initialized`` is False until a checkpoint is loaded."""
+        value = _NAN_EXPONENT if self.has_shared_exponents else float("nan")
+        self.weight_scale.set_value(paddle.full_like(self.weight_scale, value))
 
     def extra_repr(self):
         return ", ".join([f"in_features={self.in_features}", f"out_features={self.out_features}",
@@ -423,8 +478,11 @@ def _checked_activation(spec):
         return None
     _checked_spec("activation", spec, "a QuantSpec or None")
     per_token = isinstance(spec.granularity, PerToken)
+    if spec.data_type is not None and spec.data_type.block:
+        return spec
     if not per_token and spec.granularity != PerTensor():
-        raise wrong_value("activation.granularity", spec.granularity, "PerTensor() or PerToken()")
+        raise wrong_value("activation.granularity", spec.granularity, "PerTensor() or PerToken(), "
+                          "or an MX data type")
     if per_token and not (spec.symmetric and spec.signed):
         raise wrong_value("activation", spec, "symmetric and signed where it is per token")
     return spec

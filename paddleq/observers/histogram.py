@@ -39,6 +39,7 @@ class HistogramObserver(Observer):
 
     online = False
     reducible = True
+    counts_levels = False  # the threshold depends on the number of evenly spaced levels
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  bins: int = 1024, upsample_bins: int = 64, hist_percent: float = HIST_PERCENT):
@@ -46,6 +47,8 @@ class HistogramObserver(Observer):
         if not isinstance(self.spec.granularity, PerTensor):
             raise wrong_value("granularity", self.spec.granularity,
                               "PerTensor() for a histogram observer")
+        if self.counts_levels:
+            self.spec.require_integers(type(self).__name__)
         self.bins = check_int("bins", bins, 2)
         self.upsample_bins = check_int("upsample_bins", upsample_bins, 1)
         self.hist_percent = check_float("hist_percent", hist_percent, 0.0, 1.0,
@@ -128,6 +131,8 @@ class KLObserver(HistogramObserver):
         True
     """
 
+    counts_levels = True
+
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  bins: int = 1024, upsample_bins: int = 64):
         super().__init__(spec, channels, bins, upsample_bins)
@@ -155,6 +160,8 @@ class MSEObserver(HistogramObserver):
         True
     """
 
+    counts_levels = True
+
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  bins: int = 2048, upsample_bins: int = 64):
         super().__init__(spec, channels, bins, upsample_bins)
@@ -181,6 +188,8 @@ class PTFObserver(HistogramObserver):
         >>> observer.abs_max().tolist()
         [8.0]
     """
+
+    counts_levels = True
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  bins: int = 2048, upsample_bins: int = 64):
@@ -212,6 +221,8 @@ class EMDObserver(HistogramObserver):
         >>> bool(observer.abs_max() < x.abs().max())
         True
     """
+
+    counts_levels = True
 
     def __init__(self, spec: Optional[QuantSpec] = None, channels: Optional[int] = None,
                  bins: int = 2048, upsample_bins: int = 64):

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import paddle
 import pytest
+from float_reference import REFERENCE, levels, nearest, shared_exponent
 
 from paddleq.errors import ConfigError
 from paddleq.functional import decode, encode, round_to_format
@@ -27,43 +28,9 @@ from paddleq.number_formats import (
     NF4,
 )
 
-REFERENCE = {"float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,
-             "float4_e2m1fn": ml_dtypes.float4_e2m1fn}
 MINIFLOATS = [FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT4_E2M1FN]
 ALL = [*MINIFLOATS, HIFLOAT8, NF4]
 F32 = np.finfo(np.float32)
-
-# Published table of QLoRA's NormalFloat4, as float32 decimals.
-NF4_LEVELS = np.array([
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-    0.7229568362236023, 1.0])
-
-
-def hifloat8_magnitudes():
-    """All finite magnitudes, from the table of exponents and bits of mantissa in AMCT's document.
-
-    3 bits for exponents up to 3, 2 up to 7, 1 up to 15, none from -22 to -16. The largest exponent
-    with the mantissa 1 is infinity.
-    """
-    found = [0.0, *(2.0 ** exponent for exponent in range(-22, -15))]
-    for exponent in range(-15, 16):
-        bits = 3 if abs(exponent) <= 3 else 2 if abs(exponent) <= 7 else 1
-        found += [(1 + part / 2 ** bits) * 2.0 ** exponent for part in range(2 ** bits)]
-    return np.array(found)[:-1]
-
-
-def levels(element):
-    """Finite values of a format in ascending order, float64, from another source than the code."""
-    if element is NF4:
-        return NF4_LEVELS
-    if element is HIFLOAT8:
-        found = hifloat8_magnitudes()
-        return np.concatenate([-found[:0:-1], found])
-    codes = np.arange(2 ** element.bits, dtype=np.uint8)
-    found = codes.view(REFERENCE[element.name]).astype(np.float64)
-    return np.unique(found[np.isfinite(found)])
 
 
 def borders(element):
@@ -87,18 +54,6 @@ def random_numbers(element):
     most = np.log2(levels(element)[-1])
     return (rng.choice([-1, 1], 20000) * 2.0 ** rng.uniform(most - 36, most + 2, 20000)
             ).astype(np.float32)
-
-
-def nearest(x, element):
-    """Nearest value in float64; ties away from zero for HiFloat8, to the lower level for NF4."""
-    values = levels(element)
-    x = np.clip(x.astype(np.float64), 2 * values[0], 2 * values[-1])
-    distances = np.abs(values[None] - x[:, None])
-    if element is NF4:
-        return values[distances.argmin(axis=1)]
-    tied = distances == distances.min(axis=1, keepdims=True)
-    return np.where(x < 0, values[tied.argmax(axis=1)],
-                    values[len(values) - 1 - tied[:, ::-1].argmax(axis=1)])
 
 
 def same(found, expected):
@@ -233,14 +188,8 @@ def test_shared_scale_equals_the_rule_in_float64(name):
         largest = np.concatenate([beside, np.nextafter(beside, np.float32(np.inf)),
                                   np.nextafter(beside, np.float32(0))])
     largest = np.abs(largest[np.isfinite(largest)])
-    wide = largest.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        exponent = np.floor(np.log2(wide))
-        if name == "mxfp4_e2m1_nearest":
-            exponent = np.where(wide / 2.0 ** exponent > 1.75, exponent + 1, exponent)
-    emax = {"mxfp8_e4m3fn": 8, "mxfp8_e5m2": 15}.get(name, 2)  # OCP Microscaling 1.0, table 1
-    expected = np.maximum(2.0 ** (exponent - emax), SMALLEST_SCALE)
-    expected[wide < F32.tiny] = SMALLEST_SCALE
+    expected = 2.0 ** shared_exponent(largest, name)
+    expected[largest < F32.tiny] = SMALLEST_SCALE
     assert np.array_equal(shared_scale(paddle.to_tensor(largest), data_type).numpy(), expected)
 
 

@@ -387,7 +387,7 @@ def build_structure(model: nn.Layer, selected: Selected) -> None:
         empty = IntegerLinear.empty(
             each.layer, config.weight_spec, config.activation_spec, algorithm=config.algorithm,
             permuted=not rounder_of(config).accepts_clips(config.weight_spec))
-        empty.weight_scale.set_value(paddle.full_like(empty.weight_scale, float("nan")))
+        empty.forget_scale()
         replacements.append((each.layer, empty))
     for each in caches.values():
         layer, granularity, sizes = each.layer, each.config.kv_cache, {}

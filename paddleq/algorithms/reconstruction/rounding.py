@@ -45,6 +45,7 @@ class SoftRounding:
     def __init__(self, weight: paddle.Tensor, quantizer: FakeQuantize,
                  to_matrix: Callable = _unchanged, from_matrix: Callable = _unchanged) -> None:
         self.spec, self._from_matrix = quantizer.spec, from_matrix
+        self.spec.require_integers("learned rounding")
         with paddle.no_grad():
             value = as_dtype(weight.detach(), paddle.float32)
             abs_max, zero_point = quantizer.qparams_of(value)
