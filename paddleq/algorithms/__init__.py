@@ -5,6 +5,7 @@ from .base import ALGORITHMS, QuantizedWeight, Rounder, Smoother, register_algor
 from .bias_correction import correct_biases
 from .distillation import DistillResult, TrainConfig, register_distill_loss
 from .equalization import EqualizationReport, equalize
+from .float_ranges import OFMR
 from .gptq import GPTQ
 from .layerwise.driver import LayerwiseResult, quantize_layer_by_layer
 from .layerwise.network_helper import NetworkHelper, StackHelper
@@ -20,7 +21,7 @@ from .reconstruction import (
 )
 from .smoothquant import SmoothQuant
 
-__all__ = ["ALGORITHMS", "AWQ", "BRECQ", "GPTQ", "ROUND_TYPES", "AdaRound", "DistillResult",
+__all__ = ["ALGORITHMS", "AWQ", "BRECQ", "GPTQ", "OFMR", "ROUND_TYPES", "AdaRound", "DistillResult",
            "EqualizationReport", "LayerwiseResult", "NetworkHelper", "QDrop", "QuantizedLinears",
            "QuantizedWeight", "ReconstructionReport", "RoundToNearest", "Rounder", "SmoothQuant",
            "Smoother", "StackHelper", "TrainConfig", "correct_biases", "equalize",

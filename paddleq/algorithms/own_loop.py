@@ -22,6 +22,7 @@ from ..errors import CalibrationError, ModelError, PaddleqError
 from ..nn.class_swap import float_class, replace_layers, rollback_on_error, swapped_class
 from ..nn.integer_linear import IntegerLinear
 from ..observers import ChannelStats
+from .float_ranges import OutputErrorObserver
 from .linear import quantize_linears, warn_of_few_tokens, warn_of_uncalibrated
 
 _logger = logging.getLogger("paddleq")
@@ -171,6 +172,8 @@ class _Calibrator:
         self._runs = False
         self._stats: Any = ChannelStats(config.needs)  # None once the layer is quantized
         self._observer: Any = config.activation_observer()
+        if isinstance(self._observer, OutputErrorObserver):
+            self._observer.bind_weight(layer.weight)
         self._calibration = calibration
 
     def run(self, x, forward):

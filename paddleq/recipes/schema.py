@@ -32,7 +32,7 @@ from ..deploy.runtimes import RUNTIMES
 from ..errors import PaddleqError
 from ..export import FORMATS
 from ..export.provenance_file import export_files
-from ..frontends.amct import AmctConfig
+from ..frontends.amct_config import AmctConfig
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
 from ..frontends.paddleslim.distill import QuantAware, check_train_config, parse_losses

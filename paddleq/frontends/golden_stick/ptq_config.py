@@ -179,7 +179,8 @@ def _algorithm(enumeration, base):
     """Return the field of a member of ``enumeration`` or of a registered subclass of ``base``."""
     def check(name, value):
         others = [each for each, cls in ALGORITHMS.items()
-                  if issubclass(cls, base) and cls not in (SmoothQuant, AWQ, GPTQ, RoundToNearest)]
+                  if issubclass(cls, base) and not getattr(cls, "float_only", False)
+                  and cls not in (SmoothQuant, AWQ, GPTQ, RoundToNearest)]
         return check_enum(name, value, tuple(enumeration), others)
     return checked_field(enumeration.NONE, check)
 

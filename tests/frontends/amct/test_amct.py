@@ -22,7 +22,7 @@ from paddleq.errors import (
     ModelError,
     NonFiniteError,
 )
-from paddleq.frontends.amct import AmctConfig
+from paddleq.frontends.amct_config import AmctConfig
 from paddleq.nn import IntegerLinear
 
 LINEARS = 2 * 6 + 2

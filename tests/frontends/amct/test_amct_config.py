@@ -10,7 +10,7 @@ from paddleq import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 from paddleq.algorithms import AWQ, GPTQ, SmoothQuant
 from paddleq.config import LayerConfig
 from paddleq.errors import ConfigError, ConfigTypeError, PaddleqError
-from paddleq.frontends.amct import AmctConfig
+from paddleq.frontends.amct_config import AmctConfig
 
 WEIGHTS = "config['quant_cfg']['weights']"
 INPUTS = "config['quant_cfg']['inputs']"
