@@ -12,11 +12,11 @@ from ..algorithms.bias_correction import METHODS
 from ..algorithms.reconstruction.settings import NEAREST, ROUND_TYPES
 from ..config.layer_config import check_activation_observer
 from ..errors import ConfigError, RecipeError
-from ..frontends.paddleslim.shared import SCOPES
 from ..recipes import Recipe
 from ..recipes.recipe import load_yaml
 from ..recipes.schema import DataSection
 from ..recipes.sources import build_model
+from ..saved_model.full_scope import SCOPES
 
 _STATUS = """\b
 exit status:

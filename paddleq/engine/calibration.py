@@ -167,15 +167,22 @@ def iter_batches(model: nn.Layer, data: Iterable, num_batches: Optional[int] = N
         total = length if num_batches is None else min(num_batches, length)
     batches = itertools.islice(batches, num_batches)
     if desc is not None:
-        from tqdm import tqdm
-
-        batches = tqdm(batches, desc=desc, total=total, disable=None if is_writer() else True,
-                       leave=False)
+        batches = with_progress(batches, desc, total)
     return _forward_arguments(model, batches, allow_empty, argument)
 
 
+def with_progress(batches: Iterable, desc: str, total: Optional[int] = None) -> Iterable:
+    """Return ``batches`` with a progress bar, which is shown on terminals only."""
+    from tqdm import tqdm
+
+    return tqdm(batches, desc=desc, total=total, disable=None if is_writer() else True,
+                leave=False)
+
+
 def example_batch(model: nn.Layer, inputs: Any) -> Batch:
-    """Return the example inputs ``inputs`` of ``model`` as a batch."""
+    """Return the example inputs ``inputs`` of ``model`` as a batch, a batch as it is."""
+    if isinstance(inputs, Batch):
+        return inputs
     args, kwargs = forward_arguments(model, inputs, "inputs")
     batch = Batch.of(args, kwargs, _input_names(model), "inputs", {})
     batch.check()

@@ -71,21 +71,22 @@ def _run_on_first_batch(model, args, kwargs):
         raise
 
 
-def fold_batch_norms(model, inputs, fuse_list=None, before=None, after=None):
+def fold_batch_norms(model, inputs, fuse_list=None, before=None, after=None, warn=True):
     """Fold batch norms on example inputs, or on the first batch if ``inputs`` is None.
 
     ``before(model, run)`` folds other operators first and returns True if it found any;
-    ``after(model, run)`` changes the folded model.
+    ``after(model, run)`` changes the folded model. With ``warn``, a warning is logged if nothing
+    is folded.
     """
     if fuse_list is not None:
         check_fuse_list(model, fuse_list)
     run_on_first_inputs(model, inputs, partial(
-        _fold, fuse_list=fuse_list, before=before, after=after))
+        _fold, fuse_list=fuse_list, before=before, after=after, warn=warn))
 
 
-def _fold(model, run, fuse_list, before, after):
+def _fold(model, run, fuse_list, before, after, warn):
     found = before is not None and before(model, run)
-    if not fuse(model, run, fuse_list) and fuse_list is None and not found:
+    if not fuse(model, run, fuse_list) and fuse_list is None and not found and warn:
         _logger.warning("no batch norm was folded: in the data flow of %s none follows a layer "
                         "that it can be folded into", type(model).__name__)
     if after is not None:

@@ -3,13 +3,12 @@
 import logging
 import os
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any, List, Optional
 
 import paddle
 
-from .. import engine, export
+from .. import engine, export, post_training
 from .._checks import check_metric
 from ..algorithms.distillation import seeded
 from ..analysis import AccuracyReport, report, sensitivity
@@ -19,6 +18,7 @@ from ..config import LayerConfig, Scope
 from ..deploy import Report, verify
 from ..errors import ConfigError, ConfigTypeError
 from ..export.formats import FORMATS
+from ..export.paddle.lower import save_for
 from ..export.paddle.markers_from_program import raise_to_markers
 from ..export.pir_to_program import load_program
 from ..export.provenance_file import Provenance, export_files, provenance_path
@@ -27,21 +27,18 @@ from ..frontends.amct import convert, quantize
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.paddleslim import PTQ
 from ..frontends.paddleslim.distill import distill
-from ..frontends.paddleslim.quantize_saved_model import (
-    calibrated_model,
+from ..frontends.paddleslim.quant_post import weight_only
+from ..frontends.paddleslim.shared import rules_for
+from ..post_training import PostTrainingPlan
+from ..post_training.saved_models import (
+    calibrated_rules,
+    operator_sensitivities,
     quantized_program,
-    sensitivity_post_static,
     weight_only_model,
-)
-from ..frontends.paddleslim.shared import (
-    equalize_layers,
-    fold_in_programs,
-    fold_layers,
-    insert_observers,
-    rules_for,
 )
 from ..saved_model import SavedModel
 from ..saved_model.files import locate
+from ..saved_model.full_scope import SCOPES
 from .recipe import Recipe
 from .sources import build_model, find_function, open_data
 
@@ -82,13 +79,11 @@ def run(recipe: Recipe) -> RecipeResult:
     # With a new name generator, parameters are named as in a new process: each run writes the
     # same bytes.
     with seeded(values.seed), paddle.utils.unique_name.guard():
-        if values.quantize.method == "dynamic" or (
-                values.model.path and values.quantize.method == "ptq"):
-            program = _quantized_program(recipe, result)
+        quantized, program = _METHODS[values.quantize.method](recipe, result), None
+        if isinstance(quantized, SavedModel) and values.quantize.method != "distill":
+            program, _ = quantized_program(quantized)
         else:
-            program, result.model = None, _METHODS[values.quantize.method](
-                recipe, _built(recipe) if values.model.build else
-                SavedModel(*locate(recipe.resolve(values.model.path))), result)
+            result.model = quantized
         for each in values.export:
             path = recipe.resolve(each.path)
             folder = os.path.dirname(os.path.abspath(path))
@@ -135,14 +130,19 @@ def _built(recipe):
     return net
 
 
-def _by_golden_stick(recipe, net, _result):
-    quantize = recipe.values.quantize
+def _float_model(recipe):
+    path = recipe.values.model.path
+    return _built(recipe) if path is None else SavedModel(*locate(recipe.resolve(path)))
+
+
+def _by_golden_stick(recipe, _result):
+    net, quantize = _built(recipe), recipe.values.quantize
     ptq = GoldenStickPTQ(quantize.config, quantize.policies())
     return ptq.convert(ptq.apply(net, datasets=data_of(recipe, "calibration")))
 
 
-def _by_amct(recipe, net, _result):
-    config = recipe.values.quantize.config
+def _by_amct(recipe, _result):
+    net, config = _built(recipe), recipe.values.quantize.config
     quantize(net, config)
     with paddle.no_grad():
         engine.run_batches(lambda inputs: net(*inputs[0], **inputs[1]), engine.iter_batches(
@@ -151,7 +151,8 @@ def _by_amct(recipe, net, _result):
     return net
 
 
-def _by_distillation(recipe, net, _result):
+def _by_distillation(recipe, _result):
+    net = _float_model(recipe)
     quantize, sections = recipe.values.quantize, recipe.values.data
     calibration, training = (data_of(recipe, name) for name in ("calibration", "training"))
     if training is None:
@@ -169,11 +170,14 @@ def _by_distillation(recipe, net, _result):
         **{"seed": recipe.values.seed, **(quantize.train or {})}).model
 
 
-def _by_ptq(recipe, net, result):
-    search = _accuracy_search(recipe)
-    net = quantized_by_ptq(recipe, net)
-    result.accuracy = search and search.run(net)
-    return net
+def _by_ptq(recipe, result):
+    plan = _ptq_plan(recipe)
+    model, rules = _model_and_rules(recipe, plan)
+    plan.accuracy = _accuracy_search(recipe)
+    data = data_of(recipe, "calibration") if plan.accuracy is None else plan.accuracy.data
+    result.accuracy = post_training.run(model, rules, plan, data)
+    engine.set_provenance(model, "ptq", fuse=plan.fuse)  # an export folds then
+    return model
 
 
 def _accuracy_search(recipe):
@@ -191,9 +195,22 @@ def _accuracy_search(recipe):
     return accuracy_search(accuracy, list(data_of(recipe, "calibration")))
 
 
-def quantized_by_ptq(recipe, net):
-    """Return a quantized, calibrated copy of ``net``."""
-    quantize, ptq = recipe.values.quantize, _ptq(recipe)
+def _ptq_plan(recipe):
+    """Return the :class:`~paddleq.post_training.PostTrainingPlan` of the method ptq."""
+    quantize, ptq, saved = recipe.values.quantize, _ptq(recipe), recipe.values.model.path
+    return PostTrainingPlan(
+        fuse=quantize.fuse is not False, warn_unfused=not saved, scope=quantize.scope or SCOPES[0],
+        skip_tensors=[*(quantize.skip or ()), *(rule.name for rule in quantize.rules or ())]
+        if saved else (), equalize=ptq.equalize, round_type=ptq.round_type,
+        bias_correction=ptq.bias_correction)
+
+
+def _model_and_rules(recipe, plan):
+    """Return (float model to change in place, rules of its layers) of the method ptq."""
+    net, quantize, ptq = _float_model(recipe), recipe.values.quantize, _ptq(recipe)
+    if isinstance(net, SavedModel):
+        return net, calibrated_rules(net, _layer_config(ptq), skip_tensors=plan.skip_tensors,
+                                     scope=plan.scope)
     rules = rules_for(None, _layer_config(ptq))
     for number, rule in enumerate(quantize.rules or ()):
         scope = rule.scope()
@@ -205,22 +222,7 @@ def quantized_by_ptq(recipe, net):
         engine.warn_unmatched_types(net, scope.types, f"quantize.rules[{number}].type")
         rules.add(scope, None if rule.skip else _layer_config(ptq, rule))
     rules.add(Scope.parse(quantize.skip, net), None)
-    net = engine.copy_of(net, "let the function of model.build return a model that can")
-    if quantize.fuse is not False:
-        fold_in_programs(net)
-    change = None
-    if quantize.fuse is not False:
-        change = partial(fold_layers, net, None, None, ptq.equalize)
-    elif ptq.equalize:
-        change = partial(equalize_layers, net, None)
-    insert_observers(net, rules, change)
-    engine.set_provenance(net, "ptq", fuse=quantize.fuse is not False)  # an export folds then
-    ptq.calibrate(net, data_of(recipe, "calibration"))
-    return net
-
-
-_METHODS = {"ptq": _by_ptq, "golden_stick": _by_golden_stick, "amct": _by_amct,
-            "distill": _by_distillation}
+    return engine.copy_of(net, "let the function of model.build return a model that can"), rules
 
 
 def _ptq(recipe):
@@ -244,46 +246,36 @@ def sensitivities(recipe, report_path=None):
 
     The recipe is of the method ptq. For a Layer, a report is written to ``report_path``.
     """
-    model, data = recipe.values.model, data_of(recipe, "calibration")
+    data = data_of(recipe, "calibration")
     with seeded(recipe.values.seed):
-        if not model.build:
-            return sensitivity_post_static(locate(recipe.resolve(model.path)), data,
-                                           **_static_options(recipe))
-        quantized = quantized_by_ptq(recipe, _built(recipe))
-        found = sensitivity(quantized, data)
+        plan = _ptq_plan(recipe)
+        model, rules = _model_and_rules(recipe, plan)
+        if isinstance(model, SavedModel):
+            return operator_sensitivities(model, rules, plan, data)
+        post_training.run(model, rules, plan, data)
+        found = sensitivity(model, data)
         if report_path is not None:
-            report(quantized, report_path, data, sensitivities=found, title=model.build)
+            report(model, report_path, data, sensitivities=found, title=recipe.values.model.build)
         return found
 
 
-def _quantized_program(recipe, result):
+def _by_dynamic(recipe, _result):
     model, quantize = recipe.values.model, recipe.values.quantize
-    if quantize.method == "dynamic":
-        program = (trace_float(_built(recipe), model.input_specs()) if model.build
-                   else load_program(*locate(recipe.resolve(model.path))))
-        quantized = weight_only_model(program, **_given(
-            quantize, "quantizable_op_type", "weight_bits", "weight_quantize_type"))
-    else:
-        files, search = locate(recipe.resolve(model.path)), _accuracy_search(recipe)
-        quantized = calibrated_model(
-            files, search.data if search else data_of(recipe, "calibration"),
-            **_static_options(recipe))
-        result.accuracy = search and search.run(quantized)
-    return quantized_program(quantized)[0]
+    program = (trace_float(_built(recipe), model.input_specs()) if model.build
+               else load_program(*locate(recipe.resolve(model.path))))
+    given = _given(quantize, "quantizable_op_type")
+    return weight_only_model(program, weight_only(
+        **_given(quantize, "weight_bits", "weight_quantize_type")), **given)
 
 
-def _static_options(recipe):
-    quantize = recipe.values.quantize
-    skip = [*(quantize.skip or ()), *(rule.name for rule in quantize.rules or ())]
-    return {"config": _layer_config(_ptq(recipe)), "optimize_model": quantize.fuse is not False,
-            "skip_tensor_list": skip, "round_type": _ptq(recipe).round_type,
-            **_given(quantize, "bias_correction", "equalize", "scope")}
+_METHODS = {"ptq": _by_ptq, "dynamic": _by_dynamic, "golden_stick": _by_golden_stick,
+            "amct": _by_amct, "distill": _by_distillation}
 
 
 def _write_program(program, path, format, made_by):
     record = Provenance(format, program, **made_by)
     if format == "pdmodel":
-        program.save(path + ".pdmodel", path + ".pdiparams", record)
+        save_for("any", program, path + ".pdmodel", path + ".pdiparams", record)
         return
     exporter, marked = FORMATS[format](), program.copy()
     exporter.require()

@@ -36,10 +36,10 @@ from ..frontends.amct_config import AmctConfig
 from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
 from ..frontends.paddleslim.distill import QuantAware, check_train_config, parse_losses
-from ..frontends.paddleslim.operator_rules import check_op_types
 from ..frontends.paddleslim.quantizers import make_quantizer
-from ..frontends.paddleslim.shared import SCOPES
 from ..nn.layer_types import known_classes
+from ..post_training.saved_models import check_op_types
+from ..saved_model.full_scope import SCOPES
 from .sources import image_transform
 
 

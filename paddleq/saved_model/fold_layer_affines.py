@@ -7,12 +7,14 @@ Exports leave such operators out.
 
 import logging
 from collections import Counter
+from typing import Any, Callable, Optional, Sequence
 
 import paddle
 from paddle import nn
 
 from .._layer_state import state_of
 from .._paddle_compat import own_buffers, own_parameters
+from ..engine.example_inputs import fold_batch_norms
 from ..engine.hooks import to_static_enabled
 from ..errors import PaddleqError
 from ..export.trace import trace_float
@@ -22,6 +24,24 @@ from .fold_affines import fold_affines
 from .saved_model import SavedModel
 
 _logger = logging.getLogger("paddleq")
+
+
+def fold_in_programs(model: nn.Layer) -> None:
+    """Fold affine operators of saved models in ``model``, in place, before it is prepared."""
+    for layer in model.sublayers(include_self=True):
+        if isinstance(layer, SavedModel):
+            layer.fold_affines()
+
+
+def fold_layers(model: nn.Layer, inputs: Any, fuse_list: Optional[Sequence] = None,
+                after: Optional[Callable] = None, warn: bool = True) -> None:
+    """Fold affine operators and batch norms into weights, or only the norms of ``fuse_list``.
+
+    That happens on example inputs, or on the first batch if ``inputs`` is None. ``after`` and
+    ``warn`` are those of :func:`paddleq.engine.example_inputs.fold_batch_norms`.
+    """
+    fold_batch_norms(model, inputs, fuse_list,
+                     fold_layer_affines if fuse_list is None else None, after, warn)
 
 
 def fold_layer_affines(model: nn.Layer, run=None) -> bool:

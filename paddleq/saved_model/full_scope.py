@@ -10,6 +10,9 @@ quantized alike is left out.
 from dataclasses import replace
 from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
+from paddle import nn
+
+from .._checks import wrong_type
 from ..config import QuantConfig, Scope
 from ..engine.fuse_blocks import remove_redundant, same_parameters
 from ..export.program.op_desc import dtype_of
@@ -17,7 +20,9 @@ from ..nn.input_slots import slot_name
 from .layers import ProgramGraph
 from .operator_layers import OPERATOR_RULES
 from .operators import Operator
+from .saved_model import SavedModel
 
+SCOPES = ("weighted", "full")  # the first is the default
 # Operators that keep or limit values. They run on integers, so that a quantizer may follow later.
 _LIMITS = ("relu", "relu6")
 _MOVES = ("reshape2", "reshape", "transpose2", "transpose", "flatten_contiguous_range", "squeeze2",
@@ -29,6 +34,19 @@ _CONVOLUTIONS = ("conv2d", "depthwise_conv2d", "conv3d")
 # Operators whose integer kernels need quantizers behind them.
 _WITH_OUTPUT = (*_CONVOLUTIONS, "elementwise_add", "elementwise_mul", "concat", "pool2d")
 _IN_FLOAT = "scope 'full': it stands between operators that compute in float"
+
+
+def extend_rules(model: nn.Layer, rules: QuantConfig, scope: str, fuse: bool,
+                 skip_tensors: Iterable[str] = ()) -> Callable[[], None]:
+    """Extend the rules to the ``scope``; return a function to call after the preparation.
+
+    ``fuse`` and ``skip_tensors`` are those of :func:`full_scope`.
+    """
+    if scope == SCOPES[0]:
+        return lambda: None
+    if not isinstance(model, SavedModel):
+        raise wrong_type("model", model, "a paddleq.SavedModel for scope='full'")
+    return full_scope(model, rules, fuse, skip_tensors)
 
 
 def full_scope(model: Any, rules: QuantConfig, fuse: bool,

@@ -16,8 +16,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 GROUND = {"errors", "__version__", "_checks", "_layer_state", "_atomic_write", "_paddle_compat",
           "_registry", "_distributed"}
 ORDER = ["number_formats", "spec", "functional", "observers", "fake_quant", "config", "graph", "nn",
-         "engine", "checkpoint", "algorithms", "export", "saved_model", "analysis", "frontends",
-         "amct", "golden_stick", "paddleslim", "deploy", "recipes", "cli", "__main__"]
+         "engine", "checkpoint", "algorithms", "export", "saved_model", "analysis", "post_training",
+         "frontends", "amct", "golden_stick", "paddleslim", "deploy", "recipes", "cli", "__main__"]
 
 
 def part_of(path):

@@ -14,7 +14,7 @@ from saved_models import PPOCR, ppocr, run, save
 
 import paddleq
 from paddleq.errors import ModelError
-from paddleq.frontends.paddleslim.shared import fold_layers
+from paddleq.saved_model.fold_layer_affines import fold_layers
 from paddleq.saved_model.operators import read_operators
 
 _AFFINES = ("elementwise_mul", "elementwise_div", "elementwise_sub", "scale")

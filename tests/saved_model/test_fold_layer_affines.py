@@ -18,7 +18,7 @@ import paddleq
 from paddleq import engine
 from paddleq.engine.hooks import to_static_enabled
 from paddleq.export.program.program import Program
-from paddleq.frontends.paddleslim.shared import fold_layers
+from paddleq.saved_model.fold_layer_affines import fold_layers
 from paddleq.saved_model.operators import read_operators
 
 

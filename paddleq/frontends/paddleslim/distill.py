@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Unio
 
 from paddle import nn
 
-from ... import engine
+from ... import engine, post_training
 from ..._checks import (
     check_bool,
     check_config,
@@ -28,10 +28,16 @@ from ...errors import ConfigError
 from ...fake_quant import LSQ, PACT
 from ...fake_quant.lsq import LEARNED_QUANTIZERS
 from ...observers import OBSERVERS
+from ...post_training import PostTrainingPlan
+from ...post_training.saved_models import (
+    LINEAR_OPS,
+    OP_TYPES,
+    check_op_types,
+    operator_rules,
+)
 from ...saved_model import SavedModel
-from .operator_rules import LINEAR_OPS, OP_TYPES, check_op_types, operator_rules
 from .qat import QAT
-from .shared import fold_in_programs, fold_layers, rules_for
+from .shared import rules_for
 
 CALIBRATION_BATCHES = 16
 _SAME_TENSOR = 1e-3  # relative distance of a tensor in the teacher and in the folded student
@@ -222,16 +228,13 @@ def distill(model: Union[str, os.PathLike, nn.Layer], data: Iterable,
         NamedTensors(source, term.names(1), "student")
     student = engine.copy_of(source)
     rules = _rules(student, quantization, skip)
-    if fuse:  # after the rules, because variables in skip may be gone then
-        fold_in_programs(student)
-        _check_kept(student, terms)
     batches = Repeatable.of("data", data)
     examples = batches if calibration_data is None else Repeatable.of("calibration_data",
                                                                       calibration_data)
-    engine.prepare(student, rules,
-                   (lambda: fold_layers(student, None)) if fuse else None)
-    student.eval()
-    engine.set_state(student, "calibration")
+    # After the rules, because variables in skip may be gone when operators are folded.
+    post_training.prepare(student, rules, PostTrainingPlan(fuse=fuse))
+    if fuse:
+        _check_kept(student, terms)
     with seeded(config.seed):  # a training that continues calibrates on the same batches
         engine.calibrate(student, examples, calibration_batches)
     _start_clipping(student)

@@ -2,17 +2,14 @@
 
 import copy
 import os
-from collections.abc import Iterable
-from functools import partial
-from itertools import islice
-from typing import Any, Callable, Optional, Sequence, Union
+from typing import Any, Optional, Sequence, Union
 
 from paddle import nn
 
-from ... import engine, export
+from ... import engine, export, post_training
 from ..._checks import check_bool, check_choice
-from ...algorithms.bias_correction import correct_biases, parse_bias_correction
-from ...algorithms.reconstruction import reconstruct
+from ..._distributed import groups
+from ...algorithms.bias_correction import parse_bias_correction
 from ...algorithms.reconstruction.settings import (
     NEAREST,
     has_learned_rounding,
@@ -25,19 +22,10 @@ from ...config import LayerConfig, Scope
 from ...errors import ConfigError
 from ...graph.fold_batch_norm import folded_tensors
 from ...nn.class_swap import rollback_on_error
+from ...post_training import PostTrainingPlan
+from ...saved_model.full_scope import SCOPES
 from .quantizers import make_quantizer
-from .shared import (
-    SCOPES,
-    equalize_layers,
-    extend_rules,
-    fold_in_programs,
-    fold_layers,
-    insert_observers,
-    layer_classes,
-    rules_for,
-    skip_rules,
-    warn_unused_inputs,
-)
+from .shared import layer_classes, rules_for, skip_rules, warn_unused_inputs
 
 
 class PTQ:
@@ -138,16 +126,7 @@ class PTQ:
             rules.add(Scope(names=[name]), bits and self._with_bits(*bits)._config())
         model = model if inplace else engine.copy_of(model)
         with rollback_on_error(model, folded_tensors(model) if fuse or self.equalize else ()):
-            if fuse and fuse_list is None:
-                fold_in_programs(model)
-            finish = extend_rules(model, rules, self.scope, fuse)
-            change: Optional[Callable] = None
-            if fuse:
-                change = partial(fold_layers, model, inputs, fuse_list, self.equalize)
-            elif self.equalize:
-                change = partial(equalize_layers, model, inputs)
-            insert_observers(model, rules, change)
-            finish()
+            post_training.prepare(model, rules, self._plan(fuse=fuse, fuse_list=fuse_list), inputs)
             engine.set_provenance(
                 model, "ptq", activation_quantizer=self.activation_quantizer.as_recipe(),
                 weight_quantizer=self.weight_quantizer.as_recipe(), fuse=fuse, fuse_list=fuse_list,
@@ -157,6 +136,12 @@ class PTQ:
                 bias_correction=self.bias_correction, equalize=self.equalize or None,
                 **({} if self.scope == SCOPES[0] else {"scope": self.scope}))
         return model
+
+    def _plan(self, **settings: Any) -> PostTrainingPlan:
+        """Return the plan of these arguments, with more of its ``settings``."""
+        return PostTrainingPlan(**{
+            "scope": self.scope, "equalize": self.equalize, "round_type": self.round_type,
+            "bias_correction": self.bias_correction, **settings})
 
     def _config(self):
         return LayerConfig(weight=self.weight_quantizer.weight(),
@@ -193,16 +178,9 @@ class PTQ:
         Returns:
             Number of batches used.
         """
-        if self.round_type is None and self.bias_correction is None:
-            return engine.calibrate(model, data, num_batches)
-        if isinstance(data, Iterable):
-            data = list(islice(data, num_batches))  # read again
-        count = engine.calibrate(model, data, num_batches)
-        if self.round_type is not None:
-            reconstruct(model, data, self.round_type, num_batches)
-        if self.bias_correction is not None:
-            correct_biases(model, data, self.bias_correction, num_batches)
-        return count
+        engine.check_quantized(model)
+        return post_training.calibrate(model, self._plan(), engine.iter_batches(
+            model, data, num_batches, "calibrating", allow_empty=bool(groups())))
 
     def convert(self, model: nn.Layer) -> nn.Layer:
         """Compute the scales from the statistics of plain forward calls.

@@ -27,15 +27,9 @@ from ...fake_quant.lsq import LEARNED_QUANTIZERS
 from ...graph.fold_batch_norm import folded_tensors
 from ...nn.class_swap import rollback_on_error
 from ...observers import OBSERVERS, CurrentAbsMaxObserver, CurrentMSEObserver
+from ...saved_model.fold_layer_affines import fold_in_programs, fold_layers
 from ...spec import PerChannel, PerTensor, QuantSpec
-from .shared import (
-    fold_in_programs,
-    fold_layers,
-    layer_classes,
-    rules_for,
-    skip_rules,
-    warn_unused_inputs,
-)
+from .shared import layer_classes, rules_for, skip_rules, warn_unused_inputs
 
 _CHANNEL_WISE = "channel_wise_"
 _logger = logging.getLogger("paddleq")

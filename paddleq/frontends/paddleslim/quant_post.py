@@ -3,13 +3,25 @@
 import inspect
 import logging
 import os
+from collections.abc import Iterable
+from itertools import islice
 
 from paddle import nn
 
-from ... import engine
-from ..._checks import check_bool, check_choice, check_int, check_known_keys, wrong_type
+from ... import engine, post_training
+from ..._checks import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+    check_known_keys,
+    wrong_type,
+)
+from ...algorithms.bias_correction import parse_bias_correction
 from ...algorithms.reconstruction.settings import NEAREST, parse_round_type, recorded_round_type
-from ...config import QuantConfig
+from ...analysis.accuracy import accuracy_search
+from ...config import LayerConfig, QuantConfig
+from ...config.layer_config import check_activation_observer
 from ...engine.provenance import plain_value
 from ...engine.select import select
 from ...errors import ConfigError, ModelError
@@ -17,20 +29,31 @@ from ...export.pir_to_program import load_program
 from ...export.provenance_file import file_digests
 from ...export.save import check_target
 from ...export.trace import trace_float
+from ...observers import OBSERVERS
 from ...observers.histogram import HIST_PERCENT
-from ...saved_model.files import find_files
-from .operator_rules import DEFAULT_OPS, OP_TYPES, check_op_types
-from .quantize_saved_model import (
-    WEIGHT_QUANTIZERS,
-    calibrated_model,
+from ...post_training import PostTrainingPlan
+from ...post_training.saved_models import (
+    DEFAULT_OPS,
+    OP_TYPES,
+    calibrated_rules,
+    check_op_types,
     quantized_program,
     save_program,
-    weight_only,
     weight_only_model,
 )
-from .shared import SCOPES
+from ...saved_model import SavedModel
+from ...saved_model.files import find_files
+from ...saved_model.full_scope import SCOPES
+from .quantizers import (
+    AbsmaxQuantizer,
+    MSEQuantizer,
+    ObserverQuantizer,
+    PerChannelAbsmaxQuantizer,
+    PerChannelMSEQuantizer,
+)
 from .static_arguments import (
     ORDER,
+    SampleBatches,
     calibration_data,
     check_unneeded,
     dynamic_mode,
@@ -38,6 +61,10 @@ from .static_arguments import (
 )
 
 _logger = logging.getLogger("paddleq")
+# weight_quantize_type -> quantizer of the weights
+WEIGHT_QUANTIZERS = {"channel_wise_abs_max": PerChannelAbsmaxQuantizer,
+                     "abs_max": AbsmaxQuantizer,
+                     "channel_wise_mse": PerChannelMSEQuantizer, "mse": MSEQuantizer}
 # Layer classes by the operators as which programs have them.
 _LAYERS = {
     "conv2d": (nn.Conv1D, nn.Conv2D),
@@ -153,9 +180,10 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
     files = find_files(os.fspath(model_dir), model_filename, params_filename)
     settings = parse_round_type("round_type", round_type)
     full = check_bool("is_full_quantize", is_full_quantize)
+    op_types = OP_TYPES if full else quantizable_op_type
     options = {
         "batch_nums": batch_nums, "algo": algo, "hist_percent": hist_percent,
-        "quantizable_op_type": OP_TYPES if full else quantizable_op_type,
+        "quantizable_op_type": op_types,
         "weight_bits": weight_bits, "activation_bits": activation_bits,
         "weight_quantize_type": weight_quantize_type, "optimize_model": optimize_model,
         "skip_tensor_list": skip_tensor_list, "bias_correction": bias_correction}
@@ -167,8 +195,28 @@ def quant_post_static(model_dir, quantize_model_path, data_loader=None, model_fi
         options["scope"] = SCOPES[full]
     with dynamic_mode() as wrap:
         data = calibration_data(data_loader, batch_generator, sample_generator, batch_size, wrap)
-        program, names = quantized_program(calibrated_model(files, data, round_type=settings,
-                                                            **options), onnx_format=onnx_format)
+        config = _layer_config(algo, hist_percent, weight_bits, activation_bits,
+                               weight_quantize_type)
+        plan = PostTrainingPlan(
+            fuse=check_bool("optimize_model", optimize_model), warn_unfused=False,
+            scope=SCOPES[full], equalize=equalize, round_type=settings,
+            bias_correction=parse_bias_correction(bias_correction))
+        if accuracy is not None:
+            accuracy_search(accuracy, ())  # checks it
+        if batch_nums is not None:
+            check_int("batch_nums", batch_nums, 1)
+        plan.skip_tensors = _tensor_names(skip_tensor_list)
+        check_op_types(op_types)
+        model = SavedModel(*files)
+        rules = calibrated_rules(model, config, op_types, plan.skip_tensors, plan.scope)
+        argument = "data_loader"
+        if isinstance(data, SampleBatches):
+            data, argument = data.of(model), "sample_generator"
+        if accuracy is not None and isinstance(data, Iterable):
+            data = list(islice(data, batch_nums))  # read again
+            plan.accuracy = accuracy_search(accuracy, data)
+        post_training.run(model, rules, plan, data, batch_nums, argument)
+        program, names = quantized_program(model, onnx_format=onnx_format)
     if settings is not None:
         options["round_type"] = recorded_round_type(settings)
     save_program(
@@ -249,7 +297,8 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
     if save_model_dir is not None:
         program = (trace_float(model_dir, input_spec) if live else
                    load_program(model_file, params_file))
-        model = weight_only_model(program, **options)
+        model = weight_only_model(program, weight_only(weight_bits, weight_quantize_type),
+                                  quantizable_op_type)
         outputs = {"quantized_model": {},
                    **({"test_model": {"as_float": True}} if generate_test_model else {})}
         source = {"model": type(model_dir).__name__} if live else {"made_from": file_digests(files)}
@@ -267,6 +316,34 @@ def quant_post_dynamic(model_dir, save_model_dir=None, model_filename=None, para
         raise ModelError(f"the model has no weight of the op types {', '.join(sorted(op_types))}")
     copied = engine.copy_of(model_dir, "quantize it in place with paddleq.quantize(inplace=True)")
     return engine.freeze(engine.prepare(copied, rules))
+
+
+def _tensor_names(skip):
+    skip = [] if skip is None else skip
+    if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+        raise wrong_type("skip_tensor_list", skip, "a list of names")
+    return skip
+
+
+def _layer_config(algo, hist_percent, weight_bits, activation_bits, weight_quantize_type):
+    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        check_int(name, bits, 2, 8)
+    check_activation_observer("algo", algo)
+    check_float("hist_percent", hist_percent, 0.0, 1.0, open_low=True, open_high=True)
+    check_choice("weight_quantize_type", weight_quantize_type, WEIGHT_QUANTIZERS)
+    taken = "hist_percent" in inspect.signature(OBSERVERS[algo]).parameters
+    if not taken and hist_percent != HIST_PERCENT:
+        _logger.warning("hist_percent=%s has no effect: the observer %r does not take it",
+                        hist_percent, algo)
+    arguments = {"hist_percent": hist_percent} if taken else {}
+    return LayerConfig(
+        weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight(),
+        activation=ObserverQuantizer(algo, activation_bits, **arguments).activation())
+
+
+def weight_only(weight_bits=8, weight_quantize_type="channel_wise_abs_max"):
+    """Return the configuration of quantized weights and float activations."""
+    return LayerConfig(weight=WEIGHT_QUANTIZERS[weight_quantize_type](weight_bits).weight())
 
 
 def _check_unknown(unknown):

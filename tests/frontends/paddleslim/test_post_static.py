@@ -10,6 +10,7 @@ from paddle import nn
 from runtimes import openvino, paddle_inference, relative_error
 
 import paddleq
+from paddleq.config import LayerConfig
 from paddleq.deploy import has_vnni, to_paddle_int8
 from paddleq.errors import (
     CalibrationError,
@@ -20,8 +21,10 @@ from paddleq.errors import (
     NonFiniteError,
 )
 from paddleq.export.program.program import Program
-from paddleq.frontends.paddleslim.quantize_saved_model import sensitivity_post_static
+from paddleq.frontends.paddleslim import ObserverQuantizer, PerChannelAbsmaxQuantizer
 from paddleq.graph.fold_batch_norm import fuse
+from paddleq.post_training import PostTrainingPlan
+from paddleq.post_training.saved_models import calibrated_rules, operator_sensitivities
 from paddleq.saved_model.files import find_files
 
 
@@ -212,6 +215,13 @@ def test_invalid_arguments_write_nothing(saved, options, error, words):
     assert not os.path.exists(out)
 
 
+def sensitivities(folder, data, observer="hist"):
+    model = paddleq.SavedModel(*find_files(folder))
+    rules = calibrated_rules(model, LayerConfig(PerChannelAbsmaxQuantizer().weight(),
+                                                ObserverQuantizer(observer).activation()))
+    return operator_sensitivities(model, rules, PostTrainingPlan(fuse=True), data)
+
+
 def test_sensitivity_finds_the_sensitive_operator(saved):
     """One channel of a convolution's input times 100, its weights divided by 100."""
     net, folder, _, batches, _ = saved
@@ -220,12 +230,12 @@ def test_sensitivity_finds_the_sensitive_operator(saved):
         net.bn2.bias[3] *= 100.0
         net.conv3.weight[:, 3] /= 100.0
     save_float(net, f"{folder}/net", [1, 8, 8])
-    found = sensitivity_post_static(find_files(folder), batches)
+    found = sensitivities(folder, batches)
     assert found.worst() == [net.conv3.weight.name] and len(found) == 4
     others = [row.sqnr for row in found.ranking()[1:]]
     assert found.ranking()[0].sqnr < min(others) - 6
     # An iterator that can be used only once is accepted.
-    again = sensitivity_post_static(find_files(folder), iter(batches))
+    again = sensitivities(folder, iter(batches))
     assert [row.sqnr for row in again] == [row.sqnr for row in found]
 
 
@@ -235,7 +245,7 @@ def test_sensitivity_equals_that_of_the_live_model(saved):
     live = ptq.quantize(net, fuse=True, inputs=batches[0])
     ptq.calibrate(live, batches)
     expected = paddleq.analysis.sensitivity(live, batches)
-    found = sensitivity_post_static(find_files(folder), batches, algo="abs_max")
+    found = sensitivities(folder, batches, "abs_max")
     names = {layer.weight.name: name for name, layer in live.named_sublayers()
              if name in ("conv1", "conv2", "conv3", "fc")}
     for row in found:
