@@ -7,7 +7,7 @@ import types
 PAGE = pathlib.Path(__file__).resolve().parent / "api.md"
 MODULES = ["paddleq", "paddleq.amct", "paddleq.golden_stick", "paddleq.paddleslim",
            "paddleq.config", "paddleq.observers", "paddleq.functional", "paddleq.algorithms",
-           "paddleq.analysis", "paddleq.export", "paddleq.deploy", "paddleq.recipes",
+           "paddleq.analysis", "paddleq.nn", "paddleq.export", "paddleq.deploy", "paddleq.recipes",
            "paddleq.errors"]
 HEAD = """\
 # API

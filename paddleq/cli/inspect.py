@@ -152,6 +152,22 @@ def verify(model, data, reference, runtimes, **options):
         raise click.ClickException("a runtime exceeds a limit")
 
 
+@command("explain", """
+  paddleq explain out/model --runtime onnxruntime
+  paddleq explain out/model.pdmodel --runtime paddle""")
+@click.argument("model")
+@click.option("--runtime", metavar="NAME",
+              help=f"one of {', '.join(RUNTIMES)} (default: the first one that reads the model)")
+@click.option("--threads", type=int, default=1, show_default=True)
+def explain(model, runtime, threads):
+    """List the operators that a runtime computes in int8 and in float, and the reasons.
+
+    MODEL is the prefix of the files or one file. It is compiled by the runtime and not run. The
+    operators are those of the runtime's own graph.
+    """
+    click.echo(str(deploy.explain(model, runtime, threads)))
+
+
 @command("report", """
   paddleq report zoo.py:build --weights net.pdparams -d images.npy -o report.html""")
 @model_options

@@ -29,6 +29,8 @@ COMMANDS = {
     "to-pdmodel": ("export", "Convert a model of Paddle 3 (.json) to a .pdmodel."),
     "verify": ("inspect",
                "Run a saved model in all installed runtimes and compare their outputs."),
+    "explain": ("inspect",
+                "List the operators that a runtime computes in int8 and in float."),
     "inspect": ("inspect",
                 "Show the operators, parameters, scales and histograms of a saved model."),
     "sensitivity": ("inspect", "Rank layers by the loss when only one of them is quantized."),

@@ -72,7 +72,7 @@ def can_saturate(weight: np.ndarray) -> bool:
                                   or int(weight.min()) < -_MAX_WEIGHT)
 
 
-def explain(title: str, layers: List[str]) -> str:
+def fallback_reason(title: str, layers: List[str]) -> str:
     """Return the reason why float kernels replace int8 kernels; "" if no layer may saturate."""
     if not layers:
         return ""

@@ -14,7 +14,7 @@ from runtimes import compiled, predictor, relative_error
 import paddleq
 from paddleq.deploy import Predictor, has_vnni, to_paddle_int8, verify
 from paddleq.deploy.runtimes import openvino
-from paddleq.deploy.saturation import can_saturate, explain, saturating_layers
+from paddleq.deploy.saturation import can_saturate, fallback_reason, saturating_layers
 from paddleq.export.pir_to_program import load_program
 
 RUNTIMES = ["openvino", "onnxruntime", "paddle"]
@@ -169,6 +169,6 @@ def test_verify_reports_float_kernels(tmp_path):
 
 
 def test_explanation_names_layers_and_remedies():
-    assert explain("OpenVINO", []) == ""
-    text = explain("OpenVINO", ["a", "b", "c", "d"])
+    assert fallback_reason("OpenVINO", []) == ""
+    text = fallback_reason("OpenVINO", ["a", "b", "c", "d"])
     assert "OpenVINO may saturate in 4 layers (a, b, c, ...)" in text and "7 bits" in text

@@ -4,10 +4,12 @@ import abc
 import importlib
 import importlib.util
 from contextlib import contextmanager
-from typing import Any, Callable, List, Optional, Tuple, Type, TypeVar
+from dataclasses import dataclass
+from typing import Any, Callable, FrozenSet, List, Optional, Tuple, Type, TypeVar
 
 import numpy as np
 
+from ..._checks import wrong_value
 from ..._registry import Registry
 from ...errors import ConfigError, DependencyError, FormatError, InferenceError, PaddleqError
 
@@ -32,6 +34,25 @@ def register_runtime(name: str) -> Callable[[Type[_R]], Type[_R]]:
         return cls
 
     return register
+
+
+@dataclass(frozen=True)
+class CompiledOperator:
+    """Operator of the graph that a runtime has compiled.
+
+    Attributes:
+        name: of the node, or of its first output.
+        type: the runtime's name of the operator.
+        precision: "int8" if it computes with integers of 8 bits, otherwise "float".
+        converts: it only changes the precision or the layout of a tensor.
+        sources: names of the operators that compute its inputs.
+    """
+
+    name: str
+    type: str
+    precision: str
+    converts: bool = False
+    sources: Tuple[str, ...] = ()
 
 
 class Session(abc.ABC):
@@ -70,6 +91,8 @@ class Runtime(abc.ABC):
         module: name of the Python module whose presence shows that it is installed.
         remedy: how to install it.
         automatic: candidate for ``Predictor(runtime="auto")`` and default of ``verify``.
+        int8_types: types of the operators that it has int8 kernels of, in its compiled graph.
+        int8_condition: what int8 kernels need besides quantized inputs, for messages; "": nothing.
         references: endings of files that ``load(..., as_is=True)`` computes operator by operator
             as the reference of :func:`~paddleq.deploy.verify`.
     """
@@ -81,6 +104,8 @@ class Runtime(abc.ABC):
     kinds: Tuple[str, ...] = ()
     automatic = False
     references: Tuple[str, ...] = ()
+    int8_types: FrozenSet[str] = frozenset()
+    int8_condition = ""
 
     def installed(self) -> bool:
         """Return True if the runtime can be used here."""
@@ -112,6 +137,19 @@ class Runtime(abc.ABC):
             FormatError: the file is damaged.
             InferenceError: the runtime refuses it.
         """
+
+    def compiled_operators(self, file: Any, threads: int) -> Tuple[List[CompiledOperator], str]:
+        """Compile a file; return the operators in their order, and :attr:`Session.fallback`.
+
+        Operators on shapes and indices are left out.
+
+        Raises:
+            ConfigError: the runtime does not show its compiled graph, as by default.
+        """
+        shown = [name for name, each in RUNTIMES.items() if type(each).compiled_operators
+                 is not Runtime.compiled_operators]
+        raise wrong_value("runtime", self.name, f"one that shows the graph that it compiles: "
+                          f"{', '.join(shown)}")
 
 
 def load_reference(file):

@@ -1,9 +1,13 @@
 """ONNX Runtime."""
 
+import os
+
+from ..._atomic_write import temporary_folder
+from ...export.onnx.float_graph import require_onnx
 from ...export.onnx.products_of_blocks import FLOAT_PRODUCTS
 from ..model_file import TensorInfo
 from ..saturation import has_vnni
-from .base import Runtime, Session, convert_errors, register_runtime
+from .base import CompiledOperator, Runtime, Session, convert_errors, register_runtime
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
            "tensor(bool)": "bool"}
@@ -19,7 +23,23 @@ class OnnxRuntime(Runtime):
     automatic = True
     references = (".onnx",)
 
+    int8_types = frozenset((
+        "Add", "AveragePool", "Concat", "Conv", "ConvTranspose", "Gather", "Gemm",
+        "GlobalAveragePool", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Reshape", "Resize",
+        "Sigmoid", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"))
+    int8_condition = "it also needs a QuantizeLinear behind the operator, other than for MatMul"
+
     def load(self, file, threads, as_is=False):
+        return _Session(self._session(file, threads, as_is), file)
+
+    def compiled_operators(self, file, threads):
+        onnx = require_onnx()
+        with temporary_folder() as folder:
+            path = os.path.join(folder, "optimized.onnx")
+            self._session(file, threads, False, path)
+            return _operators(onnx.load(path).graph), ""
+
+    def _session(self, file, threads, as_is, optimized=None):
         import onnxruntime as ort
         file.check()
         options = ort.SessionOptions()
@@ -32,9 +52,35 @@ class OnnxRuntime(Runtime):
         options.add_session_config_entry(*FLOAT_PRODUCTS.split("="))
         if as_is:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if optimized is not None:
+            options.optimized_model_filepath = optimized
         with convert_errors(self.title, file, *_errors()):
-            return _Session(ort.InferenceSession(file.path, options,
-                                                 providers=["CPUExecutionProvider"]), file)
+            return ort.InferenceSession(file.path, options, providers=["CPUExecutionProvider"])
+
+
+_CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ReorderInput",
+                "ReorderOutput", "Cast"}
+
+
+def _operators(graph):
+    """Return the :class:`CompiledOperator` of each node that depends on the values of inputs."""
+    values = {each.name for each in graph.input}
+    integers, producers, found = set(), {}, []
+    for node in graph.node:
+        if values.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
+            continue
+        name = node.name or node.output[0]
+        int8 = not integers.isdisjoint(node.input) or node.op_type == "DynamicQuantizeLinear"
+        if node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear") or (
+                int8 and not node.op_type.endswith(("DequantizeLinear", "ToFloat"))
+                and node.op_type not in ("ConvInteger", "MatMulInteger")):
+            integers.update(node.output)
+        found.append(CompiledOperator(
+            name, node.op_type, "int8" if int8 else "float", node.op_type in _CONVERSIONS,
+            tuple(producers[each] for each in node.input if each in producers)))
+        producers.update(dict.fromkeys(node.output, name))
+        values.update(node.output)
+    return found
 
 
 class _Session(Session):

@@ -11,8 +11,8 @@ from ...export.openvino import openvino_model
 from ...export.openvino.reader import has_node_functions, refusal_of
 from ...export.paddle.markers_from_program import raise_to_markers
 from ..model_file import TensorInfo
-from ..saturation import can_saturate, explain, has_vnni
-from .base import Runtime, Session, convert_errors, register_runtime
+from ..saturation import can_saturate, fallback_reason, has_vnni
+from .base import CompiledOperator, Runtime, Session, convert_errors, register_runtime
 
 _GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _LOW_PRECISION = "LP_TRANSFORMS_MODE"
@@ -35,10 +35,23 @@ class OpenVino(Runtime):
     automatic = True
     references = (".xml",)
 
+    int8_types = frozenset((
+        "Concatenation", "Convolution", "Deconvolution", "Eltwise", "FullyConnected", "Interpolate",
+        "MatMul", "Pooling", "Reshape", "Split", "Transpose"))
+
     def version(self):
         return _api().get_version().partition("-")[0]
 
     def load(self, file, threads, as_is=False):
+        compiled, layers, _ = self._compile(file, threads, as_is)
+        return _Session(compiled, file, fallback_reason(self.title, layers))
+
+    def compiled_operators(self, file, threads):
+        compiled, layers, types = self._compile(file, threads, False)
+        return _operators(compiled.get_runtime_model(), types), fallback_reason(self.title, layers)
+
+    def _compile(self, file, threads, as_is):
+        """Return (compiled model, layers that would saturate, {name: type of an operator})."""
         # Otherwise float layers are computed in bfloat16 on processors that support it.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads,
                     "PERFORMANCE_HINT": "LATENCY"}
@@ -58,9 +71,46 @@ class OpenVino(Runtime):
         supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
         settings = {name: value for name, value in settings.items()
                     if name in supported or name == _LOW_PRECISION}
+        types = {node.get_friendly_name(): node.get_type_name() for node in model.get_ops()}
         with convert_errors(self.title, file):
-            return _Session(core.compile_model(model, "CPU", settings), file,
-                            explain(self.title, layers))
+            return core.compile_model(model, "CPU", settings), layers, types
+
+
+_CONVERSIONS = ("Reorder", "Convert", "FakeQuantize")
+_INT8 = ("i8", "u8")
+_OF_QUANTIZERS = {"FakeQuantize", "Convert", "Subtract", "Multiply", "Constant", None}
+
+
+def _operators(model, types):
+    """Return the :class:`CompiledOperator` of each node that depends on the values of inputs.
+
+    Args:
+        model: the runtime's graph.
+        types: the type of each operator before compilation, by its name.
+    """
+    found, names = [], set()
+    for node in model.get_ordered_ops():
+        info = {key: _text(value) for key, value in node.get_rt_info().items()}
+        kind, precision = info.get("layerType", ""), info.get("runtimePrecision", "")
+        # The precision of a product with integer weights and float inputs is that of the weights.
+        int8 = info.get("primitiveType", "").lower().endswith(_INT8)
+        name = node.get_friendly_name()
+        sources = [source for source in (each.get_node().get_friendly_name()
+                                         for each in node.input_values()) if source in names]
+        if sources or kind == "Input":
+            names.add(name)
+        if not sources or kind == "Output" or precision.startswith(("i32", "i64", "boolean")):
+            continue
+        origins = {types.get(each) for each in info.get("originalLayersNames", "").split(",")}
+        quantizes = info.get("outputPrecisions") in _INT8 and origins <= _OF_QUANTIZERS
+        found.append(CompiledOperator(
+            name, kind, "int8" if int8 else "float",
+            kind in _CONVERSIONS or quantizes and not int8, tuple(sources)))
+    return found
+
+
+def _text(value):
+    return value.astype(str) if hasattr(value, "astype") else str(value)
 
 
 def _read(core, file):

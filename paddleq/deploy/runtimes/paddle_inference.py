@@ -7,18 +7,19 @@ from typing import Optional, Union
 
 from ..._atomic_write import temporary_folder
 from ..._checks import check_bool
+from ..._paddle_compat import framework_proto
 from ...errors import ConfigError, ExportError
 from ...export.paddle.int8_kernels import use_int8_kernels
 from ...export.paddle.lower import MarkerRemoval, ProgramLowering
 from ...export.paddle.markers_from_program import raise_to_markers
 from ...export.pir_to_program import load_program
 from ...export.program.inference import run_predictor
-from ...export.program.op_desc import make_op
+from ...export.program.op_desc import all_inputs, all_outputs, make_op
 from ...export.program.validate import contradictions_reported
 from ...export.provenance_file import Provenance
 from ..model_file import TensorInfo, model_files, pdmodel_prefix
-from ..saturation import explain, has_vnni, saturating_layers
-from .base import Runtime, Session, convert_errors, register_runtime
+from ..saturation import fallback_reason, has_vnni, saturating_layers
+from .base import CompiledOperator, Runtime, Session, convert_errors, register_runtime
 
 _logger = logging.getLogger("paddleq")
 
@@ -33,7 +34,26 @@ class PaddleInference(Runtime):
     automatic = True
     references = (".pdmodel", ".json")
 
+    int8_types = frozenset((
+        "concat", "conv2d", "depthwise_conv2d", "elementwise_add", "elementwise_mul",
+        "elementwise_sub", "fc", "fused_conv2d", "fused_elementwise_add", "fused_elementwise_mul",
+        "fused_elementwise_sub", "fused_matmul", "fused_transpose", "fusion_gru", "fusion_lstm",
+        "matmul", "matmul_v2", "nearest_interp", "nearest_interp_v2", "pool2d", "reshape2", "slice",
+        "split", "transpose2"))
+
     def load(self, file, threads, as_is=False):
+        return _Session(*self._load(file, threads, as_is))
+
+    def compiled_operators(self, file, threads):
+        with temporary_folder() as folder:
+            _, _, fallback = self._load(file, threads, False, folder)
+            desc = framework_proto().ProgramDesc()
+            with open(os.path.join(folder, _OPTIMIZED), "rb") as saved:
+                desc.ParseFromString(saved.read())
+        return [each for block in desc.blocks for each in _operators(block)], fallback
+
+    def _load(self, file, threads, as_is, optimized=None):
+        """Return (Paddle's predictor, file, reason for float kernels)."""
         program = file.check()
         int8, fallback, changed = file.quantized and not as_is, "", False
         if int8:
@@ -43,18 +63,51 @@ class PaddleInference(Runtime):
                 self.title, file):
             try:
                 made = _predictor(file, program if changed else None, folder, threads, as_is,
-                                  int8 and not fallback)
+                                  int8 and not fallback, optimized)
             except RuntimeError as error:
                 if not int8 or fallback:
                     raise
                 fallback = ("computed in float: Paddle Inference refuses it in int8: "
                             f"{str(error).strip().splitlines()[-1]}")
-                made = _predictor(file, None, folder, threads, as_is, False)
-        return _Session(made, file, fallback)
+                made = _predictor(file, None, folder, threads, as_is, False, optimized)
+        return made, file, fallback
 
 
-def _predictor(file, program, folder, threads, as_is, int8):
-    """Return Paddle's predictor of ``program``, or of the one in ``file`` where that is None."""
+_OPTIMIZED = "_optimized.pdmodel"  # Paddle's name
+_CONVERSIONS = {"quantize", "dequantize", "requantize", "assign"}
+
+
+def _operators(block):
+    """Return the :class:`CompiledOperator` of each operator of a block.
+
+    oneDNN selects a kernel by the type of its input. Paddle's passes append attributes that are
+    there already.
+    """
+    integers, producers, found = set(), {}, []
+    for op in block.ops:
+        if op.type in ("feed", "fetch"):
+            continue
+        read, written = all_inputs(op), all_outputs(op)
+        int8 = not integers.isdisjoint(read)
+        to_float = op.type == "dequantize" or any(
+            each.b for each in op.attrs if each.name == "force_fp32_output")
+        fused = any(each.name == "output_data_type" and each.s in ("int8", "uint8")
+                    for each in op.attrs)  # a transposition that quantizes
+        if op.type == "quantize" or fused or int8 and not to_float:
+            integers.update(written)
+        name = written[0] if written else op.type
+        found.append(CompiledOperator(
+            name, op.type, "int8" if int8 else "float", op.type in _CONVERSIONS,
+            tuple(producers[each] for each in read if each in producers)))
+        producers.update(dict.fromkeys(written, name))
+    return found
+
+
+def _predictor(file, program, folder, threads, as_is, int8, optimized):
+    """Return Paddle's predictor of ``program``, or of the one in ``file`` where that is None.
+
+    ``optimized`` is a folder for the program after Paddle's passes, or None.
+    """
     from paddle import inference
 
     model, params = file.path, file.params or ""
@@ -72,6 +125,9 @@ def _predictor(file, program, folder, threads, as_is, int8):
         config.enable_mkldnn()
         if int8:
             config.enable_mkldnn_int8()
+    if optimized is not None:
+        config.enable_save_optim_model(True)
+        config.set_optim_cache_dir(optimized)
     return inference.create_predictor(config)
 
 
@@ -82,7 +138,7 @@ def _prepare(program, vnni):
         return "", bool(use_int8_kernels(program))
     with contextlib.suppress(ExportError):  # fake_* operators: computed in float as they are
         _make_float(program)
-    return explain("Paddle Inference", layers), True
+    return fallback_reason("Paddle Inference", layers), True
 
 
 @contradictions_reported()
@@ -157,7 +213,7 @@ def to_paddle_int8(path: Union[str, "os.PathLike[str]"], out: Union[str, "os.Pat
     provenance = Provenance.of_saved("pdmodel", program, [file.path, file.params], vnni=vnni)
     layers = [] if vnni else saturating_layers(program)
     if layers:
-        _logger.warning("%s: %s", target, explain("Paddle Inference", layers))
+        _logger.warning("%s: %s", target, fallback_reason("Paddle Inference", layers))
         _make_float(program)
     count = len(layers) or use_int8_kernels(program)
     program.save(target + ".pdmodel", target + ".pdiparams", provenance, workarounds=False)

@@ -34,8 +34,8 @@ class PdmodelFormat(Format):
             raise ExportError(
                 f"{name} is quantized with a zero point, which Paddle Inference and OpenVINO do "
                 "not take from a .pdmodel; make it symmetric (symmetric=True, a qscheme that ends "
-                "in _symmetric, or 'lsq' in place of 'lsq_plus'), or write format='onnx', which "
-                "holds zero points")
+                "in _symmetric, or 'lsq' in place of 'lsq_plus'), or write format='onnx' or "
+                "'openvino', which hold zero points")
         # The integers of a weight are in the file already: a narrow range changes nothing.
         plain = QuantSpec(spec.bits, narrow_range=is_weight and spec.narrow_range)
         if (spec.quant_min, spec.quant_max) != (plain.quant_min, plain.quant_max):
