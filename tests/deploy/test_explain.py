@@ -15,7 +15,6 @@ import onnxruntime
 import openvino
 import paddle
 import pytest
-from nets import save_float
 from paddle import nn
 from runtimes import int8_ptq
 
@@ -162,11 +161,16 @@ def test_a_float_model_has_no_int8_operator(tmp_path):
         assert found.operators == found.in_float != []
 
 
-def test_processors_without_vnni_compute_wide_weights_in_float(tmp_path, monkeypatch):
-    net, x, path = nn.Sequential(nn.Linear(16, 8)), paddle.rand([4, 16]), str(tmp_path / "m")
+def quantized_linear():
     ptq = paddleq.PTQ()
-    quantized = ptq.quantize(net)
-    ptq.calibrate(quantized, [x])
+    quantized = ptq.quantize(nn.Sequential(nn.Linear(16, 8)))
+    ptq.calibrate(quantized, [paddle.rand([4, 16])])
+    return ptq, quantized
+
+
+def test_processors_without_vnni_compute_wide_weights_in_float(tmp_path, monkeypatch):
+    path = str(tmp_path / "m")
+    ptq, quantized = quantized_linear()
     ptq.save_quantized_model(quantized, path)
     for module in ("paddle_inference", "openvino"):
         monkeypatch.setattr(f"paddleq.deploy.runtimes.{module}.has_vnni", lambda: False)
@@ -184,7 +188,8 @@ def test_processors_without_vnni_compute_wide_weights_in_float(tmp_path, monkeyp
 ])
 def test_wrong_arguments_are_refused(arguments, message, tmp_path, monkeypatch):
     path = str(tmp_path / "m")
-    save_float(nn.Linear(2, 2), path, [1, 2])
+    ptq, quantized = quantized_linear()
+    ptq.save_quantized_model(quantized, path)
     monkeypatch.setattr("paddleq.deploy.runtimes.paddle_lite.PaddleLite.installed",
                         lambda self: True)
     with pytest.raises(ConfigError, match=message):
