@@ -77,7 +77,7 @@ def load_state(model: nn.Layer, state: Dict[str, np.ndarray], path: Any,
 
 def _load(model, state, path, hint):
     own = model.state_dict()
-    wrong = [f"{_listed(keys)} {problem}" for keys, problem in (
+    wrong = [f"{listed(keys)} {problem}" for keys, problem in (
         ([key for key in own if key not in state], "missing in it"),
         ([key for key in state if key not in own], "left over"),
         ([key for key in own if key in state and not _fits(state[key], own[key])],
@@ -89,7 +89,8 @@ def _load(model, state, path, hint):
         tensor.set_value(state[key])
 
 
-def _listed(keys):
+def listed(keys):
+    """Return the names of the first keys for a message, with the verb that follows."""
     return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more are" if len(keys) > 8 else
                                   " are" if len(keys) > 1 else " is")
 

@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import struct
-from typing import Any, Dict, Union
+from typing import Any, Dict, Tuple, Union
 
 import numpy as np
 
@@ -27,12 +27,17 @@ _NAMES = {"bfloat16": "BF16", **{dtype.name: name for name, dtype in _DTYPES.ite
                                  if name != "BF16"}}
 
 
-def write_tensors(path, tensors):
-    """Write tensors (name -> Paddle tensor) to a file and return the SHA-256 of its bytes."""
+def write_tensors(path, tensors, metadata=None):
+    """Write tensors (name -> Paddle tensor or array) to a file and return the SHA-256 of its bytes.
+
+    Args:
+        metadata: str -> str for the header, or None.
+    """
     kinds = {name: _kind(name, tensor) for name, tensor in tensors.items()}
     # The largest elements first: each begins at a multiple of its size then.
     order = sorted(tensors, key=lambda name: (-_DTYPES[kinds[name]].itemsize, name))
-    header, end = {}, 0
+    header: Dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    end = 0
     for name in order:
         begin, shape = end, [int(size) for size in tensors[name].shape]
         end += math.prod(shape) * _DTYPES[kinds[name]].itemsize
@@ -49,8 +54,19 @@ def write_tensors(path, tensors):
         put(text)
         for name in order:
             # One tensor at a time: a copy of all may be larger than the memory left.
-            put(_array(tensors[name], _DTYPES[kinds[name]]).data)
+            put(stored_array(name, tensors[name]).data)
     return digest.hexdigest()
+
+
+def stored_array(name: str, tensor: Any) -> np.ndarray:
+    """Return the array of a Paddle tensor or an array whose bytes a file has.
+
+    Raises:
+        ModelError: the format lacks the dtype.
+    """
+    # (A tensor of bfloat16 gives the integers of its bits.)
+    array = tensor if isinstance(tensor, np.ndarray) else tensor.detach().cpu().numpy()
+    return np.ascontiguousarray(array, dtype=_DTYPES[_kind(name, tensor)])
 
 
 def map_file(path: Union[str, os.PathLike]) -> Union[mmap.mmap, io.BytesIO]:
@@ -76,6 +92,11 @@ def file_digest(data: Union[mmap.mmap, io.BytesIO]) -> str:
 
 def parse_tensors(data: Any, path: Any) -> Dict[str, np.ndarray]:
     """Return the arrays of a mapped file by name, as views of it."""
+    return parse_file(data, path)[0]
+
+
+def parse_file(data: Any, path: Any) -> Tuple[Dict[str, np.ndarray], Dict[str, str]]:
+    """Return the arrays of a mapped file by name, as views of it, and the metadata."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -86,7 +107,7 @@ def parse_tensors(data: Any, path: Any) -> Dict[str, np.ndarray]:
         header = json.loads(data.read(length))
     except (SafetensorError, OSError, ValueError, struct.error, RecursionError) as error:
         raise FormatError(f"{path} is no safetensors file, or is damaged: {error}") from error
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
     unknown = [f"{name} ({each['dtype']})" for name, each in header.items()
                if each["dtype"] not in _DTYPES]
     if unknown:
@@ -94,17 +115,12 @@ def parse_tensors(data: Any, path: Any) -> Dict[str, np.ndarray]:
     start = 8 + length
     return {name: np.frombuffer(data, _DTYPES[each["dtype"]], math.prod(each["shape"]),
                                 start + each["data_offsets"][0]).reshape(each["shape"])
-            for name, each in header.items()}
+            for name, each in header.items()}, metadata
 
 
 def _kind(name, tensor):
-    dtype = dtype_name(tensor.dtype)
+    dtype = tensor.dtype.name if isinstance(tensor, np.ndarray) else dtype_name(tensor.dtype)
     if dtype not in _NAMES:
         raise ModelError(f"{name} is {dtype}, which a safetensors file cannot hold; leave it out "
                          f"of the model's state or make it one of {', '.join(sorted(_NAMES))}")
     return _NAMES[dtype]
-
-
-def _array(tensor, dtype):
-    # (A tensor of bfloat16 gives the integers of its bits.)
-    return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=dtype)

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
+from typing import Any, Mapping, Optional, Union
 
 import paddle
+from paddle import nn
 
 from .._atomic_write import write_bytes, write_together
-from .._checks import check_layer, check_path, check_prefix, hint
+from .._checks import check_choice, check_layer, check_path, check_prefix, hint
 from .._layer_state import read_state, state_of
 from ..engine.state import check_initialized, quantized_layers
 from ..errors import ConfigError, ConfigTypeError, ExportError, FormatError, ModelError
@@ -17,17 +20,21 @@ from ..nn.integer_layer import IntegerLayer
 from ..nn.layer_types import frozen_classes
 from ..nn.weight_parts import adopt_all_roundings
 from . import simulated_layers
+from .formats import CHECKPOINT_FORMATS, is_folder, load_folder, save_folder
 from .restricted_unpickler import load_state
 from .safetensors_io import file_digest, map_file, parse_tensors, write_tensors
 
+_OWN = "paddleq"  # the format of two files, for paddleq alone
 _FORMAT, _VERSION = "paddleq checkpoint", 1
 _FIELDS = ("format", "version", "libraries", "layers", "shared", "provenance", "tensors_sha256",
            "sha256")
 _OPTIONAL = "provenance"  # earlier files lack it
 
 
-def save_checkpoint(model, path):
-    """Write a quantized model as ``path.safetensors`` and ``path.json``.
+def save_checkpoint(model: nn.Layer, path: Any, format: str = "paddleq", *,
+                    max_shard_size: Union[int, str, None] = None, config: Any = None,
+                    names: Optional[Mapping[str, str]] = None) -> None:
+    """Write a quantized model as ``path.safetensors`` and ``path.json``, or for servers.
 
     The first file contains the tensors of ``model.state_dict()``; a tensor that several names share
     is stored once. The second file is JSON for :func:`load_checkpoint`: descriptions of the integer
@@ -36,13 +43,29 @@ def save_checkpoint(model, path):
     the quantization, versions, and SHA-256 digests of both files. The same model gives the same
     bytes. If the process is killed, the old files stay intact.
 
+    With another ``format`` than "paddleq", ``path`` is a folder: ``model.safetensors``, or shards
+    and ``model.safetensors.index.json``, and ``config.json`` with a ``quantization_config``, which
+    the servers of that format load. The integers are those of the layers and the scales are
+    float32, so that :func:`load_checkpoint` restores the weights bit for bit.
+
     Args:
         model: a ``paddle.nn.Layer``. It is not changed.
-        path: prefix of the files; folders are created.
+        path: prefix of the files, or the folder; folders are created.
+        format: "paddleq" (default), or a name in ``paddleq.checkpoint.CHECKPOINT_FORMATS``:
+            "gptq", "compressed-tensors". It represents models whose quantized layers are
+            :class:`~paddleq.nn.IntegerLinear`.
+        max_shard_size: most bytes of a file, a number or a str such as "500MB". Default "5GB". A
+            larger layer has a file of its own.
+        config: content of config.json without the quantization, as a dict or a file. Default: that
+            of the config.json that the folder has, if any.
+        names: prefix of names in the model -> prefix in the files, e.g. ``{"llama.": "model."}``.
+            The longest one that matches is replaced. Default: the names of the model.
 
     Raises:
         ConfigTypeError: ``model`` is not a ``paddle.nn.Layer``, or ``path`` not a path.
-        ExportError: the files cannot be written.
+        ConfigError: an option of folders with the format "paddleq".
+        ExportError: the files cannot be written, or the format cannot represent a layer; names the
+            layer and the reason. Nothing is written then.
         ModelError: a checkpoint cannot describe a layer or a data type of the model.
         CalibrationError: names layers that are being calibrated, or that are empty until a
             checkpoint is loaded.
@@ -56,9 +79,20 @@ def save_checkpoint(model, path):
         ...     paddleq.save_checkpoint(model, os.path.join(folder, "model"))
         ...     sorted(os.listdir(folder))
         ['model.json', 'model.safetensors']
+        >>> layer = IntegerLinear(64, 32, paddleq.QuantSpec(4, granularity=paddleq.PerGroup(32)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paddleq.save_checkpoint(paddle.nn.Sequential(layer), folder, format="gptq")
+        ...     sorted(os.listdir(folder))
+        ['config.json', 'model.safetensors', 'quantize_config.json']
     """
     from .. import __version__
 
+    if check_choice("format", format, (_OWN, *CHECKPOINT_FORMATS)) != _OWN:
+        return save_folder(model, path, format, max_shard_size, config, names)
+    for name, value in (("max_shard_size", max_shard_size), ("config", config), ("names", names)):
+        if value is not None:
+            raise ConfigError(f"{name} is an option of the formats {', '.join(CHECKPOINT_FORMATS)},"
+                              f" not of {_OWN!r}")
     check_layer("model", model)
     path = check_prefix("path", path)
     check_initialized(model)
@@ -88,10 +122,12 @@ def save_checkpoint(model, path):
                         f"{path}.json": lambda beside: write_bytes(_text(content))(beside)})
     except OSError as error:
         raise ExportError(f"cannot write the checkpoint {path}: {error}") from error
+    return None
 
 
-def load_checkpoint(model, path):
-    """Load a checkpoint of :func:`save_checkpoint` into ``model``, in place.
+def load_checkpoint(model: nn.Layer, path: Any, names: Optional[Mapping[str, str]] = None
+                    ) -> nn.Layer:
+    """Load a checkpoint of :func:`save_checkpoint` or for servers into ``model``, in place.
 
     Float layers are replaced by the integer layers that the file describes, then the tensors are
     loaded. Integer layers that the model already has are kept. A model with simulated layers is
@@ -99,11 +135,16 @@ def load_checkpoint(model, path):
     bits and states of the file, its quantized layers that are float in the file become float.
     Nothing is unpickled. After an error the model is unchanged.
 
+    A folder with config.json (or quantize_config.json) is read in the format that its
+    ``quantization_config`` names, whatever program wrote it. Float tensors are converted to the
+    data types of the model.
+
     Args:
         model: a ``paddle.nn.Layer`` built as the saved model was before it was quantized, or
             quantized too if the saved model simulates quantization. If batch norms were folded,
             they must be folded in ``model`` too.
-        path: prefix of the files.
+        path: prefix of the files, or a folder.
+        names: as for :func:`save_checkpoint`; for folders only.
 
     Returns:
         The model.
@@ -128,6 +169,10 @@ def load_checkpoint(model, path):
     """
     check_layer("model", model)
     path = check_path("path", path, "a file prefix such as 'out/model'")
+    if is_folder(path) and not os.path.exists(f"{path}.json"):
+        return load_folder(model, path, names)
+    if names is not None:
+        raise ConfigError(f"names is an option of folders with a config.json, but {path} is none")
     content = _read_description(f"{path}.json")
     data = map_file(f"{path}.safetensors")
     if file_digest(data) != content["tensors_sha256"]:
