@@ -24,8 +24,9 @@ VERSIONED := tests/checkpoint tests/deploy tests/engine tests/export tests/fake_
 	tests/test_paddle_compat.py
 
 .PHONY: help docs demo demo-ocr demo-text demo-llm demo-deploy demo-images test test-slow \
-	test-lite test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 test-versions test-browser test-nightly lint types \
-	wheel smoke bench bench-real bench-2.6 env env-2.6 env-3.3 lite-env clean
+	test-lite test-peers-llm test-2.6 test-slow-2.6 test-3.3 test-slow-3.3 test-versions \
+	test-browser test-nightly lint types wheel smoke bench bench-real bench-2.6 env env-2.6 \
+	env-3.3 lite-env peers-llm-env clean
 
 help:
 	@echo "make demo | demo-ocr | demo-text | demo-llm | demo-deploy | demo-images | test |" \
@@ -112,6 +113,12 @@ test-lite: env lite-env
 	OMP_NUM_THREADS=1 PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
 		$(BIN)/python -m pytest -q -m "lite and not nightly" $(TESTS)
 
+# Checkpoints for servers in transformers, compressed-tensors and GPTQModel, on a CPU. A minute.
+PEERS_LLM := PADDLEQ_TORCH_PYTHON=$(abspath .venv-peers-llm/bin/python)
+test-peers-llm: env peers-llm-env
+	OMP_NUM_THREADS=1 $(PEERS_LLM) $(BIN)/python -m pytest -q \
+		tests/checkpoint/formats/test_owner_programs.py $(TESTS)
+
 # Files of two Paddle versions side by side.
 test-versions: env-2.6 env-3.3
 	OMP_NUM_THREADS=1 PADDLEQ_26_PYTHON=$(abspath .venv-2.6/bin/python) \
@@ -125,8 +132,8 @@ test-browser: env env-3.3
 # Every test on every version of Paddle, with random examples of Hypothesis, and the wheel on every
 # version of Python. Takes hours.
 NIGHTLY := OMP_NUM_THREADS=1 PADDLEQ_LITE_PYTHON=$(abspath .venv-lite/bin/python) \
-	PADDLEQ_26_PYTHON=$(abspath .venv-2.6/bin/python)
-test-nightly: .venv/llm.stamp env-2.6 env-3.3 lite-env
+	PADDLEQ_26_PYTHON=$(abspath .venv-2.6/bin/python) $(PEERS_LLM)
+test-nightly: .venv/llm.stamp env-2.6 env-3.3 lite-env peers-llm-env
 	$(NIGHTLY) $(BIN)/python $(PYTEST) --hypothesis-profile=nightly \
 		-m "not paddle26 and not two_versions"
 	$(NIGHTLY) .venv-2.6/bin/python $(PYTEST) --hypothesis-profile=nightly \
@@ -212,6 +219,19 @@ lite-env: .venv-lite/$(STAMP)
 	@.ci/venv 3.7 $(@D)
 	echo '*' > $(@D)/.gitignore
 	$(@D)/bin/python -m pip install -q --no-compile numpy==1.21.6 paddlelite==2.12
+	touch $@
+
+# GPTQModel's package has no wheel, and its setup imports torch.
+peers-llm-env: .venv-peers-llm/$(STAMP)
+
+.venv-peers-llm/$(STAMP): requirements-peers-llm.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	echo '*' > $(@D)/.gitignore
+	$(@D)/bin/python -m pip install -q --no-compile setuptools==84.2.1 wheel ninja
+	$(@D)/bin/python -m pip install -q --no-compile -r requirements-peers-llm.txt
+	BUILD_CUDA_EXT=0 $(@D)/bin/python -m pip install -q --no-compile --no-deps \
+		--no-build-isolation gptqmodel==7.7.0 tokenicer==0.0.14 defuser==0.0.28 device-smi==0.5.7
 	touch $@
 
 clean:

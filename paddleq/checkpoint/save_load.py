@@ -46,14 +46,15 @@ def save_checkpoint(model: nn.Layer, path: Any, format: str = "paddleq", *,
     With another ``format`` than "paddleq", ``path`` is a folder: ``model.safetensors``, or shards
     and ``model.safetensors.index.json``, and ``config.json`` with a ``quantization_config``, which
     the servers of that format load. The integers are those of the layers and the scales are
-    float32, so that :func:`load_checkpoint` restores the weights bit for bit.
+    float32 (of 16 bits for PaddleNLP, which takes no others), so that :func:`load_checkpoint`
+    restores the weights bit for bit.
 
     Args:
         model: a ``paddle.nn.Layer``. It is not changed.
         path: prefix of the files, or the folder; folders are created.
         format: "paddleq" (default), or a name in ``paddleq.checkpoint.CHECKPOINT_FORMATS``:
-            "gptq", "compressed-tensors". It represents models whose quantized layers are
-            :class:`~paddleq.nn.IntegerLinear`.
+            "gptq", "awq", "compressed-tensors", "paddlenlp", "fastdeploy". These represent models
+            whose quantized layers are :class:`~paddleq.nn.IntegerLinear`.
         max_shard_size: most bytes of a file, a number or a str such as "500MB". Default "5GB". A
             larger layer has a file of its own.
         config: content of config.json without the quantization, as a dict or a file. Default: that

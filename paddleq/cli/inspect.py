@@ -13,7 +13,7 @@ import click
 from .. import deploy
 from ..algorithms import ALGORITHMS
 from ..analysis import perplexity as compute_perplexity
-from ..checkpoint import load_checkpoint
+from ..checkpoint import CHECKPOINT_FORMATS, load_checkpoint
 from ..deploy.runtimes import RUNTIMES
 from ..engine.summary import table
 from ..errors import ConfigError, DependencyError, FormatError
@@ -88,13 +88,13 @@ def _cell(key, value):
   paddleq extensions | grep formats
   paddleq --import my_package extensions""")
 def extensions():
-    """List observers, layer types, algorithms, export formats and runtimes.
+    """List observers, layer types, algorithms, formats of exports and checkpoints, and runtimes.
 
     "paddleq --import MODULE extensions" includes those that MODULE registers.
     """
     for title, names in (("observers", OBSERVERS), ("layer types", LAYER_TYPES),
                          ("algorithms", ALGORITHMS), ("formats", FORMATS),
-                         ("runtimes", RUNTIMES)):
+                         ("checkpoint formats", CHECKPOINT_FORMATS), ("runtimes", RUNTIMES)):
         click.echo(f"{title}: {', '.join(names)}")
 
 

@@ -56,5 +56,48 @@ def compressed_tensors_weight(arrays, name, config):
     return ((integers - zeros[:, groups]) * scales[:, groups]).T
 
 
-WEIGHTS = {"gptq": gptq_weight, "compressed-tensors": compressed_tensors_weight}
+def awq_weight(arrays, name, config):
+    """Float64 weight [K, N] of a layer in AWQ's format."""
+    scales = arrays[f"{name}.scales"].astype("float64")
+    integers, zeros = (
+        # Output feature 2i of eight is in position i, and 2i + 1 in position 4 + i.
+        stream(arrays[f"{name}.{part}"], 4).reshape(-1, scales.shape[1] // 8, 2, 4)
+        .transpose(0, 1, 3, 2).reshape(-1, scales.shape[1]) for part in ("qweight", "qzeros"))
+    size = len(integers) // len(scales)
+    return (integers - zeros.repeat(size, 0)) * scales.repeat(size, 0)
+
+
+def kernel_weight(scale_name):
+    """Return a function for the layout of ``paddle.nn.quant.weight_quantize`` (see there)."""
+    def weight(arrays, name, config):
+        held = arrays[f"{name}.quant_weight"]
+        scales = arrays[f"{name}.{scale_name}"]
+        columns, rows = scales.shape[-1], held.shape[1]
+        bits = 8 * held.size // (rows * columns)
+        integers = np.empty([rows, columns], "int64")
+        flat = stream(held.reshape(-1, 4).view("int32"), bits).reshape(-1) - 2 ** (bits - 1)
+        per_word, alternating = 32 // bits, 16 // bits
+        for position, value in enumerate(flat):
+            word, inside = divmod(position, per_word)
+            # In a word, integers with even numbers precede those with odd numbers.
+            half = per_word // 2
+            inside = 2 * inside if inside < half else 2 * (inside - half) + 1
+            position = word * per_word + inside
+            block, within = divmod(position, rows * alternating)
+            tile, within = divmod(within, 64 * alternating)
+            column, row = divmod(within, 64)
+            row += 64 * tile
+            base, index = divmod(row, 128 // bits)
+            row = base * (128 // bits) + 8 * (index % (32 // bits) // 2) + (
+                index % 2 + 2 * (index // (32 // bits)))
+            integers[row, block * alternating + column] = value
+        scales = scales.astype("float64").reshape(-1, columns)
+        return integers * scales.repeat(rows // len(scales), 0)
+
+    return weight
+
+
+WEIGHTS = {"gptq": gptq_weight, "awq": awq_weight,
+           "compressed-tensors": compressed_tensors_weight,
+           "paddlenlp": kernel_weight("quant_scale"), "fastdeploy": kernel_weight("weight_scale")}
 """Format -> function (arrays, name of the layer, config.json) that returns its weight."""

@@ -1,6 +1,6 @@
 """Formats of quantized checkpoints that inference servers load, one file each."""
 
-from . import compressed_tensors, gptq  # noqa: F401  (register themselves)
+from . import awq, compressed_tensors, gptq, paddlenlp  # noqa: F401  (register themselves)
 from .base import CHECKPOINT_FORMATS, CheckpointFormat, register_checkpoint_format
 from .folder import is_folder, load_folder, save_folder
 from .linear_weight import LinearWeight, Scheme

@@ -75,6 +75,10 @@ def weight_of(name: str, layer: IntegerLinear) -> LinearWeight:
         raise refused(name, "its input is divided by smoothing factors, which the preceding layer "
                       "did not take; quantize without smoothing for this layer")
     spec, count = layer.weight_spec, layer.in_features
+    for part, each in (("weight", spec), ("input", layer.activation_spec)):
+        if each is not None and each.dtype is not None:
+            raise refused(name, f"its {part} is quantized to {each.dtype}, but only integers can "
+                          "be written")
     offset = 2 ** (spec.bits - 1) if spec.signed else 0
     integers = (layer.integers().numpy() + offset).astype("uint8")
     scale = layer.weight_scale.numpy().astype("float32")

@@ -12,19 +12,27 @@ from llama_names import CONFIG, IDS, LlamaForCausalLM
 from paddle import nn
 
 import paddleq
-from paddleq.checkpoint import CHECKPOINT_FORMATS
+from paddleq.checkpoint import (
+    CHECKPOINT_FORMATS,
+    CheckpointFormat,
+    register_checkpoint_format,
+)
+from paddleq.checkpoint.formats import LinearWeight, Scheme
+from paddleq.cli.main import main
 from paddleq.errors import ConfigError, ConfigTypeError, ExportError, FormatError, ModelError
 from paddleq.nn import IntegerLinear
 
 TOKENS = paddle.to_tensor(IDS)
 NAMES = {"llama.": "model."}
 FILES = {"gptq": ["quantize_config.json"]}  # besides config.json and the tensors
+CHANNELS = ("paddlenlp", "fastdeploy")  # formats that do not have small groups
 
 
 def quantized(prefix="model", weight="W4 g32"):
     model = LlamaForCausalLM(prefix)
     deploy(getattr(model, prefix), WEIGHTS[weight])
-    return model.eval()
+    model.eval()
+    return model
 
 
 def logits(model):
@@ -34,7 +42,10 @@ def logits(model):
 
 @pytest.mark.parametrize("format", CHECKPOINT_FORMATS)
 def test_restores_a_decoder_from_shards(format, tmp_path):
-    model = quantized("llama")
+    model = quantized("llama", "W4 channel" if format in CHANNELS else "W4 g32")
+    for name, value in model.state_dict().items():
+        if name.endswith("weight_scale"):
+            value.set_value(value.astype("float16").astype("float32"))
     before = {name: value.numpy() for name, value in model.state_dict().items()}
     paddleq.save_checkpoint(model, tmp_path, format=format, max_shard_size="30KB", config=CONFIG,
                             names=NAMES)
@@ -54,7 +65,7 @@ def test_restores_a_decoder_from_shards(format, tmp_path):
     head = model.lm_head.weight.numpy()
     assert np.array_equal(arrays["lm_head.weight"],
                           head.T if CHECKPOINT_FORMATS[format].transposed else head)
-    other = paddleq.load_checkpoint(LlamaForCausalLM("llama").eval(), tmp_path, names=NAMES)
+    other = paddleq.load_checkpoint(LlamaForCausalLM("llama"), tmp_path, names=NAMES)
     assert np.array_equal(logits(other), logits(model))
     for name, value in model.state_dict().items():
         assert np.array_equal(other.state_dict()[name].numpy(), value.numpy()), name
@@ -159,6 +170,44 @@ def test_names_are_an_option_of_folders(tmp_path):
     paddleq.save_checkpoint(model, tmp_path / "model")
     with pytest.raises(ConfigError, match="names"):
         paddleq.load_checkpoint(model, tmp_path / "model", names={"a": "b"})
+
+
+class Plain(CheckpointFormat):
+    """The integers as they are, per channel."""
+
+    servers, marker, transposed = "none", "codes", False
+
+    @classmethod
+    def recognizes(cls, config):
+        return config.get("quant_method") == "plain"
+
+    def check(self, name, weight):
+        pass
+
+    def config(self, schemes, floats):
+        return {"quant_method": "plain", "bits": {name: each.bits for name, each
+                                                  in schemes.items()}}
+
+    def encode(self, weight, config):
+        return {"codes": weight.integers, "steps": weight.scale, "zeros": weight.zero_points}
+
+    def decode(self, name, tensors, config, features):
+        return LinearWeight(Scheme(config["bits"][name], False, None, False), tensors["codes"],
+                            tensors["steps"], tensors["zeros"], np.zeros(features, "int32"))
+
+
+def test_a_format_from_outside(tmp_path, capsys):
+    register_checkpoint_format("plain")(Plain)
+    try:
+        model = deploy(nn.Sequential(nn.Linear(9, 7)), WEIGHTS["W5 channel"])
+        paddleq.save_checkpoint(model, tmp_path, format="plain")
+        other = paddleq.load_checkpoint(nn.Sequential(nn.Linear(9, 7)), tmp_path)
+        x = paddle.rand([3, 9])
+        assert np.array_equal(other(x).numpy(), model(x).numpy())
+        assert main(["extensions"]) == 0
+        assert "compressed-tensors, gptq, paddlenlp, fastdeploy, plain" in capsys.readouterr().out
+    finally:
+        CHECKPOINT_FORMATS.unregister("plain")
 
 
 @pytest.fixture

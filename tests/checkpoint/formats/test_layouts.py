@@ -1,5 +1,6 @@
 """Layouts of the formats of servers against an independent reading of their bits."""
 
+import inspect
 import json
 
 import numpy as np
@@ -11,25 +12,34 @@ from deployed import ACTIVATIONS, WEIGHTS, deploy
 from paddle import nn
 
 import paddleq
-from paddleq import PerGroup, QuantSpec
+from paddleq import PerChannel, PerGroup, QuantSpec
 from paddleq.checkpoint import CHECKPOINT_FORMATS
 from paddleq.checkpoint.formats.packing import pack_words, unpack_words
 from paddleq.errors import ExportError, FormatError
+from paddleq.functional import pack_int4
 
-ROWS, COLUMNS = 64, 96
+ROWS, COLUMNS = 128, 96
+SPECS = {**WEIGHTS, "W4 g64": QuantSpec(4, granularity=PerGroup(64)),
+         "fp8": QuantSpec(dtype="float8_e4m3fn", granularity=PerChannel(1))}
 EXPRESSED = {
     "gptq": ["W8 tensor", "W8 channel", "W8 channel affine", "W8 g32", "W4 tensor", "W4 channel",
              "W4 g32", "W4 g32 affine", "W3 g32", "W2 g32 affine"],
     "compressed-tensors": ["W8 tensor", "W8 channel", "W8 channel affine", "W8 g32", "W4 tensor",
                            "W4 channel", "W4 g32", "W4 g32 affine", "W2 g32 affine"],
+    "awq": ["W4 tensor", "W4 channel", "W4 g32", "W4 g32 affine"],
+    "paddlenlp": ["W8 tensor", "W8 channel", "W4 tensor", "W4 channel", "W4 g64"],
+    "fastdeploy": ["W8 tensor", "W8 channel", "W4 tensor", "W4 channel"],
 }
 CASES = [(format, weight) for format, weights in EXPRESSED.items() for weight in weights]
 
 
 def linear(weight, bias=True, **options):
-    """A model of one IntegerLinear named "fc"."""
+    """A model of one IntegerLinear named "fc" with scales of 16 bits."""
     model = nn.Sequential(("fc", nn.Linear(ROWS, COLUMNS, bias_attr=None if bias else False)))
-    return deploy(model, WEIGHTS.get(weight, weight), **options)
+    deploy(model, SPECS.get(weight, weight), **options)
+    model.fc.weight_scale.set_value(
+        model.fc.weight_scale.astype("float16").astype("float32"))
+    return model
 
 
 def natural_weight(layer):
@@ -98,10 +108,10 @@ def test_gptq_stores_activation_order(tmp_path):
     assert np.array_equal(natural_weight(other.fc), natural_weight(model.fc))
 
 
-@pytest.mark.parametrize("format", EXPRESSED)
+@pytest.mark.parametrize("format", ["gptq", "awq", "compressed-tensors"])
 def test_groups_that_move_as_a_whole_need_no_activation_order(format, tmp_path):
     model = linear("W4 g32", permuted=True)
-    order = np.concatenate([np.arange(63, 31, -1), np.arange(0, 32)])
+    order = np.concatenate([np.arange(127, 95, -1), np.arange(0, 96)])
     model.fc.permutation.set_value(order.astype("int64"))
     paddleq.save_checkpoint(model, tmp_path, format=format)
     other = paddleq.load_checkpoint(nn.Sequential(("fc", nn.Linear(ROWS, COLUMNS))), tmp_path)
@@ -137,6 +147,18 @@ REFUSED = [
     ("compressed-tensors", "W4 g32", {"permuted": True}, "activation order"),
     ("compressed-tensors", "W4 g32", {"activation": ACTIVATIONS["A8 token"]}, "8 bits per channel"),
     ("compressed-tensors", "W8 channel", {"activation": ACTIVATIONS["A4 token"]}, "int4"),
+    *[(format, "fp8", {}, "float8_e4m3fn") for format in EXPRESSED],
+    ("awq", "W8 channel", {}, "8 bits"),
+    ("awq", W4_G48, {}, "group size 48"),
+    ("awq", "W4 g32", {"permuted": True}, "activation order"),
+    ("awq", "W4 g32", {"smoothed": True}, "smoothing"),
+    ("awq", "W4 g32", {"activation": ACTIVATIONS["A8 token"]}, "weights only"),
+    ("paddlenlp", "W4 g32 affine", {}, "asymmetric with 4 bits"),
+    ("paddlenlp", "W3 g32", {}, "symmetric with 3 bits"),
+    ("paddlenlp", "W4 g32", {}, "32 features; the format has 64 or 128 or one scale"),
+    ("paddlenlp", "W4 g64", {"permuted": True}, "activation order"),
+    ("paddlenlp", "W8 channel", {"activation": ACTIVATIONS["A8 token"]}, "weights only"),
+    ("fastdeploy", "W4 g64", {}, "64 features; the format has one scale"),
 ]
 
 
@@ -148,10 +170,74 @@ def test_refuses_what_a_format_cannot_represent(format, weight, options, reason,
     assert not (tmp_path / "out").exists()
 
 
-def test_gptq_refuses_widths_that_fill_no_words(tmp_path):
-    model = deploy(nn.Sequential(nn.Linear(48, 32)), WEIGHTS["W4 channel"])
-    with pytest.raises(ExportError, match="'0'.*48 input.*multiples of 32"):
-        paddleq.save_checkpoint(model, tmp_path / "out", format="gptq")
+@pytest.mark.parametrize("format, reason", [
+    ("gptq", "48 input.*multiples of 32"), ("awq", "36 output features are no multiple of 8"),
+    ("paddlenlp", "48 input.*multiples of 64 and 16"),
+    ("fastdeploy", "48 input.*multiples of 64 and 16")])
+def test_refuses_widths_that_fill_no_words(format, reason, tmp_path):
+    model = deploy(nn.Sequential(nn.Linear(48, 36)), WEIGHTS["W4 channel"])
+    with pytest.raises(ExportError, match=f"'0'.*{reason}"):
+        paddleq.save_checkpoint(model, tmp_path / "out", format=format)
+
+
+@pytest.mark.parametrize("format, weights, reason", [
+    ("awq", ["W4 g32", "W4 channel"], "'1'.*group size is -1, but that of '0' is 32"),
+    ("paddlenlp", ["W4 channel", "W8 channel"], "'1'.*otherwise than that of '0'"),
+    ("fastdeploy", ["W4 channel", "W8 channel"], "'1'.*otherwise than that of '0'")])
+def test_refuses_layers_of_two_schemes(format, weights, reason, tmp_path):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    for layer, weight in zip(list(model), weights):
+        deploy(nn.Sequential(layer), WEIGHTS[weight])
+    with pytest.raises(ExportError, match=reason):
+        paddleq.save_checkpoint(model, tmp_path / "out", format=format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_awq_refuses_a_quantized_output_layer(tmp_path):
+    model = deploy(nn.Sequential(("lm_head", nn.Linear(64, 64))), WEIGHTS["W4 g32"])
+    with pytest.raises(ExportError, match="'lm_head'.*float output layer"):
+        paddleq.save_checkpoint(model, tmp_path / "out", format="awq")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("group", [None, 64])
+@pytest.mark.parametrize("arch", [75, 80, 86])
+def test_kernel_layout_is_that_of_weight_quantize(bits, group, arch, tmp_path):
+    # Paddle quantizes float16 on a CPU, in the layout of the GPU that ``arch`` names. It has no
+    # kernel of weight_dequantize and weight_only_linear there ("not registered").
+    from paddle.nn.quant import weight_quantize
+
+    options = {} if group is None else {"group_size": group}
+    if not set(options) <= set(inspect.signature(weight_quantize).parameters):
+        pytest.skip("Paddle 2.6 quantizes per channel only")
+    top, rows = 2 ** (bits - 1) - 1, group or ROWS
+    weight = np.random.RandomState(bits).randint(-top, top + 1, [ROWS, COLUMNS])
+    weight[::rows] = top  # so that the scale is 1, and the weights are the integers
+    scale = np.ones([ROWS // rows, COLUMNS], "float32")
+    held, found = weight_quantize(paddle.to_tensor(weight.astype("float16")),
+                                  algo=f"weight_only_int{bits}", arch=arch, **options)
+    assert np.array_equal(found.numpy().reshape(scale.shape), scale)
+    spec = QuantSpec(bits, granularity=PerGroup(group) if group else PerChannel(1))
+    model = linear(spec, bias=False)
+    integers = paddle.to_tensor(weight.astype("int8"))
+    model.fc.weight.set_value(pack_int4(integers) if bits == 4 else integers)
+    model.fc.weight_scale.set_value(scale)
+    paddleq.save_checkpoint(model, tmp_path, format="paddlenlp")
+    arrays = read_folder(tmp_path)[1]
+    assert np.array_equal(arrays["fc.quant_weight"], held.numpy())
+    assert list(arrays["fc.quant_scale"].shape) == list(found.shape)
+
+
+def test_paddlenlp_scales_without_float16_are_bfloat16(tmp_path):
+    from paddleq.checkpoint import read_state
+
+    model = linear("W8 channel")
+    scale = np.full([1, COLUMNS], 3e-6, "float32")
+    model.fc.weight_scale.set_value(scale)
+    paddleq.save_checkpoint(model, tmp_path, format="paddlenlp")
+    assert read_state(tmp_path / "model.safetensors")["fc.quant_scale"].dtype == np.uint16
+    other = paddleq.load_checkpoint(nn.Sequential(("fc", nn.Linear(ROWS, COLUMNS))), tmp_path)
+    assert np.allclose(other.fc.weight_scale.numpy(), scale, rtol=2 ** -9)
 
 
 def test_gptq_describes_layers_of_other_schemes(tmp_path):
@@ -211,6 +297,49 @@ def test_reads_foreign_gptq_files(bits, beside, tmp_path):
     assert np.allclose(natural_weight(model.fc), expected, rtol=1e-6)
 
 
+def test_reads_foreign_awq_files(tmp_path):
+    random, size = np.random.RandomState(3), 32
+    integers = random.randint(0, 16, [ROWS, COLUMNS])
+    zeros = random.randint(0, 16, [ROWS // size, COLUMNS])
+    scales = random.rand(ROWS // size, COLUMNS).astype("float16")
+
+    def ordered(values):
+        return np.stack([values[:, i::8] for i in (0, 2, 4, 6, 1, 3, 5, 7)], -1).reshape(
+            values.shape)
+
+    write_foreign(tmp_path, {"quant_method": "awq", "w_bit": 4, "q_group_size": size,
+                             "version": "GEMM"}, scales=scales,
+                  qweight=words(ordered(integers), 4), qzeros=words(ordered(zeros), 4))
+    model = nn.Sequential(("fc", nn.Linear(ROWS, COLUMNS, bias_attr=False)))
+    paddleq.load_checkpoint(model, tmp_path)
+    expected = (integers - zeros.repeat(size, 0)) * scales.astype("float64").repeat(size, 0)
+    assert np.allclose(natural_weight(model.fc), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("format, weight, change, reason", [
+    ("awq", "W4 g32", {"scales": np.ones([5, COLUMNS], "float32")}, "no weight of 128"),
+    ("awq", "W4 g32", {"qzeros": None}, "lacks 'qzeros'"),
+    ("awq", "W4 g32", {"config": {"version": "gemv"}}, "'gemv'"),
+    ("awq", "W4 g32", {"config": {"bits": 3}}, "3 bits"),
+    ("awq", "W4 g32", {"config": {"group_size": 64}}, "groups of 64"),
+    ("paddlenlp", "W4 g64", {"quant_scale": None}, "lacks 'quant_scale'"),
+    ("paddlenlp", "W4 g64", {"config": {"weight_quantize_algo": "nf4"}}, "'nf4'"),
+    ("paddlenlp", "W4 g64", {"config": {"weight_quantize_algo": "weight_only_int8"}}, "8 bits"),
+    ("fastdeploy", "W8 channel", {"config": {"quantization": "wint2"}}, "'wint2'"),
+])
+def test_rejects_damaged_layers(format, weight, change, reason, tmp_path):
+    paddleq.save_checkpoint(linear(weight, bias=False), tmp_path, format=format)
+    config, arrays = read_folder(tmp_path)
+    tensors = {name[3:]: value for name, value in arrays.items()}
+    settings = {**config["quantization_config"], **change.pop("config", {})}
+    tensors = {name: value for name, value in {**tensors, **change}.items() if value is not None}
+    write_foreign(tmp_path, settings, **tensors)
+    model = nn.Sequential(("fc", nn.Linear(ROWS, COLUMNS, bias_attr=False)))
+    with pytest.raises(FormatError, match=reason):
+        paddleq.load_checkpoint(model, tmp_path)
+    assert type(model.fc) is nn.Linear
+
+
 def test_reads_scales_of_bfloat16(tmp_path):
     model = linear("W4 g32", bias=False)
     paddleq.save_checkpoint(model, tmp_path, format="compressed-tensors")
@@ -227,10 +356,10 @@ def test_reads_scales_of_bfloat16(tmp_path):
 
 
 @pytest.mark.parametrize("change, reason", [
-    ({"scales": np.ones([3, COLUMNS], "float32")}, "no weight of 64"),
-    ({"qweight": np.ones([7, COLUMNS], "int32")}, "no weight of 64"),
+    ({"scales": np.ones([5, COLUMNS], "float32")}, "no weight of 128"),
+    ({"qweight": np.ones([15, COLUMNS], "int32")}, "no weight of 128"),
     ({"g_idx": np.zeros(ROWS, "int32")}, "do not all have 32"),
-    ({"g_idx": np.full(ROWS, 9, "int32")}, "numbers from 0 to 1"),
+    ({"g_idx": np.full(ROWS, 9, "int32")}, "numbers from 0 to 3"),
     ({"qzeros": None}, "lacks 'qzeros'"),
     ({"config": {"checkpoint_format": "marlin"}}, "'marlin'"),
     ({"config": {"group_size": 64}}, "groups of 64"),
@@ -250,7 +379,7 @@ def test_rejects_damaged_gptq_layers(change, reason, tmp_path):
 
 @pytest.mark.parametrize("change, reason", [
     ({"weight_shape": np.array([COLUMNS, 60])}, "weight_packed"),
-    ({"weight_scale": np.ones([COLUMNS, 4], "float32")}, "groups of 32"),
+    ({"weight_scale": np.ones([COLUMNS, 8], "float32")}, "groups of 32"),
     ({"weight_scale": np.ones([7, 2], "float32")}, "weight_scale"),
     ({"weight_packed": None}, "lacks 'weight'"),
     ({"weight_g_idx": np.zeros(ROWS, "int32")}, "activation order"),
