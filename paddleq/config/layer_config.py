@@ -142,9 +142,11 @@ class LayerConfig:
             name of a registered algorithm ("smoothquant", "awq") or None (default). Linear only.
         rounder: :class:`~paddleq.algorithms.GPTQ`, the name of a registered algorithm ("gptq",
             "rtn"), or None (default) to round to nearest. Linear only.
-        kv_cache: "per_channel" or "per_token" for int8 keys and values, of a
+        kv_cache: "per_channel" or "per_token" for quantized keys and values, of a
             ``paddle.nn.MultiHeadAttention`` or a :class:`~paddleq.nn.KVCache`; None (default)
             leaves them float.
+        kv_cache_dtype: data type of the keys and values: "int8" (default), "float8_e4m3fn",
+            "float8_e5m2" or "hifloat8".
         output: a :class:`QuantizerConfig` for the output of the layer, or of the block of layers
             that it begins, or None (default).
         norm_fold: a :class:`NormFold`, or None (default) to compute a batch norm as a layer.
@@ -178,6 +180,7 @@ class LayerConfig:
     activation_preprocess: Any = None
     weight_quantize: Any = None
     activation_quantize: Any = None
+    kv_cache_dtype: str = "int8"
 
     def __post_init__(self) -> None:
         for name in ("weight", "activation", "output"):
@@ -195,6 +198,8 @@ class LayerConfig:
             if value is not None and (isinstance(value, type) or not hasattr(value, method)):
                 raise wrong_type(name, value, expected)
         check_choice("kv_cache", self.kv_cache, (None, "per_channel", "per_token"))
+        check_choice("kv_cache_dtype", self.kv_cache_dtype,
+                     ("int8", "float8_e4m3fn", "float8_e5m2", "hifloat8"))
         for side in ("weight", "activation"):
             for part in ("preprocess", "quantize"):
                 if getattr(self, side) is None and getattr(self, f"{side}_{part}") is not None:

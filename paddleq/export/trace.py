@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -21,7 +21,7 @@ from ..functional import dequantize, quantize
 from ..nn.deployable import deployable_layers
 from ..nn.input_slots import slot_name
 from ..nn.integer_layer import IntegerLayer
-from ..nn.kv_cache import SPEC, Int8KVCache
+from ..nn.kv_cache import Int8KVCache
 from ..nn.tracing import MARKER_FACTOR, recording
 from ..nn.weight_parts import quantizer_name
 from ..spec import PerChannel, PerTensor, QuantSpec
@@ -126,9 +126,12 @@ class _ExportRecorder:
                 if isinstance(layer, IntegerLayer):
                     self._mark_integer_layer(name, layer)
                 elif isinstance(layer, Int8KVCache):
+                    cache: Any = layer
                     for slot in (0, 1):  # keys and values, which are integers already
-                        mark = ActivationMark(name, np.array([SPEC.quant_max], np.float32), SPEC)
-                        self._inputs[id(layer), slot] = [], mark
+                        self._inputs[id(layer), slot] = [], self.refusals.attempt(
+                            layer, slot_name("activation_quantizer", slot), self._activation_mark,
+                            name, "key or value", cache.spec,
+                            paddle.full([1], float(cache.spec.quant_max)), None)
 
     def meet_added(self, name):
         """Record that the trace met a layer that was added after quantization."""

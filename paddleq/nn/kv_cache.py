@@ -1,4 +1,4 @@
-"""Caches for keys and values of past tokens, in float or int8, also of Paddle's attention.
+"""Caches for keys and values of past tokens, in float, int8 or fp8, also of Paddle's attention.
 
 A ``paddle.nn.MultiHeadAttention`` gets a cache as sublayer. It stays the same object with the same
 parameters. Layers that contain attentions (TransformerDecoder, user-defined ones) do not change.
@@ -18,7 +18,8 @@ from .._paddle_compat import (
 )
 from ..errors import CalibrationError, ConfigError
 from ..functional import dequantize_by_scale, quantize_by_scale, token_scales
-from ..functional.qparams import EPS, as_dtype
+from ..functional.float_formats import from_storage, to_storage
+from ..functional.qparams import EPS, as_dtype, scale_of
 from ..spec import QuantSpec
 from . import tracing
 from .class_swap import swapped_class
@@ -27,7 +28,8 @@ from .input_slots import is_float_tensor
 from .layer_types import frozen_form
 
 PER_CHANNEL, PER_TOKEN = "per_channel", "per_token"
-SPEC = QuantSpec(bits=8)
+FLOAT_DTYPES = ("float8_e4m3fn", "float8_e5m2", "hifloat8")
+"""Float data types of keys and values."""
 _NO_SCALES = ("this KV cache has no scales yet: calibrate the model, or load a checkpoint of a "
               "calibrated one")
 
@@ -115,6 +117,8 @@ class Int8KVCache(KVCache, DeployableLayer):
         ConfigError, ConfigTypeError: an argument is invalid.
         CalibrationError: the cache is called before its scales are set.
 
+    :class:`Float8KVCache` stores fp8 in the same way.
+
     Examples:
         >>> import paddle
         >>> from paddleq.nn import Int8KVCache
@@ -124,6 +128,8 @@ class Int8KVCache(KVCache, DeployableLayer):
         >>> past[0].flatten().tolist(), list(past[2].shape)
         ([64, -127, 16, 127], [1, 1, 2, 1])
     """
+
+    spec = QuantSpec(bits=8)
 
     def __init__(self, granularity, kv_heads=None, head_dim=None, token_axis=1):
         super().__init__(token_axis)
@@ -136,11 +142,11 @@ class Int8KVCache(KVCache, DeployableLayer):
                 self.register_buffer(name, paddle.full(sizes, float("nan"), "float32"))
 
     @classmethod
-    def from_abs_max(cls, k_max, v_max, token_axis=1):
+    def from_abs_max(cls, k_max, v_max, token_axis=1, **arguments):
         """Return a per-channel cache for maximum magnitudes [kv_heads, head_dim]."""
-        cache = cls(PER_CHANNEL, *k_max.shape, token_axis=token_axis)
+        cache = cls(PER_CHANNEL, *k_max.shape, token_axis=token_axis, **arguments)
         for scale, most in ((cache.k_scale, k_max), (cache.v_scale, v_max)):
-            scale.set_value(as_dtype(most, paddle.float32).clip(min=EPS) / float(SPEC.quant_max))
+            scale.set_value(scale_of(as_dtype(most, paddle.float32).clip(min=EPS), cache.spec))
         return cache
 
     @property
@@ -173,12 +179,15 @@ class Int8KVCache(KVCache, DeployableLayer):
     @paddle.jit.not_to_static
     def forward(self, k, v, past=None):
         if self.granularity == PER_TOKEN:
-            steps = token_scales(k, SPEC), token_scales(v, SPEC)
+            steps = token_scales(k, self.spec), token_scales(v, self.spec)
         else:
             self._check(k, v)
             steps = self._channel_steps()
         integers = [self._integers(k, steps[0], 0), self._integers(v, steps[1], 1)]
-        new = tuple(each.astype("int8") for each in integers)
+        if tracing.recorder() is None:
+            new = tuple(to_storage(each, self.spec) for each in integers)
+        else:  # it refuses a cache of floats
+            new = tuple(each.astype(self.spec.storage) for each in integers)
         if self.granularity == PER_TOKEN:
             new += steps
         if past is None:
@@ -190,17 +199,18 @@ class Int8KVCache(KVCache, DeployableLayer):
     def _integers(self, x, steps, slot):
         recorder = tracing.recorder()
         if recorder is None:
-            return quantize_by_scale(x, steps, SPEC)
+            return quantize_by_scale(x, steps, self.spec)
         # The operators that replace the marker quantize with scale 1.
         return recorder.activation(as_dtype(x, paddle.float32) / steps, self, slot)
 
     def store(self, k, v):
-        """Return the stored form of keys and values: int8, and per token the scales."""
+        """Return the stored form of keys and values, and per token the scales."""
         return self.forward(k, v)[2]
 
     def read(self, past, dtype="float32"):
         """Return the dequantized keys and values of ``past``."""
-        return _dequantized(past[:2], past[2:] or self._channel_steps(), dtype)
+        stored = [from_storage(each, self.spec) for each in past[:2]]
+        return _dequantized(stored, past[2:] or self._channel_steps(), dtype)
 
     def _channel_steps(self):
         shape = [1, 1, self.kv_heads, self.head_dim]
@@ -226,6 +236,54 @@ class Int8KVCache(KVCache, DeployableLayer):
 
     def extra_repr(self):
         return self.granularity
+
+
+@frozen_form(KVCache)
+@skip_bytecode_translation
+class Float8KVCache(Int8KVCache):
+    """Cache of keys and values in a float data type of 8 bits: the nearest number to x / scale.
+
+    Its codes are stored as uint8. Exports refuse it, because no runtime has operators for it.
+
+    Args:
+        granularity, kv_heads, head_dim, token_axis: see :class:`Int8KVCache`.
+        dtype: "float8_e4m3fn" (default), "float8_e5m2" or "hifloat8"; see
+            :class:`~paddleq.QuantSpec`.
+
+    Raises:
+        ConfigError, ConfigTypeError: an argument is invalid.
+        CalibrationError: the cache is called before its scales are set.
+
+    Examples:
+        >>> import paddle
+        >>> from paddleq.nn import Float8KVCache
+        >>> cache = Float8KVCache("per_token")
+        >>> k = v = paddle.to_tensor([0.5, -1.0, 0.25, 2.0]).reshape([1, 1, 2, 2])
+        >>> k, v, past = cache(k, v)
+        >>> k.flatten().tolist(), past[0].dtype
+        ([0.5, -1.0, 0.25, 2.0], paddle.uint8)
+    """
+
+    def __init__(self, granularity, kv_heads=None, head_dim=None, token_axis=1,
+                 dtype="float8_e4m3fn"):
+        super().__init__(granularity, kv_heads, head_dim, token_axis)
+        self.spec = QuantSpec(dtype=check_choice("dtype", dtype, FLOAT_DTYPES))
+
+    @property
+    def quant_type(self):
+        """Scheme: ``C(float8_e4m3fn)-per_channel`` or ``...-per_token``."""
+        return f"C({self.spec.dtype})-{self.granularity}"
+
+    def description(self):
+        return {**super().description(), "dtype": self.spec.dtype}
+
+    def extra_repr(self):
+        return f"{self.spec.dtype}, {self.granularity}"
+
+
+def quantized_cache_class(dtype):
+    """Return (class, arguments) of a cache for a ``LayerConfig.kv_cache_dtype``."""
+    return (Int8KVCache, {}) if dtype == "int8" else (Float8KVCache, {"dtype": dtype})
 
 
 def _dequantized(integers, steps, dtype):

@@ -24,9 +24,9 @@ from ...engine.select import leave_float, nothing_selected
 from ...errors import CalibrationError, DistributedError, PaddleqError
 from ...functional.qparams import as_dtype
 from ...graph.calls import argument_names, find_uses
-from ...nn import Int8KVCache, IntegerLinear
+from ...nn import IntegerLinear
 from ...nn.class_swap import replace_layers
-from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN, insert_cache
+from ...nn.kv_cache import PER_CHANNEL, PER_TOKEN, insert_cache, quantized_cache_class
 from ...observers import KVRange
 from ..linear import (
     UNCALIBRATED,
@@ -325,7 +325,7 @@ class _Driver:
         run_batches(collect, self.batches)
 
     def quantize_caches(self, selected, run):
-        """Replace float KV caches by int8 ones, in place."""
+        """Replace float KV caches by quantized ones, in place."""
         caches = {name: _float_cache(each.layer) for name, each in selected.items()}
         collectors = {name: KVRange(cache.token_axis) for name, cache in caches.items()
                       if selected[name].config.kv_cache == PER_CHANNEL}
@@ -335,11 +335,13 @@ class _Driver:
                           len(self.batches))
             for collector in collectors.values():
                 collector.merge_processes()
-        replace_layers(self.model, [
-            (cache, Int8KVCache.from_abs_max(*collectors[name].result(),
-                                             token_axis=cache.token_axis)
-             if name in collectors else Int8KVCache(PER_TOKEN, token_axis=cache.token_axis))
-            for name, cache in caches.items()])
+        replacements = []
+        for name, cache in caches.items():
+            cls, arguments = quantized_cache_class(selected[name].config.kv_cache_dtype)
+            arguments = {"token_axis": cache.token_axis, **arguments}
+            replacements.append((cache, cls.from_abs_max(*collectors[name].result(), **arguments)
+                                 if name in collectors else cls(PER_TOKEN, **arguments)))
+        replace_layers(self.model, replacements)
 
 
 class _SmoothedInput:
@@ -394,5 +396,7 @@ def build_structure(model: nn.Layer, selected: Selected) -> None:
         if granularity == PER_CHANNEL and isinstance(layer, nn.MultiHeadAttention):
             sizes = {"kv_heads": layer.num_heads, "head_dim": layer.head_dim}
         cache = _float_cache(layer)
-        replacements.append((cache, Int8KVCache(granularity, token_axis=cache.token_axis, **sizes)))
+        cls, arguments = quantized_cache_class(each.config.kv_cache_dtype)
+        replacements.append((cache, cls(granularity, token_axis=cache.token_axis, **sizes,
+                                        **arguments)))
     replace_layers(model, replacements)

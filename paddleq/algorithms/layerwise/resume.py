@@ -25,12 +25,17 @@ def fingerprint(model, layers, linears, caches, inputs):
         "configuration": {
             "decoder layers": list(layers),
             **{f"the {_PARTS[0]} of {name}": repr(each.config) for name, each in linears.items()},
-            **{f"the {_PARTS[1]} of {name}": each.config.kv_cache
+            **{f"the {_PARTS[1]} of {name}": _cache_scheme(each.config)
                for name, each in caches.items()}},
         "model": {name: _digest(value) for name, value in model.state_dict().items()},
         "data": {"batches": len(inputs),
                  **{f"batch {number}": _digest(each) for number, each in enumerate(inputs)}},
     }
+
+
+def _cache_scheme(config):
+    dtype = config.kv_cache_dtype
+    return config.kv_cache if dtype == "int8" else f"{config.kv_cache} {dtype}"
 
 
 class Resume:
