@@ -16,6 +16,7 @@ class QuantizationState:
     provenance: Optional[dict] = None  # method and configuration of quantization
     example_call: Optional[list] = None  # [args, kwargs] of the last call, InputSpec for tensors
     first_batch_action: Optional[Callable] = None  # run on the first batch
+    fold_on_export: bool = False  # exports fold affine operators of the traced program
     calibration: Any = None  # calibration in forward passes that the user runs
     # On a quantized layer:
     calibrator: Any = None  # statistics that it collects in them; its ``str()`` is its progress

@@ -26,9 +26,9 @@ from .safetensors_io import file_digest, map_file, parse_tensors, write_tensors
 
 _OWN = "paddleq"  # the format of two files, for paddleq alone
 _FORMAT, _VERSION = "paddleq checkpoint", 1
-_FIELDS = ("format", "version", "libraries", "layers", "shared", "provenance", "tensors_sha256",
-           "sha256")
-_OPTIONAL = "provenance"  # earlier files lack it
+_FIELDS = ("format", "version", "libraries", "layers", "shared", "provenance", "fold_on_export",
+           "tensors_sha256", "sha256")
+_OPTIONAL = ("provenance", "fold_on_export")  # earlier files lack them
 
 
 def save_checkpoint(model: nn.Layer, path: Any, format: str = "paddleq", *,
@@ -109,7 +109,8 @@ def save_checkpoint(model: nn.Layer, path: Any, format: str = "paddleq", *,
                           for name, layer in deployable_layers(model)}, "shared": shared,
                "provenance": {name: record for name, layer in
                               model.named_sublayers(include_self=True)
-                              if (record := read_state(layer).provenance) is not None}}
+                              if (record := read_state(layer).provenance) is not None},
+               "fold_on_export": read_state(model).fold_on_export}
     for name, layer in quantized_layers(model):
         content["layers"][name] = {"kind": simulated_layers.KIND,
                                    "description": simulated_layers.describe(layer)}
@@ -191,8 +192,10 @@ def load_checkpoint(model: nn.Layer, path: Any, names: Optional[Mapping[str, str
         load_state(model, arrays, f"{path}.safetensors", hint=_hint(model, arrays))
         simulated_layers.adopt_states(model, simulated)
         for name, layer in model.named_sublayers(include_self=True):
-            if name in content.get(_OPTIONAL, {}):
-                state_of(layer).provenance = content[_OPTIONAL][name]
+            if name in content.get("provenance", {}):
+                state_of(layer).provenance = content["provenance"][name]
+        if content.get("fold_on_export"):
+            state_of(model).fold_on_export = True
     return model
 
 
@@ -222,13 +225,15 @@ def _read_description(path):
     if content.get("version") != _VERSION:
         raise FormatError(f"{path} is of version {content.get('version')!r} of the format, but "
                           f"this paddleq reads version {_VERSION}; use the paddleq that wrote it")
-    if tuple(content) not in (_FIELDS, tuple(each for each in _FIELDS if each != _OPTIONAL)):
+    fields = tuple(each for each in _FIELDS if each in content or each not in _OPTIONAL)
+    if tuple(content) != fields:
         raise FormatError(f"{path} must have the fields {', '.join(_FIELDS)}, but has "
                           f"{', '.join(content)}")
     if not (isinstance(content["shared"], dict) and isinstance(content["layers"], dict)
             and all(isinstance(name, str) for name in content["shared"].values())
-            and isinstance(content.get(_OPTIONAL, {}), dict)
-            and all(isinstance(each, dict) for each in content.get(_OPTIONAL, {}).values())):
+            and isinstance(content.get("fold_on_export", False), bool)
+            and isinstance(content.get("provenance", {}), dict)
+            and all(isinstance(each, dict) for each in content.get("provenance", {}).values())):
         raise FormatError(f"{path} must say of layers and of shared tensors what names mean")
     rest = {name: value for name, value in content.items() if name != "sha256"}
     # Comparing the text detects any changed byte, also between the values.

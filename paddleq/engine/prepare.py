@@ -119,7 +119,7 @@ def prepare(model, config, before=None):
              for name, each in selection.selected.items()}
     for layer in model.sublayers(include_self=True):
         state = state_of(layer)
-        state.note, state.reason = "", None
+        state.note, state.reason, state.fold_on_export = "", None, False
     if before is not None:
         before()
     for name, each in selection.selected.items():

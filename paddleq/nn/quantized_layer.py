@@ -303,7 +303,8 @@ def make_float(layer):
         layer.__dict__["forward"] = state.forward
     layer._paddleq = QuantizationState(
         note=state.note, reason=state.reason, provenance=state.provenance,
-        example_call=state.example_call, first_batch_action=state.first_batch_action)
+        example_call=state.example_call, first_batch_action=state.first_batch_action,
+        fold_on_export=state.fold_on_export)
 
 
 def _build(config, quantize, preprocess, label, axis=None, channels=None):

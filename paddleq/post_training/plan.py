@@ -12,6 +12,7 @@ from paddle import nn
 
 from .. import engine
 from .._distributed import groups
+from .._layer_state import state_of
 from ..algorithms.bias_correction import correct_on_batches
 from ..algorithms.equalization import equalize_on
 from ..algorithms.reconstruction.driver import reconstruct_on
@@ -96,6 +97,7 @@ def prepare(model: nn.Layer, rules: QuantConfig, plan: PostTrainingPlan,
     engine.prepare(model, rules, change)
     model.eval()
     engine.set_state(model, "calibration")
+    state_of(model).fold_on_export = plan.fuse and plan.fuse_list is None
     finish()
 
 

@@ -176,7 +176,6 @@ def _by_ptq(recipe, result):
     plan.accuracy = _accuracy_search(recipe)
     data = data_of(recipe, "calibration") if plan.accuracy is None else plan.accuracy.data
     result.accuracy = post_training.run(model, rules, plan, data)
-    engine.set_provenance(model, "ptq", fuse=plan.fuse)  # an export folds then
     return model
 
 

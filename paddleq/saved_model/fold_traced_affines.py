@@ -7,7 +7,7 @@ map.
 
 from paddle import nn
 
-from ..engine.provenance import provenance_of
+from .._layer_state import read_state
 from ..export.markers import WeightMark
 from ..export.program.program import Program
 from ..export.trace import register_program_pass
@@ -18,14 +18,13 @@ from .operators import read_operators
 
 @register_program_pass("affines")
 def fold_traced_affines(program: Program, marks: list, model: nn.Layer) -> None:
-    """Fold affine operators of a model of QAT, or of PTQ with ``fuse=True``, in place.
+    """Fold affine operators of a model whose state has ``fold_on_export``, in place.
 
-    Those of PTQ are the ones whose constants are numbers in the code. Numbers are folded where that
-    rounds nothing, so that the file computes what the model was calibrated or trained with.
+    Those of post-training quantization are the ones whose constants are numbers in the code.
+    Numbers are folded where that rounds nothing, so that the file computes what the model was
+    calibrated or trained with.
     """
-    record = provenance_of(model)
-    if not isinstance(record, dict) or not (record["method"] == "qat" or (
-            record["method"] == "ptq" and record.get("fuse") and not record.get("fuse_list"))):
+    if not read_state(model).fold_on_export:
         return
     places = _weight_markers(program, marks)
     found = {name: marks[place] for name, place in places.items()}

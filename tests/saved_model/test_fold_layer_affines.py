@@ -311,9 +311,44 @@ def test_powers_of_two_in_the_code_are_folded_at_export(factors, static, kept, p
     with to_static_enabled(False):
         simulated = quantized(x).numpy()
     assert relative_error(simulated, expected) < 0.1
-    paddleq.save_quantized_model(quantized, prefix, [InputSpec([None, 3, 7, 7], "float32")])
+    assert exported_factors(quantized, [None, 3, 7, 7], prefix) == kept
+    assert (paddle_inference(prefix, [x.numpy()])[0] == simulated).all()
+
+
+def exported_factors(model, shape, prefix):
+    """Number of multiplications in the exported program."""
+    paddleq.save_quantized_model(model, prefix, [InputSpec(shape, "float32")])
     program = Program.load(f"{prefix}.pdmodel", f"{prefix}.pdiparams")
     kinds = [op.type for op in read_operators(program.desc.blocks[0])
              if op.get("scale", 1.0) != 1.0 or op.type != "scale"]  # Paddle 2.6 ends with it
-    assert kinds.count("scale") + kinds.count("elementwise_mul") == kept
-    assert (paddle_inference(prefix, [x.numpy()])[0] == simulated).all()
+    return kinds.count("scale") + kinds.count("elementwise_mul")
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_distilled_models_fold_powers_of_two_at_export(fuse, prefix):
+    net, x, _ = float_copy(lambda: Numbers((4.0, -0.125)), [4, 3, 7, 7])
+    student = paddleq.distill(net, [x], epochs=1, fuse=fuse).model
+    # Without folding: the two numbers, and the scale of Affine.
+    assert exported_factors(student, [None, 3, 7, 7], prefix) == (0 if fuse else 3)
+    assert (paddle_inference(prefix, [x.numpy()])[0] == student(x).numpy()).all()
+
+
+class Halved(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return F.relu(self.linear(x) * 0.5)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_loaded_checkpoint_folds_at_export_as_the_saved_model(fuse, prefix):
+    net, x, _ = float_copy(Halved, [6, 4])
+    ptq = paddleq.PTQ("AbsmaxQuantizer")
+    quantized = ptq.quantize(net, fuse=fuse, inputs=x if fuse else None)
+    ptq.calibrate(quantized, [x])
+    paddleq.save_checkpoint(quantized, prefix)
+    loaded = paddleq.load_checkpoint(ptq.quantize(Halved()), prefix)
+    assert exported_factors(loaded, [None, 4], prefix) == (0 if fuse else 1)
+    assert (paddle_inference(prefix, [x.numpy()])[0] == quantized(x).numpy()).all()

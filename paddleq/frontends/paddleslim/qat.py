@@ -20,6 +20,7 @@ from ..._checks import (
     wrong_value,
 )
 from ..._distributed import check_reduce
+from ..._layer_state import state_of
 from ...config import LayerConfig, QuantizerConfig, Scope
 from ...config.layer_config import activation_observers
 from ...fake_quant import LSQ, PACT
@@ -205,6 +206,7 @@ class QAT:
             if fuse is not None:
                 fold_in_programs(model)
             engine.prepare(model, rules, fuse)
+            state_of(model).fold_on_export = True
             engine.set_provenance(model, "qat", config=self.config, rules=skip_rules(scope),
                                   **self._hooks)
         return model
