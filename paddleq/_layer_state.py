@@ -1,16 +1,52 @@
 """State that quantization keeps on layers of a user's model: the attribute ``_paddleq``."""
 
+import enum
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from paddle import nn
 
 
+class NoteKind(enum.Enum):
+    """Kinds of notes on layers. The value is the text for display."""
+
+    QUANTIZED = "quantized by {detail}"
+    FLOAT = "{detail}"  # with the reason
+    FUSED = "fused with {all}"  # a layer, with those behind it
+    FUSED_INTO = "fused with {names}{detail}"  # a norm or ReLU, into the layers before it
+    NOT_FUSED = "not fused with {names}: {detail}"
+    NORM_FOLDED = "folded into {names}"
+    AFFINE_FOLDED = "{detail} folded into {all}"
+    INPUT_QUANTIZED = "its input is quantized by {names}"
+    ROUNDING_LEARNED = "rounding learned, {detail}"
+    STEPS_LEARNED = "rounding and steps learned, {detail}"
+    ROUNDING_LOADED = "rounding loaded"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Note of a step of quantization on a layer, for display.
+
+    Args:
+        kind: a :class:`NoteKind`.
+        names: of other layers.
+        detail: further text, such as a reason.
+    """
+
+    kind: NoteKind
+    names: Tuple[str, ...] = ()
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return self.kind.value.format(names=", ".join(self.names), all=" and ".join(self.names),
+                                      detail=self.detail)
+
+
 @dataclass
 class QuantizationState:
     """State of one layer."""
 
-    note: str = ""  # reason that ``summary`` shows
+    notes: Tuple[Note, ...] = ()  # which ``summary`` shows
     reason: Any = None  # config.SkipReason of a layer that stays float
     # On the root of a model:
     provenance: Optional[dict] = None  # method and configuration of quantization
@@ -40,6 +76,15 @@ class QuantizationState:
 
     def __getstate__(self):
         return {**self.__dict__, "thread": None}  # a copy is not calibrated
+
+    @property
+    def note(self) -> str:
+        """Text of the notes."""
+        return "; ".join(map(str, self.notes))
+
+    def add_note(self, note: Note) -> None:
+        """Append a note."""
+        self.notes += note,
 
     def copy(self) -> "QuantizationState":
         """Return a copy that shares the values but not the list of blocks."""

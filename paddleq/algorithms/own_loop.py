@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from .._checks import wrong_value
-from .._layer_state import read_state, state_of
+from .._layer_state import Note, NoteKind, read_state, state_of
 from .._paddle_compat import remove_hooks
 from ..config import LayerConfig, SkipKind, SkipReason
 from ..engine.hooks import update_collector
@@ -100,7 +100,8 @@ def finish(model: nn.Layer, uncalibrated: str = "float") -> None:
 def _make_float(layer, reason):
     layer.__class__ = float_class(layer)
     state = state_of(layer)
-    state.calibrator, state.reason, state.note = None, reason, str(reason)
+    state.calibrator, state.reason = None, reason
+    state.notes = Note(NoteKind.FLOAT, detail=str(reason)),
 
 
 class CalibratingLinear(nn.Layer):

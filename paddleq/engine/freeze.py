@@ -4,7 +4,7 @@ import copy
 
 from paddle import nn
 
-from .._layer_state import read_state, state_of
+from .._layer_state import Note, NoteKind, read_state, state_of
 from .._paddle_compat import (
     LAYER_CONTAINERS,
     is_jit_loaded,
@@ -105,7 +105,7 @@ def freeze(model: nn.Layer) -> nn.Layer:
             if is_left_float(layer):
                 if layer._paddleq.block is not None:
                     layer._paddleq.block.detach()
-                layer._paddleq.note = str(layer._paddleq.reason)
+                layer._paddleq.notes = Note(NoteKind.FLOAT, detail=str(layer._paddleq.reason)),
                 make_float(layer)
             else:
                 freeze_quantized(layer, shared)
@@ -158,13 +158,13 @@ def _uncopyable(model):
 
 
 def restore_float(model, reasons):
-    """Convert quantized layers back to float ones, in place; ``reasons`` maps names to notes."""
+    """Convert quantized layers back to float ones, in place; ``reasons`` are texts by name."""
     check_restorable(model, reasons)
     layers = dict(quantized_layers(model))
     with separate_inputs(model):
         for name, reason in reasons.items():
             make_float(layers[name])
-            state_of(layers[name]).note = reason
+            state_of(layers[name]).notes = Note(NoteKind.FLOAT, detail=reason),
 
 
 def check_restorable(model, names):

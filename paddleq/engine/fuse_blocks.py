@@ -3,7 +3,7 @@
 import logging
 from contextlib import contextmanager
 
-from .._layer_state import read_state, state_of
+from .._layer_state import Note, NoteKind, state_of
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..graph import Structure, find_structure
 from ..nn.block import Block
@@ -32,7 +32,7 @@ def fuse_blocks(model, structure: Structure):
         if is_quantized(layers[producer]):
             _fuse(layers, producer, norm, relu)
     for (before, after), reason in structure.refused.items():
-        _add_note(layers[after], f"not fused with {before}: {reason}")
+        _add_note(layers[after], Note(NoteKind.NOT_FUSED, (before,), reason))
     for layer in layers.values():
         folding = getattr(layer, "norm_folding", None) if is_quantized(layer) else None
         if folding is not None and folding.norm is None:
@@ -76,12 +76,14 @@ def _fuse(layers, producer, norm, relu):
         else:
             detail = f", but not folded while training: {reason}"
     block.attach()
-    _add_note(first, f"fused with {' and '.join(filter(None, (norm, relu)))}")
-    for name, note in ((norm, detail), (relu, "")):
+    _add_note(first, Note(NoteKind.FUSED, tuple(filter(None, (norm, relu)))))
+    for name, text in ((norm, detail), (relu, "")):
         if name is not None:
             state = state_of(layers[name])
-            several = len(state.member_of) > 1  # a ReLU may end several blocks
-            state.note = f"{state.note}, {producer}" if several else f"fused with {producer}{note}"
+            before = [other for note in state.notes if note.kind is NoteKind.FUSED_INTO
+                      for other in note.names] if len(state.member_of) > 1 else []
+            # A ReLU may end several blocks.
+            state.notes = Note(NoteKind.FUSED_INTO, (*before, producer), text),
 
 
 def remove_redundant(layers, layer, calls):
@@ -130,15 +132,13 @@ def separate_inputs(model):
                 continue
             del layer._paddleq.replaced[attribute]
             state = state_of(layer)
-            state.note = "; ".join(note for note in state.note.split("; ")
-                                   if note != _replaced_by(names))
+            state.notes = tuple(note for note in state.notes if note != _replaced_by(names))
 
 
 def _replaced_by(names):
-    return f"its input is quantized by {', '.join(names)}"
+    return Note(NoteKind.INPUT_QUANTIZED, names)
 
 
 def _add_note(layer, note):
-    notes = read_state(layer).note
-    state_of(layer).note = f"{notes}; {note}" if notes else note
+    state_of(layer).add_note(note)
     _logger.info("%s", note)

@@ -6,7 +6,7 @@ import paddle
 from paddle import nn
 
 from .._checks import check_bool, check_layer, wrong_type
-from .._layer_state import read_state, state_of
+from .._layer_state import Note, NoteKind, read_state, state_of
 from .._paddle_compat import is_jit_loaded, register_call_hook
 from ..config import QuantConfig
 from ..errors import ConfigError, ModelError
@@ -119,12 +119,12 @@ def prepare(model, config, before=None):
              for name, each in selection.selected.items()}
     for layer in model.sublayers(include_self=True):
         state = state_of(layer)
-        state.note, state.reason, state.fold_on_export = "", None, False
+        state.notes, state.reason, state.fold_on_export = (), None, False
     if before is not None:
         before()
     for name, each in selection.selected.items():
         make_quantized(each.layer, name, parts[name])
-        state_of(each.layer).note = f"quantized by {each.entry}"
+        state_of(each.layer).notes = Note(NoteKind.QUANTIZED, detail=each.entry),
     record_reasons(model, selection, keep_notes=True)
     register_call_hook(model, record_call)
     count_calls(model, [each.layer for each in selection.selected.values()

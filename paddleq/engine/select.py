@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterable, Optional, Sequence
 from paddle import nn
 
 from .._checks import wrong_type
-from .._layer_state import state_of
+from .._layer_state import Note, NoteKind, state_of
 from .._paddle_compat import dtype_name, is_jit_loaded, own_sublayers
 from ..config import LayerConfig, QuantConfig, Scope, SkipKind, SkipReason
 from ..errors import ModelError
@@ -129,7 +129,7 @@ def nothing_selected(model: nn.Layer, selection: Selection) -> ModelError:
 
 def leave_float(selection: Selection, name: str, reason: SkipReason) -> None:
     """Move a selected layer to the skipped ones, with a warning, in place."""
-    state_of(selection.selected.pop(name).layer).note = str(reason)
+    state_of(selection.selected.pop(name).layer).notes = Note(NoteKind.FLOAT, detail=str(reason)),
     selection.skipped[name] = reason
     _logger.warning("%s stays float: %s", name or "(model)", reason)
 
@@ -139,7 +139,8 @@ def record_reasons(model: nn.Layer, selection: Selection, keep_notes: bool = Fal
     layers = dict(model.named_sublayers(include_self=True))
     for name, reason in selection.skipped.items():
         state = state_of(layers[name])
-        state.note = keep_notes and state.note or str(reason)
+        if not (keep_notes and state.notes):
+            state.notes = Note(NoteKind.FLOAT, detail=str(reason)),
         state.reason = reason
 
 

@@ -5,7 +5,7 @@ import logging
 import paddle
 from paddle import nn
 
-from .._layer_state import state_of
+from .._layer_state import Note, NoteKind, state_of
 from .._paddle_compat import batch_norm_state, convolution_groups, own_buffers, own_parameters
 from ..errors import FusionError
 from .dataflow import NORMS, PRODUCERS, find_pairs, refusal_reason
@@ -77,8 +77,9 @@ def fuse(model, run, fuse_list=None):
     if wanted is None:
         for norm in {norm for _, norm in pairs.refused}:
             refused = {p: reason for (p, n), reason in pairs.refused.items() if n == norm}
-            note = f"not fused with {', '.join(refused)}: {'; '.join(set(refused.values()))}"
-            state_of(layers[norm]).note = note
+            note = Note(NoteKind.NOT_FUSED, tuple(refused),
+                        "; ".join(dict.fromkeys(refused.values())))
+            state_of(layers[norm]).notes = note,
             _logger.info("%s %s", norm, note)
     return chosen
 
@@ -105,7 +106,7 @@ def fold(producer, norm, name):
     own_buffers(norm).clear()
     norm.__class__ = FoldedNorm
     norm._folded_into = name
-    state_of(norm).note = f"folded into {name}"
+    state_of(norm).notes = Note(NoteKind.NORM_FOLDED, (name,)),
 
 
 def folded_tensors(model):

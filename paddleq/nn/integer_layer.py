@@ -239,7 +239,7 @@ def freeze_quantized(layer: nn.Layer, shared: dict) -> None:
     make_float(layer)
     IntegerLayer.freeze(layer, weights, inputs, output)
     frozen = layer._paddleq
-    frozen.name, frozen.block, frozen.note = state.name, state.block, state.note
+    frozen.name, frozen.block, frozen.notes = state.name, state.block, state.notes
 
 
 def _fixed_input(layer, slot):

@@ -302,7 +302,7 @@ def make_float(layer):
     if state.forward is not None:
         layer.__dict__["forward"] = state.forward
     layer._paddleq = QuantizationState(
-        note=state.note, reason=state.reason, provenance=state.provenance,
+        notes=state.notes, reason=state.reason, provenance=state.provenance,
         example_call=state.example_call, first_batch_action=state.first_batch_action,
         fold_on_export=state.fold_on_export)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import paddle
 
-from .._layer_state import read_state, state_of
+from .._layer_state import Note, NoteKind, read_state, state_of
 from ..errors import ModelError
 from ..fake_quant.fake_quantize import FakeQuantize
 from ..fake_quant.learned_rounding import LearnedRounding, fixed_observer, fixed_quantizer
@@ -72,8 +72,7 @@ def adopt_roundings(layer, prefix, model, state):
         parts = (LearnedRounding(paddle.to_tensor(up.astype("int8")), abs_max, spec, zero),
                  fixed_quantizer(abs_max, spec, zero, quantizer.label))
         replace_weight_parts(model, layer, weight, *parts)
-        note = state_of(layer).note
-        state_of(layer).note = f"{note}; rounding loaded" if note else "rounding loaded"
+        state_of(layer).add_note(Note(NoteKind.ROUNDING_LOADED))
 
 
 def adopt_all_roundings(model, state):

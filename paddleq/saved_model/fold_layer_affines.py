@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional, Sequence
 import paddle
 from paddle import nn
 
-from .._layer_state import state_of
+from .._layer_state import Note, NoteKind, state_of
 from .._paddle_compat import own_buffers, own_parameters
 from ..engine.example_inputs import fold_batch_norms
 from ..engine.hooks import to_static_enabled
@@ -90,8 +90,8 @@ def _note(owner, tensor, targets):
     state = state_of(owner)
     (attribute,) = [name for name, value in [*own_parameters(owner).items(),
                                              *own_buffers(owner).items()] if value is tensor]
-    note = f"{attribute} folded into {' and '.join(targets)}"
-    state.note = f"{state.note}; {note}" if state.neutral else note
+    note = Note(NoteKind.AFFINE_FOLDED, tuple(targets), attribute)
+    state.notes = (*state.notes, note) if state.neutral else (note,)
     state.neutral += attribute,
     _logger.info("%s of %s", note, type(owner).__name__)
 

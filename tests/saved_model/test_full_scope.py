@@ -20,6 +20,7 @@ from runtimes import (
 from saved_models import save
 
 import paddleq
+from paddleq._layer_state import Note, NoteKind
 from paddleq.analysis import keep_accuracy
 from paddleq.config import SkipKind
 from paddleq.deploy import has_vnni
@@ -337,12 +338,14 @@ def test_layers_with_output_quantizers_are_restored_and_their_readers_stay_quant
                                  if name != second]), separate_inputs(model):
         expected = output_of(model)
     assert convs[third].input_parts(0)[1] is None
+    other = Note(NoteKind.NOT_FUSED, ("first",), f"; its input is quantized by {second}")
+    convs[third]._paddleq.add_note(other)
     restore_float(model, {second: "for the test"})
     np.testing.assert_array_equal(output_of(model), expected)
     assert float(convs[third].activation_quantizer.abs_max) == scale
     rows = {row.name: row for row in summary_rows(model)}
     assert rows[second].done == "left" and "for the test" in str(rows[second])
-    assert second not in convs[third]._paddleq.note
+    assert [note for note in convs[third]._paddleq.notes if second in str(note)] == [other]
     paddleq.save_quantized_model(model, f"{prefix}.int8")
     assert relative_error(paddle_inference(f"{prefix}.int8", [IMAGES])[0], expected) < 1e-6
 

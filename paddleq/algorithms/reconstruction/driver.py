@@ -13,7 +13,7 @@ from paddle import nn
 
 from ..._checks import wrong_value
 from ..._distributed import check_one_process
-from ..._layer_state import state_of
+from ..._layer_state import Note, NoteKind, state_of
 from ...engine import eager_evaluation, iter_batches, quantized_layers, quantizing_only
 from ...engine.state import check_quantized, is_left_float
 from ...errors import CalibrationError, ModelError, NonFiniteError
@@ -326,9 +326,9 @@ class _Reconstruction:
         for name, layer in layers.items():
             label = f"{name}.weight_quantizer" if name else "weight_quantizer"
             replace_weight_parts(self.model, layer, "weight", *roundings[name].make_parts(label))
-            state = state_of(layer)
-            state.note = (f"{state.note}; rounding{' and steps' * with_steps} learned, error "
-                          f"{learned:.3g} instead of {nearest:.3g}")
+            state_of(layer).add_note(Note(
+                NoteKind.STEPS_LEARNED if with_steps else NoteKind.ROUNDING_LEARNED,
+                detail=f"error {learned:.3g} instead of {nearest:.3g}"))
         if with_steps:
             for each in steps:
                 each.install()
