@@ -22,7 +22,8 @@ from ..export.pir_to_program import load_program
 from ..export.program.inspect import inspect as describe
 from ..nn.layer_types import LAYER_TYPES
 from ..observers import OBSERVERS
-from ..recipes.run import data_of, sensitivities
+from ..recipes.methods import METHODS, data_of
+from ..recipes.run import sensitivities
 from ..recipes.schema import ChecksSection
 from ..recipes.sources import build_model, read_array, text_encoder
 from ..saved_model import SavedModel
@@ -88,13 +89,14 @@ def _cell(key, value):
   paddleq extensions | grep formats
   paddleq --import my_package extensions""")
 def extensions():
-    """List observers, layer types, algorithms, formats of exports and checkpoints, and runtimes.
+    """List observers, layer types, algorithms, formats, runtimes and methods of recipes.
 
     "paddleq --import MODULE extensions" includes those that MODULE registers.
     """
     for title, names in (("observers", OBSERVERS), ("layer types", LAYER_TYPES),
                          ("algorithms", ALGORITHMS), ("formats", FORMATS),
-                         ("checkpoint formats", CHECKPOINT_FORMATS), ("runtimes", RUNTIMES)):
+                         ("checkpoint formats", CHECKPOINT_FORMATS), ("runtimes", RUNTIMES),
+                         ("methods of recipes", METHODS)):
         click.echo(f"{title}: {', '.join(names)}")
 
 

@@ -39,7 +39,8 @@ COMMANDS = {
                "Write an HTML report of a quantized Layer: errors, distributions and sensitivity."),
     "serve-vdl": ("inspect", "Show logs and the graph of a model in VisualDL."),
     "extensions": ("inspect",
-                   "List observers, layer types, algorithms, export formats and runtimes."),
+                   "List observers, layer types, algorithms, formats, runtimes and methods of "
+                   "recipes."),
 }
 
 

@@ -32,14 +32,12 @@ from ..deploy.runtimes import RUNTIMES
 from ..errors import PaddleqError
 from ..export import FORMATS
 from ..export.provenance_file import export_files
-from ..frontends.amct_config import AmctConfig
-from ..frontends.golden_stick import PTQ as GoldenStickPTQ
 from ..frontends.golden_stick import PTQConfig
-from ..frontends.paddleslim.distill import QuantAware, check_train_config, parse_losses
 from ..frontends.paddleslim.quantizers import make_quantizer
 from ..nn.layer_types import known_classes
 from ..post_training.saved_models import check_op_types
 from ..saved_model.full_scope import SCOPES
+from .methods import METHODS
 from .sources import image_transform
 
 
@@ -227,20 +225,13 @@ class RuleSection(Section):
             yield "a rule must have skip, weight_quantizer or activation_quantizer", "skip"
 
 
-_METHOD_KEYS = {
-    "ptq": ("activation_quantizer", "weight_quantizer", "fuse", "rules", "skip", "accuracy",
-            "scope", "round_type", "bias_correction", "equalize"),
-    "dynamic": ("weight_bits", "weight_quantize_type", "quantizable_op_type"),
-    "golden_stick": ("config", "layer_policies"),
-    "amct": ("config",),
-    "distill": ("config", "losses", "train", "teacher", "fuse", "skip"),
-}
+_MethodName: Any = Literal[tuple(METHODS)]
 
 
 class QuantizeSection(Section):
     """Method of quantization with its arguments."""
 
-    method: Literal["ptq", "dynamic", "golden_stick", "amct", "distill"] = "ptq"
+    method: _MethodName = "ptq"
     activation_quantizer: _ActivationQuantizer = None
     weight_quantizer: _WeightQuantizer = None
     fuse: Optional[bool] = None
@@ -262,22 +253,14 @@ class QuantizeSection(Section):
     teacher: Optional[Text] = None
 
     def problems(self):
-        others = {key for keys in _METHOD_KEYS.values() for key in keys}
-        for key in sorted(others - set(_METHOD_KEYS[self.method])):
+        method = METHODS[self.method]()
+        others = {key for each in METHODS.values() for key in each.keys}
+        for key in sorted(others - set(method.keys)):
             if getattr(self, key) is not None:
                 yield f"has no effect with the method {self.method}", key
-        checks = {
-            ("amct", "config"): lambda: AmctConfig.parse(self.config),
-            ("golden_stick", "config"): lambda: PTQConfig.parse(self.config),
-            ("distill", "config"): lambda: QuantAware(self.config),
-            ("distill", "losses"): lambda: parse_losses(self.losses),
-            ("distill", "train"): lambda: check_train_config(self.train or {}),
-            ("golden_stick", "layer_policies"): lambda: GoldenStickPTQ(None, self.policies()),
-        }
-        for (method, key), check in checks.items():
+        for key, check in method.checks(self).items():
             try:
-                if method == self.method:
-                    check()
+                check()
             except PaddleqError as error:
                 yield str(error), key
 
@@ -326,11 +309,12 @@ class RecipeSections(Section):
 
     def problems(self):
         method, saved = self.quantize.method, self.model.path
-        if method != "dynamic" and self.data.calibration is None:
+        traits, kind = METHODS[method], "path" if saved else "build"
+        if traits.needs_data and self.data.calibration is None:
             yield f"must have calibration batches for the method {method}", "data"
-        if method != "distill" and self.data.training is not None:
+        if not traits.trains and self.data.training is not None:
             yield f"has no effect with the method {method}", "data", "training"
-        if method in ("golden_stick", "amct") and saved:
+        if kind not in traits.takes:
             yield f"the method {method} is for a Layer: use model.build", "quantize"
         if self.quantize.scope == "full" and not saved:
             yield "full is for a saved model: use model.path", "quantize", "scope"
@@ -341,14 +325,15 @@ class RecipeSections(Section):
                 yield ("of a saved model must be a name of a tensor and skip",
                        "quantize", "rules", number)
         for number, each in enumerate(self.export):
-            if (saved or method == "dynamic") and (
+            if (saved or kind not in traits.in_memory) and (
                     each.format == "checkpoint" or FORMATS[each.format].read is not None):
                 yield (f"must be pdmodel, onnx or openvino for "
-                       f"{'a saved model' if saved else 'the method dynamic'}, "
+                       f"{'a saved model' if saved else f'the method {method}'}, "
                        f"but is {each.format}", "export", number, "format")
-            elif method in ("ptq", "distill") and each.format == "checkpoint":
-                yield ("checkpoint is for the methods golden_stick and amct, which leave integers "
-                       "in the Layer", "export", number, "format")
+            elif each.format == "checkpoint" and not traits.checkpoint:
+                names = [name for name in METHODS if METHODS[name].checkpoint]
+                yield (f"checkpoint is for the methods {', '.join(names)}", "export", number,
+                       "format")
         files = [path for export in self.export
                  for path in export_files(export.path, export.format)]
         for path in sorted({path for path in files if files.count(path) > 1}):

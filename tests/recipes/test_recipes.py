@@ -18,6 +18,7 @@ import paddleq
 from paddleq.algorithms import AdaRound
 from paddleq.algorithms.distillation import seeded
 from paddleq.errors import ConfigError, FormatError, ModelError, RecipeError
+from paddleq.export.provenance_file import read_provenance
 from paddleq.recipes import Recipe, run
 from paddleq.recipes.run import sensitivities
 from paddleq.recipes.sources import find_function, image_transform, open_data
@@ -137,8 +138,6 @@ MISTAKES = {
                                ["regular expression"]),
     "unknown format": ("format: pdmodel", "format: pdmodle", 24, "export[0].format",
                        ["'pdmodel'"]),
-    "format of another method": ("format: pdmodel", "format: checkpoint", 24, "export[0].format",
-                                 ["golden_stick", "amct"]),
     "nothing to export": ("  - {format: pdmodel, path: out/net}", "  []", 23, "export",
                           ["empty"]),
     "the same path twice": ("path: out/net}", "path: out/net}\n  - {path: out/net}", 23, "export",
@@ -630,6 +629,32 @@ def test_transformer_with_golden_stick_and_amct(folder, text, kinds):
         paddleq.load_checkpoint(fresh, str(folder / "out" / "kept"))
         fresh.eval()
         np.testing.assert_array_equal(fresh(paddle.to_tensor(x)).numpy(), expected)
+
+
+def test_a_checkpoint_of_ptq_loads_into_a_model_that_is_quantized_alike(folder):
+    quantize = ("{method: ptq, activation_quantizer: AbsmaxQuantizer, equalize: true, "
+                "round_type: {name: adaround, iterations: 20}}")
+    text = textwrap.dedent(f"""\
+        paddleq: 1
+        model: {{build: zoo.py:build}}
+        data: {{calibration: {{source: zoo.py:batches}}}}
+        quantize: {quantize}
+        export: {{format: checkpoint, path: out/kept}}
+        """)
+    with pytest.raises(RecipeError, match="export.format: checkpoint is for the methods ptq, "
+                                          "golden_stick, amct"):
+        Recipe.parse(text.replace(quantize, "{method: distill}"))
+    result = run(Recipe.parse(text, folder=str(folder)))
+    prefix, x = str(folder / "out" / "kept"), paddle.rand([5, 1, 8, 8])
+    assert sorted(result.files) == [f"{prefix}.json", f"{prefix}.paddleq.yaml",
+                                    f"{prefix}.safetensors"]
+    paddle.seed(99)  # other weights
+    net = find_function("zoo.py:build", str(folder))()
+    loaded = paddleq.PTQ("AbsmaxQuantizer").quantize(net, fuse=True, inputs=x)
+    paddleq.load_checkpoint(loaded, prefix)
+    np.testing.assert_array_equal(loaded(x).numpy(), result.model(x).numpy())
+    (entry,) = read_provenance(f"{prefix}.safetensors")
+    assert entry["format"] == "checkpoint" and entry["recipe"]["export"]["path"] == "out/kept"
 
 
 @pytest.mark.parametrize("text, old, new, line, key, words", [

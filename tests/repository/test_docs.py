@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 import runpy
 import types
 
@@ -12,6 +13,7 @@ import pytest
 from paths import ROOT
 
 import paddleq
+from paddleq.recipes.methods import METHODS
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PACKAGES = ["paddleq", "paddleq.observers", "paddleq.functional", "paddleq.config",
@@ -120,3 +122,13 @@ def test_api_page_is_generated_from_public_names():
     assert api["PAGE"].read_text(encoding="utf-8") == api["page"](), (
         "out of date: run python docs/generate_api.py")
     assert set(PACKAGES) - {"paddleq.frontends.golden_stick"} <= set(api["MODULES"])
+
+
+@pytest.mark.parametrize("page", ["recipes.md", "recipes.zh.md"])
+def test_pages_on_recipes_have_all_methods_and_their_keys(page):
+    cells = [line.split("|")[1:] for line in (ROOT / "docs" / page).read_text(
+        encoding="utf-8").splitlines() if line.startswith("| `quantize.")]
+    keys = {key: value for name, value, *_ in cells
+            for key in re.findall(r"`(?:quantize\.)?(\w+)`", name)}
+    assert {name for name in METHODS if f"`{name}`" in keys["method"]} == set(METHODS)
+    assert keys.keys() - {"method"} == {key for each in METHODS.values() for key in each.keys}
