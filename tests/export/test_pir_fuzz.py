@@ -2,7 +2,7 @@
 
 The same examples are drawn on each run. Others, and more of them, with
 
-    PADDLEQ_FUZZ=2000 PADDLEQ_FUZZ_SEED=7 python -m pytest tests/test_pir_fuzz.py
+    PADDLEQ_FUZZ=2000 PADDLEQ_FUZZ_SEED=7 python -m pytest tests/export/test_pir_fuzz.py
 
 Without a seed they are new each time; the seed is kept apart because a crash of a runtime reports
 nothing that could be run again.

@@ -2,7 +2,7 @@
 
 Python blocks of a page share their names. Bash blocks run in the page's folder with ``paddleq`` on
 the path; where a block is nothing but calls of ``paddleq``, they are made in this process, because
-starting Paddle takes longer than what they do (tests/test_cli.py runs every command as a process).
+starting Paddle takes longer than what they do (tests/cli runs every command as a process).
 A block whose first line is a comment that is a file's name (``# recipe.yaml``) is that file. What a
 page needs and a reader has already (data, a trained net) is in a comment that begins with
 ``<!-- setup``. A block that must not run here is preceded by ``<!-- not run: why -->``.
@@ -60,7 +60,7 @@ def pieces(page):
             assert language in SHOWN, f"{page} has a block of {language!r}"
 
 
-ELSEWHERE = {"docs/pdmodel_from_pir.md"}  # needs Paddle 3: tests/test_pdmodel_page.py runs it
+ELSEWHERE = {"docs/pdmodel_from_pir.md"}  # needs Paddle 3: test_pdmodel_page.py runs it
 RUNNING = [page for page in PAGES
            if page not in ELSEWHERE | set(TRANSLATIONS) and any(pieces(page))]
 

@@ -5,6 +5,7 @@ x[p, g] [K] holds the inputs that p reads (im2col) and w[g] is [K, N]. A few tho
 enough to choose a rounding, and their product is cheaper than the convolution of whole maps.
 """
 
+import abc
 import math
 from typing import Any, Dict, List, Literal, Optional, Sequence
 
@@ -33,8 +34,8 @@ def product_of(layer: nn.Layer, cls: type) -> Optional["Product"]:
     return TransposedProduct(layer) if cls in _TRANSPOSED else None
 
 
-class Product:
-    """A layer as a matrix product on positions. Abstract: each kind of layer has a subclass.
+class Product(abc.ABC):
+    """A layer as a matrix product on positions. Each kind of layer has a subclass.
 
     Attributes:
         groups: number of groups G.
@@ -45,29 +46,29 @@ class Product:
     def __init__(self, layer: Any) -> None:
         self.layer = layer
 
+    @abc.abstractmethod
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         """Return a tensor of the weight's shape as [G, K, N]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def weight(self, matrix: np.ndarray) -> np.ndarray:
         """Return [G, K, N] in the shape of the weight; the inverse of :meth:`matrix`."""
-        raise NotImplementedError
 
     def bias(self, bias: np.ndarray) -> np.ndarray:
         """Return values of output channels [G * N] as [G, 1, N]."""
         return bias.reshape([self.groups, 1, -1])
 
+    @abc.abstractmethod
     def positions(self, y: np.ndarray) -> int:
         """Return the number of positions of an output."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def outputs(self, y: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Return the output at the ``chosen`` positions, [G, P, N]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def inputs(self, x: np.ndarray, y_shape: Sequence[int], chosen: np.ndarray) -> np.ndarray:
         """Return the inputs that the ``chosen`` positions read, [G, P, K]."""
-        raise NotImplementedError
 
     def by_groups(self, columns: np.ndarray) -> np.ndarray:
         """Return [P, G * N] as [G, P, N]."""
