@@ -516,3 +516,23 @@ def test_geometry_of_convolutions():
     assert geometry.padding_of([5, 5], [3, 3]) == [(1, 2), (0, 3)]
     same = compat.convolution_geometry(paddle.nn.Conv1D(1, 1, 4, stride=2, padding="same"))
     assert same.padding_of([5], [4]) == [(1, 2)]
+
+
+class Numbers(paddle.io.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return np.full([2], index, "float32")
+
+
+def test_a_data_loader_with_another_batch_sampler_does_not_use_its_persistent_workers():
+    loader = paddle.io.DataLoader(Numbers(), batch_size=3, num_workers=1, persistent_workers=True)
+
+    def read(each):
+        return [batch[0][:, 0].tolist() if isinstance(batch, list) else batch[:, 0].tolist()
+                for batch in each]
+
+    assert read(loader) == [[0, 1, 2], [3, 4, 5]]
+    assert read(compat.with_batch_sampler(loader, [[4], [1, 5]])) == [[4], [1, 5]]
+    assert read(loader) == [[0, 1, 2], [3, 4, 5]]

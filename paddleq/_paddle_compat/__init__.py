@@ -22,6 +22,7 @@ from .execution import (
     record_programs,
     run_untranslated,
     skip_bytecode_translation,
+    with_batch_sampler,
 )
 from .layer_options import (
     RUNNING_STATISTICS,
@@ -80,5 +81,5 @@ __all__ = [
     "own_buffers", "own_input_spec", "own_parameters", "own_sublayers", "patched_operators",
     "raised_by_paddle", "recompute_calls", "record_programs", "register_call_hook",
     "remove_call_hook", "remove_hooks", "run_untranslated", "scalar", "skip_bytecode_translation",
-    "trace_respects_order", "unwrapped", "uses_paddle_keys_and_values",
+    "trace_respects_order", "unwrapped", "uses_paddle_keys_and_values", "with_batch_sampler",
 ]

@@ -1,5 +1,6 @@
 """Execution of models: compilation by ``paddle.jit``, recomputation, groups of processes."""
 
+import copy
 import functools
 import gc
 import sys
@@ -201,3 +202,13 @@ def names_unused_input(error: Exception) -> bool:
     return any(text in str(error) for text in (
         "is not involved in the target_vars calculation",  # Paddle 3
         "doesn't exist in pruned inference program"))  # Paddle 2.6
+
+
+def with_batch_sampler(loader: paddle.io.DataLoader, sampler: Any) -> paddle.io.DataLoader:
+    """Return a copy of a DataLoader with another batch sampler.
+
+    Persistent workers, which a loader keeps in an iterator, belong to their sampler.
+    """
+    made: Any = copy.copy(loader)
+    made.batch_sampler, made._iterator = sampler, None
+    return made

@@ -158,6 +158,23 @@ def test_few_batches_are_trained_on_too():
         assert training is data and len(evaluation) == 4
 
 
+def test_data_without_a_length_are_read_once():
+    passes = []
+
+    def few():
+        passes.append(1)
+        yield from in_order()[:9]
+
+    _, evaluation = hold_out(Unsized(few))
+    assert [numbers(batch) for batch in evaluation] == list(map(numbers, in_order()[:4]))
+    assert len(passes) == 1
+    del passes[:]
+    net = nn.Sequential(nn.Linear(2, 2))
+    paddleq.distill(net, few, train_iter=9)
+    # Calibration, held-out batches, learning rate, training.
+    assert len(passes) == 4
+
+
 def test_a_stream_needs_the_number_of_steps():
     net = nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2))
     with pytest.raises(ConfigError, match="train_iter must be given"):

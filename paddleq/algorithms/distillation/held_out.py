@@ -1,6 +1,5 @@
 """Batches that are kept from the training, for its evaluations."""
 
-import copy
 import hashlib
 import logging
 from collections import Counter
@@ -11,6 +10,7 @@ from typing import Any, Iterable, Iterator, List, Optional, Tuple
 import numpy as np
 import paddle
 
+from ..._paddle_compat import with_batch_sampler
 from ...engine.calibration import length_of
 
 _logger = logging.getLogger("paddleq")
@@ -122,12 +122,12 @@ def hold_out(data: Iterable, calibration: Optional[Iterable] = None
         chosen = [batches[position] for position in _positions(len(batches), _SHARE)]
         if chosen:
             indices = {index for batch in chosen for index in batch}
-            return (_with_sampler(data, _SamplerWithout(sampler, indices, batches)),
-                    HeldOut(_with_sampler(data, chosen)))
-    first, read = _read(data, _MOST, _SHARE)
+            return (with_batch_sampler(data, _SamplerWithout(sampler, indices, batches)),
+                    HeldOut(with_batch_sampler(data, chosen)))
+    first, read, begin = _read(data, _MOST, _SHARE)
     held_out = HeldOut(read)
     if not held_out:
-        return data, HeldOut(islice(data, _MOST))
+        return data, HeldOut(begin or islice(data, _MOST))
     others = _Others if length_of(data) is None else _SizedOthers
     return others(data, held_out, first or ()), held_out
 
@@ -140,23 +140,21 @@ def _positions(length, share):
 
 
 def _read(data, most, share):
-    """Return (the digests of the first batch, batches at evenly spaced positions)."""
+    """Return (the digests of the first batch, batches at evenly spaced positions, first batches).
+
+    The first batches are the first ``most`` of those that are read.
+    """
     length = length_of(data)
     # Data without a length are read as far as that many batches are found.
     positions = set(_positions(most * share if length is None else length, share))
-    first, found = None, []
+    first, found, begin = None, [], []
     for number, batch in enumerate(islice(data, max(positions, default=-1) + 1)):
         first = _samples(batch) if first is None else first
         if number in positions:
             found.append(batch)
-    return first, found
-
-
-def _with_sampler(loader, sampler):
-    """Return a copy of a DataLoader with another batch sampler."""
-    made = copy.copy(loader)
-    made.batch_sampler, made._iterator = sampler, None  # not the workers of the other one
-    return made
+        if number < most:
+            begin.append(batch)
+    return first, found, begin
 
 
 def _leaves(batch):
