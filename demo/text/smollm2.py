@@ -77,8 +77,10 @@ def _reader():
     return reader
 
 
-def weights():
+def weights(layers=30):
     """Yield (name, float32 array) of each tensor, in the layout of Hugging Face's ``Llama``.
+
+    Only the first ``layers`` are read.
 
     Matrices are [out, in]. GGUF pairs neighbouring channels for the rotation; here channel i of a
     head is paired with channel i + 32.
@@ -86,9 +88,11 @@ def weights():
     from gguf.quants import dequantize
 
     for tensor in _reader().tensors:
+        _, number, part, *_ = (*tensor.name.split("."), "", "")
+        if part in {**NORMS, **LINEARS} and int(number) >= layers:
+            continue
         array = dequantize(tensor.data, tensor.tensor_type)
         array = array.reshape(tensor.shape[::-1]).astype("float32")
-        _, number, part, *_ = (*tensor.name.split("."), "", "")
         if tensor.name == "token_embd.weight":
             yield "embed_tokens.weight", array
         elif tensor.name == "output_norm.weight":
@@ -105,9 +109,7 @@ def smollm2(context=1024, layers=30):
     """Return the model with its weights, in evaluation mode."""
     model = SmolLM2(context, layers)
     left = dict(model.named_parameters())
-    for name, array in weights():
-        if name.startswith("layers.") and int(name.split(".")[1]) >= layers:
-            continue
+    for name, array in weights(layers):
         linear = name.startswith("layers.") and array.ndim == 2
         left.pop(name).set_value(np.ascontiguousarray(array.T) if linear else array)
     if left:
