@@ -135,10 +135,10 @@ class OutputErrorObserver(Observer):
 
     def bind_weight(self, weight: Optional[paddle.Tensor]) -> None:
         """Set the weight [K, N] of the layer, which is not copied."""
-        object.__setattr__(self, "_weight", weight)  # not a parameter of the observer
+        object.__setattr__(self, "_layer_weight", weight)  # not a parameter of the observer
 
     def _update(self, x):
-        weight, element = self._weight, self.spec.element
+        weight, element = self._layer_weight, self.spec.element
         assert element is not None
         if weight is None:
             raise CalibrationError("ofmr searches the scale of an input by the output of its "
