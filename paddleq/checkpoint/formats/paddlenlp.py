@@ -6,6 +6,8 @@ kernels of GPUs since compute capability 7.5 read it: input features are permute
 2**(bits - 1), and those of a 32-bit word are reordered. The scales are [N], or [G, N] for groups.
 """
 
+import abc
+
 import numpy as np
 
 from ...errors import FormatError
@@ -85,8 +87,9 @@ class _KernelLayout(CheckpointFormat):
             np.full(scale.shape, 2 ** (bits - 1), "uint8"),
             np.arange(features, dtype="int32") // (size or features))
 
+    @abc.abstractmethod
     def _bits(self, config):
-        raise NotImplementedError
+        """Return the bits that config.json names, or raise FormatError."""
 
 
 @register_checkpoint_format("paddlenlp")
