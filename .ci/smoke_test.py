@@ -5,7 +5,9 @@
 Runs in an environment that holds only the wheel and its extras cpu, onnx and openvino.
 """
 
+import importlib
 import os
+import pkgutil
 import platform
 import subprocess
 import sys
@@ -17,6 +19,19 @@ import paddle.inference
 from paddle import nn
 
 import paddleq
+
+OTHER_EXTRAS = ("jinja2", "matplotlib", "tokenizers", "visualdl")
+
+
+def import_all_modules():
+    for module in pkgutil.walk_packages(paddleq.__path__, "paddleq."):
+        if module.name.endswith(("__main__", "_child")):  # programs
+            continue
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if error.name not in OTHER_EXTRAS:
+                raise
 
 
 def quantized_model():
@@ -66,6 +81,7 @@ def onnx_runtime(path, x):
 
 def main(folder):
     assert "site-packages" in paddleq.__file__, paddleq.__file__
+    import_all_modules()
     ptq, net, x = quantized_model()
     path = os.path.join(folder, "model")
     spec = [paddle.static.InputSpec([None, *x.shape[1:]], "float32", "x")]
