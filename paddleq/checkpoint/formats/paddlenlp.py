@@ -88,7 +88,7 @@ class _KernelLayout(CheckpointFormat):
             np.arange(features, dtype="int32") // (size or features))
 
     @abc.abstractmethod
-    def _bits(self, config):
+    def _bits(self, config) -> int:
         """Return the bits that config.json names, or raise FormatError."""
 
 
